@@ -1,0 +1,141 @@
+"""Checks of what users pass to the operators, and the two layouts of points.
+
+Shapes and types are always checked. Values (finite coordinates, ascending offsets, indices in range) are checked where
+they can be read; a compiled graph cannot read them, there the kernels only guard their memory.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class Packed(NamedTuple):
+    """Points of several clouds behind one another."""
+
+    xyz: Tensor
+    """(N, 3) float32 or float64."""
+    offsets: Tensor
+    """(B + 1,) int64: cloud b is rows offsets[b] to offsets[b + 1]."""
+    dense_shape: tuple[int, int] | None
+    """(B, N) where the caller passed a dense tensor."""
+
+
+def values_are_readable() -> bool:
+    """Whether values may be looked at (not while a graph is traced)."""
+    return not torch.compiler.is_compiling()
+
+
+def check_tensor(value: object, name: str, dtypes: tuple[torch.dtype, ...] = FLOATING) -> Tensor:
+    """The value, if it is a tensor of one of the types."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}; use torch.as_tensor({name})")
+    if value.dtype not in dtypes:
+        names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(f"{name} must have dtype {names}, got {str(value.dtype).removeprefix('torch.')}")
+    return value
+
+
+def check_int(value: object, name: str, low: int, high: int | None = None) -> int:
+    """The value, if it is an integer in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
+    if value < low or (high is not None and value > high):
+        limits = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{name} must be {limits}, got {value}")
+    return value  # type: ignore[return-value]
+
+
+def check_offsets(offsets: object, name: str, num_rows: int, device: torch.device) -> Tensor:
+    """The offsets, if they cut ``num_rows`` rows into clouds."""
+    offsets = check_tensor(offsets, name, (torch.int64,))
+    if offsets.dim() != 1 or offsets.shape[0] < 1:
+        raise ValueError(f"{name} must have shape (B + 1,), got {tuple(offsets.shape)}")
+    if offsets.device != device:
+        raise ValueError(f"{name} is on {offsets.device}, the points are on {device}; move one of them with .to()")
+    if values_are_readable():
+        first, last = int(offsets[0]), int(offsets[-1])
+        if first != 0 or last != num_rows:
+            raise ValueError(f"{name} must run from 0 to the number of rows {num_rows}, got {first} to {last}")
+        if bool((offsets[1:] < offsets[:-1]).any()):
+            raise ValueError(f"{name} must ascend, got {offsets.tolist() if offsets.numel() <= 20 else offsets}")
+    return offsets
+
+
+def check_finite(value: Tensor, name: str) -> None:
+    """Refuses NaN and infinite coordinates."""
+    if not values_are_readable() or value.numel() == 0:
+        return
+    # One fast pass: a sum is finite only if every term is. It may overflow with finite terms, so look twice.
+    if not bool(torch.isfinite(value.sum())) and not bool((finite := torch.isfinite(value)).all()):
+        row = int((~finite).flatten(0, -2).any(-1).nonzero()[0]) if value.dim() > 1 else int((~finite).nonzero()[0])
+        raise ValueError(
+            f"{name} holds a NaN or infinite coordinate, first in row {row}; "
+            f"drop such points first, e.g. {name}[torch.isfinite({name}).all(-1)]"
+        )
+
+
+def pack(xyz: object, offsets: object, name: str, offsets_name: str = "offsets") -> Packed:
+    """The packed form of dense (B, N, 3) or packed (N, 3) coordinates, in float32 or float64.
+
+    Raises:
+        TypeError: not a tensor, or not of a floating type.
+        ValueError: a wrong shape, offsets that do not fit, or a coordinate that is not finite.
+    """
+    xyz = check_tensor(xyz, name)
+    if xyz.dim() not in (2, 3) or xyz.shape[-1] != 3:
+        raise ValueError(f"{name} must have shape (B, N, 3), or (N, 3) with {offsets_name}, got {tuple(xyz.shape)}")
+    dense_shape = None
+    if xyz.dim() == 3:
+        if offsets is not None:
+            raise ValueError(f"{offsets_name} goes with packed (N, 3) points; {name} is dense, {tuple(xyz.shape)}")
+        dense_shape = (xyz.shape[0], xyz.shape[1])
+        packed_offsets = dense_offsets(*dense_shape, xyz.device)
+    elif offsets is None:
+        packed_offsets = dense_offsets(1, xyz.shape[0], xyz.device)
+    else:
+        packed_offsets = check_offsets(offsets, offsets_name, xyz.shape[0], xyz.device)
+    if xyz.dtype in (torch.float16, torch.bfloat16):
+        xyz = xyz.float()
+    check_finite(xyz, name)
+    return Packed(xyz.reshape(-1, 3), packed_offsets, dense_shape)
+
+
+def dense_offsets(num_clouds: int, num_points: int, device: torch.device) -> Tensor:
+    """Offsets of ``num_clouds`` clouds of ``num_points`` points each."""
+    return torch.arange(num_clouds + 1, device=device) * num_points
+
+
+def check_same_clouds(a: Packed, b: Packed, a_name: str, b_name: str) -> None:
+    """Refuses two sets of points that differ in layout, number of clouds, type or device."""
+    if (a.dense_shape is None) != (b.dense_shape is None):
+        raise ValueError(f"{a_name} and {b_name} must both be dense (B, N, 3) or both packed (N, 3)")
+    if a.offsets.shape != b.offsets.shape:
+        raise ValueError(
+            f"{a_name} and {b_name} must hold the same number of clouds, "
+            f"got {a.offsets.shape[0] - 1} and {b.offsets.shape[0] - 1}"
+        )
+    if a.xyz.device != b.xyz.device:
+        raise ValueError(f"{a_name} is on {a.xyz.device}, {b_name} on {b.xyz.device}; move one of them with .to()")
+
+
+def lengths(offsets: Tensor) -> Tensor:
+    """(B,) points of each cloud."""
+    return offsets[1:] - offsets[:-1]
+
+
+def check_enough_points(points: Packed, queries: Packed, k: int, points_name: str) -> None:
+    """Refuses a cloud with queries but fewer than ``k`` points."""
+    if points.dense_shape is not None and queries.dense_shape is not None:
+        if points.dense_shape[1] < k and queries.dense_shape[0] > 0 and queries.dense_shape[1] > 0:
+            raise ValueError(f"k is {k}, but the clouds of {points_name} have only {points.dense_shape[1]} points")
+    elif values_are_readable():
+        short = (lengths(points.offsets) < k) & (lengths(queries.offsets) > 0)
+        if bool(short.any()):
+            cloud = int(short.nonzero()[0])
+            have = int(lengths(points.offsets)[cloud])
+            raise ValueError(f"k is {k}, but cloud {cloud} of {points_name} has only {have} points")
