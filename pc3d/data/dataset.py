@@ -1,0 +1,158 @@
+"""What every data set of point clouds has in common, and how to cut one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pc3d.data.transforms import Transform
+from pc3d.data.types import PointCloud
+
+
+class MissingDataError(FileNotFoundError):
+    """A data set, or a part of it, is not where it was looked for."""
+
+    @classmethod
+    def of(cls, name: str, missing: Sequence[Path | str], root: Path, source: str, terms: str) -> MissingDataError:
+        """The error with what is missing, where it was looked for, where to get it and under what terms."""
+        shown = [str(path) for path in missing[:5]]
+        if len(missing) > 5:
+            shown.append(f"... and {len(missing) - 5} more")
+        listing = "\n".join(f"  {line}" for line in shown)
+        return cls(
+            f"{name}: {len(missing)} file(s) or folder(s) missing:\n{listing}\n"
+            f"looked for in: {root.absolute()}\nwhere to get it: {source}\nterms: {terms}"
+        )
+
+
+class BadFileError(ValueError):
+    """A file is there but cannot be used: truncated, empty, not a number, not what its name says."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = Path(path)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class SkippedFile:
+    """A file that a data set left out under ``on_error="report"``."""
+
+    path: Path
+    reason: str
+
+
+class PointDataset(Dataset[PointCloud], ABC):
+    """A finite, indexable collection of point clouds.
+
+    Attributes:
+        classes: class names; ``labels`` index into them.
+        labels: ``(len,)`` int64 class of each item, -1 for unlabelled.
+        parts: names of the per-point segments; empty where items have none.
+        skipped: files left out, with the reason; empty unless ``on_error="report"`` was asked for.
+        transform: applied to every item, or None.
+    """
+
+    classes: tuple[str, ...] = ()
+    labels: Tensor
+    parts: tuple[str, ...] = ()
+    skipped: tuple[SkippedFile, ...] = ()
+    transform: Transform | None = None
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    @abstractmethod
+    def load(self, index: int) -> PointCloud:
+        """Item ``index`` as stored, before the transform. ``0 <= index < len(self)``."""
+
+    def sample(self, index: int, generator: torch.Generator) -> PointCloud:
+        """Item ``index`` with the transform, whose random draws come from ``generator`` alone."""
+        index = self._checked(index)
+        cloud = self.load(index)
+        return cloud if self.transform is None else self.transform(cloud, generator)
+
+    def __getitem__(self, index: int) -> PointCloud:
+        """Item ``index``; a random transform draws its seed from torch's global generator.
+
+        Use :class:`pc3d.data.PointLoader` for batches that do not depend on the number of workers.
+        """
+        if self.transform is None:
+            return self.load(self._checked(index))
+        seed = int(torch.randint(2**31, ()))
+        return self.sample(index, torch.Generator().manual_seed(seed))
+
+    def _checked(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {type(self).__name__} of {len(self)} items")
+        return index % len(self)
+
+
+class Selection(PointDataset):
+    """Some items of another data set, in the given order.
+
+    Args:
+        dataset: where the items come from; its transform stays in force.
+        indices: positions in ``dataset``.
+
+    Raises:
+        IndexError: a position is out of range.
+    """
+
+    def __init__(self, dataset: PointDataset, indices: Sequence[int] | Tensor) -> None:
+        self.dataset = dataset
+        self.indices = torch.as_tensor(indices, dtype=torch.int64)
+        out_of_range = (self.indices < 0) | (self.indices >= len(dataset))
+        if out_of_range.any():
+            raise IndexError(f"indices must be in 0..{len(dataset) - 1}, got {int(self.indices[out_of_range][0])}")
+        self.classes, self.parts, self.skipped = dataset.classes, dataset.parts, dataset.skipped
+        self.transform = dataset.transform
+        self.labels = dataset.labels[self.indices]
+
+    def load(self, index: int) -> PointCloud:
+        return self.dataset.load(int(self.indices[index]))
+
+
+def split_train_validation(dataset: PointDataset, fraction: float, seed: int) -> tuple[Selection, Selection]:
+    """Cut a validation part out of a training set, class by class.
+
+    Every class (the unlabelled items count as one) gives ``round(fraction * its size)`` items to validation, at
+    least one where it has two or more and never all. The same data set, fraction and seed give the same cut.
+
+    Args:
+        dataset: the training split.
+        fraction: share of the validation part, between 0 and 1, both excluded.
+        seed: decides which items.
+
+    Returns:
+        The training rest and the validation part, each in the order of ``dataset``.
+
+    Raises:
+        ValueError: ``fraction`` is out of range or the data set has fewer than two items.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"fraction must be between 0 and 1 (both excluded), got {fraction}")
+    if len(dataset) < 2:
+        raise ValueError(f"a data set of {len(dataset)} item(s) cannot be split: two or more are needed")
+    labels = dataset.labels.numpy()
+    rng = np.random.default_rng(seed)
+    chosen: list[np.ndarray] = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        chosen.append(rng.permutation(members)[:count])
+    in_validation = np.zeros(len(labels), dtype=bool)
+    in_validation[np.concatenate(chosen)] = True
+    if not in_validation.any():
+        raise ValueError("every class has a single item: nothing can be spared for validation")
+    return (
+        Selection(dataset, torch.from_numpy(np.flatnonzero(~in_validation))),
+        Selection(dataset, torch.from_numpy(np.flatnonzero(in_validation))),
+    )

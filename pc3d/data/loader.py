@@ -1,0 +1,249 @@
+"""Batches that depend on (seed, epoch) alone: not on workers, processes, or an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pc3d.data.dataset import PointDataset
+from pc3d.data.transforms import Transform
+from pc3d.data.types import PointBatch, PointCloud, collate
+
+# What a worker needs to make one batch: the epoch and the positions in the data set.
+BatchKey = tuple[int, list[int]]
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
+    """The generator of one sample in one epoch: a pure function of the three numbers."""
+    word = np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(word))
+
+
+def _process() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+class EpochSampler(Sampler[BatchKey]):
+    """Which samples form batch ``i`` of epoch ``e`` on this process.
+
+    The order of an epoch is a permutation drawn from (seed, epoch), the same on every process. It is cut into global
+    batches of ``batch_size * processes``; process ``r`` takes the ``r``-th equal run of each. So two processes with
+    batches of 16 together see what one process with batches of 32 sees, and their runs concatenated are its batch.
+
+    Without ``drop_last`` nothing is repeated and nothing left out: the last global batch is shared out as evenly as
+    may be, borrowing from the one before where it has fewer samples than there are processes, because every process
+    must make the same number of steps.
+
+    Args:
+        num_samples: length of the data set.
+        batch_size: samples per batch and process.
+        shuffle: permute each epoch; otherwise the order of the data set.
+        drop_last: leave out the last, incomplete global batch.
+        seed: of the permutations.
+        rank: of this process; asked of ``torch.distributed`` at each epoch when None.
+        world_size: number of processes; likewise.
+
+    Raises:
+        ValueError: a size is not positive, or the samples do not go round the processes.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        if (rank is None) != (world_size is None):
+            raise ValueError("give both rank and world_size, or neither")
+        self.num_samples, self.batch_size = num_samples, batch_size
+        self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
+        self._fixed_process = None if rank is None or world_size is None else (rank, world_size)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration gives; Lightning calls this at the start of each."""
+        self.epoch = epoch
+
+    def _process(self) -> tuple[int, int]:
+        return self._fixed_process or _process()
+
+    def _bounds(self) -> list[int]:
+        """Where the global batches begin and end in the order of the epoch."""
+        _, world_size = self._process()
+        global_size = self.batch_size * world_size
+        bounds = list(range(0, self.num_samples + 1, global_size))
+        rest = self.num_samples - bounds[-1]
+        if self.drop_last or rest == 0:
+            return bounds
+        if self.num_samples < (len(bounds)) * world_size:
+            raise ValueError(
+                f"{self.num_samples} samples in batches of {self.batch_size} do not give each of {world_size} "
+                "processes the same number of batches: use a larger batch_size, fewer processes or drop_last=True"
+            )
+        bounds[-1] = min(bounds[-1], self.num_samples - world_size)
+        return [*bounds, self.num_samples]
+
+    def __len__(self) -> int:
+        return len(self._bounds()) - 1
+
+    def order(self, epoch: int) -> list[int]:
+        """The data set's positions in the order of an epoch, all processes together."""
+        if not self.shuffle:
+            return list(range(self.num_samples))
+        # The index -1 of a sample does not exist: 2**63 keeps the stream apart from every sample's own.
+        generator = sample_generator(self.seed, epoch, 2**63)
+        return [int(i) for i in torch.randperm(self.num_samples, generator=generator)]
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """The batches of this process in an epoch, as positions in the data set."""
+        rank, world_size = self._process()
+        order, bounds = self.order(epoch), self._bounds()
+        result = []
+        for start, stop in pairwise(bounds):
+            size, extra = divmod(stop - start, world_size)
+            begin = start + rank * size + min(rank, extra)
+            result.append(order[begin : begin + size + (rank < extra)])
+        return result
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        for batch in self.batches(self.epoch):
+            yield self.epoch, batch
+
+
+class _BatchMaker(Dataset[PointBatch]):
+    """Makes a whole batch from its key, in whatever process it is called."""
+
+    def __init__(self, dataset: Dataset[PointCloud], transform: Transform | None, seed: int, fixed: bool) -> None:
+        self.dataset, self.transform, self.seed, self.fixed = dataset, transform, seed, fixed
+
+    def _sample(self, epoch: int, index: int) -> PointCloud:
+        generator = sample_generator(self.seed, 0 if self.fixed else epoch, index)
+        own = self.dataset
+        cloud = own.sample(index, generator) if isinstance(own, PointDataset) else own[index]
+        return cloud if self.transform is None else self.transform(cloud, generator)
+
+    def __getitem__(self, key: BatchKey) -> PointBatch:
+        epoch, indices = key
+        return collate([self._sample(epoch, index) for index in indices])
+
+
+class _Remaining(Sampler[BatchKey]):
+    """The keys of one iteration, set anew before each by the loader."""
+
+    def __init__(self) -> None:
+        self.keys: list[BatchKey] = []
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+class PointLoader:
+    """Iterates over a data set in batches that are a function of (seed, epoch) alone.
+
+    Every sample is transformed with a generator of its own, keyed by (seed, epoch, position), so the same seed gives
+    the same batches with 0, 2 or 4 workers, on one process or several (see :class:`EpochSampler`), and after a resume.
+
+    Each complete iteration advances the epoch by one; ``loader.sampler.set_epoch(e)`` chooses it. ``state_dict()``
+    remembers the epoch and how many of its batches were handed out; after ``load_state_dict()`` the next iteration
+    goes on from there. Lightning calls all three by itself.
+
+    Args:
+        dataset: a :class:`PointDataset`, or any map-style data set of :class:`PointCloud`. The own random transforms
+            of a data set that is not a ``PointDataset`` are outside of the promise above.
+        batch_size: clouds per batch and process.
+        transform: applied after the data set's own.
+        shuffle: a new order each epoch. Without it, the loader is for evaluation: random transforms repeat in every
+            epoch, seeded per item, so that a score is reproducible.
+        drop_last: leave out the last incomplete batch (batch normalisation needs two samples).
+        num_workers: processes that prepare batches; 0 prepares them in this one.
+        seed: of the order and of the transforms.
+        pin_memory: hand out batches in page-locked memory.
+        persistent_workers: keep the workers from one epoch to the next.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[PointCloud],
+        batch_size: int,
+        *,
+        transform: Transform | None = None,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        num_workers: int = 0,
+        seed: int = 0,
+        pin_memory: bool = False,
+        persistent_workers: bool = True,
+    ) -> None:
+        num_samples = len(dataset)  # type: ignore[arg-type]  # Dataset does not declare __len__, map-style ones have it
+        self.dataset, self.batch_size = dataset, batch_size
+        self.sampler = EpochSampler(num_samples, batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed)
+        self._keys = _Remaining()
+        self._loader: DataLoader[PointBatch] = DataLoader(
+            _BatchMaker(dataset, transform, seed, fixed=not shuffle),
+            batch_size=None,
+            sampler=self._keys,
+            num_workers=num_workers,
+            collate_fn=_as_is,
+            pin_memory=pin_memory,
+            persistent_workers=persistent_workers and num_workers > 0,
+        )
+        self._handed_out = 0
+        self._resume: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        """Batches of one epoch on this process."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[PointBatch]:
+        # A generator: the epoch is read at the first batch, after Lightning has called set_epoch.
+        epoch = self.sampler.epoch
+        batches = self.sampler.batches(epoch)
+        self._handed_out = self._resume[1] if self._resume is not None and self._resume[0] == epoch else 0
+        self._resume = None
+        self._keys.keys = [(epoch, batch) for batch in batches[self._handed_out :]]
+        for batch in self._loader:
+            self._handed_out += 1
+            yield batch
+        self.sampler.set_epoch(epoch + 1)
+        self._handed_out = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch and the number of its batches handed out so far."""
+        if self._resume is not None:
+            return {"epoch": self._resume[0], "batches": self._resume[1]}
+        return {"epoch": self.sampler.epoch, "batches": self._handed_out}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where ``state_dict()`` was taken, at the next iteration.
+
+        Raises:
+            ValueError: the state lacks a key.
+        """
+        if not {"epoch", "batches"} <= set(state):
+            raise ValueError(f"a loader's state has 'epoch' and 'batches', got {sorted(state)}")
+        self.sampler.set_epoch(int(state["epoch"]))
+        self._resume = (int(state["epoch"]), int(state["batches"]))

@@ -1,0 +1,121 @@
+"""The data side of a Lightning run."""
+
+from __future__ import annotations
+
+from pc3d._extras import require
+from pc3d.data.dataset import PointDataset, split_train_validation
+from pc3d.data.loader import PointLoader
+from pc3d.data.transforms import Compose, Transform
+
+require("pytorch_lightning", extra="train", purpose="PointDataModule")
+
+import pytorch_lightning as pl  # noqa: E402  # after the check, whose message says how to install it
+
+
+class PointDataModule(pl.LightningDataModule):
+    """Train, validation and test loaders, seeded.
+
+    Batches are a function of (seed, epoch): not of the number of workers, and two processes together see the global
+    batch that one process with the double batch size sees. A run resumed in the middle of an epoch goes on with the
+    batch it had not seen. Validation and test see the same samples in every epoch, random transforms included.
+
+    Args:
+        train: the training set.
+        validation: a validation set; None for none, or for one cut out of ``train``.
+        test: the test set.
+        train_transforms: applied in turn to training samples.
+        eval_transforms: applied in turn to validation and test samples.
+        validation_fraction: share of ``train`` to set aside for validation, stratified by class; 0 for none.
+        batch_size: clouds per training batch and process.
+        eval_batch_size: clouds per validation and test batch; ``batch_size`` when None.
+        num_workers: processes that prepare batches, per loader.
+        seed: of the order, the transforms and the validation cut.
+        drop_last: leave out the last incomplete training batch.
+        pin_memory: hand out batches in page-locked memory; worth it with a GPU.
+
+    Raises:
+        ValueError: both ``validation`` and ``validation_fraction`` are given, or a size is out of range.
+    """
+
+    def __init__(
+        self,
+        train: PointDataset | None = None,
+        validation: PointDataset | None = None,
+        test: PointDataset | None = None,
+        *,
+        train_transforms: list[Transform] | None = None,
+        eval_transforms: list[Transform] | None = None,
+        validation_fraction: float = 0.0,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        drop_last: bool = True,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        if validation is not None and validation_fraction != 0.0:
+            raise ValueError("give validation or validation_fraction, not both")
+        if validation_fraction != 0.0:
+            if train is None:
+                raise ValueError("validation_fraction needs a train set to cut from")
+            train, validation = split_train_validation(train, validation_fraction, seed)
+        self.train, self.validation, self.test = train, validation, test
+        self.train_transform = Compose(train_transforms) if train_transforms else None
+        self.eval_transform = Compose(eval_transforms) if eval_transforms else None
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.num_workers, self.seed, self.drop_last, self.pin_memory = num_workers, seed, drop_last, pin_memory
+
+    def train_dataloader(self) -> PointLoader:
+        """Batches of the training set, in a new order each epoch.
+
+        Raises:
+            ValueError: there is no training set, or it does not fill one batch.
+        """
+        if self.train is None:
+            raise ValueError("this data module has no train set: pass train=")
+        loader = PointLoader(
+            self.train,
+            self.batch_size,
+            transform=self.train_transform,
+            drop_last=self.drop_last,
+            num_workers=self.num_workers,
+            seed=self.seed,
+            pin_memory=self.pin_memory,
+        )
+        if len(loader) == 0:
+            raise ValueError(
+                f"{len(self.train)} training samples do not fill one batch of {self.batch_size} per process: "
+                "use a smaller batch_size or drop_last=False"
+            )
+        return loader
+
+    def val_dataloader(self) -> PointLoader | list[PointLoader]:
+        """Batches of the validation set; an empty list where there is none."""
+        return [] if self.validation is None else self._eval_loader(self.validation)
+
+    def test_dataloader(self) -> PointLoader:
+        """Batches of the test set.
+
+        Raises:
+            ValueError: there is no test set.
+        """
+        if self.test is None:
+            raise ValueError("this data module has no test set: pass test=")
+        return self._eval_loader(self.test)
+
+    def predict_dataloader(self) -> PointLoader:
+        """Batches of the test set, for predictions."""
+        return self.test_dataloader()
+
+    def _eval_loader(self, dataset: PointDataset) -> PointLoader:
+        return PointLoader(
+            dataset,
+            self.eval_batch_size,
+            transform=self.eval_transform,
+            shuffle=False,
+            drop_last=False,
+            num_workers=self.num_workers,
+            seed=self.seed,
+            pin_memory=self.pin_memory,
+        )

@@ -1,0 +1,212 @@
+"""Object sets in pc3d's own folder format, and the household set that ships with the package."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pc3d.data.dataset import BadFileError, MissingDataError, PointDataset
+from pc3d.data.transforms import Transform
+from pc3d.data.types import PointCloud
+
+_UNKNOWN_PART = 255
+_SHARD_KEYS = {"points": 3, "normals": 3, "rgb": 3, "label": 1, "radius": 1, "id": 1, "text": 1}
+_CARRIED = ("creator", "licence", "tags", "category", "size_m", "has_rgb")
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
+        raise BadFileError(path, f"not a readable .npz file ({error}); truncated or still being copied?") from error
+
+
+def _checked_shard(path: Path, with_parts: bool) -> dict[str, NDArray[Any]]:
+    shard = _read_npz(path)
+    wanted = {**_SHARD_KEYS, "part": 2} if with_parts else _SHARD_KEYS
+    missing = sorted(set(wanted) - set(shard))
+    if missing:
+        raise BadFileError(path, f"keys {missing} are missing; it has {sorted(shard)}")
+    points = shard["points"]
+    for key, ndim in wanted.items():
+        value = shard[key]
+        per_point = ndim > 1
+        expected = points.shape[:ndim] if per_point else points.shape[:1]
+        if value.ndim != ndim or value.shape != expected or (ndim == 3 and value.shape[2] != 3):
+            raise BadFileError(path, f"{key} has shape {value.shape}, which does not go with points {points.shape}")
+    finite = np.isfinite(points).all(axis=(1, 2))
+    if not finite.all():
+        raise BadFileError(path, f"points of item {shard['id'][np.flatnonzero(~finite)[0]]} are not finite numbers")
+    return {key: shard[key] for key in wanted}
+
+
+class ObjectSet(PointDataset):
+    """A split of objects from a folder of shards.
+
+    The folder holds ``SPLIT.json`` (class names, one record per item, list of shards) and the shards it names:
+    ``.npz`` files with ``points`` float16 ``(n, P, 3)``, ``normals`` int8 (unit normal x 127), ``rgb`` uint8,
+    ``label``, ``radius`` (metres of one unit), ``id``, ``text`` and, where the set has parts, ``part`` (255 = unknown).
+    ``SPLIT-icons.npz`` (``id``, ``icon``) is optional. Coordinates are z up; the bounding box is centred at the
+    origin and the farthest point is at distance 1. Points are in random order, so a prefix is a fair subsample.
+
+    Items carry ``xyz``, ``rgb``, ``normal``, ``label``, ``text``, with parts ``segment`` (-1 = unknown), and
+    ``meta`` with ``id``, ``radius_m``, ``creator``, ``licence`` and what else the record says.
+
+    Args:
+        root: the folder.
+        split: name of the ``.json`` file: ``"train"``, ``"test"``, ...
+        num_points: points of an item: the first so many of those stored.
+        transform: applied to every item.
+        labelled_only: leave out unlabelled items.
+        pictures: also give each item its preview picture, ``(96, 96, 3)`` uint8 on white.
+
+    Raises:
+        MissingDataError: the folder, the split or a shard is not there.
+        BadFileError: a file is truncated, or its content is not as above.
+        ValueError: more points are asked for than are stored.
+    """
+
+    source = "any folder in pc3d's object format: SPLIT.json and the shards it lists"
+    terms = "as the set's own JSON file says, per item"
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str = "train",
+        *,
+        num_points: int = 2048,
+        transform: Transform | None = None,
+        labelled_only: bool = False,
+        pictures: bool = False,
+    ) -> None:
+        self.root, self.split, self.num_points, self.transform = Path(root), split, num_points, transform
+        description = self._read_description()
+        self.classes = tuple(description.get("classes", ()))
+        self.parts = tuple(description.get("parts", ()))
+        self.items: list[dict[str, Any]] = description["items"]
+        shards = [_checked_shard(path, bool(self.parts)) for path in self._shard_paths(description)]
+        self._data = {key: np.concatenate([shard[key] for shard in shards]) for key in shards[0]}
+        self._check_items()
+        self._icons = self._read_icons() if pictures else None
+        labels = self._data["label"].astype(np.int64)
+        self._rows = np.flatnonzero(labels >= 0) if labelled_only else np.arange(len(labels))
+        self.labels = torch.from_numpy(labels[self._rows])
+
+    def load(self, index: int) -> PointCloud:
+        row, data, n = self._rows[index], self._data, self.num_points
+        normal = torch.from_numpy(data["normals"][row, :n].astype(np.float32))
+        record = self.items[row]
+        meta = {"id": str(data["id"][row]), "radius_m": float(data["radius"][row])}
+        meta.update({key: record[key] for key in _CARRIED if key in record})
+        segment = None
+        if self.parts:
+            part = data["part"][row, :n].astype(np.int64)
+            segment = torch.from_numpy(np.where(part == _UNKNOWN_PART, -1, part))
+        return PointCloud(
+            xyz=torch.from_numpy(data["points"][row, :n].astype(np.float32)),
+            rgb=torch.from_numpy(data["rgb"][row, :n].astype(np.float32) / 255.0),
+            normal=torch.nn.functional.normalize(normal, dim=1),
+            label=int(self.labels[index]),
+            segment=segment,
+            text=str(data["text"][row]),
+            image=None if self._icons is None else torch.tensor(self._icons[row]),
+            meta=meta,
+        )
+
+    def _read_description(self) -> dict[str, Any]:
+        path = self.root / f"{self.split}.json"
+        if not path.is_file():
+            found = sorted(p.stem for p in self.root.glob("*.json")) if self.root.is_dir() else []
+            hint = f"; splits found there: {found}" if found else ""
+            raise MissingDataError.of(
+                f"{type(self).__name__} split {self.split!r}{hint}", [path], self.root, self.source, self.terms
+            )
+        try:
+            description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BadFileError(path, f"not valid JSON ({error})") from error
+        if not isinstance(description, dict) or not isinstance(description.get("items"), list):
+            raise BadFileError(path, "has no list 'items' with a record per object")
+        return description
+
+    def _shard_paths(self, description: dict[str, Any]) -> list[Path]:
+        names = description.get("shards")
+        paths = [self.root / name for name in names] if names else sorted(self.root.glob(f"{self.split}-[0-9]*.npz"))
+        missing: list[Path | str] = [path for path in paths if not path.is_file()]
+        if not paths:
+            missing = [self.root / f"{self.split}-000.npz"]
+        if missing:
+            raise MissingDataError.of(type(self).__name__, missing, self.root, self.source, self.terms)
+        return paths
+
+    def _check_items(self) -> None:
+        path = self.root / f"{self.split}.json"
+        stored = [str(name) for name in self._data["id"]]
+        listed = [item.get("id") for item in self.items]
+        if stored != listed:
+            raise BadFileError(
+                path, f"lists {len(listed)} items that are not the {len(stored)} of the shards, in order"
+            )
+        labels = self._data["label"]
+        if labels.size and not -1 <= labels.min() <= labels.max() < len(self.classes):
+            raise BadFileError(path, f"labels go from {labels.min()} to {labels.max()} for {len(self.classes)} classes")
+        if not 1 <= self.num_points <= self._data["points"].shape[1]:
+            raise ValueError(
+                f"num_points must be between 1 and the {self._data['points'].shape[1]} points that {self.root} stores "
+                f"per object, got {self.num_points}"
+            )
+
+    def _read_icons(self) -> NDArray[np.uint8]:
+        path = self.root / f"{self.split}-icons.npz"
+        if not path.is_file():
+            raise MissingDataError.of(f"pictures of {type(self).__name__}", [path], self.root, self.source, self.terms)
+        icons = _read_npz(path)
+        if not {"id", "icon"} <= set(icons) or not np.array_equal(icons["id"], self._data["id"]):
+            raise BadFileError(path, "must hold 'id' and 'icon' for the items of the shards, in their order")
+        return icons["icon"]
+
+
+class Household(ObjectSet):
+    """The furniture and household objects that ship inside the package: 611 models in 21 classes.
+
+    487 for training (365 of them labelled) and 124 for testing, 2,048 points each with normals, colours, an English
+    name and a preview picture. No model, and no near-identical one, is in both splits. The models are from the Sweet
+    Home 3D furniture libraries; creator and licence (CC BY 3.0 or CC0) are in each item's ``meta``; see NOTICE.
+
+    Args:
+        split: ``"train"`` or ``"test"``.
+        num_points: at most 2,048; the first points, which are a fair subsample.
+        transform: applied to every item.
+        labelled_only: leave out the 122 training objects without a class.
+        pictures: also give each item its preview picture, ``(96, 96, 3)`` uint8.
+        root: a folder with a larger version in the same format, in place of the embedded one.
+    """
+
+    source = "it ships inside the package pc3d: reinstall it; a larger version is any folder in the same format"
+    terms = "CC BY 3.0 or CC0 per item, see NOTICE"
+
+    def __init__(
+        self,
+        split: str = "train",
+        *,
+        num_points: int = 2048,
+        transform: Transform | None = None,
+        labelled_only: bool = False,
+        pictures: bool = False,
+        root: Path | str | None = None,
+    ) -> None:
+        super().__init__(
+            Path(__file__).parent / "household" if root is None else root,
+            split,
+            num_points=num_points,
+            transform=transform,
+            labelled_only=labelled_only,
+            pictures=pictures,
+        )

@@ -1,0 +1,357 @@
+"""Transforms of a :class:`PointCloud`, each seeded through the one ``torch.Generator`` that it is handed.
+
+A transform is called as ``transform(cloud, generator)`` and returns a new cloud; the one it got is left alone. Every
+random draw comes from ``generator``, so the same seed gives the same cloud on any machine, in any worker. Default
+magnitudes are the published ones; section numbers refer to the papers named.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pc3d.data.types import PointCloud
+
+Axis = Literal["x", "y", "z"]
+_AXES = ("x", "y", "z")
+
+
+def _axis_number(axis: str, argument: str = "axis") -> int:
+    if axis not in _AXES:
+        raise ValueError(f"{argument} must be 'x', 'y' or 'z', got {axis!r}")
+    return _AXES.index(axis)
+
+
+def _check_range(name: str, bounds: tuple[float, float]) -> tuple[float, float]:
+    low, high = bounds
+    if not 0.0 < low <= high:
+        raise ValueError(f"{name} must be a pair 0 < low <= high, got {bounds}")
+    return float(low), float(high)
+
+
+def _check_count(num_points: int) -> int:
+    if num_points < 1:
+        raise ValueError(f"num_points must be at least 1, got {num_points}")
+    return num_points
+
+
+def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator, like: Tensor) -> Tensor:
+    # Drawn in float64 whatever the cloud's dtype, so that half and single precision see the same numbers.
+    return (torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low) + low).to(like.dtype)
+
+
+def _name(cloud: PointCloud) -> str:
+    return f" ({cloud.meta['id']})" if "id" in cloud.meta else ""
+
+
+class Transform(ABC):
+    """A callable from a cloud and a generator to a cloud."""
+
+    @abstractmethod
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        """The transformed cloud. ``generator`` is a CPU generator, the only source of randomness."""
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({arguments})"
+
+
+class Compose(Transform):
+    """Several transforms, one after the other, drawing from the same generator in turn.
+
+    Args:
+        transforms: applied first to last.
+    """
+
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        self.transforms = list(transforms)
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        for transform in self.transforms:
+            cloud = transform(cloud, generator)
+        return cloud
+
+
+class KeepFields(Transform):
+    """Drop what a method does not read, so that batches carry only that.
+
+    Args:
+        fields: what to keep besides ``xyz`` and ``meta``: any of rgb, normal, label, segment, text, image.
+    """
+
+    _FIELDS = ("rgb", "normal", "label", "segment", "text", "image")
+
+    def __init__(self, fields: Sequence[str] = ("label",)) -> None:
+        unknown = sorted(set(fields) - set(self._FIELDS) - {"xyz", "meta"})
+        if unknown:
+            raise ValueError(f"fields must be among {self._FIELDS}, got {unknown}")
+        self.fields = tuple(fields)
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        return cloud.replace(**{name: None for name in self._FIELDS if name not in self.fields})
+
+
+class FirstPoints(Transform):
+    """Keep the first points, as stored: the convention of modelnet40_ply_hdf5_2048, whose points are FPS-ordered.
+
+    Args:
+        num_points: how many; a cloud with fewer is refused.
+    """
+
+    def __init__(self, num_points: int) -> None:
+        self.num_points = _check_count(num_points)
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        if len(cloud) < self.num_points:
+            raise ValueError(f"num_points={self.num_points} exceeds the {len(cloud)} points of the cloud{_name(cloud)}")
+        return cloud.select(slice(self.num_points))
+
+
+class RandomSubsample(Transform):
+    """A uniformly random subset in random order (a permutation, then its first ``num_points``).
+
+    Pre-training in the Point-MAE family takes 1,024 of 8,192 this way, before it normalises. ShapeNetPart draws 2,048
+    with replacement.
+
+    Args:
+        num_points: how many points to keep.
+        replacement: draw with replacement; then a cloud may have fewer points than ``num_points``.
+    """
+
+    def __init__(self, num_points: int, replacement: bool = False) -> None:
+        self.num_points = _check_count(num_points)
+        self.replacement = replacement
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        if self.replacement and len(cloud) > 0:
+            return cloud.select(torch.randint(len(cloud), (self.num_points,), generator=generator))
+        if len(cloud) < self.num_points:
+            raise ValueError(
+                f"num_points={self.num_points} exceeds the {len(cloud)} points of the cloud{_name(cloud)}: "
+                "ask for fewer, or (for a cloud that is not empty) set replacement=True"
+            )
+        return cloud.select(torch.randperm(len(cloud), generator=generator)[: self.num_points])
+
+
+class FarthestPointSample(Transform):
+    """An evenly spread subset by farthest point sampling (PointNet++, Qi et al. 2017, section 3.2).
+
+    Args:
+        num_points: how many points to keep. A cloud of exactly so many is returned as it is.
+        start: ``"first"`` begins at the first point, ``"random"`` at one drawn from the generator.
+        capped: a cloud with fewer points is returned whole rather than refused. Fine-tuning in the Point-MAE family
+            is ``FarthestPointSample(1200, start="random", capped=True)`` then ``RandomSubsample(1024)``.
+    """
+
+    def __init__(self, num_points: int, start: Literal["first", "random"] = "first", capped: bool = False) -> None:
+        if start not in ("first", "random"):
+            raise ValueError(f"start must be 'first' or 'random', got {start!r}")
+        self.num_points = _check_count(num_points)
+        self.start = start
+        self.capped = capped
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        if len(cloud) < self.num_points and not self.capped:
+            raise ValueError(
+                f"num_points={self.num_points} exceeds the {len(cloud)} points of the cloud{_name(cloud)}: "
+                "ask for fewer, or set capped=True to keep smaller clouds whole"
+            )
+        if len(cloud) <= self.num_points:
+            return cloud
+        from pc3d.ops import farthest_point_sample
+
+        first = int(torch.randint(len(cloud), (), generator=generator)) if self.start == "random" else 0
+        index = farthest_point_sample(cloud.xyz.unsqueeze(0), self.num_points, start=first)
+        return cloud.select(index[0])
+
+
+class Normalize(Transform):
+    """Centre the cloud and scale it so that its farthest point is at distance 1.
+
+    ``meta["radius_m"]`` (metres of one unit), where present, follows the scale. A cloud whose points all coincide is
+    centred only.
+
+    Args:
+        center: ``"centroid"`` (mean of the points, as in the Point-MAE family), ``"box"`` (middle of the bounding
+            box) or ``"none"``.
+        scale: divide by the largest distance from the origin.
+    """
+
+    def __init__(self, center: Literal["centroid", "box", "none"] = "centroid", scale: bool = True) -> None:
+        if center not in ("centroid", "box", "none"):
+            raise ValueError(f"center must be 'centroid', 'box' or 'none', got {center!r}")
+        self.center = center
+        self.scale = scale
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        if len(cloud) == 0:
+            raise ValueError(f"an empty cloud{_name(cloud)} has no centre")
+        xyz = cloud.xyz
+        if self.center == "centroid":
+            xyz = xyz - xyz.mean(dim=0)
+        elif self.center == "box":
+            xyz = xyz - (xyz.amin(dim=0) + xyz.amax(dim=0)) / 2
+        if not self.scale:
+            return cloud.replace(xyz=xyz)
+        radius = xyz.norm(dim=1).amax()
+        if radius == 0:
+            return cloud.replace(xyz=xyz)
+        meta = cloud.meta
+        if "radius_m" in meta:
+            meta = {**meta, "radius_m": meta["radius_m"] * float(radius)}
+        return cloud.replace(xyz=xyz / radius, meta=meta)
+
+
+class ScaleTranslate(Transform):
+    """A random scale and shift of each axis: the augmentation of the Point-MAE family, in pre-training and fine-tuning.
+
+    x' = x * s + t with s ~ U[2/3, 3/2] and t ~ U[-0.2, 0.2], independently per axis, one draw per cloud. Normals
+    follow by the inverse scale.
+
+    Args:
+        scale: bounds of s.
+        shift: largest absolute t.
+    """
+
+    def __init__(self, scale: tuple[float, float] = (2 / 3, 3 / 2), shift: float = 0.2) -> None:
+        self.scale = _check_range("scale", scale)
+        if shift < 0:
+            raise ValueError(f"shift must not be negative, got {shift}")
+        self.shift = float(shift)
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        scale = _uniform((3,), *self.scale, generator, cloud.xyz)
+        shift = _uniform((3,), -self.shift, self.shift, generator, cloud.xyz)
+        normal = cloud.normal
+        if normal is not None:
+            # A plane's normal transforms by the inverse transpose of the map.
+            normal = torch.nn.functional.normalize(normal / scale.to(normal.dtype), dim=1)
+        return cloud.replace(xyz=cloud.xyz * scale + shift, normal=normal)
+
+
+class IsotropicScaleShift(Transform):
+    """One random scale for all axes and a shift per axis: the augmentation of part segmentation.
+
+    s ~ U[0.8, 1.25], t ~ U[-0.1, 0.1] per axis. Normals do not change.
+
+    Args:
+        scale: bounds of s.
+        shift: largest absolute t.
+    """
+
+    def __init__(self, scale: tuple[float, float] = (0.8, 1.25), shift: float = 0.1) -> None:
+        self.scale = _check_range("scale", scale)
+        if shift < 0:
+            raise ValueError(f"shift must not be negative, got {shift}")
+        self.shift = float(shift)
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        scale = _uniform((1,), *self.scale, generator, cloud.xyz)
+        shift = _uniform((3,), -self.shift, self.shift, generator, cloud.xyz)
+        return cloud.replace(xyz=cloud.xyz * scale + shift)
+
+
+class RotateVertical(Transform):
+    """A random rotation about the up axis, U[0, max_angle): the "DA" rows of the ScanObjectNN tables.
+
+    Points are row vectors multiplied by the rotation matrix of the angle; for y that is
+    ``[[c, 0, s], [0, 1, 0], [-s, 0, c]]``.
+
+    Args:
+        axis: the up axis: ``"z"`` for pc3d's own sets, ``"y"`` for ShapeNet55, ModelNet40 and ScanObjectNN as stored.
+        max_angle: in radians; a full turn by default.
+    """
+
+    def __init__(self, axis: Axis = "z", max_angle: float = 2 * math.pi) -> None:
+        _axis_number(axis)
+        if max_angle < 0:
+            raise ValueError(f"max_angle must not be negative, got {max_angle}")
+        self.axis = axis
+        self.max_angle = float(max_angle)
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        angle = float(torch.rand((), generator=generator, dtype=torch.float64)) * self.max_angle
+        up = _axis_number(self.axis)
+        first, second = (up + 1) % 3, (up + 2) % 3
+        matrix = torch.eye(3, dtype=cloud.xyz.dtype)
+        matrix[first, first] = matrix[second, second] = math.cos(angle)
+        matrix[first, second], matrix[second, first] = -math.sin(angle), math.sin(angle)
+        normal = None if cloud.normal is None else cloud.normal @ matrix.to(cloud.normal.dtype)
+        return cloud.replace(xyz=cloud.xyz @ matrix, normal=normal)
+
+
+class Jitter(Transform):
+    """Gaussian noise on every coordinate, clipped (PointNet, Qi et al. 2017, section 5.1: 0.01 clipped at 0.05).
+
+    Args:
+        std: standard deviation, in units of the cloud.
+        clip: largest absolute noise.
+    """
+
+    def __init__(self, std: float = 0.01, clip: float = 0.05) -> None:
+        if std < 0 or clip < 0:
+            raise ValueError(f"std and clip must not be negative, got {std} and {clip}")
+        self.std, self.clip = float(std), float(clip)
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        noise = torch.randn(cloud.xyz.shape, generator=generator, dtype=torch.float64) * self.std
+        return cloud.replace(xyz=cloud.xyz + noise.clamp(-self.clip, self.clip).to(cloud.xyz.dtype))
+
+
+class RandomPointDropout(Transform):
+    """Lose a random share of the points, U[0, max_ratio] (PointNet++, Qi et al. 2017, section 3.3: 0.875).
+
+    Args:
+        max_ratio: largest probability of a point to be lost, below 1.
+        keep_length: overwrite lost points with the first one, as published, so that clouds stay of equal length;
+            otherwise remove them. The first point is never lost.
+    """
+
+    def __init__(self, max_ratio: float = 0.875, keep_length: bool = True) -> None:
+        if not 0.0 <= max_ratio < 1.0:
+            raise ValueError(f"max_ratio must be in [0, 1), got {max_ratio}")
+        self.max_ratio = float(max_ratio)
+        self.keep_length = keep_length
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        ratio = float(torch.rand((), generator=generator, dtype=torch.float64)) * self.max_ratio
+        lost = torch.rand(len(cloud), generator=generator, dtype=torch.float64) < ratio
+        lost[:1] = False
+        if self.keep_length:
+            return cloud.select(torch.arange(len(cloud)).masked_fill(lost, 0))
+        return cloud.select(~lost)
+
+
+class TurnUp(Transform):
+    """Turn a cloud so that another axis points up, keeping it right-handed.
+
+    From y to z: (x, y, z) becomes (x, -z, y). No random draw.
+
+    Args:
+        source: the axis that is up in the cloud.
+        target: the axis that shall be up.
+    """
+
+    def __init__(self, source: Axis = "y", target: Axis = "z") -> None:
+        _axis_number(source, "source")
+        _axis_number(target, "target")
+        self.source, self.target = source, target
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        source, target = _axis_number(self.source), _axis_number(self.target)
+        if source == target:
+            return cloud
+
+        def turn(vectors: Tensor) -> Tensor:
+            turned = vectors.clone()
+            turned[:, target] = vectors[:, source]
+            # A quarter turn about the third axis; the minus sign keeps the frame right-handed.
+            turned[:, source] = -vectors[:, target]
+            return turned
+
+        return cloud.replace(xyz=turn(cloud.xyz), normal=None if cloud.normal is None else turn(cloud.normal))
