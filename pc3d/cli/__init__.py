@@ -1,0 +1,1 @@
+"""The command ``pc3d``: a file per verb, each a thin layer over the library."""

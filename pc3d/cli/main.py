@@ -1,0 +1,82 @@
+"""Entry point of the command ``pc3d``: finds the verb, runs it, turns its errors into a message and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from pc3d._version import __version__
+from pc3d.cli._parser import FAILURE, OK, USAGE, nearest
+
+VERBS = {
+    "pretrain": "pre-train an encoder without labels, from a configuration file",
+    "probe": "score frozen features: linear SVM, logistic regression or nearest neighbours",
+    "fewshot": "score frozen features with few labels: N-way K-shot, several draws",
+    "embed": "write the features of a data set, or of any files of points, to an .npz file",
+    "doctor": "show versions, compiled kernels, devices and data sets, and what is missing",
+    "demo": "pre-train a small Point-CMAE on the embedded objects and score it, in minutes",
+}
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: pc3d VERB [options]",
+            "",
+            "Self-supervised learning on 3D point clouds.",
+            "",
+            "verbs:",
+            *lines,
+            "",
+            "pc3d VERB --help lists the options of a verb; pc3d --version prints the version.",
+            "Exit code: 0 done, 1 failed, 2 wrong usage. PC3D_TRACEBACK=1 shows where an error came from.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments after ``pc3d``; those of the process when left out.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return OK if arguments else USAGE
+    verb, *rest = arguments
+    if verb in ("-V", "--version"):
+        print(f"pc3d {__version__}")
+        return OK
+    if verb not in VERBS:
+        print(f"error: unknown verb {verb!r}{nearest(verb, VERBS)}\n\n{_help()}", file=sys.stderr)
+        return USAGE
+    return _run(verb, rest)
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    try:
+        code = importlib.import_module(f"pc3d.cli.{verb}").main(arguments)
+    except SystemExit as stop:  # the argument parsers leave this way
+        return stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILURE
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get("PC3D_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return FAILURE
+    return OK if code is None else int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
