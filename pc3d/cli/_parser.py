@@ -33,7 +33,7 @@ def unknown_names(message: str) -> list[str]:
 
 
 class NearestName:
-    """Mixin for a parser of argparse or jsonargparse: an unknown option or key is refused with the nearest right one."""
+    """Mixin for a parser of argparse or jsonargparse: an unknown name is refused with the nearest right one."""
 
     _actions: list[Any]
 
@@ -47,6 +47,7 @@ class NearestName:
             hint = nearest(bare, options if bare.startswith("-") else keys)
             hints.append(f"\n{bare} is unknown{hint or '; known are: ' + ', '.join(sorted(keys))}")
         super().error(message + "".join(hints), *([ex] if ex is not None else []))  # type: ignore[misc]
+        raise SystemExit(USAGE)
 
 
 def parser_class(base: type | None = None) -> type:

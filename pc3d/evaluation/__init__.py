@@ -1,0 +1,32 @@
+"""Protocols on frozen features: linear probes, nearest neighbours, few shots, and the baselines to beat."""
+
+from pc3d.evaluation.baselines import PointPCA, ShapeDescriptor
+from pc3d.evaluation.features import Encoder, Features, extract_features
+from pc3d.evaluation.fewshot import Episode, FewShotResult, draw_episodes, few_shot
+from pc3d.evaluation.knn import K_GRID, knn_probe
+from pc3d.evaluation.logistic import logistic_regression
+from pc3d.evaluation.metrics import Scores, scores, wilson_interval
+from pc3d.evaluation.probe import C_GRID
+from pc3d.evaluation.result import ProbeResult
+from pc3d.evaluation.svm import linear_svm
+
+__all__ = [
+    "C_GRID",
+    "K_GRID",
+    "Encoder",
+    "Episode",
+    "Features",
+    "FewShotResult",
+    "PointPCA",
+    "ProbeResult",
+    "Scores",
+    "ShapeDescriptor",
+    "draw_episodes",
+    "extract_features",
+    "few_shot",
+    "knn_probe",
+    "linear_svm",
+    "logistic_regression",
+    "scores",
+    "wilson_interval",
+]

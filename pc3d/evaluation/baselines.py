@@ -1,0 +1,126 @@
+"""What a learned encoder has to beat: handcrafted descriptors with the ``encode`` interface of an encoder.
+
+Neither learns from labels. Both see the same points as the encoder that they are compared with.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pc3d._extras import require
+from pc3d.data import PointDataset
+
+_PAIRS = 4096
+
+
+def _histogram(values: NDArray[np.float64], low: float, high: float, bins: int) -> NDArray[np.float64]:
+    """Rows of ``(B, n)`` values to ``(B, bins)`` relative frequencies; values outside count in the end bins."""
+    index = np.clip(((values - low) / (high - low) * bins).astype(np.int64), 0, bins - 1)
+    rows = np.arange(len(values))[:, None] * bins
+    counts = np.bincount((rows + index).ravel(), minlength=len(values) * bins)
+    frequencies: NDArray[np.float64] = counts.reshape(len(values), bins) / values.shape[1]
+    return frequencies
+
+
+def _occupancy(xyz: NDArray[np.float64], resolution: int) -> NDArray[np.float64]:
+    """Share of the points in each cell of a grid over the cube [-1, 1]^3: ``(B, resolution**3)``."""
+    cell = np.clip(((xyz + 1) / 2 * resolution).astype(np.int64), 0, resolution - 1)
+    flat = (cell[..., 0] * resolution + cell[..., 1]) * resolution + cell[..., 2]
+    return _histogram(flat.astype(np.float64) + 0.5, 0, resolution**3, resolution**3)
+
+
+class ShapeDescriptor:
+    """Handcrafted descriptor of an upright object in the unit sphere, 302 numbers, square roots of:
+
+    - the D2 shape distribution (Osada et al. 2002, section 3): a 32-bin histogram over [0, 2] of the distances of 4,096
+      random pairs of points;
+    - 16-bin histograms of height, of distance from the vertical axis and of distance from the origin;
+    - the extents (the two horizontal ones sorted, so that a turn by 90 degrees changes nothing, then the height), and
+      the standard deviations along the principal axes;
+    - the share of points in each cell of a 6 x 6 x 6 grid over [-1, 1]^3.
+
+    The square root makes the linear kernel of two histograms their Bhattacharyya coefficient.
+
+    Args:
+        seed: draws the pairs of points; the same pairs for every cloud.
+    """
+
+    pooling = "none (one descriptor per cloud)"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def encode(self, xyz: Tensor, pooling: str = "none") -> Tensor:
+        """``(B, N, 3)`` upright clouds in the unit sphere to ``(B, 302)``; ``pooling`` has no meaning here."""
+        points = xyz.detach().cpu().double().numpy()
+        num_points = points.shape[1]
+        generator = np.random.default_rng(self.seed)
+        first, second = generator.integers(0, num_points, (2, _PAIRS))
+        axis = np.linalg.norm(points[..., :2], axis=-1)
+        extent = points.max(1) - points.min(1)
+        centred = points - points.mean(1, keepdims=True)
+        variance = np.linalg.eigvalsh(centred.transpose(0, 2, 1) @ centred / num_points)
+        parts = [
+            _histogram(np.linalg.norm(points[:, first] - points[:, second], axis=-1), 0, 2, 32),
+            _histogram(points[..., 2], -1, 1, 16),
+            _histogram(axis, 0, 1, 16),
+            _histogram(np.linalg.norm(points, axis=-1), 0, 1, 16),
+            np.sort(extent[:, :2], axis=1),
+            extent[:, 2:],
+            np.sqrt(variance.clip(min=0)),
+            _occupancy(points, 6),
+        ]
+        return torch.from_numpy(np.sqrt(np.concatenate(parts, axis=1))).float()
+
+
+class PointPCA:
+    """Principal components of the raw points, fitted on a training split without labels.
+
+    A set of points has no order and PCA needs one: the points are counted in the cells of an 8 x 8 x 8 grid over
+    [-1, 1]^3, the square roots of the shares are the vector, and PCA keeps its leading components.
+
+    Args:
+        num_components: length of the feature.
+    """
+
+    pooling = "none (principal components)"
+
+    def __init__(self, num_components: int = 128) -> None:
+        if num_components < 1:
+            raise ValueError(f"num_components must be at least 1, got {num_components}")
+        self.num_components = num_components
+        self._mean: NDArray[np.float64] | None = None
+        self._axes: NDArray[np.float64] | None = None
+
+    def fit(self, dataset: PointDataset, *, num_points: int = 1024) -> PointPCA:
+        """Find the components of a data set's clouds, the first ``num_points`` points of each.
+
+        Raises:
+            ValueError: the data set has fewer clouds than components.
+        """
+        if len(dataset) < self.num_components:
+            raise ValueError(
+                f"num_components must be at most the {len(dataset)} clouds of the data set, got {self.num_components}"
+            )
+        clouds = torch.stack([dataset.load(index).xyz[:num_points] for index in range(len(dataset))])
+        decomposition = require("sklearn.decomposition", extra="train", purpose="the PCA baseline")
+        fitted = decomposition.PCA(self.num_components, svd_solver="full").fit(self._vector(clouds))
+        self._mean, self._axes = fitted.mean_, fitted.components_
+        return self
+
+    def encode(self, xyz: Tensor, pooling: str = "none") -> Tensor:
+        """``(B, N, 3)`` clouds in the unit sphere to ``(B, num_components)``; ``pooling`` has no meaning here.
+
+        Raises:
+            RuntimeError: called before :meth:`fit`.
+        """
+        if self._mean is None or self._axes is None:
+            raise RuntimeError("this PointPCA has no components yet: call fit(training_set) first")
+        return torch.from_numpy((self._vector(xyz) - self._mean) @ self._axes.T).float()
+
+    @staticmethod
+    def _vector(xyz: Tensor) -> NDArray[np.float64]:
+        return np.sqrt(_occupancy(xyz.detach().cpu().double().numpy(), 8))

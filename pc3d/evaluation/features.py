@@ -1,0 +1,197 @@
+"""Frozen features: what an encoder makes of a data set, with everything needed to say how."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pc3d._extras import require
+from pc3d.data import PointCloud, PointDataset
+
+Array = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Anything that turns clouds into vectors: a trained network, an untrained one, a handcrafted descriptor."""
+
+    def encode(self, xyz: Tensor, pooling: str = "max+mean") -> Tensor:
+        """``(B, N, 3)`` coordinates to ``(B, D)`` features; no masking, no augmentation."""
+        ...
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of one split of a data set and where they came from.
+
+    Attributes:
+        values: ``(n, D)`` float32.
+        labels: ``(n,)`` int64 class of each item, -1 for unlabelled.
+        classes: class names; empty if the data set has none.
+        ids: the items' names.
+        data: name of the data set.
+        split: name of the split.
+        content_hash: first 16 hexadecimal digits of SHA-256 over the coordinates that were encoded and the labels.
+        num_points: points per cloud; None where clouds of different length went in whole.
+        pooling: how the encoder pooled its tokens.
+        encoder: what made the features.
+    """
+
+    values: Array
+    labels: Labels
+    classes: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+    data: str = "unnamed"
+    split: str = ""
+    content_hash: str = ""
+    num_points: int | None = None
+    pooling: str = "max+mean"
+    encoder: str = "encoder"
+    num_unlabelled: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.labels.shape != self.values.shape[:1]:
+            raise ValueError(f"values must be (n, D) and labels (n,), got {self.values.shape} and {self.labels.shape}")
+        if not np.isfinite(self.values).all():
+            bad = int(np.flatnonzero(~np.isfinite(self.values).all(axis=1))[0])
+            name = f" ({self.ids[bad]})" if self.ids else ""
+            raise ValueError(f"values of item {bad}{name} are not finite numbers: look at its points, or the encoder")
+        object.__setattr__(self, "num_unlabelled", int((self.labels < 0).sum()))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def labelled(self) -> tuple[Array, Labels]:
+        """Values and labels of the items that have a class.
+
+        Raises:
+            ValueError: no item has one.
+        """
+        keep = self.labels >= 0
+        if not keep.any():
+            raise ValueError(f"no item of {self.data} {self.split} has a label: a probe needs labelled items")
+        return self.values[keep], self.labels[keep]
+
+
+def extract_features(
+    encoder: Encoder,
+    dataset: PointDataset,
+    *,
+    batch_size: int = 32,
+    pooling: str = "max+mean",
+    num_points: int | None = 1024,
+    progress: bool = False,
+    data: str | None = None,
+    split: str | None = None,
+    name: str | None = None,
+) -> Features:
+    """Encode every item of a data set in evaluation mode, without masking, augmentation or gradient.
+
+    The first ``num_points`` points of each item are taken as stored, in stored order, and the data set's transform is
+    left out, so the result is a function of the stored data and the encoder alone. The sets of pc3d store points in
+    random order and ModelNet40's HDF5 files in farthest-point order, so for both a prefix covers the object.
+
+    Args:
+        encoder: what to probe. A ``torch.nn.Module`` is put into ``eval()`` and given back in the mode it came in.
+        dataset: labelled or not.
+        batch_size: clouds per call of ``encode``.
+        pooling: passed to ``encode``.
+        num_points: points per cloud; None takes every point of each, clouds of equal length together.
+        progress: show a progress bar on standard error.
+        data: name of the data set for reports; its class name when left out.
+        split: name of the split for reports.
+        name: name of the encoder for reports; its class name when left out.
+
+    Returns:
+        The features, in the order of the data set.
+
+    Raises:
+        ValueError: the set is empty, ``num_points`` exceeds what an item has, or features are not finite.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if len(dataset) == 0:
+        raise ValueError("dataset is empty: nothing to encode")
+    digest, ids, blocks = hashlib.sha256(), [], []
+    device = next((p.device for p in encoder.parameters()), None) if isinstance(encoder, torch.nn.Module) else None
+    with _frozen(encoder), _bar(len(dataset), progress) as advance:
+        for clouds in _batches(dataset, batch_size, num_points):
+            xyz = torch.stack([cloud.xyz for cloud in clouds])
+            digest.update(np.ascontiguousarray(xyz.to(torch.float32).numpy()).tobytes())
+            ids += [str(cloud.meta.get("id", "")) for cloud in clouds]
+            blocks.append(encoder.encode(xyz.to(device), pooling=pooling).float().cpu())
+            advance(len(clouds))
+    labels = dataset.labels.numpy().astype(np.int64)
+    digest.update(labels.tobytes())
+    return Features(
+        values=torch.cat(blocks).numpy(),
+        labels=labels,
+        classes=tuple(dataset.classes),
+        ids=tuple(ids),
+        data=data or type(dataset).__name__,
+        split=split or str(getattr(dataset, "split", "")),
+        content_hash=digest.hexdigest()[:16],
+        num_points=num_points,
+        pooling=getattr(encoder, "pooling", pooling),
+        encoder=name or type(encoder).__name__,
+    )
+
+
+def _batches(dataset: PointDataset, size: int, num_points: int | None) -> Iterator[list[PointCloud]]:
+    pending: list[PointCloud] = []
+    for index in range(len(dataset)):
+        cloud = dataset.load(index)
+        if num_points is not None:
+            if len(cloud) < num_points:
+                raise ValueError(
+                    f"num_points is {num_points}, but item {index} ({cloud.meta.get('id', 'unnamed')}) has only "
+                    f"{len(cloud)} points: ask for at most that many, or for num_points=None (all of them)"
+                )
+            cloud = cloud.select(slice(0, num_points))
+        if pending and (len(pending) == size or len(pending[0]) != len(cloud)):
+            yield pending
+            pending = []
+        pending.append(cloud)
+    yield pending
+
+
+@contextmanager
+def _frozen(encoder: Encoder) -> Iterator[None]:
+    if not isinstance(encoder, torch.nn.Module):
+        with torch.no_grad():
+            yield
+        return
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _bar(total: int, visible: bool) -> Iterator[_Advance]:
+    if not visible:
+        yield lambda count: None
+        return
+    rich = require("rich.progress", extra="train", purpose="the progress bar")
+    console = require("rich.console", extra="train").Console(stderr=True)
+    columns = (*rich.Progress.get_default_columns(), rich.MofNCompleteColumn())
+    with rich.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("encode", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+class _Advance(Protocol):
+    def __call__(self, count: int, /) -> object: ...

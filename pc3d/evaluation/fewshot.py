@@ -1,0 +1,231 @@
+"""Few-shot classification on frozen features: N ways, K shots, several independent draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pc3d._extras import require
+from pc3d.evaluation.features import Features, Labels
+from pc3d.evaluation.result import data_fields, describe_data, percent, versions
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One draw: ``classes`` ``(way,)``, and the rows of the training and the test features that take part."""
+
+    classes: NDArray[np.int64]
+    support: NDArray[np.int64]
+    query: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FewShotResult:
+    """Accuracies over the draws, with the whole protocol.
+
+    Attributes:
+        way: classes per draw.
+        shot: training items per class.
+        num_queries: test items per class.
+        num_draws: independent draws.
+        num_eligible: classes with enough items to be drawn.
+        accuracies: overall accuracy of each draw, fractions.
+        mean: their mean.
+        standard_deviation: their sample standard deviation (``ddof=1``).
+        C: regularisation of the classifier, fixed beforehand.
+        seed: seed of the draws.
+
+    The other fields are those of :class:`pc3d.evaluation.ProbeResult`.
+    """
+
+    encoder: str
+    data: str
+    train_hash: str
+    test_hash: str
+    num_train: int
+    num_test: int
+    num_unlabelled: tuple[int, int]
+    num_points: int | None
+    pooling: str
+    feature_dim: int
+    way: int
+    shot: int
+    num_queries: int
+    num_draws: int
+    num_eligible: int
+    classifier: str
+    C: float
+    standardized: bool
+    seed: int
+    accuracies: tuple[float, ...]
+    mean: float
+    standard_deviation: float
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"few-shot, {self.way}-way {self.shot}-shot, on frozen features of {self.encoder}",
+                *describe_data(self),
+                f"  draws       {self.num_draws}, each {self.way} of {self.num_eligible} eligible classes, "
+                f"{self.shot} train and {self.num_queries} test items per class, seed {self.seed}",
+                f"  classifier  {self.classifier}, C = {self.C:g} fixed beforehand"
+                f"{', features standardised on the training items of the draw' if self.standardized else ''}",
+                f"  versions    {', '.join(f'{key} {value}' for key, value in self.versions.items())}",
+                f"  accuracy    {percent(self.mean)} +/- {percent(self.standard_deviation)} "
+                "(mean and sample standard deviation, ddof=1, over the draws)",
+            ]
+        )
+
+
+def draw_episodes(
+    train_labels: Labels,
+    test_labels: Labels,
+    *,
+    way: int,
+    shot: int,
+    num_queries: int = 20,
+    num_draws: int = 10,
+    seed: int = 0,
+) -> list[Episode]:
+    """Draw classes, then training and test items within them, without replacement.
+
+    Args:
+        train_labels: ``(n,)`` classes of the training items, -1 for unlabelled, which are never drawn.
+        test_labels: ``(m,)`` classes of the test items.
+        way: classes per draw.
+        shot: training items per class.
+        num_queries: test items per class.
+        num_draws: number of independent draws.
+        seed: the same seed gives the same draws.
+
+    Raises:
+        ValueError: a count is too small, or fewer than ``way`` classes have enough items.
+    """
+    for name, value, least in (("way", way, 2), ("shot", shot, 1), ("num_queries", num_queries, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if num_draws < 2:
+        raise ValueError(f"num_draws must be at least 2, or there is no standard deviation; got {num_draws}")
+    eligible = _eligible(train_labels, test_labels, way, shot, num_queries)
+    generator = np.random.default_rng(seed)
+
+    def pick(labels: Labels, wanted: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        rows = [generator.choice(np.flatnonzero(labels == k), count, replace=False) for k in wanted]
+        return np.concatenate(rows)
+
+    episodes = []
+    for _ in range(num_draws):
+        classes = generator.choice(eligible, way, replace=False)
+        support = pick(train_labels, classes, shot)
+        episodes.append(Episode(classes, support, pick(test_labels, classes, num_queries)))
+    return episodes
+
+
+def _eligible(train: Labels, test: Labels, way: int, shot: int, num_queries: int) -> NDArray[np.int64]:
+    classes = np.unique(train[train >= 0])
+    in_train = np.array([(train == k).sum() for k in classes])
+    in_test = np.array([(test == k).sum() for k in classes])
+    eligible = classes[(in_train >= shot) & (in_test >= num_queries)]
+    if eligible.size >= way:
+        return eligible
+    message = (
+        f"way={way}, shot={shot}, num_queries={num_queries} needs {way} classes with {shot} training and {num_queries} "
+        f"test items; {eligible.size} of {classes.size} have them"
+    )
+    enough = np.sort(in_test[in_train >= shot])[::-1]
+    if enough.size >= way and enough[way - 1] > 0:
+        message += f"; num_queries={enough[way - 1]} is the largest that leaves {way}"
+    raise ValueError(message)
+
+
+def few_shot(
+    train: Features,
+    test: Features,
+    *,
+    way: int = 5,
+    shot: int = 10,
+    num_queries: int = 20,
+    num_draws: int = 10,
+    C: float = 1.0,
+    standardize: bool = True,
+    seed: int = 0,
+    episodes: Sequence[Episode] | None = None,
+) -> FewShotResult:
+    """Linear SVM on the support items of each draw, accuracy on its queries, mean and standard deviation over draws.
+
+    The task is that of Sharma and Kaul (2020): ``way`` classes, ``shot`` training items each from the training split,
+    ``num_queries`` (20 in the literature) unseen test items each from the test split, ten draws. The classifier and its
+    ``C`` are fixed beforehand: no draw is used to choose anything.
+
+    Args:
+        train: features of the training split.
+        test: features of the test split.
+        way: classes per draw.
+        shot: training items per class.
+        num_queries: test items per class.
+        num_draws: number of independent draws.
+        C: regularisation of the linear SVM.
+        standardize: scale features by the mean and deviation of the draw's training items.
+        seed: seed of the draws.
+        episodes: draws made elsewhere, for example published folds; replaces the five arguments of the draw.
+
+    Raises:
+        ValueError: too few classes or items for a draw, or splits that do not match.
+    """
+    if not C > 0:
+        raise ValueError(f"C must be positive, got {C}")
+    svm = require("sklearn.svm", extra="train", purpose="the few-shot probe")
+    preprocessing = require("sklearn.preprocessing", extra="train")
+    if episodes is None:
+        episodes = draw_episodes(
+            train.labels,
+            test.labels,
+            way=way,
+            shot=shot,
+            num_queries=num_queries,
+            num_draws=num_draws,
+            seed=seed,
+        )
+        num_eligible = int(_eligible(train.labels, test.labels, way, shot, num_queries).size)
+    else:
+        way, shot, num_queries = _shape(episodes)
+        num_draws, num_eligible = len(episodes), int(np.unique(np.concatenate([e.classes for e in episodes])).size)
+    accuracies = []
+    for episode in episodes:
+        x, x_query = train.values[episode.support], test.values[episode.query]
+        if standardize:
+            scaler = preprocessing.StandardScaler().fit(x)
+            x, x_query = scaler.transform(x), scaler.transform(x_query)
+        model = svm.SVC(kernel="linear", C=C).fit(x, train.labels[episode.support])
+        accuracies.append(float(model.score(x_query, test.labels[episode.query])))
+    return FewShotResult(
+        **data_fields(train, test),
+        way=way,
+        shot=shot,
+        num_queries=num_queries,
+        num_draws=num_draws,
+        num_eligible=num_eligible,
+        classifier="SVC(kernel='linear')",
+        C=C,
+        standardized=standardize,
+        seed=seed,
+        accuracies=tuple(accuracies),
+        mean=float(np.mean(accuracies)),
+        standard_deviation=float(np.std(accuracies, ddof=1)),
+    )
+
+
+def _shape(episodes: Sequence[Episode]) -> tuple[int, int, int]:
+    shapes = {(e.classes.size, e.support.size // e.classes.size, e.query.size // e.classes.size) for e in episodes}
+    if len(episodes) < 2 or len(shapes) != 1:
+        raise ValueError(f"episodes must be at least two draws of one way, shot and number of queries, got {shapes}")
+    return shapes.pop()

@@ -1,0 +1,49 @@
+"""Nearest neighbours among frozen features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pc3d.evaluation.features import Features
+from pc3d.evaluation.probe import FOLDS, Classifier, probe
+from pc3d.evaluation.result import ProbeResult
+
+K_GRID = (1, 3, 5, 10, 20)
+
+
+def knn_probe(
+    train: Features,
+    test: Features,
+    *,
+    k: int = 5,
+    protocol: str = "fixed",
+    grid: Sequence[int] = K_GRID,
+    seed: int = 0,
+) -> ProbeResult:
+    """Majority vote of the ``k`` nearest training features by cosine distance, votes weighted by inverse distance.
+
+    Args:
+        train: features of the training split.
+        test: features of the test split.
+        k: number of neighbours, used by ``protocol="fixed"`` alone.
+        protocol: as in :func:`pc3d.evaluation.linear_svm`, for ``k`` in place of ``C``.
+        grid: values that ``"tuned"`` and ``"legacy"`` try.
+        seed: seed of the folds and the bootstrap.
+
+    Raises:
+        ValueError: as :func:`pc3d.evaluation.linear_svm`; also ``k`` larger than the training split.
+    """
+    kind = Classifier(
+        "kNN",
+        "KNeighborsClassifier(metric='cosine', weights='distance')",
+        "sklearn.neighbors",
+        "KNeighborsClassifier",
+        "n_neighbors",
+        {"metric": "cosine", "weights": "distance"},
+    )
+    labelled = len(train) - train.num_unlabelled
+    if protocol == "fixed" and not 1 <= k <= labelled:
+        raise ValueError(f"k must be between 1 and the {labelled} labelled training items, got {k}")
+    # A fold holds a fifth back, so larger k could not be tried in every fold.
+    usable = [value for value in grid if value <= labelled * (FOLDS - 1) // FOLDS] or [1]
+    return probe(kind, train, test, k, protocol, usable, False, seed)

@@ -1,0 +1,98 @@
+"""Accuracy with intervals: what every protocol reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pc3d._extras import require
+
+Labels = NDArray[np.int64]
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Classification scores on a test split; all values are fractions in [0, 1].
+
+    Attributes:
+        overall_accuracy: correct items over all items.
+        overall_interval: its 95 % Wilson score interval (Wilson 1927).
+        mean_class_accuracy: mean over the classes present in the test split of the accuracy within the class.
+        mean_class_interval: its 95 % percentile bootstrap interval, items resampled within their class.
+        per_class_accuracy: class name to accuracy, for the classes present.
+        per_class_count: class name to number of test items.
+        confusion: ``(K, K)`` counts; row is the true class, column the predicted one, in the order of
+            ``per_class_accuracy``.
+    """
+
+    overall_accuracy: float
+    overall_interval: tuple[float, float]
+    mean_class_accuracy: float
+    mean_class_interval: tuple[float, float]
+    per_class_accuracy: dict[str, float]
+    per_class_count: dict[str, int]
+    confusion: list[list[int]]
+
+
+def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a proportion.
+
+    Args:
+        correct: number of successes.
+        total: number of trials, at least 1.
+        confidence: coverage.
+
+    Raises:
+        ValueError: ``total`` is not positive or ``correct`` is outside ``0..total``.
+    """
+    if total < 1 or not 0 <= correct <= total:
+        raise ValueError(f"correct must be in 0..total with total >= 1, got correct={correct}, total={total}")
+    stats = require("scipy.stats", extra="train", purpose="the Wilson interval")
+    interval = stats.binomtest(int(correct), int(total)).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def scores(truth: Labels, predicted: Labels, classes: tuple[str, ...] = (), *, seed: int = 0) -> Scores:
+    """Score predictions against the truth.
+
+    Args:
+        truth: ``(n,)`` class indices, none negative.
+        predicted: ``(n,)`` class indices.
+        classes: class names; indices stand in where a name is missing.
+        seed: seed of the bootstrap.
+
+    Raises:
+        ValueError: no items, shapes that differ, or a negative class in ``truth``.
+    """
+    if truth.ndim != 1 or truth.shape != predicted.shape or not truth.size:
+        raise ValueError(f"truth and predicted must be (n,) with n >= 1, got {truth.shape} and {predicted.shape}")
+    if truth.min() < 0:
+        raise ValueError("truth holds unlabelled items (-1): leave them out before scoring")
+    metrics = require("sklearn.metrics", extra="train", purpose="the metrics of a probe")
+    present = np.unique(truth)
+    known = np.union1d(present, predicted)
+    confusion: Any = metrics.confusion_matrix(truth, predicted, labels=known)
+    names = {int(k): classes[k] if k < len(classes) else str(k) for k in known}
+    hits = truth == predicted
+    per_class = {names[int(k)]: float(hits[truth == k].mean()) for k in present}
+    return Scores(
+        overall_accuracy=float(metrics.accuracy_score(truth, predicted)),
+        overall_interval=wilson_interval(int(hits.sum()), int(hits.size)),
+        mean_class_accuracy=float(np.mean(list(per_class.values()))),
+        mean_class_interval=_class_mean_interval([hits[truth == k] for k in present], seed),
+        per_class_accuracy=per_class,
+        per_class_count={names[int(k)]: int((truth == k).sum()) for k in present},
+        confusion=[[int(count) for count in row] for row in confusion],
+    )
+
+
+def _class_mean_interval(hits: list[NDArray[np.bool_]], seed: int) -> tuple[float, float]:
+    # Resampling within the class keeps every class in every resample: some have only three test items.
+    generator = np.random.default_rng(seed)
+    resampled = [generator.choice(h, size=(_RESAMPLES, h.size)).mean(axis=1) for h in hits]
+    low, high = np.percentile(np.mean(resampled, axis=0), [2.5, 97.5])
+    return float(low), float(high)

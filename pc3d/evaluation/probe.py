@@ -1,0 +1,112 @@
+"""What the probes share: a classifier with one free parameter, and the stated ways to choose it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pc3d._extras import require
+from pc3d.evaluation.features import Array, Features, Labels
+from pc3d.evaluation.metrics import scores
+from pc3d.evaluation.result import LEGACY_NOTE, PROTOCOLS, ProbeResult, data_fields
+
+C_GRID = (0.001, 0.003, 0.01, 0.012, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A scikit-learn classifier with one free parameter."""
+
+    task: str
+    text: str
+    module: str
+    name: str
+    parameter: str
+    options: dict[str, Any]
+
+    def build(self, value: float, standardize: bool) -> Any:
+        kind = getattr(require(self.module, extra="train", purpose=f"the {self.task} probe"), self.name)
+        model = kind(**{self.parameter: value}, **self.options)
+        if not standardize:
+            return model
+        scaler = require("sklearn.preprocessing", extra="train").StandardScaler()
+        return require("sklearn.pipeline", extra="train").make_pipeline(scaler, model)
+
+
+def probe(
+    kind: Classifier,
+    train: Features,
+    test: Features,
+    value: float,
+    protocol: str,
+    grid: Sequence[float],
+    standardize: bool,
+    seed: int,
+) -> ProbeResult:
+    fields = data_fields(train, test)
+    (x, y), (x_test, y_test) = train.labelled(), test.labelled()
+    _check(kind, y, value, protocol, grid)
+    if protocol == "fixed":
+        selection = f"{kind.parameter} = {value:g} fixed beforehand"
+    elif protocol == "tuned":
+        value, selection = cross_validated(kind, x, y, grid, standardize, seed)
+    else:
+        accuracy = [kind.build(v, standardize).fit(x, y).score(x_test, y_test) for v in grid]
+        value = grid[int(np.argmax(accuracy))]
+        selection = f"{LEGACY_NOTE} ({kind.parameter} out of {_list(grid)} by test accuracy)"
+    predicted = kind.build(value, standardize).fit(x, y).predict(x_test)
+    return ProbeResult(
+        **fields,
+        task=kind.task,
+        classifier=kind.text,
+        parameter=(kind.parameter, float(value)),
+        protocol=protocol,
+        selection=selection,
+        standardized=standardize,
+        seed=seed,
+        scores=scores(y_test, predicted, train.classes, seed=seed),
+    )
+
+
+def _check(kind: Classifier, y: Labels, value: float, protocol: str, grid: Sequence[float]) -> None:
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {PROTOCOLS}, got {protocol!r}")
+    if protocol == "fixed" and not value > 0:
+        raise ValueError(f"{kind.parameter} must be positive, got {value}")
+    if protocol != "fixed" and (not len(grid) or not min(grid) > 0):
+        raise ValueError(f"grid must hold positive values of {kind.parameter}, got {list(grid)}")
+    if np.unique(y).size < 2:
+        raise ValueError(f"the training split has items of one class only ({int(y[0])}): a probe needs at least two")
+
+
+def cross_validated(
+    kind: Classifier, x: Array, y: Labels, grid: Sequence[float], standardize: bool, seed: int
+) -> tuple[float, str]:
+    """The grid value with the best cross-validation accuracy on the training features, and a sentence on how."""
+    selection = require("sklearn.model_selection", extra="train", purpose="cross-validation")
+    smallest = int(np.unique(y, return_counts=True)[1].min())
+    folds = max(2, min(FOLDS, smallest))
+    splitter = selection.StratifiedKFold(n_splits=folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # A class with a single item cannot be in every fold; the sentence below says how small the smallest is.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        splits: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = list(splitter.split(x, y))
+    accuracy = [
+        np.mean([kind.build(v, standardize).fit(x[a], y[a]).score(x[b], y[b]) for a, b in splits]) for v in grid
+    ]
+    best = int(np.argmax(accuracy))
+    sentence = (
+        f"{kind.parameter} out of {_list(grid)} by stratified {folds}-fold cross-validation on the training features "
+        f"(accuracy {100 * accuracy[best]:.1f} %; smallest class {smallest}); the test split was not looked at"
+    )
+    return grid[best], sentence
+
+
+def _list(grid: Sequence[float]) -> str:
+    return "{" + ", ".join(f"{value:g}" for value in grid) + "}"

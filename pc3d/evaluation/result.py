@@ -1,0 +1,149 @@
+"""The result of a probe, which prints the protocol that made it."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pc3d._extras import require
+from pc3d.evaluation.features import Features
+from pc3d.evaluation.metrics import Scores
+
+PROTOCOLS = ("fixed", "tuned", "legacy")
+LEGACY_NOTE = "LEGACY: selected on the test split; an upper envelope, not an estimate"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part in a probe."""
+    import numpy
+    import torch
+
+    from pc3d._version import __version__
+
+    sklearn = require("sklearn", extra="train", purpose="the probes")
+    return {
+        "pc3d": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "scikit-learn": sklearn.__version__,
+    }
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Scores of a classifier on frozen features, with the whole protocol.
+
+    Attributes:
+        task: ``"linear SVM"``, ``"logistic regression"`` or ``"kNN"``.
+        encoder: what made the features.
+        data: name of the data set.
+        train_hash: content hash of the training split, see :class:`Features`.
+        test_hash: content hash of the test split.
+        num_train: labelled training items used.
+        num_test: labelled test items used.
+        num_unlabelled: training and test items left out because they have no label.
+        num_points: points per cloud, None for all.
+        pooling: how tokens became one vector.
+        feature_dim: length of that vector.
+        classifier: the classifier in scikit-learn's words.
+        parameter: name and value of the classifier's free parameter, for example ``("C", 0.012)``.
+        protocol: ``"fixed"``, ``"tuned"`` or ``"legacy"``.
+        selection: how the parameter's value was found, in words.
+        standardized: whether features were scaled to zero mean and unit variance on the training split.
+        seed: seed of the folds, the classifier and the bootstrap.
+        scores: the scores.
+        versions: versions of the software.
+    """
+
+    task: str
+    encoder: str
+    data: str
+    train_hash: str
+    test_hash: str
+    num_train: int
+    num_test: int
+    num_unlabelled: tuple[int, int]
+    num_points: int | None
+    pooling: str
+    feature_dim: int
+    classifier: str
+    parameter: tuple[str, float]
+    protocol: str
+    selection: str
+    standardized: bool
+    seed: int
+    scores: Scores
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        s, (name, value) = self.scores, self.parameter
+        lines = [
+            *([f"*** {LEGACY_NOTE} ***"] if self.protocol == "legacy" else []),
+            f"{self.task} on frozen features of {self.encoder}",
+            *describe_data(self),
+            f"  classifier  {self.classifier}, {name} = {value:g}"
+            f"{', features standardised on train' if self.standardized else ', features as they are'}",
+            f"  selection   {self.selection}",
+            f"  seed        {self.seed}",
+            f"  versions    {', '.join(f'{key} {value}' for key, value in self.versions.items())}",
+            f"  overall accuracy     {percent(s.overall_accuracy)}  (95 % Wilson interval {span(s.overall_interval)})",
+            f"  mean class accuracy  {percent(s.mean_class_accuracy)}  "
+            f"(95 % bootstrap interval {span(s.mean_class_interval)})",
+        ]
+        return "\n".join(lines)
+
+
+def describe_data(result: Any) -> list[str]:
+    """Two lines on data and features, from any result with the fields of :class:`ProbeResult`."""
+    train, test = result.num_unlabelled
+    points = "all points" if result.num_points is None else f"first {result.num_points} points"
+    return [
+        f"  data        {result.data}: {result.num_train} train [{result.train_hash}], "
+        f"{result.num_test} test [{result.test_hash}]; unlabelled and left out: {train} train, {test} test",
+        f"  features    {points} of each cloud, pooling {result.pooling}, {result.feature_dim} dimensions, "
+        "no masking, no augmentation",
+    ]
+
+
+def percent(fraction: float) -> str:
+    """``0.5`` to ``"50.0 %"``."""
+    return f"{100 * fraction:.1f} %"
+
+
+def span(interval: tuple[float, float]) -> str:
+    """An interval of fractions, in percent."""
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
+
+
+def data_fields(train: Features, test: Features) -> dict[str, Any]:
+    """The fields of a result that come from the two splits.
+
+    Raises:
+        ValueError: the splits were encoded differently, or their classes differ.
+    """
+    for name in ("classes", "num_points", "pooling"):
+        ours, theirs = getattr(train, name), getattr(test, name)
+        if ours != theirs:
+            raise ValueError(f"train and test must agree in {name}, got {ours!r} and {theirs!r}")
+    if train.values.shape[1] != test.values.shape[1]:
+        raise ValueError(
+            f"train and test must have features of one length, got {train.values.shape[1]} and {test.values.shape[1]}"
+        )
+    return {
+        "encoder": train.encoder,
+        "data": train.data,
+        "train_hash": train.content_hash,
+        "test_hash": test.content_hash,
+        "num_train": len(train) - train.num_unlabelled,
+        "num_test": len(test) - test.num_unlabelled,
+        "num_unlabelled": (train.num_unlabelled, test.num_unlabelled),
+        "num_points": train.num_points,
+        "pooling": train.pooling,
+        "feature_dim": int(train.values.shape[1]),
+    }
