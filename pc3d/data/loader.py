@@ -201,6 +201,8 @@ class PointLoader:
         num_samples = len(dataset)  # type: ignore[arg-type]  # Dataset does not declare __len__, map-style ones have it
         self.dataset, self.batch_size = dataset, batch_size
         self.sampler = EpochSampler(num_samples, batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed)
+        # It yields whole batches; Lightning looks for either name.
+        self.batch_sampler = self.sampler
         self._keys = _Remaining()
         self._loader: DataLoader[PointBatch] = DataLoader(
             _BatchMaker(dataset, transform, seed, fixed=not shuffle),

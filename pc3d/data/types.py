@@ -122,7 +122,8 @@ class PointBatch:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> PointBatch:
         fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return PointBatch(**{k: function(v) if isinstance(v, Tensor) else v for k, v in fields.items()})
+        fields.update({name: function(value) for name, value in fields.items() if isinstance(value, Tensor)})
+        return PointBatch(**fields)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> PointBatch:
         """The batch with every tensor on ``device``."""
