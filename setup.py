@@ -46,25 +46,41 @@ def find_torch() -> tuple[Path, str | None]:
     return folder, match.group(1) if match else None
 
 
-def find_toolkit(cuda_version: str | None) -> tuple[Path | None, str]:
-    """The CUDA toolkit that fits torch (None if there is none), and the reason in words."""
+def find_nvcc(torch: Path, major: str) -> str | None:
+    """nvcc on the path, under CUDA_HOME, in the usual place, or from the wheel nvidia-cuda-nvcc beside torch."""
+    homes = [os.environ.get("CUDA_HOME", "/usr/local/cuda"), str(torch.parent / "nvidia" / f"cu{major}")]
+    return shutil.which("nvcc") or next(filter(None, (shutil.which("nvcc", path=f"{h}/bin") for h in homes)), None)
+
+
+def find_toolkit() -> tuple[Path | None, str]:
+    """The root of the CUDA toolkit that fits torch (None if there is none), and the reason in words."""
+    torch, cuda_version = find_torch()
     if cuda_version is None:
         return None, "this torch is a CPU build"
-    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin")
+    major = cuda_version.split(".")[0]
+    nvcc = find_nvcc(torch, major)
     if nvcc is None:
-        return None, f"torch is a CUDA {cuda_version} build, but no nvcc was found"
+        return None, f"torch is a CUDA {cuda_version} build, but no nvcc was found (pip install nvidia-cuda-nvcc)"
     # A wrapper script may stand in for nvcc: a dry run names the real root.
     listing = subprocess.run([nvcc, "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True).stderr
     top = re.search(r"^#\$ TOP=(.*)$", listing, re.MULTILINE)
     root = Path(top.group(1).strip()).resolve() if top else Path(nvcc).resolve().parent.parent
     release = re.search(r"release (\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
-    major = cuda_version.split(".")[0]
     if release is None or release.group(1) != major:
-        found = release.group(1) if release else "unknown"
+        found = release.group(1) if release else "an unknown version"
         return None, f"torch was built for CUDA {cuda_version}, nvcc is of CUDA {found}: they must share the major"
     if not (root / "include" / "cuda_runtime.h").exists():
         return None, f"{root} has nvcc but not include/cuda_runtime.h"
     return root, f"nvcc of {root} fits torch's CUDA {cuda_version}"
+
+
+def find_cuda_runtime(root: Path) -> Path:
+    """The CUDA runtime library of a toolkit (its wheel has no unversioned name for the linker)."""
+    for folder in ("lib64", "lib", "targets/x86_64-linux/lib"):
+        for library in [root / folder / "libcudart.so", *sorted((root / folder).glob("libcudart.so.*"))]:
+            if library.exists():
+                return library
+    raise SystemExit(f"pc3d: no libcudart.so under {root}")
 
 
 class BuildKernels(build_ext):
@@ -81,25 +97,16 @@ class BuildKernels(build_ext):
         jobs = []
         for source in ext.sources:
             target = objects_folder / (Path(source).name + ".o")
-            command = self._cuda_command(includes) if is_cuda else self._cpu_command(includes)
+            command = self._cuda_command(ext, includes) if is_cuda else self._cpu_command(includes)
             jobs.append([*command, "-c", str(ROOT / source), "-o", str(target)])
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             list(pool.map(self._call, jobs))
         objects = [job[-1] for job in jobs]
         libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu"]
         if is_cuda:
-            root = Path(ext.extra_compile_args[0])
-            runtime = next((root / name for name in ("lib64", "lib") if (root / name).exists()), root)
-            # torch_cuda registers nothing this library names, so the linker would drop it without --no-as-needed.
-            libraries = [
-                f"-L{torch / 'lib'}",
-                f"-L{runtime}",
-                f"-L{root / 'targets/x86_64-linux/lib'}",
-                "-Wl,--no-as-needed",
-                "-ltorch_cuda",
-                "-ltorch_cpu",
-                "-lcudart",
-            ]
+            # torch_cuda holds nothing this library names, so the linker would drop it without --no-as-needed.
+            runtime = str(find_cuda_runtime(self._cuda_root(ext)))
+            libraries = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cuda", "-ltorch_cpu", runtime]
         self._call([os.environ.get("CXX", "c++"), "-shared", *objects, *libraries, "-o", str(output)])
 
     @staticmethod
@@ -109,8 +116,12 @@ class BuildKernels(build_ext):
         flags += ["-fno-math-errno", "-fno-trapping-math", "-Wall"]
         return [os.environ.get("CXX", "c++"), *flags, TARGET, STRICT, *includes]
 
-    def _cuda_command(self, includes: list[str]) -> list[str]:
-        root = Path(self.extensions[-1].extra_compile_args[0])
+    @staticmethod
+    def _cuda_root(ext: Extension) -> Path:
+        return Path(ext.extra_compile_args[0])
+
+    def _cuda_command(self, ext: Extension, includes: list[str]) -> list[str]:
+        root = self._cuda_root(ext)
         names = os.environ.get("PC3D_CUDA_ARCHITECTURES", "80;90;120").split(";")
         targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
         targets.append(f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}")
@@ -142,7 +153,7 @@ def extensions() -> list[Extension]:
     if mode == "cpu":
         say("PC3D_BUILD=cpu: compiling the CPU kernels")
         return [cpu]
-    root, reason = find_toolkit(find_torch()[1])
+    root, reason = find_toolkit()
     if root is None:
         if mode == "cuda":
             raise SystemExit(f"pc3d: PC3D_BUILD=cuda, but {reason}")

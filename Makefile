@@ -1,0 +1,93 @@
+# Two commands matter: `make demo` and `make test`. Both set up everything they need.
+PYTHON ?= python3
+VENV ?= .venv
+OLD_VENV ?= .venv-oldest
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+KERNELS := $(wildcard csrc/*/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast test-oldest lint format typecheck bench lock clean
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# ---- environments -----------------------------------------------------------------------------------------------
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pc3d needs Python 3.10 or newer: make PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip
+
+# What training and the demo need; a part of dev.lock.
+$(VENV)/.train: requirements/train.lock | $(BIN)/python
+	@echo "Installing torch and the training requirements into $(VENV) (some minutes the first time)"
+	$(PIP) install --quiet --requirement requirements/train.lock
+	@touch $@
+
+# pc3d itself. --no-build-isolation: build against the torch just installed instead of downloading another.
+$(VENV)/.pc3d: $(KERNELS) setup.py pyproject.toml pc3d/_version.py build_backend/pc3d_build.py $(VENV)/.train
+	@echo "Compiling the operators"
+	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	@$(BIN)/pc3d doctor --kernels
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.train
+	$(PIP) install --quiet --requirement requirements/dev.lock
+	@touch $@
+
+install: $(VENV)/.pc3d $(VENV)/.dev  ## Make .venv with everything, pc3d in editable form
+
+# ---- what users run ---------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.pc3d  ## Pre-train Point-CMAE on the embedded objects and probe it (about 8 minutes, 2 cores)
+	$(BIN)/pc3d demo
+
+test: install lint typecheck  ## Lint, types and every test, also against the oldest torch
+	$(BIN)/python -m pytest
+	$(MAKE) test-oldest
+
+test-fast: install  ## Tests without the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+bench: install  ## Time the operators against their rivals
+	$(BIN)/python benchmarks/ops.py
+
+# ---- checks -----------------------------------------------------------------------------------------------------
+
+lint: install  ## Style, spelling, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu %.cuh,$(KERNELS))
+	$(BIN)/codespell
+	$(BIN)/lint-imports
+
+typecheck: install  ## mypy, strict
+	$(BIN)/mypy
+
+format: install  ## Put code in shape
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(filter %.h %.cpp %.cu %.cuh,$(KERNELS))
+
+# The wheel built by the newest torch, in an environment with the oldest one tested, the source tree out of the way.
+test-oldest: install
+	rm -rf build/wheel build/oldest && mkdir -p build/oldest
+	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	test -x $(OLD_VENV)/bin/python || $(PYTHON) -m venv $(OLD_VENV)
+	$(OLD_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --requirement requirements/oldest.lock
+	$(OLD_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --force-reinstall build/wheel/*.whl
+	mkdir -p build/oldest/tests && cp -r tests/ops tests/conftest.py build/oldest/tests/
+	cd build/oldest && ../../$(OLD_VENV)/bin/python -m pytest tests/ops
+
+# ---- housekeeping -----------------------------------------------------------------------------------------------
+
+lock:  ## Resolve the requirements anew
+	$(PIP) install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --all-extras --group dev \
+	  --constraint requirements/newest.txt pyproject.toml --output-file requirements/dev.lock
+	echo matplotlib | $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --extra train \
+	  --constraint requirements/dev.lock pyproject.toml - --output-file requirements/train.lock
+
+clean:  ## Remove what was built (not the environments)
+	rm -rf build dist *.egg-info pc3d/*.so
