@@ -1,0 +1,115 @@
+// Vectors for the CPU kernels, chosen when the program runs: one portable library uses what the machine has.
+//
+// A kernel is a struct with a static function template over the width of a vector in bytes:
+//
+//   template <class T>
+//   struct Add {
+//     template <int Bytes>
+//     PC3D_ALWAYS_INLINE static void run(T* a, const T* b, int64_t n) {   // n: a multiple of Lanes<T, Bytes>::count
+//       using Vector = typename Lanes<T, Bytes>::Vector;
+//       for (int64_t i = 0; i < n; i += Lanes<T, Bytes>::count) at<Vector>(a + i) += at<Vector>(b + i);
+//     }
+//   };
+//   call_widest<Add<float>>(a, b, n);
+//
+// The body is compiled once for each level. Rules, all of which keep the levels bit-identical and both compilers content:
+// it takes and returns scalars and pointers only, calls nothing but functions marked PC3D_ALWAYS_INLINE, holds no lambda,
+// and adds up floating-point numbers in an order that does not depend on the width. `x < y ? x : y` on vectors selects
+// lane by lane and becomes one instruction. There are no fused multiply-adds at any level (-ffp-contract=off).
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+namespace pc3d {
+
+#define PC3D_ALWAYS_INLINE inline __attribute__((always_inline))
+
+#if defined(__x86_64__)
+#define PC3D_X86_LEVELS 1
+#define PC3D_TARGET_AVX2 __attribute__((target("avx2")))
+#define PC3D_TARGET_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq")))
+#else
+#define PC3D_X86_LEVELS 0
+#endif
+
+// Integers as wide as a coordinate, so that indices share its lanes.
+template <class T>
+struct IntegerOf;
+template <>
+struct IntegerOf<float> {
+  using type = int32_t;
+};
+template <>
+struct IntegerOf<double> {
+  using type = int64_t;
+};
+
+template <class T, int Bytes>
+struct Lanes {
+  static constexpr int count = Bytes / static_cast<int>(sizeof(T));
+  using Integer = typename IntegerOf<T>::type;
+  // Only as aligned as one element: loads and stores may start anywhere.
+  typedef T Vector __attribute__((vector_size(Bytes), aligned(sizeof(T)), may_alias));
+  typedef Integer IntegerVector __attribute__((vector_size(Bytes), aligned(sizeof(T)), may_alias));
+};
+
+// The vector at an address, to read or to write.
+template <class Vector, class T>
+PC3D_ALWAYS_INLINE Vector& at(T* address) {
+  return *reinterpret_cast<Vector*>(address);
+}
+template <class Vector, class T>
+PC3D_ALWAYS_INLINE const Vector& at(const T* address) {
+  return *reinterpret_cast<const Vector*>(address);
+}
+
+enum class SimdLevel { kBaseline, kAvx2, kAvx512 };
+
+// The widest level that the machine has. PC3D_SIMD=baseline|avx2 lowers it, for tests and for comparison.
+inline SimdLevel simd_level() {
+#if PC3D_X86_LEVELS
+  static const SimdLevel level = [] {
+    const char* wish = std::getenv("PC3D_SIMD");
+    const bool baseline = wish != nullptr && std::strcmp(wish, "baseline") == 0;
+    const bool avx2 = wish != nullptr && std::strcmp(wish, "avx2") == 0;
+    if (baseline || !__builtin_cpu_supports("avx2")) return SimdLevel::kBaseline;
+    const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+    return wide && !avx2 ? SimdLevel::kAvx512 : SimdLevel::kAvx2;
+  }();
+  return level;
+#else
+  return SimdLevel::kBaseline;
+#endif
+}
+
+#if PC3D_X86_LEVELS
+template <class Kernel, class... Args>
+PC3D_TARGET_AVX2 auto call_avx2(Args... args) {
+  return Kernel::template run<32>(args...);
+}
+template <class Kernel, class... Args>
+PC3D_TARGET_AVX512 auto call_avx512(Args... args) {
+  return Kernel::template run<64>(args...);
+}
+#endif
+
+// Runs `Kernel::run<Bytes>(args...)` compiled for the widest level the machine has.
+template <class Kernel, class... Args>
+auto call_widest(Args... args) {
+#if PC3D_X86_LEVELS
+  switch (simd_level()) {
+    case SimdLevel::kAvx512:
+      return call_avx512<Kernel>(args...);
+    case SimdLevel::kAvx2:
+      return call_avx2<Kernel>(args...);
+    default:
+      break;
+  }
+#endif
+  return Kernel::template run<16>(args...);
+}
+
+}  // namespace pc3d
