@@ -1,0 +1,23 @@
+"""Self-supervised pre-training: a file per method, each a ``LightningModule`` that owns its networks and its loss."""
+
+from pc3d._extras import require
+
+require("pytorch_lightning", extra="train", purpose="pre-training")
+
+from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint  # noqa: E402
+from pc3d.methods.masked_autoencoder import MaskedAutoencoder, PointCMAE, PointMAE  # noqa: E402
+from pc3d.methods.method import Method  # noqa: E402
+from pc3d.methods.metrics import CsvMetrics  # noqa: E402
+from pc3d.methods.run import RunFolder, pretrain  # noqa: E402
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "CsvMetrics",
+    "MaskedAutoencoder",
+    "Method",
+    "PointCMAE",
+    "PointMAE",
+    "RunCheckpoint",
+    "RunFolder",
+    "pretrain",
+]

@@ -1,0 +1,111 @@
+"""Checkpoints that are whole or not there: written beside, flushed to the disk, then moved into place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that takes the place of ``path`` only once it is complete and on the disk.
+
+    A full disk, an unwritable folder or a killed process leaves whatever was at ``path`` untouched.
+
+    Raises:
+        OSError: writing failed; the message names the file and says that the old one is intact.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        # torch.save reports a failing write as RuntimeError while the OSError hangs in its chain.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError):
+            state = "the file from before is intact" if path.exists() else "nothing was written"
+            raise OSError(cause.errno, f"cannot write {path} ({cause.strerror or cause}): {state}") from error
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written atomically and read without running code from them."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            TypeError: ``storage_options`` were given.
+            OSError: the disk is full, the folder unwritable, ...; an older file of this name is left whole.
+        """
+        if storage_options is not None:
+            raise TypeError(f"storage_options are not supported, got {storage_options!r}")
+        with replace_atomically(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Callable[..., Any] | None = lambda storage, location: storage,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        """Read a checkpoint; only tensors and plain values are accepted, whatever ``weights_only`` says.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        return super().load_checkpoint(path, map_location, weights_only=True)
+
+
+class RunCheckpoint(pl.callbacks.Checkpoint):
+    """Keeps ``last.ckpt`` of a run folder current: at the end of each epoch, and every few steps if asked.
+
+    Args:
+        folder: the run folder.
+        every_n_steps: also write ``last.ckpt`` after every so many optimiser steps.
+        keep_epochs: epochs (finished, counted from 1) whose checkpoint is also kept as ``epoch_N.ckpt``.
+
+    Raises:
+        ValueError: ``every_n_steps`` below 1.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int | None = None, keep_epochs: Sequence[int] = ()) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        self.folder = Path(folder)
+        self.every_n_steps = every_n_steps
+        self.keep_epochs = frozenset(keep_epochs)
+        self._saved_step = -1
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Write ``last.ckpt`` if it is time."""
+        step = trainer.global_step
+        if self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._saved_step:
+            self._saved_step = step
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write ``last.ckpt``, and ``epoch_N.ckpt`` for epochs to keep."""
+        self._saved_step = trainer.global_step
+        if trainer.current_epoch + 1 in self.keep_epochs:
+            trainer.save_checkpoint(self.folder / f"epoch_{trainer.current_epoch + 1}.ckpt")
+        trainer.save_checkpoint(self.folder / "last.ckpt")

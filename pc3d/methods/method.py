@@ -1,0 +1,90 @@
+"""What every pre-training method has in common: an encoder to export, AdamW with a warm-up and cosine schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from pc3d.models import PointViT
+from pc3d.nn import epoch_learning_rate, weight_decay_groups
+from pc3d.nn.optim import Stepping
+
+
+@dataclass
+class Optimisation:
+    """AdamW and its learning rate, set once per epoch (Point-MAE's recipe).
+
+    Attributes:
+        learning_rate: peak of the schedule; not scaled by the batch size.
+        weight_decay: of everything but one-dimensional parameters and tokens.
+        betas: of AdamW.
+        min_learning_rate: start of the warm-up and end of the cosine.
+        warmup_epochs: length of the linear warm-up.
+        schedule_epochs: length of the schedule; the trainer's ``max_epochs`` when None.
+        stepping: ``"clean"`` sets the rate before each epoch; ``"official"`` repeats the released loop, which lags an
+            epoch behind (:func:`pc3d.nn.epoch_learning_rate`).
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    min_learning_rate: float = 1e-6
+    warmup_epochs: int = 10
+    schedule_epochs: int | None = None
+    stepping: Stepping = "clean"
+
+    def build(self, module: nn.Module, undecayed: Iterable[nn.Parameter], max_epochs: int | None) -> dict[str, Any]:
+        """Optimiser and scheduler in the form that Lightning takes from ``configure_optimizers``.
+
+        Raises:
+            ValueError: neither ``schedule_epochs`` nor ``max_epochs`` says how long the schedule is.
+        """
+        epochs = self.schedule_epochs if self.schedule_epochs is not None else max_epochs
+        if epochs is None or epochs < 1:
+            raise ValueError(
+                f"the learning-rate schedule needs a length: set trainer.max_epochs (got {max_epochs}) "
+                f"or schedule_epochs (got {self.schedule_epochs})"
+            )
+        groups = weight_decay_groups(module, self.weight_decay, undecayed)
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=1e-8)
+
+        def factor(epoch: int) -> float:
+            rate = epoch_learning_rate(
+                epoch,
+                stepping=self.stepping,
+                base=self.learning_rate,
+                minimum=self.min_learning_rate,
+                warmup_epochs=self.warmup_epochs,
+                epochs=epochs,
+            )
+            return rate / self.learning_rate
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+
+class Method(pl.LightningModule):
+    """A pre-training method: trains some networks, of which one is the encoder that leaves the run.
+
+    Args:
+        seed: of the method's own random draws (masks, drop path); initial weights come from PyTorch's default generator.
+
+    Raises:
+        ValueError: a negative seed.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
+        self.seed = seed
+
+    @property
+    def encoder(self) -> PointViT:
+        """The network that downstream tasks use."""
+        raise NotImplementedError

@@ -1,0 +1,172 @@
+"""A pre-training run: a folder, a trainer, and an encoder at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+
+from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint, replace_atomically
+from pc3d.methods.method import Method
+from pc3d.methods.metrics import CsvMetrics
+from pc3d.models import save_encoder
+
+
+class RunFolder:
+    """Where a run writes: ``config.yaml``, ``last.ckpt``, ``metrics.csv``, ``tensorboard/``, and at the end ``encoder/``.
+
+    Args:
+        path: the folder; it need not exist.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.checkpoint = self.path / "last.ckpt"
+        self.metrics = self.path / "metrics.csv"
+        self.tensorboard = self.path / "tensorboard"
+        self.encoder = self.path / "encoder"
+
+    def is_finished(self) -> bool:
+        """Whether the encoder of a finished run is there."""
+        return (self.encoder / "config.json").exists()
+
+    def is_started(self) -> bool:
+        """Whether a run has written anything here."""
+        own = (self.config, self.checkpoint, self.metrics, self.tensorboard, self.encoder)
+        return any(entry.exists() for entry in own)
+
+    def prepare(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Make the folder ready for a run, or say why not.
+
+        Args:
+            resume: the run goes on from ``last.ckpt``.
+            overwrite: remove what an earlier run wrote here; other files are left alone.
+
+        Raises:
+            ValueError: both flags.
+            FileExistsError: there is a run here, and neither flag says what to do with it.
+            FileNotFoundError: resuming, and there is no checkpoint.
+            NotADirectoryError: the path is a file.
+        """
+        if resume and overwrite:
+            raise ValueError("resume and overwrite exclude each other")
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"the run folder {self.path} is a file")
+        if resume:
+            if not self.checkpoint.exists():
+                what = "a run that wrote no checkpoint yet" if self.is_started() else "no run"
+                raise FileNotFoundError(f"cannot resume: {self.path} holds {what} (no {self.checkpoint.name})")
+        elif overwrite:
+            self._remove_run()
+        elif self.is_finished():
+            raise FileExistsError(
+                f"{self.path} holds a finished run: choose another folder, or pass --overwrite to remove it"
+            )
+        elif self.is_started():
+            raise FileExistsError(
+                f"{self.path} holds an unfinished run: pass --resume to go on with it, --overwrite to remove it, "
+                "or choose another folder"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def _remove_run(self) -> None:
+        for folder in (self.encoder, self.tensorboard):
+            if folder.exists():
+                shutil.rmtree(folder)
+        for file in (self.config, self.checkpoint, self.metrics, *self.path.glob("epoch_*.ckpt")):
+            file.unlink(missing_ok=True)
+
+
+def pretrain(
+    method: Method,
+    data: pl.LightningDataModule,
+    output: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    every_n_steps: int | None = None,
+    keep_epochs: Sequence[int] = (),
+    config: str | None = None,
+    **trainer: Any,
+) -> pl.Trainer:
+    """Pre-train, keeping everything in one folder (:class:`RunFolder`).
+
+    A run that was killed at any step and is resumed ends with the same weights, bit for bit on a CPU, as one that was left
+    alone, because batches, masks and drop path are functions of the seed and the step.
+
+    Args:
+        method: what to train.
+        data: gives batches of clouds.
+        output: the run folder.
+        resume: go on from the folder's ``last.ckpt``.
+        overwrite: remove an earlier run from the folder.
+        every_n_steps: write ``last.ckpt`` also within epochs, after every so many steps.
+        keep_epochs: finished epochs whose checkpoint is kept as ``epoch_N.ckpt``.
+        config: the resolved configuration as YAML, kept in the folder.
+        **trainer: options of ``pytorch_lightning.Trainer``, such as ``max_epochs``, ``devices``, ``strategy``.
+
+    Returns:
+        The trainer, after the run.
+
+    Raises:
+        FileExistsError: the folder holds a run, and neither ``resume`` nor ``overwrite`` was given.
+        FileNotFoundError: nothing to resume.
+        OSError: a checkpoint could not be written; the one before is intact.
+    """
+    folder = RunFolder(output)
+    # The processes that Lightning starts for further devices run this again; the folder is the first one's business.
+    if rank_zero_only.rank == 0:
+        folder.prepare(resume=resume, overwrite=overwrite)
+        if config is not None:
+            with replace_atomically(folder.config) as file:
+                file.write(config.encode())
+    metrics = CsvMetrics(folder.metrics)
+    if resume:
+        metrics.drop_after(_step_of(folder.checkpoint))
+    callbacks = [
+        *_as_list(trainer.pop("callbacks", None)),
+        RunCheckpoint(folder.path, every_n_steps, keep_epochs),
+        pl.callbacks.LearningRateMonitor("epoch"),
+    ]
+    if trainer.get("enable_progress_bar", True) is not False:
+        callbacks.append(_progress_bar())
+    loggers = [metrics, pl.loggers.TensorBoardLogger(folder.path, name="tensorboard", version="")]
+    plugins = [*_as_list(trainer.pop("plugins", None)), AtomicCheckpointIO()]
+    engine = pl.Trainer(
+        default_root_dir=folder.path, callbacks=callbacks, logger=loggers, plugins=plugins, **_without_none(trainer)
+    )
+    engine.fit(method, datamodule=data, ckpt_path=folder.checkpoint if resume else None, weights_only=True)
+    if engine.is_global_zero and engine.state.finished:
+        save_encoder(method.encoder, folder.encoder)
+    return engine
+
+
+def _step_of(checkpoint: Path) -> int:
+    """The optimiser steps that a checkpoint has seen."""
+    try:
+        # Mapped, not read: only the number is needed here.
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except Exception as error:
+        raise ValueError(f"{checkpoint} is not a checkpoint that can be resumed: {error}") from error
+
+
+def _progress_bar() -> pl.Callback:
+    if sys.stderr.isatty() or sys.stdout.isatty():
+        return pl.callbacks.RichProgressBar()
+    return pl.callbacks.TQDMProgressBar(refresh_rate=50)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _without_none(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,159 @@
+"""Encoders as folders: ``model.safetensors`` and ``config.json``, on disk or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pc3d._version import __version__
+from pc3d.models.point_vit import PointViT
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+ENCODERS: dict[str, type[PointViT]] = {"PointViT": PointViT}
+
+
+def save_encoder(encoder: PointViT, folder: str | os.PathLike[str]) -> Path:
+    """Write an encoder so that :func:`load_encoder` rebuilds it anywhere.
+
+    Both files are replaced atomically, the weights last: a folder never holds half of one.
+
+    Args:
+        encoder: the encoder.
+        folder: created if need be; an encoder in it is replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TypeError: not an encoder that can be loaded back.
+        OSError: the folder cannot be written.
+    """
+    if type(encoder).__name__ not in ENCODERS:
+        raise TypeError(f"encoder must be one of {', '.join(ENCODERS)}, got {type(encoder).__name__}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"class": type(encoder).__name__, "arguments": encoder.config, "pc3d_version": __version__}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    partial = folder / f".{WEIGHTS}.{os.getpid()}.partial"
+    partial_config = folder / f".{CONFIG}.{os.getpid()}.partial"
+    try:
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial_config.write_text(json.dumps(config, indent=2) + "\n")
+        os.replace(partial_config, folder / CONFIG)
+        os.replace(partial, folder / WEIGHTS)
+    finally:
+        partial.unlink(missing_ok=True)
+        partial_config.unlink(missing_ok=True)
+    return folder
+
+
+def load_encoder(path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> PointViT:
+    """Load an encoder that :func:`save_encoder` or ``pc3d pretrain`` wrote, in evaluation mode, on the CPU.
+
+    Args:
+        path_or_hub_id: a folder with ``config.json`` and ``model.safetensors`` (a run folder works too: its ``encoder/``
+            is taken), or the id ``owner/name`` of a repository on the Hugging Face Hub.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        FileNotFoundError: neither such a folder nor such a repository exists.
+        ValueError: the files do not describe an encoder of pc3d, or weights and configuration do not fit.
+    """
+    config_path, weights_path = _locate(path_or_hub_id, revision)
+    encoder = _build(config_path)
+    try:
+        tensors = load_file(weights_path)
+    except SafetensorError as error:
+        raise ValueError(f"{weights_path} is not a complete safetensors file: {error}") from error
+    _check_fit(encoder, tensors, weights_path)
+    encoder.load_state_dict(tensors)
+    return encoder.eval()
+
+
+def _locate(path_or_hub_id: str | os.PathLike[str], revision: str | None) -> tuple[Path, Path]:
+    path = Path(path_or_hub_id)
+    for folder in (path, path / "encoder"):
+        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+            if revision is not None:
+                raise ValueError(f"revision={revision!r} applies to the Hub, but {folder} is a local folder")
+            return folder / CONFIG, folder / WEIGHTS
+    if path.is_file():
+        hint = "give the folder that holds it" if path.name in (WEIGHTS, CONFIG) else _hint_for_file(path)
+        raise FileNotFoundError(
+            f"{path} is a file, but load_encoder takes a folder with {CONFIG} and {WEIGHTS}: {hint}"
+        )
+    if path.is_dir():
+        found = sorted(entry.name for entry in path.iterdir())[:8]
+        raise FileNotFoundError(
+            f"{path} has no {CONFIG} and {WEIGHTS} (it holds: {', '.join(found) or 'nothing'}); a run writes them to "
+            "its encoder/ folder when it finishes: resume it with pc3d pretrain --resume"
+        )
+    hub_id = os.fspath(path_or_hub_id)
+    if not _HUB_ID.fullmatch(hub_id) or hub_id.startswith("."):
+        raise FileNotFoundError(f"there is no folder {hub_id}; an id on the Hugging Face Hub reads owner/name")
+    return _download(hub_id, revision)
+
+
+def _hint_for_file(path: Path) -> str:
+    if path.suffix in (".pth", ".pt"):
+        return "an official checkpoint of the Point-MAE family is read by pc3d.models.load_official_encoder"
+    return "a .ckpt file belongs to a run: its finished encoder is in encoder/ beside it"
+
+
+def _download(hub_id: str, revision: str | None) -> tuple[Path, Path]:
+    try:
+        return (
+            Path(hf_hub_download(hub_id, CONFIG, revision=revision)),
+            Path(hf_hub_download(hub_id, WEIGHTS, revision=revision)),
+        )
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise FileNotFoundError(
+            f"{hub_id!r} is neither a folder here nor a repository on the Hugging Face Hub (a private one needs "
+            f"`hf auth login`): {error}"
+        ) from error
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"the repository {hub_id!r} (revision {revision or 'main'}) does not hold {CONFIG} and {WEIGHTS}: it was "
+            f"not written by pc3d ({error})"
+        ) from error
+
+
+def _build(config_path: Path) -> PointViT:
+    try:
+        config: dict[str, Any] = json.loads(config_path.read_text())
+        name, arguments = config["class"], config["arguments"]
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config_path} is not the configuration of a pc3d encoder: {error!r}") from error
+    if name not in ENCODERS:
+        raise ValueError(
+            f"{config_path} names the class {name!r}; this pc3d {__version__} knows {', '.join(ENCODERS)} "
+            f"(written by pc3d {config.get('pc3d_version', 'unknown')}; a newer pc3d may know it)"
+        )
+    try:
+        return ENCODERS[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"{config_path} has arguments that {name} does not take: {error}") from error
+
+
+def _check_fit(encoder: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    expected = encoder.state_dict()
+    problems = [f"missing {name}" for name in expected if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in expected]
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"{path} does not fit its {CONFIG}: {'; '.join(problems[:5])}{more}")

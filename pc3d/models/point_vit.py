@@ -1,0 +1,181 @@
+"""PointViT: the plain vision transformer for point clouds of Point-BERT, Point-MAE and Point-CMAE."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pc3d.nn import Patches, PatchTokenizer, PositionEmbedding, Transformer, init_encoder_weights, init_token
+from pc3d.nn.transformer import AddPosition
+
+Pooling = Literal["max", "mean", "max+mean", "concat(max,mean)", "concat(cls,max,mean)"]
+POOLINGS: tuple[str, ...] = ("max", "mean", "max+mean", "concat(max,mean)", "concat(cls,max,mean)")
+
+
+class EncoderOutput(NamedTuple):
+    """What an encoder says about a batch of clouds.
+
+    Attributes:
+        tokens: ``(B, G, C)`` patch tokens after the final norm.
+        centers: ``(B, G, 3)`` centres of the patches.
+        cls: ``(B, 1, C)`` class token after the final norm, or None for an encoder without one.
+    """
+
+    tokens: Tensor
+    centers: Tensor
+    cls: Tensor | None
+
+
+class PointViT(nn.Module):
+    """Patches of points as tokens, a position embedding, and a pre-norm transformer.
+
+    The defaults are the published ones (Point-MAE, section 4.1; Point-CMAE): 22 million parameters. ``num_points`` is not used to
+    compute anything: it records the density that the encoder was trained for, since accuracy falls steeply away from it.
+
+    Args:
+        embed_dim: token width C.
+        depth: transformer blocks.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of the MLPs over C.
+        num_groups: G, patches per cloud.
+        group_size: S, points per patch.
+        num_points: points per cloud that the encoder is meant for; kept with the weights.
+        num_cls_tokens: learned class tokens, with a learned position each. One of them joins the sequence: Point-MAE has
+            none in pre-training, Point-CMAE one per branch, the classifier one.
+        drop_path: stochastic depth of the last block, rising linearly from 0 in the first.
+        add_position: add the position embedding before ``"every_block"`` (published) or ``"once"``.
+        ignore_near_origin: farthest point sampling as in the official CUDA extension (:class:`pc3d.nn.PatchTokenizer`).
+
+    Raises:
+        ValueError: a size below 1, or a width that the heads do not divide.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        num_groups: int = 64,
+        group_size: int = 32,
+        num_points: int = 1024,
+        num_cls_tokens: int = 0,
+        drop_path: float = 0.1,
+        add_position: AddPosition = "every_block",
+        ignore_near_origin: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "num_groups": num_groups, "group_size": group_size}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if num_cls_tokens < 0:
+            raise ValueError(f"num_cls_tokens must be at least 0, got {num_cls_tokens}")
+        self.config: dict[str, Any] = {
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_ratio": mlp_ratio,
+            "num_groups": num_groups,
+            "group_size": group_size,
+            "num_points": num_points,
+            "num_cls_tokens": num_cls_tokens,
+            "drop_path": drop_path,
+            "add_position": add_position,
+            "ignore_near_origin": ignore_near_origin,
+        }
+        self.embed_dim = embed_dim
+        self.tokenizer = PatchTokenizer(embed_dim, num_groups, group_size, ignore_near_origin=ignore_near_origin)
+        self.position = PositionEmbedding(embed_dim)
+        self.transformer = Transformer(
+            embed_dim, depth, num_heads, mlp_ratio=mlp_ratio, drop_path=drop_path, add_position=add_position
+        )
+        self.norm = nn.LayerNorm(embed_dim)
+        self.cls_token = nn.Parameter(torch.empty(num_cls_tokens, embed_dim)) if num_cls_tokens else None
+        self.cls_position = nn.Parameter(torch.empty(num_cls_tokens, embed_dim)) if num_cls_tokens else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fresh weights, as Point-MAE initialises an encoder for pre-training."""
+        self.apply(init_encoder_weights)
+        for token in (self.cls_token, self.cls_position):
+            if token is not None:
+                init_token(token)
+
+    def forward(self, xyz: Tensor) -> EncoderOutput:
+        """Encode whole clouds; nothing is masked.
+
+        Args:
+            xyz: ``(B, N, 3)``, N at least ``num_groups`` and ``group_size``.
+
+        Returns:
+            Tokens ``(B, G, C)``, centres ``(B, G, 3)``, class token ``(B, 1, C)`` or None. An encoder with several
+            class tokens uses the first, as a branch does in pre-training.
+        """
+        patches: Patches = self.tokenizer(xyz)
+        tokens, cls = self.encode_tokens(patches.tokens, patches.centers)
+        return EncoderOutput(tokens, patches.centers, cls)
+
+    def encode_tokens(
+        self, tokens: Tensor, centers: Tensor, *, cls_index: Tensor | None = None, path_scales: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the transformer over embedded patches, all of them or a visible subset.
+
+        Args:
+            tokens: ``(B, T, C)`` embedded patches.
+            centers: ``(B, T, 3)`` their centres.
+            cls_index: ``(B,)`` int64, which class token each row gets; the first when left out.
+            path_scales: ``(depth, 2, B)`` of :func:`pc3d.nn.drop_path_scales`; drawn by PyTorch's default generator when left out.
+
+        Returns:
+            Tokens ``(B, T, C)`` and class token ``(B, 1, C)`` or None, after the final norm.
+        """
+        position = self.position(centers)
+        if self.cls_token is None or self.cls_position is None:
+            return self.norm(self.transformer(tokens, position, path_scales)), None
+        if cls_index is None:
+            cls_index = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+        sequence = torch.cat([self.cls_token[cls_index, None].to(tokens.dtype), tokens], dim=1)
+        position = torch.cat([self.cls_position[cls_index, None].to(position.dtype), position], dim=1)
+        encoded = self.norm(self.transformer(sequence, position, path_scales))
+        return encoded[:, 1:], encoded[:, :1]
+
+    def encode(self, xyz: Tensor, pooling: Pooling = "max+mean") -> Tensor:
+        """One feature vector per cloud, of all patches after the final norm; never masked.
+
+        Call ``eval()`` first: batch statistics and drop path of training mode make features depend on the batch.
+
+        Args:
+            xyz: ``(B, N, 3)``.
+            pooling: over the G patch tokens: ``"max"``, ``"mean"``, ``"max+mean"`` (their sum),
+                ``"concat(max,mean)"`` or ``"concat(cls,max,mean)"``.
+
+        Returns:
+            ``(B, C)``, ``(B, 2C)`` or ``(B, 3C)``.
+
+        Raises:
+            ValueError: an unknown pooling, or one with the class token of an encoder that has none.
+        """
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        tokens, _, cls = self(xyz)
+        largest, mean = tokens.amax(1), tokens.mean(1)
+        if pooling == "max":
+            return largest
+        if pooling == "mean":
+            return mean
+        if pooling == "max+mean":
+            return largest + mean
+        if pooling == "concat(max,mean)":
+            return torch.cat([largest, mean], dim=1)
+        if cls is None:
+            raise ValueError(
+                'pooling "concat(cls,max,mean)" needs a class token; this encoder was built with num_cls_tokens=0'
+            )
+        return torch.cat([cls[:, 0], largest, mean], dim=1)
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """Parameters of more than one dimension that weight decay leaves alone: the class tokens, not their positions."""
+        return [] if self.cls_token is None else [self.cls_token]

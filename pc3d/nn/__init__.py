@@ -1,0 +1,39 @@
+"""Layers: the patch tokenizer, transformer blocks, masking, and what makes them train alike on many processes."""
+
+from pc3d.nn.batch_norm import GlobalBatchNorm
+from pc3d.nn.distributed import all_reduce_sum, mean_over_processes, rank, world_size
+from pc3d.nn.init import init_decoder_weights, init_encoder_weights, init_token
+from pc3d.nn.masking import MaskType, block_mask, check_mask, num_masked, random_mask, split_mask
+from pc3d.nn.optim import epoch_learning_rate, warmup_cosine, weight_decay_groups
+from pc3d.nn.sample_random import SampleRandom
+from pc3d.nn.tokenizer import MiniPointNet, Patches, PatchTokenizer, PositionEmbedding
+from pc3d.nn.transformer import Attention, Transformer, TransformerBlock, drop_path_scales
+
+__all__ = [
+    "Attention",
+    "GlobalBatchNorm",
+    "MaskType",
+    "MiniPointNet",
+    "PatchTokenizer",
+    "Patches",
+    "PositionEmbedding",
+    "SampleRandom",
+    "Transformer",
+    "TransformerBlock",
+    "all_reduce_sum",
+    "block_mask",
+    "check_mask",
+    "drop_path_scales",
+    "epoch_learning_rate",
+    "init_decoder_weights",
+    "init_encoder_weights",
+    "init_token",
+    "mean_over_processes",
+    "num_masked",
+    "random_mask",
+    "rank",
+    "split_mask",
+    "warmup_cosine",
+    "weight_decay_groups",
+    "world_size",
+]

@@ -1,0 +1,64 @@
+"""Batch normalisation over all points of the global batch, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pc3d.nn.distributed import all_reduce_sum, world_size
+
+
+class GlobalBatchNorm(nn.BatchNorm1d):
+    """``BatchNorm1d`` for rows ``(R, C)`` whose training statistics span all processes.
+
+    ``torch.nn.SyncBatchNorm`` runs on GPUs only. This one also runs with gloo on CPU; with one process, and always in
+    evaluation mode, it *is* ``BatchNorm1d``.
+
+    With rows ``x_i`` spread over W processes and n rows in all: ``m = (1/n) sum_i x_i``, ``v = (1/n) sum_i (x_i - m)^2``,
+    ``y_i = weight (x_i - m) / sqrt(v + eps) + bias``. Both sums run over all rows of all processes by a differentiable
+    all-reduce. Autograd needs nothing more: the all-reduce hands each process the sum over processes of the gradient
+    with respect to m and v, which is exactly the term by which a row of this process moves the loss of another one.
+    The variance takes a second sweep around the mean, since ``E[x^2] - E[x]^2`` cancels in float32. Running statistics are
+    updated as PyTorch does, with the unbiased variance ``v n / (n - 1)``.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise rows.
+
+        Args:
+            input: ``(R, C)``; R may differ between processes.
+
+        Returns:
+            ``(R, C)``.
+
+        Raises:
+            ValueError: training with fewer than two rows over all processes.
+        """
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            return self._normalise_globally(input.float() if input.dtype in (torch.float16, torch.bfloat16) else input)
+
+    def _normalise_globally(self, rows: Tensor) -> Tensor:
+        local_count = rows.new_tensor([float(rows.shape[0])])
+        sums = all_reduce_sum(torch.cat([rows.sum(0), local_count]))
+        count = sums[-1].detach()
+        if count < 2:
+            raise ValueError(
+                f"batch normalisation in training needs at least 2 rows over all processes, got {int(count)}"
+            )
+        mean = sums[:-1] / count
+        centred = rows - mean
+        variance = all_reduce_sum(centred.square().sum(0)) / count
+        self._update_running(mean.detach(), variance.detach() * (count / (count - 1)))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale + self.bias
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        weight = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+        self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), weight)

@@ -1,0 +1,65 @@
+"""The few collectives that make N processes compute what one process would on the same global batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes that train together; 1 outside of ``torch.distributed``."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Index of this process among those that train together; 0 outside of ``torch.distributed``."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """y = sum_r x_r on every process. Each process's loss sees y, so dL/dx_r = sum_s dL_s/dy: again a sum over processes."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """Differentiable sum over processes, the same on each of them; the tensor itself where there is one process.
+
+    Args:
+        value: any shape, equal on all processes.
+
+    Returns:
+        The sum, of the shape of ``value``. Its gradient is the sum over processes of the gradients that reach it.
+    """
+    if world_size() == 1:
+        return value
+    result: Tensor = _AllReduceSum.apply(value)  # type: ignore[no-untyped-call]
+    return result
+
+
+@torch.no_grad()
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Mean over processes, without gradient; the tensor itself where there is one process.
+
+    Distributed data parallel *averages* the gradients of W processes. A loss that is a global ratio
+    ``sum_r s_r / sum_r c_r`` is therefore obtained exactly when process r minimises ``s_r / ((sum_r c_r) / W)``: this
+    function makes that denominator.
+    """
+    if world_size() == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / world_size()

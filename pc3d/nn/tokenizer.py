@@ -1,0 +1,112 @@
+"""From a cloud to patch tokens: farthest points, their neighbours, a mini-PointNet, and the position embedding."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pc3d.nn.batch_norm import GlobalBatchNorm
+from pc3d.ops import farthest_point_sample, gather, group, knn
+
+
+class Patches(NamedTuple):
+    """A cloud cut into G overlapping patches of S points.
+
+    Attributes:
+        centers: ``(B, G, 3)`` patch centres, points of the cloud.
+        neighborhood: ``(B, G, S, 3)`` the points of each patch relative to its centre, nearest first; not rescaled.
+        tokens: ``(B, G, C)`` embedded patches.
+    """
+
+    centers: Tensor
+    neighborhood: Tensor
+    tokens: Tensor
+
+
+class MiniPointNet(nn.Module):
+    """Embed each patch of points by itself (Point-MAE, section 3.1; the tokenizer of Point-BERT).
+
+    Linear 3→128, batch norm, ReLU, linear 128→256; the maximum over the patch is put in front of each point's
+    features; linear 512→512, batch norm, ReLU, linear 512→C; maximum over the patch.
+
+    Args:
+        embed_dim: C.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(3, 128), GlobalBatchNorm(128), nn.ReLU(), nn.Linear(128, 256))
+        self.second = nn.Sequential(nn.Linear(512, 512), GlobalBatchNorm(512), nn.ReLU(), nn.Linear(512, embed_dim))
+
+    def forward(self, neighborhood: Tensor) -> Tensor:
+        """Map ``(B, G, S, 3)`` centred patches to ``(B, G, C)`` tokens."""
+        batch, groups, size, _ = neighborhood.shape
+        local = self.first(neighborhood.reshape(-1, 3)).view(batch * groups, size, 256)
+        # [W_g | W_l] (global ; local) = W_g global + W_l local: the global half is the same for all points of a patch,
+        # so it is multiplied once per patch instead of once per point.
+        mix = self.second[0]
+        of_patch = F.linear(local.amax(1), mix.weight[:, :256], mix.bias)
+        of_point = F.linear(local, mix.weight[:, 256:])
+        mixed = (of_point + of_patch[:, None]).view(-1, 512)
+        features: Tensor = self.second[1:](mixed)
+        return features.view(batch, groups, size, -1).amax(2)
+
+
+class PatchTokenizer(nn.Module):
+    """Cut clouds into patches and embed them.
+
+    Args:
+        embed_dim: width C of a token.
+        num_groups: G, patches per cloud; centres by farthest point sampling from the first point on.
+        group_size: S, points per patch: the S nearest points of the cloud, the centre included.
+        ignore_near_origin: follow the farthest point sampling of the official CUDA extension, which never takes a point
+            whose squared norm is at most 1e-3. Off by default: it leaves a hole in clouds that are centred at the origin.
+    """
+
+    def __init__(self, embed_dim: int, num_groups: int, group_size: int, *, ignore_near_origin: bool = False) -> None:
+        super().__init__()
+        self.num_groups = num_groups
+        self.group_size = group_size
+        self.ignore_near_origin = ignore_near_origin
+        self.network = MiniPointNet(embed_dim)
+
+    def forward(self, xyz: Tensor) -> Patches:
+        """Cut ``(B, N, 3)`` clouds into patches and embed them.
+
+        Raises:
+            ValueError: ``xyz`` is not ``(B, N, 3)``, or N is below ``group_size`` or ``num_groups``.
+        """
+        centers, neighborhood = self.cut(xyz)
+        return Patches(centers, neighborhood, self.network(neighborhood))
+
+    def cut(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
+        """The geometry alone, in float32 also under autocast: centres ``(B, G, 3)`` and patches ``(B, G, S, 3)``."""
+        if xyz.ndim != 3 or xyz.shape[-1] != 3:
+            raise ValueError(f"xyz must have shape (B, N, 3), got {tuple(xyz.shape)}")
+        for name, needed in (("num_groups", self.num_groups), ("group_size", self.group_size)):
+            if xyz.shape[1] < needed:
+                raise ValueError(
+                    f"clouds have {xyz.shape[1]} points, fewer than {name}={needed}; "
+                    f"give denser clouds or build the encoder with a smaller {name}"
+                )
+        with torch.autocast(xyz.device.type, enabled=False):
+            if xyz.dtype in (torch.float16, torch.bfloat16):
+                xyz = xyz.float()
+            index = farthest_point_sample(xyz, self.num_groups, ignore_near_origin=self.ignore_near_origin)
+            centers = gather(xyz, index)
+            neighbors = knn(xyz, self.group_size, query=centers).index
+            return centers, group(xyz, neighbors, centers)
+
+
+class PositionEmbedding(nn.Sequential):
+    """Linear 3→128, GELU, linear 128→C on absolute centre coordinates ``(..., 3)``.
+
+    Args:
+        embed_dim: C.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, embed_dim))
