@@ -1,0 +1,57 @@
+"""The call signatures of extensions that no longer build, over :mod:`pc3d.ops`.
+
+Old repositories import ``pointnet2_ops``, ``knn_cuda`` and ``extensions.chamfer_dist``, CUDA extensions tied to one old
+PyTorch. After ::
+
+    import pc3d.compat
+    pc3d.compat.install()
+
+those imports find the modules of this package, which run on the CPU and on CUDA, and the old code runs unchanged.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.util import find_spec
+from types import ModuleType
+
+__all__ = ["install"]
+
+_STANDS_FOR = {
+    "pointnet2_ops": "pc3d.compat.pointnet2_ops",
+    "pointnet2_ops.pointnet2_utils": "pc3d.compat.pointnet2_ops",
+    "knn_cuda": "pc3d.compat.knn_cuda",
+    "extensions.chamfer_dist": "pc3d.compat.chamfer_dist",
+}
+
+
+def install(*, replace: bool = False) -> list[str]:
+    """Lets ``import pointnet2_ops``, ``knn_cuda`` and ``extensions.chamfer_dist`` find the modules of this package.
+
+    Args:
+        replace: stand in also for an extension that is installed.
+
+    Returns:
+        The names that now lead here; one that is installed is left alone unless ``replace``.
+    """
+    installed = []
+    for name, target in _STANDS_FOR.items():
+        if not replace and _is_importable(name):
+            continue
+        module = importlib.import_module(target)
+        sys.modules[name] = module
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules.setdefault(parent, ModuleType(parent)), child, module)
+        installed.append(name)
+    return installed
+
+
+def _is_importable(name: str) -> bool:
+    if name in sys.modules:
+        return not sys.modules[name].__name__.startswith("pc3d.compat")
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):  # the parent package does not exist, or was put together by install()
+        return False

@@ -1,0 +1,28 @@
+"""The class of ``knn_cuda``."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pc3d import ops
+
+
+class KNN(nn.Module):
+    """k nearest reference points of every query: distances (not squared) and indices, nearest first.
+
+    Args:
+        k: neighbours, at most 128.
+        transpose_mode: True: points are (B, N, 3) and results (B, M, k); False: (B, 3, N) and (B, k, M).
+    """
+
+    def __init__(self, k: int, transpose_mode: bool = False) -> None:
+        super().__init__()
+        self.k, self.transpose_mode = k, transpose_mode
+
+    def forward(self, ref: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Searches ``ref`` for the neighbours of ``query``; no gradient, as in the original."""
+        if not self.transpose_mode:
+            ref, query = ref.transpose(1, 2), query.transpose(1, 2)
+        index, squared = ops.knn(ref.detach(), self.k, query=query.detach())
+        distance = squared.sqrt()
+        return (distance, index) if self.transpose_mode else (distance.transpose(1, 2), index.transpose(1, 2))

@@ -1,0 +1,78 @@
+"""The functions of ``pointnet2_ops.pointnet2_utils``: channels first, int32 indices, dense clouds only."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from pc3d import ops
+
+pointnet2_utils = sys.modules[__name__]  # `from pointnet2_ops import pointnet2_utils`
+
+
+def furthest_point_sample(xyz: Tensor, npoint: int) -> Tensor:
+    """(B, N, 3) points to (B, npoint) int32 indices, from index 0, with the near-origin rule of the original."""
+    return ops.farthest_point_sample(xyz, npoint, ignore_near_origin=True).int()
+
+
+def gather_operation(features: Tensor, idx: Tensor) -> Tensor:
+    """(B, C, N) features at (B, npoint) indices: (B, C, npoint)."""
+    return ops.gather(features.transpose(1, 2), idx.long()).transpose(1, 2).contiguous()
+
+
+def grouping_operation(features: Tensor, idx: Tensor) -> Tensor:
+    """(B, C, N) features at (B, npoint, nsample) indices: (B, C, npoint, nsample)."""
+    return ops.gather(features.transpose(1, 2), idx.long()).permute(0, 3, 1, 2).contiguous()
+
+
+def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """For (B, n, 3) points the three nearest of (B, m, 3): (B, n, 3) distances, not squared, and int32 indices."""
+    index, squared = ops.knn(known, 3, query=unknown)
+    return squared.sqrt(), index.int()
+
+
+def three_interpolate(features: Tensor, idx: Tensor, weight: Tensor) -> Tensor:
+    """(B, C, m) features, (B, n, 3) indices and weights to the weighted sums (B, C, n)."""
+    rows = ops.gather(features.transpose(1, 2), idx.long())
+    return (rows * weight[..., None]).sum(2).transpose(1, 2).contiguous()
+
+
+def ball_query(radius: float, nsample: int, xyz: Tensor, new_xyz: Tensor) -> Tensor:
+    """(B, N, 3) points around (B, npoint, 3) centres: (B, npoint, nsample) int32, index 0 throughout an empty ball."""
+    return ops.ball_query(xyz, radius, nsample, query=new_xyz).index.clamp(min=0).int()
+
+
+class QueryAndGroup(nn.Module):
+    """Ball query, then grouping; coordinates relative to the centre come before the features."""
+
+    def __init__(self, radius: float, nsample: int, use_xyz: bool = True) -> None:
+        super().__init__()
+        self.radius, self.nsample, self.use_xyz = radius, nsample, use_xyz
+
+    def forward(self, xyz: Tensor, new_xyz: Tensor, features: Tensor | None = None) -> Tensor:
+        """(B, N, 3), (B, npoint, 3) and (B, C, N) to (B, 3 + C, npoint, nsample)."""
+        idx = ball_query(self.radius, self.nsample, xyz, new_xyz)
+        grouped = grouping_operation(xyz.transpose(1, 2), idx) - new_xyz.transpose(1, 2)[..., None]
+        if features is None:
+            if not self.use_xyz:
+                raise ValueError("features is None and use_xyz is False: nothing is left to group")
+            return grouped
+        grouped_features = grouping_operation(features, idx)
+        return torch.cat([grouped, grouped_features], dim=1) if self.use_xyz else grouped_features
+
+
+class GroupAll(nn.Module):
+    """The whole cloud as one group."""
+
+    def __init__(self, use_xyz: bool = True) -> None:
+        super().__init__()
+        self.use_xyz = use_xyz
+
+    def forward(self, xyz: Tensor, new_xyz: Tensor | None, features: Tensor | None = None) -> Tensor:
+        """(B, N, 3) and (B, C, N) to (B, 3 + C, 1, N); ``new_xyz`` is not used."""
+        grouped = xyz.transpose(1, 2).unsqueeze(2)
+        if features is None:
+            return grouped
+        return torch.cat([grouped, features.unsqueeze(2)], dim=1) if self.use_xyz else features.unsqueeze(2)

@@ -1,0 +1,104 @@
+"""The stand-ins against plain statements of what the old extensions computed."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pc3d.compat import chamfer_dist, knn_cuda, pointnet2_ops
+
+
+@pytest.fixture
+def xyz() -> torch.Tensor:
+    return torch.randn(2, 60, 3, generator=torch.Generator().manual_seed(0))
+
+
+def test_furthest_point_sample_starts_at_zero_and_avoids_the_origin(xyz: torch.Tensor) -> None:
+    xyz[:, 7] = 0.001
+    index = pointnet2_ops.furthest_point_sample(xyz, 60)
+    assert index.dtype == torch.int32
+    assert index[:, 0].tolist() == [0, 0]
+    assert 7 not in index[0].tolist()
+    assert len(set(index[0].tolist())) == 59
+
+
+def test_channels_first_reading(xyz: torch.Tensor) -> None:
+    features = torch.randn(2, 5, 60)
+    idx = torch.randint(0, 60, (2, 4, 3), dtype=torch.int32)
+    grouped = pointnet2_ops.grouping_operation(features, idx)
+    assert grouped[1, 2, 3, 0] == features[1, 2, idx[1, 3, 0]]
+    gathered = pointnet2_ops.gather_operation(features, idx[:, :, 0])
+    assert torch.equal(gathered, grouped[..., 0])
+
+
+def test_three_nearest_and_interpolation_against_cdist(xyz: torch.Tensor) -> None:
+    known = xyz[:, :20].contiguous()
+    distance, idx = pointnet2_ops.three_nn(xyz, known)
+    expected, order = torch.cdist(xyz.double(), known.double()).topk(3, largest=False)
+    torch.testing.assert_close(distance.double(), expected, atol=1e-6, rtol=1e-5)
+    assert torch.equal(idx.long(), order)
+    weight = torch.rand(2, 60, 3)
+    features = torch.randn(2, 4, 20)
+    out = pointnet2_ops.three_interpolate(features, idx, weight)
+    one = sum(weight[1, 30, j] * features[1, :, idx[1, 30, j]] for j in range(3))
+    torch.testing.assert_close(out[1, :, 30], one)
+
+
+def test_an_empty_ball_reads_index_zero(xyz: torch.Tensor) -> None:
+    idx = pointnet2_ops.ball_query(0.5, 4, xyz, torch.full((2, 1, 3), 100.0))
+    assert idx.dtype == torch.int32
+    assert not idx.any()
+
+
+def test_query_and_group_puts_relative_coordinates_first(xyz: torch.Tensor) -> None:
+    centers = xyz[:, :3].contiguous()
+    features = torch.randn(2, 5, 60)
+    out = pointnet2_ops.QueryAndGroup(0.8, 6)(xyz, centers, features)
+    idx = pointnet2_ops.ball_query(0.8, 6, xyz, centers).long()
+    assert out.shape == (2, 8, 3, 6)
+    torch.testing.assert_close(out[1, :3, 2, 4], xyz[1, idx[1, 2, 4]] - centers[1, 2])
+    torch.testing.assert_close(out[1, 3:, 2, 4], features[1, :, idx[1, 2, 4]])
+    everything = pointnet2_ops.GroupAll()(xyz, None, features)
+    assert everything.shape == (2, 8, 1, 60)
+
+
+@pytest.mark.parametrize("transpose_mode", [True, False])
+def test_knn_gives_distances_and_indices_in_both_layouts(xyz: torch.Tensor, transpose_mode: bool) -> None:
+    query = xyz[:, :9] + 0.01
+    layout = (lambda t: t) if transpose_mode else (lambda t: t.transpose(1, 2).contiguous())
+    distance, index = knn_cuda.KNN(k=4, transpose_mode=transpose_mode)(layout(xyz), layout(query))
+    expected, order = torch.cdist(query.double(), xyz.double()).topk(4, largest=False)
+    torch.testing.assert_close(layout(distance).double(), expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(layout(index), order)
+
+
+def test_chamfer_of_one_point_each() -> None:
+    p, q = torch.zeros(1, 1, 3), torch.tensor([[[1.0, 0.0, 0.0]]])
+    assert chamfer_dist.ChamferDistanceL2()(p, q) == 2
+    assert chamfer_dist.ChamferDistanceL1()(p, q) == 1
+
+
+def test_install_leads_the_old_names_here() -> None:
+    code = (
+        "import pc3d.compat; names = pc3d.compat.install(); again = pc3d.compat.install()\n"
+        "from pointnet2_ops import pointnet2_utils; from pointnet2_ops.pointnet2_utils import furthest_point_sample\n"
+        "from knn_cuda import KNN; from extensions.chamfer_dist import ChamferDistanceL2\n"
+        "assert names == again, (names, again)\n"
+        "print(pointnet2_utils.furthest_point_sample is furthest_point_sample, KNN.__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "pc3d.compat.knn_cuda"], done.stderr
+
+
+def test_install_leaves_an_installed_extension_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = type(sys)("knn_cuda")
+    monkeypatch.setitem(sys.modules, "knn_cuda", real)
+    compat = importlib.import_module("pc3d.compat")
+    assert "knn_cuda" not in compat.install()
+    assert sys.modules["knn_cuda"] is real
+    for name in ("pointnet2_ops", "pointnet2_ops.pointnet2_utils", "extensions", "extensions.chamfer_dist"):
+        monkeypatch.delitem(sys.modules, name, raising=False)

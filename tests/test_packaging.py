@@ -1,0 +1,90 @@
+"""What is shipped and how it is built: symbols, lazy imports, build modes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import pc3d
+from pc3d._extras import require
+
+ROOT = Path(__file__).parent.parent
+LIBRARIES = sorted(Path(pc3d.__file__).parent.glob("_C*.so"))
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_cpu_kernels_are_compiled_and_loaded() -> None:
+    assert pc3d.ops.build_info()["cpu"] == "loaded"
+
+
+def test_the_cuda_kernels_are_compiled_where_a_compiler_fits_torch() -> None:
+    if torch.version.cuda is None:
+        assert pc3d.ops.build_info()["cuda"] != "loaded"
+    elif shutil.which("nvcc") or find_spec("nvidia.cu13.bin"):
+        assert pc3d.ops.build_info()["cuda"] == "loaded"
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_a_library_needs_only_the_stable_interface_of_torch(library: Path) -> None:
+    """One mangled torch symbol or one of CPython would tie the file to one torch or one Python."""
+    lines = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True).stdout
+    symbols = [line.split()[-1].split("@")[0] for line in lines.splitlines()]
+    assert any(symbol.startswith(("aoti_torch_", "torch_")) for symbol in symbols)
+    tied = [s for s in symbols if s.startswith("Py") or (s.startswith("_Z") and ("c10" in s or "at" in s[:8]))]
+    tied += [s for s in symbols if s.startswith("_Z") and "torch" in s]
+    assert tied == []
+
+
+def test_importing_pc3d_brings_in_nothing_optional() -> None:
+    heavy = ["pytorch_lightning", "sklearn", "jsonargparse", "matplotlib", "trimesh", "h5py", "open3d", "torchvision"]
+    loaded = run_python(f"import sys, pc3d; print([name for name in {heavy} if name in sys.modules])")
+    assert loaded.strip() == "[]"
+
+
+def test_a_missing_extra_names_its_install_command() -> None:
+    with pytest.raises(ImportError, match=r'pip install "pc3d\[viz\]"'):
+        require("a_module_that_does_not_exist", extra="viz")
+
+
+def build_wheel(mode: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    source = folder / "source"
+    shutil.copytree(
+        ROOT,
+        source,
+        ignore=shutil.ignore_patterns(".git", ".venv*", "build", "runs", "tests", "*.so", "*.npz", ".*_cache"),
+    )
+    command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps", "-w", folder, source]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PC3D_BUILD": mode})
+
+
+@pytest.mark.slow
+def test_a_build_without_kernels_gives_a_pure_wheel(tmp_path: Path) -> None:
+    done = build_wheel("none", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PC3D_BUILD=none: no kernels are compiled" in done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert not [name for name in names if name.endswith(".so")]
+    assert {"pc3d/py.typed", "pc3d/configs/pretrain/point_cmae.yaml"} <= set(names)
+    assert not [name for name in names if name.startswith(("tests/", "csrc/", "benchmarks/"))]
+
+
+@pytest.mark.slow
+def test_an_unknown_build_mode_is_refused(tmp_path: Path) -> None:
+    done = build_wheel("gpu", tmp_path)
+    assert done.returncode != 0
+    assert "PC3D_BUILD='gpu' is not one of auto, cpu, cuda, none" in done.stdout + done.stderr
