@@ -57,10 +57,18 @@ def parser_class(base: type | None = None) -> type:
 
 
 def run_verb(verb: str, function: Callable[..., int | None], argv: Sequence[str]) -> int | None:
-    """Build the options of a verb from the signature and docstring of a function, parse ``argv``, call it."""
-    description = inspect.getdoc(function) or ""
-    parser = parser_class()(prog=f"pc3d {verb}", description=description.partition("\n\nArgs:")[0], allow_abbrev=False)
-    parser.add_function_arguments(function, as_group=False)
+    """Build the options of a verb from the signature and docstring of a function, parse ``argv``, call it.
+
+    A parameter whose default is False becomes a switch: ``--json`` rather than ``--json true``.
+    """
+    documentation = require("docstring_parser", extra="train", purpose="the command line").parse_from_object(function)
+    parameters = inspect.signature(function).parameters.values()
+    switches = [parameter.name for parameter in parameters if parameter.default is False]
+    described = {entry.arg_name: entry.description for entry in documentation.params}
+    parser = parser_class()(prog=f"pc3d {verb}", description=documentation.short_description, allow_abbrev=False)
+    parser.add_function_arguments(function, as_group=False, skip=set(switches))
+    for name in switches:
+        parser.add_argument(f"--{name}", action="store_true", help=described[name])
     parser.add_argument("--config", action="config", help="Read options from a YAML file; later options override it.")
     options = parser.parse_args(list(argv)).as_dict()
     options.pop("config", None)

@@ -1,7 +1,7 @@
 """Protocols on frozen features: linear probes, nearest neighbours, few shots, and the baselines to beat."""
 
 from pc3d.evaluation.baselines import PointPCA, ShapeDescriptor
-from pc3d.evaluation.features import Encoder, Features, extract_features
+from pc3d.evaluation.features import Encoder, Features, extract_features, save_features
 from pc3d.evaluation.fewshot import Episode, FewShotResult, draw_episodes, few_shot
 from pc3d.evaluation.knn import K_GRID, knn_probe
 from pc3d.evaluation.logistic import logistic_regression
@@ -27,6 +27,7 @@ __all__ = [
     "knn_probe",
     "linear_svm",
     "logistic_regression",
+    "save_features",
     "scores",
     "wilson_interval",
 ]

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -195,3 +196,47 @@ def _bar(total: int, visible: bool) -> Iterator[_Advance]:
 
 class _Advance(Protocol):
     def __call__(self, count: int, /) -> object: ...
+
+
+def save_features(features: Features, path: Path | str, *, overwrite: bool = False) -> Path:
+    """Write features to an ``.npz`` file that numpy reads without pickle.
+
+    Keys: ``features`` ``(n, D)`` float32, ``label`` ``(n,)`` int64, ``id`` and ``classes`` strings, and the scalars
+    ``data``, ``split``, ``encoder``, ``pooling``, ``num_points`` (-1 for all) and ``content_hash``.
+
+    Args:
+        features: what to write.
+        path: must end in ``.npz``; its folder is made if needed.
+        overwrite: replace an existing file.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileExistsError: the file is there and ``overwrite`` is False.
+        ValueError: another suffix.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"path must end in .npz, got {path}")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists and would be lost: choose another name, or overwrite=True")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside and moved into place, so that an interruption leaves either the old file or the new one.
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        np.savez(
+            file,
+            features=features.values,
+            label=features.labels,
+            id=np.array(features.ids, dtype=str),
+            classes=np.array(features.classes, dtype=str),
+            data=features.data,
+            split=features.split,
+            encoder=features.encoder,
+            pooling=features.pooling,
+            num_points=-1 if features.num_points is None else features.num_points,
+            content_hash=features.content_hash,
+        )
+    partial.replace(path)
+    return path

@@ -1,0 +1,64 @@
+"""``pc3d embed``: write features to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pc3d.cli._inputs import open_encoder, open_inputs
+from pc3d.cli._parser import run_verb
+
+
+def embed(
+    encoder: str,
+    out: str,
+    data: str = "household",
+    split: str = "test",
+    pooling: str = "max+mean",
+    num_points: int | None = 1024,
+    batch_size: int = 32,
+    untrained: bool = False,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Write features of a data set, a folder or a file of points to an .npz file.
+
+    The file holds 'features' (n, D) float32, 'label' (n,) int64 with -1 for unlabelled, 'id' and 'classes', and how
+    they were made: 'encoder', 'pooling', 'num_points', 'content_hash'.
+
+    Args:
+        encoder: Folder or Hub id of an exported encoder; or 'descriptor' or 'pca', the handcrafted baselines.
+        out: The .npz file to write.
+        data: 'household' (embedded), a folder with a data set or with files of points, or one such file.
+        split: Split of the data set; not used for plain files.
+        pooling: How the encoder pools its patch tokens: max, mean, max+mean, concat(max,mean), concat(cls,max,mean).
+        num_points: Points per cloud, the first so many; null takes all.
+        batch_size: Clouds per forward pass.
+        untrained: Keep the architecture, draw fresh weights from the seed.
+        seed: Seed of untrained weights.
+        overwrite: Replace an existing file.
+    """
+    from pc3d.evaluation import extract_features, save_features
+
+    path = Path(out)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"out: {path} exists and would be lost: choose another name, or add --overwrite")
+    model, name = open_encoder(encoder, untrained=untrained, seed=seed, data=data, num_points=num_points)
+    features = extract_features(
+        model,
+        open_inputs(data, split, num_points),
+        batch_size=batch_size,
+        pooling=pooling,
+        num_points=num_points,
+        progress=True,
+        data=data,
+        split=split,
+        name=name,
+    )
+    written = save_features(features, path, overwrite=overwrite)
+    print(f"{written}: {len(features)} clouds, {features.values.shape[1]} dimensions")
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run the verb."""
+    return run_verb("embed", embed, argv)

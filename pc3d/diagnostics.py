@@ -1,0 +1,146 @@
+"""What this installation has: versions, kernels, devices, extras, data sets, libraries for the viewer."""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from pc3d._version import __version__
+
+# The optional dependencies of each extra: import name, and the names it is distributed under.
+EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {
+    "train": {
+        "pytorch_lightning": ("pytorch-lightning",),
+        "jsonargparse": ("jsonargparse",),
+        "sklearn": ("scikit-learn",),
+        "tensorboard": ("tensorboard",),
+        "h5py": ("h5py",),
+        "webdataset": ("webdataset",),
+        "rich": ("rich",),
+    },
+    "io": {"trimesh": ("trimesh",), "laspy": ("laspy",), "h5py": ("h5py",)},
+    "viz": {
+        "matplotlib": ("matplotlib",),
+        "plotly": ("plotly",),
+        "viser": ("viser",),
+        "open3d": ("open3d-cpu", "open3d"),
+    },
+    "image": {
+        "open_clip": ("open_clip_torch",),
+        "timm": ("timm",),
+        "transformers": ("transformers",),
+        "torchvision": ("torchvision",),
+    },
+    "search": {"usearch": ("usearch",)},
+}
+# Shared libraries that the Open3D window needs, with the Debian package of each.
+_VIEWER_LIBRARIES = {"GL": "libgl1", "X11": "libx11-6", "gomp": "libgomp1", "usb-1.0": "libusb-1.0-0"}
+
+
+def diagnose() -> dict[str, Any]:
+    """Look at the installation; nothing is changed and nothing heavy but torch is imported.
+
+    Returns:
+        Plain data with the keys ``versions``, ``kernels``, ``devices``, ``extras``, ``data`` and ``viewer``.
+    """
+    import torch
+
+    from pc3d import ops
+
+    return {
+        "versions": {
+            "pc3d": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torch built for CUDA": torch.version.cuda,
+            "platform": platform.platform(),
+            "executable": sys.executable,
+        },
+        "kernels": ops.build_info(),
+        "devices": _devices(),
+        "extras": {extra: _extra(extra, modules) for extra, modules in EXTRAS.items()},
+        "data": _data(),
+        "viewer": {
+            library: "found" if ctypes.util.find_library(library) else f"missing: apt-get install {package}"
+            for library, package in _VIEWER_LIBRARIES.items()
+        },
+    }
+
+
+def _devices() -> dict[str, Any]:
+    import torch
+
+    found: dict[str, Any] = {"cpu threads": torch.get_num_threads()}
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(index)
+        found[f"cuda:{index}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    return found
+
+
+def _extra(extra: str, modules: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    present = {module: _version(names) for module, names in modules.items() if importlib.util.find_spec(module)}
+    missing = [module for module in modules if module not in present]
+    return {"present": present, "missing": missing, "command": f'pip install "pc3d[{extra}]"' if missing else None}
+
+
+def _version(distributions: tuple[str, ...]) -> str:
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "(version unknown)"
+
+
+def _data() -> dict[str, str]:
+    embedded = Path(__file__).parent / "data" / "household"
+    splits = sorted(path.stem for path in embedded.glob("*.json"))
+    found = {
+        "household (embedded)": f"splits {', '.join(splits)}" if splits else f"missing in {embedded}: reinstall pc3d"
+    }
+    root = os.environ.get("PC3D_DATA")
+    if root is None:
+        found["PC3D_DATA"] = "not set; set it to the folder that holds your data sets to have them listed here"
+    elif not Path(root).is_dir():
+        found["PC3D_DATA"] = f"{root} is not a folder"
+    else:
+        folders = sorted(path for path in Path(root).iterdir() if path.is_dir())
+        found["PC3D_DATA"] = f"{root}, {len(folders)} folders"
+        found.update({path.name: _describe(path) for path in folders})
+    return found
+
+
+def _describe(folder: Path) -> str:
+    splits = sorted(path.stem for path in folder.glob("*.json"))
+    if splits and any(folder.glob("*.npz")):
+        return f"object shards, splits {', '.join(splits)}"
+    classes = sum(1 for path in folder.iterdir() if path.is_dir())
+    files = sum(1 for path in folder.iterdir() if path.is_file())
+    return f"{classes} sub-folders, {files} files"
+
+
+def report(findings: dict[str, Any]) -> str:
+    """The findings of :func:`diagnose` as text."""
+    lines = []
+    for section, content in findings.items():
+        lines.append(section)
+        if section == "extras":
+            lines += [_extra_line(extra, state) for extra, state in content.items()]
+        else:
+            width = max(map(len, content), default=0)
+            lines += [f"  {name:<{width}}  {value}" for name, value in content.items()]
+    return "\n".join(lines)
+
+
+def _extra_line(extra: str, state: dict[str, Any]) -> str:
+    present = ", ".join(f"{module} {version}" for module, version in state["present"].items()) or "nothing"
+    line = f"  {extra:<7} {present}"
+    if state["missing"]:
+        line += f"\n          missing {', '.join(state['missing'])}: {state['command']}"
+    return line
