@@ -18,7 +18,8 @@ Tensor gather_cpu(const Tensor& features, const Tensor& index) {
   return out;
 }
 
-Tensor gather_backward_cpu(const Tensor& grad, const Tensor& index, int64_t num_rows) {
+// The sums always run in one order here, whatever `deterministic` asks for; it is the CUDA kernels that have a choice.
+Tensor gather_backward_cpu(const Tensor& grad, const Tensor& index, int64_t num_rows, bool /*deterministic*/) {
   STD_TORCH_CHECK(grad.dim() == 2 && index.dim() == 1 && grad.size(0) == index.size(0),
                   "grad must be (M, C) and index (M,)");
   check_index(index, num_rows);
@@ -60,7 +61,8 @@ Tensor weighted_gather_cpu(const Tensor& features, const Tensor& index, const Te
 }
 
 std::tuple<Tensor, Tensor> weighted_gather_backward_cpu(const Tensor& grad, const Tensor& features,
-                                                        const Tensor& index, const Tensor& weight) {
+                                                        const Tensor& index, const Tensor& weight,
+                                                        bool /*deterministic*/) {
   check_weighted(features, index, weight);
   STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == index.size(0) && grad.size(1) == features.size(1) &&
                       grad.scalar_type() == features.scalar_type(),

@@ -10,6 +10,7 @@ from torch import Tensor
 from pc3d.ops import reference
 from pc3d.ops._checks import Packed, check_same_clouds, lengths, pack, values_are_readable
 from pc3d.ops._library import define, fake, gradient
+from pc3d.ops.gathering import scatter_rows
 
 define(
     "nearest_both_ways(Tensor x, Tensor x_offsets, Tensor y, Tensor y_offsets) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -39,8 +40,8 @@ def _backward(ctx: Any, grad_x: Tensor, _i: Tensor, grad_y: Tensor, _j: Tensor) 
     ops = torch.ops.pc3d
     push_x = 2 * grad_x[:, None] * (x - ops.gather(y, y_of_x))
     push_y = 2 * grad_y[:, None] * (y - ops.gather(x, x_of_y))
-    for_x = push_x - ops.gather_backward(push_y, x_of_y, x.shape[0])
-    for_y = push_y - ops.gather_backward(push_x, y_of_x, y.shape[0])
+    for_x = push_x - scatter_rows(push_y, x_of_y, x.shape[0])
+    for_y = push_y - scatter_rows(push_x, y_of_x, y.shape[0])
     return for_x, None, for_y, None
 
 

@@ -12,10 +12,14 @@ from pc3d.ops._checks import FLOATING, check_tensor, dense_offsets, values_are_r
 from pc3d.ops._library import define, fake, gradient
 
 define("gather(Tensor features, Tensor index) -> Tensor", reference.gather)
-define("gather_backward(Tensor grad, Tensor index, SymInt num_rows) -> Tensor", reference.gather_backward)
+define(
+    "gather_backward(Tensor grad, Tensor index, SymInt num_rows, bool deterministic) -> Tensor",
+    reference.gather_backward,
+)
 define("weighted_gather(Tensor features, Tensor index, Tensor weight) -> Tensor", reference.weighted_gather)
 define(
-    "weighted_gather_backward(Tensor grad, Tensor features, Tensor index, Tensor weight) -> (Tensor, Tensor)",
+    "weighted_gather_backward(Tensor grad, Tensor features, Tensor index, Tensor weight, bool deterministic) "
+    "-> (Tensor, Tensor)",
     reference.weighted_gather_backward,
 )
 
@@ -26,7 +30,7 @@ def _(features: Tensor, index: Tensor) -> Tensor:
 
 
 @fake("gather_backward")
-def _(grad: Tensor, index: Tensor, num_rows: int) -> Tensor:
+def _(grad: Tensor, index: Tensor, num_rows: int, deterministic: bool) -> Tensor:
     return grad.new_empty((num_rows, grad.shape[1]))
 
 
@@ -36,8 +40,24 @@ def _(features: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 
 @fake("weighted_gather_backward")
-def _(grad: Tensor, features: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, features: Tensor, index: Tensor, weight: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
     return features.new_empty(features.shape), weight.new_empty(weight.shape)
+
+
+def scatter_rows(grad: Tensor, index: Tensor, num_rows: int) -> Tensor:
+    """The gradient of ``gather``: rows of ``grad`` summed into the rows they were read from.
+
+    Kernels cannot see torch's switch for deterministic algorithms, so it is read here and handed to them.
+    """
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return torch.ops.pc3d.gather_backward(grad, index, num_rows, deterministic)  # type: ignore[no-any-return]
+
+
+def _scatter_weighted(grad: Tensor, features: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return torch.ops.pc3d.weighted_gather_backward(  # type: ignore[no-any-return]
+        grad, features, index, weight, deterministic
+    )
 
 
 def _gather_setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -47,16 +67,16 @@ def _gather_setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> No
 
 def _gather_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     (index,) = ctx.saved_tensors
-    return torch.ops.pc3d.gather_backward(grad, index, ctx.num_rows), None
+    return scatter_rows(grad, index, ctx.num_rows), None
 
 
-def _gather_backward_setup(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+def _gather_backward_setup(ctx: Any, inputs: tuple[Tensor, Tensor, int, bool], output: Tensor) -> None:
     ctx.save_for_backward(inputs[1])
 
 
-def _gather_backward_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+def _gather_backward_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     (index,) = ctx.saved_tensors
-    return torch.ops.pc3d.gather(grad, index), None, None
+    return torch.ops.pc3d.gather(grad, index), None, None, None
 
 
 def _weighted_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -65,12 +85,12 @@ def _weighted_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Ten
 
 def _weighted_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
     features, index, weight = ctx.saved_tensors
-    grad_features, grad_weight = torch.ops.pc3d.weighted_gather_backward(grad, features, index, weight)
+    grad_features, grad_weight = _scatter_weighted(grad, features, index, weight)
     return grad_features, None, grad_weight
 
 
-def _weighted_backward_setup(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs)
+def _weighted_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:4])
 
 
 def _weighted_backward_gradient(ctx: Any, for_features: Tensor, for_weight: Tensor) -> tuple[Tensor | None, ...]:
@@ -80,9 +100,9 @@ def _weighted_backward_gradient(ctx: Any, for_features: Tensor, for_weight: Tens
     ops = torch.ops.pc3d
     through_features = ops.weighted_gather(for_features, index, weight)
     through_weight = ops.weighted_gather(features, index, for_weight)
-    grad_features, _ = ops.weighted_gather_backward(grad, features, index, for_weight)
-    _, grad_weight = ops.weighted_gather_backward(grad, for_features, index, weight)
-    return through_features + through_weight, grad_features, None, grad_weight
+    grad_features, _ = _scatter_weighted(grad, features, index, for_weight)
+    _, grad_weight = _scatter_weighted(grad, for_features, index, weight)
+    return through_features + through_weight, grad_features, None, grad_weight, None
 
 
 gradient("gather", _gather_setup, _gather_gradient)

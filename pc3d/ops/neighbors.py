@@ -11,6 +11,7 @@ from torch import Tensor
 from pc3d.ops import reference
 from pc3d.ops._checks import Packed, check_enough_points, check_int, check_same_clouds, pack
 from pc3d.ops._library import define, fake, gradient
+from pc3d.ops.gathering import scatter_rows
 
 MAX_K = 128
 """The largest number of neighbours."""
@@ -54,7 +55,7 @@ def _knn_gradient(ctx: Any, grad_index: Tensor, grad: Tensor) -> tuple[Tensor | 
     rows = index.reshape(-1)
     difference = query[:, None] - torch.ops.pc3d.gather(xyz, rows).reshape(*index.shape, 3)
     push = 2 * grad[..., None] * difference
-    grad_xyz = -torch.ops.pc3d.gather_backward(push.reshape(-1, 3), rows, xyz.shape[0])
+    grad_xyz = -scatter_rows(push.reshape(-1, 3), rows, xyz.shape[0])
     return grad_xyz, None, push.sum(1), None, None
 
 

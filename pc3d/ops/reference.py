@@ -122,8 +122,8 @@ def gather(features: Tensor, index: Tensor) -> Tensor:
     return rows.masked_fill((index < 0)[:, None], 0)
 
 
-def gather_backward(grad: Tensor, index: Tensor, num_rows: int) -> Tensor:
-    """Sum of the rows of ``grad`` that each target row was read into."""
+def gather_backward(grad: Tensor, index: Tensor, num_rows: int, deterministic: bool = True) -> Tensor:
+    """Sum of the rows of ``grad`` that each target row was read into (``index_add`` heeds torch's own switch)."""
     out = torch.zeros((num_rows, grad.shape[1]), dtype=_sum_dtype(grad.dtype), device=grad.device)
     kept = index >= 0
     return out.index_add(0, index[kept], grad[kept].to(out.dtype)).to(grad.dtype)
@@ -136,7 +136,9 @@ def weighted_gather(features: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     return (rows * weight.to(dtype)[:, :, None]).sum(1).to(features.dtype)
 
 
-def weighted_gather_backward(grad: Tensor, features: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def weighted_gather_backward(
+    grad: Tensor, features: Tensor, index: Tensor, weight: Tensor, deterministic: bool = True
+) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`weighted_gather` with respect to the features and the weights."""
     dtype = _sum_dtype(features.dtype)
     spread = grad.to(dtype)[:, None, :] * weight.to(dtype)[:, :, None]
