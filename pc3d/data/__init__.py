@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pc3d.data.arrays import ArrayDataset
 from pc3d.data.dataset import (
     BadFileError,
     MissingDataError,
@@ -12,8 +13,14 @@ from pc3d.data.dataset import (
     SkippedFile,
     split_train_validation,
 )
+from pc3d.data.fewshot import FewShotEpisode, few_shot_episodes, load_array_pickle, load_few_shot_pickle
+from pc3d.data.files import FileDataset, FolderDataset
 from pc3d.data.loader import EpochSampler, PointLoader, sample_generator
+from pc3d.data.modelnet import ModelNetHDF5, ModelNetMeshes, ModelNetResampled
 from pc3d.data.objects import Household, ObjectSet
+from pc3d.data.points import read_points
+from pc3d.data.scanobjectnn import SCANOBJECTNN_CLASSES, ScanObjectNN
+from pc3d.data.shapenet import SHAPENET55, SHAPENET_PARTS, ShapeNet55, ShapeNetPart
 from pc3d.data.transforms import (
     Compose,
     FarthestPointSample,
@@ -35,16 +42,26 @@ if TYPE_CHECKING:
     from pc3d.data.module import PointDataModule
 
 __all__ = [
+    "SCANOBJECTNN_CLASSES",
+    "SHAPENET55",
+    "SHAPENET_PARTS",
+    "ArrayDataset",
     "BadFileError",
     "Compose",
     "EpochSampler",
     "FarthestPointSample",
+    "FewShotEpisode",
+    "FileDataset",
     "FirstPoints",
+    "FolderDataset",
     "Household",
     "IsotropicScaleShift",
     "Jitter",
     "KeepFields",
     "MissingDataError",
+    "ModelNetHDF5",
+    "ModelNetMeshes",
+    "ModelNetResampled",
     "Normalize",
     "ObjectSet",
     "PointBatch",
@@ -56,11 +73,18 @@ __all__ = [
     "RandomSubsample",
     "RotateVertical",
     "ScaleTranslate",
+    "ScanObjectNN",
     "Selection",
+    "ShapeNet55",
+    "ShapeNetPart",
     "SkippedFile",
     "Transform",
     "TurnUp",
     "collate",
+    "few_shot_episodes",
+    "load_array_pickle",
+    "load_few_shot_pickle",
+    "read_points",
     "sample_generator",
     "split_train_validation",
 ]

@@ -266,7 +266,7 @@ def _read_mesh(path: Path, *, num_points: int, seed: int) -> Fields:
 
 
 _READERS: dict[str, Callable[..., Fields]] = {
-    **{suffix: _read_mesh for suffix in _MESH_LOADERS},
+    **dict.fromkeys(_MESH_LOADERS, _read_mesh),
     ".pcd": _read_pcd,
     ".xyz": _read_text,
     ".txt": _read_text,

@@ -187,7 +187,7 @@ def _all_or_none(clouds: Sequence[PointCloud], name: str) -> list[Any] | None:
         where = clouds[missing[0]].meta.get("id", f"position {missing[0]}")
         raise ValueError(
             f"{len(missing)} of {len(values)} clouds have no {name} (first: {where}) while the others do: "
-            f"drop it everywhere with cloud.replace({name}=None), or batch clouds of one kind"
+            f"drop {name} with the transform KeepFields, or batch clouds of one kind"
         )
     return values
 

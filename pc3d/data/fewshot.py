@@ -1,0 +1,232 @@
+"""Few-shot episodes: the published ones from pickles, and seeded ones from any labelled data set."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pc3d.data.arrays import ArrayDataset
+from pc3d.data.dataset import BadFileError, MissingDataError, PointDataset, Selection
+from pc3d.data.files import OnError
+from pc3d.data.transforms import Transform
+from pc3d.data.types import PointCloud
+
+_SOURCE = (
+    "ModelNetFewshot as published with Point-BERT (Yu et al. 2022), github.com/lulutang0608/Point-BERT, DATASET.md"
+)
+_TERMS = "ModelNet's: academic research only, rights stay with the authors of the models"
+
+
+@dataclass(frozen=True)
+class FewShotEpisode:
+    """One N-way K-shot problem.
+
+    Attributes:
+        train: ``way * shot`` items with labels 0 to way - 1.
+        test: items of the same classes that are not in ``train``.
+        way: number of classes.
+        shot: training items of each class.
+        fold: number of the episode.
+        class_indices: the classes' original labels; position is the new label.
+    """
+
+    train: PointDataset
+    test: PointDataset
+    way: int
+    shot: int
+    fold: int
+    class_indices: tuple[int, ...]
+
+
+class _Relabelled(Selection):
+    def __init__(self, dataset: PointDataset, indices: Tensor, labels: Tensor, classes: tuple[str, ...]) -> None:
+        super().__init__(dataset, indices)
+        self.labels, self.classes = labels, classes
+
+    def load(self, index: int) -> PointCloud:
+        return super().load(index).replace(label=int(self.labels[index]))
+
+
+def few_shot_episodes(
+    train: PointDataset,
+    test: PointDataset,
+    *,
+    way: int,
+    shot: int,
+    queries: int = 20,
+    folds: int = 10,
+    seed: int = 0,
+) -> Iterator[FewShotEpisode]:
+    """Draw episodes: ``way`` classes, ``shot`` training items and ``queries`` test items of each.
+
+    The published protocol: way 5 or 10, shot 10 or 20, 20 queries, 10 folds. A fold depends on (seed, way, shot,
+    fold) alone.
+
+    Args:
+        train: where the training items come from.
+        test: where the queries come from; its classes must be those of ``train``.
+        way: classes per episode.
+        shot: training items per class.
+        queries: test items per class.
+        folds: number of episodes.
+        seed: decides all of them.
+
+    Raises:
+        ValueError: a number is not positive, the classes differ, or too few classes have enough items.
+    """
+    for name, value in (("way", way), ("shot", shot), ("queries", queries), ("folds", folds)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if train.classes != test.classes:
+        raise ValueError("train and test have different classes: an episode needs the same ones in both")
+    members = [
+        (np.flatnonzero(train.labels.numpy() == label), np.flatnonzero(test.labels.numpy() == label))
+        for label in range(len(train.classes))
+    ]
+    usable = [label for label, (own, other) in enumerate(members) if len(own) >= shot and len(other) >= queries]
+    if len(usable) < way:
+        raise ValueError(
+            f"{len(usable)} of {len(members)} classes have {shot} training and {queries} test items, way={way} asks "
+            "for more: lower way, shot or queries"
+        )
+    return _draw(train, test, members, usable, (way, shot, queries, folds, seed))
+
+
+def _draw(
+    train: PointDataset,
+    test: PointDataset,
+    members: list[tuple[Any, Any]],
+    usable: list[int],
+    numbers: tuple[int, int, int, int, int],
+) -> Iterator[FewShotEpisode]:
+    way, shot, queries, folds, seed = numbers
+    for fold in range(folds):
+        rng = np.random.default_rng([seed, way, shot, fold])
+        chosen = [int(label) for label in rng.permutation(usable)[:way]]
+        classes = tuple(train.classes[label] for label in chosen)
+        own = np.concatenate([rng.permutation(members[label][0])[:shot] for label in chosen])
+        other = np.concatenate([rng.permutation(members[label][1])[:queries] for label in chosen])
+        yield FewShotEpisode(
+            train=_Relabelled(train, torch.from_numpy(own), torch.arange(way).repeat_interleave(shot), classes),
+            test=_Relabelled(test, torch.from_numpy(other), torch.arange(way).repeat_interleave(queries), classes),
+            way=way,
+            shot=shot,
+            fold=fold,
+            class_indices=tuple(chosen),
+        )
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles NumPy arrays inside lists, tuples, dictionaries, strings and numbers, and refuses all else.
+
+    A pickle runs whatever it names; these names only rebuild arrays.
+    """
+
+    _ALLOWED = frozenset(
+        {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+        | {
+            (f"{core}.{module}", name)
+            for core in ("numpy.core", "numpy._core")
+            for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not part of a NumPy array")
+        return super().find_class(module, name)
+
+
+def load_array_pickle(path: Path | str) -> Any:
+    """Read a pickle that may hold NumPy arrays and plain Python values, and nothing else.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BadFileError: the file is truncated, or asks for anything but arrays and plain values.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    try:
+        return _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        raise BadFileError(path, f"is not a pickle of NumPy arrays: {error}") from error
+
+
+def load_few_shot_pickle(
+    root: Path | str,
+    way: int,
+    shot: int,
+    fold: int,
+    *,
+    on_error: OnError = "refuse",
+    transform: Transform | None = None,
+) -> FewShotEpisode:
+    """Read a published episode: ``root/{way}way_{shot}shot/{fold}.pkl`` (or without the underscore).
+
+    Args:
+        root: the folder ``ModelNetFewshot``.
+        way: 5 or 10 in the published files.
+        shot: 10 or 20.
+        fold: 0 to 9.
+        on_error: ``"refuse"`` or ``"report"`` clouds with coordinates that are not finite.
+        transform: applied to every item. Clouds are 8,192 points with normals, not normalised, y up.
+
+    Raises:
+        MissingDataError: the file is not there.
+        BadFileError: it holds anything but arrays, or they are not as described.
+    """
+    root = Path(root)
+    places = [root / folder / f"{fold}.pkl" for folder in (f"{way}way_{shot}shot", f"{way}way{shot}shot")]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise MissingDataError.of(f"few-shot episode {fold}", places[:1], root, _SOURCE, _TERMS)
+    content = load_array_pickle(path)
+    if not isinstance(content, dict) or not {"train", "test"} <= set(content):
+        raise BadFileError(path, "must be a dictionary with 'train' and 'test'")
+    pairs = sorted(
+        {(int(new), int(old)) for part in ("train", "test") for _, new, old in _triples(content[part], path)}
+    )
+    if [new for new, _ in pairs] != list(range(way)):
+        raise BadFileError(path, f"must map {way} classes to labels 0 to {way - 1}, it has {pairs}")
+    classes = [str(old) for _, old in pairs]
+    train, test = (
+        _from_triples(content[part], path, f"{path.stem}/{part}", classes, on_error, transform)
+        for part in ("train", "test")
+    )
+    return FewShotEpisode(train, test, way, shot, fold, tuple(old for _, old in pairs))
+
+
+def _triples(items: Any, path: Path) -> list[tuple[Any, int, int]]:
+    try:
+        return [
+            (np.asarray(points), int(np.asarray(new).item()), int(np.asarray(old).item())) for points, new, old in items
+        ]
+    except (TypeError, ValueError) as error:
+        raise BadFileError(path, f"must list (points, new label, original label): {error}") from error
+
+
+def _from_triples(
+    items: Any, path: Path, name: str, classes: list[str], on_error: OnError, transform: Transform | None
+) -> ArrayDataset:
+    triples = _triples(items, path)
+    if any(points.ndim != 2 or points.shape[1] not in (3, 6) for points, _, _ in triples):
+        raise BadFileError(path, "has clouds that are not of shape (N, 3) or (N, 6)")
+    with_normals = all(points.shape[1] == 6 for points, _, _ in triples)
+    return ArrayDataset(
+        [points[:, :3] for points, _, _ in triples],
+        np.array([new for _, new, _ in triples]),
+        ids=[f"{name}/{i}" for i in range(len(triples))],
+        classes=classes,
+        path=path,
+        normals=[points[:, 3:] for points, _, _ in triples] if with_normals else None,
+        on_error=on_error,
+        transform=transform,
+    )

@@ -1,0 +1,193 @@
+"""Data sets with a file per object."""
+
+from __future__ import annotations
+
+import zlib
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+
+from pc3d._extras import require
+from pc3d.data.dataset import BadFileError, MissingDataError, PointDataset, SkippedFile
+from pc3d.data.points import POINT_SUFFIXES, read_points
+from pc3d.data.transforms import Transform
+from pc3d.data.types import PointCloud
+
+OnError = Literal["refuse", "report"]
+# Text is left out by default: class folders often hold a licence or a read-me.
+FOLDER_SUFFIXES = tuple(name for name in POINT_SUFFIXES if name != ".txt")
+_T = TypeVar("_T")
+
+
+def progress(items: Sequence[_T], description: str) -> Iterable[_T]:
+    """The items, with a progress bar on a terminal. tqdm comes with huggingface_hub."""
+    bar: Iterable[_T] = require("tqdm", extra="train").tqdm(items, desc=description, disable=None)
+    return bar
+
+
+def check_on_error(on_error: str) -> None:
+    """Raises ValueError for anything but the two ways to deal with a bad file."""
+    if on_error not in ("refuse", "report"):
+        raise ValueError(f"on_error must be 'refuse' or 'report', got {on_error!r}")
+
+
+class FileDataset(PointDataset):
+    """A data set that reads one file per item, when the item is asked for.
+
+    Args:
+        paths: the files.
+        labels: class of each file, -1 for unlabelled.
+        on_error: what happens to a file that cannot be used. ``"refuse"``: asking for it raises
+            :class:`BadFileError` with its path. ``"report"``: every file is read once at construction (with a
+            progress bar), bad ones are left out and listed in ``skipped`` with the reason.
+        transform: applied to every item.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], labels: Sequence[int], *, on_error: OnError, transform: Transform | None
+    ) -> None:
+        check_on_error(on_error)
+        self.paths = list(paths)
+        self.labels = torch.tensor(list(labels), dtype=torch.int64)
+        self.transform = transform
+        if on_error == "report":
+            self.skipped = self.verify()
+            bad = {file.path for file in self.skipped}
+            kept = [i for i, path in enumerate(self.paths) if path not in bad]
+            self.paths = [self.paths[i] for i in kept]
+            self.labels = self.labels[kept]
+
+    @abstractmethod
+    def read(self, path: Path) -> PointCloud:
+        """The content of a file of this data set.
+
+        Raises:
+            BadFileError: the file cannot be used.
+        """
+
+    def load(self, index: int) -> PointCloud:
+        path = self.paths[index]
+        cloud = self.read(path)
+        return cloud.replace(label=int(self.labels[index]), meta={"id": path.stem, "path": str(path), **cloud.meta})
+
+    def verify(self) -> tuple[SkippedFile, ...]:
+        """Read every file once and list those that cannot be used, with the reason."""
+        bad = []
+        for path in progress(self.paths, f"checking {type(self).__name__}"):
+            try:
+                self.read(path)
+            except BadFileError as error:
+                bad.append(SkippedFile(path, error.reason))
+        return tuple(bad)
+
+
+class FolderDataset(FileDataset):
+    """Any folder of point or mesh files with a sub-folder per class.
+
+    Without ``split`` the layout is ``root/CLASS/FILE``; with one, ``root/SPLIT/CLASS/FILE`` or, as in ModelNet,
+    ``root/CLASS/SPLIT/FILE``. Files may lie deeper within. Classes are the folder names in alphabetical order; a
+    folder without class sub-folders gives unlabelled items. Hidden files and folders are passed over; every other file
+    must have one of the ``suffixes``, so that nothing is left out unnoticed.
+
+    Args:
+        root: the folder.
+        split: ``"train"``, ``"test"``, ... or None.
+        num_points: points to sample from a mesh; point clouds are read whole.
+        seed: of that sampling; each file has its own stream, whatever else the folder holds.
+        suffixes: which files to read, see :func:`read_points`.
+        ignore: endings of files that belong to others and are passed over, such as material files.
+        drop_invalid: leave out points that are not finite, see :func:`read_points`.
+        on_error: see :class:`FileDataset`.
+        transform: applied to every item.
+
+    Raises:
+        MissingDataError: the folder or the split is not there, or holds no files to read.
+        BadFileError: with ``on_error="refuse"``, there are files with another ending.
+    """
+
+    source = "any folder of point or mesh files, with a sub-folder per class"
+    terms = "whatever holds for your files"
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str | None = None,
+        *,
+        num_points: int = 10_000,
+        seed: int = 0,
+        suffixes: Sequence[str] = FOLDER_SUFFIXES,
+        ignore: Sequence[str] = (".mtl", ".png", ".jpg", ".jpeg", ".json", ".md", ".txt"),
+        drop_invalid: bool = False,
+        on_error: OnError = "refuse",
+        transform: Transform | None = None,
+    ) -> None:
+        check_on_error(on_error)
+        self.root, self.split = Path(root), split
+        self.num_points, self.seed, self.drop_invalid = num_points, seed, drop_invalid
+        unknown = sorted(set(suffixes) - set(POINT_SUFFIXES))
+        if unknown:
+            raise ValueError(f"suffixes must be among {POINT_SUFFIXES}, got {unknown}")
+        self.classes, folders = self._class_folders()
+        found = [(path, label) for label, folder in folders for path in _files(folder)]
+        wanted = [(path, label) for path, label in found if path.suffix.lower() in suffixes]
+        foreign = [p for p, _ in found if p.suffix.lower() not in suffixes and p.suffix.lower() not in ignore]
+        if not wanted:
+            raise MissingDataError.of(
+                f"{type(self).__name__}: no files to read ({', '.join(suffixes)})",
+                [folder for _, folder in folders] or [self.root],
+                self.root,
+                self.source,
+                self.terms,
+            )
+        strangers = tuple(SkippedFile(path, f"has the ending {path.suffix!r}") for path in foreign)
+        if strangers and on_error == "refuse":
+            raise BadFileError(
+                foreign[0],
+                f"is one of {len(foreign)} file(s) with an ending that is neither in suffixes nor in ignore: move them "
+                'away, add their ending to ignore, or list them with on_error="report"',
+            )
+        super().__init__(*zip(*wanted, strict=True), on_error=on_error, transform=transform)
+        self.skipped = strangers + self.skipped
+
+    def read(self, path: Path) -> PointCloud:
+        # Keyed by the file's place in the folder, so that adding a file changes no other.
+        key = zlib.crc32(path.relative_to(self.root).as_posix().encode())
+        return read_points(
+            path, num_points=self.num_points, seed=self.seed * 2**32 + key, drop_invalid=self.drop_invalid
+        )
+
+    def _class_folders(self) -> tuple[tuple[str, ...], list[tuple[int, Path]]]:
+        if not self.root.is_dir():
+            raise MissingDataError.of(type(self).__name__, [self.root], self.root, self.source, self.terms)
+        if self.split is not None and not (self.root / self.split).is_dir():
+            return self._split_in_class(self.split)
+        top = self.root if self.split is None else self.root / self.split
+        classes = _subfolders(top)
+        if not classes:
+            return (), [(-1, top)]
+        return tuple(folder.name for folder in classes), list(enumerate(classes))
+
+    def _split_in_class(self, split: str) -> tuple[tuple[str, ...], list[tuple[int, Path]]]:
+        classes = _subfolders(self.root)
+        missing = [folder / split for folder in classes if not (folder / split).is_dir()]
+        if missing or not classes:
+            shown = missing if 0 < len(missing) < len(classes) else [self.root / split]
+            raise MissingDataError.of(
+                f"{type(self).__name__} split {split!r}", shown, self.root, self.source, self.terms
+            )
+        return tuple(folder.name for folder in classes), [(i, f / split) for i, f in enumerate(classes)]
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )

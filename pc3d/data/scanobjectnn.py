@@ -1,0 +1,125 @@
+"""ScanObjectNN: objects cut out of scanned rooms (Uy et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from pc3d.data.arrays import ArrayDataset, read_hdf5
+from pc3d.data.dataset import BadFileError, MissingDataError
+from pc3d.data.files import OnError
+from pc3d.data.transforms import Transform
+
+SCANOBJECTNN_CLASSES = (
+    "bag",
+    "bin",
+    "box",
+    "cabinet",
+    "chair",
+    "desk",
+    "display",
+    "door",
+    "shelf",
+    "table",
+    "bed",
+    "pillow",
+    "sink",
+    "sofa",
+    "toilet",
+)
+Variant = Literal["obj_bg", "obj_only", "pb_t25", "pb_t25_r", "pb_t50_r", "pb_t50_rs"]
+_SUFFIX = {
+    "obj_bg": "",
+    "obj_only": "",
+    "pb_t25": "_augmented25_norot",
+    "pb_t25_r": "_augmented25rot",
+    "pb_t50_r": "_augmentedrot",
+    "pb_t50_rs": "_augmentedrot_scale75",
+}
+_BACKGROUND = -1
+
+
+class ScanObjectNN(ArrayDataset):
+    """ScanObjectNN's HDF5 files, 2,048 points per object, as stored: not normalised, y up.
+
+    Where the file has a ``mask``, ``segment`` tells background (0) from object (1).
+
+    Args:
+        root: the folder with ``main_split`` and ``main_split_nobg``, or one that holds the ``.h5`` files itself.
+        split: ``"train"`` (2,309; 11,416 for pb_t50_rs) or ``"test"`` (581; 2,882).
+        variant: ``"obj_bg"`` (object with background), ``"obj_only"`` (from ``main_split_nobg``), ``"pb_t50_rs"``
+            (perturbed, the hardest), or one of the easier perturbed ones.
+        fold: which split folder: ``"main_split"`` or ``"split1"`` to ``"split4"``.
+        object_points_only: drop the points that the mask calls background; clouds then differ in length.
+        classes: class names, if the file follows the format with other classes.
+        on_error: ``"refuse"`` or ``"report"`` items without points or with coordinates that are not finite.
+        transform: applied to every item.
+
+    Raises:
+        MissingDataError: the file is not there.
+        BadFileError: it is truncated, lacks a key, or its arrays are not as described.
+        ValueError: split or variant is none of the above.
+    """
+
+    source = "the ScanObjectNN project page, hkust-vgd.github.io/scanobjectnn (h5_files.zip, after accepting the terms)"
+    terms = "ScanObjectNN's terms of use: research and education, not to be passed on; built on SceneNN and ScanNet"
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: Literal["train", "test"] = "train",
+        *,
+        variant: Variant = "obj_bg",
+        fold: str = "main_split",
+        object_points_only: bool = False,
+        classes: Sequence[str] = SCANOBJECTNN_CLASSES,
+        on_error: OnError = "refuse",
+        transform: Transform | None = None,
+    ) -> None:
+        if split not in ("train", "test"):
+            raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+        if variant not in _SUFFIX:
+            raise ValueError(f"variant must be one of {tuple(_SUFFIX)}, got {variant!r}")
+        self.root, self.split, self.variant = Path(root), split, variant
+        path = self._path(fold)
+        arrays = read_hdf5(path, ("data", "label"), ("mask",))
+        data, label, mask = arrays["data"], arrays["label"].reshape(-1), arrays.get("mask")
+        if data.ndim != 3 or data.shape[2] != 3 or len(label) != len(data):
+            raise BadFileError(path, f"data has shape {data.shape} and label {arrays['label'].shape}")
+        if mask is not None and mask.shape != data.shape[:2]:
+            raise BadFileError(path, f"mask has shape {mask.shape}, which does not go with data {data.shape}")
+        if mask is None and object_points_only:
+            raise BadFileError(path, "has no key 'mask', which object_points_only needs")
+        segments = None if mask is None else list((mask != _BACKGROUND).astype(np.int64))
+        clouds = list(data)
+        if object_points_only and segments is not None:
+            clouds = [cloud[segment == 1] for cloud, segment in zip(clouds, segments, strict=True)]
+            segments = [segment[segment == 1] for segment in segments]
+        self.parts = () if segments is None else ("background", "object")
+        super().__init__(
+            clouds,
+            label,
+            ids=[f"{path.stem}/{i}" for i in range(len(data))],
+            classes=classes,
+            path=path,
+            segments=segments,
+            on_error=on_error,
+            transform=transform,
+        )
+
+    def _path(self, fold: str) -> Path:
+        name = f"{'training' if self.split == 'train' else 'test'}_objectdataset{_SUFFIX[self.variant]}.h5"
+        folder = f"{fold}_nobg" if self.variant == "obj_only" else fold
+        places = [self.root / folder / name]
+        # A lone folder of .h5 files cannot say whether they have background: only the variants that have it.
+        if self.variant != "obj_only" or self.root.name.endswith("_nobg"):
+            places.append(self.root / name)
+        for place in places:
+            if place.is_file():
+                return place
+        raise MissingDataError.of(
+            f"{type(self).__name__} {self.variant}", places[:1], self.root, self.source, self.terms
+        )
