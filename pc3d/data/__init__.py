@@ -13,11 +13,12 @@ from pc3d.data.dataset import (
     SkippedFile,
     split_train_validation,
 )
-from pc3d.data.fewshot import FewShotEpisode, few_shot_episodes, load_array_pickle, load_few_shot_pickle
+from pc3d.data.fewshot import FewShotEpisode, few_shot_episodes, load_few_shot_pickle
 from pc3d.data.files import FileDataset, FolderDataset
 from pc3d.data.loader import EpochSampler, PointLoader, sample_generator
-from pc3d.data.modelnet import ModelNetHDF5, ModelNetMeshes, ModelNetResampled
+from pc3d.data.modelnet import ModelNetCache, ModelNetHDF5, ModelNetMeshes, ModelNetResampled
 from pc3d.data.objects import Household, ObjectSet
+from pc3d.data.pickles import load_array_pickle
 from pc3d.data.points import read_points
 from pc3d.data.scanobjectnn import SCANOBJECTNN_CLASSES, ScanObjectNN
 from pc3d.data.shapenet import SHAPENET55, SHAPENET_PARTS, ShapeNet55, ShapeNetPart
@@ -59,6 +60,7 @@ __all__ = [
     "Jitter",
     "KeepFields",
     "MissingDataError",
+    "ModelNetCache",
     "ModelNetHDF5",
     "ModelNetMeshes",
     "ModelNetResampled",

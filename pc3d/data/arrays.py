@@ -72,7 +72,9 @@ class ArrayDataset(PointDataset):
         labels = np.asarray(labels, dtype=np.int64)
         if labels.size and (labels.min() < -1 or labels.max() >= len(classes)):
             raise BadFileError(
-                path, f"labels go from {labels.min()} to {labels.max()}, which does not go with {len(classes)} classes"
+                path,
+                f"labels go from {labels.min()} to {labels.max()}, which does not go with the {len(classes)} classes "
+                f"{', '.join(classes[:3])}, ...",
             )
         self.classes, self.path, self.transform = tuple(classes), path, transform
         reasons = {i: reason for i, cloud in enumerate(clouds) if (reason := _fault(cloud)) is not None}

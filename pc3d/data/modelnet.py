@@ -11,6 +11,7 @@ import torch
 from pc3d.data.arrays import ArrayDataset, read_hdf5
 from pc3d.data.dataset import BadFileError, MissingDataError
 from pc3d.data.files import FileDataset, FolderDataset, OnError
+from pc3d.data.pickles import load_array_pickle
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
 
@@ -217,3 +218,65 @@ class ModelNetHDF5(ArrayDataset):
         if missing:
             raise MissingDataError.of(type(self).__name__, missing, self.root, self.source, self.terms)
         return found
+
+
+class ModelNetCache(ArrayDataset):
+    """The pickled caches that projects after Point-BERT read: ``modelnet40_{train,test}_8192pts_fps.dat``.
+
+    8,192 of the 10,000 points of modelnet40_normal_resampled with normals, picked by farthest point sampling from a
+    random start. The pickle is read without running what it names: arrays and plain values only.
+
+    Args:
+        root: the folder with the cache and ``modelnet40_shape_names.txt``.
+        split: ``"train"`` or ``"test"``.
+        variant: ``"modelnet40"`` or ``"modelnet10"``.
+        stored_points: the number in the file's name.
+        on_error: ``"refuse"`` or ``"report"`` items with coordinates that are not finite.
+        transform: applied to every item.
+
+    Raises:
+        MissingDataError: the cache or the class names are not there.
+        BadFileError: the cache is truncated, asks for anything but arrays, or is not as described.
+    """
+
+    source = "the processed ModelNet of Point-BERT (Yu et al. 2022), github.com/lulutang0608/Point-BERT, DATASET.md"
+    terms = _TERMS
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: Literal["train", "test"] = "train",
+        *,
+        variant: Literal["modelnet40", "modelnet10"] = "modelnet40",
+        stored_points: int = 8192,
+        on_error: OnError = "refuse",
+        transform: Transform | None = None,
+    ) -> None:
+        _check_split(split, ("train", "test"))
+        self.root, self.split = Path(root), split
+        path, names = (
+            self.root / f"{variant}_{split}_{stored_points}pts_fps.dat",
+            self.root / f"{variant}_shape_names.txt",
+        )
+        missing = [file for file in (path, names) if not file.is_file()]
+        if missing:
+            raise MissingDataError.of(type(self).__name__, missing, self.root, self.source, self.terms)
+        content = load_array_pickle(path)
+        try:
+            clouds, labels = content
+            clouds = [np.asarray(cloud, np.float32) for cloud in clouds]
+            labels = np.array([int(np.asarray(label).item()) for label in labels])
+        except (TypeError, ValueError) as error:
+            raise BadFileError(path, f"is not a pair of clouds and labels ({error})") from error
+        if len(clouds) != len(labels) or any(cloud.ndim != 2 or cloud.shape[1] not in (3, 6) for cloud in clouds):
+            raise BadFileError(path, "must hold as many clouds of shape (N, 6) or (N, 3) as labels")
+        super().__init__(
+            [cloud[:, :3] for cloud in clouds],
+            labels,
+            ids=[f"{path.stem}/{i}" for i in range(len(clouds))],
+            classes=_lines(names),
+            path=path,
+            normals=[cloud[:, 3:] for cloud in clouds] if all(cloud.shape[1] == 6 for cloud in clouds) else None,
+            on_error=on_error,
+            transform=transform,
+        )

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pc3d.data.dataset import BadFileError, MissingDataError, PointDataset
+from pc3d.data.dataset import BadFileError, MissingDataError, PointDataset, SkippedFile
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
 
 _UNKNOWN_PART = 255
-_SHARD_KEYS = {"points": 3, "normals": 3, "rgb": 3, "label": 1, "radius": 1, "id": 1, "text": 1}
+_REQUIRED = {"points": 3, "label": 1, "id": 1}
+_OPTIONAL = {"normals": 3, "rgb": 3, "part": 2, "radius": 1, "text": 1}
 _CARRIED = ("creator", "licence", "tags", "category", "size_m", "has_rgb")
 
 
@@ -28,20 +29,19 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
         raise BadFileError(path, f"not a readable .npz file ({error}); truncated or still being copied?") from error
 
 
-def _checked_shard(path: Path, with_parts: bool) -> dict[str, NDArray[Any]]:
+def _checked_shard(path: Path) -> dict[str, NDArray[Any]]:
     shard = _read_npz(path)
-    wanted = {**_SHARD_KEYS, "part": 2} if with_parts else _SHARD_KEYS
-    missing = sorted(set(wanted) - set(shard))
+    missing = sorted(set(_REQUIRED) - set(shard))
     if missing:
         raise BadFileError(path, f"keys {missing} are missing; it has {sorted(shard)}")
+    wanted = {key: ndim for key, ndim in {**_REQUIRED, **_OPTIONAL}.items() if key in shard}
     points = shard["points"]
     for key, ndim in wanted.items():
-        value = shard[key]
-        per_point = ndim > 1
-        expected = points.shape[:ndim] if per_point else points.shape[:1]
-        if value.ndim != ndim or value.shape != expected or (ndim == 3 and value.shape[2] != 3):
-            raise BadFileError(path, f"{key} has shape {value.shape}, which does not go with points {points.shape}")
-    finite = np.isfinite(points).all(axis=(1, 2))
+        shape = shard[key].shape
+        # Rows go with the objects, and for per-point values columns with the points, of three numbers each.
+        if len(shape) != ndim or shape[:2] != points.shape[: min(ndim, 2)] or (ndim == 3 and shape[2] != 3):
+            raise BadFileError(path, f"{key} has shape {shape}, which does not go with points {points.shape}")
+    finite = np.asarray(np.isfinite(points).all(axis=(1, 2)))
     if not finite.all():
         raise BadFileError(path, f"points of item {shard['id'][np.flatnonzero(~finite)[0]]} are not finite numbers")
     return {key: shard[key] for key in wanted}
@@ -51,10 +51,11 @@ class ObjectSet(PointDataset):
     """A split of objects from a folder of shards.
 
     The folder holds ``SPLIT.json`` (class names, one record per item, list of shards) and the shards it names:
-    ``.npz`` files with ``points`` float16 ``(n, P, 3)``, ``normals`` int8 (unit normal x 127), ``rgb`` uint8,
-    ``label``, ``radius`` (metres of one unit), ``id``, ``text`` and, where the set has parts, ``part`` (255 = unknown).
-    ``SPLIT-icons.npz`` (``id``, ``icon``) is optional. Coordinates are z up; the bounding box is centred at the
-    origin and the farthest point is at distance 1. Points are in random order, so a prefix is a fair subsample.
+    ``.npz`` files with ``points`` float16 or float32 ``(n, P, 3)``, ``label``, ``id`` and, where the set has them,
+    ``normals`` int8 (unit normal x 127), ``rgb`` uint8, ``radius`` (metres of one unit), ``text`` and ``part`` (255 =
+    unknown). ``SPLIT-icons.npz`` (``id``, ``icon``) is optional. In pc3d's own sets coordinates are z up, the bounding
+    box is centred at the origin and the farthest point is at distance 1. Points are in random order, so a prefix is a
+    fair subsample. ``data_tools/convert.py`` writes this format.
 
     Items carry ``xyz``, ``rgb``, ``normal``, ``label``, ``text``, with parts ``segment`` (-1 = unknown), and
     ``meta`` with ``id``, ``radius_m``, ``creator``, ``licence`` and what else the record says.
@@ -91,8 +92,8 @@ class ObjectSet(PointDataset):
         self.classes = tuple(description.get("classes", ()))
         self.parts = tuple(description.get("parts", ()))
         self.items: list[dict[str, Any]] = description["items"]
-        shards = [_checked_shard(path, bool(self.parts)) for path in self._shard_paths(description)]
-        self._data = {key: np.concatenate([shard[key] for shard in shards]) for key in shards[0]}
+        self.skipped = tuple(SkippedFile(Path(f["path"]), f["reason"]) for f in description.get("skipped", ()))
+        self._data = self._read_shards(self._shard_paths(description))
         self._check_items()
         self._icons = self._read_icons() if pictures else None
         labels = self._data["label"].astype(np.int64)
@@ -101,23 +102,28 @@ class ObjectSet(PointDataset):
 
     def load(self, index: int) -> PointCloud:
         row, data, n = self._rows[index], self._data, self.num_points
-        normal = torch.from_numpy(data["normals"][row, :n].astype(np.float32))
         record = self.items[row]
-        meta = {"id": str(data["id"][row]), "radius_m": float(data["radius"][row])}
+        meta: dict[str, Any] = {"id": str(data["id"][row])}
+        if "radius" in data:
+            meta["radius_m"] = float(data["radius"][row])
         meta.update({key: record[key] for key in _CARRIED if key in record})
-        segment = None
-        if self.parts:
+        fields: dict[str, Any] = {}
+        if "rgb" in data:
+            fields["rgb"] = torch.from_numpy(data["rgb"][row, :n].astype(np.float32) / 255.0)
+        if "normals" in data:
+            normal = torch.from_numpy(data["normals"][row, :n].astype(np.float32))
+            fields["normal"] = torch.nn.functional.normalize(normal, dim=1)
+        if "part" in data:
             part = data["part"][row, :n].astype(np.int64)
-            segment = torch.from_numpy(np.where(part == _UNKNOWN_PART, -1, part))
+            fields["segment"] = torch.from_numpy(np.where(part == _UNKNOWN_PART, -1, part))
+        if self._icons is not None:
+            fields["image"] = torch.tensor(self._icons[row])
         return PointCloud(
             xyz=torch.from_numpy(data["points"][row, :n].astype(np.float32)),
-            rgb=torch.from_numpy(data["rgb"][row, :n].astype(np.float32) / 255.0),
-            normal=torch.nn.functional.normalize(normal, dim=1),
             label=int(self.labels[index]),
-            segment=segment,
-            text=str(data["text"][row]),
-            image=None if self._icons is None else torch.tensor(self._icons[row]),
+            text=str(data["text"][row]) if "text" in data else None,
             meta=meta,
+            **fields,
         )
 
     def _read_description(self) -> dict[str, Any]:
@@ -146,6 +152,13 @@ class ObjectSet(PointDataset):
             raise MissingDataError.of(type(self).__name__, missing, self.root, self.source, self.terms)
         return paths
 
+    def _read_shards(self, paths: list[Path]) -> dict[str, NDArray[Any]]:
+        shards = [_checked_shard(path) for path in paths]
+        for path, shard in zip(paths, shards, strict=True):
+            if set(shard) != set(shards[0]) or shard["points"].shape[1] != shards[0]["points"].shape[1]:
+                raise BadFileError(path, f"differs from {paths[0].name} in its keys or in the points per object")
+        return {key: np.concatenate([shard[key] for shard in shards]) for key in shards[0]}
+
     def _check_items(self) -> None:
         path = self.root / f"{self.split}.json"
         stored = [str(name) for name in self._data["id"]]
@@ -157,6 +170,9 @@ class ObjectSet(PointDataset):
         labels = self._data["label"]
         if labels.size and not -1 <= labels.min() <= labels.max() < len(self.classes):
             raise BadFileError(path, f"labels go from {labels.min()} to {labels.max()} for {len(self.classes)} classes")
+        part = self._data.get("part")
+        if part is not None and part[part != _UNKNOWN_PART].max(initial=0) >= max(len(self.parts), 1):
+            raise BadFileError(path, f"the shards have more parts than the {len(self.parts)} that 'parts' names")
         if not 1 <= self.num_points <= self._data["points"].shape[1]:
             raise ValueError(
                 f"num_points must be between 1 and the {self._data['points'].shape[1]} points that {self.root} stores "
