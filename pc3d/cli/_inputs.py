@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pc3d.cli._parser import nearest
 
 if TYPE_CHECKING:
-    from pc3d.data import PointDataset
+    from pc3d.data import PointCloud, PointDataset
     from pc3d.evaluation import Encoder, Features
 
 HANDCRAFTED = ("descriptor", "pca")
 
 
-def open_split(data: str, split: str, num_points: int | None) -> PointDataset:
+@dataclass(frozen=True)
+class Source:
+    """A split of a data set and how its clouds are to be prepared."""
+
+    dataset: PointDataset
+    sampling: Literal["first", "farthest"]
+    normalize: Literal["none", "centroid", "box"]
+
+
+def open_split(data: str, split: str, num_points: int | None) -> Source:
     """A split of a data set.
 
+    Sets whose points are in random or farthest-point order and whose clouds are in the unit sphere already are taken as
+    stored; of everything else, farthest points are taken and brought into the unit sphere.
+
     Args:
-        data: ``"household"``, or a folder: shards in pc3d's own format, a published data set, or files by class.
+        data: ``"household"``; or a folder with shards in pc3d's own format, a published data set, or files by class.
         split: ``"train"`` or ``"test"``.
-        num_points: points per item, where the set can be cut.
+        num_points: points per item, where the set is cut when it is read.
 
     Raises:
         FileNotFoundError: neither a known name nor a folder.
     """
-    from pc3d.data import Household, ObjectSet
+    from pc3d import data as sets
 
+    cut: dict[str, Any] = {} if num_points is None else {"num_points": num_points}
     if data == "household":
-        return Household(split) if num_points is None else Household(split, num_points=num_points)
+        return Source(sets.Household(split, **cut), "first", "none")
     root = Path(data)
     if not root.is_dir():
         raise FileNotFoundError(
@@ -36,20 +50,41 @@ def open_split(data: str, split: str, num_points: int | None) -> PointDataset:
             f"{nearest(data, ['household'])}; looked for in {root.absolute()}"
         )
     if (root / f"{split}.json").is_file():
-        return ObjectSet(root, split) if num_points is None else ObjectSet(root, split, num_points=num_points)
-    from pc3d.data import open_folder
+        return Source(sets.ObjectSet(root, split, **cut), "first", "none")
+    if any(root.glob("ply_data_*.h5")):
+        return Source(sets.ModelNetHDF5(root, cast(Any, split)), "first", "none")
+    if (root / "modelnet40_shape_names.txt").is_file():
+        return Source(sets.ModelNetResampled(root, cast(Any, split)), "farthest", "centroid")
+    if (root / "main_split").is_dir():
+        return Source(sets.ScanObjectNN(root, cast(Any, split)), "first", "none")
+    return Source(sets.FolderDataset(root, split), "farthest", "box")
 
-    return cast("PointDataset", open_folder(root, split=split))
 
-
-def open_inputs(data: str, split: str, num_points: int | None) -> PointDataset:
-    """As :func:`open_split`, and also a single file of points, or a folder of such files without classes."""
-    from pc3d.data import open_files
+def open_inputs(data: str, split: str, num_points: int | None) -> Source:
+    """As :func:`open_split`, and also a single file of points, or a folder of such files without splits."""
+    from pc3d.data import FolderDataset
 
     path = Path(data)
     if path.is_file():
-        return cast("PointDataset", open_files([path], num_points=num_points))
-    return open_split(data, split, num_points)
+        return Source(_one_file(path), "farthest", "box")
+    shards = path.is_dir() and any(path.glob("*.json"))
+    if data == "household" or not path.is_dir() or shards or any(path.rglob(f"{split}*")):
+        return open_split(data, split, num_points)
+    return Source(FolderDataset(path), "farthest", "box")
+
+
+def _one_file(path: Path) -> PointDataset:
+    import torch
+
+    from pc3d.data import PointDataset, read_points
+
+    class OneFile(PointDataset):
+        labels = torch.full((1,), -1, dtype=torch.int64)
+
+        def load(self, index: int) -> PointCloud:
+            return read_points(path)
+
+    return OneFile()
 
 
 def open_encoder(encoder: str, *, untrained: bool, seed: int, data: str, num_points: int | None) -> tuple[Encoder, str]:
@@ -67,7 +102,7 @@ def open_encoder(encoder: str, *, untrained: bool, seed: int, data: str, num_poi
     if encoder == "descriptor":
         return ShapeDescriptor(seed), "the handcrafted shape descriptor"
     if encoder == "pca":
-        fitted = PointPCA().fit(open_split(data, "train", num_points), num_points=num_points or 1024)
+        fitted = PointPCA().fit(open_split(data, "train", num_points).dataset, num_points=num_points or 1024)
         return fitted, "PCA of raw points"
     import torch
 
@@ -85,24 +120,22 @@ def features_of(
     encoder: str, data: str, *, num_points: int | None, pooling: str, batch_size: int, untrained: bool, seed: int
 ) -> tuple[Features, Features]:
     """Features of the training and the test split, with a progress bar."""
+    model, name = open_encoder(encoder, untrained=untrained, seed=seed, data=data, num_points=num_points)
+    options: dict[str, Any] = {"num_points": num_points, "pooling": pooling, "batch_size": batch_size}
+    train, test = (
+        extract(model, name, open_split(data, split, num_points), data, split, **options) for split in ("train", "test")
+    )
+    return train, test
+
+
+def extract(model: Encoder, name: str, source: Source, data: str, split: str, **options: Any) -> Features:
+    """Features of a split, prepared as its data set wants, with a progress bar."""
     from pc3d.evaluation import extract_features
 
-    model, name = open_encoder(encoder, untrained=untrained, seed=seed, data=data, num_points=num_points)
-    both = [
-        extract_features(
-            model,
-            open_split(data, split, num_points),
-            batch_size=batch_size,
-            pooling=pooling,
-            num_points=num_points,
-            progress=True,
-            data=data,
-            split=split,
-            name=name,
-        )
-        for split in ("train", "test")
-    ]
-    return both[0], both[1]
+    prepared: dict[str, Any] = {"sampling": source.sampling, "normalize": source.normalize}
+    return extract_features(
+        model, source.dataset, progress=True, data=data, split=split, name=name, **prepared, **options
+    )
 
 
 def print_result(result: Any, as_json: bool) -> None:

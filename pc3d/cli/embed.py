@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pc3d.cli._inputs import open_encoder, open_inputs
+from pc3d.cli._inputs import extract, open_encoder, open_inputs
 from pc3d.cli._parser import run_verb
 
 
@@ -38,23 +38,15 @@ def embed(
         seed: Seed of untrained weights.
         overwrite: Replace an existing file.
     """
-    from pc3d.evaluation import extract_features, save_features
+    from pc3d.evaluation import save_features
 
     path = Path(out)
     if path.exists() and not overwrite:
         raise FileExistsError(f"out: {path} exists and would be lost: choose another name, or add --overwrite")
     model, name = open_encoder(encoder, untrained=untrained, seed=seed, data=data, num_points=num_points)
-    features = extract_features(
-        model,
-        open_inputs(data, split, num_points),
-        batch_size=batch_size,
-        pooling=pooling,
-        num_points=num_points,
-        progress=True,
-        data=data,
-        split=split,
-        name=name,
-    )
+    source = open_inputs(data, split, num_points)
+    options = {"batch_size": batch_size, "pooling": pooling, "num_points": num_points}
+    features = extract(model, name, source, data, split, **options)
     written = save_features(features, path, overwrite=overwrite)
     print(f"{written}: {len(features)} clouds, {features.values.shape[1]} dimensions")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pc3d._extras import require
-from pc3d.data import PointCloud, PointDataset
+from pc3d.data import Compose, FarthestPointSample, FirstPoints, Normalize, PointCloud, PointDataset
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
+Sampling = Literal["first", "farthest"]
+Centering = Literal["none", "centroid", "box"]
 
 
 @runtime_checkable
@@ -43,6 +45,8 @@ class Features:
         split: name of the split.
         content_hash: first 16 hexadecimal digits of SHA-256 over the coordinates that were encoded and the labels.
         num_points: points per cloud; None where clouds of different length went in whole.
+        sampling: how ``num_points`` were taken: the ``"first"`` stored, or ``"farthest"`` point sampling.
+        normalize: ``"none"``, or how clouds were brought into the unit sphere: centred by ``"centroid"`` or ``"box"``.
         pooling: how the encoder pooled its tokens.
         encoder: what made the features.
     """
@@ -55,6 +59,8 @@ class Features:
     split: str = ""
     content_hash: str = ""
     num_points: int | None = None
+    sampling: Sampling = "first"
+    normalize: Centering = "none"
     pooling: str = "max+mean"
     encoder: str = "encoder"
     num_unlabelled: int = field(init=False)
@@ -90,6 +96,8 @@ def extract_features(
     batch_size: int = 32,
     pooling: str = "max+mean",
     num_points: int | None = 1024,
+    sampling: Sampling = "first",
+    normalize: Centering = "none",
     progress: bool = False,
     data: str | None = None,
     split: str | None = None,
@@ -97,9 +105,9 @@ def extract_features(
 ) -> Features:
     """Encode every item of a data set in evaluation mode, without masking, augmentation or gradient.
 
-    The first ``num_points`` points of each item are taken as stored, in stored order, and the data set's transform is
-    left out, so the result is a function of the stored data and the encoder alone. The sets of pc3d store points in
-    random order and ModelNet40's HDF5 files in farthest-point order, so for both a prefix covers the object.
+    The data set's own transform is left out, so the result is a function of the stored data and the encoder alone. The
+    sets of pc3d store points in random order and ModelNet40's HDF5 files in farthest-point order, so for both the first
+    ``num_points`` cover the object; for scans and files in an order of their own take ``sampling="farthest"``.
 
     Args:
         encoder: what to probe. A ``torch.nn.Module`` is put into ``eval()`` and given back in the mode it came in.
@@ -107,6 +115,9 @@ def extract_features(
         batch_size: clouds per call of ``encode``.
         pooling: passed to ``encode``.
         num_points: points per cloud; None takes every point of each, clouds of equal length together.
+        sampling: ``"first"`` takes the first points in stored order, ``"farthest"`` an evenly spread subset.
+        normalize: ``"none"`` takes coordinates as stored; ``"centroid"`` and ``"box"`` centre each cloud and scale it
+            into the unit sphere, after sampling.
         progress: show a progress bar on standard error.
         data: name of the data set for reports; its class name when left out.
         split: name of the split for reports.
@@ -118,6 +129,7 @@ def extract_features(
     Raises:
         ValueError: the set is empty, ``num_points`` exceeds what an item has, or features are not finite.
     """
+    prepare = _preparation(num_points, sampling, normalize)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if len(dataset) == 0:
@@ -125,7 +137,7 @@ def extract_features(
     digest, ids, blocks = hashlib.sha256(), [], []
     device = next((p.device for p in encoder.parameters()), None) if isinstance(encoder, torch.nn.Module) else None
     with _frozen(encoder), _bar(len(dataset), progress) as advance:
-        for clouds in _batches(dataset, batch_size, num_points):
+        for clouds in _batches(dataset, batch_size, prepare):
             xyz = torch.stack([cloud.xyz for cloud in clouds])
             digest.update(np.ascontiguousarray(xyz.to(torch.float32).numpy()).tobytes())
             ids += [str(cloud.meta.get("id", "")) for cloud in clouds]
@@ -142,22 +154,30 @@ def extract_features(
         split=split or str(getattr(dataset, "split", "")),
         content_hash=digest.hexdigest()[:16],
         num_points=num_points,
+        sampling=sampling,
+        normalize=normalize,
         pooling=getattr(encoder, "pooling", pooling),
         encoder=name or type(encoder).__name__,
     )
 
 
-def _batches(dataset: PointDataset, size: int, num_points: int | None) -> Iterator[list[PointCloud]]:
+def _preparation(num_points: int | None, sampling: Sampling, normalize: Centering) -> Compose:
+    for name, value, known in (("sampling", sampling, Sampling), ("normalize", normalize, Centering)):
+        if value not in get_args(known):
+            raise ValueError(f"{name} must be one of {get_args(known)}, got {value!r}")
+    steps: list[FirstPoints | FarthestPointSample | Normalize] = []
+    if num_points is not None:
+        steps.append(FirstPoints(num_points) if sampling == "first" else FarthestPointSample(num_points))
+    if normalize != "none":
+        steps.append(Normalize(normalize))
+    return Compose(steps)
+
+
+def _batches(dataset: PointDataset, size: int, prepare: Compose) -> Iterator[list[PointCloud]]:
+    generator = torch.Generator()  # no step of the preparation draws from it
     pending: list[PointCloud] = []
     for index in range(len(dataset)):
-        cloud = dataset.load(index)
-        if num_points is not None:
-            if len(cloud) < num_points:
-                raise ValueError(
-                    f"num_points is {num_points}, but item {index} ({cloud.meta.get('id', 'unnamed')}) has only "
-                    f"{len(cloud)} points: ask for at most that many, or for num_points=None (all of them)"
-                )
-            cloud = cloud.select(slice(0, num_points))
+        cloud = prepare(dataset.load(index), generator)
         if pending and (len(pending) == size or len(pending[0]) != len(cloud)):
             yield pending
             pending = []
@@ -202,7 +222,8 @@ def save_features(features: Features, path: Path | str, *, overwrite: bool = Fal
     """Write features to an ``.npz`` file that numpy reads without pickle.
 
     Keys: ``features`` ``(n, D)`` float32, ``label`` ``(n,)`` int64, ``id`` and ``classes`` strings, and the scalars
-    ``data``, ``split``, ``encoder``, ``pooling``, ``num_points`` (-1 for all) and ``content_hash``.
+    ``data``, ``split``, ``encoder``, ``pooling``, ``num_points`` (-1 for all), ``sampling``, ``normalize`` and
+    ``content_hash``.
 
     Args:
         features: what to write.
@@ -235,6 +256,8 @@ def save_features(features: Features, path: Path | str, *, overwrite: bool = Fal
             split=features.split,
             encoder=features.encoder,
             pooling=features.pooling,
+            sampling=features.sampling,
+            normalize=features.normalize,
             num_points=-1 if features.num_points is None else features.num_points,
             content_hash=features.content_hash,
         )

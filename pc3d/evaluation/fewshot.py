@@ -50,6 +50,8 @@ class FewShotResult:
     num_test: int
     num_unlabelled: tuple[int, int]
     num_points: int | None
+    sampling: str
+    normalize: str
     pooling: str
     feature_dim: int
     way: int

@@ -45,6 +45,8 @@ class ProbeResult:
         num_test: labelled test items used.
         num_unlabelled: training and test items left out because they have no label.
         num_points: points per cloud, None for all.
+        sampling: how those points were taken, see :class:`Features`.
+        normalize: how clouds were centred and scaled, see :class:`Features`.
         pooling: how tokens became one vector.
         feature_dim: length of that vector.
         classifier: the classifier in scikit-learn's words.
@@ -66,6 +68,8 @@ class ProbeResult:
     num_test: int
     num_unlabelled: tuple[int, int]
     num_points: int | None
+    sampling: str
+    normalize: str
     pooling: str
     feature_dim: int
     classifier: str
@@ -102,11 +106,12 @@ class ProbeResult:
 def describe_data(result: Any) -> list[str]:
     """Two lines on data and features, from any result with the fields of :class:`ProbeResult`."""
     train, test = result.num_unlabelled
-    points = "all points" if result.num_points is None else f"first {result.num_points} points"
+    points = "all points" if result.num_points is None else f"{result.num_points} points ({result.sampling})"
+    frame = "as stored" if result.normalize == "none" else f"centred ({result.normalize}), scaled to the unit sphere"
     return [
         f"  data        {result.data}: {result.num_train} train [{result.train_hash}], "
         f"{result.num_test} test [{result.test_hash}]; unlabelled and left out: {train} train, {test} test",
-        f"  features    {points} of each cloud, pooling {result.pooling}, {result.feature_dim} dimensions, "
+        f"  features    {points} of each cloud, {frame}, pooling {result.pooling}, {result.feature_dim} dimensions, "
         "no masking, no augmentation",
     ]
 
@@ -127,7 +132,7 @@ def data_fields(train: Features, test: Features) -> dict[str, Any]:
     Raises:
         ValueError: the splits were encoded differently, or their classes differ.
     """
-    for name in ("classes", "num_points", "pooling"):
+    for name in ("classes", "num_points", "sampling", "normalize", "pooling"):
         ours, theirs = getattr(train, name), getattr(test, name)
         if ours != theirs:
             raise ValueError(f"train and test must agree in {name}, got {ours!r} and {theirs!r}")
@@ -144,6 +149,8 @@ def data_fields(train: Features, test: Features) -> dict[str, Any]:
         "num_test": len(test) - test.num_unlabelled,
         "num_unlabelled": (train.num_unlabelled, test.num_unlabelled),
         "num_points": train.num_points,
+        "sampling": train.sampling,
+        "normalize": train.normalize,
         "pooling": train.pooling,
         "feature_dim": int(train.values.shape[1]),
     }

@@ -17,8 +17,8 @@ def project(xyz: FloatArray, *, azimuth: float = -55.0, elevation: float = 22.0)
         elevation: degrees of the camera above the horizon.
 
     Returns:
-        ``(N, 2)`` picture coordinates (right, up) in the units of ``xyz``, and ``(N,)`` nearness: the larger, the closer
-        to the camera.
+        ``(N, 2)`` picture coordinates (right, up) in the units of ``xyz``, and ``(N,)`` nearness: the larger, the
+        closer to the camera.
 
     Raises:
         ValueError: ``xyz`` is not ``(N, 3)``.

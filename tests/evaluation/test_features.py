@@ -1,0 +1,211 @@
+"""Feature extraction: evaluation mode, stored points, whole data set, on the embedded objects."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pc3d.data import Household, Jitter, PointDataset, Selection
+from pc3d.evaluation import Features, PointPCA, ShapeDescriptor, extract_features, linear_svm, save_features
+from pc3d.models import PointViT
+
+
+@pytest.fixture(scope="module")
+def few() -> PointDataset:
+    return Selection(Household("test"), range(0, 124, 6))
+
+
+@pytest.fixture(scope="module")
+def vit() -> PointViT:
+    torch.manual_seed(0)
+    return PointViT(embed_dim=24, depth=2, num_heads=2, num_groups=16, group_size=16, drop_path=0.5)
+
+
+def test_features_are_those_of_the_encoder_in_evaluation_mode(vit: PointViT, few: PointDataset) -> None:
+    vit.train()
+    features = extract_features(vit, few, num_points=256, batch_size=4)
+    assert vit.training
+    vit.eval()
+    with torch.no_grad():
+        expected = torch.cat([vit.encode(few.load(i).xyz[None, :256]) for i in range(len(few))])
+    np.testing.assert_allclose(features.values, expected.numpy(), atol=1e-5)
+    assert features.labels.tolist() == few.labels.tolist()
+    assert features.classes == few.classes
+    assert features.ids == tuple(few.load(i).meta["id"] for i in range(len(few)))
+
+
+def test_extraction_changes_no_state_and_repeats_itself(vit: PointViT, few: PointDataset) -> None:
+    vit.train()
+    before = {name: value.clone() for name, value in vit.state_dict().items()}
+    first = extract_features(vit, few, num_points=256)
+    second = extract_features(vit, few, num_points=256)
+    np.testing.assert_array_equal(first.values, second.values)
+    assert all(torch.equal(before[name], value) for name, value in vit.state_dict().items())
+
+
+def test_modes_of_frozen_parts_are_given_back(few: PointDataset) -> None:
+    class Probe(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.free = nn.Linear(3, 4).eval(), nn.Linear(3, 4)
+
+        def encode(self, xyz: Tensor, pooling: str = "max+mean") -> Tensor:
+            assert not self.free.training
+            assert not torch.is_grad_enabled()
+            return self.free(xyz).amax(1)
+
+    probe = Probe()
+    extract_features(probe, few, num_points=64)
+    assert probe.free.training
+    assert not probe.frozen.training
+
+
+def test_augmentation_is_left_out(few: PointDataset) -> None:
+    shaken = Household("test", transform=Jitter(0.1, 0.2))
+    plain = extract_features(ShapeDescriptor(), Household("test"))
+    np.testing.assert_array_equal(extract_features(ShapeDescriptor(), shaken).values, plain.values)
+
+
+def test_content_hash_names_points_and_labels(few: PointDataset) -> None:
+    def content(dataset: PointDataset, num_points: int = 128, batch_size: int = 32) -> str:
+        return extract_features(ShapeDescriptor(), dataset, num_points=num_points, batch_size=batch_size).content_hash
+
+    reference = content(few)
+    assert content(few, batch_size=5) == reference
+    assert content(few, num_points=127) != reference
+    assert content(Selection(few, range(len(few) - 1))) != reference
+    relabelled = Selection(few, range(len(few)))
+    relabelled.labels = relabelled.labels.clone()
+    relabelled.labels[0] += 1
+    assert content(relabelled) != reference
+
+
+def test_all_points_of_clouds_of_different_length() -> None:
+    class Ragged(Selection):
+        def load(self, index: int):  # type: ignore[no-untyped-def]
+            return super().load(index).select(slice(0, 64 if index < 3 else 100))
+
+    dataset = Ragged(Household("test"), range(6))
+    features = extract_features(ShapeDescriptor(), dataset, num_points=None)
+    alone = ShapeDescriptor().encode(dataset.load(4).xyz[None])
+    np.testing.assert_allclose(features.values[4], alone[0].numpy(), atol=1e-6)
+    with pytest.raises(ValueError, match=r"num_points=100 exceeds the 64 points of the cloud"):
+        extract_features(ShapeDescriptor(), dataset, num_points=100)
+
+
+def test_farthest_points_in_the_unit_sphere(few: PointDataset) -> None:
+    class Recorder:
+        seen: list[Tensor] = []  # noqa: RUF012
+
+        def encode(self, xyz: Tensor, pooling: str = "max+mean") -> Tensor:
+            self.seen.append(xyz)
+            return xyz.mean(1)
+
+    features = extract_features(Recorder(), few, num_points=32, sampling="farthest", normalize="box", batch_size=1)
+    assert (features.sampling, features.normalize) == ("farthest", "box")
+    for index, xyz in enumerate(Recorder.seen):
+        torch.testing.assert_close(xyz[0].norm(dim=1).max(), torch.tensor(1.0))
+        torch.testing.assert_close(xyz[0].amax(0), -xyz[0].amin(0))
+        stored = few.load(index).xyz
+        spread, prefix = (torch.cdist(points, points).fill_diagonal_(9).min() for points in (xyz[0], stored[:32]))
+        assert spread > prefix
+
+
+def test_bad_arguments_are_refused(few: PointDataset) -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        extract_features(ShapeDescriptor(), few, batch_size=0)
+    with pytest.raises(ValueError, match="sampling must be one of"):
+        extract_features(ShapeDescriptor(), few, sampling="random")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="normalize must be one of"):
+        extract_features(ShapeDescriptor(), few, normalize="unit")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="dataset is empty"):
+        extract_features(ShapeDescriptor(), Selection(few, []))
+
+
+def test_features_that_are_not_finite_name_the_item() -> None:
+    values = np.ones((3, 2), dtype=np.float32)
+    values[1, 0] = np.nan
+    with pytest.raises(ValueError, match=r"item 1 \(lamp\)"):
+        Features(values, np.zeros(3, dtype=np.int64), ids=("chair", "lamp", "table"))
+    with pytest.raises(ValueError, match=r"\(n, D\)"):
+        Features(values[0], np.zeros(3, dtype=np.int64))
+
+
+def test_saved_features_read_back_without_pickle_and_are_never_lost(tmp_path: Path, few: PointDataset) -> None:
+    features = extract_features(ShapeDescriptor(), few, data="household", split="test")
+    path = save_features(features, tmp_path / "new" / "features.npz")
+    with np.load(path, allow_pickle=False) as archive:
+        np.testing.assert_array_equal(archive["features"], features.values)
+        np.testing.assert_array_equal(archive["label"], features.labels)
+        assert archive["id"].tolist() == list(features.ids)
+        assert archive["classes"].tolist() == list(few.classes)
+        assert str(archive["content_hash"]) == features.content_hash
+        assert int(archive["num_points"]) == 1024
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="would be lost"):
+        save_features(features, path)
+    assert path.read_bytes() == before
+    save_features(replace(features, split="other"), path, overwrite=True)
+    assert path.read_bytes() != before
+    assert [entry.name for entry in path.parent.iterdir()] == ["features.npz"]
+    with pytest.raises(ValueError, match=r"must end in \.npz"):
+        save_features(features, tmp_path / "features.txt")
+
+
+def test_descriptor_by_its_definition(few: PointDataset) -> None:
+    xyz = few.load(3).xyz[:300].double()
+    value = ShapeDescriptor(seed=5).encode(xyz[None])[0].double() ** 2
+    assert value.shape == (302,)
+    histograms = [value[:32], value[32:48], value[48:64], value[64:80], value[86:]]
+    assert [float(h.sum()) for h in histograms] == pytest.approx([1.0] * 5, abs=1e-5)
+    first, second = np.random.default_rng(5).integers(0, 300, (2, 4096))
+    distances = (xyz[first] - xyz[second]).norm(dim=1)
+    expected = torch.histc(distances, 32, 0, 2) / 4096
+    np.testing.assert_allclose(value[:32], expected, atol=1e-3)
+    extent = (xyz.amax(0) - xyz.amin(0)).tolist()
+    np.testing.assert_allclose(value[80:83], [*sorted(extent[:2]), extent[2]], atol=1e-5)
+    spread = torch.linalg.svdvals(xyz - xyz.mean(0)).flip(0) / 300**0.5
+    np.testing.assert_allclose(value[83:86], spread, atol=1e-5)
+
+
+def test_descriptor_histograms_ignore_a_turn_about_the_axis(few: PointDataset) -> None:
+    xyz = few.load(3).xyz[None, :500]
+    turned = torch.stack([-xyz[..., 1], xyz[..., 0], xyz[..., 2]], dim=-1)
+    before, after = ShapeDescriptor().encode(xyz), ShapeDescriptor().encode(turned)
+    np.testing.assert_allclose(before[:, :86], after[:, :86], atol=2e-3)
+
+
+def test_pca_has_orthonormal_axes_and_centred_scores() -> None:
+    train = Household("train")
+    baseline = PointPCA(8).fit(train)
+    features = extract_features(baseline, train)
+    assert features.values.shape == (487, 8)
+    np.testing.assert_allclose(features.values.mean(0), 0, atol=1e-5)
+    covariance = np.cov(features.values.T)
+    off_diagonal = covariance - np.diag(np.diag(covariance))
+    assert np.abs(off_diagonal).max() < 1e-5
+    assert (np.diff(np.diag(covariance)) <= 0).all()
+
+
+def test_pca_refuses() -> None:
+    with pytest.raises(ValueError, match="num_components must be at least 1"):
+        PointPCA(0)
+    with pytest.raises(ValueError, match="at most the 3 clouds"):
+        PointPCA(4).fit(Selection(Household("train"), range(3)))
+    with pytest.raises(RuntimeError, match="call fit"):
+        PointPCA(4).encode(torch.zeros(1, 8, 3))
+
+
+def test_baselines_beat_chance_on_real_objects() -> None:
+    train, test = Household("train"), Household("test")
+    for encoder in (ShapeDescriptor(), PointPCA().fit(train)):
+        features = [extract_features(encoder, split) for split in (train, test)]
+        result = linear_svm(*features, protocol="tuned")
+        assert result.num_unlabelled == (122, 0)
+        # The largest class has 9.7 % of the test items.
+        assert result.scores.overall_interval[0] > 0.2

@@ -1,0 +1,156 @@
+"""Probes on features whose right answer is known, and the promise not to look at the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.svm import SVC
+
+from pc3d.evaluation import C_GRID, Features, ProbeResult, knn_probe, linear_svm, logistic_regression
+
+Make = Callable[..., Features]
+Probe = Callable[..., ProbeResult]
+PROBES = [linear_svm, logistic_regression, knn_probe]
+every_probe = pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.__name__)
+
+
+@every_probe
+@pytest.mark.parametrize("protocol", ["fixed", "tuned", "legacy"])
+def test_planted_classes_are_found(probe: Probe, protocol: str, planted: Make) -> None:
+    result = probe(planted(signal=40, seed=1), planted(5, signal=40, seed=2), protocol=protocol)
+    assert result.scores.overall_accuracy == 1.0
+    assert result.scores.mean_class_accuracy == 1.0
+
+
+@every_probe
+def test_shuffled_labels_give_chance(probe: Probe, planted: Make) -> None:
+    train, test = planted(60, seed=1), planted(100, seed=2)
+    shuffled = replace(train, labels=np.random.default_rng(0).permutation(train.labels))
+    accuracy = probe(shuffled, test).scores.overall_accuracy
+    # Four classes; the shuffled classifiers of the four directions agree or not as whole classes, hence the width.
+    assert 0.0 <= accuracy < 0.55
+    assert probe(train, test).scores.overall_accuracy > 0.9
+
+
+def test_linear_svm_is_scikit_learns_with_the_published_c(planted: Make) -> None:
+    train, test = planted(signal=1.0, seed=1), planted(25, signal=1.0, seed=2)
+    expected = SVC(kernel="linear", C=0.012).fit(train.values, train.labels).score(test.values, test.labels)
+    result = linear_svm(train, test)
+    assert result.scores.overall_accuracy == pytest.approx(expected)
+    assert result.parameter == ("C", 0.012)
+
+
+@every_probe
+def test_tuning_never_sees_test_labels(probe: Probe, planted: Make) -> None:
+    train, test = planted(10, signal=1.0, seed=1), planted(15, signal=1.0, seed=2)
+    chosen = set()
+    for seed in range(5):
+        mutated = replace(test, labels=np.random.default_rng(seed).permutation(test.labels))
+        result = probe(train, mutated, protocol="tuned")
+        chosen.add((result.parameter, result.selection))
+    assert len(chosen) == 1
+    assert "the test split was not looked at" in chosen.pop()[1]
+
+
+@every_probe
+def test_legacy_follows_test_labels(probe: Probe, planted: Make) -> None:
+    train, test = planted(10, signal=1.0, seed=1), planted(15, signal=1.0, seed=2)
+    results = [
+        probe(train, replace(test, labels=np.random.default_rng(seed).permutation(test.labels)), protocol="legacy")
+        for seed in range(8)
+    ]
+    assert len({result.parameter for result in results}) > 1
+    assert all("LEGACY" in result.selection and str(result).startswith("*** LEGACY") for result in results)
+
+
+def test_legacy_is_the_best_of_the_grid_and_never_below_tuned(planted: Make) -> None:
+    train, test = planted(10, signal=1.0, seed=1), planted(15, signal=1.0, seed=2)
+    by_hand = max(
+        SVC(kernel="linear", C=C).fit(train.values, train.labels).score(test.values, test.labels) for C in C_GRID
+    )
+    legacy = linear_svm(train, test, protocol="legacy").scores.overall_accuracy
+    assert legacy == pytest.approx(by_hand)
+    assert legacy >= linear_svm(train, test, protocol="tuned").scores.overall_accuracy
+
+
+@every_probe
+def test_unlabelled_items_take_no_part_and_are_counted(probe: Probe, planted: Make) -> None:
+    plain = probe(planted(seed=1), planted(5, seed=2))
+    more = probe(planted(seed=1, unlabelled=7), planted(5, seed=2, unlabelled=3))
+    assert more.scores == plain.scores
+    assert more.num_unlabelled == (7, 3)
+    assert (more.num_train, more.num_test) == (plain.num_train, plain.num_test) == (48, 20)
+    assert "7 train, 3 test" in str(more)
+
+
+def test_standardising_uses_the_training_split_alone(planted: Make) -> None:
+    train, test = planted(seed=1), planted(5, seed=2)
+    moved = replace(test, values=test.values[:1].repeat(len(test), axis=0))
+    # With its own statistics a constant test split would become all zeros and every prediction the same by accident.
+    result = linear_svm(train, moved, C=1.0, standardize=True)
+    scaled = (moved.values - train.values.mean(0)) / train.values.std(0)
+    reference = SVC(kernel="linear", C=1.0).fit(
+        (train.values - train.values.mean(0)) / train.values.std(0), train.labels
+    )
+    assert result.scores.overall_accuracy == pytest.approx(reference.score(scaled, moved.labels))
+
+
+def test_the_protocol_is_printed(planted: Make) -> None:
+    train = replace(planted(seed=1, unlabelled=2), content_hash="0123456789abcdef", num_points=1024)
+    test = replace(planted(5, seed=2), content_hash="fedcba9876543210", num_points=1024)
+    text = str(linear_svm(train, test, protocol="tuned"))
+    for piece in (
+        "planted: 48 train [0123456789abcdef], 20 test [fedcba9876543210]",
+        "1024 points (first) of each cloud, as stored",
+        "pooling max+mean, 16 dimensions",
+        "SVC(kernel='linear'), C = ",
+        "stratified 5-fold cross-validation",
+        "seed        0",
+        "scikit-learn",
+        "overall accuracy",
+        "95 % Wilson interval",
+        "mean class accuracy",
+        "95 % bootstrap interval",
+    ):
+        assert piece in text, piece
+
+
+def test_few_items_in_a_class_lower_the_number_of_folds_and_say_so(planted: Make) -> None:
+    result = linear_svm(planted(3, seed=1), planted(5, seed=2), protocol="tuned")
+    assert "stratified 3-fold" in result.selection
+    assert "smallest class 3" in result.selection
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "best"}, "protocol must be one of"),
+        ({"C": 0.0}, "C must be positive"),
+        ({"C": float("nan")}, "C must be positive"),
+        ({"protocol": "tuned", "grid": ()}, "grid must hold positive values"),
+        ({"protocol": "legacy", "grid": (1.0, -1.0)}, "grid must hold positive values"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str, planted: Make) -> None:
+    with pytest.raises(ValueError, match=message):
+        linear_svm(planted(seed=1), planted(seed=2), **options)
+
+
+def test_bad_splits_are_refused(planted: Make) -> None:
+    train, test = planted(seed=1), planted(seed=2)
+    with pytest.raises(ValueError, match="agree in pooling"):
+        linear_svm(train, replace(test, pooling="mean"))
+    with pytest.raises(ValueError, match="agree in classes"):
+        linear_svm(train, replace(test, classes=("other",)))
+    with pytest.raises(ValueError, match="features of one length"):
+        linear_svm(train, replace(test, values=test.values[:, :8]))
+    with pytest.raises(ValueError, match="one class only"):
+        linear_svm(replace(train, labels=np.zeros_like(train.labels)), test)
+    with pytest.raises(ValueError, match="no item of planted"):
+        linear_svm(train, replace(test, labels=np.full_like(test.labels, -1)))
+    with pytest.raises(ValueError, match="k must be between 1 and the 48"):
+        knn_probe(train, test, k=49)
