@@ -29,7 +29,7 @@ $(VENV)/.train: requirements/train.lock | $(BIN)/python
 $(VENV)/.pc3d: $(KERNELS) setup.py pyproject.toml pc3d/_version.py build_backend/pc3d_build.py $(VENV)/.train
 	@echo "Compiling the operators"
 	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
-	@$(BIN)/pc3d doctor --kernels
+	@$(BIN)/python -c "import pc3d; print(\"Kernels:\", pc3d.ops.build_info())"
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.lock $(VENV)/.train
