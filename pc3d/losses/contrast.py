@@ -38,7 +38,7 @@ def token_contrast(
         both_masked: ``(B, G)`` bool.
         contrast: which pairs.
         denominator: scalar to use for ``sum_b |C_b|``; with several processes, its mean over them
-            (:func:`pc3d.nn.mean_over_processes`). Below 1 it counts as 1, so clouds without common tokens give 0, not NaN.
+            (:func:`pc3d.nn.mean_over_processes`). Below 1 it counts as 1: clouds without common tokens give 0, not NaN.
 
     Returns:
         Scalar in [0, 2], float32 or wider.

@@ -153,7 +153,7 @@ class MaskedAutoencoder(Method):
             return drop_path_scales(draws.uniform(len(stack.blocks), 2), stack.drop_path_rates)
 
         encoder = torch.cat([scales(self.model.encoder.transformer) for _ in self.model.decoders], dim=2)
-        return encoder, [scales(decoder.transformer) for decoder in self.model.decoders]
+        return encoder, [scales(decoder.transformer) for decoder in self.model.branch_decoders()]
 
     def _log(
         self, stage: str, branches: list[Branch], loss: Tensor, reconstruction: Tensor, contrast: Tensor | None
@@ -190,7 +190,7 @@ class PointMAE(MaskedAutoencoder):
         decoder_num_heads: attention heads of the decoder.
         decoder_drop_path: stochastic depth of the decoder's last block.
         chamfer: ``"l2"`` (squared distances) or ``"l1"``.
-        reconstruction_weight: factor of the loss; cosmetic under AdamW, it makes logs comparable with the published ones.
+        reconstruction_weight: factor of the loss; cosmetic under AdamW, but logs compare with the published ones.
         optimisation: AdamW and its schedule.
         seed: of masks and drop path.
     """

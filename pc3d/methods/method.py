@@ -72,7 +72,7 @@ class Method(pl.LightningModule):
     """A pre-training method: trains some networks, of which one is the encoder that leaves the run.
 
     Args:
-        seed: of the method's own random draws (masks, drop path); initial weights come from PyTorch's default generator.
+        seed: of the method's own draws (masks, drop path); initial weights come from PyTorch's default generator.
 
     Raises:
         ValueError: a negative seed.

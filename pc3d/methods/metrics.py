@@ -69,7 +69,7 @@ class CsvMetrics(Logger):
         """Write the file."""
         if not self._changed:
             return
-        columns = ["step", "epoch"] + sorted({key for row in self._rows for key in row} - {"step", "epoch"})
+        columns = ["step", "epoch", *sorted({key for row in self._rows for key in row} - {"step", "epoch"})]
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()

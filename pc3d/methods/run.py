@@ -20,7 +20,7 @@ from pc3d.models import save_encoder
 
 
 class RunFolder:
-    """Where a run writes: ``config.yaml``, ``last.ckpt``, ``metrics.csv``, ``tensorboard/``, and at the end ``encoder/``.
+    """Where a run writes: ``config.yaml``, ``last.ckpt``, ``metrics.csv``, ``tensorboard/``, in the end ``encoder/``.
 
     Args:
         path: the folder; it need not exist.
@@ -99,8 +99,8 @@ def pretrain(
 ) -> pl.Trainer:
     """Pre-train, keeping everything in one folder (:class:`RunFolder`).
 
-    A run that was killed at any step and is resumed ends with the same weights, bit for bit on a CPU, as one that was left
-    alone, because batches, masks and drop path are functions of the seed and the step.
+    A run that was killed at any step and is resumed ends with the same weights, bit for bit on a CPU, as one that was
+    left alone, because batches, masks and drop path are functions of the seed and the step.
 
     Args:
         method: what to train.
@@ -123,7 +123,7 @@ def pretrain(
     """
     folder = RunFolder(output)
     # The processes that Lightning starts for further devices run this again; the folder is the first one's business.
-    if rank_zero_only.rank == 0:
+    if _is_first_process():
         folder.prepare(resume=resume, overwrite=overwrite)
         if config is not None:
             with replace_atomically(folder.config) as file:
@@ -147,6 +147,10 @@ def pretrain(
     if engine.is_global_zero and engine.state.finished:
         save_encoder(method.encoder, folder.encoder)
     return engine
+
+
+def _is_first_process() -> bool:
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def _step_of(checkpoint: Path) -> int:

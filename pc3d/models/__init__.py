@@ -1,7 +1,32 @@
-"""Whole encoders and the networks around them."""
+"""Whole encoders, the networks around them, and how they are stored."""
 
+from pc3d.models.classifier import PointClassifier
 from pc3d.models.hub import load_encoder, save_encoder
 from pc3d.models.masked_autoencoder import Branch, Decoder, MaskedPointModel
-from pc3d.models.point_vit import EncoderOutput, PointViT
+from pc3d.models.part_segmentation import PointPartSegmenter
+from pc3d.models.point_vit import EncoderOutput, PointViT, Pooling
+from pc3d.models.pretrained import (
+    LoadReport,
+    load_official_encoder,
+    load_official_model,
+    to_official_state,
+    warm_start,
+)
 
-__all__ = ["Branch", "Decoder", "EncoderOutput", "MaskedPointModel", "PointViT", "load_encoder", "save_encoder"]
+__all__ = [
+    "Branch",
+    "Decoder",
+    "EncoderOutput",
+    "LoadReport",
+    "MaskedPointModel",
+    "PointClassifier",
+    "PointPartSegmenter",
+    "PointViT",
+    "Pooling",
+    "load_encoder",
+    "load_official_encoder",
+    "load_official_model",
+    "save_encoder",
+    "to_official_state",
+    "warm_start",
+]

@@ -61,8 +61,8 @@ def load_encoder(path_or_hub_id: str | os.PathLike[str], *, revision: str | None
     """Load an encoder that :func:`save_encoder` or ``pc3d pretrain`` wrote, in evaluation mode, on the CPU.
 
     Args:
-        path_or_hub_id: a folder with ``config.json`` and ``model.safetensors`` (a run folder works too: its ``encoder/``
-            is taken), or the id ``owner/name`` of a repository on the Hugging Face Hub.
+        path_or_hub_id: a folder with ``config.json`` and ``model.safetensors`` (or a run folder, whose ``encoder/`` is
+            taken), or the id ``owner/name`` of a repository on the Hugging Face Hub.
         revision: branch, tag or commit on the Hub.
 
     Raises:

@@ -84,8 +84,8 @@ class Decoder(nn.Module):
 class MaskedPointModel(nn.Module):
     """Encoder and decoders that reconstruct masked patches, in one or several differently masked branches.
 
-    All branches share the patches, their embedding and the encoder; each has a decoder of its own (and, where the encoder has
-    class tokens, a class token of its own). The encoder runs once over all branches: rows do not see each other in it.
+    All branches share the patches, their embedding and the encoder; each has a decoder of its own (and, where the
+    encoder has class tokens, one of those). The encoder runs once over all branches: rows do not see each other in it.
 
     Args:
         encoder: the encoder; ``num_cls_tokens`` must be 0 or the number of branches.
@@ -201,6 +201,10 @@ class MaskedPointModel(nn.Module):
         # The decoder saw visible tokens first; inverting that permutation puts every token back in its place.
         restore = torch.cat([visible, masked], dim=1).argsort(dim=1)
         return Branch(predicted, take_tokens(patches.neighborhood, masked), take_tokens(features, restore))
+
+    def branch_decoders(self) -> list[Decoder]:
+        """The decoders, one per branch."""
+        return [decoder for decoder in self.decoders if isinstance(decoder, Decoder)]
 
     def undecayed(self) -> list[nn.Parameter]:
         """Parameters of more than one dimension that weight decay leaves alone: class tokens (mask tokens are 1-D)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -31,8 +32,7 @@ class EncoderOutput(NamedTuple):
 class PointViT(nn.Module):
     """Patches of points as tokens, a position embedding, and a pre-norm transformer.
 
-    The defaults are the published ones (Point-MAE, section 4.1; Point-CMAE): 22 million parameters. ``num_points`` is not used to
-    compute anything: it records the density that the encoder was trained for, since accuracy falls steeply away from it.
+    The defaults are the published ones (Point-MAE, section 4.1; Point-CMAE): 22 million parameters.
 
     Args:
         embed_dim: token width C.
@@ -41,12 +41,14 @@ class PointViT(nn.Module):
         mlp_ratio: hidden width of the MLPs over C.
         num_groups: G, patches per cloud.
         group_size: S, points per patch.
-        num_points: points per cloud that the encoder is meant for; kept with the weights.
-        num_cls_tokens: learned class tokens, with a learned position each. One of them joins the sequence: Point-MAE has
-            none in pre-training, Point-CMAE one per branch, the classifier one.
+        num_points: points per cloud that the encoder is meant for. Nothing is computed from it: it is kept with the
+            weights because accuracy falls steeply at another density.
+        num_cls_tokens: learned class tokens, with a learned position each. One of them joins the sequence: Point-MAE
+            has none in pre-training, Point-CMAE one per branch, the classifier one.
         drop_path: stochastic depth of the last block, rising linearly from 0 in the first.
         add_position: add the position embedding before ``"every_block"`` (published) or ``"once"``.
         ignore_near_origin: farthest point sampling as in the official CUDA extension (:class:`pc3d.nn.PatchTokenizer`).
+        tokenizer_dims: hidden widths of the tokenizer; the published ones cost more than a small transformer.
 
     Raises:
         ValueError: a size below 1, or a width that the heads do not divide.
@@ -65,6 +67,7 @@ class PointViT(nn.Module):
         drop_path: float = 0.1,
         add_position: AddPosition = "every_block",
         ignore_near_origin: bool = False,
+        tokenizer_dims: Sequence[int] = (128, 256, 512),
     ) -> None:
         super().__init__()
         sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "num_groups": num_groups, "group_size": group_size}
@@ -85,9 +88,12 @@ class PointViT(nn.Module):
             "drop_path": drop_path,
             "add_position": add_position,
             "ignore_near_origin": ignore_near_origin,
+            "tokenizer_dims": list(tokenizer_dims),
         }
         self.embed_dim = embed_dim
-        self.tokenizer = PatchTokenizer(embed_dim, num_groups, group_size, ignore_near_origin=ignore_near_origin)
+        self.tokenizer = PatchTokenizer(
+            embed_dim, num_groups, group_size, dims=tokenizer_dims, ignore_near_origin=ignore_near_origin
+        )
         self.position = PositionEmbedding(embed_dim)
         self.transformer = Transformer(
             embed_dim, depth, num_heads, mlp_ratio=mlp_ratio, drop_path=drop_path, add_position=add_position
@@ -127,7 +133,7 @@ class PointViT(nn.Module):
             tokens: ``(B, T, C)`` embedded patches.
             centers: ``(B, T, 3)`` their centres.
             cls_index: ``(B,)`` int64, which class token each row gets; the first when left out.
-            path_scales: ``(depth, 2, B)`` of :func:`pc3d.nn.drop_path_scales`; drawn by PyTorch's default generator when left out.
+            path_scales: ``(depth, 2, B)`` of :func:`pc3d.nn.drop_path_scales`; drawn when left out.
 
         Returns:
             Tokens ``(B, T, C)`` and class token ``(B, 1, C)`` or None, after the final norm.
@@ -160,7 +166,7 @@ class PointViT(nn.Module):
         """
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
-        tokens, _, cls = self(xyz)
+        tokens, _, cls = self.forward(xyz)
         largest, mean = tokens.amax(1), tokens.mean(1)
         if pooling == "max":
             return largest
@@ -177,5 +183,5 @@ class PointViT(nn.Module):
         return torch.cat([cls[:, 0], largest, mean], dim=1)
 
     def undecayed(self) -> list[nn.Parameter]:
-        """Parameters of more than one dimension that weight decay leaves alone: the class tokens, not their positions."""
+        """Matrices that weight decay leaves alone: the class tokens, but not their positions."""
         return [] if self.cls_token is None else [self.cls_token]

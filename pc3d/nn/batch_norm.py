@@ -14,12 +14,12 @@ class GlobalBatchNorm(nn.BatchNorm1d):
     ``torch.nn.SyncBatchNorm`` runs on GPUs only. This one also runs with gloo on CPU; with one process, and always in
     evaluation mode, it *is* ``BatchNorm1d``.
 
-    With rows ``x_i`` spread over W processes and n rows in all: ``m = (1/n) sum_i x_i``, ``v = (1/n) sum_i (x_i - m)^2``,
-    ``y_i = weight (x_i - m) / sqrt(v + eps) + bias``. Both sums run over all rows of all processes by a differentiable
-    all-reduce. Autograd needs nothing more: the all-reduce hands each process the sum over processes of the gradient
-    with respect to m and v, which is exactly the term by which a row of this process moves the loss of another one.
-    The variance takes a second sweep around the mean, since ``E[x^2] - E[x]^2`` cancels in float32. Running statistics are
-    updated as PyTorch does, with the unbiased variance ``v n / (n - 1)``.
+    With rows ``x_i`` spread over W processes and n rows in all: ``m = (1/n) sum_i x_i``,
+    ``v = (1/n) sum_i (x_i - m)^2``, ``y_i = weight (x_i - m) / sqrt(v + eps) + bias``. Both sums run over all rows of
+    all processes by a differentiable all-reduce. Autograd needs nothing more: the all-reduce hands each process the sum
+    over processes of the gradient with respect to m and v, which is exactly the term by which a row of this process
+    moves the loss of another one. The variance takes a second sweep around the mean, since ``E[x^2] - E[x]^2`` cancels
+    in float32. Running statistics are updated as PyTorch does, with the unbiased variance ``v n / (n - 1)``.
     """
 
     def forward(self, input: Tensor) -> Tensor:

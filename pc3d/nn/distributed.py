@@ -20,7 +20,7 @@ def rank() -> int:
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """y = sum_r x_r on every process. Each process's loss sees y, so dL/dx_r = sum_s dL_s/dy: again a sum over processes."""
+    """y = sum_r x_r on every process. Every process's loss sees y, so dL/dx_r = sum_s dL_s/dy: a sum over processes."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def all_reduce_sum(value: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return value
-    result: Tensor = _AllReduceSum.apply(value)  # type: ignore[no-untyped-call]
+    result: Tensor = _AllReduceSum.apply(value)
     return result
 
 

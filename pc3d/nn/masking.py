@@ -54,7 +54,7 @@ def block_mask(centers: Tensor, noise: Tensor, mask_ratio: float) -> Tensor:
         mask_ratio: share of tokens to mask.
 
     Returns:
-        ``(B, G)`` bool with exactly ``int(mask_ratio * G)`` True per row; of equally distant centres the lowest index first.
+        ``(B, G)`` bool with exactly ``int(mask_ratio * G)`` True per row; of equally distant centres the lowest first.
     """
     num_tokens = centers.shape[1]
     count = num_masked(num_tokens, mask_ratio)

@@ -69,8 +69,8 @@ def epoch_learning_rate(
     Args:
         epoch: from 0.
         stepping: ``"clean"`` sets the rate before the epoch. ``"official"`` repeats the released loops, which step the
-            schedule after each epoch with the number of the epoch just finished: epochs 0 and 1 both run at ``minimum``,
-            and every later epoch runs one epoch behind.
+            schedule after each epoch with the number of the epoch just finished: epochs 0 and 1 both run at
+            ``minimum``, and every later epoch runs one epoch behind.
         base: peak of the schedule.
         minimum: start and end of the schedule.
         warmup_epochs: length of the linear warm-up.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class SampleRandom:
-    """Uniform numbers per sample, fixed by ``(seed, epoch, step in the epoch, index in the global batch)`` and nothing else.
+    """Uniform numbers per sample, fixed by seed, epoch, step in the epoch and index in the global batch alone.
 
     Nothing is carried from step to step, so a run that is killed and resumed draws what it would have drawn; and a
     sample gets the same numbers whether one process holds the global batch or W processes share it. As

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,25 +35,34 @@ class MiniPointNet(nn.Module):
 
     Args:
         embed_dim: C.
+        dims: the hidden widths 128, 256 and 512 above.
+
+    Raises:
+        ValueError: not three positive widths.
     """
 
-    def __init__(self, embed_dim: int) -> None:
+    def __init__(self, embed_dim: int, dims: Sequence[int] = (128, 256, 512)) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Linear(3, 128), GlobalBatchNorm(128), nn.ReLU(), nn.Linear(128, 256))
-        self.second = nn.Sequential(nn.Linear(512, 512), GlobalBatchNorm(512), nn.ReLU(), nn.Linear(512, embed_dim))
+        if len(dims) != 3 or min(dims) < 1:
+            raise ValueError(f"tokenizer_dims must be three positive widths, got {tuple(dims)}")
+        hidden, self.local_width, mixed = dims
+        self.mix = nn.Linear(2 * self.local_width, mixed)
+        self.first = nn.Sequential(
+            nn.Linear(3, hidden), GlobalBatchNorm(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, self.local_width)
+        )
+        self.second = nn.Sequential(GlobalBatchNorm(mixed), nn.ReLU(inplace=True), nn.Linear(mixed, embed_dim))
 
     def forward(self, neighborhood: Tensor) -> Tensor:
         """Map ``(B, G, S, 3)`` centred patches to ``(B, G, C)`` tokens."""
         batch, groups, size, _ = neighborhood.shape
-        local = self.first(neighborhood.reshape(-1, 3)).view(batch * groups, size, 256)
+        local = self.first(neighborhood.reshape(-1, 3)).view(batch * groups, size, self.local_width)
         # [W_g | W_l] (global ; local) = W_g global + W_l local: the global half is the same for all points of a patch,
         # so it is multiplied once per patch instead of once per point.
-        mix = self.second[0]
-        of_patch = F.linear(local.amax(1), mix.weight[:, :256], mix.bias)
-        of_point = F.linear(local, mix.weight[:, 256:])
-        mixed = (of_point + of_patch[:, None]).view(-1, 512)
-        features: Tensor = self.second[1:](mixed)
-        return features.view(batch, groups, size, -1).amax(2)
+        of_patch = F.linear(local.max(1).values, self.mix.weight[:, : self.local_width], self.mix.bias)
+        of_point = F.linear(local, self.mix.weight[:, self.local_width :])
+        mixed = of_point.add_(of_patch[:, None]).view(batch * groups * size, -1)
+        features: Tensor = self.second(mixed)
+        return features.view(batch, groups, size, -1).max(2).values
 
 
 class PatchTokenizer(nn.Module):
@@ -62,16 +72,25 @@ class PatchTokenizer(nn.Module):
         embed_dim: width C of a token.
         num_groups: G, patches per cloud; centres by farthest point sampling from the first point on.
         group_size: S, points per patch: the S nearest points of the cloud, the centre included.
+        dims: hidden widths of :class:`MiniPointNet`.
         ignore_near_origin: follow the farthest point sampling of the official CUDA extension, which never takes a point
-            whose squared norm is at most 1e-3. Off by default: it leaves a hole in clouds that are centred at the origin.
+            whose squared norm is at most 1e-3. Off by default: it leaves a hole in clouds centred at the origin.
     """
 
-    def __init__(self, embed_dim: int, num_groups: int, group_size: int, *, ignore_near_origin: bool = False) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        num_groups: int,
+        group_size: int,
+        *,
+        dims: Sequence[int] = (128, 256, 512),
+        ignore_near_origin: bool = False,
+    ) -> None:
         super().__init__()
         self.num_groups = num_groups
         self.group_size = group_size
         self.ignore_near_origin = ignore_near_origin
-        self.network = MiniPointNet(embed_dim)
+        self.network = MiniPointNet(embed_dim, dims)
 
     def forward(self, xyz: Tensor) -> Patches:
         """Cut ``(B, N, 3)`` clouds into patches and embed them.

@@ -1,0 +1,68 @@
+"""The classification model of the Point-MAE family."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pc3d.models.point_vit import PointViT
+
+HeadType = Literal["full", "mlp3", "linear"]
+HEADS: tuple[str, ...] = ("full", "mlp3", "linear")
+
+
+class PointClassifier(nn.Module):
+    """Class token and maximum over the patch tokens, side by side, into a head (Point-MAE, fine-tuning).
+
+    Args:
+        encoder: an encoder with one class token.
+        num_classes: K.
+        head: ``"full"`` and ``"mlp3"`` are the same three layers (2C→256→256→K with batch norm, ReLU and dropout 0.5);
+            the names say whether the field trains the encoder with it or not. ``"linear"`` is one layer.
+
+    Raises:
+        ValueError: an encoder without exactly one class token, or an unknown head.
+    """
+
+    def __init__(self, encoder: PointViT, num_classes: int, head: HeadType = "full") -> None:
+        super().__init__()
+        if encoder.config["num_cls_tokens"] != 1:
+            raise ValueError(
+                f"PointClassifier needs an encoder with num_cls_tokens=1, got {encoder.config['num_cls_tokens']}"
+            )
+        if head not in HEADS:
+            raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+        self.encoder = encoder
+        width = 2 * encoder.embed_dim
+        if head == "linear":
+            self.head = nn.Sequential(nn.Linear(width, num_classes))
+        else:
+            self.head = nn.Sequential(
+                nn.Linear(width, 256),
+                nn.BatchNorm1d(256),
+                nn.ReLU(inplace=True),
+                nn.Dropout(0.5),
+                nn.Linear(256, 256),
+                nn.BatchNorm1d(256),
+                nn.ReLU(inplace=True),
+                nn.Dropout(0.5),
+                nn.Linear(256, num_classes),
+            )
+
+    def forward(self, xyz: Tensor) -> Tensor:
+        """Logits ``(B, K)`` of clouds ``(B, N, 3)``."""
+        tokens, _, cls = self.encoder(xyz)
+        logits: Tensor = self.head(torch.cat([cls[:, 0], tokens.amax(1)], dim=1))
+        return logits
+
+    def freeze_encoder(self) -> None:
+        """Leave only the head, the class token and its position trainable, as the frozen modes of Point-CMAE do.
+
+        Batch norm statistics and drop path still follow ``train()`` and ``eval()``.
+        """
+        self.encoder.requires_grad_(False)
+        for token in (self.encoder.cls_token, self.encoder.cls_position):
+            if token is not None:
+                token.requires_grad_(True)
