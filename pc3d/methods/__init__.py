@@ -5,8 +5,8 @@ from pc3d._extras import require
 require("pytorch_lightning", extra="train", purpose="pre-training")
 
 from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint  # noqa: E402
-from pc3d.methods.masked_autoencoder import MaskedAutoencoder, PointCMAE, PointMAE  # noqa: E402
-from pc3d.methods.method import Method  # noqa: E402
+from pc3d.methods.masked_autoencoder import MaskedAutoencoder, PointCMAE, PointMAE, Reconstruction  # noqa: E402
+from pc3d.methods.method import Method, Optimisation  # noqa: E402
 from pc3d.methods.metrics import CsvMetrics  # noqa: E402
 from pc3d.methods.run import RunFolder, pretrain  # noqa: E402
 
@@ -15,8 +15,10 @@ __all__ = [
     "CsvMetrics",
     "MaskedAutoencoder",
     "Method",
+    "Optimisation",
     "PointCMAE",
     "PointMAE",
+    "Reconstruction",
     "RunCheckpoint",
     "RunFolder",
     "pretrain",

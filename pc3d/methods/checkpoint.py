@@ -99,11 +99,14 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         step = trainer.global_step
         if self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._saved_step:
             self._saved_step = step
-            trainer.save_checkpoint(self.folder / "last.ckpt")
+            self._save(trainer, "last.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write ``last.ckpt``, and ``epoch_N.ckpt`` for epochs to keep."""
         self._saved_step = trainer.global_step
         if trainer.current_epoch + 1 in self.keep_epochs:
-            trainer.save_checkpoint(self.folder / f"epoch_{trainer.current_epoch + 1}.ckpt")
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+            self._save(trainer, f"epoch_{trainer.current_epoch + 1}.ckpt")
+        self._save(trainer, "last.ckpt")
+
+    def _save(self, trainer: pl.Trainer, name: str) -> None:
+        trainer.save_checkpoint(self.folder / name, weights_only=False)  # the optimiser and the loops, too

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,22 @@ from pc3d.nn import (
     rank,
     world_size,
 )
+
+
+class Reconstruction(NamedTuple):
+    """One masked view of some clouds and what became of it; coordinates are those of the clouds.
+
+    Attributes:
+        centers: ``(B, G, 3)`` centres of the patches.
+        mask: ``(B, G)`` bool, True = hidden.
+        patches: ``(B, G, S, 3)`` the true points of all patches.
+        predicted: ``(B, M, S, 3)`` the predicted points of the hidden ones, in ascending order.
+    """
+
+    centers: Tensor
+    mask: Tensor
+    patches: Tensor
+    predicted: Tensor
 
 
 class MaskedAutoencoder(Method):
@@ -130,6 +146,33 @@ class MaskedAutoencoder(Method):
             first.features, second.features, both_masked, contrast=self.contrast, denominator=pair_count
         )
         return reconstruction, contrast
+
+    @torch.no_grad()
+    def reconstruct(self, xyz: Tensor, *, generator: torch.Generator | None = None, branch: int = 0) -> Reconstruction:
+        """Hide patches of clouds ``(B, N, 3)`` and predict them, as in training but in evaluation mode.
+
+        Args:
+            xyz: the clouds.
+            generator: of the masks; PyTorch's default one when left out.
+            branch: which decoder predicts; each has its own mask.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            shape = (len(self.model.decoders), len(xyz), self.model.encoder.config["num_groups"])
+            noise = torch.rand(shape, generator=generator, device=xyz.device)
+            patches = self.model.encoder.tokenizer(xyz)
+            if self.mask_type == "block":
+                masks = [block_mask(patches.centers, of_branch[:, 0], self.mask_ratio) for of_branch in noise]
+            else:
+                masks = [random_mask(of_branch, self.mask_ratio) for of_branch in noise]
+            result = self.model.reconstruct(patches, masks, self.num_masked)[branch]
+        finally:
+            self.train(was_training)
+        mask = masks[branch]
+        hidden_centers = patches.centers[mask].view(len(xyz), self.num_masked, 1, 3)
+        absolute = patches.neighborhood + patches.centers[:, :, None]
+        return Reconstruction(patches.centers, mask, absolute, result.predicted + hidden_centers)
 
     def draw_mask(self, centers: Tensor, draws: SampleRandom) -> Tensor:
         """One mask ``(B, G)`` for patches with these centres ``(B, G, 3)``."""

@@ -88,3 +88,8 @@ class Method(pl.LightningModule):
     def encoder(self) -> PointViT:
         """The network that downstream tasks use."""
         raise NotImplementedError
+
+    def on_train_epoch_start(self) -> None:
+        """Log the learning rate in force."""
+        for optimizer in self.trainer.optimizers:
+            self.log("train/learning_rate", optimizer.param_groups[0]["lr"])

@@ -43,12 +43,12 @@ class RunFolder:
         own = (self.config, self.checkpoint, self.metrics, self.tensorboard, self.encoder)
         return any(entry.exists() for entry in own)
 
-    def prepare(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Make the folder ready for a run, or say why not.
+    def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Say whether a run may start here; changes nothing.
 
         Args:
             resume: the run goes on from ``last.ckpt``.
-            overwrite: remove what an earlier run wrote here; other files are left alone.
+            overwrite: an earlier run may be removed.
 
         Raises:
             ValueError: both flags.
@@ -60,21 +60,28 @@ class RunFolder:
             raise ValueError("resume and overwrite exclude each other")
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"the run folder {self.path} is a file")
-        if resume:
-            if not self.checkpoint.exists():
-                what = "a run that wrote no checkpoint yet" if self.is_started() else "no run"
-                raise FileNotFoundError(f"cannot resume: {self.path} holds {what} (no {self.checkpoint.name})")
-        elif overwrite:
-            self._remove_run()
-        elif self.is_finished():
+        if resume and not self.checkpoint.exists():
+            what = "a run that wrote no checkpoint yet" if self.is_started() else "no run"
+            raise FileNotFoundError(f"cannot resume: {self.path} holds {what} (there is no {self.checkpoint.name})")
+        if resume or overwrite or not self.is_started():
+            return
+        if self.is_finished():
             raise FileExistsError(
                 f"{self.path} holds a finished run: choose another folder, or pass --overwrite to remove it"
             )
-        elif self.is_started():
-            raise FileExistsError(
-                f"{self.path} holds an unfinished run: pass --resume to go on with it, --overwrite to remove it, "
-                "or choose another folder"
-            )
+        raise FileExistsError(
+            f"{self.path} holds an unfinished run: pass --resume to go on with it, --overwrite to remove it, "
+            "or choose another folder"
+        )
+
+    def prepare(self, *, resume: bool = False, overwrite: bool = False) -> None:
+        """:meth:`check`, then make the folder; with ``overwrite``, first remove what an earlier run wrote here.
+
+        Files that are not a run's are left alone.
+        """
+        self.check(resume=resume, overwrite=overwrite)
+        if overwrite:
+            self._remove_run()
         self.path.mkdir(parents=True, exist_ok=True)
 
     def _remove_run(self) -> None:
@@ -134,8 +141,9 @@ def pretrain(
     callbacks = [
         *_as_list(trainer.pop("callbacks", None)),
         RunCheckpoint(folder.path, every_n_steps, keep_epochs),
-        pl.callbacks.LearningRateMonitor("epoch"),
     ]
+    if getattr(data, "validation", None) is None:
+        trainer["limit_val_batches"] = 0
     if trainer.get("enable_progress_bar", True) is not False:
         callbacks.append(_progress_bar())
     loggers = [metrics, pl.loggers.TensorBoardLogger(folder.path, name="tensorboard", version="")]

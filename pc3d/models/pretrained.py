@@ -198,7 +198,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Kind]:
 def _numpy_scalars() -> list[Any]:
     # Official files keep metrics as NumPy numbers. A number is pickled as scalar(dtype, bytes), under NumPy 1's or
     # NumPy 2's module name.
-    scalar = type(np.float64(0)).__reduce__(np.float64(0))[0]  # type: ignore[index]
+    scalar = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")]
     return [*names, np.dtype, *kinds]

@@ -1,8 +1,8 @@
 """Official checkpoints: layouts, parity with the official modules, refusals.
 
 ``tests/assets/golden_point_mae.npz`` holds what the official modules (Point-MAE at commit 7445a68, Point-CMAE at commit
-bae2b0d) computed in float64 on a CPU, with plain PyTorch in place of their CUDA extensions, from the weights, clouds and
-masks of ``formula.py``. Larger arrays are strided; the slices below are those of the file.
+bae2b0d) computed in float64 on a CPU, with plain PyTorch in place of their CUDA extensions, from the weights, clouds
+and masks of ``formula.py``. Larger arrays are strided; the slices below are those of the file.
 """
 
 from __future__ import annotations
