@@ -17,7 +17,13 @@ class _ArrayUnpickler(pickle.Unpickler):
     """
 
     _ALLOWED = frozenset(
-        {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+        {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+            ("builtins", "bytes"),
+            ("__builtin__", "bytes"),
+        }
         | {
             (f"{core}.{module}", name)
             for core in ("numpy.core", "numpy._core")

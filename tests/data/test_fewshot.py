@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pc3d.data import (
+    BadFileError,
+    Household,
+    MissingDataError,
+    few_shot_episodes,
+    load_array_pickle,
+    load_few_shot_pickle,
+)
+
+
+def test_episodes_hold_what_the_protocol_says(household: Household, household_test: Household) -> None:
+    episodes = list(few_shot_episodes(household, household_test, way=5, shot=10, queries=5, folds=10, seed=0))
+    assert [episode.fold for episode in episodes] == list(range(10))
+    for episode in episodes:
+        assert episode.train.labels.tolist() == [label for label in range(5) for _ in range(10)]
+        assert episode.test.labels.tolist() == [label for label in range(5) for _ in range(5)]
+        for part in (episode.train, episode.test):
+            assert len({part[i].meta["id"] for i in range(len(part))}) == len(part)
+            for i in range(len(part)):
+                original = part.dataset.labels[part.indices[i]]
+                assert episode.class_indices[part[i].label] == original
+        assert episode.train.classes == tuple(household.classes[i] for i in episode.class_indices)
+    assert len({episode.class_indices for episode in episodes}) > 5
+
+
+def test_a_fold_depends_on_its_key_alone(household: Household, household_test: Household) -> None:
+    def draw(**numbers: int) -> list[list[int]]:
+        arguments = {"way": 5, "shot": 5, "queries": 4, "folds": 3, "seed": 0, **numbers}
+        return [e.train.indices.tolist() for e in few_shot_episodes(household, household_test, **arguments)]
+
+    assert draw() == draw(folds=5)[:3]
+    assert draw() == draw()
+    assert draw() != draw(seed=1)
+
+
+def test_impossible_episodes_are_refused(household: Household, household_test: Household) -> None:
+    with pytest.raises(ValueError, match=r"\d+ of 21 classes have 10 training and 20 test items, way=5 asks for more"):
+        few_shot_episodes(household, household_test, way=5, shot=10)
+    for name in ("way", "shot", "queries", "folds"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            few_shot_episodes(household, household_test, **{"way": 2, "shot": 2, "queries": 2, name: 0})
+
+
+def episode_file(household: Household) -> dict[str, list[tuple[np.ndarray, int, int]]]:
+    def items(rows: range) -> list[tuple[np.ndarray, int, int]]:
+        clouds = (torch.cat([household[i].xyz, household[i].normal], dim=1).numpy() for i in rows)
+        return [(cloud, i % 5, 7 + i % 5) for i, cloud in zip(rows, clouds, strict=True)]
+
+    return {"train": items(range(10)), "test": items(range(10, 30))}
+
+
+@pytest.mark.parametrize("name", ["5way_10shot", "5way10shot"])
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_published_pickles(tmp_path: Path, household: Household, name: str, protocol: int) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "3.pkl").write_bytes(pickle.dumps(episode_file(household), protocol))
+    episode = load_few_shot_pickle(tmp_path, 5, 10, 3)
+    assert len(episode.train) == 10
+    assert len(episode.test) == 20
+    assert episode.class_indices == (7, 8, 9, 10, 11)
+    assert episode.test.labels.tolist() == [i % 5 for i in range(10, 30)]
+    assert torch.equal(episode.test[4].xyz, household[14].xyz)
+    assert torch.equal(episode.test[4].normal, household[14].normal)
+    episode.test[4].xyz.zero_()
+    assert torch.equal(episode.test[4].xyz, household[14].xyz)
+
+
+def test_missing_and_malformed_pickles(tmp_path: Path, household: Household) -> None:
+    with pytest.raises(MissingDataError, match=r"5way_10shot/0\.pkl(\n.*)*Point-BERT"):
+        load_few_shot_pickle(tmp_path, 5, 10, 0)
+    path = tmp_path / "5way_10shot" / "0.pkl"
+    path.parent.mkdir()
+    good = episode_file(household)
+    for content, message in [
+        ({"train": good["train"]}, "a dictionary with 'train' and 'test'"),
+        ([1, 2], "a dictionary with"),
+        ({**good, "test": [(1, 2)]}, r"must list \(points, new label, original label\)"),
+        ({**good, "test": [(p[:, :4], a, b) for p, a, b in good["test"]]}, r"not of shape \(N, 3\) or \(N, 6\)"),
+        ({**good, "train": [(p, a + 1, b) for p, a, b in good["train"]]}, "must map 5 classes to labels 0 to 4"),
+        ({**good, "train": [(p * np.nan, a, b) for p, a, b in good["train"]]}, "item 0/train/0 has coordinates"),
+    ]:
+        path.write_bytes(pickle.dumps(content))
+        with pytest.raises(BadFileError, match=message):
+            load_few_shot_pickle(tmp_path, 5, 10, 0)
+    path.write_bytes(pickle.dumps(good)[:1000])
+    with pytest.raises(BadFileError, match="not a pickle of NumPy arrays"):
+        load_few_shot_pickle(tmp_path, 5, 10, 0)
+
+
+class Mischief:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.target,)
+
+
+def test_a_pickle_cannot_run_anything(tmp_path: Path) -> None:
+    path, target = tmp_path / "a.pkl", tmp_path / "was here"
+    for content in (Mischief(target), {"train": [Mischief(target)]}, np.array([Mischief(target)], dtype=object)):
+        path.write_bytes(pickle.dumps(content))
+        with pytest.raises(BadFileError, match="which is not part of a NumPy array"):
+            load_array_pickle(path)
+    assert not target.exists()
+    for name in (b"os\nsystem", b"builtins\neval", b"numpy.core.multiarray\n_reconstruct.__globals__"):
+        path.write_bytes(b"c" + name + b"\n(S'touch x'\ntR.")
+        with pytest.raises(BadFileError):
+            load_array_pickle(path)
+
+
+def test_plain_values_and_arrays_survive(tmp_path: Path) -> None:
+    content = {"a": [np.arange(3.0), np.float32(2), ("x", 1, None)], "b": np.zeros((0, 3), np.int32)}
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, protocol))
+        read = load_array_pickle(tmp_path / "a.pkl")
+        np.testing.assert_array_equal(read["a"][0], content["a"][0])
+        assert read["a"][1:] == content["a"][1:]
+        assert read["b"].shape == (0, 3)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pc3d.data import BadFileError, FolderDataset, MissingDataError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, assets: Path) -> Path:
+    """Two classes with files of four formats, and what else lies about in such folders."""
+    root = tmp_path / "folder"
+    for name in ("bread", "crate"):
+        (root / name / "deep").mkdir(parents=True)
+        shutil.copy(assets / "meshes" / f"{name}.glb", root / name / "mesh.glb")
+        shutil.copy(assets / "meshes" / f"{name}.stl", root / name / "deep" / "mesh.STL")
+    shutil.copy(assets / "meshes" / "bread_points.ply", root / "bread")
+    np.save(root / "crate" / "points.npy", np.random.default_rng(0).random((50, 3)))
+    (root / "bread" / "LICENSE.txt").write_text("CC0")
+    (root / "crate" / ".hidden.ply").write_text("")
+    return root
+
+
+def test_files_of_many_formats_by_class(folder: Path) -> None:
+    objects = FolderDataset(folder, num_points=300)
+    names = [path.relative_to(folder).as_posix() for path in objects.paths]
+    assert names == [
+        "bread/bread_points.ply",
+        "bread/deep/mesh.STL",
+        "bread/mesh.glb",
+        "crate/deep/mesh.STL",
+        "crate/mesh.glb",
+        "crate/points.npy",
+    ]
+    assert objects.classes == ("bread", "crate")
+    assert objects.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert [len(objects[i]) for i in range(6)] == [4096, 300, 300, 300, 300, 50]
+    assert objects[4].rgb is not None
+    assert objects[4].label == 1
+    assert objects.skipped == ()
+
+
+def test_sampling_of_a_file_does_not_depend_on_the_others(folder: Path) -> None:
+    before = FolderDataset(folder)[4].xyz
+    (folder / "bread" / "mesh.glb").unlink()
+    assert torch.equal(FolderDataset(folder)[3].xyz, before)
+    assert not torch.equal(FolderDataset(folder, seed=1)[3].xyz, before)
+
+
+@pytest.mark.parametrize("split_first", [True, False])
+def test_splits_above_or_below_the_classes(tmp_path: Path, split_first: bool) -> None:
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            place = tmp_path / split / name if split_first else tmp_path / name / split
+            place.mkdir(parents=True)
+            np.save(place / f"{split}.npy", np.zeros((4, 3)))
+    objects = FolderDataset(tmp_path, "test")
+    assert [path.stem for path in objects.paths] == ["test", "test"]
+    assert objects.classes == ("a", "b")
+    with pytest.raises(MissingDataError, match="split 'val'"):
+        FolderDataset(tmp_path, "val")
+
+
+def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 3)))
+    objects = FolderDataset(tmp_path)
+    assert objects.classes == ()
+    assert objects.labels.tolist() == [-1]
+
+
+def test_missing_and_empty_folders(tmp_path: Path) -> None:
+    with pytest.raises(MissingDataError, match="looked for in"):
+        FolderDataset(tmp_path / "nowhere")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(MissingDataError, match=r"no files to read \(.*\.ply"):
+        FolderDataset(tmp_path)
+    with pytest.raises(ValueError, match=r"suffixes must be among .*got \['.doc'\]"):
+        FolderDataset(tmp_path, suffixes=[".doc"])
+
+
+def test_nothing_is_left_out_unnoticed(folder: Path) -> None:
+    (folder / "crate" / "model.step").write_text("ISO-10303-21;")
+    with pytest.raises(BadFileError, match=r"model\.step: is one of 1 file\(s\) with an ending"):
+        FolderDataset(folder)
+    assert len(FolderDataset(folder, ignore=[".step", ".txt"])) == 6
+    (folder / "bread" / "bad.ply").write_text("<html>")
+    (folder / "bread" / "nan.npy").write_bytes(b"")
+    objects = FolderDataset(folder, on_error="report")
+    assert len(objects) == 6
+    assert {file.path.name: file.reason[:20] for file in objects.skipped} == {
+        "model.step": "has the ending '.ste",
+        "bad.ply": "cannot be read as PL",
+        "nan.npy": "is empty",
+    }
+
+
+def test_refusing_names_the_file_when_it_is_asked_for(folder: Path) -> None:
+    bad = folder / "crate" / "points.npy"
+    np.save(bad, np.full((5, 3), np.nan))
+    objects = FolderDataset(folder)
+    assert [file.path for file in objects.verify()] == [bad]
+    with pytest.raises(BadFileError, match=r"crate/points\.npy: 5 of 5 points are not finite"):
+        objects[5]
