@@ -171,8 +171,7 @@ class ObjectSet(PointDataset):
         if labels.size and not -1 <= labels.min() <= labels.max() < len(self.classes):
             raise BadFileError(path, f"labels go from {labels.min()} to {labels.max()} for {len(self.classes)} classes")
         part = self._data.get("part")
-        known = () if part is None else part[part != _UNKNOWN_PART]
-        if len(known) and int(known.max()) >= len(self.parts):
+        if part is not None and (part[part != _UNKNOWN_PART] >= len(self.parts)).any():
             raise BadFileError(path, f"the shards have more parts than the {len(self.parts)} that 'parts' names")
         if not 1 <= self.num_points <= self._data["points"].shape[1]:
             raise ValueError(

@@ -1,0 +1,313 @@
+"""Convert a downloaded data set, or any folder of files, into the object format that pc3d reads quickly.
+
+    python data_tools/convert.py KIND ROOT OUT [--split train test] [--points 8192] [--workers 4]
+
+KIND is ``modelnet-meshes``, ``modelnet-resampled``, ``shapenet55`` or ``folder`` (class sub-folders with PLY, PCD, XYZ,
+LAS, LAZ, OFF, OBJ, STL, GLB, NPY or NPZ files). OUT gets ``SPLIT.json`` and ``SPLIT-NNN.npz`` shards, to be read with
+``pc3d.data.ObjectSet(OUT, SPLIT)``, and ``manifest.sha256``, to be checked with ``sha256sum --check``.
+
+Meshes are sampled uniformly by area; of clouds with more points a random subset is kept. Points are written in random
+order, so that a prefix is a fair subsample. The same input, options and seed give the same values.
+
+An interrupted run goes on where it stopped when called again with the same options: shards that are in the manifest and
+whole are kept. A file in OUT that this conversion would not have written is never overwritten; the run stops and names
+it. Bad files stop the run by name too; ``--on-error report`` leaves them out and lists them, with the reason, in
+``SPLIT.json`` and at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from pc3d.data import (
+    BadFileError,
+    FileDataset,
+    FolderDataset,
+    MissingDataError,
+    ModelNetMeshes,
+    ModelNetResampled,
+    Normalize,
+    PointCloud,
+    ShapeNet55,
+)
+
+KINDS: dict[str, Callable[..., FileDataset]] = {
+    "modelnet-meshes": ModelNetMeshes,
+    "modelnet-resampled": ModelNetResampled,
+    "shapenet55": ShapeNet55,
+    "folder": FolderDataset,
+}
+# Those that sample meshes, and so decide themselves how many points a mesh gets.
+SAMPLING = ("modelnet-meshes", "folder")
+FIELDS = ("rgb", "normal")
+NAMES = ("kind", "points", "seed", "normalize", "dtype", "shard_size", "on_error", "variant")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the values of a split depend on; kept in ``SPLIT-conversion.txt`` to refuse mixing two conversions."""
+
+    kind: str
+    points: int
+    seed: int
+    normalize: bool
+    dtype: str
+    shard_size: int
+    on_error: str
+    variant: str | None
+    fields: tuple[str, ...]
+
+
+def open_split(options: Options, root: Path, split: str | None) -> FileDataset:
+    arguments: dict[str, Any] = {}
+    if options.kind in SAMPLING:
+        arguments = {"num_points": options.points, "seed": options.seed}
+    elif options.kind == "modelnet-resampled":
+        arguments = {"variant": options.variant or "modelnet40"}
+    if options.kind != "folder":
+        return KINDS[options.kind](root, split, **arguments)
+    return FolderDataset(root, split, **arguments)
+
+
+def first_fields(dataset: FileDataset) -> tuple[str, ...]:
+    """What the first readable file has besides coordinates."""
+    for index in range(len(dataset)):
+        try:
+            cloud = dataset.load(index)
+        except BadFileError:
+            continue  # refused or reported when its turn comes
+        return tuple(name for name in FIELDS if getattr(cloud, name) is not None)
+    return ()
+
+
+def prepared(cloud: PointCloud, options: Options, number: int) -> PointCloud:
+    """The points to store: a random subset in random order, normalised if so asked."""
+    path = cloud.meta["path"]
+    if len(cloud) < options.points:
+        raise BadFileError(path, f"has {len(cloud)} points, --points asks for {options.points}")
+    for name in options.fields:
+        if getattr(cloud, name) is None:
+            raise BadFileError(path, f"has no {name}, which the first file has; --fields chooses what is kept")
+    generator = torch.Generator().manual_seed(options.seed * 2**32 + number)
+    cloud = cloud.select(torch.randperm(len(cloud), generator=generator)[: options.points])
+    cloud = cloud.replace(meta={**cloud.meta, "radius_m": 1.0})
+    return Normalize(center="box")(cloud, generator) if options.normalize else cloud
+
+
+def make_shard(dataset: FileDataset, options: Options, root: Path, start: int, stop: int) -> dict[str, Any]:
+    """The arrays of items ``start`` to ``stop``, bad files listed under ``skipped_path`` and ``skipped_reason``."""
+    clouds: list[Any] = []
+    ids, skipped = [], []
+    for index in range(start, stop):
+        try:
+            clouds.append(prepared(dataset.load(index), options, index))
+            ids.append(dataset.paths[index].relative_to(root).with_suffix("").as_posix())
+        except BadFileError as error:
+            if options.on_error == "refuse":
+                raise
+            skipped.append((str(error.path), error.reason))
+    shape = (len(clouds), options.points, 3)
+    arrays: dict[str, Any] = {
+        "points": np.array([cloud.xyz.numpy() for cloud in clouds], options.dtype).reshape(shape),
+        "label": np.array([cloud.label for cloud in clouds], np.int16),
+        "radius": np.array([cloud.meta["radius_m"] for cloud in clouds], np.float32),
+        "id": np.array(ids, np.str_),
+        "skipped_path": np.array([path for path, _ in skipped], np.str_),
+        "skipped_reason": np.array([reason for _, reason in skipped], np.str_),
+    }
+    if "rgb" in options.fields:
+        colours = [(cloud.rgb * 255).round().numpy() for cloud in clouds]
+        arrays["rgb"] = np.array(colours, np.uint8).reshape(shape)
+    if "normal" in options.fields:
+        normals = [(cloud.normal * 127).round().numpy() for cloud in clouds]
+        arrays["normals"] = np.array(normals, np.int8).reshape(shape)
+    return arrays
+
+
+def write_shard(dataset: FileDataset, options: Options, root: Path, bounds: tuple[int, int], path: Path) -> str:
+    """Write a shard under a passing name; returns its checksum."""
+    torch.set_num_threads(1)
+    with partial_name(path).open("wb") as file:
+        np.savez_compressed(file, **make_shard(dataset, options, root, *bounds))
+    return sha256(partial_name(path))
+
+
+def partial_name(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Output:
+    """The output folder with its manifest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.manifest = folder, folder / "manifest.sha256"
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = self.manifest.read_text(encoding="utf-8").splitlines() if self.manifest.is_file() else []
+        self.digests = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+    def has(self, name: str) -> bool:
+        """Whether this very file is there already.
+
+        Raises:
+            SystemExit: a file of that name is there, and it is another one.
+        """
+        path = self.folder / name
+        if not path.exists():
+            return False
+        if self.digests.get(name) != sha256(path):
+            sys.exit(f"{path} exists and is not what this conversion wrote: move it away or choose another folder")
+        return True
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a small file, unless it is there with the same content.
+
+        Raises:
+            SystemExit: it is there with other content.
+        """
+        path = self.folder / name
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            sys.exit(
+                f"{path} exists with other content (other options or files?): move it away or choose another folder"
+            )
+        partial_name(path).write_text(text, encoding="utf-8")
+        self.finish(name, sha256(partial_name(path)))
+
+    def finish(self, name: str, digest: str) -> None:
+        """Give a file its name, after the manifest has learnt its checksum: a stop in between loses nothing."""
+        self.digests[name] = digest
+        text = "".join(f"{value}  {key}\n" for key, value in sorted(self.digests.items()))
+        partial_name(self.manifest).write_text(text, encoding="utf-8")
+        os.replace(partial_name(self.manifest), self.manifest)
+        os.replace(partial_name(self.folder / name), self.folder / name)
+
+
+def convert_split(options: Options, dataset: FileDataset, root: Path, name: str, output: Output, workers: int) -> None:
+    """Write the shards of one split that are not there yet, then its description."""
+    size = options.shard_size
+    plan = [(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
+    shards = {f"{name}-{number:03}.npz": bounds for number, bounds in enumerate(plan)}
+    missing = {shard: bounds for shard, bounds in shards.items() if not output.has(shard)}
+    done = len(dataset) - sum(stop - start for start, stop in missing.values())
+    with tqdm(total=len(dataset), initial=done, desc=name, unit="object", disable=None) as bar:
+        for shard, digest in written(dataset, options, root, missing, output.folder, workers):
+            output.finish(shard, digest)
+            bar.update(missing[shard][1] - missing[shard][0])
+    describe(options, dataset, name, list(shards), output)
+
+
+def written(
+    dataset: FileDataset, options: Options, root: Path, shards: dict[str, tuple[int, int]], folder: Path, workers: int
+) -> Iterator[tuple[str, str]]:
+    """Write shards, several at a time, and give the name and checksum of each in order."""
+    if workers == 1:
+        for shard, bounds in shards.items():
+            yield shard, write_shard(dataset, options, root, bounds, folder / shard)
+        return
+    # Forking a process that has run torch threads can hang; a fresh interpreter costs seconds, once.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            jobs = {
+                shard: pool.submit(write_shard, dataset, options, root, bounds, folder / shard)
+                for shard, bounds in shards.items()
+            }
+            for shard, job in jobs.items():
+                yield shard, job.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def describe(options: Options, dataset: FileDataset, name: str, shards: list[str], output: Output) -> None:
+    """Write ``SPLIT.json`` from the shards and say what was left out."""
+    ids: list[str] = []
+    skipped: list[dict[str, str]] = []
+    kept = []
+    for shard in shards:
+        with np.load(output.folder / shard, allow_pickle=False) as arrays:
+            ids += [str(item) for item in arrays["id"]]
+            if len(arrays["id"]) > 0:
+                kept.append(shard)
+            for path, reason in zip(arrays["skipped_path"], arrays["skipped_reason"], strict=True):
+                skipped.append({"path": str(path), "reason": str(reason)})
+    description = {
+        "source": getattr(dataset, "source", "files"),
+        "licence": getattr(dataset, "terms", "that of the files"),
+        "split": name,
+        "points_per_item": options.points,
+        "classes": list(dataset.classes),
+        "shards": kept,
+        "items": [{"id": item} for item in ids],
+        "skipped": skipped,
+    }
+    output.write_text(f"{name}.json", json.dumps(description, indent=1) + "\n")
+    print(f"{output.folder / name}.json: {len(ids)} objects in {len(kept)} shards, {len(skipped)} files left out")
+    for file in skipped:
+        print(f"  left out {file['path']}: {file['reason']}")
+
+
+def run(given: argparse.Namespace) -> None:
+    """Open every split first, so that what is missing is said before any work is done."""
+    root = given.root.resolve()
+    values = {name: getattr(given, name) for name in NAMES}
+    probe = Options(**values, fields=())
+    datasets = {name: open_split(probe, root, None if name == "all" else name) for name in given.split}
+    output = Output(given.out)
+    for name, dataset in datasets.items():
+        fields = first_fields(dataset) if given.fields is None else tuple(given.fields)
+        options = Options(**values, fields=fields)
+        files = hashlib.sha256("\n".join(map(str, dataset.paths)).encode()).hexdigest()
+        record = {**vars(options), "root": str(root), "sha256_of_file_list": files}
+        output.write_text(f"{name}-conversion.txt", json.dumps(record, indent=1) + "\n")
+        convert_split(options, dataset, root, name, output, given.workers)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=sorted(KINDS))
+    parser.add_argument("root", type=Path, help="where the download was unpacked")
+    parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument("--split", nargs="+", default=["train", "test"], help="'all' for a folder without splits")
+    parser.add_argument("--points", type=int, default=8192, help="points per object (default: 8192)")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling and order (default: 0)")
+    parser.add_argument("--normalize", action="store_true", help="centre the box and scale into the unit sphere")
+    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="float16 needs --normalize")
+    parser.add_argument("--fields", nargs="*", choices=FIELDS, help="what to keep besides xyz (default: as first file)")
+    parser.add_argument("--variant", choices=["modelnet40", "modelnet10"], help="lists of modelnet-resampled")
+    parser.add_argument("--shard-size", type=int, default=500, help="objects per shard (default: 500)")
+    parser.add_argument("--on-error", choices=["refuse", "report"], default="refuse", help="what to do with bad files")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes (default: all cores); 1 works in this one"
+    )
+    given = parser.parse_args(arguments)
+    if given.dtype == "float16" and not given.normalize:
+        parser.error("--dtype float16 resolves 0.0005 near 1 and far less beyond: add --normalize")
+    for name in ("points", "shard_size", "workers"):
+        if getattr(given, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(given, name)}")
+    try:
+        run(given)
+    except (BadFileError, MissingDataError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on from here")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from pc3d.data import Household, MissingDataError, ModelNetMeshes, ModelNetResampled, ObjectSet
+
+TOOLS = Path(__file__).parents[2] / "data_tools"
+
+
+@pytest.fixture(scope="module")
+def convert() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("convert", TOOLS / "convert.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["convert"] = module  # its dataclass looks itself up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(convert: ModuleType, *arguments: object) -> None:
+    convert.main([*map(str, arguments), "--workers", "1"])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_meshes_become_shards_that_read_the_same(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
+    root = assets / "modelnet_off"
+    call(convert, "modelnet-meshes", root, tmp_path, "--points", 512, "--shard-size", 3)
+    names = {"train-000.npz", "train-001.npz", "train.json", "test-000.npz", "test.json", "manifest.sha256"}
+    assert names <= set(contents(tmp_path))
+    subprocess.run(["sha256sum", "--check", "--quiet", "manifest.sha256"], cwd=tmp_path, check=True)
+    direct = ModelNetMeshes(root, "train", num_points=512)
+    stored = ObjectSet(tmp_path, "train", num_points=512)
+    assert stored.classes == direct.classes
+    assert torch.equal(stored.labels, direct.labels)
+    assert stored[1].meta["id"] == "chair/train/chair_0002"
+    for row in range(4):
+        order = stored[row].xyz.sort(dim=0).values
+        assert torch.equal(order, direct[row].xyz.sort(dim=0).values)
+        assert (stored[row].normal.norm(dim=1) - 1).abs().max() < 1e-5
+
+
+def test_normalised_half_precision(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
+    root = assets / "modelnet_resampled"
+    arguments = ("--points", 1000, "--normalize", "--dtype", "float16", "--split", "test", "--fields")
+    call(convert, "modelnet-resampled", root, tmp_path, *arguments)
+    stored = ObjectSet(tmp_path, "test", num_points=1000)
+    original = ModelNetResampled(root, "test")
+    for row in range(2):
+        cloud, raw = stored[row], original[row].xyz
+        assert cloud.normal is None
+        assert cloud.xyz.norm(dim=1).max().item() == pytest.approx(1, abs=1e-3)
+        # Metric distances survive: radius_m undoes the scale, and every stored point is one of the file's.
+        offset = (raw.amin(dim=0) + raw.amax(dim=0)) / 2
+        restored = cloud.xyz * cloud.meta["radius_m"]
+        distance = torch.cdist(restored, raw - offset).amin(dim=1)
+        assert distance.max() < 1e-3
+
+
+def test_running_twice_changes_nothing_and_a_gap_is_filled(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
+    arguments = ("shapenet55", assets / "shapenet55", tmp_path, "--points", 1024, "--shard-size", 1)
+    call(convert, *arguments)
+    first = contents(tmp_path)
+    stamp = (tmp_path / "train-000.npz").stat().st_mtime_ns
+    (tmp_path / "train-001.npz").unlink()
+    (tmp_path / "train.json").unlink()
+    call(convert, *arguments)
+    assert contents(tmp_path) == first
+    assert (tmp_path / "train-000.npz").stat().st_mtime_ns == stamp
+
+
+def test_nothing_is_overwritten(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
+    arguments = ("shapenet55", assets / "shapenet55", tmp_path, "--points", 1024)
+    call(convert, *arguments)
+    with pytest.raises(SystemExit, match=r"train-conversion\.txt exists with other content"):
+        call(convert, *arguments, "--seed", 1)
+    shard = tmp_path / "train-000.npz"
+    shard.write_bytes(b"something of mine")
+    with pytest.raises(SystemExit, match=r"train-000\.npz exists and is not what this conversion wrote"):
+        call(convert, *arguments)
+    assert shard.read_bytes() == b"something of mine"
+
+
+def test_bad_files_stop_the_run_or_are_listed(
+    tmp_path: Path, assets: Path, convert: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "meshes"
+    shutil.copytree(assets / "modelnet_off", root)
+    bad = root / "lamp" / "train" / "lamp_0001.off"
+    bad.write_bytes(bad.read_bytes()[:5000])
+    arguments = ("modelnet-meshes", root, tmp_path / "out", "--points", 128, "--shard-size", 1)
+    with pytest.raises(SystemExit, match=r"lamp_0001\.off.*truncated"):
+        call(convert, *arguments)
+    assert (tmp_path / "out" / "train-001.npz").is_file()  # what was done before stays
+    shutil.rmtree(tmp_path / "out")
+    call(convert, *arguments, "--on-error", "report")
+    stored = ObjectSet(tmp_path / "out", "train", num_points=128)
+    assert stored.labels.tolist() == [0, 0, 1]
+    assert [file.path for file in stored.skipped] == [bad]
+    assert "truncated" in stored.skipped[0].reason
+    assert f"left out {bad}" in capsys.readouterr().out
+
+
+def test_folders_of_mixed_files(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
+    for name in ("bread", "crate"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        shutil.copy(assets / "meshes" / f"{name}.glb", tmp_path / "in" / name / "mesh.glb")
+    arguments = ("folder", tmp_path / "in", tmp_path / "out", "--split", "all", "--points", 256)
+    call(convert, *arguments)
+    stored = ObjectSet(tmp_path / "out", "all", num_points=256)
+    assert [cloud.meta["id"] for cloud in (stored[0], stored[1])] == ["bread/mesh", "crate/mesh"]
+    assert stored[0].rgb.std() > 0.05
+    shutil.copy(assets / "meshes" / "crate.stl", tmp_path / "in" / "crate")
+    with pytest.raises(SystemExit, match="other options or files"):
+        call(convert, *arguments)
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(SystemExit, match=r"crate\.stl: has no rgb, which the first file has; --fields"):
+        call(convert, *arguments)
+
+
+def test_too_few_points_and_wrong_arguments(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="has 1000 points, --points asks for 8192"):
+        call(convert, "modelnet-resampled", assets / "modelnet_resampled", tmp_path)
+    with pytest.raises(SystemExit, match=r"ModelNetMeshes(.*\n)*looked for in"):
+        call(convert, "modelnet-meshes", tmp_path / "nowhere", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    for wrong in (["--points", "0"], ["--dtype", "float16"], ["--kind", "x"]):
+        with pytest.raises(SystemExit) as caught:
+            call(convert, "shapenet55", assets / "shapenet55", tmp_path, *wrong)
+        assert caught.value.code == 2
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, household: Household, convert: ModuleType) -> None:
+    """Two workers killed without warning, called again with one: the result is that of an undisturbed run."""
+    root = tmp_path / "in"
+    (root / "thing").mkdir(parents=True)
+    for index in range(60):
+        np.save(root / "thing" / f"{index:03}.npy", household[index].xyz.numpy())
+    options = ["--split", "all", "--points", "2000", "--shard-size", "1"]
+    command = [sys.executable, TOOLS / "convert.py", "folder", root, tmp_path / "killed", *options, "--workers", "2"]
+    killed = subprocess.Popen(list(map(str, command)), start_new_session=True)
+    while not (tmp_path / "killed" / "all-003.npz").exists():
+        assert killed.poll() is None
+        time.sleep(0.001)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "all.json").exists()
+    for folder in ("killed", "whole"):
+        call(convert, "folder", root, tmp_path / folder, *options)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert len(ObjectSet(tmp_path / "killed", "all", num_points=2000)) == 60
+
+
+def test_the_embedded_set_can_be_rebuilt(tmp_path: Path) -> None:
+    """From a larger version made of the embedded one, the builder gives the embedded one back."""
+    embedded = Path(__file__).parents[2] / "pc3d" / "data" / "household"
+    larger = tmp_path / "larger"
+    larger.mkdir()
+    for split in ("train", "test"):
+        data = dict(np.load(embedded / f"{split}-000.npz"))
+        for key in ("points", "normals", "rgb"):
+            data[key] = np.concatenate([data[key], data[key][:, ::-1]], axis=1)
+        np.savez(larger / f"{split}-000.npz", **data)
+        shutil.copy(embedded / f"{split}-icons.npz", larger)
+        description = json.loads((embedded / f"{split}.json").read_text())
+        description["items"] = [{**item, "faces": 12} for item in description["items"]]
+        (larger / f"{split}.json").write_text(json.dumps(description))
+    build = [sys.executable, str(TOOLS / "build_household.py"), str(larger)]
+    subprocess.run([*build, "--out", str(tmp_path / "out")], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*build, "--check"], check=True, stdout=subprocess.DEVNULL)
+    for split in ("train", "test"):
+        assert (tmp_path / "out" / f"{split}.json").read_text() == (embedded / f"{split}.json").read_text()
+        assert torch.equal(Household(split, root=tmp_path / "out")[9].xyz, Household(split)[9].xyz)
+    with pytest.raises(MissingDataError):
+        Household("validation", root=tmp_path / "out")
