@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
+from pc3d.data.module import PointDataModule
 from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint, replace_atomically
 from pc3d.methods.method import Method
 from pc3d.methods.metrics import CsvMetrics
@@ -142,7 +143,7 @@ def pretrain(
         *_as_list(trainer.pop("callbacks", None)),
         RunCheckpoint(folder.path, every_n_steps, keep_epochs),
     ]
-    if getattr(data, "validation", None) is None:
+    if isinstance(data, PointDataModule) and data.validation is None:
         trainer["limit_val_batches"] = 0
     if trainer.get("enable_progress_bar", True) is not False:
         callbacks.append(_progress_bar())

@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -120,6 +126,12 @@ def _download(hub_id: str, revision: str | None) -> tuple[Path, Path]:
         raise FileNotFoundError(
             f"{hub_id!r} is neither a folder here nor a repository on the Hugging Face Hub (a private one needs "
             f"`hf auth login`): {error}"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"the repository {hub_id!r} has no revision {revision!r}: {error}") from error
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{hub_id!r} is no folder here, and the Hugging Face Hub cannot be reached to look for it there: {error}"
         ) from error
     except EntryNotFoundError as error:
         raise FileNotFoundError(

@@ -1,0 +1,84 @@
+"""The classification and part segmentation models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pc3d.models import PointClassifier, PointPartSegmenter, PointViT
+from pc3d.ops import knn
+
+
+def small(**changes: int) -> PointViT:
+    torch.manual_seed(0)
+    return PointViT(24, 3, 4, num_groups=16, group_size=8, tokenizer_dims=(8, 16, 16), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("head", "count"), [("linear", 31_528), ("mlp3", 274_728)])
+def test_a_frozen_classifier_trains_exactly_its_head_and_class_token(head: str, count: int) -> None:
+    model = PointClassifier(PointViT(num_cls_tokens=1), 40, head)  # type: ignore[arg-type]
+    model.freeze_encoder()
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
+
+
+@torch.no_grad()
+def test_the_classifier_sees_the_class_token_first_and_the_maximum_second() -> None:
+    model = PointClassifier(small(num_cls_tokens=1), 5, "linear").eval()
+    xyz = torch.rand(2, 64, 3)
+    tokens, _, cls = model.encoder(xyz)
+    assert cls is not None
+    weight, bias = model.head[0].weight, model.head[0].bias
+    expected = cls[:, 0] @ weight[:, :24].T + tokens.max(1).values @ weight[:, 24:].T + bias  # type: ignore[index,union-attr]
+    torch.testing.assert_close(model(xyz), expected)
+
+
+def test_a_classifier_needs_one_class_token_and_a_known_head() -> None:
+    with pytest.raises(ValueError, match="num_cls_tokens=1, got 0"):
+        PointClassifier(small(), 5)
+    with pytest.raises(ValueError, match="head must be one of full, mlp3, linear, got 'mlp'"):
+        PointClassifier(small(num_cls_tokens=1), 5, "mlp")  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_part_segmentation_follows_its_description() -> None:
+    torch.manual_seed(1)
+    model = PointPartSegmenter(small(), num_parts=7, num_categories=3).eval()
+    xyz, category = torch.rand(2, 40, 3), torch.tensor([2, 0])
+    encoder = model.encoder
+    centers, _, tokens = encoder.tokenizer(xyz)
+    position, layers = encoder.position(centers), []
+    for block in encoder.transformer.blocks:  # a third, two thirds and all of three blocks: each of them
+        tokens = block(tokens + position)
+        layers.append(encoder.norm(tokens))
+    features = torch.cat(layers, dim=-1)
+    neighbors = knn(centers, 3, query=xyz)
+    weight = 1 / (neighbors.squared_distance + 1e-8)
+    weight = weight / weight.sum(-1, keepdim=True)
+    near = torch.stack([features[b][neighbors.index[b]] for b in range(2)])
+    per_point = model.propagation(torch.cat([xyz, (near * weight[..., None]).sum(2)], -1).view(80, -1)).view(2, 40, -1)
+    label = model.category(F.one_hot(category, 3).float())
+    whole = torch.cat([features.max(1).values, features.mean(1), label], 1)
+    logits = model.head(torch.cat([per_point, whole[:, None].expand(2, 40, -1)], -1).view(80, -1)).view(2, 40, 7)
+    torch.testing.assert_close(model(xyz, category), logits.log_softmax(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_part_segmentation_arguments_are_checked() -> None:
+    with pytest.raises(ValueError, match="num_cls_tokens=0, got 1"):
+        PointPartSegmenter(small(num_cls_tokens=1))
+    for layers in ((0, 0, 1), (2, 1, 0), (0, 1, 3)):
+        with pytest.raises(ValueError, match=r"three ascending blocks of 0\.\.2"):
+            PointPartSegmenter(small(), layers=layers)
+    with pytest.raises(ValueError, match=r"category must have shape \(2,\), got \(3,\)"):
+        PointPartSegmenter(small())(torch.rand(2, 40, 3), torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("head", ["full", "linear"])
+def test_both_models_train(head: str) -> None:
+    classifier = PointClassifier(small(num_cls_tokens=1), 5, head)  # type: ignore[arg-type]
+    F.cross_entropy(classifier(torch.rand(4, 64, 3)), torch.arange(4)).backward()
+    segmenter = PointPartSegmenter(small(), 7, 3)
+    output = segmenter(torch.rand(2, 40, 3), torch.tensor([0, 1]))
+    F.nll_loss(output.flatten(0, 1), torch.randint(7, (80,))).backward()
+    for model in (classifier, segmenter):
+        assert all(p.grad is not None for p in model.parameters())

@@ -1,0 +1,146 @@
+"""Encoders as folders, here and on the Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from torch import nn
+
+from pc3d.models import PointViT, hub, load_encoder, save_encoder
+
+
+def small(**changes: Any) -> PointViT:
+    torch.manual_seed(3)
+    return PointViT(24, 2, 4, num_groups=16, group_size=8, tokenizer_dims=(8, 16, 16), **changes)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return save_encoder(small(num_cls_tokens=2, ignore_near_origin=True), tmp_path / "run" / "encoder")
+
+
+@torch.no_grad()
+def test_an_encoder_comes_back_as_it_was(saved: Path) -> None:
+    encoder, xyz = small(num_cls_tokens=2, ignore_near_origin=True).eval(), torch.rand(2, 64, 3)
+    for path in (saved, str(saved), saved.parent):  # the folder of a run leads to its encoder
+        loaded = load_encoder(path)
+        assert loaded.config == encoder.config
+        assert not loaded.training
+        assert torch.equal(loaded.encode(xyz), encoder.encode(xyz))
+
+
+def test_the_configuration_states_the_contract(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    assert config["class"] == "PointViT"
+    assert config["arguments"]["num_groups"] == 16
+    assert config["arguments"]["group_size"] == 8
+    assert config["arguments"]["num_points"] == 1024
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_saving_again_replaces_and_a_failed_save_leaves_the_old_one(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (saved / "model.safetensors").read_bytes()
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hub, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_encoder(small(), saved)
+    assert (saved / "model.safetensors").read_bytes() == before
+    assert len(list(saved.iterdir())) == 2
+    monkeypatch.undo()
+    save_encoder(small(), saved)
+    assert load_encoder(saved).config["num_cls_tokens"] == 0
+
+
+def test_only_encoders_can_be_saved(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="one of PointViT, got Linear"):
+        save_encoder(nn.Linear(2, 2), tmp_path)  # type: ignore[arg-type]
+
+
+def test_wrong_paths_say_what_to_do(tmp_path: Path, saved: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no folder .*reads owner/name"):
+        load_encoder(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match="give the folder that holds it"):
+        load_encoder(saved / "model.safetensors")
+    for name, hint in (("x.pth", "load_official_encoder"), ("last.ckpt", "encoder/ beside it")):
+        (tmp_path / name).touch()
+        with pytest.raises(FileNotFoundError, match=hint):
+            load_encoder(tmp_path / name)
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "last.ckpt").touch()
+    with pytest.raises(FileNotFoundError, match=r"it holds: last.ckpt.*--resume"):
+        load_encoder(unfinished)
+    with pytest.raises(ValueError, match="revision='v1' applies to the Hub"):
+        load_encoder(saved, revision="v1")
+
+
+def test_damaged_folders_are_refused(saved: Path) -> None:
+    weights, config = saved / "model.safetensors", saved / "config.json"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:1000])
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
+        load_encoder(saved)
+    save_encoder(small(), saved.parent / "other")
+    weights.write_bytes((saved.parent / "other" / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"does not fit its config\.json: missing cls_token; missing cls_position"):
+        load_encoder(saved)
+    weights.write_bytes(good)
+    content = json.loads(config.read_text())
+    for change, message in (
+        ({"class": "PointCNN"}, "names the class 'PointCNN'; this pc3d .* knows PointViT"),
+        ({"arguments": {"width": 3}}, "arguments that PointViT does not take.*width"),
+        ({"arguments": {**content["arguments"], "embed_dim": 48}}, r"cls_token is \(2, 24\), expected \(2, 48\)"),
+    ):
+        config.write_text(json.dumps({**content, **change}))
+        with pytest.raises(ValueError, match=message):
+            load_encoder(saved)
+    config.write_text("{")
+    with pytest.raises(ValueError, match="not the configuration of a pc3d encoder"):
+        load_encoder(saved)
+
+
+def test_an_id_is_looked_up_on_the_hub(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(repo_id: str, filename: str, revision: str | None = None) -> str:
+        asked.append((repo_id, filename, revision))
+        return str(saved / filename)
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    assert load_encoder("someone/encoder", revision="abc").config["num_groups"] == 16
+    assert asked == [("someone/encoder", "config.json", "abc"), ("someone/encoder", "model.safetensors", "abc")]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RepositoryNotFoundError, "neither a folder here nor a repository"),
+        (RevisionNotFoundError, "has no revision 'v1'"),
+        (LocalEntryNotFoundError, "cannot be reached"),
+        (EntryNotFoundError, "does not hold"),
+    ],
+)
+def test_ids_that_lead_nowhere_are_explained(
+    error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*args: object, **kwargs: object) -> str:
+        raise error.__new__(error)  # their constructors want a response of whichever HTTP library is in use
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    with pytest.raises(FileNotFoundError, match=f"'someone/nothing'.* {message}"):
+        load_encoder("someone/nothing", revision="v1")

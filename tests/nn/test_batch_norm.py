@@ -1,0 +1,110 @@
+"""Batch normalisation and sums over processes: two gloo processes against one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from pc3d.nn import GlobalBatchNorm, all_reduce_sum, mean_over_processes
+
+ROWS = (7, 12)  # uneven on purpose
+
+
+def data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(sum(ROWS), 4, generator=generator, dtype=torch.float64) * 3 + 100  # a large mean: cancellation
+    return rows, torch.randn(sum(ROWS), 4, generator=generator, dtype=torch.float64)
+
+
+def fresh(kind: type[nn.BatchNorm1d]) -> nn.BatchNorm1d:
+    norm = kind(4).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, 1, 2, -1]))
+        norm.bias.copy_(torch.tensor([0.0, 1, 2, 3]))
+    return norm
+
+
+def run(norm: nn.BatchNorm1d, rows: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    rows = rows.clone().requires_grad_()
+    output = norm(rows)
+    (output.sin() * weight).sum().backward()
+    assert rows.grad is not None
+    assert norm.weight.grad is not None
+    assert norm.bias.grad is not None
+    state = {name: value.clone() for name, value in norm.state_dict().items()}
+    gradients = {"rows": rows.grad, "of_weight": norm.weight.grad, "of_bias": norm.bias.grad}
+    return {"output": output.detach(), **gradients, **state}
+
+
+def worker(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    rows, weight = data()
+    part = slice(0, ROWS[0]) if rank == 0 else slice(ROWS[0], None)
+    result = run(fresh(GlobalBatchNorm), rows[part], weight[part])
+    value = torch.tensor([1.0 + rank], requires_grad=True)
+    all_reduce_sum(value).square().sum().backward()
+    assert value.grad is not None
+    result["reduced"], result["mean"] = value.grad, mean_over_processes(torch.tensor(3.0 + rank))
+    with pytest.raises(ValueError, match="at least 2 rows over all processes, got 1"):
+        fresh(GlobalBatchNorm)(rows[: 1 - rank])
+    torch.save(result, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    folder = tmp_path_factory.mktemp("gloo")
+    mp.spawn(worker, args=(str(folder),), nprocs=2)  # type: ignore[no-untyped-call,attr-defined]
+    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def one() -> dict[str, Tensor]:
+    return run(fresh(nn.BatchNorm1d), *data())
+
+
+def test_outputs_and_gradients_of_rows_are_those_of_one_process(
+    one: dict[str, Tensor], two: list[dict[str, Tensor]]
+) -> None:
+    for name in ("output", "rows"):
+        torch.testing.assert_close(torch.cat([part[name] for part in two]), one[name], rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_of_parameters_add_up_to_those_of_one_process(
+    one: dict[str, Tensor], two: list[dict[str, Tensor]]
+) -> None:
+    for name in ("of_weight", "of_bias"):
+        torch.testing.assert_close(two[0][name] + two[1][name], one[name], rtol=1e-9, atol=1e-9)
+
+
+def test_running_statistics_are_those_of_one_process(one: dict[str, Tensor], two: list[dict[str, Tensor]]) -> None:
+    for part in two:
+        for name in ("running_mean", "running_var"):
+            torch.testing.assert_close(part[name], one[name], rtol=1e-12, atol=1e-12)
+
+
+def test_sums_and_means_over_processes(two: list[dict[str, Tensor]]) -> None:
+    # y = x_0 + x_1 = 3; each process minimises y^2, so d/dx_r of the sum of both is 2 * 2 y = 12.
+    assert [part["reduced"].item() for part in two] == [12.0, 12.0]
+    assert [part["mean"].item() for part in two] == [3.5, 3.5]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_one_process_is_plain_batch_norm(training: bool) -> None:
+    ours, theirs = (
+        run(fresh(GlobalBatchNorm).train(training), *data()),
+        run(fresh(nn.BatchNorm1d).train(training), *data()),
+    )
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+
+
+def test_sums_of_one_process_are_the_value_itself() -> None:
+    value = torch.ones(3)
+    assert all_reduce_sum(value) is value
+    assert mean_over_processes(value) is value

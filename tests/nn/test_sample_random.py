@@ -1,0 +1,48 @@
+"""Random numbers per sample of the global batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pc3d.nn import SampleRandom
+
+
+def draw(seed: int = 0, epoch: int = 0, step: int = 0, batch_size: int = 6, **process: int) -> torch.Tensor:
+    random = SampleRandom(seed, epoch, step, batch_size=batch_size, **process)  # type: ignore[arg-type]
+    return torch.cat([random.uniform(5), random.uniform(2, 3).flatten(1), random.uniform()[:, None]], dim=1)
+
+
+def test_the_same_step_draws_the_same_and_another_one_something_else() -> None:
+    assert torch.equal(draw(3, 1, 4), draw(3, 1, 4))
+    for other in (draw(4, 1, 4), draw(3, 2, 4), draw(3, 1, 5), draw(3, 4, 1)):
+        assert not torch.equal(draw(3, 1, 4), other)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_together_draw_what_one_does(world_size: int) -> None:
+    shares = [draw(batch_size=6 // world_size, rank=r, world_size=world_size) for r in range(world_size)]
+    assert torch.equal(torch.cat(shares), draw())
+
+
+def test_the_default_generator_is_neither_read_nor_moved() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = draw()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(draw(), first)
+
+
+def test_numbers_are_uniform() -> None:
+    numbers = torch.cat([draw(step=step).flatten() for step in range(300)]).double()
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert abs(numbers.mean() - 0.5) < 5 * (1 / 12 / len(numbers)) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["seed", "epoch", "step"])
+def test_negative_numbers_are_refused(name: str) -> None:
+    arguments = {"seed": 0, "epoch": 0, "step": 0, name: -1}
+    with pytest.raises(ValueError, match=f"{name} must be at least 0, got -1"):
+        SampleRandom(**arguments, batch_size=1)
