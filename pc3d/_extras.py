@@ -6,6 +6,10 @@ import importlib
 from types import ModuleType
 
 
+class MissingExtraError(ImportError):
+    """An optional dependency is not installed; the message says how to get it."""
+
+
 def require(module: str, *, extra: str, purpose: str | None = None) -> ModuleType:
     """Import an optional dependency or say how to install it.
 
@@ -18,11 +22,11 @@ def require(module: str, *, extra: str, purpose: str | None = None) -> ModuleTyp
         The imported module.
 
     Raises:
-        ImportError: the module, or something that it imports, is not installed.
+        MissingExtraError: the module, or something that it imports, is not installed.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         subject = f"{module} is needed" + (f" for {purpose}" if purpose else "")
         cause = "" if getattr(error, "name", None) in (None, module.partition(".")[0]) else f" ({error})"
-        raise ImportError(f'{subject}: pip install "pc3d[{extra}]"{cause}', name=module) from error
+        raise MissingExtraError(f'{subject}: pip install "pc3d[{extra}]"{cause}', name=module) from error

@@ -69,6 +69,11 @@ class PointDataset(Dataset[PointCloud], ABC):
     def __len__(self) -> int:
         return self.labels.shape[0]
 
+    def __repr__(self) -> str:
+        labelled = int((self.labels >= 0).sum())
+        left_out = f", {len(self.skipped)} files skipped" if self.skipped else ""
+        return f"{type(self).__name__}({len(self)} items, {labelled} labelled, {len(self.classes)} classes{left_out})"
+
     @abstractmethod
     def load(self, index: int) -> PointCloud:
         """Item ``index`` as stored, before the transform. ``0 <= index < len(self)``."""

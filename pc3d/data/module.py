@@ -19,6 +19,9 @@ class PointDataModule(pl.LightningDataModule):
     batch that one process with the double batch size sees. A run resumed in the middle of an epoch goes on with the
     batch it had not seen. Validation and test see the same samples in every epoch, random transforms included.
 
+    Log with ``batch_size=len(batch)``: the first dimension of a packed batch is points, not clouds. To overfit a few
+    samples pass ``Selection(train, range(n))``; ``Trainer(overfit_batches=...)`` would need to replace the loader.
+
     Args:
         train: the training set.
         validation: a validation set; None for none, or for one cut out of ``train``.

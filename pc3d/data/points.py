@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pc3d._extras import require
+from pc3d._extras import MissingExtraError, require
 from pc3d.data.dataset import BadFileError
 from pc3d.data.types import PointCloud
 
@@ -107,6 +107,8 @@ def _read_pcd(path: Path, **_: Any) -> Fields:
 
 def _read_las(path: Path, **_: Any) -> Fields:
     laspy = require("laspy", extra="io", purpose="LAS and LAZ files")
+    if path.suffix.lower() == ".laz":
+        require("lazrs", extra="io", purpose="LAZ files")
     cloud = laspy.read(path)
     if len(cloud.points) != cloud.header.point_count:
         raise BadFileError(path, f"holds {len(cloud.points)} of the {cloud.header.point_count} points of its header")
@@ -317,7 +319,7 @@ def read_points(path: Path | str, *, num_points: int = 10_000, seed: int = 0, dr
         raise BadFileError(path, "is empty")
     try:
         fields = reader(path, num_points=num_points, seed=seed)
-    except (BadFileError, ImportError):
+    except (BadFileError, MissingExtraError):
         raise
     except Exception as error:  # whatever a parser raises on a broken file, the user needs the path
         reason = str(error) or type(error).__name__

@@ -39,6 +39,10 @@ def test_counts_and_classes(household: Household, household_test: Household) -> 
     assert labelled[200].meta["id"] == household[int((household.labels >= 0).nonzero()[200])].meta["id"]
 
 
+def test_a_set_says_what_it_holds(household: Household) -> None:
+    assert repr(household) == "Household(487 items, 365 labelled, 21 classes)"
+
+
 def test_splits_share_no_object_and_no_near_duplicate(household: Household, household_test: Household) -> None:
     for key in ("id", "duplicate_group"):
         assert not {item[key] for item in household.items} & {item[key] for item in household_test.items}

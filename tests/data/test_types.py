@@ -89,6 +89,16 @@ def test_to_moves_every_tensor() -> None:
     assert batch.text == ["a"]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_pinned_batches_reach_the_gpu(household_test: Household) -> None:
+    batch = collate([household_test[i] for i in range(3)])
+    pinned = batch.pin_memory()
+    assert pinned.xyz.is_pinned()
+    assert pinned.offsets.is_pinned()
+    moved = pinned.to("cuda", non_blocking=True)
+    assert torch.equal(moved.dense("rgb").cpu(), batch.dense("rgb"))
+
+
 def test_select_cuts_every_per_point_field(chair: PointCloud) -> None:
     chair = chair.replace(segment=torch.arange(len(chair)))
     index = torch.tensor([5, 5, 0])
