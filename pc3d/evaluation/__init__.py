@@ -1,6 +1,6 @@
 """Protocols on frozen features: linear probes, nearest neighbours, few shots, and the baselines to beat."""
 
-from pc3d.evaluation.baselines import PointPCA, ShapeDescriptor
+from pc3d.evaluation.baselines import PointPCA, ShapeDescriptor, settle_batch_norm
 from pc3d.evaluation.features import Encoder, Features, extract_features, save_features
 from pc3d.evaluation.fewshot import Episode, FewShotResult, draw_episodes, few_shot
 from pc3d.evaluation.knn import K_GRID, knn_probe
@@ -29,5 +29,6 @@ __all__ = [
     "logistic_regression",
     "save_features",
     "scores",
+    "settle_batch_norm",
     "wilson_interval",
 ]

@@ -5,6 +5,8 @@ Neither learns from labels. Both see the same points as the encoder that they ar
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from pc3d._extras import require
 from pc3d.data import PointDataset
 
 _PAIRS = 4096
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 def _histogram(values: NDArray[np.float64], low: float, high: float, bins: int) -> NDArray[np.float64]:
@@ -124,3 +127,25 @@ class PointPCA:
     @staticmethod
     def _vector(xyz: Tensor) -> NDArray[np.float64]:
         return np.sqrt(_occupancy(xyz.detach().cpu().double().numpy(), 8))
+
+
+def settle_batch_norm(
+    encoder: Network, dataset: PointDataset, *, num_points: int = 1024, batch_size: int = 32
+) -> Network:
+    """Set the running statistics of an encoder's batch norm by one pass over a data set; no weight changes.
+
+    Without it an untrained encoder is judged with statistics (mean 0, variance 1) that no real patch has.
+
+    Args:
+        encoder: changed in place; its mode is left as it was.
+        dataset: its labels are not used.
+        num_points: points per cloud, the first so many.
+        batch_size: clouds per forward pass.
+
+    Returns:
+        The encoder.
+    """
+    clouds = [dataset.load(index).xyz[:num_points] for index in range(len(dataset))]
+    batches = [torch.stack(clouds[start : start + batch_size]) for start in range(0, len(clouds), batch_size)]
+    torch.optim.swa_utils.update_bn(batches, encoder)
+    return encoder

@@ -1,0 +1,168 @@
+"""The demonstration: what a few minutes of Point-CMAE on the embedded objects bring, against what needs no training."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pc3d.data import Household, ObjectSet
+from pc3d.evaluation import (
+    Encoder,
+    PointPCA,
+    ProbeResult,
+    ShapeDescriptor,
+    extract_features,
+    linear_svm,
+    settle_batch_norm,
+)
+from pc3d.methods import MaskedAutoencoder
+from pc3d.models import PointViT, load_encoder
+
+TRAINED = "Point-CMAE"
+UNTRAINED = "untrained encoder"
+SETTLED = "untrained encoder, batch norm settled"
+DESCRIPTOR = "handcrafted shape descriptor"
+PCA = "PCA of raw points"
+# Shown in the picture: objects of the test split, chosen for having parts that a mask can hide.
+_SHOWN = ("chair", "sofa", "table", "plant", "vehicle", "lamp")
+
+
+def baselines(architecture: Mapping[str, Any], train: ObjectSet, *, num_points: int, seed: int) -> dict[str, Encoder]:
+    """What a trained encoder is compared with, by name.
+
+    An untrained encoder normalises its patches by the initial statistics of its batch norm (mean 0, variance 1), which
+    no real patch has, so part of what training seems to bring is only that these numbers get set. The row
+    "batch norm settled" sets them by one pass over the training objects and leaves all weights as drawn.
+
+    Args:
+        architecture: arguments of :class:`pc3d.models.PointViT`.
+        train: the training split, of which no label is used.
+        num_points: points per cloud.
+        seed: of the weights.
+    """
+    torch.manual_seed(seed)
+    untrained = PointViT(**architecture).eval()
+    torch.manual_seed(seed)
+    settled = settle_batch_norm(PointViT(**architecture), train, num_points=num_points).eval()
+    found = {
+        PCA: PointPCA().fit(train, num_points=num_points),
+        DESCRIPTOR: ShapeDescriptor(seed),
+        UNTRAINED: untrained,
+        SETTLED: settled,
+    }
+    return cast("dict[str, Encoder]", found)
+
+
+def compare(
+    encoders: Mapping[str, Encoder], train: ObjectSet, test: ObjectSet, *, num_points: int, data: str, seed: int = 0
+) -> dict[str, ProbeResult]:
+    """The linear probe of each encoder: SVM with C by cross-validation on the training features, pooling max + mean."""
+    results = {}
+    for name, encoder in encoders.items():
+        features = [
+            extract_features(encoder, dataset, num_points=num_points, data=data, split=split, name=name)
+            for dataset, split in ((train, "train"), (test, "test"))
+        ]
+        results[name] = linear_svm(*features, protocol="tuned", seed=seed)
+    return results
+
+
+def evaluate(run: Path, *, seed: int = 0) -> dict[str, ProbeResult]:
+    """Compare the encoder of a finished run on the embedded objects, and write ``demo.json`` and ``demo.csv`` there.
+
+    Args:
+        run: a run folder with ``encoder/``.
+        seed: of the untrained weights, the folds and the bootstrap.
+
+    Returns:
+        Name to result, the trained encoder last.
+    """
+    encoder = load_encoder(run)
+    num_points = int(encoder.config["num_points"])
+    train, test = Household("train"), Household("test")
+    encoders = baselines(encoder.config, train, num_points=num_points, seed=seed)
+    encoders[TRAINED] = cast("Encoder", encoder)
+    results = compare(encoders, train, test, num_points=num_points, data="household", seed=seed)
+    write_results(results, run)
+    return results
+
+
+def write_results(results: Mapping[str, ProbeResult], folder: Path) -> None:
+    """``demo.json`` with the whole protocols, ``demo.csv`` with the scores in percent."""
+    text = json.dumps({name: result.to_dict() for name, result in results.items()}, indent=2)
+    _replace(folder / "demo.json", text)
+    with (folder / "demo.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["encoder", "overall_accuracy", "low", "high", "mean_class_accuracy", "C"])
+        for name, result in results.items():
+            s = result.scores
+            values = (s.overall_accuracy, *s.overall_interval, s.mean_class_accuracy)
+            writer.writerow([name, *(f"{100 * value:.1f}" for value in values), f"{result.parameter[1]:g}"])
+
+
+def table(folder: Path) -> str:
+    """The table of a folder's ``demo.json`` as text, with the protocol below it."""
+    results: dict[str, dict[str, Any]] = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+    width = max(map(len, results))
+    lines = [f"{'linear probe, test split':<{width}}  accuracy   95 % interval    class mean"]
+    for name, result in results.items():
+        s = result["scores"]
+        low, high = s["overall_interval"]
+        lines.append(
+            f"{name:<{width}}  {100 * s['overall_accuracy']:6.1f} %   {100 * low:4.1f} to {100 * high:4.1f} %   "
+            f"{100 * s['mean_class_accuracy']:6.1f} %"
+        )
+    last = results[TRAINED]
+    lines += [
+        "",
+        f"{last['data']}: {last['num_train']} labelled train and {last['num_test']} test objects, "
+        f"{last['num_points']} points each; {last['classifier']} on frozen features, pooling {last['pooling']};",
+        "C by cross-validation on the training features; the test split chose nothing.",
+    ]
+    return "\n".join(lines)
+
+
+def picture(method: MaskedAutoencoder, path: Path, *, seed: int = 0) -> None:
+    """Draw a few test objects: the input, what the encoder saw under a mask, and the reconstruction.
+
+    Args:
+        method: trained.
+        path: the PNG file to write.
+        seed: of the masks.
+    """
+    from pc3d.viz import reconstruction_figure
+
+    test = Household("test")
+    shown = [int((test.labels == test.classes.index(name)).nonzero()[0]) for name in _SHOWN]
+    num_points = int(method.encoder.config["num_points"])
+    xyz = torch.stack([test.load(index).xyz[:num_points] for index in shown])
+    with torch.no_grad():
+        made = method.reconstruct(xyz, generator=torch.Generator().manual_seed(seed))
+    rows = [_row(test, index, made.patches[i], made.mask[i], made.predicted[i]) for i, index in enumerate(shown)]
+    hidden = f"{100 * method.mask_ratio:.0f} % of the patches hidden"
+    figure = reconstruction_figure(rows, title=f"Point-CMAE on objects that it was not trained on, {hidden}")
+    partial = path.with_name(f".{path.name}")
+    figure.savefig(partial, format="png")
+    partial.replace(path)
+
+
+def _row(test: ObjectSet, index: int, patches: Tensor, mask: Tensor, predicted: Tensor) -> Any:
+    from pc3d.viz import ReconstructionRow
+
+    cloud = test.load(index)
+    visible = np.unique(patches[~mask].reshape(-1, 3).numpy(), axis=0)  # patches overlap: draw each point once
+    rgb = None if cloud.rgb is None else cloud.rgb.numpy()
+    return ReconstructionRow(cloud.text or "", cloud.xyz.numpy(), visible, predicted.reshape(-1, 3).numpy(), rgb)
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

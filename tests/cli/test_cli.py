@@ -1,0 +1,258 @@
+"""The command line through ``main([...])``: verbs, exit codes, nearest names, and that nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pc3d import __version__
+from pc3d.cli.main import VERBS, main
+from pc3d.models import PointViT, save_encoder
+
+POINTS = ["--num_points", "128"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    tiny = PointViT(embed_dim=16, depth=1, num_heads=2, num_groups=8, group_size=16, num_points=128)
+    return str(save_encoder(tiny, tmp_path_factory.mktemp("encoder")))
+
+
+@pytest.fixture(scope="module")
+def by_class(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of real objects as XYZ files, ``SPLIT/CLASS/NAME.xyz``, from the embedded set."""
+    from pc3d.data import Household
+
+    root = tmp_path_factory.mktemp("files")
+    for split in ("train", "test"):
+        objects = Household(split)
+        for name in ("chair", "lamp"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in (objects.labels == objects.classes.index(name)).nonzero()[:4, 0].tolist():
+                np.savetxt(folder / f"{index}.xyz", objects[index].xyz[:300].numpy())
+    return root
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(verb in text for verb in VERBS)
+    assert main([]) == 2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"pc3d {__version__}\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_of_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"usage: pc3d {verb}" in text
+    if verb != "pretrain":  # its options for the trainer are documented by Lightning
+        options = [line.split() for line in text.partition("options:")[2].splitlines() if line.startswith("  -")]
+        lines = text.splitlines()
+        for words in options:
+            start = next(i for i, line in enumerate(lines) if line.split()[:1] == words[:1])
+            assert len(" ".join(lines[start : start + 2]).split()) > len(words[0].split()) + 2, words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        (["prob"], "'probe'"),
+        (["few-shot"], "'fewshot'"),
+        (["probe", "--encoder", "pca", "--protocl", "tuned"], "'--protocol'"),
+        (["fewshot", "--encoder", "pca", "--shots", "3"], "'--shot'"),
+        (["embed", "--encoder", "pca", "--out", "x.npz", "--overwrit"], "'--overwrite'"),
+        (["doctor", "--jsn"], "'--json'"),
+        (["demo", "--outptu", "x"], "'--output'"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(
+    arguments: list[str], suggestion: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert f"did you mean {suggestion}?" in capsys.readouterr().err
+
+
+def test_unknown_key_of_a_configuration_is_refused_with_the_nearest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "probe.yaml"
+    config.write_text("encoder: pca\nprotocl: tuned\n")
+    assert main(["probe", "--config", str(config)]) == 2
+    assert "protocl is unknown; did you mean 'protocol'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["probe"],
+        ["probe", "--encoder", "pca", "--protocol", "best"],
+        ["probe", "--encoder", "pca", "--C", "much"],
+        ["fewshot", "--encoder", "pca", "--way", "many"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert "usage: pc3d" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["probe", "--encoder", "/nowhere/encoder"], "/nowhere/encoder"),
+        (["probe", "--encoder", "pca", "--data", "houshold"], "did you mean 'household'?"),
+        (["probe", "--encoder", "pca", "--C", "-1"], "C must be positive"),
+        (["probe", "--encoder", "pca", "--num_points", "4096"], "4096"),
+        (["fewshot", "--encoder", "descriptor", "--shot", "10"], "num_queries=8 is the largest"),
+    ],
+)
+def test_failures_are_exit_code_1_with_the_reason(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_interruption_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(argv: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pc3d.cli.doctor.main", interrupt)
+    assert main(["doctor"]) == 130
+
+
+def test_probe_prints_the_library_result(encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from pc3d.data import Household
+    from pc3d.evaluation import extract_features, linear_svm
+    from pc3d.models import load_encoder
+
+    model: Any = load_encoder(encoder)
+    features = [
+        extract_features(model, Household(split, num_points=128), num_points=128) for split in ("train", "test")
+    ]
+    expected = linear_svm(*features, C=1.0)
+    assert main(["probe", "--encoder", encoder, "--C", "1", "--json", *POINTS]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["scores"]["overall_accuracy"] == expected.scores.overall_accuracy
+    assert result["scores"]["confusion"] == expected.scores.confusion
+    assert (result["train_hash"], result["test_hash"]) == (expected.train_hash, expected.test_hash)
+    assert (result["data"], result["encoder"], result["num_points"]) == ("household", encoder, 128)
+
+
+@pytest.mark.parametrize("classifier", ["svm", "logistic", "knn"])
+def test_classifiers_and_legacy_label(classifier: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "--encoder", "descriptor", "--classifier", classifier, "--protocol", "legacy", *POINTS]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("*** LEGACY: selected on the test split")
+    names = {"svm": "linear SVM", "logistic": "logistic regression", "knn": "kNN"}
+    assert names[classifier] in text
+
+
+def test_untrained_weights_follow_the_seed(encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(seed: int) -> str:
+        arguments = ["--encoder", encoder, "--way", "3", "--shot", "2", "--num_queries", "3", "--json", *POINTS]
+        assert main(["fewshot", "--untrained", "--seed", str(seed), *arguments]) == 0
+        return capsys.readouterr().out
+
+    assert run(1) == run(1)
+    assert json.loads(run(1))["accuracies"] != json.loads(run(2))["accuracies"]
+    assert "untrained (fresh weights, seed 1)" in run(1)
+
+
+def test_folder_with_class_sub_folders(by_class: Path, encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "--encoder", encoder, "--data", str(by_class), "--C", "1", "--json", *POINTS]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["num_train"], result["num_test"]) == (8, 8)
+    assert (result["sampling"], result["normalize"]) == ("farthest", "box")
+    assert set(result["scores"]["per_class_count"]) == {"chair", "lamp"}
+
+
+def test_embed_writes_and_never_overwrites(tmp_path: Path, encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "features.npz"
+    arguments = ["embed", "--encoder", encoder, "--out", str(out), *POINTS]
+    assert main(arguments) == 0
+    with np.load(out, allow_pickle=False) as archive:
+        assert archive["features"].shape == (124, 16)
+        assert archive["label"].min() == 0
+        assert archive["classes"].size == 21
+    before = out.read_bytes()
+    capsys.readouterr()
+    assert main(arguments) == 1
+    assert "add --overwrite" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert main([*arguments, "--overwrite", "--split", "train"]) == 0
+    with np.load(out, allow_pickle=False) as archive:
+        assert archive["features"].shape == (487, 16)
+
+
+def test_embed_takes_files_and_folders(tmp_path: Path, by_class: Path, encoder: str) -> None:
+    folder = by_class / "test" / "chair"
+    one = sorted(folder.iterdir())[0]
+    for data, count in ((folder, 4), (one, 1), (by_class, 8)):
+        out = tmp_path / f"{count}.npz"
+        assert main(["embed", "--encoder", encoder, "--data", str(data), "--out", str(out), *POINTS]) == 0
+        with np.load(out, allow_pickle=False) as archive:
+            assert archive["features"].shape == (count, 16)
+    with np.load(tmp_path / "4.npz") as many, np.load(tmp_path / "1.npz") as single:
+        assert many["label"].tolist() == [-1] * 4
+        np.testing.assert_allclose(many["features"][0], single["features"][0], atol=1e-5)
+
+
+def test_doctor_reports_what_is_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PC3D_DATA", "/nowhere/at/all")
+    assert main(["doctor", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert findings["versions"]["torch"] == torch.__version__
+    assert findings["kernels"]["cpu"]
+    assert findings["extras"]["train"]["present"]["sklearn"]
+    assert findings["data"]["household (embedded)"] == "splits test, train"
+    assert findings["data"]["PC3D_DATA"] == "/nowhere/at/all is not a folder"
+
+
+def test_doctor_gives_the_command_for_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "trimesh" else real(name))
+    assert main(["doctor"]) == 0
+    assert 'missing trimesh: pip install "pc3d[io]"' in capsys.readouterr().out
+
+
+def test_doctor_lists_a_data_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine" / "chair").mkdir(parents=True)
+    monkeypatch.setenv("PC3D_DATA", str(tmp_path))
+    assert main(["doctor", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)["data"]
+    assert data["mine"] == "1 sub-folders, 0 files"
+
+
+def test_a_process_of_its_own() -> None:
+    """The module as a program: exit code, message, and no training library behind ``--help``."""
+    code = "import sys, pc3d.cli.main as m; m.main(['--help']); print(sorted({'sklearn', 'pytorch_lightning', "
+    code += "'jsonargparse', 'matplotlib'} & set(sys.modules)))"
+    quick = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert quick.stdout.endswith("[]\n")
+    wrong = subprocess.run(
+        [sys.executable, "-m", "pc3d.cli.main", "docter"], capture_output=True, text=True, check=False
+    )
+    assert wrong.returncode == 2
+    assert "did you mean 'doctor'?" in wrong.stderr
