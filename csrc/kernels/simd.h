@@ -45,6 +45,14 @@ template <>
 struct IntegerOf<double> {
   using type = int64_t;
 };
+template <>
+struct IntegerOf<int32_t> {
+  using type = int32_t;
+};
+template <>
+struct IntegerOf<int64_t> {
+  using type = int64_t;
+};
 
 template <class T, int Bytes>
 struct Lanes {
@@ -63,6 +71,27 @@ PC3D_ALWAYS_INLINE Vector& at(T* address) {
 template <class Vector, class T>
 PC3D_ALWAYS_INLINE const Vector& at(const T* address) {
   return *reinterpret_cast<const Vector*>(address);
+}
+
+// The largest of `count` values (a multiple of the lanes).
+template <int Bytes, class T>
+PC3D_ALWAYS_INLINE T largest(const T* values, int count) {
+  using Vector = typename Lanes<T, Bytes>::Vector;
+  constexpr int kLanes = Lanes<T, Bytes>::count;
+  Vector best = at<Vector>(values);
+  for (int i = kLanes; i < count; i += kLanes) {
+    const Vector v = at<Vector>(values + i);
+    best = v > best ? v : best;
+  }
+  T lanes[kLanes];
+  at<Vector>(lanes) = best;
+  if constexpr (Bytes > 16) {
+    return largest<Bytes / 2>(lanes, kLanes);
+  } else {
+    T result = lanes[0];
+    for (int i = 1; i < kLanes; ++i) result = lanes[i] > result ? lanes[i] : result;
+    return result;
+  }
 }
 
 enum class SimdLevel { kBaseline, kAvx2, kAvx512 };

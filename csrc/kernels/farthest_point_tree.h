@@ -1,0 +1,418 @@
+// Farthest point sampling of large clouds: exact, but without looking at every point in every step.
+//
+// Points lie in buckets along a space-filling curve, and a tree of boxes with 16 children a node stands above them. Each
+// child keeps an upper bound on (distance to the nearest sample, lowest index that attains it), ordered like the answer:
+// farther first, then the lower index. Two observations make a step cheap:
+//   - A sample changes nothing in a box that is at least as far from it as the bound: the distance to a box is computed
+//     with the operations of the distance to a point, and rounding is monotone, so it is a lower bound bit for bit.
+//   - A bucket that a sample may change only notes it. Distances shrink, so the old bound stays an upper bound, and the
+//     noted samples are applied together when the bucket comes to the top, or has no room for another.
+// The bucket at the top is the answer once it is up to date.
+//
+// Floor: about 5 ln(m) n distances (the sample of step s changes some 5 n / s points) and a visit of some dozen nodes a
+// step. 1 million points and 10,000 samples are 50 million distances, not 10^10: 10 ms at 16 a vector, and as much again
+// to read, sort and write 12, 16 and 20 bytes a point.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <memory>
+
+#include "kernels/farthest_point_plain.h"
+#include "kernels/spatial_order.h"
+
+namespace pc3d {
+
+constexpr int kFanOut = 16;
+constexpr int kBucketSize = 128;
+constexpr int kBucketNotes = 6;  // the state of a bucket fills half a cache line
+
+// From here on the points leave the cache. Then going through all of them in order, by several threads, beats waiting
+// until a bucket is needed: at 1 million points two thirds of the sampling is done that way.
+constexpr int64_t kWideCloud = 1 << 17;
+
+template <class T>
+struct TreeNode {
+  using Index = typename IntegerOf<T>::type;
+  T low[3][kFanOut];
+  T high[3][kFanOut];
+  T bound[kFanOut];
+  Index first[kFanOut];
+};
+
+template <class T>
+struct BucketPoints {
+  using Index = typename IntegerOf<T>::type;
+  T x[kBucketSize];
+  T y[kBucketSize];
+  T z[kBucketSize];
+  T nearest[kBucketSize];
+  Index index[kBucketSize];
+};
+
+struct BucketState {
+  int32_t taken;  // the index of the point just taken from here, or -1
+  int32_t num_notes;
+  int32_t notes[kBucketNotes];  // steps of the samples not yet applied
+};
+
+template <class T>
+struct SampleTree {
+  using Index = typename IntegerOf<T>::type;
+  static constexpr int kMaxLevels = 8;  // 16^8 buckets
+  const T* xyz;
+  int64_t num_buckets;
+  int num_levels;
+  int64_t num_nodes[kMaxLevels];   // level 0 holds the buckets, the last level one node
+  TreeNode<T>* nodes[kMaxLevels];
+  BucketPoints<T>* points;
+  BucketState* states;
+  int32_t* visited;    // room for two lists of the nodes or buckets of one level
+  T* samples;          // 4 a sample: x, y, z, unused
+  bool remove_taken;
+  int64_t num_noted;   // notes not yet applied, over all buckets
+  int64_t note_limit;  // beyond it, all are applied at once
+};
+
+// The bound of all children: the farthest, and the lowest index among those that attain it.
+template <int Bytes, class T, class Index>
+PC3D_ALWAYS_INLINE void node_bound(const T* bound, const Index* first, int count, T* node_bound, Index* node_first) {
+  using Vector = typename Lanes<T, Bytes>::Vector;
+  using IntegerVector = typename Lanes<T, Bytes>::IntegerVector;
+  constexpr int kLanes = Lanes<T, Bytes>::count;
+  const T farthest = largest<Bytes>(bound, count);
+  IntegerVector negated = IntegerVector{} - std::numeric_limits<Index>::max();
+  for (int i = 0; i < count; i += kLanes) {
+    const IntegerVector attains = at<Vector>(bound + i) == (Vector{} + farthest);
+    const IntegerVector candidate = attains ? -at<IntegerVector>(first + i) : negated;
+    negated = candidate > negated ? candidate : negated;
+  }
+  Index lanes[kLanes];
+  at<IntegerVector>(lanes) = negated;
+  *node_bound = farthest;
+  *node_first = -largest<Bytes>(lanes, kLanes);
+}
+
+// Applies the noted samples to a bucket and sets its exact bound.
+template <int Bytes, class T>
+PC3D_ALWAYS_INLINE void apply_notes(SampleTree<T>* tree, int64_t bucket) {
+  using Index = typename IntegerOf<T>::type;
+  using Vector = typename Lanes<T, Bytes>::Vector;
+  using IntegerVector = typename Lanes<T, Bytes>::IntegerVector;
+  BucketPoints<T>& points = tree->points[bucket];
+  BucketState& state = tree->states[bucket];
+  const IntegerVector taken = IntegerVector{} + static_cast<Index>(state.taken);
+  for (int i = 0; i < kBucketSize; i += Lanes<T, Bytes>::count) {
+    const Vector x = at<Vector>(points.x + i);
+    const Vector y = at<Vector>(points.y + i);
+    const Vector z = at<Vector>(points.z + i);
+    Vector nearest = at<Vector>(points.nearest + i);
+    nearest = at<IntegerVector>(points.index + i) == taken ? Vector{} - T(1) : nearest;
+    for (int k = 0; k < state.num_notes; ++k) {
+      const T* q = tree->samples + 4 * static_cast<int64_t>(state.notes[k]);
+      const Vector dx = x - q[0];
+      const Vector dy = y - q[1];
+      const Vector dz = z - q[2];
+      const Vector d = (dx * dx + dy * dy) + dz * dz;
+      nearest = d < nearest ? d : nearest;
+    }
+    at<Vector>(points.nearest + i) = nearest;
+  }
+  state.num_notes = 0;
+  state.taken = -1;
+  TreeNode<T>& node = tree->nodes[0][bucket / kFanOut];
+  const int child = bucket % kFanOut;
+  node_bound<Bytes>(points.nearest, points.index, kBucketSize, &node.bound[child], &node.first[child]);
+}
+
+// Carries the bound of a child of a node on level 0 up to the root.
+template <int Bytes, class T>
+PC3D_ALWAYS_INLINE void update_ancestors(SampleTree<T>* tree, int64_t node) {
+  for (int level = 0; level + 1 < tree->num_levels; ++level) {
+    const TreeNode<T>& from = tree->nodes[level][node];
+    TreeNode<T>& to = tree->nodes[level + 1][node / kFanOut];
+    const int child = node % kFanOut;
+    T bound;
+    typename IntegerOf<T>::type first;
+    node_bound<Bytes>(from.bound, from.first, kFanOut, &bound, &first);
+    if (to.bound[child] == bound && to.first[child] == first) return;
+    to.bound[child] = bound;
+    to.first[child] = first;
+    node /= kFanOut;
+  }
+}
+
+template <int Bytes, class T>
+PC3D_ALWAYS_INLINE void bring_up_to_date(SampleTree<T>* tree, int64_t bucket) {
+  tree->num_noted -= tree->states[bucket].num_notes;
+  apply_notes<Bytes>(tree, bucket);
+  update_ancestors<Bytes>(tree, bucket / kFanOut);
+}
+
+// Lists the children of the listed nodes that are nearer to the sample than their bound.
+template <int Bytes, class T>
+PC3D_ALWAYS_INLINE int64_t list_children(const TreeNode<T>* nodes, const int32_t* from, int64_t count, const T* q,
+                                         int32_t* to) {
+  using Vector = typename Lanes<T, Bytes>::Vector;
+  using Integer = typename Lanes<T, Bytes>::Integer;
+  using IntegerVector = typename Lanes<T, Bytes>::IntegerVector;
+  constexpr int kLanes = Lanes<T, Bytes>::count;
+  const Vector zero = {};
+  int64_t found = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const TreeNode<T>& node = nodes[from[k]];
+    Integer nearer[kFanOut];
+    for (int i = 0; i < kFanOut; i += kLanes) {
+      Vector d = zero;
+      Vector gap[3];
+      for (int a = 0; a < 3; ++a) {
+        const Vector below = at<Vector>(node.low[a] + i) - q[a];
+        const Vector above = q[a] - at<Vector>(node.high[a] + i);
+        const Vector outside = below > above ? below : above;
+        gap[a] = outside > zero ? outside : zero;
+      }
+      d = (gap[0] * gap[0] + gap[1] * gap[1]) + gap[2] * gap[2];
+      at<IntegerVector>(nearer + i) = d < at<Vector>(node.bound + i);
+    }
+    for (int c = 0; c < kFanOut; ++c) {
+      to[found] = from[k] * kFanOut + c;
+      found -= nearer[c];  // true is -1
+    }
+  }
+  return found;
+}
+
+// Notes the sample in every bucket that it may change.
+template <int Bytes, class T>
+PC3D_ALWAYS_INLINE void note_sample(SampleTree<T>* tree, int64_t step) {
+  const T* q = tree->samples + 4 * step;
+  int32_t* from = tree->visited;
+  int32_t* to = tree->visited + tree->num_buckets + kFanOut;
+  from[0] = 0;
+  int64_t count = 1;
+  for (int level = tree->num_levels - 1; level >= 0; --level) {
+    count = list_children<Bytes>(tree->nodes[level], from, count, q, to);
+    int32_t* swap = from;
+    from = to;
+    to = swap;
+  }
+  tree->num_noted += count;
+  for (int64_t i = 0; i < count; ++i) {
+    BucketState& state = tree->states[from[i]];
+    state.notes[state.num_notes++] = static_cast<int32_t>(step);
+    if (state.num_notes == kBucketNotes) bring_up_to_date<Bytes>(tree, from[i]);
+  }
+}
+
+// Whether the bound of a bucket is exact: its farthest point was not taken, and no noted sample is nearer to it.
+template <class T>
+PC3D_ALWAYS_INLINE bool is_exact(const SampleTree<T>* tree, int64_t bucket, T bound, const T* farthest) {
+  const BucketState& state = tree->states[bucket];
+  bool exact = state.taken < 0;
+  for (int k = 0; k < state.num_notes; ++k) {
+    const T* q = tree->samples + 4 * static_cast<int64_t>(state.notes[k]);
+    const T dx = farthest[0] - q[0];
+    const T dy = farthest[1] - q[1];
+    const T dz = farthest[2] - q[2];
+    exact &= (dx * dx + dy * dy) + dz * dz >= bound;
+  }
+  return exact;
+}
+
+// Takes samples from `step` on until all are taken or so many notes wait that all are to be applied; returns the step
+// it came to.
+template <class T>
+struct TakeSamples {
+  template <int Bytes>
+  PC3D_ALWAYS_INLINE static int64_t run(SampleTree<T>* tree, int64_t step, int64_t num_samples, int64_t row_offset,
+                                        int64_t* out) {
+    using Index = typename IntegerOf<T>::type;
+    const TreeNode<T>& root = *tree->nodes[tree->num_levels - 1];
+    while (step < num_samples) {
+      T bound;
+      Index first;
+      node_bound<Bytes>(root.bound, root.first, kFanOut, &bound, &first);
+      int64_t bucket = 0;
+      for (int level = tree->num_levels - 1; level >= 0; --level) {
+        const TreeNode<T>& node = tree->nodes[level][bucket];
+        int child = 0;
+        while (node.first[child] != first) ++child;
+        bucket = bucket * kFanOut + child;
+      }
+      const T* farthest = tree->xyz + 3 * static_cast<int64_t>(first);
+      if (!is_exact(tree, bucket, bound, farthest)) {
+        bring_up_to_date<Bytes>(tree, bucket);
+        continue;
+      }
+      out[step] = row_offset + first;
+      for (int a = 0; a < 3; ++a) tree->samples[4 * step + a] = farthest[a];
+      if (tree->remove_taken) tree->states[bucket].taken = static_cast<int32_t>(first);
+      if (++step == num_samples) break;
+      note_sample<Bytes>(tree, step - 1);
+      if (tree->num_noted > tree->note_limit) break;
+    }
+    return step;
+  }
+};
+
+// Applies all notes of the buckets below some nodes of level 0.
+template <class T>
+struct ApplyAllNotes {
+  template <int Bytes>
+  PC3D_ALWAYS_INLINE static void run(SampleTree<T>* tree, int64_t begin, int64_t end) {
+    for (int64_t b = begin * kFanOut; b < std::min(end * kFanOut, tree->num_buckets); ++b) {
+      if (tree->states[b].num_notes > 0) apply_notes<Bytes>(tree, b);
+    }
+  }
+};
+
+template <class T>
+struct RefreshBounds {
+  template <int Bytes>
+  PC3D_ALWAYS_INLINE static void run(SampleTree<T>* tree) {
+    for (int level = 0; level + 1 < tree->num_levels; ++level) {
+      for (int64_t j = 0; j < tree->num_nodes[level]; ++j) {
+        TreeNode<T>& to = tree->nodes[level + 1][j / kFanOut];
+        const TreeNode<T>& from = tree->nodes[level][j];
+        node_bound<Bytes>(from.bound, from.first, kFanOut, &to.bound[j % kFanOut], &to.first[j % kFanOut]);
+      }
+    }
+  }
+};
+
+// Fills a bucket with its points, which all know the first sample, and its box in the node above.
+template <class T>
+struct FillBucket {
+  template <int Bytes>
+  PC3D_ALWAYS_INLINE static void run(SampleTree<T>* tree, int64_t bucket, const uint64_t* keys, int64_t count,
+                                     int64_t start) {
+    using Index = typename IntegerOf<T>::type;
+    BucketPoints<T>& points = tree->points[bucket];
+    for (int i = 0; i < kBucketSize; ++i) {
+      // The last bucket repeats a point that can never be taken.
+      const int64_t row = row_of(keys[i < count ? i : 0]);
+      const T* p = tree->xyz + 3 * row;
+      points.x[i] = p[0];
+      points.y[i] = p[1];
+      points.z[i] = p[2];
+      points.nearest[i] = i < count ? initial_distance(p, !tree->remove_taken) : T(-2);
+      if (tree->remove_taken && row == start && i < count) points.nearest[i] = T(-1);
+      points.index[i] = i < count ? static_cast<Index>(row) : std::numeric_limits<Index>::max();
+    }
+    TreeNode<T>& node = tree->nodes[0][bucket / kFanOut];
+    const int child = bucket % kFanOut;
+    const T* coordinates[3] = {points.x, points.y, points.z};
+    for (int a = 0; a < 3; ++a) {
+      node.high[a][child] = largest<Bytes>(coordinates[a], kBucketSize);
+      T negated[kBucketSize];
+      for (int i = 0; i < kBucketSize; ++i) negated[i] = -coordinates[a][i];
+      node.low[a][child] = -largest<Bytes>(negated, kBucketSize);
+    }
+    BucketState& state = tree->states[bucket];
+    state.taken = -1;
+    state.num_notes = 1;
+    state.notes[0] = 0;
+    apply_notes<Bytes>(tree, bucket);
+  }
+};
+
+template <class T>
+void clear_node(TreeNode<T>* node) {
+  using Index = typename IntegerOf<T>::type;
+  for (int c = 0; c < kFanOut; ++c) {
+    for (int a = 0; a < 3; ++a) {
+      node->low[a][c] = std::numeric_limits<T>::infinity();
+      node->high[a][c] = -std::numeric_limits<T>::infinity();
+    }
+    node->bound[c] = T(-2);  // never at the top: a point has at least -1
+    node->first[c] = std::numeric_limits<Index>::max();
+  }
+}
+
+template <class T>
+void raise_boxes(SampleTree<T>* tree) {
+  for (int level = 0; level + 1 < tree->num_levels; ++level) {
+    for (int64_t j = 0; j < tree->num_nodes[level]; ++j) {
+      const TreeNode<T>& from = tree->nodes[level][j];
+      TreeNode<T>& to = tree->nodes[level + 1][j / kFanOut];
+      for (int a = 0; a < 3; ++a) {
+        to.low[a][j % kFanOut] = *std::min_element(from.low[a], from.low[a] + kFanOut);
+        to.high[a][j % kFanOut] = *std::max_element(from.high[a], from.high[a] + kFanOut);
+      }
+    }
+  }
+}
+
+// What a tree's pointers point to.
+template <class T>
+struct SampleTreeMemory {
+  std::unique_ptr<TreeNode<T>[]> nodes;
+  std::unique_ptr<BucketPoints<T>[]> points;
+  std::unique_ptr<BucketState[]> states;
+  std::unique_ptr<int32_t[]> visited;
+  std::unique_ptr<T[]> samples;
+};
+
+template <class T>
+SampleTreeMemory<T> allocate(SampleTree<T>* tree, int64_t n, int64_t num_samples) {
+  tree->num_buckets = (n + kBucketSize - 1) / kBucketSize;
+  tree->num_levels = 0;
+  int64_t total_nodes = 0;
+  for (int64_t children = tree->num_buckets; tree->num_levels == 0 || children > 1; ++tree->num_levels) {
+    children = (children + kFanOut - 1) / kFanOut;
+    tree->num_nodes[tree->num_levels] = children;
+    total_nodes += children;
+  }
+  SampleTreeMemory<T> memory;
+  memory.nodes.reset(new TreeNode<T>[total_nodes]);
+  memory.points.reset(new BucketPoints<T>[tree->num_buckets]);
+  memory.states.reset(new BucketState[tree->num_buckets]);
+  memory.visited.reset(new int32_t[2 * (tree->num_buckets + kFanOut)]);
+  memory.samples.reset(new T[4 * num_samples]);
+  for (int64_t j = 0; j < total_nodes; ++j) clear_node(&memory.nodes[j]);
+  tree->nodes[0] = memory.nodes.get();
+  for (int level = 1; level < tree->num_levels; ++level) {
+    tree->nodes[level] = tree->nodes[level - 1] + tree->num_nodes[level - 1];
+  }
+  tree->points = memory.points.get();
+  tree->states = memory.states.get();
+  tree->visited = memory.visited.get();
+  tree->samples = memory.samples.get();
+  return memory;
+}
+
+// One cloud of n < 2^31 points.
+template <class T, class ParallelFor>
+void tree_farthest_points(const T* xyz, int64_t n, int64_t num_samples, int64_t start, bool ignore_near_origin,
+                          int64_t row_offset, int64_t* out, const ParallelFor& parallel_for) {
+  const std::unique_ptr<uint64_t[]> keys = order_along_curve(xyz, n, int64_t{2} * kBucketSize, parallel_for);
+  SampleTree<T> tree;
+  const SampleTreeMemory<T> memory = allocate(&tree, n, num_samples);
+  tree.xyz = xyz;
+  tree.remove_taken = !ignore_near_origin;
+  tree.num_noted = 0;
+  tree.note_limit = n < kWideCloud ? std::numeric_limits<int64_t>::max() : tree.num_buckets / 2;
+  out[0] = row_offset + start;
+  for (int a = 0; a < 3; ++a) tree.samples[a] = xyz[3 * start + a];
+  parallel_for(0, tree.num_nodes[0], 16, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin * kFanOut; b < std::min(end * kFanOut, tree.num_buckets); ++b) {
+      const int64_t count = std::min<int64_t>(kBucketSize, n - b * kBucketSize);
+      call_widest<FillBucket<T>>(&tree, b, keys.get() + b * kBucketSize, count, start);
+    }
+  });
+  raise_boxes(&tree);
+  call_widest<RefreshBounds<T>>(&tree);
+  for (int64_t step = 1; step < num_samples;) {
+    step = call_widest<TakeSamples<T>>(&tree, step, num_samples, row_offset, out);
+    if (step < num_samples) {
+      parallel_for(0, tree.num_nodes[0], 4, [&](int64_t begin, int64_t end) {
+        call_widest<ApplyAllNotes<T>>(&tree, begin, end);
+      });
+      tree.num_noted = 0;
+      call_widest<RefreshBounds<T>>(&tree);
+    }
+  }
+}
+
+}  // namespace pc3d
