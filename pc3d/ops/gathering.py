@@ -154,7 +154,7 @@ def gather(features: Tensor, index: Tensor) -> Tensor:
     """
     features, index = _check_rows(features, index)
     rows = global_rows(index, features.shape[1]) if features.dim() == 3 else index
-    flat = torch.ops.pc3d.gather(features.reshape(-1, features.shape[-1]), rows.reshape(-1))
+    flat = torch.ops.pc3d.gather(features.flatten(0, -2), rows.flatten())
     return flat.reshape(*index.shape, features.shape[-1])  # type: ignore[no-any-return]
 
 
@@ -223,7 +223,5 @@ def interpolate(
     weight = 1 / (squared + eps)
     weight = (weight / weight.sum(-1, keepdim=True)).to(features.dtype)
     rows = global_rows(index, features.shape[1]) if features.dim() == 3 else index
-    flat = torch.ops.pc3d.weighted_gather(
-        features.reshape(-1, features.shape[-1]), rows.reshape(-1, k), weight.reshape(-1, k)
-    )
+    flat = torch.ops.pc3d.weighted_gather(features.flatten(0, -2), rows.reshape(-1, k), weight.reshape(-1, k))
     return flat.reshape(*index.shape[:-1], features.shape[-1])  # type: ignore[no-any-return]
