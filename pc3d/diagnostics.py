@@ -24,7 +24,13 @@ EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {
         "webdataset": ("webdataset",),
         "rich": ("rich",),
     },
-    "io": {"trimesh": ("trimesh",), "laspy": ("laspy",), "h5py": ("h5py",)},
+    "io": {
+        "trimesh": ("trimesh",),
+        "laspy": ("laspy",),
+        "h5py": ("h5py",),
+        "pypcd4": ("pypcd4",),
+        "PIL": ("pillow",),
+    },
     "viz": {
         "matplotlib": ("matplotlib",),
         "plotly": ("plotly",),
