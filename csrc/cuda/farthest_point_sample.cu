@@ -33,7 +33,7 @@ Tensor farthest_point_sample_cuda(const Tensor& xyz, const Tensor& offsets, cons
       plan = cuda::plan_groups<scalar_t>(num_rows, num_clouds, launch.resident_blocks(kernel, cuda::kMediumThreads));
     }
     Tensor board = torch::stable::new_empty(xyz, {large ? cuda::board_words<scalar_t>(plan) : 0}, ScalarType::Long);
-    torch::stable::zero_(board);
+    if (large) torch::stable::zero_(board);
     Tensor nearest = torch::stable::new_empty(xyz, {large ? num_rows : 0}, xyz.scalar_type());
     cuda::farthest_point_sample(points.const_data_ptr<scalar_t>(), num_rows, cloud_offsets.const_data_ptr<int64_t>(),
                                 num_clouds, out_offsets.const_data_ptr<int64_t>(), num_total,

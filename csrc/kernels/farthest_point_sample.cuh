@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ Farthest<T> slots[2 * kThreads / kWarp];
   const Job job = job_of_cloud(blockIdx.x, offsets, num_rows, sample_offsets, num_total, start);
   const int64_t n = job.points.size();
-  if (job.samples.size() == 0 || n <= above || n > int64_t(kThreads) * kMost) {
+  if (job.samples.size() == 0 || n == 0 || n <= above || n > int64_t(kThreads) * kMost) {
     // Samples asked of an empty cloud (only unchecked offsets can do that) have no row.
     if (n == 0 && above < 0) {
       for (int64_t s = job.samples.begin + threadIdx.x; s < job.samples.end; s += kThreads) out[s] = -1;
@@ -378,17 +378,19 @@ void farthest_point_sample(const T* xyz, int64_t num_rows, const int64_t* offset
   if (num_rows > kSmallCloud && (!one || num_rows <= kMediumCloud<T>)) {
     const int64_t most = num_rows < kMediumCloud<T> ? num_rows : kMediumCloud<T>;
     launch.with_shared(sample_clouds<T, kMediumThreads, kMediumMost>, num_clouds, kMediumThreads, 3 * most * sizeof(T),
-                       xyz, num_rows, offsets, sample_offsets, num_total, start, ignore_near_origin, kSmallCloud, out);
+                       xyz, num_rows, offsets, sample_offsets, num_total, start, ignore_near_origin,
+                       one ? int64_t(-1) : kSmallCloud, out);
   }
   if (may_hold_large_cloud<T>(num_rows)) {
     const int64_t blocks = int64_t(plan.num_groups) * plan.group_size;
     const auto kernel = sample_large_clouds<T, kMediumThreads>;
+    const int64_t above = one ? 0 : kMediumCloud<T>;
     if (plan.group_size > 1) {
       launch.cooperative(kernel, blocks, kMediumThreads, xyz, num_rows, offsets, num_clouds, sample_offsets, num_total,
-                         start, ignore_near_origin, kMediumCloud<T>, plan.group_size, board, nearest, out);
+                         start, ignore_near_origin, above, plan.group_size, board, nearest, out);
     } else {
       launch(kernel, blocks, kMediumThreads, xyz, num_rows, offsets, num_clouds, sample_offsets, num_total, start,
-             ignore_near_origin, kMediumCloud<T>, plan.group_size, board, nearest, out);
+             ignore_near_origin, above, plan.group_size, board, nearest, out);
     }
   }
 }

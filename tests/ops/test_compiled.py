@@ -76,6 +76,11 @@ def value_and_gradients(function, *inputs):
     return [value, *torch.autograd.grad(value, [x for x in leaves if x.requires_grad])]
 
 
+def close(own: Tensor, right: Tensor) -> None:
+    # Gradients on CUDA add up in an order that varies, and inductor fuses sums.
+    torch.testing.assert_close(own, right, rtol=1e-5, atol=1e-4)
+
+
 def dense_inputs(device, num_clouds=3, num_points=50):
     xyz = make("normal", num_clouds * num_points).reshape(num_clouds, num_points, 3)
     return xyz.to(device), torch.randn(num_clouds, num_points, 7, generator=torch.Generator().manual_seed(0)).to(device)
@@ -88,7 +93,7 @@ def test_dense_graph_without_breaks(device, dynamic):
         inputs = dense_inputs(device, num_clouds, num_points)
         expected = value_and_gradients(dense_pipeline, *inputs)
         for own, right in zip(value_and_gradients(compiled, *inputs), expected, strict=True):
-            torch.testing.assert_close(own, right)
+            close(own, right)
 
 
 def test_packed_graph_without_breaks(device):
@@ -98,7 +103,7 @@ def test_packed_graph_without_breaks(device):
         inputs = (xyz, torch.randn(sum(lengths), 7, device=device), offsets_of(lengths).to(device))
         expected = value_and_gradients(packed_pipeline, *inputs)
         for own, right in zip(value_and_gradients(compiled, *inputs), expected, strict=True):
-            torch.testing.assert_close(own, right)
+            close(own, right)
 
 
 def test_packed_sampling_without_breaks(device):
@@ -142,7 +147,7 @@ def test_inductor(device):
     expected = value_and_gradients(model, xyz)
     compiled = torch.compile(model, fullgraph=True)
     for own, right in zip(value_and_gradients(compiled, xyz), expected, strict=True):
-        torch.testing.assert_close(own, right, rtol=1e-4, atol=1e-4)
+        close(own, right)
 
 
 def test_export(device):
@@ -157,7 +162,7 @@ def test_export(device):
     }
     for num_points in (50, 77):
         other, _ = dense_inputs(device, 3, num_points)
-        torch.testing.assert_close(program.module()(other), model(other))
+        close(program.module()(other), model(other))
 
 
 def test_meta_tensors_have_shapes():
