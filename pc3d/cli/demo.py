@@ -58,7 +58,7 @@ def _method(folder: Any) -> Any:
 
     parser = pretrain.build_parser()
     options = parser.parse_args(["--config", str(Path(folder.config)), "--output", str(folder.path)])
-    method = parser.instantiate_classes(options).model
+    method = parser.instantiate(options).model
     method.load_state_dict(torch.load(folder.checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     return method
 

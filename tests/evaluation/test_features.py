@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from pc3d.data import Household, Jitter, PointDataset, Selection
-from pc3d.evaluation import Features, PointPCA, ShapeDescriptor, extract_features, linear_svm, save_features
+from pc3d.evaluation import (
+    Features,
+    PointPCA,
+    ShapeDescriptor,
+    extract_features,
+    linear_svm,
+    save_features,
+    settle_batch_norm,
+)
 from pc3d.models import PointViT
 
 
@@ -209,3 +217,17 @@ def test_baselines_beat_chance_on_real_objects() -> None:
         assert result.num_unlabelled == (122, 0)
         # The largest class has 9.7 % of the test items.
         assert result.scores.overall_interval[0] > 0.2
+
+
+def test_settling_batch_norm_sets_statistics_and_no_weight(vit: PointViT, few: PointDataset) -> None:
+    torch.manual_seed(0)
+    vit = PointViT(embed_dim=24, depth=2, num_heads=2, num_groups=16, group_size=16)
+    before = {name: value.clone() for name, value in vit.named_parameters()}
+    assert settle_batch_norm(vit, few, num_points=256, batch_size=len(few)) is vit
+    assert all(torch.equal(before[name], value) for name, value in vit.named_parameters())
+    # One batch of everything: the first layer's statistics are those of its output over all points of all patches.
+    _, neighborhood = vit.tokenizer.cut(torch.stack([few.load(i).xyz[:256] for i in range(len(few))]))
+    linear, norm = vit.tokenizer.network.first[0], vit.tokenizer.network.first[1]
+    rows = linear(neighborhood.reshape(-1, 3))
+    torch.testing.assert_close(norm.running_mean, rows.mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(norm.running_var, rows.var(0), atol=1e-5, rtol=1e-4)
