@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int | None:
     folder.check(resume=options.resume, overwrite=options.overwrite)
     # Weights are drawn from PyTorch's default generator, so the seed comes before the model.
     pl.seed_everything(options.seed, workers=True, verbose=False)
-    objects = parser.instantiate_classes(options)
+    objects = parser.instantiate(options)
     pretrain(
         objects.model,
         objects.data,
@@ -114,7 +114,7 @@ def _dump(parser: Any, options: Any) -> str:
     kept = options.clone()
     for name in ("config", "output", "resume", "overwrite"):
         kept.pop(name, None)
-    text: str = parser.dump(kept, skip_link_targets=True, skip_none=True, skip_validation=True)
+    text: str = parser.dump(kept, skip_link_targets=True, skip_unset=True, skip_validation=True)
     return text
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pc3d.data.types import PointBatch
 from pc3d.losses import ChamferKind, Contrast, mean_token_cosine, patch_chamfer, token_contrast
-from pc3d.methods.method import Method, Optimisation
+from pc3d.methods.method import PUBLISHED, Method, Optimisation
 from pc3d.models import Branch, MaskedPointModel, PointViT
 from pc3d.nn import (
     MaskType,
@@ -82,7 +82,7 @@ class MaskedAutoencoder(Method):
         reconstruction_weight: float = 1000.0,
         contrast: Contrast = "same_token",
         contrast_weight: float = 1.0,
-        optimisation: Optimisation | None = None,
+        optimisation: Optimisation = PUBLISHED,
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
@@ -92,7 +92,7 @@ class MaskedAutoencoder(Method):
         self.mask_ratio, self.mask_type = mask_ratio, mask_type
         self.chamfer, self.reconstruction_weight = chamfer, reconstruction_weight
         self.contrast, self.contrast_weight = contrast, contrast_weight
-        self.optimisation = optimisation or Optimisation()
+        self.optimisation = optimisation
         self.model = MaskedPointModel(encoder, num_branches, decoder_depth, decoder_num_heads, decoder_drop_path)
 
     @property
@@ -248,7 +248,7 @@ class PointMAE(MaskedAutoencoder):
         decoder_drop_path: float = 0.1,
         chamfer: ChamferKind = "l2",
         reconstruction_weight: float = 1000.0,
-        optimisation: Optimisation | None = None,
+        optimisation: Optimisation = PUBLISHED,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -300,7 +300,7 @@ class PointCMAE(MaskedAutoencoder):
         decoder_num_heads: int = 6,
         decoder_drop_path: float = 0.1,
         chamfer: ChamferKind = "l2",
-        optimisation: Optimisation | None = None,
+        optimisation: Optimisation = PUBLISHED,
         seed: int = 0,
     ) -> None:
         super().__init__(

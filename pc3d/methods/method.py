@@ -15,7 +15,7 @@ from pc3d.nn import epoch_learning_rate, weight_decay_groups
 from pc3d.nn.optim import Stepping
 
 
-@dataclass
+@dataclass(frozen=True)
 class Optimisation:
     """AdamW and its learning rate, set once per epoch (Point-MAE's recipe).
 
@@ -66,6 +66,9 @@ class Optimisation:
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+
+PUBLISHED = Optimisation()
 
 
 class Method(pl.LightningModule):

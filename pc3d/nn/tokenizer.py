@@ -27,6 +27,23 @@ class Patches(NamedTuple):
     tokens: Tensor
 
 
+class LinearBeforeNorm(nn.Linear):
+    """A linear layer whose output ends in batch normalisation, which in training takes out any constant.
+
+    The gradient of such a bias is 0. Autograd would find rounding noise around 0, which Adam divides by its own size:
+    the bias would wander at the speed of the learning rate, another way on every machine and number of processes. Here
+    it is 0 exactly. In evaluation mode, where the norm's statistics are fixed, the bias has its ordinary gradient.
+    """
+
+    def shift(self) -> Tensor:
+        """The bias; in training without gradient, though still part of the graph, as distributed training demands."""
+        return self.bias.detach() + 0.0 * self.bias if self.training else self.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``(..., in)`` to ``(..., out)``."""
+        return F.linear(input, self.weight, self.shift())
+
+
 class MiniPointNet(nn.Module):
     """Embed each patch of points by itself (Point-MAE, section 3.1; the tokenizer of Point-BERT).
 
@@ -46,9 +63,12 @@ class MiniPointNet(nn.Module):
         if len(dims) != 3 or min(dims) < 1:
             raise ValueError(f"tokenizer_dims must be three positive widths, got {tuple(dims)}")
         hidden, self.local_width, mixed = dims
-        self.mix = nn.Linear(2 * self.local_width, mixed)
+        self.mix = LinearBeforeNorm(2 * self.local_width, mixed)
         self.first = nn.Sequential(
-            nn.Linear(3, hidden), GlobalBatchNorm(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, self.local_width)
+            LinearBeforeNorm(3, hidden),
+            GlobalBatchNorm(hidden),
+            nn.ReLU(inplace=True),
+            LinearBeforeNorm(hidden, self.local_width),
         )
         self.second = nn.Sequential(GlobalBatchNorm(mixed), nn.ReLU(inplace=True), nn.Linear(mixed, embed_dim))
 
@@ -58,7 +78,7 @@ class MiniPointNet(nn.Module):
         local = self.first(neighborhood.reshape(-1, 3)).view(batch * groups, size, self.local_width)
         # [W_g | W_l] (global ; local) = W_g global + W_l local: the global half is the same for all points of a patch,
         # so it is multiplied once per patch instead of once per point.
-        of_patch = F.linear(local.max(1).values, self.mix.weight[:, : self.local_width], self.mix.bias)
+        of_patch = F.linear(local.max(1).values, self.mix.weight[:, : self.local_width], self.mix.shift())
         of_point = F.linear(local, self.mix.weight[:, self.local_width :])
         mixed = of_point.add_(of_patch[:, None]).view(batch * groups * size, -1)
         features: Tensor = self.second(mixed)

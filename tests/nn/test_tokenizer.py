@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pc3d.data import Household
 from pc3d.nn import MiniPointNet, PatchTokenizer
+from pc3d.nn.tokenizer import LinearBeforeNorm
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,29 @@ def test_the_order_of_points_within_a_patch_does_not_matter() -> None:
     network = MiniPointNet(24, (16, 20, 28)).eval()
     patches = torch.randn(2, 5, 7, 3)
     torch.testing.assert_close(network(patches[:, :, torch.randperm(7)]), network(patches))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_in_front_of_batch_norm_are_the_true_ones_without_their_rounding_noise(
+    training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = MiniPointNet(24, (16, 20, 28)).double().train(training)
+    patches, weight = torch.randn(2, 5, 7, 3).double(), torch.randn(2, 5, 24).double()
+
+    def gradients() -> dict[str, Tensor]:
+        network.zero_grad()
+        (network(patches) * weight).sum().backward()
+        return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+    ours = gradients()
+    monkeypatch.setattr(LinearBeforeNorm, "shift", lambda self: self.bias)
+    plain = gradients()
+    assert ours.keys() == plain.keys() == dict(network.named_parameters()).keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-11, msg=name)
+        if name in ("first.0.bias", "first.3.bias", "mix.bias"):
+            assert ours[name].any() != training, name
 
 
 def test_gradients_reach_every_parameter(objects: Tensor) -> None:

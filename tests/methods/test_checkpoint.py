@@ -1,0 +1,133 @@
+"""Checkpoints that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import QUIET, cmae, data, mae, same
+
+from pc3d.methods import AtomicCheckpointIO, RunCheckpoint, pretrain
+from pc3d.methods.checkpoint import replace_atomically
+
+
+def state(seed: int = 0) -> dict[str, Any]:
+    return {"global_step": seed, "weights": torch.full((50_000,), float(seed))}
+
+
+def partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def test_what_is_written_is_read_back_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "last.ckpt"
+    plugin = AtomicCheckpointIO()
+    for seed in (1, 2):
+        plugin.save_checkpoint(state(seed), path)
+        assert same(plugin.load_checkpoint(path), state(seed))
+    assert os.listdir(path.parent) == ["last.ckpt"]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    plugin = AtomicCheckpointIO()
+    plugin.save_checkpoint(state(1), path)
+    partial(path).symlink_to("/dev/full")  # every write through it fails with ENOSPC
+    with pytest.raises(
+        OSError, match=r"cannot write .*last\.ckpt.*No space left.*the file from before is intact"
+    ) as info:
+        plugin.save_checkpoint(state(2), path)
+    assert info.value.errno == 28
+    assert same(plugin.load_checkpoint(path), state(1))
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_failing_at_the_last_moment_leaves_the_last_checkpoint_whole(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.ckpt"
+    plugin = AtomicCheckpointIO()
+    plugin.save_checkpoint(state(1), path)
+
+    def fail(*args: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, moment, fail)
+    with pytest.raises(OSError, match=r"Permission denied.*is intact"):
+        plugin.save_checkpoint(state(2), path)
+    monkeypatch.undo()
+    assert same(plugin.load_checkpoint(path), state(1))
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    for folder in (blocked, Path("/proc/pc3d")):  # neither can hold files, not even for root
+        with pytest.raises(OSError, match=f"cannot write {folder}/last.ckpt.*nothing was written"):
+            AtomicCheckpointIO().save_checkpoint(state(), folder / "last.ckpt")
+
+
+def test_an_error_of_the_writer_is_passed_on_and_cleaned_up(tmp_path: Path) -> None:
+    def write() -> None:
+        with replace_atomically(tmp_path / "x") as file:
+            file.write(b"half")
+            raise KeyError("oops")
+
+    with pytest.raises(KeyError, match="oops"):
+        write()
+    assert os.listdir(tmp_path) == []
+
+
+class Innocent:
+    """Any class whose pickle would have to be run."""
+
+
+def test_reading_runs_no_code(tmp_path: Path) -> None:
+    torch.save({"x": Innocent()}, tmp_path / "x.ckpt")
+    for weights_only in (None, False, True):
+        with pytest.raises(Exception, match="Weights only load failed"):
+            AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt", weights_only=weights_only)
+    with pytest.raises(FileNotFoundError):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "absent.ckpt")
+
+
+def test_a_training_whose_disk_fills_up_stops_and_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, count = AtomicCheckpointIO.save_checkpoint, []
+
+    def fill(self: AtomicCheckpointIO, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        count.append(path)
+        if len(count) == 2:
+            partial(Path(path)).symlink_to("/dev/full")
+        save(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", fill)
+    with pytest.raises(OSError, match=r"cannot write .*last\.ckpt"):
+        pretrain(cmae(), data(240), tmp_path / "a", max_epochs=3, **QUIET)
+    assert torch.load(tmp_path / "a" / "last.ckpt", weights_only=True)["epoch"] == 0
+    assert not (tmp_path / "a" / "encoder").exists()
+    monkeypatch.undo()
+    resumed = cmae()
+    pretrain(resumed, data(240), tmp_path / "a", resume=True, max_epochs=3, **QUIET)
+    whole = cmae()
+    pretrain(whole, data(240), tmp_path / "b", max_epochs=3, **QUIET)
+    assert same(resumed.state_dict(), whole.state_dict())
+
+
+def test_checkpoints_to_keep(tmp_path: Path) -> None:
+    pretrain(mae(), data(240), tmp_path, max_epochs=3, keep_epochs=[1, 3], **QUIET)
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["epoch_1.ckpt", "epoch_3.ckpt", "last.ckpt"]
+    first = torch.load(tmp_path / "epoch_1.ckpt", weights_only=True)
+    assert first["global_step"] == 2
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
+def test_bad_interval_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="every_n_steps must be at least 1, got 0"):
+        RunCheckpoint(tmp_path, every_n_steps=0)

@@ -1,0 +1,223 @@
+"""Run folders, the metrics file, and the verb ``pretrain``."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import QUIET, data, mae, same
+
+from pc3d import load_encoder
+from pc3d.cli.main import main
+from pc3d.cli.pretrain import build_parser, shipped_configs
+from pc3d.methods import CsvMetrics, PointCMAE, RunFolder, pretrain
+
+CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs" / "pretrain"
+TINY = """
+seed: 3
+model:
+  class_path: pc3d.methods.PointMAE
+  init_args:
+    encoder:
+      class_path: pc3d.models.PointViT
+      init_args: {embed_dim: 16, depth: 1, num_heads: 2, num_groups: 8, group_size: 8, tokenizer_dims: [8, 8, 8]}
+    decoder_depth: 1
+    decoder_num_heads: 2
+data:
+  train:
+    class_path: pc3d.data.Household
+    init_args: {num_points: 64}
+  batch_size: 240
+trainer: {max_epochs: 2, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def run(*arguments: str | Path) -> int:
+    return main(["pretrain", *map(str, arguments)])
+
+
+def test_a_run_folder_holds_what_it_should(tmp_path: Path, config: Path) -> None:
+    folder = tmp_path / "run"
+    assert run("--config", config, "--output", folder, "--model.mask_ratio", "0.5") == 0
+    assert {"config.yaml", "last.ckpt", "metrics.csv", "tensorboard", "encoder"} <= {p.name for p in folder.iterdir()}
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert resolved["model"]["init_args"]["mask_ratio"] == 0.5
+    assert resolved["model"]["init_args"]["optimisation"]["learning_rate"] == 1e-3  # defaults are spelled out
+    assert resolved["seed"] == 3
+    assert list((folder / "tensorboard").glob("events*"))
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len([row for row in rows if row["train/reconstruction_epoch"]]) == 2
+    encoder = load_encoder(folder)
+    weights = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+    assert same(
+        encoder.state_dict(), {k.removeprefix("model.encoder."): v for k, v in weights.items() if "encoder." in k}
+    )
+
+
+def test_the_resolved_configuration_repeats_the_run(tmp_path: Path, config: Path) -> None:
+    assert run("--config", config, "--output", tmp_path / "a", "--model.mask_ratio", "0.5") == 0
+    assert run("--config", tmp_path / "a" / "config.yaml", "--output", tmp_path / "b") == 0
+    assert same(load_encoder(tmp_path / "a").state_dict(), load_encoder(tmp_path / "b").state_dict())
+    assert run("--config", config, "--output", tmp_path / "c", "--seed", "4", "--model.mask_ratio", "0.5") == 0
+    assert not same(load_encoder(tmp_path / "a").state_dict(), load_encoder(tmp_path / "c").state_dict())
+
+
+def test_an_earlier_run_is_not_touched_without_being_told(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert run("--config", config, "--output", folder) == 0
+    (folder / "notes.txt").write_text("mine")
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    assert run("--config", config, "--output", folder) == 1
+    assert "holds a finished run" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+    assert run("--config", config, "--output", folder, "--resume", "--overwrite") == 1
+    assert "exclude each other" in capsys.readouterr().err
+    assert run("--config", config, "--output", folder, "--overwrite", "--trainer.max_epochs", "1") == 0
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_goes_on_by_its_own_configuration(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    # Stopped after the first of two epochs; the schedule is as long as the whole.
+    short = ["--trainer.max_epochs", "1", "--model.optimisation.schedule_epochs", "2"]
+    assert run("--config", config, "--output", folder, *short) == 0
+    assert run("--output", folder, "--resume", "--model.mask_ratio", "0.3") == 1
+    assert "cannot resume with another model" in capsys.readouterr().err
+    assert run("--output", folder, "--resume", "--trainer.max_epochs", "2") == 0
+    assert run("--config", config, "--output", tmp_path / "whole", "--model.optimisation.schedule_epochs", "2") == 0
+    assert same(load_encoder(folder).state_dict(), load_encoder(tmp_path / "whole").state_dict())
+    assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_epochs"] == 2
+
+
+def test_nothing_to_resume(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--config", config, "--output", tmp_path / "run", "--resume") == 1
+    assert "holds no run" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.mask_ration", "0.3"], "did you mean 'mask_ratio'"),
+        (["--tranier.max_epochs", "3"], "did you mean '--trainer.max_epochs'"),
+        (["--model.mask_ratio", "often"], "mask_ratio"),
+        (["--model", "pc3d.methods.PointMEA"], "PointMEA"),
+    ],
+)
+def test_wrong_options_are_usage_errors(
+    arguments: list[str], message: str, tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--config", config, "--output", tmp_path / "run", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_configuration_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--config", "point_cmea", "--output", "nowhere") == 1
+    assert "did you mean 'point_cmae'" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_not_one_is_refused(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert run("--config", config, "--output", folder) == 0
+    (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:5000])
+    assert run("--output", folder, "--resume") == 1
+    assert "is not a checkpoint that can be resumed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["point_mae", "point_cmae", "point_cmae_official", "point_cmae_household"])
+def test_shipped_configurations_are_valid(name: str) -> None:
+    assert name in shipped_configs()
+    options = build_parser().parse_args(["--config", str(CONFIGS / f"{name}.yaml"), "--output", "nowhere"])
+    assert options.trainer.max_epochs > 0
+
+
+def build(name: str) -> tuple[PointCMAE, Any]:
+    parser = build_parser()
+    options = parser.parse_args(["--config", str(CONFIGS / f"{name}.yaml"), "--output", "nowhere"])
+    published = options.clone()
+    published.data.train = None  # ShapeNet-55 is not here
+    method = parser.instantiate(published).model
+    assert isinstance(method, PointCMAE)
+    return method, options
+
+
+def test_the_official_recipe_differs_from_the_clean_one_where_it_should() -> None:
+    (clean, clean_options), (official, official_options) = build("point_cmae"), build("point_cmae_official")
+    assert (clean.contrast, official.contrast) == ("same_token", "all_tokens")
+    assert (clean_options.trainer.max_epochs, official_options.trainer.max_epochs) == (300, 301)
+    assert official.optimisation.schedule_epochs == 300
+    assert (clean.optimisation.stepping, official.optimisation.stepping) == ("clean", "official")
+    assert (clean.encoder.config["ignore_near_origin"], official.encoder.config["ignore_near_origin"]) == (False, True)
+    different = {k for k in clean.encoder.config if clean.encoder.config[k] != official.encoder.config[k]}
+    assert different == {"ignore_near_origin"}
+    for options in (clean_options, official_options):
+        assert options.data.batch_size == 128
+        assert [t.class_path for t in options.data.train_transforms] == [
+            "pc3d.data.RandomSubsample",
+            "pc3d.data.Normalize",
+            "pc3d.data.ScaleTranslate",
+        ]
+
+
+def test_validation_is_logged_and_repeats_its_masks(tmp_path: Path) -> None:
+    module = data(200, validation_fraction=0.2)
+    method = mae()
+    trainer = pretrain(method, module, tmp_path, max_epochs=1, **QUIET)
+    value = float(trainer.callback_metrics["validation/loss"])
+    (again,) = trainer.validate(method, datamodule=module, verbose=False)
+    assert again["validation/loss"] == pytest.approx(value, rel=1e-6)
+
+
+def test_run_folder_states(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.prepare()
+    assert not folder.is_started()
+    folder.prepare()
+    folder.checkpoint.touch()
+    with pytest.raises(FileExistsError, match=r"unfinished run: pass --resume"):
+        folder.prepare()
+    folder.prepare(resume=True)
+    folder.prepare(overwrite=True)
+    assert not folder.is_started()
+    folder.metrics.touch()
+    with pytest.raises(FileNotFoundError, match="wrote no checkpoint yet"):
+        folder.prepare(resume=True)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        RunFolder(file).prepare()
+
+
+def test_metrics_go_on_where_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    first = CsvMetrics(path)
+    first.log_metrics({"a": 1.5}, step=1)
+    first.log_metrics({"b": 2.0}, step=1)
+    first.log_metrics({"a": 3.0, "epoch": 0}, step=2)
+    first.save()
+    assert path.read_text() == "step,epoch,a,b\n1,,1.5,2.0\n2,0,3.0,\n"
+    second = CsvMetrics(path)
+    second.drop_after(1)
+    second.log_metrics({"c": 4.0}, step=2)
+    second.finalize("success")
+    assert path.read_text() == "step,epoch,a,b,c\n1,,1.5,2.0,\n2,,,,4.0\n"
