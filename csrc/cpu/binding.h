@@ -8,6 +8,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
 #include <tuple>
 #include <type_traits>
 
@@ -26,6 +27,7 @@ struct ParallelFor {
   void operator()(int64_t begin, int64_t end, int64_t grain, const F& f) const {
     if (begin < end) torch::stable::parallel_for(begin, end, grain, f);
   }
+  int64_t num_threads() const { return torch::stable::get_num_threads(); }
 };
 
 // The Python functions check their input and explain what is wrong. These checks only keep a direct caller of
@@ -45,13 +47,18 @@ inline void check_index(const Tensor& index, int64_t num_rows) {
   STD_TORCH_CHECK(index.scalar_type() == ScalarType::Long, "index must be int64");
   const Tensor values = torch::stable::contiguous(index);
   const int64_t* i = values.const_data_ptr<int64_t>();
-  int64_t low = 0;
-  int64_t high = -1;
-  for (int64_t m = 0; m < index.numel(); ++m) {
-    low = i[m] < low ? i[m] : low;
-    high = i[m] > high ? i[m] : high;
+  // An index lies in [-1, num_rows) where neither index + 1 nor num_rows - 1 - index is negative: the sign of one union
+  // of bits tells, which takes no comparison of 64-bit integers (many a machine has none for vectors).
+  uint64_t signs = 0;
+  for (int64_t m = 0; m < values.numel(); ++m) {
+    const uint64_t value = static_cast<uint64_t>(i[m]);
+    signs |= (value + 1) | (static_cast<uint64_t>(num_rows) - 1 - value);
   }
-  STD_TORCH_CHECK(low >= -1 && high < num_rows, "index must lie in [-1, ", num_rows, "), found ", low, " to ", high);
+  if (static_cast<int64_t>(signs) >= 0) return;
+  const auto [low_at, high_at] = std::minmax_element(i, i + values.numel());
+  const int64_t low = *low_at;
+  const int64_t high = *high_at;
+  STD_TORCH_CHECK(false, "index must lie in [-1, ", num_rows, "), found ", low, " to ", high);
 }
 
 // Calls `f` with a value of the tensor's type: `[&](auto zero) { using T = decltype(zero); ... }`.

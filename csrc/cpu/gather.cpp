@@ -30,7 +30,7 @@ Tensor gather_backward_cpu(const Tensor& grad, const Tensor& index, int64_t num_
     using scalar_t = decltype(zero);
     const scalar_t* no_weight = nullptr;
     scatter_sum<scalar_t, Accumulator<scalar_t>>(values.const_data_ptr<scalar_t>(), values.size(1),
-                                                 positions.const_data_ptr<int64_t>(), positions.size(0), no_weight, 1,
+                                                 positions.const_data_ptr<int64_t>(), positions.size(0), 1, no_weight,
                                                  num_rows, out.mutable_data_ptr<scalar_t>(), ParallelFor());
   });
   return out;
@@ -77,8 +77,8 @@ std::tuple<Tensor, Tensor> weighted_gather_backward_cpu(const Tensor& grad, cons
   dispatch_features(features, "weighted_gather_backward", [&](auto zero) {
     using scalar_t = decltype(zero);
     scatter_sum<scalar_t, Accumulator<scalar_t>>(
-        values.const_data_ptr<scalar_t>(), values.size(1), positions.const_data_ptr<int64_t>(), positions.numel(),
-        weights.const_data_ptr<scalar_t>(), k, rows.size(0), grad_features.mutable_data_ptr<scalar_t>(),
+        values.const_data_ptr<scalar_t>(), values.size(1), positions.const_data_ptr<int64_t>(), positions.size(0), k,
+        weights.const_data_ptr<scalar_t>(), rows.size(0), grad_features.mutable_data_ptr<scalar_t>(),
         ParallelFor());
     weighted_gather_weight_gradient<scalar_t, Accumulator<scalar_t>>(
         values.const_data_ptr<scalar_t>(), rows.const_data_ptr<scalar_t>(), rows.size(1),
