@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int | None:
     """Run the verb."""
     import pytorch_lightning as pl
 
-    from pc3d.methods import RunFolder, pretrain
+    from pc3d.methods import RunFolder, is_first_process, pretrain
 
     parser = build_parser()
     options = parser.parse_args(_with_config(list(argv)))
@@ -68,11 +68,12 @@ def main(argv: Sequence[str]) -> int | None:
     resolved = _dump(parser, options)
     if options.resume and folder.config.exists():
         _check_unchanged(resolved, folder.config)
-    folder.check(resume=options.resume, overwrite=options.overwrite)
+    if is_first_process():
+        folder.check(resume=options.resume, overwrite=options.overwrite)
     # Weights are drawn from PyTorch's default generator, so the seed comes before the model.
     pl.seed_everything(options.seed, workers=True, verbose=False)
-    objects = parser.instantiate(options)
-    pretrain(
+    objects = _instantiate(parser, options)
+    trainer = pretrain(
         objects.model,
         objects.data,
         options.output,
@@ -83,7 +84,19 @@ def main(argv: Sequence[str]) -> int | None:
         config=resolved,
         **objects.trainer.as_dict(),
     )
+    if trainer.is_global_zero:
+        print(f"encoder written to {folder.encoder}")
     return None
+
+
+def _instantiate(parser: Any, options: Any) -> Any:
+    try:
+        return parser.instantiate(options)
+    except ValueError as error:
+        # The parser wraps what a constructor says. That data is missing, and where to get it, is better said alone.
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
+        raise
 
 
 def _with_config(argv: list[str]) -> list[str]:

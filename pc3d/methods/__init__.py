@@ -8,7 +8,7 @@ from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint  # noqa: E
 from pc3d.methods.masked_autoencoder import MaskedAutoencoder, PointCMAE, PointMAE, Reconstruction  # noqa: E402
 from pc3d.methods.method import Method, Optimisation  # noqa: E402
 from pc3d.methods.metrics import CsvMetrics  # noqa: E402
-from pc3d.methods.run import RunFolder, pretrain  # noqa: E402
+from pc3d.methods.run import RunFolder, is_first_process, pretrain  # noqa: E402
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -21,5 +21,6 @@ __all__ = [
     "Reconstruction",
     "RunCheckpoint",
     "RunFolder",
+    "is_first_process",
     "pretrain",
 ]

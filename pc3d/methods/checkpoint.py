@@ -11,6 +11,7 @@ from typing import IO, Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities import rank_zero_info
 
 
 @contextmanager
@@ -108,6 +109,11 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         if trainer.current_epoch + 1 in self.keep_epochs:
             self._save(trainer, f"epoch_{trainer.current_epoch + 1}.ckpt")
         self._save(trainer, "last.ckpt")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Say how to go on."""
+        if (self.folder / "last.ckpt").exists():
+            rank_zero_info(f"{self.folder} keeps what was done: go on with --resume, or pretrain(..., resume=True)")
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
         trainer.save_checkpoint(self.folder / name, weights_only=False)  # the optimiser and the loops, too

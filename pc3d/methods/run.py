@@ -131,7 +131,7 @@ def pretrain(
     """
     folder = RunFolder(output)
     # The processes that Lightning starts for further devices run this again; the folder is the first one's business.
-    if _is_first_process():
+    if is_first_process():
         folder.prepare(resume=resume, overwrite=overwrite)
         if config is not None:
             with replace_atomically(folder.config) as file:
@@ -158,7 +158,8 @@ def pretrain(
     return engine
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
+    """Whether this process, of those that train or will train together, is the one that writes."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 

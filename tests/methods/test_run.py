@@ -144,6 +144,16 @@ def test_a_checkpoint_that_is_not_one_is_refused(
     assert "is not a checkpoint that can be resumed" in capsys.readouterr().err
 
 
+def test_a_missing_data_set_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--output", str(tmp_path / "run"), "--data.train.init_args.root", str(tmp_path / "absent")]
+    assert run("--config", "point_cmae", *options) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ShapeNet55")
+    assert str(tmp_path / "absent") in message
+    assert "Subtypes" not in message
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["point_mae", "point_cmae", "point_cmae_official", "point_cmae_household"])
 def test_shipped_configurations_are_valid(name: str) -> None:
     assert name in shipped_configs()

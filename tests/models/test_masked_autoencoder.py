@@ -116,6 +116,16 @@ def test_every_parameter_gets_a_gradient(objects: Tensor) -> None:
     assert zero == {f"encoder.tokenizer.network.{name}.bias" for name in ("first.0", "first.3", "mix")}
 
 
+def test_a_whole_step_compiles_without_a_graph_break(objects: Tensor) -> None:
+    model, pair = build(2, num_cls_tokens=2), masks(2)
+    patches = model.encoder.tokenizer(objects)
+    torch._dynamo.reset()
+    compiled = torch.compile(model.reconstruct, fullgraph=True, backend="aot_eager")(patches, pair, 9)
+    for ours, theirs in zip(compiled, model.reconstruct(patches, pair, 9), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_initial_decoder_weights() -> None:
     torch.manual_seed(0)
     model = MaskedPointModel(PointViT(depth=1), 1, decoder_depth=1)
