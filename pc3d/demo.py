@@ -61,13 +61,22 @@ def baselines(architecture: Mapping[str, Any], train: ObjectSet, *, num_points: 
 
 
 def compare(
-    encoders: Mapping[str, Encoder], train: ObjectSet, test: ObjectSet, *, num_points: int, data: str, seed: int = 0
+    encoders: Mapping[str, Encoder],
+    train: ObjectSet,
+    test: ObjectSet,
+    *,
+    num_points: int,
+    data: str,
+    seed: int = 0,
+    progress: bool = False,
 ) -> dict[str, ProbeResult]:
     """The linear probe of each encoder: SVM with C by cross-validation on the training features, pooling max + mean."""
     results = {}
     for name, encoder in encoders.items():
         features = [
-            extract_features(encoder, dataset, num_points=num_points, data=data, split=split, name=name)
+            extract_features(
+                encoder, dataset, num_points=num_points, progress=progress, data=data, split=split, name=name
+            )
             for dataset, split in ((train, "train"), (test, "test"))
         ]
         results[name] = linear_svm(*features, protocol="tuned", seed=seed)
@@ -89,7 +98,7 @@ def evaluate(run: Path, *, seed: int = 0) -> dict[str, ProbeResult]:
     train, test = Household("train"), Household("test")
     encoders = baselines(encoder.config, train, num_points=num_points, seed=seed)
     encoders[TRAINED] = cast("Encoder", encoder)
-    results = compare(encoders, train, test, num_points=num_points, data="household", seed=seed)
+    results = compare(encoders, train, test, num_points=num_points, data="household", seed=seed, progress=True)
     write_results(results, run)
     return results
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,28 +98,4 @@ def reconstruction_figure(rows: Sequence[ReconstructionRow], *, title: str = "")
         figure.suptitle(title, fontsize=11, y=0.985)
     figure.text(0.5, 0.012, "red: points that the decoder put in place of hidden patches", ha="center", fontsize=9)
     figure.subplots_adjust(left=0.06, right=0.99, top=0.9 if title else 0.95, bottom=0.04, wspace=0.02, hspace=0.02)
-    return figure
-
-
-def bar_table(values: Mapping[str, tuple[float, tuple[float, float]]], *, label: str) -> Any:
-    """Horizontal bars with their intervals.
-
-    Args:
-        values: name to value and (low, high), fractions in [0, 1]; drawn top down.
-        label: of the axis.
-
-    Returns:
-        A ``matplotlib.figure.Figure``.
-    """
-    figure = new_figure(6.0, 0.7 + 0.45 * len(values))
-    axes = figure.subplots()
-    names = list(values)
-    middle = np.array([values[name][0] for name in names])
-    ends = np.array([values[name][1] for name in names])
-    error = np.stack([middle - ends[:, 0], ends[:, 1] - middle]).clip(min=0)
-    axes.barh(names, 100 * middle, xerr=100 * error, color="#3b6ea5", ecolor="#444444", capsize=3)
-    axes.invert_yaxis()
-    axes.set_xlabel(label)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
     return figure

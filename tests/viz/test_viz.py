@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pc3d.data import Household
-from pc3d.viz import ReconstructionRow, bar_table, height_colors, project, reconstruction_figure, shade
+from pc3d.viz import ReconstructionRow, height_colors, project, reconstruction_figure, shade
 
 
 def test_projection_from_the_front_and_from_above() -> None:
@@ -60,10 +60,3 @@ def test_reconstruction_figure_draws_every_point_of_real_objects(tmp_path: Path)
     assert (tmp_path / "figure.png").stat().st_size > 20_000
     with pytest.raises(ValueError, match="nothing to draw"):
         reconstruction_figure([])
-
-
-def test_bar_table_shows_values_and_intervals() -> None:
-    figure = bar_table({"one": (0.25, (0.2, 0.4)), "two": (0.5, (0.45, 0.6))}, label="accuracy in percent")
-    axes = figure.axes[0]
-    assert [bar.get_width() for bar in axes.patches] == pytest.approx([25.0, 50.0])
-    assert axes.get_xlabel() == "accuracy in percent"
