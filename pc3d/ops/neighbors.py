@@ -99,7 +99,8 @@ def _local(index: Tensor, points: Packed, queries: Packed) -> Tensor:
     if queries.dense_shape is None:
         return index
     index = index.reshape(*queries.dense_shape, index.shape[-1])
-    return torch.where(index < 0, index, index - points.offsets[:-1, None, None])
+    # An empty slot, -1, stays: less the start of its cloud it is at most -1, whatever the start.
+    return (index - points.offsets[:-1, None, None]).clamp_(min=-1)
 
 
 def knn(
