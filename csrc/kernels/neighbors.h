@@ -18,8 +18,8 @@ constexpr int64_t kQueriesAtATime = 64;  // of one cloud, the share of work that
 // what any query costs, and a point's way down one of the tree's log2(points / kLeaf) halvings.
 inline bool tree_pays(int64_t points, int64_t queries, int64_t k) {
   if (points < 8 * kLeaf) return false;
-  const double whole = (k == 1 ? 0.1 : 0.4) * static_cast<double>(points);
-  const double tree = 100.0 + 8.0 * static_cast<double>(std::min<int64_t>(k, 256));
+  const double whole = 0.3 * static_cast<double>(points);
+  const double tree = k == 1 ? 80.0 : 250.0 + 4.0 * static_cast<double>(std::min<int64_t>(k, 256));
   const double build = 15.0 * std::log2(static_cast<double>(points) / kLeaf);
   return static_cast<double>(queries) * (whole - tree) > build * static_cast<double>(points);
 }
@@ -110,8 +110,7 @@ void search_clouds(const T* xyz, const int64_t* offsets, const T* query, const i
       if (cloud != share.cloud) {
         cloud = share.cloud;
         const Rows<T> rows = points_of(cloud);
-        points.resize(rows.size);
-        for (int64_t i = 0; i < rows.size; ++i) points.set(i, rows.xyz + 3 * i, static_cast<Integer<T>>(i));
+        points.take(rows.xyz, rows.size);
       }
       search_share(points, queries_of(cloud).xyz, share.begin, share.end, search, scratch, results_of(cloud));
     };

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <new>
 #include <vector>
 
 #include "kernels/common.h"
@@ -21,6 +22,21 @@ using Integer = typename IntegerOf<T>::type;
 constexpr int64_t kPadding = 16;  // arrays end at a multiple of this, so that vector loops have no remainder
 constexpr int64_t kLeaf = 32;     // points of a leaf
 constexpr int64_t kFan = 16;      // children of a box
+
+// An array at the start of a cache line, so that no vector of a whole line straddles two.
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+  void deallocate(T* address, size_t) { ::operator delete(address, std::align_val_t(64)); }
+  bool operator==(const LineAllocator&) const { return true; }
+  bool operator!=(const LineAllocator&) const { return false; }
+};
+template <class T>
+using Array = std::vector<T, LineAllocator<T>>;
 
 inline int64_t padded(int64_t n) { return (n + kPadding - 1) / kPadding * kPadding; }
 
@@ -51,9 +67,10 @@ class TreeOrder {
 
   template <class ParallelFor>
   void run(const ParallelFor& parallel_for) {
-    // The top of the tree breadth first, until there are subtrees enough to share out.
+    // The top of a large tree breadth first, until there are subtrees enough to share out. Not more often than needed:
+    // all threads meet after every level, and on a busy machine wait for the last of them.
     std::vector<Range> ranges = {{0, count_}};
-    while (ranges.size() < 64 && ranges.front().size() > 4096) {
+    while (ranges.size() < 16 && count_ > (1 << 14)) {
       std::vector<Range> halves(2 * ranges.size());
       for_each_dynamic(ranges.size(), parallel_for, [&] {
         return [&](int64_t i) {
@@ -130,8 +147,8 @@ class TreeOrder {
 // Coordinates an array an axis, with NaN (which no comparison passes) up to the padding.
 template <class T>
 struct PointArrays {
-  std::array<std::vector<T>, 3> at;
-  std::vector<Integer<T>> index;
+  std::array<Array<T>, 3> at;
+  Array<Integer<T>> index;
   int64_t size = 0;
 
   void resize(int64_t n) {
@@ -142,6 +159,20 @@ struct PointArrays {
     }
     index.resize(padded(n));
     std::fill(index.begin() + n, index.end(), 0);
+  }
+  // The rows of a whole cloud, in their order.
+  void take(const T* xyz, int64_t n) {
+    if (n != size) resize(n);
+    T* const x = at[0].data();
+    T* const y = at[1].data();
+    T* const z = at[2].data();
+    Integer<T>* const row = index.data();
+    for (int64_t i = 0; i < n; ++i) {
+      x[i] = xyz[3 * i];
+      y[i] = xyz[3 * i + 1];
+      z[i] = xyz[3 * i + 2];
+    }
+    for (int64_t i = 0; i < n; ++i) row[i] = static_cast<Integer<T>>(i);
   }
   void set(int64_t i, const T* point, Integer<T> row) {
     for (int c = 0; c < 3; ++c) at[c][i] = point[c];
@@ -168,9 +199,9 @@ void arrange(const T* xyz, int64_t count, int64_t leaf, PointArrays<T>& out, con
 // The boxes of one level. Boxes past the last are NaN: no distance to them passes a bound.
 template <class T>
 struct BoxLevel {
-  std::array<std::vector<T>, 3> low;
-  std::array<std::vector<T>, 3> high;
-  std::vector<Integer<T>> first_index;  // the lowest row within
+  std::array<Array<T>, 3> low;
+  std::array<Array<T>, 3> high;
+  Array<Integer<T>> first_index;  // the lowest row within
   int64_t size = 0;
 
   explicit BoxLevel(int64_t n) : size(n) {

@@ -81,9 +81,7 @@ void search_all(const PointArrays<T>& points, const T* query, int64_t begin, int
         continue;
       }
       T bound = found.limit.distance;
-      if (k <= 8 && n >= 32) {
-        bound = std::min(bound, bound_of_groups<T, 16>(d, n, k, scratch.minima.data(), index));
-      } else if (k <= 32 && n >= 128) {
+      if (k <= 32 && n >= 128) {
         bound = std::min(bound, bound_of_groups<T, 64>(d, n & ~63, k, scratch.minima.data(), index));
       } else if (n >= 512) {
         bound = std::min(bound, bound_of_groups<T, 256>(d, n & ~255, k, scratch.minima.data(), index));

@@ -96,8 +96,8 @@ struct QueryGroup {
 // Boxes of a level that a search has yet to open.
 template <class T>
 struct Frontier {
-  std::vector<T> distance;
-  std::vector<Integer<T>> node;
+  Array<T> distance;
+  Array<Integer<T>> node;
   int64_t size = 0;
 
   void reserve(int64_t n) {
@@ -112,26 +112,26 @@ struct Frontier {
 // The leaves that a group of queries has to look at, their boxes side by side.
 template <class T>
 struct Leaves {
-  std::array<std::vector<T>, 3> low;
-  std::array<std::vector<T>, 3> high;
-  std::vector<Integer<T>> first_index;
-  std::vector<Integer<T>> node;
+  std::array<Array<T>, 3> low;
+  std::array<Array<T>, 3> high;
+  Array<Integer<T>> first_index;
+  Array<Integer<T>> node;
   int64_t size = 0;
 };
 
 // The working memory of one thread.
 template <class T>
 struct Scratch {
-  std::vector<T> distance = std::vector<T>(kTile + kPadding);
-  std::vector<T> minima = std::vector<T>(256 + kPadding);
-  std::vector<T> found_distance;
-  std::vector<Integer<T>> found_index;
-  std::vector<T> sorted_distance;
-  std::vector<Integer<T>> sorted_index;
+  Array<T> distance = Array<T>(kTile + kPadding);
+  Array<T> minima = Array<T>(256 + kPadding);
+  Array<T> found_distance;
+  Array<Integer<T>> found_index;
+  Array<T> sorted_distance;
+  Array<Integer<T>> sorted_index;
   std::array<Limit<T>, kLeaf> limits;
   std::array<Frontier<T>, 2> frontier;
   Leaves<T> leaves;
-  std::vector<Integer<T>> counting = std::vector<Integer<T>>(kChunk);  // 0, 1, 2, ...
+  Array<Integer<T>> counting = Array<Integer<T>>(kChunk);  // 0, 1, 2, ...
   std::vector<std::pair<T, Integer<T>>> pairs;
 
   explicit Scratch(const Search<T>& search)
