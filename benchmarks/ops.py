@@ -28,6 +28,7 @@ from torch import Tensor
 from pc3d import ops
 
 SECONDS_A_ROW = 12.0
+PAUSE_SECONDS = 0.03
 MIN_REPEATS, MAX_REPEATS = 3, 25
 OURS = "pc3d"
 
@@ -184,6 +185,8 @@ def measure(row: Row, device: str, available: dict[str, str | None]) -> None:
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
+            # The idle threads of the last contender's OpenMP spin for a while, on the cores that the next one needs.
+            time.sleep(PAUSE_SECONDS)
             times[name].append(milliseconds(call, device))
     row.milliseconds = {name: statistics.median(values) for name, values in times.items()}
 

@@ -65,9 +65,12 @@ struct PlainFarthestPoints {
         Vector block_best = Vector{} - T(2);
         for (int u = 0; u < kPlainUnroll; ++u) {
           const int64_t j = i + u * kLanes;
-          const Vector dx = at<Vector>(x + j) - qx;
-          const Vector dy = at<Vector>(y + j) - qy;
-          const Vector dz = at<Vector>(z + j) - qz;
+          Vector dx = at<Vector>(x + j);
+          Vector dy = at<Vector>(y + j);
+          Vector dz = at<Vector>(z + j);
+          dx -= qx;
+          dy -= qy;
+          dz -= qz;
           const Vector d = (dx * dx + dy * dy) + dz * dz;
           const Vector old = at<Vector>(nearest + j);
           const Vector now = d < old ? d : old;

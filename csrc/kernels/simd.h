@@ -3,14 +3,14 @@
 // A kernel is a struct with a static function template over the width of a vector in bytes:
 //
 //   template <class T>
-//   struct Add {
+//   struct AddOne {
 //     template <int Bytes>
-//     PC3D_ALWAYS_INLINE static void run(T* a, const T* b, int64_t n) {   // n: a multiple of Lanes<T, Bytes>::count
+//     PC3D_ALWAYS_INLINE static void run(T* a, const T* b, int64_t n) {  // n: a multiple of Lanes<T, Bytes>::count
 //       using Vector = typename Lanes<T, Bytes>::Vector;
-//       for (int64_t i = 0; i < n; i += Lanes<T, Bytes>::count) at<Vector>(a + i) += at<Vector>(b + i);
+//       for (int64_t i = 0; i < n; i += Lanes<T, Bytes>::count) at<Vector>(a + i) = at<Vector>(b + i) + T(1);
 //     }
 //   };
-//   call_widest<Add<float>>(a, b, n);
+//   call_widest<AddOne<float>>(a, b, n);
 //
 // The body is compiled once for each level. Rules, all of which keep the levels bit-identical and both compilers content:
 // it takes and returns scalars and pointers only, calls nothing but functions marked PC3D_ALWAYS_INLINE, holds no lambda,
@@ -21,6 +21,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+
+// The functions that take or return vectors are all inlined, so how a call would pass them does not matter.
+#pragma GCC diagnostic ignored "-Wpsabi"
 
 namespace pc3d {
 
@@ -58,19 +61,31 @@ template <class T, int Bytes>
 struct Lanes {
   static constexpr int count = Bytes / static_cast<int>(sizeof(T));
   using Integer = typename IntegerOf<T>::type;
-  // Only as aligned as one element: loads and stores may start anywhere.
-  typedef T Vector __attribute__((vector_size(Bytes), aligned(sizeof(T)), may_alias));
-  typedef Integer IntegerVector __attribute__((vector_size(Bytes), aligned(sizeof(T)), may_alias));
+  typedef T Vector __attribute__((vector_size(Bytes)));
+  typedef Integer IntegerVector __attribute__((vector_size(Bytes)));
 };
 
-// The vector at an address, to read or to write.
+// The vector at an address, which need not be aligned: `v = at<Vector>(p)`, and `at<Vector>(p) = v` where `p` is not
+// const. Copied by memcpy, which becomes one instruction: compilers take a reference for aligned, whatever its typedef.
+template <class Vector>
+struct Place {
+  void* address;
+  PC3D_ALWAYS_INLINE operator Vector() const {
+    Vector v;
+    std::memcpy(&v, address, sizeof(v));
+    return v;
+  }
+  PC3D_ALWAYS_INLINE void operator=(const Vector& v) const { std::memcpy(address, &v, sizeof(v)); }
+};
 template <class Vector, class T>
-PC3D_ALWAYS_INLINE Vector& at(T* address) {
-  return *reinterpret_cast<Vector*>(address);
+PC3D_ALWAYS_INLINE Place<Vector> at(T* address) {
+  return {address};
 }
 template <class Vector, class T>
-PC3D_ALWAYS_INLINE const Vector& at(const T* address) {
-  return *reinterpret_cast<const Vector*>(address);
+PC3D_ALWAYS_INLINE Vector at(const T* address) {
+  Vector v;
+  std::memcpy(&v, address, sizeof(v));
+  return v;
 }
 
 // The largest of `count` values (a multiple of the lanes).
