@@ -175,7 +175,7 @@ def _step_of(checkpoint: Path) -> int:
 def _progress_bar() -> pl.Callback:
     if sys.stderr.isatty() or sys.stdout.isatty():
         return pl.callbacks.RichProgressBar()
-    return pl.callbacks.TQDMProgressBar(refresh_rate=50)
+    return pl.callbacks.TQDMProgressBar(refresh_rate=10)
 
 
 def _as_list(value: Any) -> list[Any]:
