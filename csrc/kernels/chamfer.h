@@ -27,6 +27,7 @@ void nearest_both_ways(const T* x, const int64_t* x_offsets, const T* y, const i
                        T* x_squared, int64_t* x_index, T* y_squared, int64_t* y_index,
                        const ParallelFor& parallel_for) {
   constexpr int64_t kShare = 1 << 16;  // distances that are worth a thread's while
+  constexpr double kLook = 0.1;        // nanoseconds, see tree_pays()
   const auto direction = [&](int64_t b, bool back) {
     const Rows<T> in_x = {x + 3 * x_offsets[b], x_offsets[b + 1] - x_offsets[b]};
     const Rows<T> in_y = {y + 3 * y_offsets[b], y_offsets[b + 1] - y_offsets[b]};
@@ -56,7 +57,7 @@ void nearest_both_ways(const T* x, const int64_t* x_offsets, const T* y, const i
     gathered = kShare;
     for (const bool back : {false, true}) {
       const Direction<T> way = direction(b, back);
-      if (tree_pays(way.to.size, way.from.size, 1) && all_finite(way.to.xyz, 3 * way.to.size) &&
+      if (tree_pays(way.to.size, way.from.size, 1, kLook) && all_finite(way.to.xyz, 3 * way.to.size) &&
           all_finite(way.from.xyz, 3 * way.from.size)) {
         large.push_back(way);
         continue;

@@ -14,13 +14,15 @@ namespace pc3d {
 
 constexpr int64_t kQueriesAtATime = 64;  // of one cloud, the share of work that a thread takes
 
-// Whether building a tree pays. In nanoseconds, as measured with AVX-512: a look at a point, a query of the tree beyond
-// what any query costs, and a point's way down one of the tree's log2(points / kLeaf) halvings.
-inline bool tree_pays(int64_t points, int64_t queries, int64_t k) {
+constexpr double kLookOfSearch = 0.3;
+
+// Whether building a tree pays. In nanoseconds, as measured with AVX-512: `look` at a point in a search of all, a query of
+// the tree beyond what any query costs, and a point's way down one of the tree's log2(points / kLeaf) halvings.
+inline bool tree_pays(int64_t points, int64_t queries, int64_t k, double look = kLookOfSearch) {
   if (points < 8 * kLeaf) return false;
-  const double whole = 0.3 * static_cast<double>(points);
+  const double whole = look * static_cast<double>(points);
   const double tree = k == 1 ? 80.0 : 250.0 + 4.0 * static_cast<double>(std::min<int64_t>(k, 256));
-  const double build = 15.0 * std::log2(static_cast<double>(points) / kLeaf);
+  const double build = 8.0 * std::log2(static_cast<double>(points) / kLeaf);
   return static_cast<double>(queries) * (whole - tree) > build * static_cast<double>(points);
 }
 

@@ -107,18 +107,52 @@ class TreeOrder {
     const int64_t middle = range.begin + (units + 1) / 2 * unit;
     if (middle >= range.end) return range.end;
     const int axis = longest_axis(range);
-    // Equal coordinates are told apart by the other axes and at last by the index: coinciding points end up side by
-    // side, and among them the lowest indices in one leaf, which lets a search drop the rest.
-    const int second = (axis + 1) % 3;
-    const int third = (axis + 2) % 3;
-    std::nth_element(points_ + range.begin, points_ + middle, points_ + range.end,
-                     [=](const IndexedPoint<T>& a, const IndexedPoint<T>& b) {
-                       if (a.at[axis] != b.at[axis]) return a.at[axis] < b.at[axis];
-                       if (a.at[second] != b.at[second]) return a.at[second] < b.at[second];
-                       if (a.at[third] != b.at[third]) return a.at[third] < b.at[third];
-                       return a.index < b.index;
-                     });
+    select(points_ + range.begin, points_ + middle, points_ + range.end, Before{axis});
     return middle;
+  }
+
+  // Equal coordinates are told apart by the other axes and at last by the index: coinciding points end up side by side,
+  // and among them the lowest indices in one leaf, which lets a search drop the rest.
+  struct Before {
+    int axis;
+    bool operator()(const IndexedPoint<T>& a, const IndexedPoint<T>& b) const {
+      if (__builtin_expect(a.at[axis] != b.at[axis], 1)) return a.at[axis] < b.at[axis];
+      for (int c = 1; c < 3; ++c) {
+        const int other = (axis + c) % 3;
+        if (a.at[other] != b.at[other]) return a.at[other] < b.at[other];
+      }
+      return a.index < b.index;
+    }
+  };
+
+  // As std::nth_element, three times as fast while the range is long: the partition has no branch to mispredict.
+  static void select(IndexedPoint<T>* begin, IndexedPoint<T>* middle, IndexedPoint<T>* end, Before before) {
+    for (int round = 0; round < 40 && end - begin > 48; ++round) {
+      // The pivot: a sample's element of the rank that is wanted.
+      std::array<IndexedPoint<T>*, 9> sample;
+      const int64_t step = (end - begin) / 9;
+      for (int i = 0; i < 9; ++i) sample[i] = begin + step / 2 + i * step;
+      const int64_t rank = std::min<int64_t>(7, std::max<int64_t>(1, 9 * (middle - begin) / (end - begin)));
+      std::nth_element(sample.begin(), sample.begin() + rank, sample.end(),
+                       [&](const IndexedPoint<T>* a, const IndexedPoint<T>* b) { return before(*a, *b); });
+      std::swap(*sample[rank], end[-1]);
+      const IndexedPoint<T> pivot = end[-1];
+      IndexedPoint<T>* store = begin;
+      for (IndexedPoint<T>* next = begin; next < end - 1; ++next) {
+        const IndexedPoint<T> point = *next;
+        *next = *store;
+        *store = point;
+        store += before(point, pivot);
+      }
+      std::swap(*store, end[-1]);
+      if (store == middle) return;
+      if (store < middle) {
+        begin = store + 1;
+      } else {
+        end = store;
+      }
+    }
+    std::nth_element(begin, middle, end, before);
   }
 
   // Of a sample: which axis is cut decides only how fast a search is.
