@@ -35,6 +35,4 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> nearest_both_ways_cpu(const Tensor& x
 
 }  // namespace pc3d
 
-STABLE_TORCH_LIBRARY_IMPL(pc3d, CPU, m) {
-  m.impl("nearest_both_ways", TORCH_BOX(&pc3d::nearest_both_ways_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(pc3d, CPU, m) { m.impl("nearest_both_ways", TORCH_BOX(&pc3d::nearest_both_ways_cpu)); }

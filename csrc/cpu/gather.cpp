@@ -60,9 +60,8 @@ Tensor weighted_gather_cpu(const Tensor& features, const Tensor& index, const Te
   return out;
 }
 
-std::tuple<Tensor, Tensor> weighted_gather_backward_cpu(const Tensor& grad, const Tensor& features,
-                                                        const Tensor& index, const Tensor& weight,
-                                                        bool /*deterministic*/) {
+std::tuple<Tensor, Tensor> weighted_gather_backward_cpu(const Tensor& grad, const Tensor& features, const Tensor& index,
+                                                        const Tensor& weight, bool /*deterministic*/) {
   check_weighted(features, index, weight);
   STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == index.size(0) && grad.size(1) == features.size(1) &&
                       grad.scalar_type() == features.scalar_type(),
@@ -78,8 +77,7 @@ std::tuple<Tensor, Tensor> weighted_gather_backward_cpu(const Tensor& grad, cons
     using scalar_t = decltype(zero);
     scatter_sum<scalar_t, Accumulator<scalar_t>>(
         values.const_data_ptr<scalar_t>(), values.size(1), positions.const_data_ptr<int64_t>(), positions.size(0), k,
-        weights.const_data_ptr<scalar_t>(), rows.size(0), grad_features.mutable_data_ptr<scalar_t>(),
-        ParallelFor());
+        weights.const_data_ptr<scalar_t>(), rows.size(0), grad_features.mutable_data_ptr<scalar_t>(), ParallelFor());
     weighted_gather_weight_gradient<scalar_t, Accumulator<scalar_t>>(
         values.const_data_ptr<scalar_t>(), rows.const_data_ptr<scalar_t>(), rows.size(1),
         positions.const_data_ptr<int64_t>(), positions.size(0), k, grad_weight.mutable_data_ptr<scalar_t>(),

@@ -16,7 +16,7 @@ template <class T>
 PC3D_ALWAYS_INLINE T initial_distance(const T* p, bool ignore_near_origin) {
   const T norm = (p[0] * p[0] + p[1] * p[1]) + p[2] * p[2];
   return ignore_near_origin && norm <= static_cast<T>(kNearOriginSquaredNorm) ? T(-1)
-                                                                             : std::numeric_limits<T>::infinity();
+                                                                              : std::numeric_limits<T>::infinity();
 }
 
 // Vectors of a block share one comparison with the best so far.

@@ -1,8 +1,8 @@
 // Farthest point sampling of large clouds: exact, but without looking at every point in every step.
 //
-// Points lie in buckets along a space-filling curve, and a tree of boxes with 16 children a node stands above them. Each
-// child keeps an upper bound on (distance to the nearest sample, lowest index that attains it), ordered like the answer:
-// farther first, then the lower index. Two observations make a step cheap:
+// Points lie in buckets along a space-filling curve, and a tree of boxes with 16 children a node stands above them.
+// Each child keeps an upper bound on (distance to the nearest sample, lowest index that attains it), ordered like the
+// answer: farther first, then the lower index. Two observations make a step cheap:
 //   - A sample changes nothing in a box that is at least as far from it as the bound: the distance to a box is computed
 //     with the operations of the distance to a point, and rounding is monotone, so it is a lower bound bit for bit.
 //   - A bucket that a sample may change only notes it. Distances shrink, so the old bound stays an upper bound, and the
@@ -10,8 +10,8 @@
 // The bucket at the top is the answer once it is up to date.
 //
 // Floor: about 5 ln(m) n distances (the sample of step s changes some 5 n / s points) and a visit of some dozen nodes a
-// step. 1 million points and 10,000 samples are 50 million distances, not 10^10: 10 ms at 16 a vector, and as much again
-// to read, sort and write 12, 16 and 20 bytes a point.
+// step. 1 million points and 10,000 samples are 50 million distances, not 10^10: 10 ms at 16 a vector, and as much
+// again to read, sort and write 12, 16 and 20 bytes a point.
 #pragma once
 
 #include <algorithm>
@@ -188,9 +188,8 @@ void tree_farthest_points(const T* xyz, int64_t n, int64_t num_samples, int64_t 
   for (int64_t step = 1; step < num_samples;) {
     step = call_widest<TakeSamples<T>>(&tree, step, num_samples, row_offset, out);
     if (step < num_samples) {
-      parallel_for(0, tree.num_nodes[0], 4, [&](int64_t begin, int64_t end) {
-        call_widest<ApplyAllNotes<T>>(&tree, begin, end);
-      });
+      parallel_for(0, tree.num_nodes[0], 4,
+                   [&](int64_t begin, int64_t end) { call_widest<ApplyAllNotes<T>>(&tree, begin, end); });
       tree.num_noted = 0;
       call_widest<RefreshBounds<T>>(&tree);
     }

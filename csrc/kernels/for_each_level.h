@@ -20,9 +20,8 @@
 #define PC3D_END_LEVEL _Pragma("clang attribute pop")
 #else
 #define PC3D_BEGIN_AVX2 _Pragma("GCC push_options") _Pragma("GCC target(\"avx2\")")
-#define PC3D_BEGIN_AVX512    \
-  _Pragma("GCC push_options") \
-      _Pragma("GCC target(\"avx512f,avx512vl,avx512bw,avx512dq,prefer-vector-width=512\")")
+#define PC3D_BEGIN_AVX512 \
+  _Pragma("GCC push_options") _Pragma("GCC target(\"avx512f,avx512vl,avx512bw,avx512dq,prefer-vector-width=512\")")
 #define PC3D_END_LEVEL _Pragma("GCC pop_options")
 #endif
 

@@ -1,8 +1,9 @@
 // k nearest neighbours and ball queries on the CPU.
 //
-// A small cloud, or one with few queries, is searched whole: distances to a tile of points at a time, a bound from minima
-// of groups of them, and the few candidates below it. A large cloud gets a tree (kernels/point_tree.h); its queries are
-// taken in tree order, and those of one leaf collect the leaves they may need together. Both are exact, ties included.
+// A small cloud, or one with few queries, is searched whole: distances to a tile of points at a time, a bound from
+// minima of groups of them, and the few candidates below it. A large cloud gets a tree (kernels/point_tree.h); its
+// queries are taken in tree order, and those of one leaf collect the leaves they may need together. Both are exact,
+// ties included.
 #pragma once
 
 #include "kernels/search_types.h"
@@ -16,8 +17,8 @@ constexpr int64_t kQueriesAtATime = 64;  // of one cloud, the share of work that
 
 constexpr double kLookOfSearch = 0.3;
 
-// Whether building a tree pays. In nanoseconds, as measured with AVX-512: `look` at a point in a search of all, a query of
-// the tree beyond what any query costs, and a point's way down one of the tree's log2(points / kLeaf) halvings.
+// Whether building a tree pays. In nanoseconds, as measured with AVX-512: `look` at a point in a search of all, a query
+// of the tree beyond what any query costs, and a point's way down one of the tree's log2(points / kLeaf) halvings.
 inline bool tree_pays(int64_t points, int64_t queries, int64_t k, double look = kLookOfSearch) {
   if (points < 8 * kLeaf) return false;
   const double whole = look * static_cast<double>(points);
@@ -65,7 +66,8 @@ void search_with_tree(Rows<T> points, Rows<T> queries, const Search<T>& search, 
   });
 }
 
-// Many large clouds: one a thread (what is parallel within runs in line). Few: one after the other, all threads on each.
+// Many large clouds: one a thread (what is parallel within runs in line). Few: one after the other, all threads on
+// each.
 template <class ParallelFor, class F>
 void for_large_clouds(int64_t count, const ParallelFor& parallel_for, const F& f) {
   if (count >= 4 * parallel_for.num_threads()) {
@@ -78,7 +80,8 @@ void for_large_clouds(int64_t count, const ParallelFor& parallel_for, const F& f
 // Searches every cloud, each in the way that suits its size.
 template <class T, class ParallelFor>
 void search_clouds(const T* xyz, const int64_t* offsets, const T* query, const int64_t* query_offsets,
-                   int64_t num_clouds, const Search<T>& search, const Results<T>& all, const ParallelFor& parallel_for) {
+                   int64_t num_clouds, const Search<T>& search, const Results<T>& all,
+                   const ParallelFor& parallel_for) {
   struct Share {
     int64_t cloud, begin, end;
   };

@@ -1,6 +1,7 @@
-// A tree over the points of one cloud for neighbour searches: a balanced k-d order, cut into leaves of kLeaf points, with
-// a box around every leaf, around every kFan leaves, every kFan of those, and so on. No node is stored but its box: the
-// children of box i are boxes kFan * i to kFan * i + kFan - 1 of the level below, so that one vector loop tests them all.
+// A tree over the points of one cloud for neighbour searches: a balanced k-d order, cut into leaves of kLeaf points,
+// with a box around every leaf, around every kFan leaves, every kFan of those, and so on. No node is stored but its
+// box: the children of box i are boxes kFan * i to kFan * i + kFan - 1 of the level below, so that one vector loop
+// tests them all.
 #pragma once
 
 #include <algorithm>
@@ -58,8 +59,8 @@ struct IndexedPoint {
   Integer<T> index;  // row within the cloud
 };
 
-// Puts points into the order of a balanced k-d tree whose leaves are runs of `leaf` points. Every split is at a multiple
-// of leaf * kFan^j of the largest fitting j, so that runs of that length are subtrees.
+// Puts points into the order of a balanced k-d tree whose leaves are runs of `leaf` points. Every split is at a
+// multiple of leaf * kFan^j of the largest fitting j, so that runs of that length are subtrees.
 template <class T>
 class TreeOrder {
  public:
@@ -261,8 +262,7 @@ struct PointTree {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t last = std::min(count, (i + 1) * kLeaf);
         for (int c = 0; c < 3; ++c) {
-          const auto [low, high] =
-              std::minmax_element(points.at[c].begin() + i * kLeaf, points.at[c].begin() + last);
+          const auto [low, high] = std::minmax_element(points.at[c].begin() + i * kLeaf, points.at[c].begin() + last);
           leaves.low[c][i] = *low;
           leaves.high[c][i] = *high;
         }
@@ -279,8 +279,7 @@ struct PointTree {
           above.low[c][i] = *std::min_element(below.low[c].begin() + first, below.low[c].begin() + last);
           above.high[c][i] = *std::max_element(below.high[c].begin() + first, below.high[c].begin() + last);
         }
-        above.first_index[i] =
-            *std::min_element(below.first_index.begin() + first, below.first_index.begin() + last);
+        above.first_index[i] = *std::min_element(below.first_index.begin() + first, below.first_index.begin() + last);
       }
       levels.push_back(std::move(above));
     }

@@ -52,12 +52,12 @@ struct SampleTree {
   const T* xyz;
   int64_t num_buckets;
   int num_levels;
-  int64_t num_nodes[kMaxLevels];   // level 0 holds the buckets, the last level one node
+  int64_t num_nodes[kMaxLevels];  // level 0 holds the buckets, the last level one node
   TreeNode<T>* nodes[kMaxLevels];
   BucketPoints<T>* points;
   BucketState* states;
-  int32_t* visited;    // room for two lists of the nodes or buckets of one level
-  T* samples;          // 4 a sample: x, y, z, unused
+  int32_t* visited;  // room for two lists of the nodes or buckets of one level
+  T* samples;        // 4 a sample: x, y, z, unused
   bool remove_taken;
   int64_t num_noted;   // notes not yet applied, over all buckets
   int64_t note_limit;  // beyond it, all are applied at once

@@ -1,5 +1,5 @@
-// Neighbour searches over all points of a small cloud, and over the tree of a large one. Compiled once for each level by
-// kernels/for_each_level.h (hence no include guard); included by kernels/neighbors.h only.
+// Neighbour searches over all points of a small cloud, and over the tree of a large one. Compiled once for each level
+// by kernels/for_each_level.h (hence no include guard); included by kernels/neighbors.h only.
 
 namespace pc3d {
 namespace PC3D_LEVEL {
@@ -181,8 +181,8 @@ inline void collect_leaves(const PointTree<T>& tree, const QueryGroup<T>& querie
   Limit<T> reach = scratch.limits[0];
   for (int64_t q = 1; q < queries.size; ++q) {
     const Limit<T> limit = scratch.limits[q];
-    const bool farther = limit.distance > reach.distance ||
-                         (limit.distance == reach.distance && limit.index > reach.index);
+    const bool farther =
+        limit.distance > reach.distance || (limit.distance == reach.distance && limit.index > reach.index);
     if (farther) reach = limit;
   }
   Frontier<T>* current = &scratch.frontier[0];
@@ -205,8 +205,8 @@ inline void collect_leaves(const PointTree<T>& tree, const QueryGroup<T>& querie
         d[i] = out ? std::numeric_limits<T>::quiet_NaN() : d[i];
         child[i] = static_cast<Integer<T>>(begin + i);
       }
-      next->size += append(d, child, kFan, reach.distance, next->distance.data() + next->size,
-                           next->node.data() + next->size);
+      next->size +=
+          append(d, child, kFan, reach.distance, next->distance.data() + next->size, next->node.data() + next->size);
     }
     std::swap(current, next);
   }

@@ -80,7 +80,8 @@ struct QueryGroup {
   int64_t size;
   Box<T> box;
 
-  QueryGroup(const PointArrays<T>& points, int64_t begin, int64_t end) : points(&points), begin(begin), size(end - begin) {
+  QueryGroup(const PointArrays<T>& points, int64_t begin, int64_t end)
+      : points(&points), begin(begin), size(end - begin) {
     for (int c = 0; c < 3; ++c) {
       const auto [low, high] = std::minmax_element(points.at[c].begin() + begin, points.at[c].begin() + end);
       box.low[c] = *low;
@@ -192,14 +193,15 @@ void sort_many(const Found<T>& found, T* out_d, Integer<T>* out_index) {
 // Where the rows of a cloud's queries go.
 template <class T>
 struct Results {
-  int64_t* index;    // (queries, k)
-  T* squared;        // (queries, k), of a search for the nearest only
-  int64_t* count;    // (queries,), of a ball query only
-  int64_t base;      // the cloud's first row
+  int64_t* index;  // (queries, k)
+  T* squared;      // (queries, k), of a search for the nearest only
+  int64_t* count;  // (queries,), of a ball query only
+  int64_t base;    // the cloud's first row
 };
 
-// Slots past the last neighbour repeat the first; an empty ball is all -1. A search for the nearest fills its rows unless
-// there is NaN among the coordinates, which only a compiled graph lets pass: then it names the cloud's first row.
+// Slots past the last neighbour repeat the first; an empty ball is all -1. A search for the nearest fills its rows
+// unless there is NaN among the coordinates, which only a compiled graph lets pass: then it names the cloud's first
+// row.
 template <class T>
 void write_row(int64_t found, const Search<T>& search, const Scratch<T>& scratch, const Results<T>& results,
                int64_t row) {

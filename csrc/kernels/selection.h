@@ -74,9 +74,9 @@ inline int64_t count_at_most(const Bits<T>* bits, int64_t n, Integer<T> limit) {
 }
 
 // A limit that at least k of the candidates pass, and (unless that many are equal in distance and index) only those k.
-// Bisection on the bits of the distance: it ends early, as soon as a threshold lies between the k-th and the next; where
-// equal distances straddle the k-th place, a second bisection finds the largest index to keep among them. `d` is padded
-// with NaN to a multiple of kPadding, and holds at least k numbers.
+// Bisection on the bits of the distance: it ends early, as soon as a threshold lies between the k-th and the next;
+// where equal distances straddle the k-th place, a second bisection finds the largest index to keep among them. `d` is
+// padded with NaN to a multiple of kPadding, and holds at least k numbers.
 template <class T>
 inline Limit<T> kth(const T* d, const Integer<T>* index, int64_t count, int64_t k) {
   const int64_t n = padded(count);

@@ -12,10 +12,11 @@
 //   };
 //   call_widest<AddOne<float>>(a, b, n);
 //
-// The body is compiled once for each level. Rules, all of which keep the levels bit-identical and both compilers content:
-// it takes and returns scalars and pointers only, calls nothing but functions marked PC3D_ALWAYS_INLINE, holds no lambda,
-// and adds up floating-point numbers in an order that does not depend on the width. `x < y ? x : y` on vectors selects
-// lane by lane and becomes one instruction. There are no fused multiply-adds at any level (-ffp-contract=off).
+// The body is compiled once for each level. Rules, all of which keep the levels bit-identical and both compilers
+// content: it takes and returns scalars and pointers only, calls nothing but functions marked PC3D_ALWAYS_INLINE, holds
+// no lambda, and adds up floating-point numbers in an order that does not depend on the width. `x < y ? x : y` on
+// vectors selects lane by lane and becomes one instruction. There are no fused multiply-adds at any level
+// (-ffp-contract=off).
 #pragma once
 
 #include <cstdint>

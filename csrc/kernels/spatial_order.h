@@ -1,5 +1,5 @@
-// An order of points in which neighbours in the list are neighbours in space: cells along a Hilbert curve, refined where
-// a cell holds many points. Any run of it has a small bounding box, whatever the density of the points.
+// An order of points in which neighbours in the list are neighbours in space: cells along a Hilbert curve, refined
+// where a cell holds many points. Any run of it has a small bounding box, whatever the density of the points.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ struct Box {
   T high[3];
 };
 
-constexpr int kMaxCellBits = 7;       // per axis: two radix passes sort 21 bits
+constexpr int kMaxCellBits = 7;          // per axis: two radix passes sort 21 bits
 constexpr int64_t kSortChunk = 1 << 16;  // points that one thread handles at a time
 
 // A row and its cell, sorted as one integer.
@@ -23,9 +23,9 @@ PC3D_ALWAYS_INLINE uint64_t cell_key(uint32_t cell, uint32_t row) { return uint6
 PC3D_ALWAYS_INLINE uint32_t row_of(uint64_t key) { return static_cast<uint32_t>(key); }
 PC3D_ALWAYS_INLINE uint32_t cell_of(uint64_t key) { return static_cast<uint32_t>(key >> 32); }
 
-// Position along the Hilbert curve (Skilling, Programming the Hilbert curve, 2004), free of branches. The number of bits
-// is a constant, so that the compiler unrolls the loops and works on many points at once; a coarser curve drops the last
-// bits.
+// Position along the Hilbert curve (Skilling, Programming the Hilbert curve, 2004), free of branches. The number of
+// bits is a constant, so that the compiler unrolls the loops and works on many points at once; a coarser curve drops
+// the last bits.
 PC3D_ALWAYS_INLINE uint32_t hilbert_position(uint32_t x, uint32_t y, uint32_t z) {
   constexpr int bits = kMaxCellBits;
   for (int k = bits - 1; k > 0; --k) {
