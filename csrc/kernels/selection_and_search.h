@@ -1,3 +1,3 @@
 // The two files that kernels/neighbors.h compiles for each level together.
-#include "kernels/search.h"
 #include "kernels/selection.h"
+#include "kernels/search.h"
