@@ -40,7 +40,11 @@ inline void check_points(const Tensor& xyz, const Tensor& offsets, const char* n
   const int64_t* o = values.const_data_ptr<int64_t>();
   const int64_t last = offsets.size(0) - 1;
   STD_TORCH_CHECK(o[0] == 0 && o[last] == xyz.size(0), name, ": offsets must run from 0 to the number of rows");
-  for (int64_t b = 0; b < last; ++b) STD_TORCH_CHECK(o[b] <= o[b + 1], name, ": offsets must ascend");
+  for (int64_t b = 0; b < last; ++b) {
+    STD_TORCH_CHECK(o[b] <= o[b + 1], name, ": offsets must ascend");
+    // Within a cloud the kernels count rows in 32 bits.
+    STD_TORCH_CHECK(o[b + 1] - o[b] < (int64_t{1} << 31), name, ": a cloud must have fewer than 2^31 points");
+  }
 }
 
 inline void check_index(const Tensor& index, int64_t num_rows) {

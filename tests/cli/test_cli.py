@@ -256,3 +256,10 @@ def test_a_process_of_its_own() -> None:
     )
     assert wrong.returncode == 2
     assert "did you mean 'doctor'?" in wrong.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = f"{sys.executable} -m pc3d.cli.main doctor | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.stdout.strip() == "versions"
+    assert done.stderr == ""
