@@ -14,12 +14,15 @@ def init_token(token: Tensor) -> Tensor:
 
 @torch.no_grad()
 def init_encoder_weights(module: nn.Module) -> None:
-    """Linear weights as :func:`init_token`, biases 0, LayerNorm and BatchNorm at 1 and 0; for ``Module.apply``."""
+    """Linear weights as :func:`init_token`, biases 0, LayerNorm and BatchNorm at 1 and 0; for ``Module.apply``.
+
+    BatchNorm forgets its running statistics too.
+    """
     if isinstance(module, nn.Linear):
         init_token(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
+    elif isinstance(module, nn.LayerNorm | nn.modules.batchnorm._BatchNorm):
         module.reset_parameters()
 
 

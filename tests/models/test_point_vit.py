@@ -154,3 +154,18 @@ def test_bad_pooling_is_refused(objects: Tensor) -> None:
         small().encode(objects, "median")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_cls_tokens=0"):
         small().encode(objects, "concat(cls,max,mean)")
+
+
+def test_reset_parameters_leaves_nothing_of_the_training(objects: Tensor) -> None:
+    encoder = small(num_cls_tokens=1).train()
+    fresh = {name: value.clone() for name, value in encoder.state_dict().items()}
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
+    encoder(objects).tokens.square().mean().backward()
+    optimizer.step()
+    moved = {name for name, value in encoder.state_dict().items() if not torch.equal(value, fresh[name])}
+    assert "tokenizer.network.first.1.running_var" in moved
+    torch.manual_seed(0)
+    encoder.reset_parameters()
+    for name, value in encoder.state_dict().items():
+        if "norm" in name or name.startswith(("tokenizer.network.first.1.", "tokenizer.network.second.0.")):
+            assert torch.equal(value, fresh[name]), name
