@@ -33,8 +33,9 @@ def _colours(values: Array) -> Array:
         # 16-bit fields are often filled with 8-bit values (LAS files above all).
         top = 255 if values.dtype.itemsize == 1 or (values.size and values.max() <= 255) else np.iinfo(np.uint16).max
     else:
-        top = 255 if values.size and values.max() > 1 else 1
-    return np.asarray(values / top, np.float32)
+        # Rounding may lift a saturated channel a little above 1.
+        top = 255 if values.size and values.max() > 1 + 1e-3 else 1
+    return np.asarray(np.clip(values / top, 0, 1), np.float32)
 
 
 def _split_columns(table: Array, path: Path) -> Fields:
@@ -167,7 +168,8 @@ def _sampled(mesh: Any, num_points: int, rng: np.random.Generator) -> Fields:
     elif visual.kind == "vertex":
         weight = trimesh.triangles.points_to_barycentric(mesh.triangles[face], xyz)
         corners = np.asarray(visual.vertex_colors)[mesh.faces[face], :3]
-        fields["rgb"] = np.clip(_colours((corners * weight[:, :, None]).sum(axis=1) / 255.0), 0, 1)
+        mixed = (corners * weight[:, :, None]).sum(axis=1) / 255
+        fields["rgb"] = np.clip(mixed, 0, 1).astype(np.float32)
     elif visual.kind == "face":
         fields["rgb"] = _colours(np.asarray(visual.face_colors)[face, :3])
     return fields

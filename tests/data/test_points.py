@@ -138,6 +138,27 @@ def test_mesh_with_vertex_colours_is_interpolated(tmp_path: Path) -> None:
     torch.testing.assert_close(cloud.rgb, weight, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("colour", [(255, 255, 255), (255, 0, 0)], ids=["white", "red"])
+def test_saturated_vertex_colours_stay_what_they_are(tmp_path: Path, colour: tuple[int, int, int]) -> None:
+    """Weights of a triangle's corners add up to 1 but for rounding, which must not pass for a scale of 0..255."""
+    mesh = trimesh.creation.icosphere(subdivisions=2)
+    mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.tile([*colour, 255], (len(mesh.vertices), 1)))
+    mesh.export(tmp_path / "ball.ply")
+    rgb = read_points(tmp_path / "ball.ply", num_points=2000).rgb
+    assert rgb is not None
+    assert rgb.max() <= 1
+    np.testing.assert_allclose(rgb.numpy(), np.tile(np.array(colour) / 255, (2000, 1)), atol=1e-6)
+
+
+def test_float_colours_a_rounding_error_above_one(tmp_path: Path) -> None:
+    colours = np.full((5, 3), 1.0)
+    colours[0] = np.nextafter(1.0, 2.0)
+    np.savez(tmp_path / "a.npz", xyz=np.eye(5, 3), rgb=colours)
+    assert read_points(tmp_path / "a.npz").rgb.tolist() == [[1.0] * 3] * 5
+    np.savez(tmp_path / "b.npz", xyz=np.eye(5, 3), rgb=colours * 255)
+    np.testing.assert_allclose(read_points(tmp_path / "b.npz").rgb.numpy(), 1.0)
+
+
 def test_obj_with_material_colour(tmp_path: Path) -> None:
     (tmp_path / "a.mtl").write_text("newmtl red\nKd 1.0 0.0 0.0\n")
     (tmp_path / "a.obj").write_text("mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 0 1 0\nusemtl red\nf 1 2 3\n")
