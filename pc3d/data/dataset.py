@@ -33,12 +33,23 @@ class MissingDataError(FileNotFoundError):
 
 
 class BadFileError(ValueError):
-    """A file is there but cannot be used: truncated, empty, not a number, not what its name says."""
+    """A file is there but cannot be used: truncated, empty, not a number, not what its name says.
 
-    def __init__(self, path: Path | str, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
+    Args:
+        path: the file, or with ``reason`` None the whole message: PyTorch's loader makes the error of its worker anew
+            from the text of the traceback alone.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: Path | str, reason: str | None = None) -> None:
+        super().__init__(str(path) if reason is None else f"{Path(path)}: {reason}")
         self.path = Path(path)
-        self.reason = reason
+        self.reason = "" if reason is None else reason
+
+    def __reduce__(self) -> tuple[type[BadFileError], tuple[Path | str, str | None]]:
+        if not self.reason:
+            return type(self), (str(self), None)
+        return type(self), (self.path, self.reason)
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,20 @@ def test_a_killed_run_goes_on(tmp_path: Path, household: Household, convert: Mod
     assert len(ObjectSet(tmp_path / "killed", "all", num_points=2000)) == 60
 
 
+def test_a_bad_file_is_named_by_whichever_process_reads_it(tmp_path: Path, household: Household) -> None:
+    root = tmp_path / "in"
+    (root / "thing").mkdir(parents=True)
+    for index in range(4):
+        np.save(root / "thing" / f"{index}.npy", household[index].xyz.numpy())
+    (root / "thing" / "2.npy").write_bytes(b"<html>")
+    options = ["--split", "all", "--points", "2000", "--shard-size", "1", "--workers", "2"]
+    command = [sys.executable, TOOLS / "convert.py", "folder", root, tmp_path / "out", *options]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "thing/2.npy: cannot be read as NPY" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_embedded_set_can_be_rebuilt(tmp_path: Path) -> None:
     """From a larger version made of the embedded one, the builder gives the embedded one back."""
     embedded = Path(__file__).parents[2] / "pc3d" / "data" / "household"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pc3d.data import BadFileError, FolderDataset, MissingDataError
+from pc3d.data import BadFileError, FolderDataset, MissingDataError, PointLoader
 
 
 @pytest.fixture
@@ -105,3 +106,18 @@ def test_refusing_names_the_file_when_it_is_asked_for(folder: Path) -> None:
     assert [file.path for file in objects.verify()] == [bad]
     with pytest.raises(BadFileError, match=r"crate/points\.npy: 5 of 5 points are not finite"):
         objects[5]
+
+
+def test_an_error_of_a_file_survives_the_way_between_processes() -> None:
+    error = BadFileError("a//b.ply", "is empty")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.path, again.reason) == (BadFileError, str(error), error.path, "is empty")
+    whole = pickle.loads(pickle.dumps(BadFileError("Caught BadFileError in a//worker")))
+    assert str(whole) == "Caught BadFileError in a//worker"
+
+
+def test_a_worker_of_a_loader_names_the_bad_file(folder: Path) -> None:
+    (folder / "bread" / "bad.ply").write_text("<html>")
+    loader = PointLoader(FolderDataset(folder), batch_size=1, num_workers=1)
+    with pytest.raises(BadFileError, match=r"bad\.ply: cannot be read as PLY"):
+        list(loader)
