@@ -102,16 +102,18 @@ def open_encoder(encoder: str, *, untrained: bool, seed: int, data: str, num_poi
     if encoder == "descriptor":
         return ShapeDescriptor(seed), "the handcrafted shape descriptor"
     if encoder == "pca":
-        fitted = PointPCA().fit(open_split(data, "train", num_points).dataset, num_points=num_points or 1024)
-        return fitted, "PCA of raw points"
+        source = open_split(data, "train", num_points)
+        prepared: dict[str, Any] = {"sampling": source.sampling, "normalize": source.normalize}
+        return PointPCA().fit(source.dataset, num_points=num_points, **prepared), "PCA of raw points"
     import torch
 
     from pc3d.models import load_encoder
 
     model: Any = load_encoder(encoder)
     if untrained:
+        # Built anew: fresh weights alone would leave the trained statistics of batch norm in place.
         torch.manual_seed(seed)
-        model.reset_parameters()
+        model = type(model)(**model.config).eval()
         return model, f"{encoder}, untrained (fresh weights, seed {seed})"
     return model, encoder
 

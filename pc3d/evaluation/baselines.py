@@ -14,8 +14,10 @@ from torch import Tensor
 
 from pc3d._extras import require
 from pc3d.data import PointDataset
+from pc3d.evaluation.features import Centering, Sampling, batches, preparation
 
 _PAIRS = 4096
+_CLOUDS = 32  # at a time
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 
@@ -98,19 +100,36 @@ class PointPCA:
         self._mean: NDArray[np.float64] | None = None
         self._axes: NDArray[np.float64] | None = None
 
-    def fit(self, dataset: PointDataset, *, num_points: int = 1024) -> PointPCA:
-        """Find the components of a data set's clouds, the first ``num_points`` points of each.
+    def fit(
+        self,
+        dataset: PointDataset,
+        *,
+        num_points: int | None = 1024,
+        sampling: Sampling = "first",
+        normalize: Centering = "none",
+    ) -> PointPCA:
+        """Find the components of a data set's clouds, prepared as :func:`extract_features` prepares them.
+
+        Args:
+            dataset: the training split; its labels are not used.
+            num_points: points per cloud; None takes every point of each.
+            sampling: as for :func:`extract_features`, and to be the same there.
+            normalize: likewise.
+
+        Returns:
+            This object.
 
         Raises:
-            ValueError: the data set has fewer clouds than components.
+            ValueError: the data set has fewer clouds than components, or a cloud fewer points than asked for.
         """
         if len(dataset) < self.num_components:
             raise ValueError(
                 f"num_components must be at most the {len(dataset)} clouds of the data set, got {self.num_components}"
             )
-        clouds = torch.stack([dataset.load(index).xyz[:num_points] for index in range(len(dataset))])
+        prepared = batches(dataset, _CLOUDS, preparation(num_points, sampling, normalize))
+        vectors = [self._vector(torch.stack([cloud.xyz for cloud in clouds])) for clouds in prepared]
         decomposition = require("sklearn.decomposition", extra="train", purpose="the PCA baseline")
-        fitted = decomposition.PCA(self.num_components, svd_solver="full").fit(self._vector(clouds))
+        fitted = decomposition.PCA(self.num_components, svd_solver="full").fit(np.concatenate(vectors))
         self._mean, self._axes = fitted.mean_, fitted.components_
         return self
 
@@ -130,7 +149,13 @@ class PointPCA:
 
 
 def settle_batch_norm(
-    encoder: Network, dataset: PointDataset, *, num_points: int = 1024, batch_size: int = 32
+    encoder: Network,
+    dataset: PointDataset,
+    *,
+    num_points: int | None = 1024,
+    sampling: Sampling = "first",
+    normalize: Centering = "none",
+    batch_size: int = 32,
 ) -> Network:
     """Set the running statistics of an encoder's batch norm by one pass over a data set; no weight changes.
 
@@ -139,13 +164,19 @@ def settle_batch_norm(
     Args:
         encoder: changed in place; its mode is left as it was.
         dataset: its labels are not used.
-        num_points: points per cloud, the first so many.
+        num_points: points per cloud; None takes every point of each.
+        sampling: as for :func:`extract_features`, and to be the same there.
+        normalize: likewise.
         batch_size: clouds per forward pass.
 
     Returns:
         The encoder.
+
+    Raises:
+        ValueError: a cloud has fewer points than asked for.
     """
-    clouds = [dataset.load(index).xyz[:num_points] for index in range(len(dataset))]
-    batches = [torch.stack(clouds[start : start + batch_size]) for start in range(0, len(clouds), batch_size)]
-    torch.optim.swa_utils.update_bn(batches, encoder)
+    prepared = batches(dataset, batch_size, preparation(num_points, sampling, normalize))
+    # A list: bad clouds are refused before the first statistic changes.
+    clouds = [torch.stack([cloud.xyz for cloud in batch]) for batch in prepared]
+    torch.optim.swa_utils.update_bn(clouds, encoder)
     return encoder

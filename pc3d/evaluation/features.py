@@ -129,7 +129,7 @@ def extract_features(
     Raises:
         ValueError: the set is empty, ``num_points`` exceeds what an item has, or features are not finite.
     """
-    prepare = _preparation(num_points, sampling, normalize)
+    prepare = preparation(num_points, sampling, normalize)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if len(dataset) == 0:
@@ -137,7 +137,7 @@ def extract_features(
     digest, ids, blocks = hashlib.sha256(), [], []
     device = next((p.device for p in encoder.parameters()), None) if isinstance(encoder, torch.nn.Module) else None
     with _frozen(encoder), _bar(len(dataset), progress) as advance:
-        for clouds in _batches(dataset, batch_size, prepare):
+        for clouds in batches(dataset, batch_size, prepare):
             xyz = torch.stack([cloud.xyz for cloud in clouds])
             digest.update(np.ascontiguousarray(xyz.to(torch.float32).numpy()).tobytes())
             ids += [str(cloud.meta.get("id", "")) for cloud in clouds]
@@ -161,7 +161,12 @@ def extract_features(
     )
 
 
-def _preparation(num_points: int | None, sampling: Sampling, normalize: Centering) -> Compose:
+def preparation(num_points: int | None, sampling: Sampling, normalize: Centering) -> Compose:
+    """What happens to a cloud before it is encoded, see :func:`extract_features`.
+
+    Raises:
+        ValueError: ``sampling`` or ``normalize`` is none of the known ones.
+    """
     for name, value, known in (("sampling", sampling, Sampling), ("normalize", normalize, Centering)):
         if value not in get_args(known):
             raise ValueError(f"{name} must be one of {get_args(known)}, got {value!r}")
@@ -173,7 +178,12 @@ def _preparation(num_points: int | None, sampling: Sampling, normalize: Centerin
     return Compose(steps)
 
 
-def _batches(dataset: PointDataset, size: int, prepare: Compose) -> Iterator[list[PointCloud]]:
+def batches(dataset: PointDataset, size: int, prepare: Compose) -> Iterator[list[PointCloud]]:
+    """The clouds of a data set in order, prepared, at most ``size`` at a time and all of a batch of one length.
+
+    Raises:
+        ValueError: a cloud has fewer points than the preparation takes; the message names it.
+    """
     generator = torch.Generator()  # no step of the preparation draws from it
     pending: list[PointCloud] = []
     for index in range(len(dataset)):
@@ -182,7 +192,8 @@ def _batches(dataset: PointDataset, size: int, prepare: Compose) -> Iterator[lis
             yield pending
             pending = []
         pending.append(cloud)
-    yield pending
+    if pending:
+        yield pending
 
 
 @contextmanager

@@ -174,6 +174,41 @@ def test_untrained_weights_follow_the_seed(encoder: str, capsys: pytest.CaptureF
     assert "untrained (fresh weights, seed 1)" in run(1)
 
 
+def test_untrained_is_freshly_built(encoder: str, tmp_path: Path) -> None:
+    """Nothing of the training is left, the running statistics of batch norm included."""
+    from pc3d.cli._inputs import open_encoder
+    from pc3d.models import load_encoder
+
+    trained: Any = load_encoder(encoder)
+    for name, values in trained.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            values.add_(3.0)
+    moved = str(save_encoder(trained, tmp_path / "moved"))
+    found, _ = open_encoder(moved, untrained=True, seed=5, data="household", num_points=128)
+    torch.manual_seed(5)
+    fresh = PointViT(**trained.config)
+    assert isinstance(found, PointViT)
+    assert not found.training
+    assert found.state_dict().keys() == fresh.state_dict().keys()
+    for name, values in fresh.state_dict().items():
+        assert torch.equal(found.state_dict()[name], values), name
+
+
+def test_pca_sees_clouds_as_the_features_do(tmp_path: Path) -> None:
+    from pc3d.cli._inputs import features_of
+    from pc3d.data import Household
+
+    for split in ("train", "test"):
+        objects = Household(split)
+        for index in range(130 if split == "train" else 4):
+            folder = tmp_path / split / f"class{index % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            np.save(folder / f"{index}.npy", objects[index].xyz[:64].numpy() * 50 + 1000)
+    train, _ = features_of("pca", str(tmp_path), num_points=32, pooling="max", batch_size=8, untrained=False, seed=0)
+    np.testing.assert_allclose(train.values.mean(0), 0, atol=1e-5)
+    assert train.values.std() > 0.01
+
+
 def test_folder_with_class_sub_folders(by_class: Path, encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "--encoder", encoder, "--data", str(by_class), "--C", "1", "--json", *POINTS]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pc3d.data import Household, Jitter, PointDataset, Selection
+from pc3d.data import Compose, FarthestPointSample, Household, Jitter, Normalize, PointCloud, PointDataset, Selection
 from pc3d.evaluation import (
     Features,
     PointPCA,
@@ -231,3 +233,55 @@ def test_settling_batch_norm_sets_statistics_and_no_weight(vit: PointViT, few: P
     rows = linear(neighborhood.reshape(-1, 3))
     torch.testing.assert_close(norm.running_mean, rows.mean(0), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(norm.running_var, rows.var(0), atol=1e-5, rtol=1e-4)
+
+
+class Moved(Selection):
+    """Real objects far from the origin and much too large, sorted along an axis, as files of scans may be."""
+
+    def load(self, index: int) -> PointCloud:
+        cloud = super().load(index)
+        rows = cloud.xyz[:, 0].argsort()
+        return cloud.replace(xyz=cloud.xyz[rows] * 50 + 1000, rgb=None, normal=None)
+
+
+def test_pca_is_fitted_on_clouds_prepared_like_those_it_encodes() -> None:
+    train = Moved(Household("train"), range(40))
+    options: dict[str, Any] = {"num_points": 64, "sampling": "farthest", "normalize": "box"}
+    features = extract_features(PointPCA(8).fit(train, **options), train, **options)
+    np.testing.assert_allclose(features.values.mean(0), 0, atol=1e-5)
+    # Fitted on the raw prefixes, every cloud would be in one cell of the grid and all features alike.
+    assert (features.values.std(0) > 0.01).all()
+
+
+def test_batch_norm_is_settled_on_clouds_prepared_like_those_it_encodes() -> None:
+    class Recorder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, xyz: Tensor) -> Tensor:
+            return self.norm(xyz.flatten(0, 1))
+
+    train = Moved(Household("train"), range(6))
+    recorder = settle_batch_norm(Recorder(), train, num_points=64, sampling="farthest", normalize="box")
+    prepare = Compose([FarthestPointSample(64), Normalize("box")])
+    points = torch.cat([prepare(train.load(i), torch.Generator()).xyz for i in range(6)])
+    torch.testing.assert_close(recorder.norm.running_mean, points.mean(0))
+
+
+def test_clouds_with_too_few_points_are_named() -> None:
+    class Short(Selection):
+        def load(self, index: int) -> PointCloud:
+            return super().load(index).select(slice(0, 64 if index == 2 else 100))
+
+    train = Short(Household("train"), range(6))
+    name = re.escape(train.load(2).meta["id"])
+    with pytest.raises(ValueError, match=rf"num_points=100 exceeds the 64 points of the cloud.*{name}"):
+        PointPCA(4).fit(train, num_points=100)
+    encoder = nn.BatchNorm1d(100)
+    with pytest.raises(ValueError, match=rf"num_points=100 exceeds the 64 points of the cloud.*{name}"):
+        settle_batch_norm(encoder, train, num_points=100)
+    assert encoder.running_mean is not None
+    assert not encoder.running_mean.any()
+    everything = extract_features(PointPCA(4).fit(train, num_points=None), train, num_points=None)
+    np.testing.assert_allclose(everything.values.mean(0), 0, atol=1e-5)
