@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,6 +87,8 @@ def compare(
 def evaluate(run: Path, *, seed: int = 0) -> dict[str, ProbeResult]:
     """Compare the encoder of a finished run on the embedded objects, and write ``demo.json`` and ``demo.csv`` there.
 
+    The hash of the encoder is taken before it is probed, so a table never passes for that of a later encoder.
+
     Args:
         run: a run folder with ``encoder/``.
         seed: of the untrained weights, the folds and the bootstrap.
@@ -93,20 +96,50 @@ def evaluate(run: Path, *, seed: int = 0) -> dict[str, ProbeResult]:
     Returns:
         Name to result, the trained encoder last.
     """
+    encoder_sha256 = _hash_of_encoder(run)
     encoder = load_encoder(run)
     num_points = int(encoder.config["num_points"])
     train, test = Household("train"), Household("test")
     encoders = baselines(encoder.config, train, num_points=num_points, seed=seed)
     encoders[TRAINED] = cast("Encoder", encoder)
     results = compare(encoders, train, test, num_points=num_points, data="household", seed=seed, progress=True)
-    write_results(results, run)
+    write_results(results, run, encoder_sha256=encoder_sha256)
     return results
 
 
-def write_results(results: Mapping[str, ProbeResult], folder: Path) -> None:
-    """``demo.json`` with the whole protocols, ``demo.csv`` with the scores in percent."""
-    text = json.dumps({name: result.to_dict() for name, result in results.items()}, indent=2)
-    _replace(folder / "demo.json", text)
+def is_current(run: Path, *, seed: int) -> bool:
+    """Whether ``demo.json`` and ``demo.csv`` are there, of the encoder that the run holds now and of this seed."""
+    if not (run / "demo.csv").exists():
+        return False
+    try:
+        last = json.loads((run / "demo.json").read_text(encoding="utf-8"))[TRAINED]
+        return bool(last["encoder_sha256"] == _hash_of_encoder(run) and last["seed"] == seed)
+    except (OSError, ValueError, KeyError, TypeError):  # not there, half written, or of before the hash was kept
+        return False
+
+
+def remove_results(run: Path) -> None:
+    """Remove ``demo.json``, ``demo.csv`` and ``demo.png``."""
+    for name in ("demo.json", "demo.csv", "demo.png"):
+        (run / name).unlink(missing_ok=True)
+
+
+def _hash_of_encoder(run: Path) -> str:
+    return hashlib.sha256((run / "encoder" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def write_results(results: Mapping[str, ProbeResult], folder: Path, *, encoder_sha256: str | None = None) -> None:
+    """``demo.json`` with the whole protocols, ``demo.csv`` with the scores in percent.
+
+    Args:
+        results: name to result.
+        folder: to write to.
+        encoder_sha256: of the trained encoder's file; kept with its result (:func:`is_current`).
+    """
+    rows = {name: result.to_dict() for name, result in results.items()}
+    if encoder_sha256 is not None:
+        rows[TRAINED]["encoder_sha256"] = encoder_sha256
+    _replace(folder / "demo.json", json.dumps(rows, indent=2))
     with (folder / "demo.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["encoder", "overall_accuracy", "low", "high", "mean_class_accuracy", "C"])

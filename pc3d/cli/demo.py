@@ -24,32 +24,56 @@ def demo(output: str = "runs/demo", seed: int = 0, overwrite: bool = False) -> N
         overwrite: Train again from the start, and replace what an earlier demo wrote.
     """
     from pc3d import demo as parts
+    from pc3d._extras import MissingExtraError
     from pc3d.methods import RunFolder
 
     folder = RunFolder(output)
-    outcome = [folder.path / name for name in ("demo.json", "demo.csv", "demo.png")]
-    trained = _train(folder, seed, overwrite)
-    if trained or overwrite or not all(path.exists() for path in outcome):
+    _train(folder, seed, overwrite)
+    if not parts.is_current(folder.path, seed=seed):
+        parts.remove_results(folder.path)
         print("probing ...", flush=True)
         parts.evaluate(folder.path, seed=seed)
-        parts.picture(_method(folder), folder.path / "demo.png", seed=seed)
     print(f"\n{parts.table(folder.path)}\n")
-    print(f"encoder: {folder.encoder}\ntable:   {outcome[0]}, {outcome[1]}\npicture: {outcome[2]}")
+    print(f"encoder: {folder.encoder}\ntable:   {folder.path / 'demo.json'}, {folder.path / 'demo.csv'}", flush=True)
+    drawing = folder.path / "demo.png"
+    try:
+        if not drawing.exists():
+            parts.picture(_method(folder), drawing, seed=seed)
+        print(f"picture: {drawing}")
+    except MissingExtraError as missing:
+        print(f"picture: not drawn, {missing}; then call pc3d demo again")
 
 
-def _train(folder: Any, seed: int, overwrite: bool) -> bool:
-    """Train, resume, or leave a finished run alone; whether anything was trained."""
+def _train(folder: Any, seed: int, overwrite: bool) -> None:
+    """Train, resume, or leave a finished run alone; what an earlier encoder scored is removed before training."""
+    from pc3d.demo import remove_results
+
     options = ["--config", _CONFIG, "--output", str(folder.path), "--seed", str(seed)]
+    if not overwrite and (folder.is_finished() or folder.checkpoint.exists()):
+        _check_is_demo(folder, options)
     if folder.is_finished() and not overwrite:
         print(f"using the trained encoder in {folder.encoder} (--overwrite trains again)")
-        return False
+        return
     if folder.checkpoint.exists() and not overwrite:
         print(f"going on with the interrupted run in {folder.path} (--overwrite starts again)")
         options.append("--resume")
     elif folder.is_started():
         options.append("--overwrite")  # nothing was checkpointed, or it is to be replaced
+    remove_results(folder.path)
     pretrain.main(options)
-    return True
+
+
+def _check_is_demo(folder: Any, options: list[str]) -> None:
+    """Refuse a run that is there but is not the one that the demonstration would train."""
+    remedy = "choose another --output, or pass --overwrite to train in its place"
+    if not folder.config.exists():
+        raise FileExistsError(f"{folder.path} holds a run without {folder.config.name}, not one of pc3d demo: {remedy}")
+    changed = pretrain.changed_sections(pretrain.resolve(options), folder.config)
+    if changed:
+        raise FileExistsError(
+            f"{folder.path} holds another run than pc3d demo {' '.join(options[-2:])} trains "
+            f"({' and '.join(changed)} differ from {folder.config}): {remedy}"
+        )
 
 
 def _method(folder: Any) -> Any:

@@ -131,12 +131,33 @@ def _dump(parser: Any, options: Any) -> str:
     return text
 
 
-def _check_unchanged(resolved: str, stored: Path) -> None:
-    """Refuses to resume what would be another run; trainer options (devices, epochs, ...) may change."""
+def resolve(argv: Sequence[str]) -> str:
+    """The whole configuration of a run with these arguments, as its folder would keep it."""
+    parser = build_parser()
+    return _dump(parser, parser.parse_args(_with_config(list(argv))))
+
+
+def changed_sections(resolved: str, stored: Path) -> list[str]:
+    """Which of model, data and seed differ from a stored configuration, and so would make it another run.
+
+    Trainer options (devices, epochs, ...) may change, and so may how batches are prepared: no result depends on it.
+    """
     import yaml
 
     now, before = yaml.safe_load(resolved), yaml.safe_load(stored.read_text(encoding="utf-8"))
-    changed = [name for name in ("model", "data", "seed") if now.get(name) != before.get(name)]
+    return [name for name in ("model", "data", "seed") if _what_matters(now, name) != _what_matters(before, name)]
+
+
+def _what_matters(config: Any, name: str) -> Any:
+    section = config.get(name) if isinstance(config, dict) else None
+    if name != "data" or not isinstance(section, dict):
+        return section
+    return {key: value for key, value in section.items() if key not in ("num_workers", "pin_memory")}
+
+
+def _check_unchanged(resolved: str, stored: Path) -> None:
+    """Refuses to resume what would be another run."""
+    changed = changed_sections(resolved, stored)
     if changed:
         raise ValueError(
             f"cannot resume with another {' and '.join(changed)} than {stored} has: leave out --config and the "
