@@ -106,6 +106,17 @@ def test_a_run_goes_on_by_its_own_configuration(
     assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_epochs"] == 2
 
 
+def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path, config: Path) -> None:
+    folder = tmp_path / "run"
+    short = ["--trainer.max_epochs", "1", "--model.optimisation.schedule_epochs", "2"]
+    assert run("--config", config, "--output", folder, *short) == 0
+    changed = ["--data.num_workers", "1", "--data.pin_memory", "false", "--trainer.max_epochs", "2"]
+    assert run("--output", folder, "--resume", *changed) == 0
+    assert run("--config", config, "--output", tmp_path / "whole", "--model.optimisation.schedule_epochs", "2") == 0
+    assert same(load_encoder(folder).state_dict(), load_encoder(tmp_path / "whole").state_dict())
+    assert run("--output", folder, "--resume", "--data.batch_size", "120") == 1
+
+
 def test_nothing_to_resume(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--config", config, "--output", tmp_path / "run", "--resume") == 1
     assert "holds no run" in capsys.readouterr().err
@@ -159,6 +170,16 @@ def test_shipped_configurations_are_valid(name: str) -> None:
     assert name in shipped_configs()
     options = build_parser().parse_args(["--config", str(CONFIGS / f"{name}.yaml"), "--output", "nowhere"])
     assert options.trainer.max_epochs > 0
+
+
+def test_kept_epochs_are_those_of_the_published_schedules() -> None:
+    """The released loop of Point-CMAE calls its first epoch 0; pc3d counts finished epochs."""
+    kept = {
+        name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["keep_epochs"]
+        for name in ("point_mae", "point_cmae", "point_cmae_official")
+    }
+    assert kept["point_mae"] == kept["point_cmae"] == [50, 100, 200, 250, 275, 300]
+    assert kept["point_cmae_official"] == [epoch + 1 for epoch in kept["point_cmae"]]
 
 
 def build(name: str) -> tuple[PointCMAE, Any]:
