@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 KERNELS := $(wildcard csrc/*/*)
 
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 .PHONY: help install demo test test-fast test-oldest lint format typecheck bench lock clean
 
 help:  ## This list
@@ -14,29 +15,38 @@ help:  ## This list
 
 # ---- environments -----------------------------------------------------------------------------------------------
 
-$(BIN)/python:
+# A stamp rather than the interpreter: a venv that was made by half is made again.
+$(VENV)/.venv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pc3d needs Python 3.10 or newer: make PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade pip
+	@touch $@
 
 # What training and the demo need; a part of dev.lock.
-$(VENV)/.train: requirements/train.lock | $(BIN)/python
+$(VENV)/.train: requirements/train.lock | $(VENV)/.venv
 	@echo "Installing torch and the training requirements into $(VENV) (some minutes the first time)"
 	$(PIP) install --quiet --requirement requirements/train.lock
 	@touch $@
 
 # pc3d itself. --no-build-isolation: build against the torch just installed instead of downloading another.
-$(VENV)/.pc3d: $(KERNELS) setup.py pyproject.toml pc3d/_version.py build_backend/pc3d_build.py $(VENV)/.train
+SETUP := $(KERNELS) setup.py pyproject.toml pc3d/_version.py build_backend/pc3d_build.py
+define install_pc3d
 	@echo "Compiling the operators"
 	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
 	@$(BIN)/python -c "import pc3d; print(\"Kernels:\", pc3d.ops.build_info())"
-	@touch $@
+	@touch $(VENV)/.pc3d
+endef
 
-$(VENV)/.dev: requirements/dev.lock $(VENV)/.train
+$(VENV)/.pc3d: $(SETUP) $(VENV)/.train
+	$(install_pc3d)
+
+# The tools of development come with an nvcc, so pc3d is compiled after them.
+$(VENV)/.dev: requirements/dev.lock $(SETUP) $(VENV)/.train
 	$(PIP) install --quiet --requirement requirements/dev.lock
+	$(install_pc3d)
 	@touch $@
 
-install: $(VENV)/.pc3d $(VENV)/.dev  ## Make .venv with everything, pc3d in editable form
+install: $(VENV)/.dev  ## Make .venv with everything, pc3d in editable form
 
 # ---- what users run ---------------------------------------------------------------------------------------------
 
@@ -72,13 +82,13 @@ format: install  ## Put code in shape
 
 # The wheel built by the newest torch, in an environment with the oldest one tested, the source tree out of the way.
 test-oldest: install
-	rm -rf build/wheel build/oldest && mkdir -p build/oldest
+	rm -rf build/lib* build/bdist* build/wheel build/oldest && mkdir -p build/oldest
 	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
 	test -x $(OLD_VENV)/bin/python || $(PYTHON) -m venv $(OLD_VENV)
 	$(OLD_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --requirement requirements/oldest.lock
 	$(OLD_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --force-reinstall build/wheel/*.whl
-	mkdir -p build/oldest/tests && cp -r tests/ops tests/conftest.py build/oldest/tests/
-	cd build/oldest && ../../$(OLD_VENV)/bin/python -m pytest tests/ops
+	mkdir -p build/oldest/tests && cp -r tests/ops tests/conftest.py tests/test_installed.py build/oldest/tests/
+	cd build/oldest && ../../$(OLD_VENV)/bin/python -m pytest tests
 
 # ---- housekeeping -----------------------------------------------------------------------------------------------
 

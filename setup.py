@@ -6,13 +6,15 @@ and the helpers insist on CUDA libraries that the kernels do not need.
 
 ``PC3D_BUILD`` chooses: ``auto`` (default: CUDA kernels too where nvcc and a CUDA build of torch match), ``cpu``,
 ``cuda`` (fail without CUDA), ``none`` (no kernels: the plain PyTorch definitions run instead).
-``PC3D_CUDA_ARCHITECTURES`` names the GPU generations, default ``80;90;120``.
+``PC3D_CUDA_ARCHITECTURES`` names the GPU generations, default ``80;90;100;120`` as far as nvcc knows them. The first is
+kept as an intermediate form too, from which the driver of any later GPU makes its own code.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the stable interface of torch 2.11
@@ -46,32 +49,37 @@ def find_torch() -> tuple[Path, str | None]:
     return folder, match.group(1) if match else None
 
 
-def find_nvcc(torch: Path, major: str) -> str | None:
-    """nvcc on the path, under CUDA_HOME, in the usual place, or from the wheel nvidia-cuda-nvcc beside torch."""
+def nvcc_candidates(torch: Path, major: str) -> list[str]:
+    """nvcc on the path, under CUDA_HOME, in the usual place, and from the wheel nvidia-cuda-nvcc beside torch."""
     homes = [os.environ.get("CUDA_HOME", "/usr/local/cuda"), str(torch.parent / "nvidia" / f"cu{major}")]
-    return shutil.which("nvcc") or next(filter(None, (shutil.which("nvcc", path=f"{h}/bin") for h in homes)), None)
+    found = [shutil.which("nvcc"), *(shutil.which("nvcc", path=f"{home}/bin") for home in homes)]
+    return [nvcc for nvcc in dict.fromkeys(found) if nvcc]
 
 
-def find_toolkit() -> tuple[Path | None, str]:
-    """The root of the CUDA toolkit that fits torch (None if there is none), and the reason in words."""
-    torch, cuda_version = find_torch()
-    if cuda_version is None:
-        return None, "this torch is a CPU build"
-    major = cuda_version.split(".")[0]
-    nvcc = find_nvcc(torch, major)
-    if nvcc is None:
-        return None, f"torch is a CUDA {cuda_version} build, but no nvcc was found (pip install nvidia-cuda-nvcc)"
+def toolkit_of(nvcc: str, cuda_version: str) -> tuple[Path | None, str]:
+    """The root of the toolkit that an nvcc belongs to, if it fits torch, and the reason in words."""
     # A wrapper script may stand in for nvcc: a dry run names the real root.
     listing = subprocess.run([nvcc, "--dryrun", "-x", "cu", "/dev/null"], capture_output=True, text=True).stderr
     top = re.search(r"^#\$ TOP=(.*)$", listing, re.MULTILINE)
     root = Path(top.group(1).strip()).resolve() if top else Path(nvcc).resolve().parent.parent
     release = re.search(r"release (\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
-    if release is None or release.group(1) != major:
+    if release is None or release.group(1) != cuda_version.split(".")[0]:
         found = release.group(1) if release else "an unknown version"
-        return None, f"torch was built for CUDA {cuda_version}, nvcc is of CUDA {found}: they must share the major"
+        return None, f"torch was built for CUDA {cuda_version}, {nvcc} is of CUDA {found}: they must share the major"
     if not (root / "include" / "cuda_runtime.h").exists():
         return None, f"{root} has nvcc but not include/cuda_runtime.h"
     return root, f"nvcc of {root} fits torch's CUDA {cuda_version}"
+
+
+def find_toolkit() -> tuple[Path | None, str]:
+    """The root of the first CUDA toolkit that fits torch (None if there is none), and the reason in words."""
+    torch, cuda_version = find_torch()
+    if cuda_version is None:
+        return None, "this torch is a CPU build"
+    candidates = [toolkit_of(nvcc, cuda_version) for nvcc in nvcc_candidates(torch, cuda_version.split(".")[0])]
+    if not candidates:
+        return None, f"torch is a CUDA {cuda_version} build, but no nvcc was found (pip install nvidia-cuda-nvcc)"
+    return next((candidate for candidate in candidates if candidate[0]), candidates[0])
 
 
 def find_cuda_runtime(root: Path) -> Path:
@@ -83,10 +91,25 @@ def find_cuda_runtime(root: Path) -> Path:
     raise SystemExit(f"pc3d: no libcudart.so under {root}")
 
 
+def cxx() -> list[str]:
+    """The C++ compiler, with a launcher such as ccache where CXX names one."""
+    return shlex.split(os.environ.get("CXX", "c++"))
+
+
 class BuildKernels(build_ext):
     """Calls the compilers; one object a source file, side by side."""
 
     def build_extension(self, ext: Extension) -> None:
+        try:
+            self._build(ext)
+        except SystemExit as failure:
+            if not ext.name.endswith("_cuda") or os.environ.get("PC3D_BUILD", "auto") != "auto":
+                raise
+            say(f"the CUDA kernels did not compile, going on without them (PC3D_BUILD=cuda insists):\n{failure}")
+            ext.optional = True
+            raise CompileError("no CUDA kernels") from failure
+
+    def _build(self, ext: Extension) -> None:
         torch, _ = find_torch()
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -107,14 +130,14 @@ class BuildKernels(build_ext):
             # torch_cuda holds nothing this library names, so the linker would drop it without --no-as-needed.
             runtime = str(find_cuda_runtime(self._cuda_root(ext)))
             libraries = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cuda", "-ltorch_cpu", runtime]
-        self._call([os.environ.get("CXX", "c++"), "-shared", *objects, *libraries, "-o", str(output)])
+        self._call([*cxx(), "-shared", *objects, *libraries, "-o", str(output)])
 
     @staticmethod
     def _cpu_command(includes: list[str]) -> list[str]:
         # No contraction into fused multiply-adds: distances must round alike on every machine, so that ties do too.
         flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fopenmp-simd"]
         flags += ["-fno-math-errno", "-fno-trapping-math", "-Wall"]
-        return [os.environ.get("CXX", "c++"), *flags, TARGET, STRICT, *includes]
+        return [*cxx(), *flags, TARGET, STRICT, *includes]
 
     @staticmethod
     def _cuda_root(ext: Extension) -> Path:
@@ -122,15 +145,26 @@ class BuildKernels(build_ext):
 
     def _cuda_command(self, ext: Extension, includes: list[str]) -> list[str]:
         root = self._cuda_root(ext)
-        names = os.environ.get("PC3D_CUDA_ARCHITECTURES", "80;90;120").split(";")
+        nvcc = str(root / "bin" / "nvcc")
+        if "PC3D_CUDA_ARCHITECTURES" in os.environ:
+            names = os.environ["PC3D_CUDA_ARCHITECTURES"].split(";")
+        else:
+            known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+            names = [name for name in ("80", "90", "100", "120") if f"compute_{name}" in known]
         targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
-        targets.append(f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}")
+        targets.append(f"-gencode=arch=compute_{names[0]},code=compute_{names[0]}")
         flags = ["-std=c++17", "-O3", "--fmad=false", "-DUSE_CUDA", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-        return [str(root / "bin" / "nvcc"), *flags, *targets, TARGET, STRICT, *includes]
+        return [nvcc, *flags, *targets, TARGET, STRICT, *includes]
 
     @staticmethod
     def _call(command: list[str]) -> None:
-        done = subprocess.run(command, capture_output=True, text=True)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except FileNotFoundError:
+            raise SystemExit(
+                f"pc3d: there is no compiler {command[0]!r}. Install one (Debian: apt-get install g++), name another "
+                "in CXX, or build without kernels: PC3D_BUILD=none"
+            ) from None
         if done.stderr.strip():
             say(done.stderr.strip())
         if done.returncode:
@@ -138,7 +172,10 @@ class BuildKernels(build_ext):
 
 
 def sources(folder: str, suffix: str) -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob(f"*{suffix}"))
+    found = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob(f"*{suffix}"))
+    if not found:
+        raise SystemExit(f"pc3d: csrc/{folder} holds no {suffix} files: the source tree is not complete")
+    return found
 
 
 def extensions() -> list[Extension]:

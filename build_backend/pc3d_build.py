@@ -7,9 +7,11 @@ environment's site-packages behind its own, and asks pip for a torch only where 
 
 from __future__ import annotations
 
+import site
 import sys
 import sysconfig
 from importlib.util import find_spec
+from pathlib import Path
 
 from setuptools.build_meta import *  # noqa: F403
 from setuptools.build_meta import (
@@ -19,10 +21,19 @@ from setuptools.build_meta import (
     get_requires_for_build_wheel as _requires_for_wheel,
 )
 
-for _name in ("purelib", "platlib"):
-    _path = sysconfig.get_path(_name)
-    if _path not in sys.path:
-        sys.path.append(_path)
+
+def _read_venv_configuration() -> str:
+    path = Path(sys.prefix) / "pyvenv.cfg"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+_places = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+if "include-system-site-packages = true" in _read_venv_configuration():
+    _base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    _places += [sysconfig.get_path(name, vars=_base) for name in ("purelib", "platlib")]
+if sys.prefix == sys.base_prefix:
+    _places.append(site.getusersitepackages())
+sys.path += [place for place in dict.fromkeys(_places) if place not in sys.path]
 
 
 def _torch_if_missing() -> list[str]:

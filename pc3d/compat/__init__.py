@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from importlib.util import find_spec
 from types import ModuleType
 
 __all__ = ["install"]
@@ -33,7 +32,7 @@ def install(*, replace: bool = False) -> list[str]:
         replace: stand in also for an extension that is installed.
 
     Returns:
-        The names that now lead here; one that is installed is left alone unless ``replace``.
+        The names that now lead here; one that is installed and loads is left alone unless ``replace``.
     """
     installed = []
     for name, target in _STANDS_FOR.items():
@@ -49,9 +48,11 @@ def install(*, replace: bool = False) -> list[str]:
 
 
 def _is_importable(name: str) -> bool:
+    """Whether the real extension is there *and* loads: repositories carry folders of it that were never compiled."""
     if name in sys.modules:
-        return not sys.modules[name].__name__.startswith("pc3d.compat")
+        return not sys.modules[name].__name__.startswith("pc3d.compat") and hasattr(sys.modules[name], "__file__")
     try:
-        return find_spec(name) is not None
-    except (ImportError, ValueError):  # the parent package does not exist, or was put together by install()
+        importlib.import_module(name)
+    except ImportError:
         return False
+    return True

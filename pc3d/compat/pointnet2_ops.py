@@ -28,8 +28,8 @@ def grouping_operation(features: Tensor, idx: Tensor) -> Tensor:
 
 
 def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """For (B, n, 3) points the three nearest of (B, m, 3): (B, n, 3) distances, not squared, and int32 indices."""
-    index, squared = ops.knn(known, 3, query=unknown)
+    """The three nearest of (B, m, 3) for (B, n, 3) points: distances (not squared), int32 indices; no gradient."""
+    index, squared = ops.knn(known.detach(), 3, query=unknown.detach())
     return squared.sqrt(), index.int()
 
 

@@ -6,10 +6,12 @@ they can be read; a compiled graph cannot read them, there the kernels only guar
 
 from __future__ import annotations
 
+import operator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -25,9 +27,16 @@ class Packed(NamedTuple):
     """(B, N) where the caller passed a dense tensor."""
 
 
-def values_are_readable() -> bool:
-    """Whether values may be looked at (not while a graph is traced)."""
-    return not torch.compiler.is_compiling()
+def values_are_readable(*tensors: Tensor) -> bool:
+    """Whether values may be looked at: not while a graph is traced or captured, nor where there is only a shape."""
+    if torch.compiler.is_compiling():
+        return False
+    for tensor in tensors:
+        if tensor.device.type == "meta" or isinstance(tensor, FakeTensor):
+            return False
+        if tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return False
+    return True
 
 
 def check_tensor(value: object, name: str, dtypes: tuple[torch.dtype, ...] = FLOATING) -> Tensor:
@@ -42,8 +51,10 @@ def check_tensor(value: object, name: str, dtypes: tuple[torch.dtype, ...] = FLO
 
 def check_int(value: object, name: str, low: int, high: int | None = None) -> int:
     """The value, if it is an integer in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    if isinstance(value, bool) or not (isinstance(value, torch.SymInt) or hasattr(value, "__index__")):
         raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
+    if not isinstance(value, (int, torch.SymInt)):
+        value = operator.index(value)  # of numpy, say
     if value < low or (high is not None and value > high):
         limits = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{name} must be {limits}, got {value}")
@@ -57,7 +68,7 @@ def check_offsets(offsets: object, name: str, num_rows: int, device: torch.devic
         raise ValueError(f"{name} must have shape (B + 1,), got {tuple(offsets.shape)}")
     if offsets.device != device:
         raise ValueError(f"{name} is on {offsets.device}, the points are on {device}; move one of them with .to()")
-    if values_are_readable():
+    if values_are_readable(offsets):
         first, last = int(offsets[0]), int(offsets[-1])
         if first != 0 or last != num_rows:
             raise ValueError(f"{name} must run from 0 to the number of rows {num_rows}, got {first} to {last}")
@@ -68,7 +79,7 @@ def check_offsets(offsets: object, name: str, num_rows: int, device: torch.devic
 
 def check_finite(value: Tensor, name: str) -> None:
     """Refuses NaN and infinite coordinates."""
-    if not values_are_readable() or value.numel() == 0:
+    if value.numel() == 0 or not values_are_readable(value):
         return
     # One fast pass: a sum is finite only if every term is. It may overflow with finite terms, so look twice.
     if not bool(torch.isfinite(value.sum())) and not bool((finite := torch.isfinite(value)).all()):
@@ -133,7 +144,7 @@ def check_enough_points(points: Packed, queries: Packed, k: int, points_name: st
     if points.dense_shape is not None and queries.dense_shape is not None:
         if points.dense_shape[1] < k and queries.dense_shape[0] > 0 and queries.dense_shape[1] > 0:
             raise ValueError(f"k is {k}, but the clouds of {points_name} have only {points.dense_shape[1]} points")
-    elif values_are_readable():
+    elif values_are_readable(points.offsets, queries.offsets):
         short = (lengths(points.offsets) < k) & (lengths(queries.offsets) > 0)
         if bool(short.any()):
             cloud = int(short.nonzero()[0])

@@ -113,8 +113,12 @@ gradient("weighted_gather_backward", _weighted_backward_setup, _weighted_backwar
 
 def global_rows(index: Tensor, num_points: int) -> Tensor:
     """Rows of a (B * N, ...) tensor for indices (B, ...) counted within clouds of N points; -1 stays."""
-    starts = dense_offsets(index.shape[0], num_points, index.device)[:-1]
-    return torch.where(index < 0, index, index + starts.reshape(-1, *[1] * (index.dim() - 1)))
+    starts = dense_offsets(index.shape[0], num_points, index.device)[:-1].reshape(-1, *[1] * (index.dim() - 1))
+    rows = torch.where(index < 0, index, index + starts)
+    if values_are_readable(index):
+        return rows  # already checked
+    # An index past its cloud must not read the next cloud: make it one past all rows, which the kernels refuse.
+    return torch.where(index < num_points, rows, index.shape[0] * num_points)
 
 
 def _check_rows(features: object, index: object) -> tuple[Tensor, Tensor]:
@@ -129,7 +133,7 @@ def _check_rows(features: object, index: object) -> tuple[Tensor, Tensor]:
         )
     if index.device != features.device:
         raise ValueError(f"index is on {index.device}, features on {features.device}; move one of them with .to()")
-    if values_are_readable() and index.numel() > 0:
+    if index.numel() > 0 and values_are_readable(index):
         low, high = (int(v) for v in index.aminmax())
         if low < -1 or high >= features.shape[-2]:
             raise ValueError(f"index must lie in [-1, {features.shape[-2]}), found {low} to {high}")
@@ -172,6 +176,8 @@ def group(xyz: Tensor, index: Tensor, centers: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: as :func:`gather`; centres that do not fit the index.
     """
+    if check_tensor(xyz, "xyz").shape[-1] != 3:
+        raise ValueError(f"xyz must have shape (B, N, 3) or (N, 3), got {tuple(xyz.shape)}")
     points = gather(xyz, index)
     centers = check_tensor(centers, "centers")
     if centers.shape != (*index.shape[:-1], 3):
@@ -199,7 +205,8 @@ def interpolate(
         xyz: (B, N, 3) or (N, 3), where the features are.
         query: (B, M, 3) or (M, 3), where they are wanted.
         k: neighbours, at most the points of a cloud.
-        eps: keeps the weight finite where a query coincides with a point; in squared units of the coordinates.
+        eps: keeps the weight finite where a query coincides with a point; in squared units of the coordinates. The
+            default is the published one, for objects in the unit sphere: scale it with the coordinates elsewhere.
         offsets: (B + 1,) int64 offsets of packed ``xyz`` and ``features``.
         query_offsets: (B + 1,) int64 offsets of packed ``query``.
 
@@ -214,12 +221,12 @@ def interpolate(
     """
     from pc3d.ops.neighbors import knn
 
-    if not eps >= 0:
-        raise ValueError(f"eps must not be negative, got {eps}")
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, or a query on a point has an infinite weight; got {eps}")
     index, squared = knn(xyz, k, query=query, offsets=offsets, query_offsets=query_offsets)
-    features, index = _check_rows(features, index)
-    if features.shape[:-1] != xyz.shape[:-1]:
+    if check_tensor(features, "features").shape[:-1] != xyz.shape[:-1]:
         raise ValueError(f"features must have shape {(*xyz.shape[:-1], 'C')} to fit xyz, got {tuple(features.shape)}")
+    features, index = _check_rows(features, index)
     weight = 1 / (squared + eps)
     weight = (weight / weight.sum(-1, keepdim=True)).to(features.dtype)
     rows = global_rows(index, features.shape[1]) if features.dim() == 3 else index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -174,9 +175,9 @@ def ball_query(
         PointNet++ (Qi et al., 2017), section 3.2.
     """
     check_int(max_neighbors, "max_neighbors", 1)
-    if isinstance(radius, bool) or not isinstance(radius, (int, float)):
+    if isinstance(radius, bool) or not isinstance(radius, (Real, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"radius must be a number, got {type(radius).__name__} {radius!r}")
-    if not (radius > 0 and math.isfinite(radius)):
+    if not 0 < radius < math.inf:
         raise ValueError(f"radius must be positive and finite, got {radius}")
     if order not in ("index", "distance"):
         raise ValueError(f"order must be 'index' or 'distance', got {order!r}")

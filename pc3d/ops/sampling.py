@@ -40,7 +40,8 @@ def farthest_point_sample(
     Args:
         xyz: dense (B, N, 3) or packed (N, 3) coordinates, any floating type (computed in float32, or float64).
         num_samples: points to take from each cloud, at most the number it has. With ``offsets`` also an int64 (B,)
-            tensor of one number for each cloud. An int takes nothing from an empty packed cloud.
+            tensor of one number for each cloud. An int takes nothing from an empty packed cloud (a compiled graph
+            cannot see which clouds are empty, and refuses them: pass the tensor there).
         offsets: (B + 1,) int64, for packed coordinates; left out, (N, 3) is one cloud.
         start: the first point: ``"first"`` (index 0), ``"random"``, an index, or an int64 (B,) tensor of indices,
             counted within each cloud.
@@ -61,6 +62,12 @@ def farthest_point_sample(
         Eldar et al., The Farthest Point Strategy for Progressive Image Sampling, 1997; PointNet++ (Qi et al., 2017),
         section 3.2.
     """
+    if not isinstance(ignore_near_origin, bool):
+        raise TypeError(f"ignore_near_origin must be a bool, got {ignore_near_origin!r}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator, got {generator!r}; use torch.Generator().manual_seed(...)"
+        )
     points = pack(xyz, offsets, "xyz")
     num_clouds = points.offsets.shape[0] - 1
     cuts, total = _sample_cuts(points, num_samples, "xyz")
@@ -94,7 +101,7 @@ def _sample_cuts(points: Packed, num_samples: int | Tensor, name: str) -> tuple[
             raise ValueError(f"num_samples must have shape ({num_clouds},), got {tuple(num_samples.shape)}")
     else:
         check_int(num_samples, "num_samples", 1)
-    if points.dense_shape is not None or not (values_are_readable() or isinstance(num_samples, Tensor)):
+    if points.dense_shape is not None or not (values_are_readable(points.xyz) or isinstance(num_samples, Tensor)):
         # Every cloud gives the same number; nothing has to be read.
         if points.dense_shape is not None and num_clouds and points.dense_shape[1] < num_samples:
             raise ValueError(
@@ -103,7 +110,7 @@ def _sample_cuts(points: Packed, num_samples: int | Tensor, name: str) -> tuple[
         return dense_offsets(num_clouds, int(num_samples), points.xyz.device), num_clouds * int(num_samples)
     wanted = lengths(sample_offsets(points.offsets, num_samples))
     wrong = (wanted > lengths(points.offsets)) | (wanted < 0)
-    if values_are_readable() and bool(wrong.any()):
+    if values_are_readable(points.xyz) and bool(wrong.any()):
         cloud = int(wrong.nonzero()[0])
         have = int(lengths(points.offsets)[cloud])
         raise ValueError(f"num_samples is {int(wanted[cloud])} for cloud {cloud} of {name}, which has {have} points")
@@ -129,7 +136,7 @@ def _starts(points: Packed, start: str | int | Tensor, generator: torch.Generato
         starts = starts.to(device)
     else:
         starts = torch.full((num_clouds,), check_int(start, "start", 0), dtype=torch.int64, device=device)
-    if values_are_readable():
+    if values_are_readable(starts):
         outside = (starts < 0) | ((starts >= have) & (have > 0))
         if bool(outside.any()):
             cloud = int(outside.nonzero()[0])

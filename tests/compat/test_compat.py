@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,8 +95,37 @@ def test_install_leads_the_old_names_here() -> None:
     assert done.stdout.split() == ["True", "pc3d.compat.knn_cuda"], done.stderr
 
 
+def test_three_nearest_have_no_gradient(xyz: torch.Tensor) -> None:
+    """Where a point meets itself the square root has an infinite slope; the original has no gradient at all."""
+    unknown = xyz.clone().requires_grad_()
+    distance, _ = pointnet2_ops.three_nn(unknown, unknown[:, :20])
+    assert not distance.requires_grad
+
+
+def test_split_chamfer_and_padding() -> None:
+    x = torch.randn(1, 30, 3)
+    y = torch.cat([torch.randn(1, 20, 3), torch.zeros(1, 9, 3)], dim=1)
+    there, back = chamfer_dist.ChamferDistanceL2_split(ignore_zeros=True)(x, y)
+    torch.testing.assert_close(there + back, chamfer_dist.ChamferDistanceL2()(x, y[:, :20]))
+    torch.testing.assert_close(chamfer_dist.ChamferDistanceL2(ignore_zeros=True)(x, y), there + back)
+
+
+def test_install_stands_in_for_a_folder_that_was_never_compiled(tmp_path: Path) -> None:
+    """Repositories of the family carry extensions/chamfer_dist, which imports a compiled module."""
+    package = tmp_path / "extensions" / "chamfer_dist"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("import a_compiled_module_that_is_not_there\n")
+    code = (
+        "import pc3d.compat; pc3d.compat.install()\n"
+        "from extensions.chamfer_dist import ChamferDistanceL2; print(ChamferDistanceL2.__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == "pc3d.compat.chamfer_dist", done.stderr
+
+
 def test_install_leaves_an_installed_extension_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     real = type(sys)("knn_cuda")
+    real.__file__ = "knn_cuda.so"
     monkeypatch.setitem(sys.modules, "knn_cuda", real)
     compat = importlib.import_module("pc3d.compat")
     assert "knn_cuda" not in compat.install()
