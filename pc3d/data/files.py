@@ -20,6 +20,8 @@ OnError = Literal["refuse", "report"]
 # Text is left out by default: class folders often hold a licence or a read-me.
 FOLDER_SUFFIXES = tuple(name for name in POINT_SUFFIXES if name != ".txt")
 _T = TypeVar("_T")
+# Class names; the folders to read with the label of each; the folders above them, which should hold no files.
+_Layout = tuple[tuple[str, ...], list[tuple[int, Path]], list[Path]]
 
 
 def progress(items: Sequence[_T], description: str) -> Iterable[_T]:
@@ -90,7 +92,7 @@ class FolderDataset(FileDataset):
     Without ``split`` the layout is ``root/CLASS/FILE``; with one, ``root/SPLIT/CLASS/FILE`` or, as in ModelNet,
     ``root/CLASS/SPLIT/FILE``. Files may lie deeper within. Classes are the folder names in alphabetical order; a
     folder without class sub-folders gives unlabelled items. Hidden files and folders are passed over; every other file
-    must have one of the ``suffixes``, so that nothing is left out unnoticed.
+    must lie in a class folder (of some split) and have one of the ``suffixes``, so that nothing is left out unnoticed.
 
     Args:
         root: the folder.
@@ -105,7 +107,7 @@ class FolderDataset(FileDataset):
 
     Raises:
         MissingDataError: the folder or the split is not there, or holds no files to read.
-        BadFileError: with ``on_error="refuse"``, there are files with another ending.
+        BadFileError: with ``on_error="refuse"``, there are files with another ending or beside the class folders.
     """
 
     source = "any folder of point or mesh files, with a sub-folder per class"
@@ -130,7 +132,7 @@ class FolderDataset(FileDataset):
         unknown = sorted(set(suffixes) - set(POINT_SUFFIXES))
         if unknown:
             raise ValueError(f"suffixes must be among {POINT_SUFFIXES}, got {unknown}")
-        self.classes, folders = self._class_folders()
+        self.classes, folders, above = self._class_folders()
         found = [(path, label) for label, folder in folders for path in _files(folder)]
         wanted = [(path, label) for path, label in found if path.suffix.lower() in suffixes]
         foreign = [p for p, _ in found if p.suffix.lower() not in suffixes and p.suffix.lower() not in ignore]
@@ -142,15 +144,19 @@ class FolderDataset(FileDataset):
                 self.source,
                 self.terms,
             )
-        strangers = tuple(SkippedFile(path, f"has the ending {path.suffix!r}") for path in foreign)
+        strangers = [SkippedFile(path, f"has the ending {path.suffix!r}") for path in foreign]
+        # An ending in ``ignore`` excuses a file here as well, unless it is one that is read.
+        for path in (path for folder in above for path in _files(folder, deep=False)):
+            if path.suffix.lower() in suffixes or path.suffix.lower() not in ignore:
+                strangers.append(SkippedFile(path, "lies beside the folders that hold the classes, not in one of them"))
         if strangers and on_error == "refuse":
             raise BadFileError(
-                foreign[0],
-                f"is one of {len(foreign)} file(s) with an ending that is neither in suffixes nor in ignore: move them "
-                'away, add their ending to ignore, or list them with on_error="report"',
+                strangers[0].path,
+                f"{strangers[0].reason}; {len(strangers)} file(s) would be left out like this: move them away, add "
+                'their ending to ignore, or list them with on_error="report"',
             )
         super().__init__(*zip(*wanted, strict=True), on_error=on_error, transform=transform)
-        self.skipped = strangers + self.skipped
+        self.skipped = tuple(strangers) + self.skipped
 
     def read(self, path: Path) -> PointCloud:
         # Keyed by the file's place in the folder, so that adding a file changes no other.
@@ -159,18 +165,19 @@ class FolderDataset(FileDataset):
             path, num_points=self.num_points, seed=self.seed * 2**32 + key, drop_invalid=self.drop_invalid
         )
 
-    def _class_folders(self) -> tuple[tuple[str, ...], list[tuple[int, Path]]]:
+    def _class_folders(self) -> _Layout:
         if not self.root.is_dir():
             raise MissingDataError.of(type(self).__name__, [self.root], self.root, self.source, self.terms)
         if self.split is not None and not (self.root / self.split).is_dir():
             return self._split_in_class(self.split)
+        above = [] if self.split is None else [self.root]
         top = self.root if self.split is None else self.root / self.split
         classes = _subfolders(top)
         if not classes:
-            return (), [(-1, top)]
-        return tuple(folder.name for folder in classes), list(enumerate(classes))
+            return (), [(-1, top)], above
+        return tuple(folder.name for folder in classes), list(enumerate(classes)), [*above, top]
 
-    def _split_in_class(self, split: str) -> tuple[tuple[str, ...], list[tuple[int, Path]]]:
+    def _split_in_class(self, split: str) -> _Layout:
         classes = _subfolders(self.root)
         missing = [folder / split for folder in classes if not (folder / split).is_dir()]
         if missing or not classes:
@@ -178,16 +185,17 @@ class FolderDataset(FileDataset):
             raise MissingDataError.of(
                 f"{type(self).__name__} split {split!r}", shown, self.root, self.source, self.terms
             )
-        return tuple(folder.name for folder in classes), [(i, f / split) for i, f in enumerate(classes)]
+        folders = [(label, folder / split) for label, folder in enumerate(classes)]
+        return tuple(folder.name for folder in classes), folders, [self.root, *classes]
 
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path, *, deep: bool = True) -> list[Path]:
     return sorted(
         path
-        for path in folder.rglob("*")
+        for path in (folder.rglob("*") if deep else folder.iterdir())
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )

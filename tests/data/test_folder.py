@@ -85,7 +85,7 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
 
 def test_nothing_is_left_out_unnoticed(folder: Path) -> None:
     (folder / "crate" / "model.step").write_text("ISO-10303-21;")
-    with pytest.raises(BadFileError, match=r"model\.step: is one of 1 file\(s\) with an ending"):
+    with pytest.raises(BadFileError, match=r"model\.step: has the ending '\.step'; 1 file\(s\) would be left out"):
         FolderDataset(folder)
     assert len(FolderDataset(folder, ignore=[".step", ".txt"])) == 6
     (folder / "bread" / "bad.ply").write_text("<html>")
@@ -121,3 +121,33 @@ def test_a_worker_of_a_loader_names_the_bad_file(folder: Path) -> None:
     loader = PointLoader(FolderDataset(folder), batch_size=1, num_workers=1)
     with pytest.raises(BadFileError, match=r"bad\.ply: cannot be read as PLY"):
         list(loader)
+
+
+@pytest.mark.parametrize("layout", ["classes", "split of classes", "classes of splits"])
+@pytest.mark.parametrize("stray", ["loose.npy", "b.step"])
+def test_files_beside_the_class_folders_are_not_dropped_unnoticed(tmp_path: Path, layout: str, stray: str) -> None:
+    split = None if layout == "classes" else "train"
+    folder = {"classes": "cup", "split of classes": "train/cup", "classes of splits": "cup/train"}[layout]
+    (tmp_path / folder).mkdir(parents=True)
+    np.save(tmp_path / folder / "a.npy", np.zeros((4, 3)))
+    (tmp_path / folder).with_name("README.md").write_text("ignored by its ending")
+    assert len(FolderDataset(tmp_path, split)) == 1
+    for place in sorted({tmp_path, (tmp_path / folder).parent}):
+        path = place / stray
+        path.write_bytes((tmp_path / folder / "a.npy").read_bytes())
+        with pytest.raises(BadFileError, match=f"{path}: lies beside the folders that hold the classes"):
+            FolderDataset(tmp_path, split)
+        objects = FolderDataset(tmp_path, split, on_error="report")
+        assert [file.path for file in objects.skipped] == [path]
+        assert len(objects) == 1
+        path.unlink()
+    (tmp_path / "b.step").write_text("")
+    assert len(FolderDataset(tmp_path, split, ignore=[".step", ".md"])) == 1
+
+
+def test_an_ignored_ending_that_is_read_is_refused_beside_the_class_folders(tmp_path: Path) -> None:
+    (tmp_path / "cup").mkdir()
+    for path in (tmp_path / "cup" / "a.txt", tmp_path / "loose.txt"):
+        np.savetxt(path, np.zeros((4, 3)))
+    with pytest.raises(BadFileError, match=r"loose\.txt: lies beside"):
+        FolderDataset(tmp_path, suffixes=[".txt"])
