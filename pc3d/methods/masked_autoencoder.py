@@ -20,8 +20,7 @@ from pc3d.nn import (
     mean_over_processes,
     num_masked,
     random_mask,
-    rank,
-    world_size,
+    share_of_batch,
 )
 
 
@@ -181,13 +180,14 @@ class MaskedAutoencoder(Method):
         return block_mask(centers, draws.uniform(), self.mask_ratio)
 
     def _draws(self, batch: PointBatch, epoch: int, batch_idx: int) -> SampleRandom:
+        start, total = share_of_batch(len(batch), batch.xyz.device)
         return SampleRandom(
             self.seed,
             epoch,
             batch_idx,
             batch_size=len(batch),
-            rank=rank(),
-            world_size=world_size(),
+            start=start,
+            global_batch_size=total,
             device=batch.xyz.device,
         )
 

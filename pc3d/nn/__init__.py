@@ -1,7 +1,7 @@
 """Layers: the patch tokenizer, transformer blocks, masking, and what makes them train alike on many processes."""
 
 from pc3d.nn.batch_norm import GlobalBatchNorm
-from pc3d.nn.distributed import all_reduce_sum, mean_over_processes, rank, world_size
+from pc3d.nn.distributed import all_reduce_sum, mean_over_processes, rank, share_of_batch, world_size
 from pc3d.nn.init import init_decoder_weights, init_encoder_weights, init_token
 from pc3d.nn.masking import MaskType, block_mask, check_mask, num_masked, random_mask, split_mask
 from pc3d.nn.optim import epoch_learning_rate, warmup_cosine, weight_decay_groups
@@ -32,6 +32,7 @@ __all__ = [
     "num_masked",
     "random_mask",
     "rank",
+    "share_of_batch",
     "split_mask",
     "warmup_cosine",
     "weight_decay_groups",

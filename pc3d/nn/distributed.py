@@ -63,3 +63,23 @@ def mean_over_processes(value: Tensor) -> Tensor:
     total = value.clone()
     dist.all_reduce(total)
     return total / world_size()
+
+
+@torch.no_grad()
+def share_of_batch(batch_size: int, device: torch.device | str = "cpu") -> tuple[int, int]:
+    """Where this process's samples lie in the global batch, and how large that is.
+
+    Args:
+        batch_size: samples in this process; others may have another number.
+        device: where the processes exchange their numbers, one that their backend reaches.
+
+    Returns:
+        The samples in the processes before this one, and those in all processes.
+    """
+    if world_size() == 1:
+        return 0, batch_size
+    sizes = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    sizes[rank()] = batch_size
+    dist.all_reduce(sizes)
+    counts = [int(size) for size in sizes.tolist()]
+    return sum(counts[: rank()]), sum(counts)

@@ -11,20 +11,21 @@ class SampleRandom:
     """Uniform numbers per sample, fixed by seed, epoch, step in the epoch and index in the global batch alone.
 
     Nothing is carried from step to step, so a run that is killed and resumed draws what it would have drawn; and a
-    sample gets the same numbers whether one process holds the global batch or W processes share it. As
-    :class:`pc3d.data.EpochSampler` deals them, process r holds the r-th of W equal runs of the global batch.
+    sample gets the same numbers whether one process holds the global batch or several share it, each a contiguous run
+    of it as :class:`pc3d.data.EpochSampler` deals them; the last runs of an epoch may differ in length.
 
     Args:
         seed: seed of the run, at least 0.
         epoch: epoch, from 0.
         step: batch index within the epoch, from 0.
         batch_size: samples in this process.
-        rank: index of this process.
-        world_size: number of processes.
+        start: index in the global batch of this process's first sample.
+        global_batch_size: samples in all processes together; ``batch_size`` when None
+            (:func:`pc3d.nn.share_of_batch` finds both).
         device: where the numbers are drawn. CPU and CUDA generators give different numbers.
 
     Raises:
-        ValueError: a negative seed, epoch or step.
+        ValueError: a negative seed, epoch or step, or a share that is not within the global batch.
     """
 
     def __init__(
@@ -34,24 +35,26 @@ class SampleRandom:
         step: int,
         *,
         batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
+        start: int = 0,
+        global_batch_size: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         for name, value in (("seed", seed), ("epoch", epoch), ("step", step)):
             if value < 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
+        self.batch_size, self.start = batch_size, start
+        self.global_batch_size = batch_size if global_batch_size is None else global_batch_size
+        if start < 0 or start + batch_size > self.global_batch_size:
+            raise ValueError(
+                f"samples {start} to {start + batch_size} are not within a global batch of {self.global_batch_size}: "
+                "start + batch_size must be at most global_batch_size"
+            )
         # SeedSequence mixes well where the inputs differ by one bit, as consecutive steps do.
         mixed = np.random.SeedSequence((seed, epoch, step)).generate_state(1, np.uint64)[0]
         self.generator = torch.Generator(device=device)
         self.generator.manual_seed(int(mixed) & (2**63 - 1))
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1) of shape ``(batch_size, *shape)``, float32."""
-        everyone = torch.rand(
-            self.batch_size * self.world_size, *shape, generator=self.generator, device=self.generator.device
-        )
-        return everyone[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
+        everyone = torch.rand(self.global_batch_size, *shape, generator=self.generator, device=self.generator.device)
+        return everyone[self.start : self.start + self.batch_size]

@@ -19,10 +19,17 @@ def test_the_same_step_draws_the_same_and_another_one_something_else() -> None:
         assert not torch.equal(draw(3, 1, 4), other)
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_processes_together_draw_what_one_does(world_size: int) -> None:
-    shares = [draw(batch_size=6 // world_size, rank=r, world_size=world_size) for r in range(world_size)]
+@pytest.mark.parametrize("sizes", [(3, 3), (2, 2, 2), (4, 2), (2, 2, 1, 1)])
+def test_processes_together_draw_what_one_does(sizes: tuple[int, ...]) -> None:
+    starts = [sum(sizes[:r]) for r in range(len(sizes))]
+    shares = [draw(batch_size=n, start=s, global_batch_size=6) for n, s in zip(sizes, starts, strict=True)]
     assert torch.equal(torch.cat(shares), draw())
+
+
+@pytest.mark.parametrize("start", [-1, 4])
+def test_a_share_outside_of_the_global_batch_is_refused(start: int) -> None:
+    with pytest.raises(ValueError, match=f"samples {start} to {start + 3} are not within a global batch of 6"):
+        draw(batch_size=3, start=start, global_batch_size=6)
 
 
 def test_the_default_generator_is_neither_read_nor_moved() -> None:
