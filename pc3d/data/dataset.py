@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -66,6 +67,8 @@ class PointDataset(Dataset[PointCloud], ABC):
     Attributes:
         classes: class names; ``labels`` index into them.
         labels: ``(len,)`` int64 class of each item, -1 for unlabelled.
+        groups: ``(len,)`` int64, equal for near-identical items, which no cut for validation may part; None where the
+            data set does not say.
         parts: names of the per-point segments; empty where items have none.
         skipped: files left out, with the reason; empty unless ``on_error="report"`` was asked for.
         transform: applied to every item, or None.
@@ -73,6 +76,7 @@ class PointDataset(Dataset[PointCloud], ABC):
 
     classes: tuple[str, ...] = ()
     labels: Tensor
+    groups: Tensor | None = None
     parts: tuple[str, ...] = ()
     skipped: tuple[SkippedFile, ...] = ()
     transform: Transform | None = None
@@ -131,6 +135,7 @@ class Selection(PointDataset):
         self.classes, self.parts, self.skipped = dataset.classes, dataset.parts, dataset.skipped
         self.transform = dataset.transform
         self.labels = dataset.labels[self.indices]
+        self.groups = None if dataset.groups is None else dataset.groups[self.indices]
 
     def load(self, index: int) -> PointCloud:
         return self.dataset.load(int(self.indices[index]))
@@ -140,7 +145,9 @@ def split_train_validation(dataset: PointDataset, fraction: float, seed: int) ->
     """Cut a validation part out of a training set, class by class.
 
     Every class (the unlabelled items count as one) gives ``round(fraction * its size)`` items to validation, at
-    least one where it has two or more and never all. The same data set, fraction and seed give the same cut.
+    least one where it has two or more and never all. Where the data set has ``groups``, a group goes to one side whole,
+    counted with the class of its first item, and a class may give a few items fewer. The same data set, fraction and
+    seed give the same cut.
 
     Args:
         dataset: the training split.
@@ -158,17 +165,30 @@ def split_train_validation(dataset: PointDataset, fraction: float, seed: int) ->
     if len(dataset) < 2:
         raise ValueError(f"a data set of {len(dataset)} item(s) cannot be split: two or more are needed")
     labels = dataset.labels.numpy()
+    names = np.arange(len(labels)) if dataset.groups is None else dataset.groups.numpy()
+    _, first, group, size = np.unique(names, return_index=True, return_inverse=True, return_counts=True)
     rng = np.random.default_rng(seed)
-    chosen: list[np.ndarray] = []
+    chosen: list[int] = []
     for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        chosen.append(rng.permutation(members)[:count])
-    in_validation = np.zeros(len(labels), dtype=bool)
-    in_validation[np.concatenate(chosen)] = True
+        chosen += _some_groups(rng.permutation(np.flatnonzero(labels[first] == label)), size, fraction)
+    in_validation = np.isin(group, chosen)
     if not in_validation.any():
-        raise ValueError("every class has a single item: nothing can be spared for validation")
+        raise ValueError("every class has a single item (or group of items): nothing can be spared for validation")
     return (
         Selection(dataset, torch.from_numpy(np.flatnonzero(~in_validation))),
         Selection(dataset, torch.from_numpy(np.flatnonzero(in_validation))),
     )
+
+
+def _some_groups(members: NDArray[np.int64], size: NDArray[np.int64], fraction: float) -> list[int]:
+    """Of the groups of one class, in the given order, those that go to validation."""
+    if len(members) < 2:
+        return []
+    total = int(size[members].sum())
+    room = min(max(round(fraction * total), 1), total - 1)
+    taken = []
+    for member in members.tolist():
+        if size[member] <= room:
+            taken.append(member)
+            room -= int(size[member])
+    return taken or [int(members[size[members].argmin()])]

@@ -58,7 +58,8 @@ class ObjectSet(PointDataset):
     fair subsample. ``data_tools/convert.py`` writes this format.
 
     Items carry ``xyz``, ``rgb``, ``normal``, ``label``, ``text``, with parts ``segment`` (-1 = unknown), and
-    ``meta`` with ``id``, ``radius_m``, ``creator``, ``licence`` and what else the record says.
+    ``meta`` with ``id``, ``radius_m``, ``creator``, ``licence`` and what else the record says. ``groups`` is the
+    ``duplicate_group`` of the records, an integer that near-identical models share; None unless every record has one.
 
     Args:
         root: the folder.
@@ -99,6 +100,7 @@ class ObjectSet(PointDataset):
         labels = self._data["label"].astype(np.int64)
         self._rows = np.flatnonzero(labels >= 0) if labelled_only else np.arange(len(labels))
         self.labels = torch.from_numpy(labels[self._rows])
+        self.groups = self._read_groups()
 
     def load(self, index: int) -> PointCloud:
         row, data, n = self._rows[index], self._data, self.num_points
@@ -178,6 +180,16 @@ class ObjectSet(PointDataset):
                 f"num_points must be between 1 and the {self._data['points'].shape[1]} points that {self.root} stores "
                 f"per object, got {self.num_points}"
             )
+
+    def _read_groups(self) -> torch.Tensor | None:
+        groups = [item.get("duplicate_group") for item in self.items]
+        if not groups or any(group is None for group in groups):
+            return None
+        wrong = next((group for group in groups if type(group) is not int), None)
+        if wrong is not None:
+            path = self.root / f"{self.split}.json"
+            raise BadFileError(path, f"has a duplicate_group that is not an integer but {wrong!r}")
+        return torch.tensor(groups, dtype=torch.int64)[torch.from_numpy(self._rows)]
 
     def _read_icons(self) -> NDArray[np.uint8]:
         path = self.root / f"{self.split}-icons.npz"

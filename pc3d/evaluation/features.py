@@ -49,6 +49,8 @@ class Features:
         normalize: ``"none"``, or how clouds were brought into the unit sphere: centred by ``"centroid"`` or ``"box"``.
         pooling: how the encoder pooled its tokens.
         encoder: what made the features.
+        groups: ``(n,)`` int64, equal for near-identical items, which cross-validation keeps in one fold; None where the
+            data set does not say.
     """
 
     values: Array
@@ -63,11 +65,14 @@ class Features:
     normalize: Centering = "none"
     pooling: str = "max+mean"
     encoder: str = "encoder"
+    groups: Labels | None = None
     num_unlabelled: int = field(init=False)
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.labels.shape != self.values.shape[:1]:
             raise ValueError(f"values must be (n, D) and labels (n,), got {self.values.shape} and {self.labels.shape}")
+        if self.groups is not None and self.groups.shape != self.labels.shape:
+            raise ValueError(f"groups must be (n,) as the labels {self.labels.shape}, got {self.groups.shape}")
         if not np.isfinite(self.values).all():
             bad = int(np.flatnonzero(~np.isfinite(self.values).all(axis=1))[0])
             name = f" ({self.ids[bad]})" if self.ids else ""
@@ -87,6 +92,10 @@ class Features:
         if not keep.any():
             raise ValueError(f"no item of {self.data} {self.split} has a label: a probe needs labelled items")
         return self.values[keep], self.labels[keep]
+
+    def labelled_groups(self) -> Labels | None:
+        """Groups of the items that have a class, None where they are not known."""
+        return None if self.groups is None else self.groups[self.labels >= 0]
 
 
 def extract_features(
@@ -158,6 +167,7 @@ def extract_features(
         normalize=normalize,
         pooling=getattr(encoder, "pooling", pooling),
         encoder=name or type(encoder).__name__,
+        groups=None if dataset.groups is None else dataset.groups.numpy().astype(np.int64),
     )
 
 

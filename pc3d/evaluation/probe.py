@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pc3d._extras import require
 from pc3d.evaluation.features import Array, Features, Labels
@@ -55,7 +54,7 @@ def probe(
     if protocol == "fixed":
         selection = f"{kind.parameter} = {value:g} fixed beforehand"
     elif protocol == "tuned":
-        value, selection = cross_validated(kind, x, y, grid, standardize, seed)
+        value, selection = cross_validated(kind, x, y, grid, standardize, seed, train.labelled_groups())
     else:
         accuracy = [kind.build(v, standardize).fit(x, y).score(x_test, y_test) for v in grid]
         value = grid[int(np.argmax(accuracy))]
@@ -86,26 +85,53 @@ def _check(kind: Classifier, y: Labels, value: float, protocol: str, grid: Seque
 
 
 def cross_validated(
-    kind: Classifier, x: Array, y: Labels, grid: Sequence[float], standardize: bool, seed: int
+    kind: Classifier,
+    x: Array,
+    y: Labels,
+    grid: Sequence[float],
+    standardize: bool,
+    seed: int,
+    groups: Labels | None = None,
 ) -> tuple[float, str]:
-    """The grid value with the best cross-validation accuracy on the training features, and a sentence on how."""
-    selection = require("sklearn.model_selection", extra="train", purpose="cross-validation")
+    """The grid value with the best cross-validation accuracy on the training features, and a sentence on how.
+
+    Raises:
+        ValueError: the items of ``groups`` cannot be shared out among folds that leave two classes to train on.
+    """
     smallest = int(np.unique(y, return_counts=True)[1].min())
-    folds = max(2, min(FOLDS, smallest))
-    splitter = selection.StratifiedKFold(n_splits=folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        # A class with a single item cannot be in every fold; the sentence below says how small the smallest is.
-        warnings.filterwarnings("ignore", message="The least populated class")
-        splits: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = list(splitter.split(x, y))
+    splits = _folds(y, groups, seed)
     accuracy = [
         np.mean([kind.build(v, standardize).fit(x[a], y[a]).score(x[b], y[b]) for a, b in splits]) for v in grid
     ]
     best = int(np.argmax(accuracy))
     sentence = (
-        f"{kind.parameter} out of {_list(grid)} by stratified {folds}-fold cross-validation on the training features "
-        f"(accuracy {100 * accuracy[best]:.1f} %; smallest class {smallest}); the test split was not looked at"
+        f"{kind.parameter} out of {_list(grid)} by stratified {len(splits)}-fold cross-validation on the training "
+        f"features ({'' if groups is None else 'folds keep near-identical objects together; '}"
+        f"accuracy {100 * accuracy[best]:.1f} %; smallest class {smallest}); the test split was not looked at"
     )
     return grid[best], sentence
+
+
+def _folds(y: Labels, groups: Labels | None, seed: int) -> list[tuple[Labels, Labels]]:
+    """Training and validation rows of each fold, stratified by class, a group never in both."""
+    selection = require("sklearn.model_selection", extra="train", purpose="cross-validation")
+    # How many folds the rarest class can be in.
+    units = np.arange(y.size) if groups is None else groups
+    spread = min(np.unique(units[y == k]).size for k in np.unique(y))
+    kind = selection.StratifiedKFold if groups is None else selection.StratifiedGroupKFold
+    splitter = kind(n_splits=max(2, min(FOLDS, spread)), shuffle=True, random_state=seed)
+    if groups is not None and np.unique(groups).size < 2:
+        raise ValueError("all labelled training items are of one group of near-identical ones: use protocol='fixed'")
+    with warnings.catch_warnings():
+        # A class with a single item cannot be in every fold; the protocol says how small the smallest is.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        splits: list[tuple[Labels, Labels]] = list(splitter.split(y[:, None], y, groups))
+    if any(np.unique(y[rows]).size < 2 for rows, _ in splits):
+        raise ValueError(
+            "a fold of the cross-validation has training items of one class only, because the items of the other "
+            "classes are too few or near-identical: use protocol='fixed'"
+        )
+    return splits
 
 
 def _list(grid: Sequence[float]) -> str:

@@ -30,8 +30,9 @@ def linear_svm(
         test: features of the test split.
         C: inverse strength of the regularisation, used by ``protocol="fixed"`` alone.
         protocol: ``"fixed"`` uses ``C``; ``"tuned"`` takes the value of ``grid`` with the best stratified five-fold
-            cross-validation accuracy on the training features, the smallest among equals; ``"legacy"`` takes the value
-            with the best accuracy on the test split, the field's habit, and labels the result so.
+            cross-validation accuracy on the training features, near-identical items (``train.groups``) in one fold, the
+            smallest value among equals; ``"legacy"`` takes the value with the best accuracy on the test split, the
+            field's habit, and labels the result so.
         grid: values that ``"tuned"`` and ``"legacy"`` try.
         standardize: scale each feature to zero mean and unit variance of the training split.
         seed: seed of the folds and the bootstrap.

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pc3d.data
-from pc3d.data import BadFileError, Household, MissingDataError, ObjectSet, collate, split_train_validation
+from pc3d.data import BadFileError, Household, MissingDataError, ObjectSet, Selection, collate, split_train_validation
 
 EMBEDDED = Path(pc3d.data.__file__).parent / "household"
 
@@ -136,6 +136,8 @@ def test_index_out_of_range(household_test: Household) -> None:
 
 
 def test_validation_cut_is_stratified_and_seeded(household: Household) -> None:
+    household = Selection(household, range(487))
+    household.groups = None  # groups go whole and some have items of several classes: then counts are not exact
     train, validation = split_train_validation(household, 0.2, seed=3)
     own, other = set(train.indices.tolist()), set(validation.indices.tolist())
     assert own | other == set(range(487))
@@ -148,6 +150,49 @@ def test_validation_cut_is_stratified_and_seeded(household: Household) -> None:
     assert not torch.equal(split_train_validation(household, 0.2, seed=4)[1].indices, validation.indices)
     assert torch.equal(validation[0].xyz, household[int(validation.indices[0])].xyz)
     assert validation.classes == household.classes
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_near_identical_models_stay_on_one_side_of_the_cut(household: Household, seed: int) -> None:
+    assert household.groups is not None
+    records = json.loads((EMBEDDED / "train.json").read_text())["items"]
+    assert household.groups.tolist() == [record["duplicate_group"] for record in records]
+    assert len(household.groups.unique()) == 411
+    train, validation = split_train_validation(household, 0.2, seed)
+    assert not set(train.groups.tolist()) & set(validation.groups.tolist())
+    assert 0.15 * 487 < len(validation) <= 0.22 * 487
+
+
+def test_validation_cut_of_planted_groups(household: Household) -> None:
+    """Two classes in pairs of twins, one class that is a single group, one with a large group and one more item."""
+    planted = Selection(household, range(26))
+    planted.labels = torch.tensor([0] * 10 + [1] * 10 + [2] * 2 + [3] * 4)
+    planted.groups = torch.tensor([*(i // 2 for i in range(20)), 50, 50, 60, 60, 60, 61])
+    for seed in range(10):
+        train, validation = split_train_validation(planted, 0.4, seed)
+        assert not set(train.groups.tolist()) & set(validation.groups.tolist())
+        assert torch.bincount(validation.labels, minlength=4).tolist() == [4, 4, 0, 1]
+    planted.groups = None
+    _, validation = split_train_validation(planted, 0.4, 0)
+    assert torch.bincount(validation.labels).tolist() == [4, 4, 1, 2]
+    planted.labels, planted.groups = torch.zeros(26, dtype=torch.int64), torch.zeros(26, dtype=torch.int64)
+    with pytest.raises(ValueError, match="nothing can be spared"):
+        split_train_validation(planted, 0.4, 0)
+
+
+def test_groups_follow_the_items(household: Household, tmp_path: Path) -> None:
+    labelled = Household("train", labelled_only=True)
+    assert labelled.groups.tolist() == household.groups[household.labels >= 0].tolist()
+    copy_of_set(tmp_path)
+    path = tmp_path / "test.json"
+    description = json.loads(path.read_text())
+    description["items"][3]["duplicate_group"] = "three"
+    path.write_text(json.dumps(description))
+    with pytest.raises(BadFileError, match="duplicate_group that is not an integer but 'three'"):
+        ObjectSet(tmp_path, "test")
+    del description["items"][3]["duplicate_group"]
+    path.write_text(json.dumps(description))
+    assert ObjectSet(tmp_path, "test").groups is None
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 2.0])

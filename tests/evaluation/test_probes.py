@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 from sklearn.svm import SVC
 
-from pc3d.evaluation import C_GRID, Features, ProbeResult, knn_probe, linear_svm, logistic_regression
+from pc3d.data import Household
+from pc3d.evaluation import (
+    C_GRID,
+    Features,
+    ProbeResult,
+    ShapeDescriptor,
+    extract_features,
+    knn_probe,
+    linear_svm,
+    logistic_regression,
+)
 
 Make = Callable[..., Features]
 Probe = Callable[..., ProbeResult]
@@ -123,6 +133,50 @@ def test_few_items_in_a_class_lower_the_number_of_folds_and_say_so(planted: Make
     result = linear_svm(planted(3, seed=1), planted(5, seed=2), protocol="tuned")
     assert "stratified 3-fold" in result.selection
     assert "smallest class 3" in result.selection
+
+
+def twins(num_groups: int = 20, copies: int = 3) -> Features:
+    """Noise with labels of its own for each group of copies: only who has seen a copy can tell the class."""
+    generator = np.random.default_rng(0)
+    values = np.repeat(generator.normal(size=(num_groups, 16)), copies, axis=0).astype(np.float32)
+    labels = np.repeat(np.arange(num_groups) % 2, copies)
+    return Features(values, labels, ("a", "b"), data="twins", groups=np.repeat(np.arange(num_groups), copies))
+
+
+def test_folds_keep_near_identical_objects_together() -> None:
+    def accuracy(train: Features) -> float:
+        selection = knn_probe(train, train, protocol="tuned", grid=(1,)).selection
+        return float(selection.partition("accuracy ")[2].partition(" %")[0])
+
+    train = twins()
+    assert accuracy(replace(train, groups=None)) == 100.0
+    assert accuracy(train) < 80
+    text = str(linear_svm(train, train, protocol="tuned"))
+    assert "5-fold cross-validation on the training features (folds keep near-identical objects together;" in text
+    assert "near-identical" not in str(linear_svm(replace(train, groups=None), train, protocol="tuned"))
+
+
+def test_groups_of_unlabelled_items_are_left_out_with_them() -> None:
+    train = twins()
+    some = replace(train, labels=np.where(np.arange(60) < 6, -1, train.labels))
+    assert some.labelled_groups().tolist() == train.groups[6:].tolist()
+    assert "folds keep" in linear_svm(some, train, protocol="tuned").selection
+
+
+def test_groups_that_no_folds_can_keep_together_are_refused() -> None:
+    train = twins()
+    with pytest.raises(ValueError, match="of one group of near-identical ones: use protocol='fixed'"):
+        linear_svm(replace(train, groups=np.zeros_like(train.groups)), train, protocol="tuned")
+    with pytest.raises(ValueError, match="training items of one class only, because"):
+        linear_svm(replace(train, groups=train.labels), train, protocol="tuned")
+    with pytest.raises(ValueError, match=r"groups must be \(n,\)"):
+        replace(train, groups=train.groups[:3])
+
+
+def test_groups_of_a_data_set_reach_the_folds() -> None:
+    train = Household("train", labelled_only=True)
+    features = extract_features(ShapeDescriptor(), train, num_points=64)
+    assert features.groups.tolist() == train.groups.tolist()
 
 
 @pytest.mark.parametrize(
