@@ -128,10 +128,11 @@ def _tokens(encoder: PointViT, ours: str, theirs: str, suffixes: list[str]) -> d
     if encoder.cls_token is None:
         return {}
     shape = (1, 1, encoder.embed_dim)
+    rows = range(encoder.cls_token.shape[0])  # of which there may be fewer than a file has tokens, or more
     return {
         f"{theirs}{official}{suffix}": Slot(f"{ours}{name}", shape, row)
         for name, official in (("cls_token", "cls_token"), ("cls_position", "cls_pos"))
-        for row, suffix in enumerate(suffixes)
+        for row, suffix in zip(rows, suffixes, strict=False)
     }
 
 

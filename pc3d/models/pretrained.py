@@ -45,7 +45,7 @@ class LoadReport:
         kind: what it holds.
         used: the file's tensors that were taken.
         unused: the file's tensors that the loaded network has no place for.
-        fresh: tensors of the loaded network that the file says nothing about.
+        fresh: tensors of the loaded network that the file says nothing about, or rows of them, as ``cls_token[1]``.
     """
 
     path: Path
@@ -83,7 +83,11 @@ def load_official_model(path: str | os.PathLike[str], **arguments: Any) -> tuple
 
 
 def load_official_encoder(
-    path: str | os.PathLike[str], *, keep_cls_tokens: bool = False, **arguments: Any
+    path: str | os.PathLike[str],
+    *,
+    keep_cls_tokens: bool = False,
+    cls_from: Literal["fresh", "branch1"] = "fresh",
+    **arguments: Any,
 ) -> tuple[PointViT, LoadReport]:
     """Load the encoder of any official checkpoint, in evaluation mode, on the CPU.
 
@@ -93,7 +97,11 @@ def load_official_encoder(
     Args:
         path: the ``.pth`` file.
         keep_cls_tokens: also take the class tokens that the file has (one of a classifier, two of Point-CMAE). The
-            official fine-tuning throws those of Point-CMAE away, so by default the encoder has none.
+            official fine-tuning throws those of Point-CMAE away, so by default the encoder has none. With
+            ``num_cls_tokens``, the first so many; what the file has no token for is fresh.
+        cls_from: ``"branch1"`` gives the encoder one class token, as a classifier needs it, and takes it from the
+            first branch of a Point-CMAE file; with ``"fresh"`` it is what ``num_cls_tokens=1`` initialises it to, as
+            in the official fine-tuning.
         **arguments: of :class:`PointViT`, where they differ from the official ones, such as ``num_groups=128``.
 
     Returns:
@@ -101,17 +109,32 @@ def load_official_encoder(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: as :func:`load_official_model`.
+        ValueError: as :func:`load_official_model`; ``cls_from="branch1"`` of a file without branches, with
+            ``keep_cls_tokens``, or for an encoder with another number of class tokens.
     """
     state, kind = _read(Path(path))
+    if cls_from not in ("fresh", "branch1"):
+        raise ValueError(f'cls_from must be "fresh" or "branch1", got {cls_from!r}')
+    if cls_from == "branch1":
+        _check_branch_token(kind, keep_cls_tokens, arguments.get("num_cls_tokens", 1), Path(path))
     # The whole file must fit its kind before a part of it is taken.
     _check_layout(official_slots(_build(kind, state, {})), state, kind, Path(path))
-    suffixes = _TOKEN_SUFFIXES[kind] if keep_cls_tokens else []
+    suffixes = ["1"] if cls_from == "branch1" else _TOKEN_SUFFIXES[kind] if keep_cls_tokens else []
     encoder = PointViT(**{**_encoder_arguments(kind), "num_cls_tokens": len(suffixes), **arguments})
     prefix = "MAE_encoder." if kind in ("point_mae", "point_cmae") else ""
     slots = encoder_slots(encoder, prefix, suffixes)
     _check_shapes(slots, state, Path(path))
     return encoder.eval(), _fill(encoder, slots, state, kind, Path(path))
+
+
+def _check_branch_token(kind: Kind, keep_cls_tokens: bool, num_cls_tokens: int, path: Path) -> None:
+    if kind != "point_cmae":
+        raise ValueError(f'{path} is a {kind} checkpoint; cls_from="branch1" needs one of Point-CMAE pre-training')
+    if keep_cls_tokens or num_cls_tokens != 1:
+        raise ValueError(
+            f'cls_from="branch1" is for one class token, got keep_cls_tokens={keep_cls_tokens} and '
+            f"num_cls_tokens={num_cls_tokens}: leave them out"
+        )
 
 
 def warm_start(model: MaskedPointModel, path: str | os.PathLike[str]) -> LoadReport:
@@ -282,14 +305,28 @@ def _fill(model: nn.Module, slots: dict[str, Slot], state: dict[str, Tensor], ki
         for name, slot in slots.items():
             target = ours[slot.name] if slot.row is None else ours[slot.name][slot.row]
             target.copy_(state[name].reshape(target.shape))
-    filled = {slot.name for slot in slots.values()}
     return LoadReport(
         path,
         kind,
         used=[name for name in state if name in slots],
         unused=[name for name in state if name not in slots],
-        fresh=[name for name in ours if name not in filled],
+        fresh=_fresh(ours, slots),
     )
+
+
+def _fresh(ours: dict[str, Tensor], slots: dict[str, Slot]) -> list[str]:
+    """Tensors that no slot fills, and the rows left over of those filled row by row."""
+    filled: dict[str, set[int | None]] = {}
+    for slot in slots.values():
+        filled.setdefault(slot.name, set()).add(slot.row)
+    fresh = []
+    for name, value in ours.items():
+        rows = filled.get(name)
+        if rows is None:
+            fresh.append(name)
+        elif None not in rows:
+            fresh += [f"{name}[{row}]" for row in range(len(value)) if row not in rows]
+    return fresh
 
 
 def _in_short(names: list[str], limit: int = 4) -> str:

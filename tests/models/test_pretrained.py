@@ -8,6 +8,7 @@ and masks of ``formula.py``. Larger arrays are strided; the slices below are tho
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,6 +192,46 @@ def test_class_tokens_are_kept_on_request(files: dict[str, Path]) -> None:
         torch.testing.assert_close(encoder.cls_token[row], expected[f"MAE_encoder.cls_token{row + 1}"].view(-1))
         torch.testing.assert_close(encoder.cls_position[row], expected[f"MAE_encoder.cls_pos{row + 1}"].view(-1))
     assert len(report.unused) == 119 - 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arguments", [{"cls_from": "branch1"}, {"keep_cls_tokens": True, "num_cls_tokens": 1}])
+def test_a_classifier_starts_from_the_class_token_of_the_first_branch(
+    arguments: dict[str, Any], files: dict[str, Path]
+) -> None:
+    encoder, report = load_official_encoder(files["point_cmae"], **arguments)
+    expected = formula_state(LAYOUTS["point_cmae"])
+    model = PointClassifier(encoder, 40)
+    assert model.encoder.cls_token is not None
+    assert model.encoder.cls_position is not None
+    close(model.encoder.cls_token, expected["MAE_encoder.cls_token1"].view(1, -1))
+    close(model.encoder.cls_position, expected["MAE_encoder.cls_pos1"].view(1, -1))
+    assert report.fresh == []
+    assert {"MAE_encoder.cls_token2", "MAE_encoder.cls_pos2"} <= set(report.unused)
+    assert {"MAE_encoder.cls_token1", "MAE_encoder.cls_pos1"} <= set(report.used)
+
+
+def test_class_tokens_that_a_file_does_not_have_are_reported_as_fresh(files: dict[str, Path]) -> None:
+    _, report = load_official_encoder(files["point_cmae"], keep_cls_tokens=True, num_cls_tokens=3)
+    assert report.fresh == ["cls_token[2]", "cls_position[2]"]
+    _, report = load_official_encoder(files["point_cmae"], num_cls_tokens=1)
+    assert report.fresh == ["cls_token", "cls_position"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("point_mae", {"cls_from": "branch1"}, "is a point_mae checkpoint; cls_from=.*Point-CMAE"),
+        ("point_cmae", {"cls_from": "branch1", "num_cls_tokens": 2}, "one class token, got .*num_cls_tokens=2"),
+        ("point_cmae", {"cls_from": "branch1", "keep_cls_tokens": True}, "got keep_cls_tokens=True"),
+        ("point_cmae", {"cls_from": "branch3"}, "cls_from must be .*got 'branch3'"),
+    ],
+)
+def test_class_tokens_from_nowhere_are_refused(
+    name: str, arguments: dict[str, Any], message: str, files: dict[str, Path]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_official_encoder(files[name], **arguments)
 
 
 def test_a_classifier_on_a_pretrained_encoder_is_fresh_only_where_the_official_one_is(files: dict[str, Path]) -> None:
