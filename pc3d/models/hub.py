@@ -68,7 +68,8 @@ def load_encoder(path_or_hub_id: str | os.PathLike[str], *, revision: str | None
 
     Args:
         path_or_hub_id: a folder with ``config.json`` and ``model.safetensors`` (or a run folder, whose ``encoder/`` is
-            taken), or the id ``owner/name`` of a repository on the Hugging Face Hub.
+            taken), or the id ``owner/name`` of a repository on the Hugging Face Hub. Where there is a local folder
+            ``owner``, this is taken for a path unless ``revision`` is given.
         revision: branch, tag or commit on the Hub.
 
     Raises:
@@ -107,6 +108,12 @@ def _locate(path_or_hub_id: str | os.PathLike[str], revision: str | None) -> tup
     hub_id = os.fspath(path_or_hub_id)
     if not _HUB_ID.fullmatch(hub_id) or hub_id.startswith("."):
         raise FileNotFoundError(f"there is no folder {hub_id}; an id on the Hugging Face Hub reads owner/name")
+    first = path.parts[0]
+    if revision is None and Path(first).is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {hub_id} (there is one named {first}, so the Hugging Face Hub was not asked; if this "
+            'is an id there, pass revision="main")'
+        )
     return _download(hub_id, revision)
 
 

@@ -126,6 +126,27 @@ def test_an_id_is_looked_up_on_the_hub(saved: Path, monkeypatch: pytest.MonkeyPa
     assert asked == [("someone/encoder", "config.json", "abc"), ("someone/encoder", "model.safetensors", "abc")]
 
 
+def test_a_mistyped_folder_is_not_looked_up_on_the_hub(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(repo_id: str, filename: str, revision: str | None = None) -> str:
+        asked.append(repo_id)
+        return str(saved / filename)
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for path in ("runs/nope", Path("runs/nope")):
+        with pytest.raises(FileNotFoundError, match=r"there is no folder runs/nope .* Hub was not asked"):
+            load_encoder(path)
+    assert asked == []
+    load_encoder("runs/nope", revision="main")
+    load_encoder("others/nope")
+    assert asked == ["runs/nope"] * 2 + ["others/nope"] * 2
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
