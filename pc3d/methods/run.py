@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
+from pc3d.data.loader import sample_generator
 from pc3d.data.module import PointDataModule
 from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint, replace_atomically
 from pc3d.methods.method import Method
@@ -62,13 +63,22 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"the run folder {self.path} is a file")
         if resume and not self.checkpoint.exists():
-            what = "a run that wrote no checkpoint yet" if self.is_started() else "no run"
-            raise FileNotFoundError(f"cannot resume: {self.path} holds {what} (there is no {self.checkpoint.name})")
+            started = self.is_started()
+            what = "a run that wrote no checkpoint yet" if started else "no run"
+            remedy = "pass --overwrite to start it again" if started else "leave out --resume to start one"
+            raise FileNotFoundError(
+                f"cannot resume: {self.path} holds {what} (there is no {self.checkpoint.name}): {remedy}"
+            )
         if resume or overwrite or not self.is_started():
             return
         if self.is_finished():
             raise FileExistsError(
                 f"{self.path} holds a finished run: choose another folder, or pass --overwrite to remove it"
+            )
+        if not self.checkpoint.exists():
+            raise FileExistsError(
+                f"{self.path} holds a run that ended before its first checkpoint: pass --overwrite to start it again, "
+                "or choose another folder"
             )
         raise FileExistsError(
             f"{self.path} holds an unfinished run: pass --resume to go on with it, --overwrite to remove it, "
@@ -127,11 +137,15 @@ def pretrain(
     Raises:
         FileExistsError: the folder holds a run, and neither ``resume`` nor ``overwrite`` was given.
         FileNotFoundError: nothing to resume.
-        OSError: a checkpoint could not be written; the one before is intact.
+        ValueError: the data give no training batch; the folder is as it was.
+        OSError: the data cannot be read, and the folder is as it was; or a checkpoint could not be written, and the
+            one before is intact.
     """
     folder = RunFolder(output)
     # The processes that Lightning starts for further devices run this again; the folder is the first one's business.
     if is_first_process():
+        folder.check(resume=resume, overwrite=overwrite)
+        _check_data(data)  # before an earlier run is removed for one that cannot start
         folder.prepare(resume=resume, overwrite=overwrite)
         if config is not None:
             with replace_atomically(folder.config) as file:
@@ -161,6 +175,14 @@ def pretrain(
 def is_first_process() -> bool:
     """Whether this process, of those that train or will train together, is the one that writes."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def _check_data(data: pl.LightningDataModule) -> None:
+    """Makes the train loader and one sample; whatever is wrong with them is raised."""
+    if isinstance(data, PointDataModule):
+        data.train_dataloader()
+        if data.train is not None:
+            data.train.sample(0, sample_generator(0, 0, 0))
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -91,6 +91,28 @@ def test_an_earlier_run_is_not_touched_without_being_told(
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("broken", ["too few", "none", "unreadable"])
+def test_a_run_is_not_removed_for_data_that_cannot_be_loaded(
+    broken: str, tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert run("--config", config, "--output", folder) == 0
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    clouds = tmp_path / "clouds"
+    (clouds / "chair").mkdir(parents=True)
+    (clouds / "chair" / "a.npy").write_bytes(b"no array")
+    options = {
+        "too few": ["--data.batch_size", "1000"],
+        "none": ["--data.train", "null"],
+        "unreadable": ["--data.train", "pc3d.data.FolderDataset", "--data.train.init_args.root", clouds],
+    }[broken]
+    one = [] if broken == "too few" else ["--data.batch_size", "1"]
+    assert run("--config", config, "--output", folder, "--overwrite", *options, *one) == 1
+    message = {"too few": "do not fill one batch", "none": "no train set", "unreadable": "a.npy"}[broken]
+    assert message in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
 def test_a_run_goes_on_by_its_own_configuration(
     tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,8 +253,11 @@ def test_run_folder_states(tmp_path: Path) -> None:
     folder.prepare(overwrite=True)
     assert not folder.is_started()
     folder.metrics.touch()
-    with pytest.raises(FileNotFoundError, match="wrote no checkpoint yet"):
+    with pytest.raises(FileNotFoundError, match=r"wrote no checkpoint yet .* pass --overwrite"):
         folder.prepare(resume=True)
+    with pytest.raises(FileExistsError, match="before its first checkpoint: pass --overwrite") as refusal:
+        folder.prepare()
+    assert "--resume" not in str(refusal.value)  # it would be refused
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(NotADirectoryError, match="is a file"):
