@@ -26,6 +26,8 @@ class Scores:
         per_class_accuracy: class name to accuracy, for the classes present.
         per_class_count: class name to number of test items.
         confusion: ``(K, K)`` counts; row is the true class, column the predicted one, in the order of
+            ``confusion_classes``.
+        confusion_classes: names of the K classes that are present or predicted; one that is only predicted has no
             ``per_class_accuracy``.
     """
 
@@ -36,6 +38,7 @@ class Scores:
     per_class_accuracy: dict[str, float]
     per_class_count: dict[str, int]
     confusion: list[list[int]]
+    confusion_classes: list[str]
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -87,6 +90,7 @@ def scores(truth: Labels, predicted: Labels, classes: tuple[str, ...] = (), *, s
         per_class_accuracy=per_class,
         per_class_count={names[int(k)]: int((truth == k).sum()) for k in present},
         confusion=[[int(count) for count in row] for row in confusion],
+        confusion_classes=[names[int(k)] for k in known],
     )
 
 

@@ -18,6 +18,7 @@ def test_scores_by_hand() -> None:
     assert result.mean_class_accuracy == pytest.approx((0.75 + 0.5 + 1.0) / 3)
     assert result.per_class_count == {"chair": 4, "lamp": 2, "table": 2}
     assert result.confusion == [[3, 1, 0], [1, 1, 0], [0, 0, 2]]
+    assert result.confusion_classes == ["chair", "lamp", "table"]
 
 
 def test_wilson_interval_is_the_formula() -> None:
@@ -59,6 +60,8 @@ def test_predictions_outside_the_classes_present_count_as_wrong() -> None:
     result = scores(np.array([0, 0]), np.array([0, 5]), ("chair",))
     assert result.overall_accuracy == 0.5
     assert result.confusion == [[1, 1], [0, 0]]
+    assert result.confusion_classes == ["chair", "5"]
+    assert list(result.per_class_accuracy) == ["chair"]
 
 
 @pytest.mark.parametrize(
