@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -17,14 +18,18 @@ HANDCRAFTED = ("descriptor", "pca")
 
 @dataclass(frozen=True)
 class Source:
-    """A split of a data set and how its clouds are to be prepared."""
+    """A split of a data set, how its clouds are to be prepared, and which variant it is where there are several."""
 
     dataset: PointDataset
     sampling: Literal["first", "farthest"]
     normalize: Literal["none", "centroid", "box"]
+    variant: str | None = None
 
 
-def open_split(data: str, split: str, num_points: int | None) -> Source:
+Variant = Literal["obj_bg", "obj_only", "pb_t25", "pb_t25_r", "pb_t50_r", "pb_t50_rs", "modelnet40", "modelnet10"]
+
+
+def open_split(data: str, split: str, num_points: int | None, variant: Variant | None = None) -> Source:
     """A split of a data set.
 
     Sets whose points are in random or farthest-point order and whose clouds are in the unit sphere already are taken as
@@ -34,43 +39,86 @@ def open_split(data: str, split: str, num_points: int | None) -> Source:
         data: ``"household"``; or a folder with shards in pc3d's own format, a published data set, or files by class.
         split: ``"train"`` or ``"test"``.
         num_points: points per item, where the set is cut when it is read.
+        variant: which one of ScanObjectNN, or of ModelNet's text files; None takes the usual one.
 
     Raises:
         FileNotFoundError: neither a known name nor a folder.
+        ValueError: the data set does not come in such a variant.
     """
     from pc3d import data as sets
 
+    root = Path(data)
+    shards = _has_shards(root) or ((root / f"{split}.json").is_file() and not (root / split).is_dir())
+    published = data != "household" and root.is_dir() and not shards
+    if published and (chosen := _with_variants(root, split, variant)):
+        return chosen
+    if variant is not None:
+        raise ValueError(
+            f"variant: {variant!r} is one of ScanObjectNN or of ModelNet's text files, and {data!r} is neither: "
+            "leave the option out"
+        )
     cut: dict[str, Any] = {} if num_points is None else {"num_points": num_points}
     if data == "household":
         return Source(sets.Household(split, **cut), "first", "none")
-    root = Path(data)
     if not root.is_dir():
         raise FileNotFoundError(
             f"data: {data!r} is neither the name of an embedded data set ('household') nor a folder"
             f"{nearest(data, ['household'])}; looked for in {root.absolute()}"
         )
-    if (root / f"{split}.json").is_file():
+    if shards:
         return Source(sets.ObjectSet(root, split, **cut), "first", "none")
     if any(root.glob("ply_data_*.h5")):
         return Source(sets.ModelNetHDF5(root, cast(Any, split)), "first", "none")
-    if (root / "modelnet40_shape_names.txt").is_file():
-        return Source(sets.ModelNetResampled(root, cast(Any, split)), "farthest", "centroid")
-    if (root / "main_split").is_dir():
-        return Source(sets.ScanObjectNN(root, cast(Any, split)), "first", "none")
     return Source(sets.FolderDataset(root, split), "farthest", "box")
 
 
-def open_inputs(data: str, split: str, num_points: int | None) -> Source:
+def _with_variants(root: Path, split: str, variant: Variant | None) -> Source | None:
+    """A split of ScanObjectNN or of ModelNet's text files, None if the folder holds neither."""
+    from pc3d import data as sets
+
+    lists = [name for name in ("modelnet40", "modelnet10") if (root / f"{name}_shape_names.txt").is_file()]
+    if lists:
+        chosen = variant or lists[0]
+        return Source(
+            sets.ModelNetResampled(root, cast(Any, split), variant=cast(Any, chosen)), "farthest", "centroid", chosen
+        )
+    if not _is_scanobjectnn(root):
+        return None
+    # The folder without background says so in its name alone.
+    chosen = variant or ("obj_only" if root.name.endswith("_nobg") else "obj_bg")
+    return Source(sets.ScanObjectNN(root, cast(Any, split), variant=cast(Any, chosen)), "first", "none", chosen)
+
+
+def _has_shards(root: Path) -> bool:
+    return any(any(root.glob(f"{escape(path.stem)}-*.npz")) for path in root.glob("*.json"))
+
+
+def _is_scanobjectnn(root: Path) -> bool:
+    folders = (root / "main_split", root / "main_split_nobg")
+    return any(folder.is_dir() for folder in folders) or any(root.glob("*_objectdataset*.h5"))
+
+
+def open_inputs(data: str, split: str, num_points: int | None, variant: Variant | None = None) -> Source:
     """As :func:`open_split`, and also a single file of points, or a folder of such files without splits."""
     from pc3d.data import FolderDataset
 
     path = Path(data)
     if path.is_file():
         return Source(_one_file(path), "farthest", "box")
-    shards = path.is_dir() and any(path.glob("*.json"))
-    if data == "household" or not path.is_dir() or shards or any(path.rglob(f"{split}*")):
-        return open_split(data, split, num_points)
+    if data == "household" or not path.is_dir() or variant is not None or _has_splits(path, split):
+        return open_split(data, split, num_points, variant)
     return Source(FolderDataset(path), "farthest", "box")
+
+
+def _has_splits(root: Path, split: str) -> bool:
+    """Whether a folder holds a data set with splits; any other is taken as files of points, whatever their names."""
+    if _has_shards(root):
+        return True  # of another split perhaps: then the error says which there are
+    published = ("ply_data_*.h5", "modelnet40_shape_names.txt", "modelnet10_shape_names.txt")
+    if any(any(root.glob(pattern)) for pattern in published) or _is_scanobjectnn(root):
+        return True
+    classes = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return (root / split).is_dir() or (bool(classes) and all((path / split).is_dir() for path in classes))
 
 
 def _one_file(path: Path) -> PointDataset:
@@ -87,7 +135,15 @@ def _one_file(path: Path) -> PointDataset:
     return OneFile()
 
 
-def open_encoder(encoder: str, *, untrained: bool, seed: int, data: str, num_points: int | None) -> tuple[Encoder, str]:
+def open_encoder(
+    encoder: str,
+    *,
+    untrained: bool,
+    seed: int,
+    data: str,
+    num_points: int | None,
+    variant: Variant | None = None,
+) -> tuple[Encoder, str]:
     """An encoder and its name for reports.
 
     Args:
@@ -96,13 +152,14 @@ def open_encoder(encoder: str, *, untrained: bool, seed: int, data: str, num_poi
         seed: see ``untrained``; also the seed of the descriptor's pairs.
         data: where ``"pca"`` is fitted: the training split.
         num_points: points per cloud for that fit.
+        variant: of the data set, see :func:`open_split`.
     """
     from pc3d.evaluation import PointPCA, ShapeDescriptor
 
     if encoder == "descriptor":
         return ShapeDescriptor(seed), "the handcrafted shape descriptor"
     if encoder == "pca":
-        source = open_split(data, "train", num_points)
+        source = open_split(data, "train", num_points, variant)
         prepared: dict[str, Any] = {"sampling": source.sampling, "normalize": source.normalize}
         return PointPCA().fit(source.dataset, num_points=num_points, **prepared), "PCA of raw points"
     import torch
@@ -119,14 +176,23 @@ def open_encoder(encoder: str, *, untrained: bool, seed: int, data: str, num_poi
 
 
 def features_of(
-    encoder: str, data: str, *, num_points: int | None, pooling: str, batch_size: int, untrained: bool, seed: int
+    encoder: str,
+    data: str,
+    *,
+    num_points: int | None,
+    pooling: str,
+    batch_size: int,
+    untrained: bool,
+    seed: int,
+    variant: Variant | None = None,
 ) -> tuple[Features, Features]:
     """Features of the training and the test split, with a progress bar."""
-    model, name = open_encoder(encoder, untrained=untrained, seed=seed, data=data, num_points=num_points)
-    options: dict[str, Any] = {"num_points": num_points, "pooling": pooling, "batch_size": batch_size}
-    train, test = (
-        extract(model, name, open_split(data, split, num_points), data, split, **options) for split in ("train", "test")
+    sources = {split: open_split(data, split, num_points, variant) for split in ("train", "test")}
+    model, name = open_encoder(
+        encoder, untrained=untrained, seed=seed, data=data, num_points=num_points, variant=variant
     )
+    options: dict[str, Any] = {"num_points": num_points, "pooling": pooling, "batch_size": batch_size}
+    train, test = (extract(model, name, source, data, split, **options) for split, source in sources.items())
     return train, test
 
 
@@ -135,6 +201,7 @@ def extract(model: Encoder, name: str, source: Source, data: str, split: str, **
     from pc3d.evaluation import extract_features
 
     prepared: dict[str, Any] = {"sampling": source.sampling, "normalize": source.normalize}
+    data = data if source.variant is None else f"{data} ({source.variant})"
     return extract_features(
         model, source.dataset, progress=True, data=data, split=split, name=name, **prepared, **options
     )

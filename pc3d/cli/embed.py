@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pc3d.cli._inputs import extract, open_encoder, open_inputs
+from pc3d.cli._inputs import Variant, extract, open_encoder, open_inputs
 from pc3d.cli._parser import run_verb
 
 
@@ -13,6 +13,7 @@ def embed(
     encoder: str,
     out: str,
     data: str = "household",
+    variant: Variant | None = None,
     split: str = "test",
     pooling: str = "max+mean",
     num_points: int | None = 1024,
@@ -30,6 +31,8 @@ def embed(
         encoder: Folder or Hub id of an exported encoder; or 'descriptor' or 'pca', the handcrafted baselines.
         out: The .npz file to write.
         data: 'household' (embedded), a folder with a data set or with files of points, or one such file.
+        variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
+            (modelnet40, the default, or modelnet10).
         split: Split of the data set; not used for plain files.
         pooling: How the encoder pools its patch tokens: max, mean, max+mean, concat(max,mean), concat(cls,max,mean).
         num_points: Points per cloud, the first so many; null takes all.
@@ -41,10 +44,14 @@ def embed(
     from pc3d.evaluation import save_features
 
     path = Path(out)
+    if path.suffix != ".npz":
+        raise ValueError(f"out: must end in .npz, got {out!r}; did you mean {out + '.npz'!r}?")
     if path.exists() and not overwrite:
         raise FileExistsError(f"out: {path} exists and would be lost: choose another name, or add --overwrite")
-    model, name = open_encoder(encoder, untrained=untrained, seed=seed, data=data, num_points=num_points)
-    source = open_inputs(data, split, num_points)
+    source = open_inputs(data, split, num_points, variant)
+    model, name = open_encoder(
+        encoder, untrained=untrained, seed=seed, data=data, num_points=num_points, variant=variant
+    )
     options = {"batch_size": batch_size, "pooling": pooling, "num_points": num_points}
     features = extract(model, name, source, data, split, **options)
     written = save_features(features, path, overwrite=overwrite)

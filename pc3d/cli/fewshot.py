@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pc3d.cli._inputs import features_of, print_result
+from pc3d.cli._inputs import Variant, features_of, print_result
 from pc3d.cli._parser import run_verb
 
 
 def fewshot(
     encoder: str,
     data: str = "household",
+    variant: Variant | None = None,
     way: int = 5,
     shot: int = 10,
-    num_queries: int = 20,
+    num_queries: int | None = None,
     num_draws: int = 10,
     C: float = 1.0,
     standardize: bool = True,
@@ -29,9 +30,12 @@ def fewshot(
     Args:
         encoder: Folder or Hub id of an exported encoder; or 'descriptor' or 'pca', the handcrafted baselines.
         data: 'household' (embedded), or a folder: pc3d's shards, a published data set, or files in class sub-folders.
+        variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
+            (modelnet40, the default, or modelnet10).
         way: Classes per draw.
         shot: Training items per class.
-        num_queries: Test items per class; 20 in the literature, fewer where the test split is small.
+        num_queries: Test items per class. By default 20, as in the literature, or where the test split is too small for
+            that, as many as it allows, which the output states.
         num_draws: Independent draws.
         C: Inverse regularisation of the SVM, the same for every draw.
         standardize: Scale features by the training items of the draw.
@@ -52,6 +56,7 @@ def fewshot(
         batch_size=batch_size,
         untrained=untrained,
         seed=seed,
+        variant=variant,
     )
     result = few_shot(
         train,

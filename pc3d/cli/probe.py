@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pc3d.cli._inputs import features_of, print_result
+from pc3d.cli._inputs import Variant, features_of, print_result
 from pc3d.cli._parser import run_verb
 
 
 def probe(
     encoder: str,
     data: str = "household",
+    variant: Variant | None = None,
     classifier: Literal["svm", "logistic", "knn"] = "svm",
     protocol: Literal["fixed", "tuned", "legacy"] = "fixed",
     C: float | None = None,
@@ -29,6 +30,8 @@ def probe(
     Args:
         encoder: Folder or Hub id of an exported encoder; or 'descriptor' or 'pca', the handcrafted baselines.
         data: 'household' (embedded), or a folder: pc3d's shards, a published data set, or files in class sub-folders.
+        variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
+            (modelnet40, the default, or modelnet10).
         classifier: Linear support vector machine, logistic regression, or k nearest neighbours.
         protocol: How C or k is chosen. 'fixed' takes the given value; 'tuned' cross-validates on the training features;
             'legacy' takes the best on the test split, as much of the literature does, and labels the result so.
@@ -52,6 +55,7 @@ def probe(
         batch_size=batch_size,
         untrained=untrained,
         seed=seed,
+        variant=variant,
     )
     if classifier == "knn":
         result = knn_probe(train, test, k=k, protocol=protocol, seed=seed)

@@ -13,6 +13,8 @@ from pc3d._extras import require
 from pc3d.evaluation.features import Features, Labels
 from pc3d.evaluation.result import data_fields, describe_data, percent, versions
 
+USUAL_QUERIES = 20
+
 
 @dataclass(frozen=True)
 class Episode:
@@ -31,6 +33,7 @@ class FewShotResult:
         way: classes per draw.
         shot: training items per class.
         num_queries: test items per class.
+        fewer_queries: whether these are fewer than the usual 20 because the test split has no more.
         num_draws: independent draws.
         num_eligible: classes with enough items to be drawn.
         accuracies: overall accuracy of each draw, fractions.
@@ -57,6 +60,7 @@ class FewShotResult:
     way: int
     shot: int
     num_queries: int
+    fewer_queries: bool
     num_draws: int
     num_eligible: int
     classifier: str
@@ -72,13 +76,18 @@ class FewShotResult:
         """The result as plain data, ready for JSON."""
         return asdict(self)
 
+    def _why_fewer(self) -> str:
+        usual = f"{USUAL_QUERIES} is usual, {self.num_queries} the most that leaves {self.way} classes to draw"
+        return f" ({usual})" if self.fewer_queries else ""
+
     def __str__(self) -> str:
         return "\n".join(
             [
                 f"few-shot, {self.way}-way {self.shot}-shot, on frozen features of {self.encoder}",
                 *describe_data(self),
                 f"  draws       {self.num_draws}, each {self.way} of {self.num_eligible} eligible classes, "
-                f"{self.shot} train and {self.num_queries} test items per class, seed {self.seed}",
+                f"{self.shot} train and {self.num_queries} test items per class"
+                f"{self._why_fewer()}, seed {self.seed}",
                 f"  classifier  {self.classifier}, C = {self.C:g} fixed beforehand"
                 f"{', features standardised on the training items of the draw' if self.standardized else ''}",
                 f"  versions    {', '.join(f'{key} {value}' for key, value in self.versions.items())}",
@@ -143,10 +152,16 @@ def _eligible(train: Labels, test: Labels, way: int, shot: int, num_queries: int
         f"way={way}, shot={shot}, num_queries={num_queries} needs {way} classes with {shot} training and {num_queries} "
         f"test items; {eligible.size} of {classes.size} have them"
     )
-    enough = np.sort(in_test[in_train >= shot])[::-1]
-    if enough.size >= way and enough[way - 1] > 0:
-        message += f"; num_queries={enough[way - 1]} is the largest that leaves {way}"
+    most = _most_queries(train, test, way, shot)
+    if ((in_train >= shot) & (in_test >= most)).sum() >= way:
+        message += f"; num_queries={most} is the largest that leaves {way}"
     raise ValueError(message)
+
+
+def _most_queries(train: Labels, test: Labels, way: int, shot: int) -> int:
+    """The largest number of queries for which ``way`` classes have enough items, 1 where there is none."""
+    counts = [int((test == k).sum()) for k in np.unique(train[train >= 0]) if (train == k).sum() >= shot]
+    return max(1, sorted(counts, reverse=True)[way - 1]) if len(counts) >= way > 0 else 1
 
 
 def few_shot(
@@ -155,7 +170,7 @@ def few_shot(
     *,
     way: int = 5,
     shot: int = 10,
-    num_queries: int = 20,
+    num_queries: int | None = 20,
     num_draws: int = 10,
     C: float = 1.0,
     standardize: bool = True,
@@ -173,7 +188,8 @@ def few_shot(
         test: features of the test split.
         way: classes per draw.
         shot: training items per class.
-        num_queries: test items per class.
+        num_queries: test items per class. None takes 20, or where the test split has no ``way`` classes with so many,
+            as many as it has; the result says so.
         num_draws: number of independent draws.
         C: regularisation of the linear SVM.
         standardize: scale features by the mean and deviation of the draw's training items.
@@ -187,7 +203,11 @@ def few_shot(
         raise ValueError(f"C must be positive, got {C}")
     svm = require("sklearn.svm", extra="train", purpose="the few-shot probe")
     preprocessing = require("sklearn.preprocessing", extra="train")
+    fewer = False
     if episodes is None:
+        if num_queries is None:
+            num_queries = min(USUAL_QUERIES, _most_queries(train.labels, test.labels, way, shot))
+            fewer = num_queries < USUAL_QUERIES
         episodes = draw_episodes(
             train.labels,
             test.labels,
@@ -214,6 +234,7 @@ def few_shot(
         way=way,
         shot=shot,
         num_queries=num_queries,
+        fewer_queries=fewer,
         num_draws=num_draws,
         num_eligible=num_eligible,
         classifier="SVC(kernel='linear')",

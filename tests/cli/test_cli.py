@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -116,7 +118,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.Capture
         (["probe", "--encoder", "pca", "--data", "houshold"], "did you mean 'household'?"),
         (["probe", "--encoder", "pca", "--C", "-1"], "C must be positive"),
         (["probe", "--encoder", "pca", "--num_points", "4096"], "4096"),
-        (["fewshot", "--encoder", "descriptor", "--shot", "10"], "num_queries=8 is the largest"),
+        (["fewshot", "--encoder", "descriptor", "--num_queries", "20"], "num_queries=8 is the largest"),
     ],
 )
 def test_failures_are_exit_code_1_with_the_reason(
@@ -172,6 +174,14 @@ def test_untrained_weights_follow_the_seed(encoder: str, capsys: pytest.CaptureF
     assert run(1) == run(1)
     assert json.loads(run(1))["accuracies"] != json.loads(run(2))["accuracies"]
     assert "untrained (fresh weights, seed 1)" in run(1)
+
+
+def test_fewshot_works_with_its_defaults_and_says_what_it_took(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fewshot", "--encoder", "descriptor"]) == 0
+    text = capsys.readouterr().out
+    assert "10 train and 8 test items per class (20 is usual, 8 the most that leaves 5 classes to draw)" in text
+    assert main(["fewshot", "--encoder", "descriptor", "--num_queries", "8"]) == 0
+    assert "is usual" not in capsys.readouterr().out
 
 
 def test_untrained_is_freshly_built(encoder: str, tmp_path: Path) -> None:
@@ -246,6 +256,138 @@ def test_embed_takes_files_and_folders(tmp_path: Path, by_class: Path, encoder: 
     with np.load(tmp_path / "4.npz") as many, np.load(tmp_path / "1.npz") as single:
         assert many["label"].tolist() == [-1] * 4
         np.testing.assert_allclose(many["features"][0], single["features"][0], atol=1e-5)
+
+
+def test_embed_tells_splits_from_names_that_look_like_them(tmp_path: Path, encoder: str, by_class: Path) -> None:
+    """Only folders of the split's name make a data set with splits; ``testing/test_1.xyz`` and a JSON file do not."""
+    files = sorted((by_class / "test" / "chair").iterdir())
+    plain = tmp_path / "plain"
+    (plain / "testing").mkdir(parents=True)
+    (plain / "other").mkdir()
+    shutil.copy(files[0], plain / "testing" / "test_1.xyz")
+    shutil.copy(files[1], plain / "other" / "test.xyz")
+    (plain / "settings.json").write_text("{}")
+    split = tmp_path / "split"
+    for name in ("chair", "lamp"):
+        shutil.copytree(by_class / "test" / name, split / name / "test")
+        (split / name / "train").mkdir()
+    for data, count in ((plain, 2), (split, 8)):
+        out = tmp_path / f"{data.name}.npz"
+        assert main(["embed", "--encoder", encoder, "--data", str(data), "--out", str(out), *POINTS]) == 0
+        with np.load(out, allow_pickle=False) as archive:
+            assert archive["features"].shape == (count, 16)
+            assert archive["classes"].tolist() == sorted(path.name for path in data.iterdir() if path.is_dir())
+
+
+def test_embed_of_shards_names_the_splits_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pc3d.data
+
+    root = Path(pc3d.data.__file__).parent / "household"
+    arguments = ["embed", "--encoder", "descriptor", "--data", str(root), "--out", str(tmp_path / "a.npz"), *POINTS]
+    assert main([*arguments, "--split", "val"]) == 1
+    assert "splits found there: ['test', 'train']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["features", "features.npy"])
+def test_embed_refuses_another_ending_before_any_work(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def encode(*_: Any, **__: Any) -> None:
+        raise AssertionError("encoded")
+
+    monkeypatch.setattr("pc3d.cli.embed.extract", encode)
+    assert main(["embed", "--encoder", "descriptor", "--out", str(tmp_path / name), *POINTS]) == 1
+    assert "out: must end in .npz" in capsys.readouterr().err
+
+
+@pytest.fixture
+def scanobjectnn(tmp_path: Path) -> Path:
+    """ScanObjectNN's files with real objects: labels of the variants differ, so that each can be told."""
+    from pc3d.data import Household
+
+    root = tmp_path / "scans"
+    clouds = torch.stack([cloud.xyz for cloud in (Household("test")[i] for i in range(8))]).numpy()
+    for folder, name, first in (
+        ("main_split", "", 0),
+        ("main_split", "_augmentedrot_scale75", 4),
+        ("main_split_nobg", "", 8),
+    ):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for split in ("training", "test"):
+            with h5py.File(root / folder / f"{split}_objectdataset{name}.h5", "w") as file:
+                file.update({"data": clouds, "label": np.arange(8) % 2 + first})
+    return root
+
+
+@pytest.mark.parametrize(
+    ("folder", "variant", "classes"),
+    [
+        (".", None, {"bag", "bin"}),
+        (".", "obj_bg", {"bag", "bin"}),
+        (".", "obj_only", {"shelf", "table"}),
+        (".", "pb_t50_rs", {"chair", "desk"}),
+        ("main_split", None, {"bag", "bin"}),
+        ("main_split", "pb_t50_rs", {"chair", "desk"}),
+        ("main_split_nobg", None, {"shelf", "table"}),
+    ],
+)
+def test_variants_of_scanobjectnn(
+    scanobjectnn: Path,
+    folder: str,
+    variant: str | None,
+    classes: set[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = str(scanobjectnn / folder)
+    chosen = [] if variant is None else ["--variant", variant]
+    arguments = ["--encoder", "descriptor", "--data", data, *chosen, *POINTS]
+    assert main(["probe", *arguments, "--C", "1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["scores"]["per_class_count"]) == classes
+    assert result["data"].endswith(f"({variant or ('obj_only' if 'nobg' in folder else 'obj_bg')})")
+    assert main(["embed", *arguments, "--out", str(tmp_path / "a.npz")]) == 0
+    with np.load(tmp_path / "a.npz") as archive:
+        assert set(archive["classes"][archive["label"]]) == classes
+    few = ["--way", "2", "--shot", "2", "--num_queries", "2", "--num_draws", "2"]
+    assert main(["fewshot", *arguments, *few]) == 0
+
+
+def test_variants_that_a_data_set_does_not_have(scanobjectnn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for data, variant, message in (
+        ("household", "obj_bg", "'household' is neither"),
+        (str(scanobjectnn), "modelnet10", "variant must be one of"),
+        (str(scanobjectnn), "pb_t25", "training_objectdataset_augmented25_norot.h5"),
+    ):
+        for verb in ("probe", "fewshot"):
+            assert main([verb, "--encoder", "descriptor", "--data", data, "--variant", variant]) == 1
+            assert message in capsys.readouterr().err
+    with h5py.File(scanobjectnn / "main_split" / "training_objectdataset.h5", "r+") as file:
+        file["label"][0] = 15
+    assert main(["probe", "--encoder", "descriptor", "--data", str(scanobjectnn)]) == 1
+    assert "labels go from 0 to 15, which does not go with the 15 classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("lists", "variant"), [("modelnet10", None), ("modelnet40", "modelnet40")])
+def test_lists_of_modelnet_text_files(
+    tmp_path: Path, lists: str, variant: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pc3d.data import Household
+
+    (tmp_path / f"{lists}_shape_names.txt").write_text("bed\nchair\n")
+    for split in ("train", "test"):
+        ids = [f"{name}_{split}{i}" for name in ("bed", "chair") for i in range(3)]
+        (tmp_path / f"{lists}_{split}.txt").write_text("\n".join(ids))
+        for row, name in enumerate(ids):
+            folder = tmp_path / name.partition("_")[0]
+            folder.mkdir(exist_ok=True)
+            cloud = Household(split)[row]
+            np.savetxt(folder / f"{name}.txt", np.hstack([cloud.xyz, cloud.normal]), delimiter=",")
+    chosen = [] if variant is None else ["--variant", variant]
+    assert main(["probe", "--encoder", "descriptor", "--data", str(tmp_path), *chosen, "--json", *POINTS]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["num_train"], result["data"]) == (6, f"{tmp_path} ({lists})")
+    assert result["normalize"] == "centroid"
 
 
 def test_doctor_reports_what_is_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

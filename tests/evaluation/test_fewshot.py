@@ -98,3 +98,16 @@ def test_test_labels_only_score(planted: Make) -> None:
 def test_bad_options_are_refused(options: dict[str, float], message: str, planted: Make) -> None:
     with pytest.raises(ValueError, match=message):
         few_shot(planted(seed=1), planted(seed=2), **options)  # type: ignore[arg-type]
+
+
+def test_default_number_of_queries_is_twenty_or_what_there_is(planted: Make) -> None:
+    train = planted(12, signal=40, seed=1)
+    plenty = few_shot(train, planted(30, signal=40, seed=2), way=3, num_queries=None)
+    assert (plenty.num_queries, plenty.fewer_queries) == (20, False)
+    assert plenty.accuracies == few_shot(train, planted(30, signal=40, seed=2), way=3).accuracies
+    test = planted(30, signal=40, seed=2)
+    labels = np.concatenate([np.repeat(k, n) for k, n in enumerate((7, 5, 6, 102))])
+    scarce = few_shot(train, replace(test, labels=labels), way=3, num_queries=None)
+    assert (scarce.num_queries, scarce.num_eligible, scarce.fewer_queries) == (6, 3, True)
+    with pytest.raises(ValueError, match="needs 3 classes with 13 training"):
+        few_shot(train, test, way=3, shot=13, num_queries=None)
