@@ -82,13 +82,16 @@ format: install  ## Put code in shape
 
 # The wheel built by the newest torch, in an environment with the oldest one tested, the source tree out of the way.
 test-oldest: install
-	rm -rf build/lib* build/bdist* build/wheel build/oldest && mkdir -p build/oldest
+	rm -rf build/lib* build/bdist* build/wheel
 	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
-	test -x $(OLD_VENV)/bin/python || $(PYTHON) -m venv $(OLD_VENV)
+	test -e $(OLD_VENV)/.venv || $(PYTHON) -m venv $(OLD_VENV)
+	@touch $(OLD_VENV)/.venv
 	$(OLD_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --requirement requirements/oldest.lock
 	$(OLD_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --force-reinstall build/wheel/*.whl
-	mkdir -p build/oldest/tests && cp -r tests/ops tests/conftest.py tests/test_installed.py build/oldest/tests/
-	cd build/oldest && ../../$(OLD_VENV)/bin/python -m pytest tests
+	python=$$PWD/$(OLD_VENV)/bin/python; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
+	mkdir $$away/tests && cp -r tests/ops tests/conftest.py tests/test_installed.py $$away/tests/ && \
+	grep -A5 '^\[tool.pytest' pyproject.toml > $$away/pyproject.toml && \
+	cd $$away && $$python -m pytest tests
 
 # ---- housekeeping -----------------------------------------------------------------------------------------------
 
