@@ -213,7 +213,7 @@ def test_weighted_kernels_equal_the_definition(device, dtype, k):
 def test_interpolate_refuses_features_of_other_points():
     with pytest.raises(ValueError, match=r"features must have shape \(2, 5, 'C'\) to fit xyz, got \(2, 6, 3\)"):
         interpolate(torch.zeros(2, 6, 3), torch.zeros(2, 5, 3), torch.zeros(2, 1, 3))
-    with pytest.raises(ValueError, match="eps must be positive, .* got -1"):
+    with pytest.raises(ValueError, match=r"eps must be positive, .* got -1"):
         interpolate(torch.zeros(2, 5, 3), torch.zeros(2, 5, 3), torch.zeros(2, 1, 3), eps=-1)
     with pytest.raises(ValueError, match="k is 3, but the clouds of xyz have only 2 points"):
         interpolate(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), torch.zeros(1, 1, 3))
