@@ -29,6 +29,7 @@ from pc3d import ops
 
 SECONDS_A_ROW = 12.0
 PAUSE_SECONDS = 0.03
+WARM_BELOW_MS = 100.0
 MIN_REPEATS, MAX_REPEATS = 3, 25
 OURS = "pc3d"
 
@@ -187,6 +188,8 @@ def measure(row: Row, device: str, available: dict[str, str | None]) -> None:
         for name, call in calls.items():
             # The idle threads of the last contender's OpenMP spin for a while, on the cores that the next one needs.
             time.sleep(PAUSE_SECONDS)
+            if first[name] < WARM_BELOW_MS:
+                milliseconds(call, device)  # wakes cores and threads: they slept too, and training would not let them
             times[name].append(milliseconds(call, device))
     row.milliseconds = {name: statistics.median(values) for name, values in times.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,6 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from pc3d.models import PointViT
 from pc3d.nn import epoch_learning_rate, weight_decay_groups
 from pc3d.nn.optim import Stepping
 
@@ -71,7 +71,7 @@ class Optimisation:
 PUBLISHED = Optimisation()
 
 
-class Method(pl.LightningModule):
+class Method(pl.LightningModule, ABC):
     """A pre-training method: trains some networks, of which one is the encoder that leaves the run.
 
     Args:
@@ -88,9 +88,9 @@ class Method(pl.LightningModule):
         self.seed = seed
 
     @property
-    def encoder(self) -> PointViT:
+    @abstractmethod
+    def encoder(self) -> nn.Module:
         """The network that downstream tasks use."""
-        raise NotImplementedError
 
     def on_train_epoch_start(self) -> None:
         """Log the learning rate in force."""
