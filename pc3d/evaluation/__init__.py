@@ -1,4 +1,4 @@
-"""Protocols on frozen features: linear probes, nearest neighbours, few shots, and the baselines to beat."""
+"""Protocols on frozen features, the baselines to beat, and the scores of a segmentation."""
 
 from pc3d.evaluation.baselines import PointPCA, ShapeDescriptor, settle_batch_norm
 from pc3d.evaluation.features import Encoder, Features, extract_features, save_features
@@ -8,11 +8,13 @@ from pc3d.evaluation.logistic import logistic_regression
 from pc3d.evaluation.metrics import Scores, scores, wilson_interval
 from pc3d.evaluation.probe import C_GRID
 from pc3d.evaluation.result import ProbeResult
+from pc3d.evaluation.segmentation import ConfusionMatrix, SegmentationScores, segmentation_scores, sum_folds
 from pc3d.evaluation.svm import linear_svm
 
 __all__ = [
     "C_GRID",
     "K_GRID",
+    "ConfusionMatrix",
     "Encoder",
     "Episode",
     "Features",
@@ -20,6 +22,7 @@ __all__ = [
     "PointPCA",
     "ProbeResult",
     "Scores",
+    "SegmentationScores",
     "ShapeDescriptor",
     "draw_episodes",
     "extract_features",
@@ -29,6 +32,8 @@ __all__ = [
     "logistic_regression",
     "save_features",
     "scores",
+    "segmentation_scores",
     "settle_batch_norm",
+    "sum_folds",
     "wilson_interval",
 ]
