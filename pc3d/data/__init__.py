@@ -15,11 +15,13 @@ from pc3d.data.dataset import (
 )
 from pc3d.data.fewshot import FewShotEpisode, few_shot_episodes, load_few_shot_pickle
 from pc3d.data.files import FileDataset, FolderDataset
+from pc3d.data.frames import Frame
 from pc3d.data.loader import EpochSampler, PointLoader, sample_generator
 from pc3d.data.modelnet import ModelNetCache, ModelNetHDF5, ModelNetMeshes, ModelNetResampled
 from pc3d.data.objects import Household, ObjectSet
 from pc3d.data.pickles import load_array_pickle
 from pc3d.data.points import read_points
+from pc3d.data.scanned_rooms import Rooms
 from pc3d.data.scanobjectnn import SCANOBJECTNN_CLASSES, ScanObjectNN
 from pc3d.data.shapenet import SHAPENET55, SHAPENET_PARTS, ShapeNet55, ShapeNetPart
 from pc3d.data.transforms import (
@@ -55,6 +57,7 @@ __all__ = [
     "FileDataset",
     "FirstPoints",
     "FolderDataset",
+    "Frame",
     "Household",
     "IsotropicScaleShift",
     "Jitter",
@@ -73,6 +76,7 @@ __all__ = [
     "PointLoader",
     "RandomPointDropout",
     "RandomSubsample",
+    "Rooms",
     "RotateVertical",
     "ScaleTranslate",
     "ScanObjectNN",

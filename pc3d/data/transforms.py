@@ -81,10 +81,11 @@ class KeepFields(Transform):
     """Drop what a method does not read, so that batches carry only that.
 
     Args:
-        fields: what to keep besides ``xyz`` and ``meta``: any of rgb, normal, label, segment, text, image.
+        fields: what to keep besides ``xyz`` and ``meta``: any of rgb, normal, label, segment, instance, text,
+            image.
     """
 
-    _FIELDS = ("rgb", "normal", "label", "segment", "text", "image")
+    _FIELDS = ("rgb", "normal", "label", "segment", "instance", "text", "image")
 
     def __init__(self, fields: Sequence[str] = ("label",)) -> None:
         unknown = sorted(set(fields) - set(self._FIELDS) - {"xyz", "meta"})

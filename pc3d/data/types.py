@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PER_POINT = ("xyz", "rgb", "normal", "segment")
+_PER_POINT = ("xyz", "rgb", "normal", "segment", "instance")
+_INTEGER = ("segment", "instance")
 
 
 def _check_per_point(name: str, value: Tensor, num_points: int) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}: use torch.from_numpy(...)")
-    shape = (num_points,) if name == "segment" else (num_points, 3)
+    shape = (num_points,) if name in _INTEGER else (num_points, 3)
     if tuple(value.shape) != shape:
         raise ValueError(f"{name} must have shape {shape} (one row per point of xyz), got {tuple(value.shape)}")
-    if name == "segment":
+    if name in _INTEGER:
         if value.dtype != torch.int64:
-            raise TypeError(f"segment must be int64, got {value.dtype}: use segment.long()")
+            raise TypeError(f"{name} must be int64, got {value.dtype}: use {name}.long()")
     elif not value.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}: use {name}.float()")
 
@@ -37,6 +38,7 @@ class PointCloud:
         normal: ``(N, 3)`` unit normals, or None.
         label: class of the whole cloud; -1 for unlabelled, None where the notion does not apply.
         segment: ``(N,)`` int64 part or semantic class of each point, or None; -1 for unknown.
+        instance: ``(N,)`` int64 number of the object that each point is on, or None; -1 for none.
         text: a name or caption, or None.
         image: ``(H, W, 3)`` uint8 picture of the object, or None.
         meta: everything else: ``id``, ``radius_m`` (metres of one unit), creator, licence, path, ...
@@ -51,6 +53,7 @@ class PointCloud:
     normal: Tensor | None = None
     label: int | None = None
     segment: Tensor | None = None
+    instance: Tensor | None = None
     text: str | None = None
     image: Tensor | None = None
     meta: dict[str, Any] = field(default_factory=dict)
@@ -96,6 +99,7 @@ class PointBatch:
         normal: ``(sum N, 3)``, or None.
         label: ``(B,)`` int64 with -1 for unlabelled, or None.
         segment: ``(sum N,)`` int64, or None.
+        instance: ``(sum N,)`` int64, or None; numbers count within each cloud.
         text: one string per cloud, or None.
         image: ``(B, H, W, 3)`` uint8, or None.
         meta: one dictionary per cloud.
@@ -107,6 +111,7 @@ class PointBatch:
     normal: Tensor | None = None
     label: Tensor | None = None
     segment: Tensor | None = None
+    instance: Tensor | None = None
     text: list[str] | None = None
     image: Tensor | None = None
     meta: list[dict[str, Any]] = field(default_factory=list)
@@ -137,7 +142,7 @@ class PointBatch:
         """A per-point field as ``(B, N, ...)``, without a copy.
 
         Args:
-            name: ``"xyz"``, ``"rgb"``, ``"normal"`` or ``"segment"``.
+            name: ``"xyz"``, ``"rgb"``, ``"normal"``, ``"segment"`` or ``"instance"``.
 
         Raises:
             ValueError: the clouds differ in length, or the batch has no such field.
