@@ -116,6 +116,16 @@ def pack(xyz: object, offsets: object, name: str, offsets_name: str = "offsets")
     return Packed(xyz.reshape(-1, 3), packed_offsets, dense_shape)
 
 
+def check_coords(coords: object, offsets: object, name: str = "coords") -> tuple[Tensor, Tensor]:
+    """Voxel coordinates (N, 3) int32 and their offsets, checked; without offsets they are one cloud."""
+    coords = check_tensor(coords, name, (torch.int32,))
+    if coords.dim() != 2 or coords.shape[1] != 3:
+        raise ValueError(f"{name} must have shape (N, 3), without a batch column, got {tuple(coords.shape)}")
+    if offsets is None:
+        return coords, dense_offsets(1, coords.shape[0], coords.device)
+    return coords, check_offsets(offsets, "offsets", coords.shape[0], coords.device)
+
+
 def dense_offsets(num_clouds: int, num_points: int, device: torch.device) -> Tensor:
     """Offsets of ``num_clouds`` clouds of ``num_points`` points each."""
     return torch.arange(num_clouds + 1, device=device) * num_points
