@@ -5,6 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pc3d.data.arrays import ArrayDataset
+from pc3d.data.color_transforms import (
+    ChromaticAutoContrast,
+    ChromaticJitter,
+    ChromaticTranslation,
+    RandomColorDrop,
+)
 from pc3d.data.dataset import (
     BadFileError,
     MissingDataError,
@@ -17,12 +23,23 @@ from pc3d.data.fewshot import FewShotEpisode, few_shot_episodes, load_few_shot_p
 from pc3d.data.files import FileDataset, FolderDataset
 from pc3d.data.frames import Frame
 from pc3d.data.loader import EpochSampler, PointLoader, sample_generator
+from pc3d.data.mixing import SceneCollate, mix3d
 from pc3d.data.modelnet import ModelNetCache, ModelNetHDF5, ModelNetMeshes, ModelNetResampled
 from pc3d.data.objects import Household, ObjectSet
 from pc3d.data.pickles import load_array_pickle
 from pc3d.data.points import read_points
 from pc3d.data.scanned_rooms import Rooms
 from pc3d.data.scanobjectnn import SCANOBJECTNN_CLASSES, ScanObjectNN
+from pc3d.data.scene_transforms import (
+    CenterShift,
+    ElasticDistortion,
+    GridSample,
+    RandomDropout,
+    RandomFlip,
+    RandomRotate,
+    Rotate,
+    SphereCrop,
+)
 from pc3d.data.shapenet import SHAPENET55, SHAPENET_PARTS, ShapeNet55, ShapeNetPart
 from pc3d.data.transforms import (
     Compose,
@@ -40,6 +57,7 @@ from pc3d.data.transforms import (
     TurnUp,
 )
 from pc3d.data.types import PointBatch, PointCloud, collate
+from pc3d.data.voting import fragments, voting_views
 
 if TYPE_CHECKING:
     from pc3d.data.module import PointDataModule
@@ -50,7 +68,12 @@ __all__ = [
     "SHAPENET_PARTS",
     "ArrayDataset",
     "BadFileError",
+    "CenterShift",
+    "ChromaticAutoContrast",
+    "ChromaticJitter",
+    "ChromaticTranslation",
     "Compose",
+    "ElasticDistortion",
     "EpochSampler",
     "FarthestPointSample",
     "FewShotEpisode",
@@ -58,6 +81,7 @@ __all__ = [
     "FirstPoints",
     "FolderDataset",
     "Frame",
+    "GridSample",
     "Household",
     "IsotropicScaleShift",
     "Jitter",
@@ -74,25 +98,35 @@ __all__ = [
     "PointDataModule",
     "PointDataset",
     "PointLoader",
+    "RandomColorDrop",
+    "RandomDropout",
+    "RandomFlip",
     "RandomPointDropout",
+    "RandomRotate",
     "RandomSubsample",
     "Rooms",
+    "Rotate",
     "RotateVertical",
     "ScaleTranslate",
     "ScanObjectNN",
+    "SceneCollate",
     "Selection",
     "ShapeNet55",
     "ShapeNetPart",
     "SkippedFile",
+    "SphereCrop",
     "Transform",
     "TurnUp",
     "collate",
     "few_shot_episodes",
+    "fragments",
     "load_array_pickle",
     "load_few_shot_pickle",
+    "mix3d",
     "read_points",
     "sample_generator",
     "split_train_validation",
+    "voting_views",
 ]
 
 

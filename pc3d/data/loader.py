@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch.distributed
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pc3d.data.dataset import PointDataset
+from pc3d.data.mixing import SceneCollate
 from pc3d.data.transforms import Transform
-from pc3d.data.types import PointBatch, PointCloud, collate
+from pc3d.data.types import PointBatch, PointCloud
 
 # What a worker needs to make one batch: the epoch and the positions in the data set.
 BatchKey = tuple[int, list[int]]
@@ -22,6 +23,13 @@ BatchKey = tuple[int, list[int]]
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
     """The generator of one sample in one epoch: a pure function of the three numbers."""
     word = np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(word))
+
+
+def batch_generator(seed: int, epoch: int, indices: Sequence[int]) -> torch.Generator:
+    """The generator of what happens to one batch as a whole: a pure function of the arguments."""
+    # No sample has so large an index, and the order of an epoch has one less: a stream of its own.
+    word = np.random.SeedSequence([seed, epoch, 2**63 + 1, *indices]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(word))
 
 
@@ -130,8 +138,16 @@ class EpochSampler(Sampler[BatchKey]):
 class _BatchMaker(Dataset[PointBatch]):
     """Makes a whole batch from its key, in whatever process it is called."""
 
-    def __init__(self, dataset: Dataset[PointCloud], transform: Transform | None, seed: int, fixed: bool) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[PointCloud],
+        transform: Transform | None,
+        collate: SceneCollate | None,
+        seed: int,
+        fixed: bool,
+    ) -> None:
         self.dataset, self.transform, self.seed, self.fixed = dataset, transform, seed, fixed
+        self.collate = collate or SceneCollate()
 
     def _sample(self, epoch: int, index: int) -> PointCloud:
         generator = sample_generator(self.seed, 0 if self.fixed else epoch, index)
@@ -141,7 +157,8 @@ class _BatchMaker(Dataset[PointBatch]):
 
     def __getitem__(self, key: BatchKey) -> PointBatch:
         epoch, indices = key
-        return collate([self._sample(epoch, index) for index in indices])
+        clouds = [self._sample(epoch, index) for index in indices]
+        return self.collate(clouds, batch_generator(self.seed, 0 if self.fixed else epoch, indices))
 
 
 class _Remaining(Sampler[BatchKey]):
@@ -176,6 +193,7 @@ class PointLoader:
             of a data set that is not a ``PointDataset`` are outside of the promise above.
         batch_size: clouds per batch and process.
         transform: applied after the data set's own.
+        collate: how samples become a batch, such as ``SceneCollate(mix_probability=0.8)``; plain packing when None.
         shuffle: a new order each epoch. Without it, the loader is for evaluation: random transforms repeat in every
             epoch, seeded per item, so that a score is reproducible.
         drop_last: leave out the last incomplete batch (batch normalisation needs two samples).
@@ -191,6 +209,7 @@ class PointLoader:
         batch_size: int,
         *,
         transform: Transform | None = None,
+        collate: SceneCollate | None = None,
         shuffle: bool = True,
         drop_last: bool = True,
         num_workers: int = 0,
@@ -205,7 +224,7 @@ class PointLoader:
         self.batch_sampler = self.sampler
         self._keys = _Remaining()
         self._loader: DataLoader[PointBatch] = DataLoader(
-            _BatchMaker(dataset, transform, seed, fixed=not shuffle),
+            _BatchMaker(dataset, transform, collate, seed, fixed=not shuffle),
             batch_size=None,
             sampler=self._keys,
             num_workers=num_workers,

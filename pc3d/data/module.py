@@ -5,6 +5,7 @@ from __future__ import annotations
 from pc3d._extras import require
 from pc3d.data.dataset import PointDataset, split_train_validation
 from pc3d.data.loader import PointLoader
+from pc3d.data.mixing import SceneCollate
 from pc3d.data.transforms import Compose, Transform
 
 require("pytorch_lightning", extra="train", purpose="PointDataModule")
@@ -28,6 +29,7 @@ class PointDataModule(pl.LightningDataModule):
         test: the test set.
         train_transforms: applied in turn to training samples.
         eval_transforms: applied in turn to validation and test samples.
+        train_collate: how training samples become a batch, such as ``SceneCollate(mix_probability=0.8)``.
         validation_fraction: share of ``train`` to set aside for validation, stratified by class; 0 for none.
         batch_size: clouds per training batch and process.
         eval_batch_size: clouds per validation and test batch; ``batch_size`` when None.
@@ -48,6 +50,7 @@ class PointDataModule(pl.LightningDataModule):
         *,
         train_transforms: list[Transform] | None = None,
         eval_transforms: list[Transform] | None = None,
+        train_collate: SceneCollate | None = None,
         validation_fraction: float = 0.0,
         batch_size: int = 128,
         eval_batch_size: int | None = None,
@@ -66,6 +69,7 @@ class PointDataModule(pl.LightningDataModule):
         self.train, self.validation, self.test = train, validation, test
         self.train_transform = Compose(train_transforms) if train_transforms else None
         self.eval_transform = Compose(eval_transforms) if eval_transforms else None
+        self.train_collate = train_collate
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.seed, self.drop_last, self.pin_memory = num_workers, seed, drop_last, pin_memory
 
@@ -81,6 +85,7 @@ class PointDataModule(pl.LightningDataModule):
             self.train,
             self.batch_size,
             transform=self.train_transform,
+            collate=self.train_collate,
             drop_last=self.drop_last,
             num_workers=self.num_workers,
             seed=self.seed,

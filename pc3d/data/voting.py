@@ -1,0 +1,68 @@
+"""Test-time views of a scene: fragments that together hold every point, and the published augmentation sets."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from pc3d.data.scene_transforms import RandomFlip, Rotate
+from pc3d.data.transforms import Compose, IsotropicScaleShift, Transform
+from pc3d.data.types import PointCloud
+
+AugmentationSet = Literal["none", "scannet", "s3dis", "structured3d"]
+
+
+def fragments(cloud: PointCloud, voxel_size: float) -> list[Tensor]:
+    """Cut a scene into fragments of one point per grid cell, so that every point is in one of them at least.
+
+    There are as many fragments as the fullest cell has points. Fragment i takes, in a cell of c points, the (i mod
+    c)-th in their order: points of sparse cells are in several fragments, and are voted on several times.
+
+    Args:
+        cloud: the scene, transformed as it goes to the network.
+        voxel_size: edge of a cell in metres.
+
+    Returns:
+        Row indices of each fragment, int64, in lexicographic order of the cells: ``cloud.select(index)`` is the
+        fragment. None for an empty scene.
+
+    Raises:
+        ValueError: the size is not positive, or a coordinate is not a number.
+    """
+    from pc3d.ops import voxelize
+
+    voxels = voxelize(cloud.xyz, voxel_size)
+    if len(cloud) == 0:
+        return []
+    order = voxels.inverse.argsort(stable=True)
+    start = voxels.count.cumsum(0) - voxels.count
+    return [order[start + i % voxels.count] for i in range(int(voxels.count.max()))]
+
+
+def voting_views(kind: AugmentationSet) -> list[Transform]:
+    """The views over which predictions are summed, one transform each; none of them random.
+
+    Args:
+        kind: ``"none"`` (1, as it is), ``"scannet"`` (4: quarter turns), ``"s3dis"`` (10: five scales, each also
+            flipped in x and y) or ``"structured3d"`` (13: quarter turns at three scales, and one flip).
+
+    Raises:
+        ValueError: there is no such set.
+    """
+    turns = [Rotate(degrees) for degrees in (0.0, 90.0, 180.0, 270.0)]
+    flip = RandomFlip(1.0)
+    if kind == "none":
+        return [Compose([])]
+    if kind == "scannet":
+        return list(turns)
+    if kind == "s3dis":
+        scales = [_scale(factor) for factor in (0.9, 0.95, 1.0, 1.05, 1.1)]
+        return [*scales, *(Compose([scale, flip]) for scale in scales)]
+    if kind == "structured3d":
+        return [*(Compose([turn, _scale(factor)]) for factor in (1.0, 0.95, 1.05) for turn in turns), flip]
+    raise ValueError(f"kind must be 'none', 'scannet', 's3dis' or 'structured3d', got {kind!r}")
+
+
+def _scale(factor: float) -> Transform:
+    return IsotropicScaleShift((factor, factor), shift=0.0)
