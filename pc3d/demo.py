@@ -97,7 +97,7 @@ def evaluate(run: Path, *, seed: int = 0) -> dict[str, ProbeResult]:
         Name to result, the trained encoder last.
     """
     encoder_sha256 = _hash_of_encoder(run)
-    encoder = load_encoder(run)
+    encoder = load_encoder(run, expect=PointViT)
     num_points = int(encoder.config["num_points"])
     train, test = Household("train"), Household("test")
     encoders = baselines(encoder.config, train, num_points=num_points, seed=seed)

@@ -164,9 +164,9 @@ def open_encoder(
         return PointPCA().fit(source.dataset, num_points=num_points, **prepared), "PCA of raw points"
     import torch
 
-    from pc3d.models import load_encoder
+    from pc3d.models import PointViT, load_encoder
 
-    model: Any = load_encoder(encoder)
+    model: Any = load_encoder(encoder, expect=PointViT)
     if untrained:
         # Built anew: fresh weights alone would leave the trained statistics of batch norm in place.
         torch.manual_seed(seed)

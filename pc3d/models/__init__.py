@@ -12,6 +12,8 @@ from pc3d.models.pretrained import (
     to_official_state,
     warm_start,
 )
+from pc3d.models.sparse_unet import SparseUNet
+from pc3d.models.voxel_backbone import VoxelLevel
 
 __all__ = [
     "Branch",
@@ -23,6 +25,8 @@ __all__ = [
     "PointPartSegmenter",
     "PointViT",
     "Pooling",
+    "SparseUNet",
+    "VoxelLevel",
     "load_encoder",
     "load_official_encoder",
     "load_official_model",

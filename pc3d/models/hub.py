@@ -6,7 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -19,22 +19,27 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from pc3d._version import __version__
 from pc3d.models.point_vit import PointViT
+from pc3d.models.sparse_unet import SparseUNet
+
+Encoder = PointViT | SparseUNet
+AnyEncoder = TypeVar("AnyEncoder", bound=nn.Module)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-ENCODERS: dict[str, type[PointViT]] = {"PointViT": PointViT}
+ENCODERS: dict[str, type[Encoder]] = {"PointViT": PointViT, "SparseUNet": SparseUNet}
 
 
-def save_encoder(encoder: PointViT, folder: str | os.PathLike[str]) -> Path:
+def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
     """Write an encoder so that :func:`load_encoder` rebuilds it anywhere.
 
     Both files are replaced atomically, the weights last: a folder never holds half of one.
 
     Args:
-        encoder: the encoder.
+        encoder: a :class:`PointViT`, :class:`Swin3D` or :class:`SparseUNet`.
         folder: created if need be; an encoder in it is replaced.
 
     Returns:
@@ -44,7 +49,7 @@ def save_encoder(encoder: PointViT, folder: str | os.PathLike[str]) -> Path:
         TypeError: not an encoder that can be loaded back.
         OSError: the folder cannot be written.
     """
-    if type(encoder).__name__ not in ENCODERS:
+    if not isinstance(encoder, Encoder) or type(encoder).__name__ not in ENCODERS:
         raise TypeError(f"encoder must be one of {', '.join(ENCODERS)}, got {type(encoder).__name__}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +68,19 @@ def save_encoder(encoder: PointViT, folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def load_encoder(path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> PointViT:
+@overload
+def load_encoder(path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None) -> Encoder: ...
+
+
+@overload
+def load_encoder(
+    path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None, expect: type[AnyEncoder]
+) -> AnyEncoder: ...
+
+
+def load_encoder(
+    path_or_hub_id: str | os.PathLike[str], *, revision: str | None = None, expect: type[nn.Module] | None = None
+) -> Any:
     """Load an encoder that :func:`save_encoder` or ``pc3d pretrain`` wrote, in evaluation mode, on the CPU.
 
     Args:
@@ -71,13 +88,19 @@ def load_encoder(path_or_hub_id: str | os.PathLike[str], *, revision: str | None
             taken), or the id ``owner/name`` of a repository on the Hugging Face Hub. Where there is a local folder
             ``owner``, this is taken for a path unless ``revision`` is given.
         revision: branch, tag or commit on the Hub.
+        expect: the class that the caller can work with; any when left out.
 
     Raises:
         FileNotFoundError: neither such a folder nor such a repository exists.
-        ValueError: the files do not describe an encoder of pc3d, or weights and configuration do not fit.
+        ValueError: the files do not describe an encoder of pc3d, or not of the class ``expect``, or weights and
+            configuration do not fit.
     """
     config_path, weights_path = _locate(path_or_hub_id, revision)
     encoder = _build(config_path)
+    if expect is not None and not isinstance(encoder, expect):
+        raise ValueError(
+            f"{config_path.parent} holds a {type(encoder).__name__}, but a {expect.__name__} is needed here"
+        )
     try:
         tensors = load_file(weights_path)
     except SafetensorError as error:
@@ -147,7 +170,7 @@ def _download(hub_id: str, revision: str | None) -> tuple[Path, Path]:
         ) from error
 
 
-def _build(config_path: Path) -> PointViT:
+def _build(config_path: Path) -> Encoder:
     try:
         config: dict[str, Any] = json.loads(config_path.read_text())
         name, arguments = config["class"], config["arguments"]
@@ -164,7 +187,7 @@ def _build(config_path: Path) -> PointViT:
         raise ValueError(f"{config_path} has arguments that {name} does not take: {error}") from error
 
 
-def _check_fit(encoder: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+def _check_fit(encoder: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
     expected = encoder.state_dict()
     problems = [f"missing {name}" for name in expected if name not in tensors]
     problems += [f"unexpected {name}" for name in tensors if name not in expected]

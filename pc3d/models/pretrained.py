@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -56,8 +57,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         text = f"{self.path}: {self.kind}, {len(self.used)} tensors used, {len(self.unused)} not used"
-        text += f" ({_in_short(self.unused)})" if self.unused else ""
-        return text + (f"; left as initialised: {_in_short(self.fresh)}" if self.fresh else "")
+        text += f" ({in_short(self.unused)})" if self.unused else ""
+        return text + (f"; left as initialised: {in_short(self.fresh)}" if self.fresh else "")
 
 
 def load_official_model(path: str | os.PathLike[str], **arguments: Any) -> tuple[OfficialModel, LoadReport]:
@@ -192,6 +193,17 @@ def to_official_state(model: OfficialModel, *, module_prefix: bool = False) -> d
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Kind]:
+    state = {name.removeprefix("module."): value for name, value in read_state(path, _WRAPPERS).items()}
+    return state, _recognise(state, path)
+
+
+def read_state(path: Path, wrappers: Sequence[str]) -> dict[str, Tensor]:
+    """The state dict of a checkpoint, under one of the names ``wrappers`` or bare; nothing of the file is run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds something else.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
@@ -207,15 +219,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Kind]:
             f"{path} is not a readable PyTorch checkpoint (truncated or still being copied?): {error}"
         ) from error
     state = content
-    for wrapper in _WRAPPERS:
+    for wrapper in wrappers:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             state = content[wrapper]
             break
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        keys = _in_short([str(key) for key in content]) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path} has no state dict under any of {', '.join(_WRAPPERS)}; it holds {keys}")
-    state = {str(name).removeprefix("module."): value for name, value in state.items()}
-    return state, _recognise(state, path)
+        keys = in_short([str(key) for key in content]) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} has no state dict under any of {', '.join(wrappers)}; it holds {keys}")
+    return {str(name): value for name, value in state.items()}
 
 
 def _numpy_scalars() -> list[Any]:
@@ -248,7 +259,7 @@ def _recognise(state: dict[str, Tensor], path: Path) -> Kind:
             return kind
     raise ValueError(
         f"{path} is none of the known checkpoints (Point-MAE or Point-CMAE pre-training, classification, part "
-        f"segmentation); its tensors are {_in_short(list(state))}"
+        f"segmentation); its tensors are {in_short(list(state))}"
     )
 
 
@@ -296,7 +307,7 @@ def _check_shapes(slots: dict[str, Slot], state: dict[str, Tensor], path: Path) 
 
 def _refuse(path: Path, kind: Kind | None, problems: list[str]) -> NoReturn:
     what = f"looks like {kind}, but" if kind else "does not fit:"
-    raise ValueError(f"{path} {what} {len(problems)} tensors differ from it: {_in_short(problems)}")
+    raise ValueError(f"{path} {what} {len(problems)} tensors differ from it: {in_short(problems)}")
 
 
 def _fill(model: nn.Module, slots: dict[str, Slot], state: dict[str, Tensor], kind: Kind, path: Path) -> LoadReport:
@@ -329,6 +340,7 @@ def _fresh(ours: dict[str, Tensor], slots: dict[str, Slot]) -> list[str]:
     return fresh
 
 
-def _in_short(names: list[str], limit: int = 4) -> str:
+def in_short(names: list[str], limit: int = 4) -> str:
+    """The first few names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -67,7 +67,7 @@ def test_saving_again_replaces_and_a_failed_save_leaves_the_old_one(
 
 
 def test_only_encoders_can_be_saved(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="one of PointViT, got Linear"):
+    with pytest.raises(TypeError, match=r"one of PointViT, .*, got Linear"):
         save_encoder(nn.Linear(2, 2), tmp_path)  # type: ignore[arg-type]
 
 

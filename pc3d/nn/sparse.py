@@ -1,0 +1,179 @@
+"""Voxels of packed scenes, and convolutions on the occupied ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pc3d.nn.batch_norm import GlobalBatchNorm
+from pc3d.ops import KernelMap, sparse_conv3d, voxelize
+
+Signals = Literal["xyz", "xyz_rgb", "xyz_rgb_normal"]
+SIGNALS: tuple[str, ...] = ("xyz", "xyz_rgb", "xyz_rgb_normal")
+"""What a network reads of a voxel's point: where it is, its colour, its normal."""
+
+
+def num_signals(signals: Signals) -> int:
+    """Scalars per voxel: 3, 6 or 9."""
+    return 3 * (SIGNALS.index(signals) + 1)
+
+
+class VoxelGrid(NamedTuple):
+    """The occupied voxels of packed scenes, each with the one point that stands for it.
+
+    Voxels are ordered by scene, then by their integer coordinates (x, y, z).
+
+    Attributes:
+        coords: ``(V, 3)`` int32, voxel ``floor(xyz / edge)``.
+        offsets: ``(B + 1,)`` int64, scene ``b`` is rows ``offsets[b]:offsets[b + 1]``.
+        local: ``(V, 3)`` float32, where in its voxel the representative point lies: 0 to 1 from the lower corner.
+        point: ``(V,)`` int64, row of the representative point.
+    """
+
+    coords: Tensor
+    offsets: Tensor
+    local: Tensor
+    point: Tensor
+
+    def position(self) -> Tensor:
+        """``(V, 3)`` float32 representative points in voxels, counted from the first voxel of their scene.
+
+        A scene far from the origin, as in map coordinates, keeps its precision.
+        """
+        first = self.offsets[:-1].clamp(max=max(len(self.coords) - 1, 0))
+        scene = scene_of_rows(self.offsets, len(self.coords))
+        origin = self.coords.long()[first][scene] if len(self.coords) else self.coords.long()
+        return (self.coords.long() - origin).to(self.local.dtype) + self.local
+
+
+def scene_of_rows(offsets: Tensor, num_rows: int) -> Tensor:
+    """The scene ``(num_rows,)`` int64 that each packed row belongs to."""
+    scenes = torch.arange(len(offsets) - 1, device=offsets.device)
+    return torch.repeat_interleave(scenes, offsets.diff(), output_size=num_rows)
+
+
+def voxel_grid(
+    xyz: Tensor, voxel_size: float, offsets: Tensor, *, random_point: bool = False
+) -> tuple[VoxelGrid, Tensor]:
+    """Cut packed scenes into voxels.
+
+    Args:
+        xyz: ``(N, 3)``, in the units of ``voxel_size``.
+        voxel_size: edge of a voxel.
+        offsets: ``(B + 1,)`` int64.
+        random_point: a random point of each voxel represents it, from PyTorch's default generator, instead of the
+            first. Swin3D trains so and evaluates with a fixed one.
+
+    Returns:
+        The grid, and the voxel of each point ``(N,)`` int64.
+
+    Raises:
+        ValueError: as :func:`pc3d.ops.voxelize`.
+    """
+    coords, voxel_offsets, inverse, point, _ = voxelize(xyz, voxel_size, offsets=offsets)
+    if random_point and len(coords) < len(xyz):
+        point = _random_member(inverse, len(coords))
+    wide = xyz if xyz.dtype == torch.float64 else xyz.float()
+    # A voxel size that is no power of two may put a point a rounding error outside of its voxel.
+    local = (wide[point] / voxel_size - coords.to(wide.dtype)).clamp_(0.0, 1.0).float()
+    return VoxelGrid(coords, voxel_offsets, local, point), inverse
+
+
+def _random_member(group: Tensor, num_groups: int) -> Tensor:
+    """A uniformly random row of each group: the one that a random order names first."""
+    order = torch.randperm(len(group), device=group.device)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(group), device=group.device)
+    best = rank.new_zeros(num_groups).scatter_reduce(0, group, rank, "amin", include_self=False)
+    return order[best]
+
+
+class SparseConv3d(nn.Module):
+    """A convolution over occupied voxels only.
+
+    Cross-correlation: ``out[p] = sum_k in[stride * p + offset_k] @ weight[k]``, with the offsets of
+    :func:`pc3d.ops.kernel_map` (x slowest) and absent voxels as zeros.
+
+    Args:
+        in_channels: width of a voxel's features.
+        out_channels: of the result.
+        kernel_size: K, edge of the kernel in voxels.
+        transposed: run a strided kernel map backwards, from its outputs to its inputs.
+        bias: add a learned bias.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        transposed: bool = False,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.transposed = transposed
+        self.weight = nn.Parameter(torch.empty(kernel_size**3, in_channels, out_channels))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform within ``1 / sqrt(K^3 in_channels)``, biases 0."""
+        bound = 1.0 / math.sqrt(self.weight.shape[0] * self.weight.shape[1])
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
+        """Map ``(N, in_channels)`` on the voxels that the kernel map reads to ``(M, out_channels)`` on those it
+        writes; the other way round if transposed."""
+        features = features.to(self.weight.dtype)
+        return sparse_conv3d(features, self.weight, kernel_map, self.bias, transposed=self.transposed)
+
+
+class ConvNormReLU(nn.Module):
+    """:class:`SparseConv3d` without bias, batch norm over all voxels of the batch, ReLU.
+
+    Args:
+        in_channels: width of a voxel's features.
+        out_channels: of the result.
+        kernel_size: edge of the kernel in voxels.
+        transposed: as :class:`SparseConv3d`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, *, transposed: bool = False) -> None:
+        super().__init__()
+        self.conv = SparseConv3d(in_channels, out_channels, kernel_size, transposed=transposed)
+        self.norm = GlobalBatchNorm(out_channels)
+
+    def forward(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
+        """Map ``(N, in_channels)`` to ``(M, out_channels)``."""
+        return torch.relu(self.norm(self.conv(features, kernel_map)))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3x3 convolutions around a shortcut: ``relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))``.
+
+    Args:
+        in_channels: width of a voxel's features.
+        out_channels: of the result; where it differs, the shortcut is linear with a batch norm.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.first = ConvNormReLU(in_channels, out_channels)
+        self.conv = SparseConv3d(out_channels, out_channels)
+        self.norm = GlobalBatchNorm(out_channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Linear(in_channels, out_channels, bias=False), GlobalBatchNorm(out_channels)
+            )
+
+    def forward(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
+        """Map ``(N, in_channels)`` to ``(N, out_channels)``; the kernel map has stride 1."""
+        changed = self.norm(self.conv(self.first(features, kernel_map), kernel_map))
+        return torch.relu(changed + self.shortcut(features))
