@@ -62,8 +62,8 @@ class ConfusionMatrix:
         if label.min() < 0 or label.max() >= self.num_classes:
             wrong = label[(label < 0) | (label >= self.num_classes)][0]
             raise ValueError(
-                f"label must be in 0..{self.num_classes - 1} or the ignore index {self.ignore_index}, got {int(wrong)}: "
-                "map the labels of the data set, or set num_classes or ignore_index"
+                f"label must be in 0..{self.num_classes - 1} or the ignore index {self.ignore_index}, got "
+                f"{int(wrong)}: map the labels of the data set, or set num_classes or ignore_index"
             )
         outside = (predicted < 0) | (predicted >= self.num_classes)
         column = predicted.masked_fill(outside, self.num_classes)

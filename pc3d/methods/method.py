@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from pc3d.models import save_encoder
 from pc3d.nn import epoch_learning_rate, weight_decay_groups
 from pc3d.nn.optim import Stepping
 
@@ -91,6 +93,10 @@ class Method(pl.LightningModule, ABC):
     @abstractmethod
     def encoder(self) -> nn.Module:
         """The network that downstream tasks use."""
+
+    def export(self, folder: Path) -> None:
+        """Write what leaves the run into its folder: ``encoder/``."""
+        save_encoder(self.encoder, folder / "encoder")
 
     def on_train_epoch_start(self) -> None:
         """Log the learning rate in force."""

@@ -1,4 +1,4 @@
-"""A pre-training run: a folder, a trainer, and an encoder at the end."""
+"""A training run: a folder, a trainer, and an encoder at the end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import pytorch_lightning as pl
 import torch
@@ -16,13 +16,20 @@ from pytorch_lightning.utilities import rank_zero_only
 from pc3d.data.loader import sample_generator
 from pc3d.data.module import PointDataModule
 from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint, replace_atomically
-from pc3d.methods.method import Method
 from pc3d.methods.metrics import CsvMetrics
-from pc3d.models import save_encoder
+
+
+class Trainable(Protocol):
+    """What a run trains: a ``LightningModule`` that can write what leaves the run."""
+
+    def export(self, folder: Path) -> None:
+        """Write the trained networks into the run folder, ``encoder/`` last."""
 
 
 class RunFolder:
     """Where a run writes: ``config.yaml``, ``last.ckpt``, ``metrics.csv``, ``tensorboard/``, in the end ``encoder/``.
+
+    A run of a task also leaves ``head/`` beside the encoder.
 
     Args:
         path: the folder; it need not exist.
@@ -35,6 +42,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.tensorboard = self.path / "tensorboard"
         self.encoder = self.path / "encoder"
+        self.head = self.path / "head"
 
     def is_finished(self) -> bool:
         """Whether the encoder of a finished run is there."""
@@ -42,7 +50,7 @@ class RunFolder:
 
     def is_started(self) -> bool:
         """Whether a run has written anything here."""
-        own = (self.config, self.checkpoint, self.metrics, self.tensorboard, self.encoder)
+        own = (self.config, self.checkpoint, self.metrics, self.tensorboard, self.encoder, self.head)
         return any(entry.exists() for entry in own)
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -96,7 +104,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def _remove_run(self) -> None:
-        for folder in (self.encoder, self.tensorboard):
+        for folder in (self.encoder, self.head, self.tensorboard):
             if folder.exists():
                 shutil.rmtree(folder)
         for file in (self.config, self.checkpoint, self.metrics, *self.path.glob("epoch_*.ckpt")):
@@ -104,7 +112,7 @@ class RunFolder:
 
 
 def pretrain(
-    method: Method,
+    method: Trainable,
     data: pl.LightningDataModule,
     output: str | os.PathLike[str],
     *,
@@ -115,7 +123,7 @@ def pretrain(
     config: str | None = None,
     **trainer: Any,
 ) -> pl.Trainer:
-    """Pre-train, keeping everything in one folder (:class:`RunFolder`).
+    """Pre-train a method, or train a task of :mod:`pc3d.tasks`, keeping everything in one folder (:class:`RunFolder`).
 
     A run that was killed at any step and is resumed ends with the same weights, bit for bit on a CPU, as one that was
     left alone, because batches, masks and drop path are functions of the seed and the step.
@@ -166,9 +174,14 @@ def pretrain(
     engine = pl.Trainer(
         default_root_dir=folder.path, callbacks=callbacks, logger=loggers, plugins=plugins, **_without_none(trainer)
     )
-    engine.fit(method, datamodule=data, ckpt_path=folder.checkpoint if resume else None, weights_only=True)
+    engine.fit(
+        cast(pl.LightningModule, method),
+        datamodule=data,
+        ckpt_path=folder.checkpoint if resume else None,
+        weights_only=True,
+    )
     if engine.is_global_zero and engine.state.finished:
-        save_encoder(method.encoder, folder.encoder)
+        method.export(folder.path)
     return engine
 
 

@@ -1,0 +1,197 @@
+"""Semantic segmentation of scenes: a backbone, a head, cross-entropy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from pc3d.data.types import PointBatch
+from pc3d.evaluation import ConfusionMatrix
+from pc3d.nn import mean_over_processes
+from pc3d.nn.distributed import rank
+from pc3d.tasks.optimisation import SegmentationOptimisation
+from pc3d.tasks.segmenter import HeadKind, SceneSegmenter, take_weights
+
+PUBLISHED = SegmentationOptimisation()
+_UNLABELLED = -1
+
+
+def segmentation_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Cross-entropy averaged over the labelled points of the global batch.
+
+    Args:
+        logits: ``(N, K)``.
+        label: ``(N,)`` int64 classes, -1 for points that do not count.
+
+    Returns:
+        This process's share: the mean over processes is the mean over all labelled points. 0 where there are none.
+
+    Raises:
+        ValueError: a label is beyond the K classes, or below -1.
+    """
+    labelled = label != _UNLABELLED
+    if labelled.any() and (label.min() < _UNLABELLED or label.max() >= logits.shape[1]):
+        raise ValueError(
+            f"segment must be in 0..{logits.shape[1] - 1}, or -1 for unlabelled points, got {int(label.min())} to "
+            f"{int(label.max())}: has the data set more classes than the model?"
+        )
+    total = nn.functional.cross_entropy(logits.float(), label, ignore_index=_UNLABELLED, reduction="sum")
+    return total / mean_over_processes(labelled.sum().to(total.dtype)).clamp(min=1e-6)
+
+
+class SemanticSegmentation(pl.LightningModule):
+    """Train a backbone and a head to name the class of every point.
+
+    Supervised pre-training is the same task on a larger data set. Train it with :func:`pc3d.methods.pretrain`, which
+    keeps a run folder, or with a ``Trainer`` of your own. With ``Trainer(sync_batchnorm=True)`` statistics are those of
+    all processes; the package's own layers are so anyway.
+
+    Dropout, drop path and the random point of a voxel are drawn anew in each step from (seed, epoch, step, process), so
+    a run that was broken off and resumed ends as one that was left alone, bit for bit on a CPU.
+
+    Args:
+        backbone: has ``point_features(batch)`` and ``feature_dim``: :class:`pc3d.models.Swin3D`, ``SparseUNet``, ...
+        num_classes: K.
+        class_names: names of the classes; their numbers when empty.
+        head: ``"mlp"`` as Swin3D, or ``"linear"``.
+        encoder: folder or Hub id of an exported encoder to start the backbone from; what was taken is printed.
+        skip: parts of that encoder to leave out, see :func:`take_weights`.
+        freeze: leave the backbone as it is, in evaluation mode, and train the head alone: with ``head="linear"`` a
+            linear probe.
+        optimisation: AdamW and its schedule.
+        seed: of the random draws within the networks.
+
+    Raises:
+        ValueError: names that are not ``num_classes``, or a negative seed.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        class_names: Sequence[str] = (),
+        head: HeadKind = "mlp",
+        encoder: str | None = None,
+        skip: Sequence[str] = (),
+        freeze: bool = False,
+        optimisation: SegmentationOptimisation = PUBLISHED,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        names = tuple(class_names) or tuple(str(k) for k in range(num_classes))
+        if len(names) != num_classes:
+            raise ValueError(f"class_names must be {num_classes} names, got {len(names)}")
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
+        if encoder is not None:
+            self.initial = take_weights(backbone, encoder, skip)
+            rank_zero_info(str(self.initial))
+        self.segmenter = SceneSegmenter(backbone, names, head)
+        self.freeze_backbone, self.optimisation, self.seed = freeze, optimisation, seed
+        self.segmenter.backbone.requires_grad_(not freeze)
+        self._matrix = ConfusionMatrix(num_classes)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The backbone, which leaves the run."""
+        return self.segmenter.backbone
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.segmenter.classes
+
+    def export(self, folder: Path) -> None:
+        """Write the whole model: ``head/`` and ``encoder/``."""
+        self.segmenter.save(folder)
+
+    def train(self, mode: bool = True) -> SemanticSegmentation:
+        """Training mode, in which a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.freeze_backbone:
+            self.segmenter.backbone.eval()
+        return self
+
+    def on_fit_start(self) -> None:
+        """Lightning keeps the modes it finds: a backbone that was loaded is in evaluation mode."""
+        self.train()
+
+    def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
+        """One step."""
+        label = _labels(batch)
+        with self._draws_of(batch_idx, batch.xyz.device):
+            logits = self.segmenter(batch)
+        loss = segmentation_loss(logits, label)
+        labelled = label != _UNLABELLED
+        hits = (logits.detach().argmax(1) == label)[labelled].float()
+        options: dict[str, Any] = {"batch_size": len(batch), "on_step": True, "on_epoch": True}
+        self.log("train/loss", loss.detach(), prog_bar=True, **options)
+        self.log("train/accuracy", hits.mean() if hits.numel() else torch.zeros(()), **options)
+        self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a new confusion matrix."""
+        self._matrix = ConfusionMatrix(len(self.classes))
+
+    def validation_step(self, batch: PointBatch, batch_idx: int) -> None:
+        """Whole scenes in one pass, every point judged."""
+        label = _labels(batch)
+        logits = self.segmenter(batch)
+        self.log("validation/loss", segmentation_loss(logits, label), batch_size=len(batch))
+        self._matrix.update(logits.argmax(1), label)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores over the whole validation set."""
+        counts = self.all_gather(self._matrix.counts.to(self.device))
+        if isinstance(counts, Tensor):
+            self._matrix.counts = counts.reshape(-1, *self._matrix.counts.shape).sum(0).cpu()
+        scores = self._matrix.scores(self.classes)
+        for name in ("miou", "macc", "allacc", "miou_present"):
+            self.log(f"validation/{name}", getattr(scores, name), prog_bar=name == "miou", rank_zero_only=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and its schedule, as long as the run or as ``schedule_epochs`` says."""
+        return self.optimisation.build(self, _schedule_steps(self.trainer, self.optimisation.schedule_epochs))
+
+    @contextmanager
+    def _draws_of(self, batch_idx: int, device: torch.device) -> Iterator[None]:
+        """PyTorch's default generators as a function of the step; outside they are left as they were."""
+        word = np.random.SeedSequence((self.seed, self.current_epoch, batch_idx, rank())).generate_state(1, np.uint64)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(int(word[0]) & (2**63 - 1))
+            yield
+
+
+def _schedule_steps(trainer: pl.Trainer, schedule_epochs: int | None) -> int:
+    """Optimiser steps of the whole schedule."""
+    data: pl.LightningDataModule | None = getattr(trainer, "datamodule", None)
+    if data is None:
+        steps, epochs = int(trainer.estimated_stepping_batches), trainer.max_epochs
+        return steps if schedule_epochs is None or not epochs else max(1, steps * schedule_epochs // epochs)
+    # Lightning's own estimate would set the train loader up before a resumed run gives it its place in the epoch.
+    batches, limit = len(data.train_dataloader()), trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+    if schedule_epochs is not None:
+        return per_epoch * schedule_epochs
+    if trainer.max_steps > 0:
+        return trainer.max_steps
+    if trainer.max_epochs is None or trainer.max_epochs < 1:
+        raise ValueError("the learning-rate schedule needs a length: set trainer.max_epochs or schedule_epochs")
+    return per_epoch * trainer.max_epochs
+
+
+def _labels(batch: PointBatch) -> Tensor:
+    if batch.segment is None:
+        raise ValueError("the batch has no segment, the classes of its points: take a data set with labels")
+    return batch.segment

@@ -1,0 +1,192 @@
+"""A backbone and a head that name the class of every point, as one network and as one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pc3d._version import __version__
+from pc3d.data.types import PointBatch
+from pc3d.models import load_encoder, save_encoder
+from pc3d.nn.heads import SegmentationHead
+
+HeadKind = Literal["mlp", "linear"]
+_CONFIG, _WEIGHTS = "config.json", "head.safetensors"
+
+
+class SceneSegmenter(nn.Module):
+    """Class scores for every point of a batch.
+
+    Args:
+        backbone: has ``point_features(batch) -> (sum N, feature_dim)`` and ``feature_dim``.
+        classes: names of the K classes.
+        head: ``"mlp"``: linear, batch norm, ReLU, linear, as Swin3D; ``"linear"``: one linear layer.
+
+    Raises:
+        TypeError: the backbone gives no features of points.
+        ValueError: no classes, or an unknown head.
+    """
+
+    def __init__(self, backbone: nn.Module, classes: Sequence[str], head: HeadKind = "mlp") -> None:
+        super().__init__()
+        if not hasattr(backbone, "point_features") or not hasattr(backbone, "feature_dim"):
+            raise TypeError(
+                f"backbone must have point_features(batch) and feature_dim, as Swin3D and SparseUNet have; "
+                f"{type(backbone).__name__} has not"
+            )
+        if len(classes) < 1:
+            raise ValueError("classes is empty: name at least one class")
+        if head not in ("mlp", "linear"):
+            raise ValueError(f"head must be 'mlp' or 'linear', got {head!r}")
+        self.classes, self.head_kind = tuple(classes), head
+        width = int(backbone.feature_dim)  # type: ignore[arg-type]  # nn.Module's attributes have no types
+        self.backbone = backbone
+        self.head = SegmentationHead(width, len(classes)) if head == "mlp" else nn.Linear(width, len(classes))
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of a cloud besides ``xyz`` that the backbone reads: ``"rgb"``, ``"normal"``."""
+        signals = str(getattr(self.backbone, "signals", "xyz"))
+        return tuple(name for name in ("rgb", "normal") if name in signals.split("_"))
+
+    @property
+    def voxel_size(self) -> float | None:
+        """Edge of the backbone's finest voxels in metres; None where it has none."""
+        size = getattr(self.backbone, "voxel_size", None)
+        return None if size is None else float(size)
+
+    def forward(self, batch: PointBatch) -> Tensor:
+        """Logits ``(sum N, K)``."""
+        features = self.backbone.point_features(batch)  # type: ignore[operator]  # checked at construction
+        logits: Tensor = self.head(features)
+        return logits
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``head/`` and ``encoder/`` into a folder; :func:`load_segmenter` reads both, ``load_encoder`` the last.
+
+        Raises:
+            TypeError: the backbone is none that ``load_encoder`` could build again.
+        """
+        folder = Path(folder)
+        head = folder / "head"
+        head.mkdir(parents=True, exist_ok=True)
+        config = {"classes": self.classes, "head": self.head_kind, "pc3d_version": __version__}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.head.state_dict().items()}
+        partial, partial_config = (head / f".{name}.{os.getpid()}.partial" for name in (_WEIGHTS, _CONFIG))
+        try:
+            save_file(tensors, partial, metadata={"format": "pt"})
+            partial_config.write_text(json.dumps(config, indent=2) + "\n")
+            os.replace(partial, head / _WEIGHTS)
+            os.replace(partial_config, head / _CONFIG)
+        finally:
+            partial.unlink(missing_ok=True)
+            partial_config.unlink(missing_ok=True)
+        save_encoder(self.backbone, folder / "encoder")  # last: its presence says that the folder is complete
+        return folder
+
+
+def load_segmenter(folder: str | os.PathLike[str]) -> SceneSegmenter:
+    """Load what :meth:`SceneSegmenter.save` or ``pc3d segment train`` wrote, in evaluation mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: the folder holds no segmenter, or the run in it has not finished.
+        ValueError: the files do not fit one another.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}: give the run folder of pc3d segment train")
+    if not (folder / "head" / _CONFIG).is_file():
+        unfinished = (folder / "last.ckpt").is_file() and not (folder / "encoder").is_dir()
+        remedy = (
+            f"the run in it has not finished: pc3d segment train --output {folder} --resume"
+            if unfinished
+            else "give the run folder of pc3d segment train"
+        )
+        raise FileNotFoundError(f"{folder} has no head/{_CONFIG}, so it holds no segmentation model: {remedy}")
+    config = json.loads((folder / "head" / _CONFIG).read_text())
+    segmenter = SceneSegmenter(load_encoder(folder / "encoder"), config["classes"], config["head"])
+    weights = folder / "head" / _WEIGHTS
+    try:
+        segmenter.head.load_state_dict(load_file(weights))
+    except RuntimeError as error:
+        raise ValueError(f"{weights} does not fit the encoder beside it: {error}") from error
+    return segmenter.eval()
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What :func:`take_weights` did; all are names of tensors.
+
+    Attributes:
+        source: where the weights are from.
+        taken: copied into the backbone.
+        skipped: left out because ``skip`` names them.
+        other_shape: left out because the backbone's has another shape.
+        unknown: the backbone has no tensor of that name.
+        fresh: of the backbone, left at their initial values.
+    """
+
+    source: str
+    taken: tuple[str, ...]
+    skipped: tuple[str, ...]
+    other_shape: tuple[str, ...]
+    unknown: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+    def __str__(self) -> str:
+        def some(names: tuple[str, ...]) -> str:
+            more = ", ..." if len(names) > 4 else ""
+            return f" ({', '.join(names[:4])}{more})" if names else ""
+
+        return (
+            f"weights of {self.source}: {len(self.taken)} tensors taken, {len(self.skipped)} skipped as asked, "
+            f"{len(self.other_shape)} of another shape{some(self.other_shape)}, {len(self.unknown)} that this backbone "
+            f"does not have{some(self.unknown)}; {len(self.fresh)} of the backbone left at their initial values"
+            f"{some(self.fresh)}"
+        )
+
+
+@torch.no_grad()
+def take_weights(backbone: nn.Module, encoder: str | os.PathLike[str], skip: Sequence[str] = ()) -> InitialWeights:
+    """Start a backbone from an exported encoder, tensor by tensor where name and shape agree.
+
+    The encoder may have been built with other arguments or lack a decoder. Swin3D is fine-tuned with
+    ``skip=("upsamples",)`` and, on ScanNet, also without its stem (released code): see the report for what that leaves.
+
+    Args:
+        backbone: changed in place.
+        encoder: folder or Hub id, as for :func:`pc3d.load_encoder`.
+        skip: leave out tensors whose name contains one of these.
+
+    Raises:
+        ValueError: not a single tensor fits, or an entry of ``skip`` names nothing.
+    """
+    given = load_encoder(encoder).state_dict()
+    own = backbone.state_dict()
+    idle = [part for part in skip if not any(part in name for name in given)]
+    if idle:
+        raise ValueError(
+            f"skip: no tensor of {encoder} has {idle[0]!r} in its name; there are {', '.join(given)[:400]}"
+        )
+    skipped = tuple(name for name in given if any(part in name for part in skip))
+    rest = [name for name in given if name not in skipped]
+    unknown = tuple(name for name in rest if name not in own)
+    other_shape = tuple(name for name in rest if name in own and own[name].shape != given[name].shape)
+    taken = tuple(name for name in rest if name in own and own[name].shape == given[name].shape)
+    if not taken:
+        raise ValueError(
+            f"encoder: no tensor of {encoder} fits the backbone {type(backbone).__name__} in name and shape: "
+            "give an encoder of the same class"
+        )
+    for name in taken:
+        own[name].copy_(given[name])
+    fresh = tuple(name for name in own if name not in taken)
+    return InitialWeights(str(encoder), taken, skipped, other_shape, unknown, fresh)

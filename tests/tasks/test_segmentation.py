@@ -1,0 +1,254 @@
+"""Semantic segmentation as a task: what a step computes, what it trains, and that it can be broken off."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from tiny_scenes import QUIET, Pointwise, SmallRooms, unet
+from torch import Tensor
+
+from pc3d.data import PointBatch, PointDataModule, collate
+from pc3d.methods import pretrain
+from pc3d.models import save_encoder
+from pc3d.tasks import (
+    SceneSegmenter,
+    SegmentationOptimisation,
+    SemanticSegmentation,
+    load_segmenter,
+    segmentation_loss,
+    take_weights,
+)
+
+CLASSES = SmallRooms("test").classes
+FAST = SegmentationOptimisation(learning_rate=0.03)
+
+
+def task(**changes: Any) -> SemanticSegmentation:
+    torch.manual_seed(0)
+    arguments: dict[str, Any] = {"optimisation": FAST, **changes}
+    return SemanticSegmentation(unet(), len(CLASSES), CLASSES, **arguments)
+
+
+def data(**changes: Any) -> PointDataModule:
+    return PointDataModule(train=SmallRooms(), batch_size=2, validation_fraction=0.25, **changes)
+
+
+@pytest.fixture(scope="module")
+def batch() -> PointBatch:
+    rooms = SmallRooms("test")
+    return collate([rooms[0], rooms[1]])
+
+
+# ---- the loss ----------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_mean_over_labelled_points() -> None:
+    logits = torch.randn(50, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    label = torch.arange(50) % 7 - 1
+    chosen = [(row, int(k)) for row, k in zip(logits, label, strict=True) if k >= 0]
+    by_hand = torch.stack([row.logsumexp(0) - row[k] for row, k in chosen]).mean()
+    assert segmentation_loss(logits, label).item() == pytest.approx(by_hand.item(), rel=1e-6)
+
+
+def test_a_batch_without_labels_has_loss_and_gradient_zero() -> None:
+    logits = torch.randn(5, 3, requires_grad=True)
+    loss = segmentation_loss(logits, torch.full((5,), -1))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros(5, 3))
+
+
+@pytest.mark.parametrize("wrong", [3, 255, -100])
+def test_labels_beyond_the_classes_are_refused(wrong: int) -> None:
+    with pytest.raises(ValueError, match=r"segment must be in 0\.\.2, or -1 for unlabelled"):
+        segmentation_loss(torch.zeros(2, 3), torch.tensor([0, wrong]))
+
+
+# ---- a step ------------------------------------------------------------------------------------------------------
+
+
+def logged(method: SemanticSegmentation, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    values: dict[str, float] = {}
+    monkeypatch.setattr(method, "log", lambda name, value, **_: values.__setitem__(name, float(value)))
+    monkeypatch.setattr(method, "optimizers", lambda: torch.optim.SGD(method.parameters(), lr=0.5))
+    return values
+
+
+def test_a_step_is_a_function_of_seed_and_index_alone(batch: PointBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = task()
+    values = logged(method, monkeypatch)
+
+    def step(index: int, seed: int = 0) -> float:
+        method.seed = seed
+        torch.manual_seed(torch.seed())  # whatever the default generator holds
+        before = torch.get_rng_state()
+        loss = method.train().training_step(batch, index).item()
+        assert torch.equal(torch.get_rng_state(), before)
+        return loss
+
+    assert step(3) == step(3) == values["train/loss"]
+    assert len({step(0), step(1), step(0, seed=1)}) == 3
+    assert values["train/learning_rate"] == 0.5
+    with pytest.raises(ValueError, match="has no segment"):
+        method.training_step(collate([cloud.replace(segment=None) for cloud in batch.unbind()]), 0)
+
+
+def test_a_frozen_backbone_is_left_as_it_is(tmp_path: Path) -> None:
+    frozen = task(freeze=True, head="linear")
+    before = {name: value.clone() for name, value in frozen.state_dict().items()}
+    pretrain(frozen, data(), tmp_path, max_epochs=1, **QUIET)
+    changed = {name for name, value in frozen.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"segmenter.head.weight", "segmenter.head.bias"}  # not even statistics of batch norm
+
+
+# ---- optimisation ------------------------------------------------------------------------------------------------
+
+
+def test_blocks_learn_at_a_tenth_and_everything_decays() -> None:
+    from pc3d.models import Swin3D
+
+    method = SemanticSegmentation(Swin3D.tiny(), 3)
+    others, blocks = SegmentationOptimisation().build(method, 10)["optimizer"].param_groups
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    in_blocks = {names[id(parameter)] for parameter in blocks["params"]}
+    assert all(".levels." in name or ".upsamples." in name for name in in_blocks)
+    assert "segmenter.backbone.levels.0.0.attention.qkv.weight" in in_blocks
+    assert any(".block." in name for name in in_blocks)  # the decoder's
+    rest = {names[id(parameter)] for parameter in others["params"]}
+    assert in_blocks | rest == set(names.values())
+    assert not in_blocks & rest
+    assert not any(".levels." in name for name in rest)
+    assert blocks["initial_lr"] == pytest.approx(others["initial_lr"] / 10)
+    assert (others["weight_decay"], blocks["weight_decay"]) == (0.05, 0.05)
+
+
+def rates(optimisation: SegmentationOptimisation, steps: int) -> list[float]:
+    built = optimisation.build(torch.nn.Linear(1, 1), steps)
+    optimizer, schedule = built["optimizer"], built["lr_scheduler"]["scheduler"]
+    values = []
+    for _ in range(steps):
+        values.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return values
+
+
+def test_schedules_are_the_published_ones() -> None:
+    one_cycle = rates(SegmentationOptimisation(learning_rate=0.006), 100)
+    assert one_cycle[0] == pytest.approx(0.0006)
+    assert max(one_cycle) == pytest.approx(0.006)
+    assert one_cycle.index(max(one_cycle)) == 4  # five per cent
+    assert one_cycle[-1] == pytest.approx(0.0006 / 1000)
+    cosine = rates(SegmentationOptimisation(learning_rate=0.006, schedule="warmup_cosine", warmup_steps=10), 100)
+    assert cosine[0] == pytest.approx(1e-6)
+    assert cosine[5] == pytest.approx(1e-6 + 0.5 * (0.006 - 1e-6))
+    # The cosine's clock began at step 0.
+    assert cosine[50] == pytest.approx(1e-6 + 0.5 * (0.006 - 1e-6))
+    steps = rates(SegmentationOptimisation(learning_rate=0.006, schedule="multi_step"), 100)
+    assert [steps[i] for i in (0, 59, 60, 79, 80, 99)] == pytest.approx([6e-3, 6e-3, 6e-4, 6e-4, 6e-5, 6e-5])
+    assert set(rates(SegmentationOptimisation(learning_rate=0.006, schedule="constant"), 5)) == {0.006}
+    with pytest.raises(ValueError, match="schedule must be one_cycle"):
+        rates(SegmentationOptimisation(schedule="linear"), 5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one step, got 0"):
+        rates(SegmentationOptimisation(), 0)
+
+
+# ---- whole runs --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_and_leaves_a_model_that_gives_the_same(tmp_path: Path, batch: PointBatch) -> None:
+    method = task()
+    module = data()
+    trainer = pretrain(method, module, tmp_path, max_epochs=6, **QUIET)
+    assert module.validation is not None
+    label = torch.cat([cloud.segment for cloud in module.validation if cloud.segment is not None])
+    guess = label.bincount().max() / len(label)  # always the most frequent class
+    assert float(trainer.callback_metrics["validation/allacc"]) > guess + 0.05
+    loaded = load_segmenter(tmp_path)
+    assert loaded.classes == CLASSES
+    assert not loaded.training
+    with torch.no_grad():
+        assert torch.equal(loaded(batch), method.eval().segmenter(batch))
+    again = task(encoder=str(tmp_path))  # the exported encoder starts another run
+    assert len(again.initial.taken) == len(again.segmenter.backbone.state_dict())
+    assert again.initial.fresh == ()
+
+
+class Stop(pl.Callback):
+    """Breaks off at a step, with nothing saved for the occasion."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise InterruptedError
+
+
+def run(folder: Path, stop: int | None = None, resume: bool = False) -> dict[str, Tensor]:
+    method = task()
+    torch.manual_seed(int(time.time()))
+    callbacks = [] if stop is None else [Stop(stop)]
+    pretrain(method, data(seed=4), folder, resume=resume, every_n_steps=2, callbacks=callbacks, max_epochs=3, **QUIET)
+    return method.state_dict()
+
+
+@pytest.mark.parametrize("step", [2, 4, 7, 8])
+def test_a_run_that_is_broken_off_ends_bit_for_bit_as_one_that_is_not(step: int, tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "broken", stop=step)
+    resumed = run(tmp_path / "broken", resume=True)
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    states = [torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "broken")]
+    assert states[0]["global_step"] == states[1]["global_step"] == 9
+    assert states[0]["lr_schedulers"] == states[1]["lr_schedulers"]
+
+
+# ---- starting from an encoder ------------------------------------------------------------------------------------
+
+
+def test_weights_are_taken_by_name_and_shape_and_the_report_says_which(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    source = unet()
+    folder = save_encoder(source, tmp_path / "encoder")
+    own = unet(signals="xyz_rgb_normal")  # a wider stem
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    report = take_weights(own, folder, skip=["upsamples", "decoder"])
+    decoder = {name for name in before if name.startswith(("upsamples", "decoder"))}
+    assert set(report.skipped) == decoder
+    assert len(report.other_shape) == 1
+    assert report.other_shape[0].startswith("stem.")
+    assert set(report.fresh) == decoder | set(report.other_shape)
+    assert set(report.taken) == set(before) - set(report.fresh)
+    for name, value in own.state_dict().items():
+        assert torch.equal(value, source.state_dict()[name] if name in report.taken else before[name]), name
+    assert f"{len(report.taken)} tensors taken, {len(decoder)} skipped as asked, 1 of another shape" in str(report)
+    with pytest.raises(ValueError, match=r"no tensor .* fits the backbone Pointwise"):
+        take_weights(Pointwise(), folder)
+    with pytest.raises(ValueError, match="has 'attention' in its name"):
+        take_weights(own, folder, skip=["attention"])
+
+
+def test_bad_models_are_refused() -> None:
+    with pytest.raises(TypeError, match="Linear has not"):
+        SceneSegmenter(torch.nn.Linear(1, 1), ["a"])
+    with pytest.raises(ValueError, match="classes is empty"):
+        SceneSegmenter(Pointwise(), [])
+    with pytest.raises(ValueError, match="class_names must be 3 names, got 2"):
+        SemanticSegmentation(Pointwise(), 3, ["a", "b"])
+
+
+def test_folders_without_a_model_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        load_segmenter(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match="holds no segmentation model: give the run folder"):
+        load_segmenter(tmp_path)
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(FileNotFoundError, match=r"has not finished: pc3d segment train .* --resume"):
+        load_segmenter(tmp_path)
