@@ -5,6 +5,7 @@ from pc3d.models.hub import load_encoder, save_encoder
 from pc3d.models.masked_autoencoder import Branch, Decoder, MaskedPointModel
 from pc3d.models.part_segmentation import PointPartSegmenter
 from pc3d.models.point_vit import EncoderOutput, PointViT, Pooling
+from pc3d.models.point_vit_features import PointViTFeatures
 from pc3d.models.pretrained import (
     LoadReport,
     load_official_encoder,
@@ -24,6 +25,7 @@ __all__ = [
     "PointClassifier",
     "PointPartSegmenter",
     "PointViT",
+    "PointViTFeatures",
     "Pooling",
     "SparseUNet",
     "VoxelLevel",

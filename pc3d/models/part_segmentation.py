@@ -38,14 +38,11 @@ class PointPartSegmenter(nn.Module):
         layers: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
-        depth = encoder.config["depth"]
         if encoder.config["num_cls_tokens"]:
             raise ValueError(
                 f"PointPartSegmenter needs an encoder with num_cls_tokens=0, got {encoder.config['num_cls_tokens']}"
             )
-        self.layers = layers or (depth // 3 - 1, 2 * depth // 3 - 1, depth - 1)
-        if sorted(set(self.layers)) != list(self.layers) or not 0 <= self.layers[0] <= self.layers[-1] < depth:
-            raise ValueError(f"layers must be three ascending blocks of 0..{depth - 1}, got {self.layers}")
+        self.layers = three_layers(encoder, layers)
         self.num_categories = num_categories
         self.encoder = encoder
         width = 3 * encoder.embed_dim
@@ -87,7 +84,7 @@ class PointPartSegmenter(nn.Module):
         """
         if category.shape != xyz.shape[:1]:
             raise ValueError(f"category must have shape ({len(xyz)},), got {tuple(category.shape)}")
-        at_centers, centers = self._center_features(xyz)
+        at_centers, centers = center_features(self.encoder, xyz, self.layers)
         per_point = interpolate(at_centers, centers, xyz, k=3, eps=1e-8)
         batch, num_points, _ = xyz.shape
         propagated = self.propagation(torch.cat([xyz.to(per_point.dtype), per_point], dim=-1).flatten(0, 1))
@@ -97,8 +94,22 @@ class PointPartSegmenter(nn.Module):
         logits = self.head(joined.flatten(0, 1)).view(batch, num_points, -1)
         return F.log_softmax(logits, dim=-1)
 
-    def _center_features(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
-        encoder = self.encoder
-        centers, _, tokens = encoder.tokenizer(xyz)
-        _, kept = encoder.transformer.layers(tokens, encoder.position(centers), keep=self.layers)
-        return torch.cat([encoder.norm(layer) for layer in kept], dim=-1), centers
+
+def three_layers(encoder: PointViT, layers: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """The blocks asked for, or those after a third, two thirds and all of the depth.
+
+    Raises:
+        ValueError: not three ascending blocks that the encoder has.
+    """
+    depth = encoder.config["depth"]
+    layers = layers or (depth // 3 - 1, 2 * depth // 3 - 1, depth - 1)
+    if sorted(set(layers)) != list(layers) or not 0 <= layers[0] <= layers[-1] < depth:
+        raise ValueError(f"layers must be three ascending blocks of 0..{depth - 1}, got {layers}")
+    return layers
+
+
+def center_features(encoder: PointViT, xyz: Tensor, layers: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """The outputs ``(B, G, 3 C)`` of three blocks, each through the final norm, and where they are, ``(B, G, 3)``."""
+    centers, _, tokens = encoder.tokenizer(xyz)
+    _, kept = encoder.transformer.layers(tokens, encoder.position(centers), keep=layers)
+    return torch.cat([encoder.norm(layer) for layer in kept], dim=-1), centers
