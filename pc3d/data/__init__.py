@@ -22,6 +22,7 @@ from pc3d.data.dataset import (
 from pc3d.data.fewshot import FewShotEpisode, few_shot_episodes, load_few_shot_pickle
 from pc3d.data.files import FileDataset, FolderDataset
 from pc3d.data.frames import Frame
+from pc3d.data.limited_labels import LimitedLabels
 from pc3d.data.loader import EpochSampler, PointLoader, sample_generator
 from pc3d.data.mixing import SceneCollate, mix3d
 from pc3d.data.modelnet import ModelNetCache, ModelNetHDF5, ModelNetMeshes, ModelNetResampled
@@ -30,6 +31,8 @@ from pc3d.data.pickles import load_array_pickle
 from pc3d.data.points import read_points
 from pc3d.data.scanned_rooms import Rooms
 from pc3d.data.scanobjectnn import SCANOBJECTNN_CLASSES, ScanObjectNN
+from pc3d.data.scene_benchmarks import S3DIS, ScanNet, Structured3D
+from pc3d.data.scene_labels import S3DIS_CLASSES, SCANNET20, SCANNET200, STRUCTURED3D_CLASSES
 from pc3d.data.scene_transforms import (
     CenterShift,
     ElasticDistortion,
@@ -40,6 +43,7 @@ from pc3d.data.scene_transforms import (
     Rotate,
     SphereCrop,
 )
+from pc3d.data.scenes import SceneFolder
 from pc3d.data.shapenet import SHAPENET55, SHAPENET_PARTS, ShapeNet55, ShapeNetPart
 from pc3d.data.transforms import (
     Compose,
@@ -61,11 +65,17 @@ from pc3d.data.voting import fragments, voting_views
 
 if TYPE_CHECKING:
     from pc3d.data.module import PointDataModule
+    from pc3d.data.scene_module import SceneDataModule
 
 __all__ = [
+    "S3DIS",
+    "S3DIS_CLASSES",
+    "SCANNET20",
+    "SCANNET200",
     "SCANOBJECTNN_CLASSES",
     "SHAPENET55",
     "SHAPENET_PARTS",
+    "STRUCTURED3D_CLASSES",
     "ArrayDataset",
     "BadFileError",
     "CenterShift",
@@ -86,6 +96,7 @@ __all__ = [
     "IsotropicScaleShift",
     "Jitter",
     "KeepFields",
+    "LimitedLabels",
     "MissingDataError",
     "ModelNetCache",
     "ModelNetHDF5",
@@ -108,13 +119,17 @@ __all__ = [
     "Rotate",
     "RotateVertical",
     "ScaleTranslate",
+    "ScanNet",
     "ScanObjectNN",
     "SceneCollate",
+    "SceneDataModule",
+    "SceneFolder",
     "Selection",
     "ShapeNet55",
     "ShapeNetPart",
     "SkippedFile",
     "SphereCrop",
+    "Structured3D",
     "Transform",
     "TurnUp",
     "collate",
@@ -131,9 +146,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The data module needs Lightning, which is an extra: imported only when asked for.
+    # The data modules need Lightning, which is an extra: imported only when asked for.
     if name == "PointDataModule":
         from pc3d.data.module import PointDataModule
 
         return PointDataModule
+    if name == "SceneDataModule":
+        from pc3d.data.scene_module import SceneDataModule
+
+        return SceneDataModule
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,174 @@
+"""Scenes in the layout that Pointcept made common: a folder per scene, a ``.npy`` file per attribute."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pc3d.data.dataset import BadFileError, MissingDataError, PointDataset
+from pc3d.data.transforms import Transform
+from pc3d.data.types import PointCloud
+
+
+class SceneFolder(PointDataset):
+    """Scenes as folders with ``coord.npy`` and any of ``color.npy``, ``normal.npy``, ``segment.npy``, ``instance.npy``.
+
+    Coordinates are metres, colours 0 to 255, classes index into ``classes`` with -1 for none. A scene is any folder
+    with a ``coord.npy``, at any depth below that of its split. Sets that Pointcept prepared load unchanged, as do those
+    that ``data_tools/prepare_scenes.py`` writes.
+
+    Items carry ``xyz`` and whatever of ``rgb``, ``normal``, ``segment`` and ``instance`` has a file (test splits have
+    no classes); ``meta`` has ``id`` and ``path``. Scenes are read when they are asked for.
+
+    Args:
+        root: the folder with the splits.
+        split: name of a sub-folder, several of them, or a ``.json`` file (a list of scene folders, relative to
+            ``root``).
+        classes: names of the classes.
+        segment: name of the file with the classes, without its ending.
+        scenes_list: only the scenes that this text file names, one per line: an official subset.
+        transform: applied to every item.
+
+    Raises:
+        MissingDataError: the folder, a split or a listed scene is not there.
+        ValueError: ``split`` is empty.
+        BadFileError: (when a scene is read) an array is truncated, or does not go with the coordinates or the classes.
+    """
+
+    source = "any folder of scenes in Pointcept's layout; data_tools/prepare_scenes.py writes it from raw downloads"
+    terms = "whatever holds for your scans"
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str | Sequence[str] = "train",
+        *,
+        classes: Sequence[str],
+        segment: str = "segment",
+        scenes_list: Path | str | None = None,
+        transform: Transform | None = None,
+    ) -> None:
+        self.root, self.split, self.transform = Path(root), split, transform
+        self.classes, self._segment = tuple(classes), segment
+        folders = self._scene_folders()
+        found = {self.scene_id(path): path for path in folders}
+        if len(found) < len(folders):
+            twice = next(path for path in folders if found[self.scene_id(path)] != path)
+            raise BadFileError(twice, f"there is another scene of this name, {found[self.scene_id(twice)]}")
+        if scenes_list is not None:
+            found = self._listed(found, Path(scenes_list))
+        self.ids, self.paths = list(found), list(found.values())
+        # A scene has no class of its own.
+        self.labels = torch.full((len(self.paths),), -1)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.split!r}, {len(self)} scenes, {len(self.classes)} classes)"
+
+    def scene_id(self, path: Path) -> str:
+        """What a scene is called: the name of its folder."""
+        return path.name
+
+    def load(self, index: int) -> PointCloud:
+        folder = self.paths[index]
+        coord = _read_npy(folder / "coord.npy")
+        if coord.ndim != 2 or coord.shape[1] != 3 or coord.dtype.kind != "f" or not np.isfinite(coord).all():
+            raise BadFileError(
+                folder / "coord.npy", f"must hold finite floats of shape (N, 3), has {coord.dtype} {coord.shape}"
+            )
+        fields: dict[str, torch.Tensor] = {}
+        for field, name in (("rgb", "color"), ("normal", "normal")):
+            if (folder / f"{name}.npy").is_file():
+                values = _read_npy(folder / f"{name}.npy")
+                if values.shape != coord.shape:
+                    raise BadFileError(folder / f"{name}.npy", f"has shape {values.shape}, coord {coord.shape}")
+                fields[field] = torch.from_numpy(values.astype(np.float32))
+        if "rgb" in fields:
+            fields["rgb"] = fields["rgb"] / 255
+            if not ((fields["rgb"] >= 0) & (fields["rgb"] <= 1)).all():
+                raise BadFileError(folder / "color.npy", "must hold colours from 0 to 255")
+        for field, name in (("segment", self._segment), ("instance", "instance")):
+            if (folder / f"{name}.npy").is_file():
+                fields[field] = self._read_ids(folder / f"{name}.npy", len(coord), field == "segment")
+        return PointCloud(
+            xyz=torch.from_numpy(coord.astype(np.float32)),
+            meta={"id": self.ids[index], "path": str(folder)},
+            **fields,  # type: ignore[arg-type]  # the keys are per-point fields
+        )
+
+    def _read_ids(self, path: Path, num_points: int, classes: bool) -> torch.Tensor:
+        values = _read_npy(path)
+        if values.size != num_points or values.dtype.kind not in "iu":
+            raise BadFileError(path, f"must hold {num_points} integers, has {values.dtype} {values.shape}")
+        ids = values.reshape(-1).astype(np.int64)
+        if classes and num_points and not -1 <= ids.min() <= ids.max() < len(self.classes):
+            raise BadFileError(
+                path, f"has classes {ids.min()} to {ids.max()}, expected -1 (none) to {len(self.classes) - 1}"
+            )
+        return torch.from_numpy(ids)
+
+    def _scene_folders(self) -> list[Path]:
+        if isinstance(self.split, str) and self.split.endswith(".json"):
+            return self._from_json(Path(self.split))
+        splits = [self.split] if isinstance(self.split, str) else list(self.split)
+        if not splits:
+            raise ValueError("split must name at least one folder, got an empty list")
+        missing: list[Path | str] = [self.root / name for name in splits if not (self.root / name).is_dir()]
+        if missing:
+            raise MissingDataError.of(f"{type(self).__name__}", missing, self.root, self.source, self.terms)
+        folders = [path.parent for name in splits for path in sorted((self.root / name).rglob("coord.npy"))]
+        if not folders:
+            raise MissingDataError.of(
+                f"{type(self).__name__}: no scenes",
+                [self.root / name / "SCENE" / "coord.npy" for name in splits],
+                self.root,
+                self.source,
+                self.terms,
+            )
+        return folders
+
+    def _from_json(self, path: Path) -> list[Path]:
+        path = path if path.is_file() else self.root / path
+        if not path.is_file():
+            raise MissingDataError.of(type(self).__name__, [path], self.root, self.source, self.terms)
+        try:
+            names = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BadFileError(path, f"not valid JSON ({error})") from error
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise BadFileError(path, "must be a list of scene folders, relative to the root")
+        folders = [self.root / name for name in names]
+        missing: list[Path | str] = [folder for folder in folders if not (folder / "coord.npy").is_file()]
+        if missing:
+            raise MissingDataError.of(
+                f"{type(self).__name__}: {path.name}", missing, self.root, self.source, self.terms
+            )
+        return folders
+
+    def _listed(self, found: dict[str, Path], path: Path) -> dict[str, Path]:
+        if not path.is_file():
+            raise MissingDataError.of(
+                f"scene list of {type(self).__name__}", [path], self.root, self.source, self.terms
+            )
+        names = [name for line in path.read_text(encoding="utf-8").splitlines() if (name := line.strip())]
+        missing: list[Path | str] = [name for name in names if name not in found]
+        if missing:
+            raise MissingDataError.of(
+                f"{type(self).__name__}: scenes of {path.name}", missing, self.root, self.source, self.terms
+            )
+        return {name: found[name] for name in names}
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    try:
+        values: NDArray[Any] = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise BadFileError(path, "is not there (any more)") from error
+    except (ValueError, OSError, EOFError) as error:
+        raise BadFileError(path, f"not a readable .npy file ({error}); truncated or still being copied?") from error
+    return values
