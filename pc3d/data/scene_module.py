@@ -1,0 +1,116 @@
+"""The data side of training on scenes, with as many labels as an experiment wants to allow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pc3d._extras import require
+from pc3d.data.dataset import PointDataset, Selection
+from pc3d.data.limited_labels import LimitedLabels
+from pc3d.data.mixing import SceneCollate
+from pc3d.data.transforms import Transform
+
+require("pytorch_lightning", extra="train", purpose="SceneDataModule")
+
+from pc3d.data.module import PointDataModule  # noqa: E402  # after the check, whose message says how to install it
+
+
+class SceneDataModule(PointDataModule):
+    """Loaders of scenes: as :class:`PointDataModule`, and optionally with few labels.
+
+    Validation rooms are cut from the training rooms by the seed before labels are taken away, and keep all of theirs:
+    they watch the training and choose nothing. The test set is touched by evaluation alone.
+
+    Args:
+        train: the training scenes.
+        validation: validation scenes; None for none, or for some cut out of ``train``.
+        test: the test scenes.
+        scene_fraction: share of the training scenes (after the cut for validation) to train on, at least one; those of
+            a smaller share are among those of a larger one.
+        label_fraction: share of the labelled points of each training scene to keep, see :class:`LimitedLabels`.
+        labelled_points: or how many of each.
+        train_transforms: applied in turn to training scenes.
+        eval_transforms: applied in turn to validation scenes.
+        train_collate: how scenes become a batch, such as ``SceneCollate(mix_probability=0.8)``.
+        validation_fraction: share of ``train`` to set aside for validation; 0 for none.
+        batch_size: scenes per training batch and process.
+        eval_batch_size: scenes per validation batch.
+        num_workers: processes that prepare batches, per loader.
+        seed: of the order, the transforms, the validation cut, and which scenes and points are labelled.
+        drop_last: leave out the last incomplete training batch.
+        pin_memory: hand out batches in page-locked memory; worth it with a GPU.
+
+    Raises:
+        ValueError: an argument is out of range, or two exclude each other.
+    """
+
+    def __init__(
+        self,
+        train: PointDataset | None = None,
+        validation: PointDataset | None = None,
+        test: PointDataset | None = None,
+        *,
+        scene_fraction: float = 1.0,
+        label_fraction: float | None = None,
+        labelled_points: int | None = None,
+        train_transforms: list[Transform] | None = None,
+        eval_transforms: list[Transform] | None = None,
+        train_collate: SceneCollate | None = None,
+        validation_fraction: float = 0.0,
+        batch_size: int = 2,
+        eval_batch_size: int = 1,
+        num_workers: int = 0,
+        seed: int = 0,
+        drop_last: bool = True,
+        pin_memory: bool = False,
+    ) -> None:
+        if not 0.0 < scene_fraction <= 1.0:
+            raise ValueError(f"scene_fraction must be in (0, 1], got {scene_fraction}")
+        super().__init__(
+            train,
+            validation,
+            test,
+            train_transforms=train_transforms,
+            eval_transforms=eval_transforms,
+            train_collate=train_collate,
+            validation_fraction=validation_fraction,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            drop_last=drop_last,
+            pin_memory=pin_memory,
+        )
+        if self.train is not None and scene_fraction < 1.0:
+            self.train = _some_scenes(self.train, scene_fraction, seed)
+        if self.train is not None and (label_fraction is not None or labelled_points is not None):
+            self.train = LimitedLabels(
+                self.train, label_fraction=label_fraction, labelled_points=labelled_points, seed=seed
+            )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes of the points.
+
+        Raises:
+            ValueError: there is no data set, or they name different classes.
+        """
+        named: dict[str, Any] = {
+            name: dataset.classes
+            for name in ("train", "validation", "test")
+            if (dataset := getattr(self, name)) is not None
+        }
+        if not named:
+            raise ValueError("this data module has no data set: pass train=")
+        first = next(iter(named))
+        for name, classes in named.items():
+            if classes != named[first]:
+                raise ValueError(f"{first} and {name} must have the same classes, got {named[first]} and {classes}")
+        return tuple(named[first])
+
+
+def _some_scenes(dataset: PointDataset, fraction: float, seed: int) -> Selection:
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    return Selection(dataset, order[: max(1, round(fraction * len(dataset)))].sort().values)
