@@ -1,4 +1,4 @@
-"""The operators: farthest point sampling, neighbours, gathering, chamfer distance, voxels, sparse convolution.
+"""The operators: sampling, neighbours, gathering, chamfer distance, voxels, sparse convolution, window attention.
 
 All take dense ``(B, N, C)`` tensors or packed ``(N, C)`` ones with int64 ``offsets`` ``(B + 1,)``, where cloud ``b`` is
 rows ``offsets[b]`` to ``offsets[b + 1]``. An index addresses the tensor it was computed from: within each cloud for
@@ -6,6 +6,7 @@ dense input, rows for packed input. The lowest index wins every tie, on every de
 """
 
 from pc3d.ops._library import FallbackWarning, build_info
+from pc3d.ops.attention import Windows, window_attention, window_partition
 from pc3d.ops.chamfer import chamfer_distance
 from pc3d.ops.gathering import gather, group, interpolate
 from pc3d.ops.neighbors import BallNeighbors, Neighbors, ball_query, knn
@@ -20,6 +21,7 @@ __all__ = [
     "KernelMap",
     "Neighbors",
     "Voxels",
+    "Windows",
     "ball_query",
     "build_info",
     "chamfer_distance",
@@ -36,4 +38,6 @@ __all__ = [
     "voxel_neighbors",
     "voxelize",
     "voxelize_coords",
+    "window_attention",
+    "window_partition",
 ]
