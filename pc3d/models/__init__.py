@@ -14,6 +14,7 @@ from pc3d.models.pretrained import (
     warm_start,
 )
 from pc3d.models.sparse_unet import SparseUNet
+from pc3d.models.swin3d import Swin3D, SwinLevel, SwinScene
 from pc3d.models.voxel_backbone import VoxelLevel
 
 __all__ = [
@@ -28,6 +29,9 @@ __all__ = [
     "PointViTFeatures",
     "Pooling",
     "SparseUNet",
+    "Swin3D",
+    "SwinLevel",
+    "SwinScene",
     "VoxelLevel",
     "load_encoder",
     "load_official_encoder",

@@ -24,13 +24,14 @@ from torch import nn
 from pc3d._version import __version__
 from pc3d.models.point_vit import PointViT
 from pc3d.models.sparse_unet import SparseUNet
+from pc3d.models.swin3d import Swin3D
 
-Encoder = PointViT | SparseUNet
+Encoder = PointViT | Swin3D | SparseUNet
 AnyEncoder = TypeVar("AnyEncoder", bound=nn.Module)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-ENCODERS: dict[str, type[Encoder]] = {"PointViT": PointViT, "SparseUNet": SparseUNet}
+ENCODERS: dict[str, type[Encoder]] = {"PointViT": PointViT, "Swin3D": Swin3D, "SparseUNet": SparseUNet}
 
 
 def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:

@@ -34,6 +34,7 @@ class UNetLevel(NamedTuple):
     same: KernelMap
     down: KernelMap | None
 
+    @property
     def parent(self) -> Tensor | None:
         """``(V,)`` int64, the coarser voxel that holds each one."""
         return None if self.down is None else self.down.reverse.amax(1).long()
@@ -132,7 +133,7 @@ class SparseUNet(nn.Module):
         scene = self.scene(batch)
         features = self.encode_voxels(scene, self.embed(scene))
         return [
-            VoxelLevel(level.coords, level.offsets, level.xyz, values, level.stride, level.parent())
+            VoxelLevel(level.coords, level.offsets, level.xyz, values, level.stride, level.parent)
             for level, values in zip(scene.levels, features, strict=True)
         ]
 
@@ -148,7 +149,7 @@ class SparseUNet(nn.Module):
             is_last = index == len(self.levels) - 1
             down = None if is_last else kernel_map(coords, offsets=offsets, kernel_size=2, stride=2)
             levels.append(UNetLevel(coords, offsets, xyz, 2**index, same, down))
-            parent = levels[-1].parent()
+            parent = levels[-1].parent
             if down is not None and parent is not None:
                 coords, offsets = down.coords, down.offsets
                 xyz = segment_reduce(xyz, parent, len(coords), "mean")

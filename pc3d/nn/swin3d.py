@@ -1,0 +1,255 @@
+"""The layers of Swin3D: window attention with signal tables, down-sampling, up-sampling (Yang et al., 2023).
+
+The released code is followed where it differs from the paper; the docstrings say where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pc3d.nn.init import init_token
+from pc3d.nn.sparse import Signals, VoxelGrid, num_signals
+from pc3d.ops import gather_max, interpolate, segment_reduce, voxel_neighbors, voxelize_coords
+from pc3d.ops.attention import Windows, window_attention, window_partition
+
+BINS_PER_VOXEL = 4
+BINS_PER_UNIT = 8
+"""Of colours and normals, whose differences span (-2, 2)."""
+DOWN_NEIGHBORS, UP_NEIGHBORS = 16, 3
+SIGNAL_DIVISOR = 1.001
+"""Keeps colour and normal differences strictly inside of (-2, 2), the range of their tables."""
+
+
+def signal_rows(window_size: int, signals: Signals) -> tuple[int, ...]:
+    """Rows of the signal table of each scalar, x, y, z first: 40 for windows of 5 voxels, 56 for 7; 32 for others."""
+    position = 2 * window_size * BINS_PER_VOXEL
+    return (position,) * 3 + (4 * BINS_PER_UNIT,) * (num_signals(signals) - 3)
+
+
+class WindowContext(NamedTuple):
+    """What attention needs to know of one level's windows.
+
+    Attributes:
+        windows: which voxels share a window.
+        signals: ``(V, D)`` float32, position in the window, colour, normal of each voxel in bins of the tables.
+    """
+
+    windows: Windows
+    signals: Tensor
+
+
+def window_context(grid: VoxelGrid, signals: Tensor, window_size: int, *, shifted: bool) -> WindowContext:
+    """Windows of a level, and the signals of its voxels in them.
+
+    Positions come from the grid itself, so that a bin is a quarter of a voxel whatever the voxel size.
+
+    Args:
+        grid: the level; its coordinates count voxels of the level.
+        signals: ``(V, 0)``, ``(V, 3)`` or ``(V, 6)`` colour and normal in (-1, 1).
+        window_size: edge of a window in voxels.
+        shifted: move the windows by half their edge, along all axes. Nothing wraps: windows at a border are smaller.
+    """
+    shift = window_size // 2 if shifted else 0
+    windows = window_partition(grid.coords, window_size, offsets=grid.offsets, shift=shift)
+    position = torch.remainder(grid.coords.long() + shift, window_size) + grid.local
+    return WindowContext(windows, torch.cat([position * BINS_PER_VOXEL, signals * BINS_PER_UNIT], dim=1))
+
+
+class SignalAttention(nn.Module):
+    """Attention in windows with contextual relative signal encoding (Swin3D, section 3.2; cRSE).
+
+    The differences of position, colour and normal between a query and a key, cut into bins, look up vectors that the
+    query, the key and the value meet: ``e_ij = q_i.k_j + q_i.Tq_ij + k_j.Tk_ij`` and
+    ``o_i = sum_j softmax(e)_ij (v_j + Tv_ij)``. As in the released code, queries are scaled by ``d^-0.5`` before all of
+    it, so the key's term is not (the paper scales all three).
+
+    Args:
+        embed_dim: C.
+        num_heads: H, each ``d = C / H`` wide.
+        window_size: edge of a window in voxels.
+        signals: which signals have tables.
+
+    Raises:
+        ValueError: heads that do not divide the width.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, window_size: int, signals: Signals) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"channels must be a multiple of num_heads, got channels={embed_dim}, {num_heads} heads")
+        self.num_heads, self.head_dim = num_heads, embed_dim // num_heads
+        self.axis_rows = signal_rows(window_size, signals)
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.projection = nn.Linear(embed_dim, embed_dim)
+        shape = (sum(self.axis_rows), num_heads, self.head_dim)
+        self.query_table = nn.Parameter(init_token(torch.empty(shape)))
+        self.key_table = nn.Parameter(init_token(torch.empty(shape)))
+        self.value_table = nn.Parameter(init_token(torch.empty(shape)))
+
+    def forward(self, features: Tensor, context: WindowContext) -> Tensor:
+        """Map ``(V, C)`` to ``(V, C)``."""
+        qkv = self.qkv(features).view(len(features), 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.unbind(1)
+        mixed = window_attention(
+            query * self.head_dim**-0.5,
+            key,
+            value,
+            context.signals,
+            context.windows,
+            self.query_table.to(qkv.dtype),
+            self.key_table.to(qkv.dtype),
+            self.value_table.to(qkv.dtype),
+            self.axis_rows,
+        )
+        result: Tensor = self.projection(mixed.flatten(1))
+        return result
+
+
+class SwinBlock(nn.Module):
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``.
+
+    Args:
+        embed_dim: C.
+        num_heads: attention heads.
+        window_size: edge of a window in voxels.
+        signals: which signals have tables.
+        drop_path: probability of leaving out a residual branch, drawn for each voxel and branch by itself.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, window_size: int, signals: Signals, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(embed_dim)
+        self.attention = SignalAttention(embed_dim, num_heads, window_size, signals)
+        self.norm2 = nn.LayerNorm(embed_dim)
+        self.mlp = nn.Sequential(nn.Linear(embed_dim, 4 * embed_dim), nn.GELU(), nn.Linear(4 * embed_dim, embed_dim))
+
+    def forward(self, features: Tensor, context: WindowContext) -> Tensor:
+        """Map ``(V, C)`` to ``(V, C)``."""
+        features = features + self._thin(self.attention(self.norm1(features), context))
+        return features + self._thin(self.mlp(self.norm2(features)))
+
+    def _thin(self, branch: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0.0:
+            return branch
+        keep = 1.0 - self.drop_path
+        kept = torch.rand(len(branch), 1, device=branch.device) < keep
+        return branch * (kept / keep).to(branch.dtype)
+
+
+class Coarser(NamedTuple):
+    """The next level of a grid.
+
+    Attributes:
+        grid: its voxels; ``point`` is the row of the representative in the finer level.
+        signals: ``(V', D - 3)`` colour and normal of the representatives.
+        parent: ``(V,)`` int64, the voxel of this level that holds each finer one.
+    """
+
+    grid: VoxelGrid
+    signals: Tensor
+    parent: Tensor
+
+
+@torch.no_grad()
+def coarsen(grid: VoxelGrid, signals: Tensor, factor: int, stride: int) -> Coarser:
+    """Merge voxels ``factor`` by ``factor`` by ``factor``; one of the children stands for each.
+
+    The child whose position (in voxels of the finest level), colour and normal together are nearest to their mean over
+    the children; the first of equals. So the released code; the paper takes the one nearest to the centre.
+
+    Args:
+        grid: the finer level.
+        signals: ``(V, D - 3)`` colour and normal of its voxels.
+        factor: children along an axis.
+        stride: edge of a voxel of the finer level in voxels of the finest.
+    """
+    coords, offsets, parent, _, _ = voxelize_coords(grid.coords, factor, offsets=grid.offsets)
+    inside = (grid.coords.long() - coords.long()[parent] * factor) + grid.local
+    described = torch.cat([inside * stride, signals], dim=1)
+    mean = segment_reduce(described, parent, len(coords), "mean")
+    distance = (described - mean[parent]).square().sum(1)
+    nearest = distance.new_zeros(len(coords)).scatter_reduce(0, parent, distance, "amin", include_self=False)
+    rows = torch.arange(len(parent), device=parent.device)
+    candidate = torch.where(distance == nearest[parent], rows, len(parent))
+    child = parent.new_zeros(len(coords)).scatter_reduce(0, parent, candidate, "amin", include_self=False)
+    return Coarser(VoxelGrid(coords, offsets, inside[child] / factor, child), signals[child], parent)
+
+
+class DownSample(nn.Module):
+    """Layer norm and a linear layer on fine voxels, then the maximum over the 16 nearest of each coarse one.
+
+    The published order (gather, norm, linear, maximum) gives the same: norm and linear act on each row by itself.
+
+    Args:
+        in_channels: width of the finer level.
+        out_channels: width of the coarser one.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(in_channels)
+        self.linear = nn.Linear(in_channels, out_channels, bias=False)
+
+    def forward(self, features: Tensor, neighbors: Tensor) -> Tensor:
+        """Map ``(V, in_channels)`` to ``(V', out_channels)``, given the rows ``(V', 16)`` of :func:`down_neighbors`."""
+        return gather_max(self.linear(self.norm(features)), neighbors)
+
+
+@torch.no_grad()
+def down_neighbors(fine: Tensor, coarse: Tensor, fine_offsets: Tensor, coarse_offsets: Tensor) -> Tensor:
+    """Rows ``(V', 16)`` of the fine voxels nearest to each coarse one, of the positions ``(V, 3)`` and ``(V', 3)``.
+
+    They may lie outside of the coarse voxel. A scene of fewer than 16 voxels repeats its nearest.
+    """
+    found = voxel_neighbors(fine, DOWN_NEIGHBORS, query=coarse, offsets=fine_offsets, query_offsets=coarse_offsets)
+    return found.index
+
+
+class UpSample(nn.Module):
+    """Bring a coarse level's features to the finer one: skip connection plus interpolation, both normed and linear.
+
+    Interpolation takes the 3 nearest coarse voxels, weighted by the inverse of their distance.
+
+    Args:
+        coarse_channels: width of the coarser level.
+        fine_channels: width of the finer one, and of the result.
+        block: attention in the (unshifted) windows of the finer level, or None.
+    """
+
+    def __init__(self, coarse_channels: int, fine_channels: int, block: SwinBlock | None = None) -> None:
+        super().__init__()
+        self.skip = nn.Sequential(nn.LayerNorm(fine_channels), nn.Linear(fine_channels, fine_channels))
+        self.coarse = nn.Sequential(nn.LayerNorm(coarse_channels), nn.Linear(coarse_channels, fine_channels))
+        self.block = block
+
+    def forward(self, coarse: Tensor, skip: Tensor, positions: Sequence[Tensor], offsets: Sequence[Tensor]) -> Tensor:
+        """Join two levels; the block, if any, is left to the caller.
+
+        Args:
+            coarse: ``(V', C')`` features of the coarser level.
+            skip: ``(V, C)`` of the finer one.
+            positions: where the coarse and the fine voxels are, ``(V', 3)`` and ``(V, 3)``.
+            offsets: of both.
+
+        Returns:
+            ``(V, C)``.
+        """
+        carried = interpolate(
+            self.coarse(coarse),
+            positions[0],
+            positions[1],
+            k=UP_NEIGHBORS,
+            power=1,
+            clamp=True,
+            offsets=offsets[0],
+            query_offsets=offsets[1],
+        )
+        result: Tensor = self.skip(skip) + carried
+        return result
