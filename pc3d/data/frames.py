@@ -54,12 +54,17 @@ class Frame:
         return np.asarray(np.stack([x, y, depth], axis=1) @ self.pose[:3, :3].T + self.pose[:3, 3])
 
 
-def decode_picture(data: bytes) -> NDArray[Any]:
+def decode_picture(data: bytes, palette_index: bool = False) -> NDArray[Any]:
     """The pixels of a JPEG or PNG file: uint8 ``(H, W, 3)`` colours, or ``(H, W)`` of a grey or 16-bit picture.
+
+    Args:
+        data: the file.
+        palette_index: of a picture with a palette, give the indices ``(H, W)`` in place of the colours.
 
     Raises:
         OSError: it is no picture, or truncated.
         ImportError: Pillow is not installed.
     """
     image = require("PIL.Image", extra="io", purpose="pictures").open(io.BytesIO(data))
-    return np.asarray(image if image.mode in ("L", "I", "I;16", "I;16B") else image.convert("RGB"))
+    kept = ("L", "I", "I;16", "I;16B", *(["P"] if palette_index else []))
+    return np.asarray(image if image.mode in kept else image.convert("RGB"))

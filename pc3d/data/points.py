@@ -221,7 +221,8 @@ def _check_complete(path: Path, loaded: Any, promised: tuple[int, int]) -> None:
         )
 
 
-def _load_ply(path: Path, trimesh: Any) -> Any:
+def load_ply(path: Path, trimesh: Any) -> Any:
+    """A PLY file as trimesh reads it, vertices in their order; refused if it is shorter than its header says."""
     loaded = trimesh.load(path, file_type="ply", process=False)
     raw = loaded.metadata.get("_ply_raw", {})
     lengths = [int(raw.get(element, {}).get("length", 0)) for element in ("vertex", "face")]
@@ -249,7 +250,7 @@ def _load_textured(path: Path, trimesh: Any) -> Any:
 
 
 _MESH_LOADERS: dict[str, Callable[[Path, Any], Any]] = {
-    ".ply": _load_ply,
+    ".ply": load_ply,
     ".off": _load_off,
     ".stl": _load_stl,
     ".obj": _load_textured,

@@ -1,0 +1,251 @@
+"""Prepare a raw scene benchmark for pc3d: a folder per scene with coord.npy, color.npy, ... (Pointcept's layout).
+
+    python data_tools/prepare_scenes.py scannet ROOT OUT --labels scannetv2-labels.combined.tsv [--workers 4]
+    python data_tools/prepare_scenes.py s3dis ROOT OUT
+    python data_tools/prepare_scenes.py structured3d ROOT OUT [--depth z|range] [--up world|mirrored]
+
+ROOT is where the download lies: for scannet any folder above the scans' own (``scans/sceneSSSS_TT``), for s3dis the
+one with ``Area_1`` to ``Area_6`` or one above it, for structured3d the one with the zip archives, which stay packed.
+OUT is then read with ``pc3d.data.ScanNet(OUT)``, ``S3DIS(OUT)`` or ``Structured3D(OUT)``, and checked with
+``sha256sum --check manifest.sha256``.
+
+An interrupted run goes on where it stopped when called again with the same options: scenes that are in the manifest
+and whole are kept. A scene in OUT that this tool has not written is never overwritten; the run stops and names it. Bad
+files stop the run by name too; ``--on-error report`` leaves their scenes out and lists them at the end. Whatever had to
+be repaired or guessed is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from pc3d.data import S3DIS, BadFileError, MissingDataError, ScanNet, Structured3D
+from pc3d.data.raw_s3dis import read_s3dis_room
+from pc3d.data.raw_scannet import read_scannet_categories, read_scannet_scan
+from pc3d.data.raw_structured3d import find_structured3d_rooms, read_structured3d_room
+from pc3d.data.scene_labels import scannet_split
+
+
+class Reader(Protocol):
+    def __call__(self) -> tuple[dict[str, Any], list[str]]: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scene: its folder below OUT, and what reads it."""
+
+    name: str
+    read: Reader
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a job: checksums by file name (None: it was there), notes, or the reason why it was left out."""
+
+    name: str
+    digests: dict[str, str] | None
+    notes: list[str]
+    failure: str | None = None
+
+
+def passing_place(out: Path, name: str) -> Path:
+    """Where a scene is written before it is whole: beside the splits, so that nobody reads half of one."""
+    return out / "partial" / name
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def work(job: Job, out: Path, known: dict[str, str], on_error: str) -> Done:
+    """Write one scene under a passing name, unless it is there whole."""
+    torch.set_num_threads(1)
+    folder = out / job.name
+    if folder.exists():
+        found = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        if not known or found != known:
+            raise SystemExit(f"{folder} exists and is not what this tool wrote: move it away or choose another folder")
+        return Done(job.name, None, [])
+    try:
+        arrays, notes = job.read()
+    except BadFileError as error:
+        if on_error == "refuse":
+            raise
+        return Done(job.name, None, [], str(error))
+    passing = passing_place(out, job.name)
+    if passing.exists():
+        shutil.rmtree(passing)  # what an interrupted run left
+    passing.mkdir(parents=True)
+    for name, values in arrays.items():
+        np.save(passing / f"{name}.npy", values)
+    return Done(job.name, {path.name: sha256(path) for path in sorted(passing.iterdir())}, notes)
+
+
+class Output:
+    """The output folder with its manifest, to which lines are only ever added."""
+
+    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
+        self.folder, self.manifest = folder, folder / "manifest.sha256"
+        folder.mkdir(parents=True, exist_ok=True)
+        record, text = folder / "preparation.json", json.dumps(options, indent=1) + "\n"
+        if record.exists() and record.read_text(encoding="utf-8") != text:
+            sys.exit(f"{record} exists with other options: move it away or choose another folder")
+        record.write_text(text, encoding="utf-8")
+        self.digests: dict[str, dict[str, str]] = {}
+        text = self.manifest.read_text(encoding="utf-8") if self.manifest.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # the run was stopped within a line
+            self.manifest.write_text(whole, encoding="utf-8")
+        for line in whole.splitlines():
+            digest, _, name = line.partition("  ")
+            scene, _, file = name.rpartition("/")
+            self.digests.setdefault(scene, {})[file] = digest
+
+    def finish(self, done: Done) -> None:
+        """Give a scene its name, after the manifest has learnt its checksums: a stop in between loses nothing."""
+        if done.digests is None:
+            return
+        if self.digests.get(done.name) != done.digests:
+            with self.manifest.open("a", encoding="utf-8") as file:
+                file.write("".join(f"{value}  {done.name}/{name}\n" for name, value in done.digests.items()))
+        self.digests[done.name] = done.digests
+        (self.folder / done.name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(passing_place(self.folder, done.name), self.folder / done.name)
+
+
+def results(jobs: list[Job], output: Output, on_error: str, workers: int) -> Iterator[Done]:
+    """What comes of the jobs, in the order in which they finish."""
+    tasks = (partial(work, job, output.folder, output.digests.get(job.name, {}), on_error) for job in jobs)
+    if workers == 1:
+        for task in tasks:
+            yield task()
+        return
+    # Forking a process that has run torch threads can hang; a fresh interpreter costs seconds, once.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            # A few ahead of the workers, so that twenty thousand rooms do not queue up.
+            running: set[Future[Done]] = {pool.submit(task) for task in islice(tasks, 2 * workers)}
+            while running:
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+                running |= {pool.submit(task) for task in islice(tasks, len(finished))}
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def scannet_jobs(given: argparse.Namespace) -> list[Job]:
+    if given.labels is None or not given.labels.is_file():
+        sys.exit(f"--labels must name scannetv2-labels.combined.tsv, which comes with the download; got {given.labels}")
+    categories = read_scannet_categories(given.labels)
+    folders = sorted(path.parent for path in given.root.rglob("*_vh_clean_2.ply"))
+    jobs = []
+    for folder in folders:
+        try:
+            split = scannet_split(folder.name)
+        except ValueError:
+            if given.other_split is None:
+                sys.exit(f"{folder} is not an official scan: --other-split says into which split such scans go")
+            split = given.other_split
+        jobs.append(Job(f"{split}/{folder.name}", partial(read_scannet_scan, folder, categories)))
+    return jobs or missing(
+        "ScanNet scans", given.root / "scans" / "SCENE" / "SCENE_vh_clean_2.ply", given.root, ScanNet
+    )
+
+
+def s3dis_jobs(given: argparse.Namespace) -> list[Job]:
+    rooms = sorted({path.parent for path in given.root.rglob("Area_[1-6]/*/Annotations")})
+    jobs = [Job(f"{room.parent.name}/{room.name}", partial(read_s3dis_room, room)) for room in rooms]
+    return jobs or missing("S3DIS rooms", given.root / "Area_1" / "ROOM" / "Annotations", given.root, S3DIS)
+
+
+def structured3d_jobs(given: argparse.Namespace) -> list[Job]:
+    archives = sorted(given.root.glob("*.zip"))
+    rooms = find_structured3d_rooms(tqdm(archives, desc="listing archives", disable=None))
+    read = partial(read_structured3d_room, depth=given.depth, up=given.up)
+    # room 485142 of the archive becomes room_485142, as Pointcept names it
+    jobs = [Job(f"{room.split}/{room.scene}/room_{room.room}", partial(read, room)) for room in rooms]
+    return jobs or missing("Structured3D archives", given.root / "*.zip", given.root, Structured3D)
+
+
+def missing(name: str, looked_for: Path, root: Path, dataset: Any) -> list[Job]:
+    raise MissingDataError.of(name, [looked_for], root, dataset.source, dataset.terms)
+
+
+KINDS = {"scannet": scannet_jobs, "s3dis": s3dis_jobs, "structured3d": structured3d_jobs}
+
+
+def run(given: argparse.Namespace) -> None:
+    """List every scene first, so that what is missing is said before any work is done."""
+    jobs = KINDS[given.kind](given)
+    names = [job.name for job in jobs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        sys.exit(f"{given.root} holds {twice} more than once: name the folder of one copy")
+    options = {"kind": given.kind, "root": str(given.root)}
+    if given.kind == "structured3d":
+        options.update(depth=given.depth, up=given.up)
+    output = Output(given.out, options)
+    failures = []
+    with tqdm(total=len(jobs), desc=given.kind, unit="scene", disable=None) as bar:
+        for done in results(jobs, output, given.on_error, given.workers):
+            output.finish(done)
+            for note in done.notes:
+                tqdm.write(note)
+            if done.failure is not None:
+                failures.append(done.failure)
+            bar.update()
+    shutil.rmtree(given.out / "partial", ignore_errors=True)  # empty folders by now
+    print(f"{given.out}: {len(jobs) - len(failures)} scenes, {len(failures)} left out")
+    for failure in failures:
+        print(f"  left out {failure}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=sorted(KINDS))
+    parser.add_argument("root", type=Path, help="where the download lies")
+    parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument("--labels", type=Path, help="scannet: scannetv2-labels.combined.tsv")
+    parser.add_argument("--other-split", help="scannet: split of scans that are not official ones (default: refuse)")
+    parser.add_argument(
+        "--depth", choices=["z", "range"], default="z", help="structured3d: what perspective depth means (default: z)"
+    )
+    parser.add_argument(
+        "--up", choices=["world", "mirrored"], default="world", help="structured3d: axes, mirrored as in Pointcept"
+    )
+    parser.add_argument("--on-error", choices=["refuse", "report"], default="refuse", help="what to do with bad files")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes (default: all cores); 1 works in this one"
+    )
+    given = parser.parse_args(arguments)
+    if given.workers < 1:
+        parser.error(f"--workers must be at least 1, got {given.workers}")
+    given.root = given.root.resolve()
+    try:
+        run(given)
+    except (BadFileError, MissingDataError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on from here")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,423 @@
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import math
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pc3d.data import S3DIS, S3DIS_CLASSES, SCANNET20, SCANNET200, BadFileError, ScanNet, Structured3D
+from pc3d.data.raw_s3dis import read_s3dis_object, read_s3dis_room
+from pc3d.data.raw_scannet import read_scannet_categories, read_scannet_scan, vertex_normals
+from pc3d.data.raw_structured3d import find_structured3d_rooms, read_structured3d_room
+
+TOOLS = Path(__file__).parents[2] / "data_tools"
+SCENES = Path(__file__).parents[1] / "assets" / "scenes"
+SCAN = Path("scans") / "scene9000_00"
+ROOM = Path("Stanford3dDataset_v1.2_Aligned_Version") / "Area_1" / "office_1"
+# The columns that count, and rows that matter: "object" twice, ids 39, 40 and 0, and a category without an id.
+TABLE = """id\traw_category\tcategory\tcount\tnyu40id\teigen13id
+1\twall\twall\t8277\t1\t12
+3\tfloor\tfloor\t1553\t2\t5
+5\tdoor\tdoor\t2028\t8\t12
+7\tcabinet\tcabinet\t730\t3\t6
+1163\tobject\tobject\t5056\t40\t7
+9999\tobject\tobject\t1\t39\t7
+4\ttable\ttable\t1170\t7\t10
+2\tchair\tchair\t4646\t5\t4
+40\tplant\tplant\t345\t40\t7
+28\tlamp\tlamp\t419\t35\t7
+26\tbox\tbox\t775\t29\t7
+19\tmonitor\tmonitor\t697\t40\t7
+42\tottoman thing\tottoman\t3\t39\t6
+700\tfog\tfog\t1\t0\t0
+701\tmist\tmist\t1\t\t
+"""
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("prepare_scenes", TOOLS / "prepare_scenes.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["prepare_scenes"] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    path = tmp_path / "labels.tsv"
+    path.write_text(TABLE.replace("\n", "\r\r\n"), encoding="utf-8", newline="")  # as some copies are
+    return path
+
+
+def call(tool: ModuleType, *arguments: object) -> None:
+    tool.main([*map(str, arguments), "--workers", "1"])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# ScanNet
+
+
+def test_categories_and_their_classes(labels: Path) -> None:
+    table = read_scannet_categories(labels)
+    assert table["door"] == (SCANNET20.index("door"), SCANNET200.index("door"))
+    assert table["object"] == (-1, SCANNET200.index("object"))  # the first row: NYU40 id 40
+    assert table["ottoman thing"] == (SCANNET20.index("otherfurniture"), SCANNET200.index("bathtub"))
+    assert table["fog"] == table["mist"] == (-1, -1)
+    labels.write_text("id\tname\n1\twall\n")
+    with pytest.raises(BadFileError, match="must have the columns id, raw_category and nyu40id"):
+        read_scannet_categories(labels)
+    labels.write_text("\n")
+    with pytest.raises(BadFileError, match="holds no categories"):
+        read_scannet_categories(labels)
+
+
+def test_a_scan_becomes_what_pointcept_makes_of_it(labels: Path) -> None:
+    """Against the prepared sample, whose instances are numbered otherwise and leave out walls and floor."""
+    arrays, notes = read_scannet_scan(SCENES / "scannet_raw" / SCAN, read_scannet_categories(labels))
+    expected = {path.stem: np.load(path) for path in (SCENES / "scannet" / "train" / "scene9000_00").glob("*.npy")}
+    assert notes == []
+    for name in ("coord", "color", "segment20"):
+        np.testing.assert_array_equal(arrays[name], expected[name])
+    things = expected["instance"] >= 0
+    pairs = set(zip(arrays["instance"][things].tolist(), expected["instance"][things].tolist(), strict=True))
+    assert len(pairs) == len(np.unique(arrays["instance"][things])) == len(np.unique(expected["instance"][things]))
+    # Cutting the sample took faces away at its edge; elsewhere the normals are those of the whole mesh.
+    same = np.abs(arrays["normal"] - expected["normal"]).max(axis=1) < 1e-5
+    assert same.mean() > 0.85
+    assert [SCANNET200[c] for c in np.unique(arrays["segment200"]) if c >= 0].count("object") == 1
+
+
+def test_the_labels_agree_with_the_label_mesh(labels: Path) -> None:
+    """ScanNet's own labels.ply says the NYU40 id of every vertex: an independent way to the same classes."""
+    folder = SCENES / "scannet_raw" / SCAN
+    data = (folder / "scene9000_00_vh_clean_2.labels.ply").read_bytes()
+    layout = [*((axis, "<f4") for axis in "xyz"), *((channel, "u1") for channel in "rgba"), ("label", "<u2")]
+    rows = np.frombuffer(data, layout, 3029, data.index(b"end_header\n") + 11)
+    arrays, _ = read_scannet_scan(folder, read_scannet_categories(labels))
+    published = {1: 0, 2: 1, 3: 2, 4: 3, 5: 4, 6: 5, 7: 6, 8: 7, 39: 19}
+    assert arrays["segment20"].tolist() == [published.get(number, -1) for number in rows["label"].tolist()]
+
+
+def test_vertex_normals_are_weighted_by_area() -> None:
+    vertices = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 2], [9, 9, 9]], np.float32)
+    faces = np.array([[0, 1, 2], [0, 2, 3]])
+    normals = vertex_normals(vertices, faces)
+    expected = np.array([1.0, 0.0, 0.5])  # areas 1/2 (up) and 1 (along x)
+    np.testing.assert_allclose(normals[0], expected / np.linalg.norm(expected), atol=1e-6)
+    np.testing.assert_allclose(normals[[1, 3]], [[0, 0, 1], [1, 0, 0]], atol=1e-6)
+    assert normals[4].tolist() == [0, 0, 0]  # on no face
+
+
+def test_later_groups_and_unknown_categories(labels: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scene9000_00"
+    shutil.copytree(SCENES / "scannet_raw" / SCAN, folder)
+    segments = json.loads((folder / "scene9000_00_vh_clean_2.0.010000.segs.json").read_text())["segIndices"]
+    some = sorted(set(segments))[:3]
+    groups = [
+        {"id": 5, "label": "chair", "segments": some},
+        {"id": 6, "label": "table", "segments": some[1:2]},
+        {"id": 7, "label": "gizmo", "segments": [*some[2:], 10**6]},
+    ]
+    aggregation = folder / "scene9000_00.aggregation.json"
+    aggregation.write_text(json.dumps({"segGroups": groups}))
+    arrays, notes = read_scannet_scan(folder, read_scannet_categories(labels))
+    expected = {some[0]: (4, 5), some[1]: (6, 6), some[2]: (-1, 7)}
+    pairs = zip(arrays["segment20"].tolist(), arrays["instance"].tolist(), strict=True)
+    assert list(pairs) == [expected.get(segment, (-1, -1)) for segment in segments]
+    assert len(notes) == 1
+    assert "category 'gizmo' is not in the table" in notes[0]
+    aggregation.write_text('{"segGroups": [{"id": 1}]}')
+    with pytest.raises(BadFileError, match=r"aggregation\.json: has a group without id, label or segments"):
+        read_scannet_scan(folder, {})
+    aggregation.unlink()
+    assert set(read_scannet_scan(folder, {})[0]) == {"coord", "color", "normal"}  # as in the test split
+
+
+def test_bad_scans_are_named(labels: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scene9000_00"
+    shutil.copytree(SCENES / "scannet_raw" / SCAN, folder)
+    segments = folder / "scene9000_00_vh_clean_2.0.010000.segs.json"
+    segments.write_text('{"segIndices": [1, 2]}')
+    with pytest.raises(BadFileError, match=r"segs\.json: has 2 indices for 3029 vertices"):
+        read_scannet_scan(folder, {})
+    segments.unlink()
+    with pytest.raises(BadFileError, match=r"segs\.json: is not there"):
+        read_scannet_scan(folder, {})
+    mesh = folder / "scene9000_00_vh_clean_2.ply"
+    mesh.write_bytes(mesh.read_bytes()[:50_000])
+    with pytest.raises(BadFileError, match=r"vh_clean_2\.ply: "):
+        read_scannet_scan(folder, {})
+
+
+# S3DIS
+
+
+def test_a_room_is_its_annotations() -> None:
+    arrays, notes = read_s3dis_room(SCENES / "s3dis_raw" / ROOM)
+    assert notes == []
+    whole = np.loadtxt(SCENES / "s3dis_raw" / ROOM / "office_1.txt")
+    np.testing.assert_array_equal(arrays["coord"], whole[:, :3].astype(np.float32))
+    np.testing.assert_array_equal(arrays["color"], whole[:, 3:])
+    names = sorted(path.stem for path in (SCENES / "s3dis_raw" / ROOM / "Annotations").glob("*.txt"))
+    assert arrays["instance"].max() == len(names) - 1
+    for number, name in enumerate(names):
+        assert (arrays["segment"][arrays["instance"] == number] == S3DIS_CLASSES.index(name.split("_")[0])).all()
+
+
+def test_the_two_known_corrupt_lines_are_repaired(tmp_path: Path) -> None:
+    (tmp_path / "Annotations").mkdir()
+    good = b"1.5 -2.25 3.0 10 20 30\n"
+    path = tmp_path / "Annotations" / "stairs_1.txt"
+    path.write_bytes(good + b"22.35 6.692 3.1 185 103.0\xba\x100000 187\n" + b"2.0 3.0\x164.0 1 2 3\r\n" + good + b"\n")
+    table, notes = read_s3dis_object(path)
+    assert table.tolist()[1:3] == [[22.35, 6.692, 3.1, 185, 103, 187], [2, 3, 4, 1, 2, 3]]
+    assert ["line 2 repaired" in notes[0], "line 3 repaired" in notes[1], len(notes)] == [True, True, 2]
+    arrays, notes = read_s3dis_room(tmp_path)
+    assert set(arrays["segment"].tolist()) == {S3DIS_CLASSES.index("clutter")}
+    assert "'stairs' is not one of the 13 classes, taken for clutter" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 2 3 4 5\n", r"must hold lines x y z r g b, has the shape \(1, 5\)"),
+        ("1 2 3 4 5 6\n1 2 3 4 5 six\n", "line 2 is not x y z r g b"),
+        ("1 2 3 4 5 300\n", "row 1 is not x y z and a colour from 0 to 255"),
+        ("1 nan 3 4 5 6\n", "row 1 is not x y z"),
+    ],
+)
+def test_lines_that_cannot_be_repaired(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "wall_1.txt"
+    path.write_text(text)
+    with pytest.raises(BadFileError, match=rf"wall_1\.txt: .*{message}"):
+        read_s3dis_object(path)
+
+
+def test_a_room_without_annotations(tmp_path: Path) -> None:
+    with pytest.raises(BadFileError, match=r"Annotations: holds no \.txt files"):
+        read_s3dis_room(tmp_path)
+
+
+# Structured3D
+
+POSITION = (1000.0, 2000.0, 1500.0)  # millimetres, as in the files
+HEIGHT, WIDTH, TANGENT = 24, 32, 0.8
+
+
+def png(values: np.ndarray, palette: bool = False) -> bytes:
+    image = Image.fromarray(values)
+    if palette:
+        image = image.convert("P")
+        image.putdata(values.reshape(-1).tolist())
+        image.putpalette([(37 * i) % 256 for i in range(768)])
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def structured3d_archives(root: Path, scene: str = "scene_03100") -> None:
+    """A room of a wall 3 m ahead of the camera, which looks along x, and a sphere of 2 m around it."""
+    root.mkdir(exist_ok=True)
+    base = f"Structured3D/{scene}/2D_rendering/512"
+    color = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    color[:, WIDTH // 2 :, 0] = 200  # the right half is red
+    semantic = np.full((HEIGHT, WIDTH), 1, np.uint8)
+    semantic[0] = 0  # the first row has no class
+    semantic[1] = 13  # blinds, which are not among the 25
+    depth = np.full((HEIGHT, WIDTH), 3000, np.uint16)
+    depth[-1] = 0
+    slope = HEIGHT / WIDTH * TANGENT
+    pose = [*POSITION, 1, 0, 0, 0, 0, 1, math.atan(TANGENT), math.atan(slope), 1]
+    with zipfile.ZipFile(root / "perspective_00.zip", "w") as archive:
+        view = f"{base}/perspective/full/0"
+        for name, values in (("rgb_rawlight", color), ("depth", depth), ("semantic", semantic)):
+            archive.writestr(f"{view}/{name}.png", png(values, palette=name == "semantic"))
+        archive.writestr(f"{view}/camera_pose.txt", " ".join(map(str, pose)))
+        archive.writestr(f"{base}/perspective/full/1/depth.png", png(depth))
+    with zipfile.ZipFile(root / "panorama_00.zip", "w") as archive:
+        sphere = np.full((64, 128), 2000, np.uint16)
+        archive.writestr(f"{base}/panorama/full/rgb_rawlight.png", png(np.full((64, 128, 3), 90, np.uint8)))
+        archive.writestr(f"{base}/panorama/full/depth.png", png(sphere))
+        archive.writestr(f"{base}/panorama/full/semantic.png", png(np.full((64, 128), 22, np.uint8), palette=True))
+        archive.writestr(f"{base}/panorama/camera_xyz.txt", " ".join(map(str, POSITION)))
+        archive.writestr(f"{base}/panorama/layout.txt", "not needed")
+
+
+def test_structured3d_geometry(tmp_path: Path) -> None:
+    structured3d_archives(tmp_path)
+    (room,) = find_structured3d_rooms(tmp_path.glob("*.zip"))
+    assert (room.scene, room.room, room.split) == ("scene_03100", "512", "val")
+    arrays, notes = read_structured3d_room(room)
+    lacking = "rgb_rawlight.png, semantic.png, camera_pose.txt"
+    assert notes == [f"scene_03100/512/perspective/full/1: left out, lacks {lacking}"]
+    offset = arrays["coord"] - np.array(POSITION) / 1000
+    wall = arrays["color"][:, 1] == 0
+    # The wall: 3 m ahead in x, to both sides as far as the field of view, red on the right, which is -y.
+    np.testing.assert_allclose(offset[wall, 0], 3, atol=1e-5)
+    assert offset[wall, 1].max() == pytest.approx(3 * TANGENT, abs=1e-5)
+    assert offset[wall, 2].max() == pytest.approx(3 * 0.6 * (1 - 2 / HEIGHT), abs=1e-5)  # the first row has no class
+    # The last row has no depth, and the one above it, whose neighbour it is, no normal to trust.
+    assert wall.sum() == (HEIGHT - 3) * WIDTH
+    red = arrays["color"][wall, 0] == 200
+    np.testing.assert_array_equal(red, offset[wall, 1] <= 1e-6)
+    np.testing.assert_allclose(arrays["normal"][wall], np.tile([-1, 0, 0], (wall.sum(), 1)), atol=1e-5)
+    blinds = np.isclose(offset[wall, 2], offset[wall, 2].max(), atol=1e-4)
+    assert set(arrays["segment"][wall][blinds].tolist()) == {-1}
+    assert set(arrays["segment"][wall][~blinds].tolist()) == {0}
+    # The sphere: 2 m away on all sides, seen from inside, ceiling all over.
+    np.testing.assert_allclose(np.linalg.norm(offset[~wall], axis=1), 2, atol=1e-5)
+    assert (np.abs(offset[~wall].mean(axis=0)) < 0.1).all()
+    inward = -(arrays["normal"][~wall] * offset[~wall]).sum(axis=1) / 2
+    assert inward.min() > 0.15
+    assert np.median(inward) > 0.99
+    assert set(arrays["segment"][~wall].tolist()) == {16}
+
+
+def test_structured3d_options(tmp_path: Path) -> None:
+    structured3d_archives(tmp_path)
+    (room,) = find_structured3d_rooms([tmp_path / "perspective_00.zip"])
+    world, _ = read_structured3d_room(room)
+    mirrored, _ = read_structured3d_room(room, up="mirrored")
+    np.testing.assert_allclose(mirrored["coord"], world["coord"][:, [1, 0, 2]], atol=1e-6)
+    ranged, _ = read_structured3d_room(room, depth="range")
+    position = np.array(POSITION) / 1000
+    np.testing.assert_allclose(np.linalg.norm(ranged["coord"] - position, axis=1), 3, atol=1e-5)
+    with pytest.raises(ValueError, match="depth must be 'z' or 'range'"):
+        read_structured3d_room(room, depth="y")
+    with pytest.raises(ValueError, match="up must be 'world' or 'mirrored'"):
+        read_structured3d_room(room, up="y")
+
+
+def test_structured3d_keeps_the_first_point_of_a_cell(tmp_path: Path) -> None:
+    structured3d_archives(tmp_path)
+    with zipfile.ZipFile(tmp_path / "perspective_00.zip") as old, zipfile.ZipFile(tmp_path / "again.zip", "w") as new:
+        for name in old.namelist():
+            new.writestr(name.replace("full/0", "full/2"), old.read(name))
+    once, _ = read_structured3d_room(find_structured3d_rooms([tmp_path / "perspective_00.zip"])[0])
+    twice, _ = read_structured3d_room(find_structured3d_rooms(tmp_path.glob("*[0n].zip"))[0])
+    assert len(once["coord"]) < len(twice["coord"])  # with the panorama
+    both = [tmp_path / "perspective_00.zip", tmp_path / "again.zip"]
+    only, _ = read_structured3d_room(find_structured3d_rooms(both)[0])
+    np.testing.assert_array_equal(only["coord"], once["coord"])
+
+
+def test_bad_archives_are_named(tmp_path: Path) -> None:
+    structured3d_archives(tmp_path)
+    path = tmp_path / "panorama_00.zip"
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(BadFileError, match=r"panorama_00\.zip: not a readable zip archive"):
+        find_structured3d_rooms(tmp_path.glob("*.zip"))
+    with zipfile.ZipFile(path, "w") as archive:
+        view = "scene_00000/2D_rendering/1/panorama"
+        for name in ("rgb_rawlight", "depth", "semantic"):
+            archive.writestr(f"{view}/full/{name}.png", b"no picture")
+        archive.writestr(f"{view}/camera_xyz.txt", "1 2")
+    with pytest.raises(BadFileError, match=r"rgb_rawlight\.png: cannot be decoded"):
+        read_structured3d_room(find_structured3d_rooms([path])[0])
+
+
+# The tool
+
+
+def test_scannet_from_raw_to_read(tmp_path: Path, tool: ModuleType, labels: Path) -> None:
+    arguments = ("scannet", SCENES / "scannet_raw", tmp_path / "out", "--labels", labels)
+    with pytest.raises(SystemExit, match=r"scene9000_00 is not an official scan: --other-split says"):
+        call(tool, *arguments)
+    call(tool, *arguments, "--other-split", "train")
+    subprocess.run(["sha256sum", "--check", "--quiet", "manifest.sha256"], cwd=tmp_path / "out", check=True)
+    prepared, sample = ScanNet(tmp_path / "out")[0], ScanNet(SCENES / "scannet")[0]
+    assert prepared.xyz.tolist() == sample.xyz.tolist()
+    assert prepared.segment.tolist() == sample.segment.tolist()
+    assert ScanNet(tmp_path / "out", classes=200)[0].segment.max() == SCANNET200.index("object")
+
+
+def test_s3dis_and_structured3d_from_raw_to_read(tmp_path: Path, tool: ModuleType) -> None:
+    call(tool, "s3dis", SCENES / "s3dis_raw", tmp_path / "s3dis")
+    assert S3DIS(tmp_path / "s3dis", areas=[1]).ids == ["Area_1-office_1"]
+    structured3d_archives(tmp_path / "zips")
+    call(tool, "structured3d", tmp_path / "zips", tmp_path / "structured3d")
+    rooms = Structured3D(tmp_path / "structured3d", "val")
+    assert rooms.ids == ["scene_03100_room_512"]
+    assert set(rooms[0].segment.unique().tolist()) == {-1, 0, 16}
+    with pytest.raises(SystemExit, match=r"preparation\.json exists with other options"):
+        call(tool, "structured3d", tmp_path / "zips", tmp_path / "structured3d", "--up", "mirrored")
+
+
+@pytest.fixture
+def area(tmp_path: Path) -> Path:
+    """Four rooms."""
+    for number in range(4):
+        shutil.copytree(SCENES / "s3dis_raw" / ROOM, tmp_path / "raw" / "Area_2" / f"office_{number}")
+    return tmp_path / "raw"
+
+
+def test_a_stopped_run_goes_on_and_overwrites_nothing(tmp_path: Path, tool: ModuleType, area: Path) -> None:
+    out = tmp_path / "out"
+    call(tool, "s3dis", area, out)
+    first = contents(out)
+    stamp = (out / "Area_2" / "office_0" / "coord.npy").stat().st_mtime_ns
+    # Stopped after a rename was announced but not made, and in the middle of a line and of a folder.
+    shutil.rmtree(out / "Area_2" / "office_1")
+    (out / "partial" / "Area_2" / "office_2").mkdir(parents=True)
+    shutil.rmtree(out / "Area_2" / "office_2")
+    lines = (out / "manifest.sha256").read_text().splitlines(keepends=True)
+    (out / "manifest.sha256").write_text("".join(line for line in lines if "office_2" not in line) + "0123ab")
+    call(tool, "s3dis", area, out)
+    again = contents(out)
+    assert sorted(again.pop("manifest.sha256").splitlines()) == sorted(first.pop("manifest.sha256").splitlines())
+    assert again == first
+    assert (out / "Area_2" / "office_0" / "coord.npy").stat().st_mtime_ns == stamp
+    np.save(out / "Area_2" / "office_3" / "color.npy", np.zeros(3))
+    with pytest.raises(SystemExit, match=r"office_3 exists and is not what this tool wrote"):
+        call(tool, "s3dis", area, out)
+
+
+def test_bad_scenes_stop_the_run_or_are_listed(
+    tmp_path: Path, tool: ModuleType, area: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (area / "Area_2" / "office_2" / "Annotations" / "floor_1.txt").write_text("<html>\n")
+    with pytest.raises(SystemExit, match=r"floor_1\.txt: line 1 is not x y z r g b"):
+        call(tool, "s3dis", area, tmp_path / "out")
+    call(tool, "s3dis", area, tmp_path / "out", "--on-error", "report")
+    assert S3DIS(tmp_path / "out", areas=[2]).ids == [f"Area_2-office_{i}" for i in (0, 1, 3)]
+    printed = capsys.readouterr().out
+    assert "3 scenes, 1 left out" in printed
+    assert "floor_1.txt: line 1" in printed
+
+
+def test_several_workers_write_the_same(tmp_path: Path, tool: ModuleType, area: Path) -> None:
+    command = [sys.executable, TOOLS / "prepare_scenes.py", "s3dis", area, tmp_path / "two", "--workers", "2"]
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+    call(tool, "s3dis", area, tmp_path / "one")
+    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
+    assert sorted(one.pop("manifest.sha256").splitlines()) == sorted(two.pop("manifest.sha256").splitlines())
+    assert one == two
+
+
+def test_nothing_to_prepare(tmp_path: Path, tool: ModuleType, labels: Path) -> None:
+    for kind, message in (("s3dis", "S3DIS rooms"), ("structured3d", "Structured3D archives")):
+        with pytest.raises(SystemExit, match=rf"{message}(.|\n)*terms: "):
+            call(tool, kind, tmp_path, tmp_path / "out")
+    with pytest.raises(SystemExit, match=r"ScanNet scans(.|\n)*www\.scan-net\.org"):
+        call(tool, "scannet", tmp_path, tmp_path / "out", "--labels", labels)
+    with pytest.raises(SystemExit, match="--labels must name"):
+        call(tool, "scannet", tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit) as caught:
+        tool.main(["s3dis", str(tmp_path), str(tmp_path / "out"), "--workers", "0"])
+    assert caught.value.code == 2
