@@ -44,6 +44,7 @@ from pc3d.data.scene_transforms import (
     SphereCrop,
 )
 from pc3d.data.scenes import SceneFolder
+from pc3d.data.sens import SensFile
 from pc3d.data.shapenet import SHAPENET55, SHAPENET_PARTS, ShapeNet55, ShapeNetPart
 from pc3d.data.transforms import (
     Compose,
@@ -125,6 +126,7 @@ __all__ = [
     "SceneDataModule",
     "SceneFolder",
     "Selection",
+    "SensFile",
     "ShapeNet55",
     "ShapeNetPart",
     "SkippedFile",
