@@ -20,6 +20,7 @@ BINS_PER_VOXEL = 4
 BINS_PER_UNIT = 8
 """Of colours and normals, whose differences span (-2, 2)."""
 DOWN_NEIGHBORS, UP_NEIGHBORS = 16, 3
+_EQUAL = 1e-4
 SIGNAL_DIVISOR = 1.001
 """Keeps colour and normal differences strictly inside of (-2, 2), the range of their tables."""
 
@@ -162,7 +163,8 @@ def coarsen(grid: VoxelGrid, signals: Tensor, factor: int, stride: int) -> Coars
     """Merge voxels ``factor`` by ``factor`` by ``factor``; one of the children stands for each.
 
     The child whose position (in voxels of the finest level), colour and normal together are nearest to their mean over
-    the children; the first of equals. So the released code; the paper takes the one nearest to the centre.
+    the children; the first of equals. So the released code; the paper takes the one nearest to the centre. Two children
+    alone are always equals, so what differs by a rounding error counts as equal.
 
     Args:
         grid: the finer level.
@@ -177,7 +179,7 @@ def coarsen(grid: VoxelGrid, signals: Tensor, factor: int, stride: int) -> Coars
     distance = (described - mean[parent]).square().sum(1)
     nearest = distance.new_zeros(len(coords)).scatter_reduce(0, parent, distance, "amin", include_self=False)
     rows = torch.arange(len(parent), device=parent.device)
-    candidate = torch.where(distance == nearest[parent], rows, len(parent))
+    candidate = torch.where(distance <= nearest[parent] * (1 + _EQUAL), rows, len(parent))
     child = parent.new_zeros(len(coords)).scatter_reduce(0, parent, candidate, "amin", include_self=False)
     return Coarser(VoxelGrid(coords, offsets, inside[child] / factor, child), signals[child], parent)
 
