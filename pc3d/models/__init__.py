@@ -15,6 +15,12 @@ from pc3d.models.pretrained import (
 )
 from pc3d.models.sparse_unet import SparseUNet
 from pc3d.models.swin3d import Swin3D, SwinLevel, SwinScene
+from pc3d.models.swin3d_checkpoints import (
+    SwinReport,
+    load_official_swin3d,
+    load_official_swin3d_encoder,
+    to_official_swin3d_state,
+)
 from pc3d.models.voxel_backbone import VoxelLevel
 
 __all__ = [
@@ -31,12 +37,16 @@ __all__ = [
     "SparseUNet",
     "Swin3D",
     "SwinLevel",
+    "SwinReport",
     "SwinScene",
     "VoxelLevel",
     "load_encoder",
     "load_official_encoder",
     "load_official_model",
+    "load_official_swin3d",
+    "load_official_swin3d_encoder",
     "save_encoder",
     "to_official_state",
+    "to_official_swin3d_state",
     "warm_start",
 ]
