@@ -1,0 +1,268 @@
+"""Whole scenes through a trained model: fragments, voting over views, and blocks that bound the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pc3d._extras import require
+from pc3d.data.dataset import PointDataset
+from pc3d.data.scene_transforms import CenterShift
+from pc3d.data.types import PointCloud, collate
+from pc3d.data.voting import AugmentationSet, fragments, voting_views
+from pc3d.evaluation import ConfusionMatrix
+from pc3d.ops import gather, knn
+from pc3d.tasks.segmenter import SceneSegmenter
+
+_GREY = 0.5
+_NORMAL_NEIGHBORS = 16
+_NORMAL_CHUNK = 100_000
+
+
+class SceneLabels(NamedTuple):
+    """What a model says about a scene.
+
+    Attributes:
+        label: ``(N,)`` int64, the class of each point.
+        confidence: ``(N,)`` float32, the mean probability of that class over all votes on the point.
+    """
+
+    label: Tensor
+    confidence: Tensor
+
+
+class Block(NamedTuple):
+    """A part of a scene and what lies around it.
+
+    Attributes:
+        rows: ``(R,)`` int64 rows of the scene, ascending, so that the first point of a voxel is that of the scene.
+        is_core: ``(R,)`` bool, the rows that this block is to predict; the others are their surroundings.
+    """
+
+    rows: Tensor
+    is_core: Tensor
+
+
+def scene_blocks(xyz: Tensor, max_points: int, context: float) -> Iterator[Block]:
+    """Cut a scene into blocks that one forward pass can hold.
+
+    A scene of at most ``max_points`` is one block. A larger one is halved at the median of the longest side of its box
+    until a part has at most ``max_points / 2`` points; a block is such a part and the points within ``context`` of its
+    box along every axis, the nearest ones where there are too many.
+
+    Args:
+        xyz: ``(N, 3)``.
+        max_points: most points of a block.
+        context: in the units of ``xyz``.
+
+    Returns:
+        Blocks whose cores are all points, each once, in an order that depends on the points alone.
+
+    Raises:
+        ValueError: ``max_points`` below 2, or a negative ``context``.
+    """
+    if max_points < 2:
+        raise ValueError(f"max_points must be at least 2, got {max_points}")
+    if context < 0:
+        raise ValueError(f"context must not be negative, got {context}")
+    return _blocks(xyz, max_points, context)
+
+
+def _blocks(xyz: Tensor, max_points: int, context: float) -> Iterator[Block]:
+    everything = torch.arange(len(xyz))
+    if len(xyz) <= max_points:
+        if len(xyz):
+            yield Block(everything, torch.ones(len(xyz), dtype=torch.bool))
+        return
+    waiting = [(everything, everything[:0])]
+    while waiting:
+        core, around = waiting.pop()
+        points = xyz[core]
+        low, high = points.amin(0), points.amax(0)
+        # To the box of the core, the largest of the three axes: convolutions look as far along diagonals.
+        distance = (xyz[around] - xyz[around].clamp(low, high)).abs().amax(1)
+        around, distance = around[distance <= context], distance[distance <= context]
+        if len(core) > max_points // 2:
+            half = len(core) // 2
+            along = points[:, int((high - low).argmax())].numpy()
+            order = torch.from_numpy(np.argpartition(along, half))
+            first, second = core[order[:half]], core[order[half:]]
+            waiting += [(second, torch.cat([around, first])), (first, torch.cat([around, second]))]
+            continue
+        if len(around) > max_points - len(core):
+            around = around[distance.argsort(stable=True)[: max_points - len(core)]]
+        rows, order = torch.cat([core, around]).sort()
+        yield Block(rows, order < len(core))
+
+
+@torch.no_grad()
+def segment_scene(
+    segmenter: SceneSegmenter,
+    cloud: PointCloud,
+    *,
+    voting: AugmentationSet = "none",
+    use_fragments: bool = True,
+    max_points: int = 400_000,
+    context: float = 2.0,
+    device: torch.device | str = "cpu",
+    probabilities: Tensor | None = None,
+    progress: bool = False,
+) -> SceneLabels:
+    """Name the class of every point of a scene of any size.
+
+    The published protocol (Pointcept): for every view of the set, fragments of one point per voxel, one forward pass
+    each; probabilities are summed per point, and the largest sum decides. A scene is centred once, not every fragment
+    anew, so that its voxels are the same in all blocks.
+
+    Memory: no forward pass sees more than ``max_points`` points, and class sums exist for the points of one block
+    only: ``max_points * K`` floats at most (half of it where there are several blocks). Beside the scene itself, all
+    that grows with it is 13 bytes a point.
+
+    Blocks: each point is predicted in one block, with at least ``context`` metres around it, unless more than
+    ``max_points / 2`` points lie there. For a network that looks no farther than that, labels are those of the scene
+    as a whole; with one that does (the deepest windows of Swin3D span 3.4 m), points near the borders of blocks may
+    differ. A block has as many fragments as its own fullest voxel has points, not as the scene's.
+
+    Args:
+        segmenter: the model; moved to ``device``, used in evaluation mode and left in its own.
+        cloud: the scene, in metres, with the fields that the model reads (:func:`with_fields`).
+        voting: the views: ``"none"``, ``"scannet"``, ``"s3dis"`` or ``"structured3d"``.
+        use_fragments: give each point its own turn; without, one pass in which the points of a voxel share a
+            prediction, many times faster on dense scans.
+        max_points: see above.
+        context: see above.
+        device: where to compute.
+        probabilities: ``(N, K)`` float tensor, on the CPU and perhaps memory-mapped, to be filled with mean
+            probabilities.
+        progress: show a bar where there is a terminal.
+
+    Raises:
+        ValueError: the scene lacks a field, ``probabilities`` has another shape, or a bound is out of range.
+    """
+    missing = [name for name in segmenter.fields if getattr(cloud, name) is None]
+    if missing:
+        raise ValueError(f"the model reads {' and '.join(missing)}, which the scene does not have: see with_fields")
+    shape = (len(cloud), len(segmenter.classes))
+    if probabilities is not None and tuple(probabilities.shape) != shape:
+        raise ValueError(f"probabilities must have shape {shape}, got {tuple(probabilities.shape)}")
+    blocks: Any = scene_blocks(cloud.xyz, max_points, context)
+    label = torch.full((len(cloud),), -1)
+    confidence = torch.zeros(len(cloud))
+    if not len(cloud):
+        return SceneLabels(label, confidence)
+    kept = {name: getattr(cloud, name) for name in segmenter.fields}
+    centred = CenterShift()(PointCloud(cloud.xyz, **kept), torch.Generator())
+    if progress and len(cloud) > max_points:
+        blocks = require("tqdm", extra="train").tqdm(list(blocks), desc="blocks", disable=None)
+    was_training = segmenter.training
+    segmenter.to(device).eval()
+    try:
+        for block in blocks:
+            total = _votes(segmenter, centred.select(block.rows), block.is_core, voting, use_fragments, device)
+            mean = total / total.sum(1, keepdim=True)
+            rows = block.rows[block.is_core]
+            confidence[rows], label[rows] = mean.max(1)
+            if probabilities is not None:
+                probabilities[rows] = mean.to(probabilities.dtype)
+    finally:
+        segmenter.train(was_training)
+    return SceneLabels(label, confidence)
+
+
+def _votes(
+    segmenter: SceneSegmenter,
+    cloud: PointCloud,
+    is_core: Tensor,
+    voting: AugmentationSet,
+    use_fragments: bool,
+    device: torch.device | str,
+) -> Tensor:
+    """Sums of probabilities ``(M, K)`` of the core points of a block, over views and fragments."""
+    total = torch.zeros(int(is_core.sum()), len(segmenter.classes))
+    place = is_core.cumsum(0) - 1
+    for view in voting_views(voting):
+        seen = view(cloud, torch.Generator())
+        size = segmenter.voxel_size
+        pieces = fragments(seen, size) if use_fragments and size is not None else [torch.arange(len(seen))]
+        for piece in pieces:
+            core = is_core[piece]
+            if not core.any():
+                continue
+            logits = segmenter(collate([seen.select(piece)]).to(device))
+            total[place[piece[core]]] += logits.float().softmax(1).cpu()[core]
+    return total
+
+
+def evaluate_scenes(
+    segmenter: SceneSegmenter, dataset: PointDataset, *, progress: bool = False, **options: Any
+) -> ConfusionMatrix:
+    """The confusion matrix of a model over all labelled points of a data set.
+
+    Args:
+        segmenter: the model.
+        dataset: scenes with ``segment``, whose classes are the model's.
+        progress: show a bar where there is a terminal.
+        **options: of :func:`segment_scene`.
+
+    Raises:
+        ValueError: the classes differ, or a scene has no labels.
+    """
+    if tuple(dataset.classes) != segmenter.classes:
+        raise ValueError(
+            f"the model knows the classes {', '.join(segmenter.classes)}, the data set has "
+            f"{', '.join(dataset.classes) or 'none'}: judge it on a data set with the classes it was trained on"
+        )
+    matrix = ConfusionMatrix(len(segmenter.classes))
+    indices: Any = range(len(dataset))
+    if progress:
+        indices = require("tqdm", extra="train").tqdm(indices, desc="scenes", disable=None)
+    for index in indices:
+        cloud = dataset[index]
+        if cloud.segment is None:
+            raise ValueError(f"scene {cloud.meta.get('id', index)} has no labels to judge by: take another split")
+        matrix.update(segment_scene(segmenter, cloud, **options).label, cloud.segment)
+    return matrix
+
+
+def with_fields(cloud: PointCloud, fields: tuple[str, ...]) -> tuple[PointCloud, list[str]]:
+    """A scene with all the fields that a model reads, and a note for each that had to be made up.
+
+    Missing colours become mid-grey. Missing normals are those of the plane through the 16 nearest points, turned
+    towards the middle of the scene's box, from where most surfaces of a room are seen.
+
+    Args:
+        cloud: the scene.
+        fields: what the model reads, :attr:`SceneSegmenter.fields`.
+    """
+    notes = []
+    if "rgb" in fields and cloud.rgb is None:
+        cloud = cloud.replace(rgb=torch.full_like(cloud.xyz, _GREY))
+        notes.append("no colours: the model was trained with them and sees mid-grey")
+    if "normal" in fields and cloud.normal is None:
+        cloud = cloud.replace(normal=estimate_normals(cloud.xyz))
+        notes.append(f"no normals: estimated from the {_NORMAL_NEIGHBORS} nearest points of each")
+    return cloud, notes
+
+
+@torch.no_grad()
+def estimate_normals(xyz: Tensor) -> Tensor:
+    """Unit normals ``(N, 3)`` of the planes of least squares through the 16 nearest points of each.
+
+    They point towards the middle of the bounding box. Where the points span no plane, any direction is as good.
+    """
+    count = min(_NORMAL_NEIGHBORS, len(xyz))
+    if not count:
+        return xyz.clone()
+    middle = (xyz.amin(0) + xyz.amax(0)) / 2
+    pieces = []
+    for query in xyz.split(_NORMAL_CHUNK):
+        neighbors = gather(xyz, knn(xyz, count, query=query).index)
+        spread = (neighbors - neighbors.mean(1, keepdim=True)).double()
+        normal = torch.linalg.eigh(spread.mT @ spread).eigenvectors[:, :, 0].to(xyz.dtype)
+        away = ((middle - query) * normal).sum(1, keepdim=True) < 0
+        pieces.append(torch.where(away, -normal, normal))
+    return torch.cat(pieces)

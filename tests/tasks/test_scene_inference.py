@@ -1,0 +1,225 @@
+"""Whole scenes: blocks, fragments, views, made-up fields, and the memory that a large scene may take."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny_scenes import Pointwise, SmallRooms, unet
+from torch import Tensor
+
+from pc3d.data import Compose, GridSample, PointBatch, PointCloud, Rooms, collate, fragments
+from pc3d.tasks import (
+    SceneSegmenter,
+    estimate_normals,
+    evaluate_scenes,
+    scene_blocks,
+    segment_scene,
+    with_fields,
+)
+
+
+@pytest.fixture(scope="module")
+def room() -> PointCloud:
+    """A real room, one point in each cell of 20 cm."""
+    return Rooms("test", transform=Compose([GridSample(0.2)]))[0]
+
+
+def pointwise(num_classes: int = 5) -> SceneSegmenter:
+    torch.manual_seed(0)
+    return SceneSegmenter(Pointwise(), [str(k) for k in range(num_classes)], head="linear")
+
+
+# ---- blocks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_points", [50, 333, 1000])
+def test_blocks_hold_every_point_once_within_the_bound_and_all_of_its_surroundings(
+    max_points: int, room: PointCloud
+) -> None:
+    context = 0.3
+    blocks = list(scene_blocks(room.xyz, max_points, context))
+    cores = torch.cat([block.rows[block.is_core] for block in blocks])
+    assert torch.equal(cores.sort().values, torch.arange(len(room)))
+    assert all(len(block.rows) <= max_points for block in blocks)
+    assert all((block.rows.diff() > 0).all() for block in blocks)
+    assert len(blocks) <= 4 * len(room) / max_points
+    for block in blocks:
+        core = room.xyz[block.rows[block.is_core]]
+        low, high = core.amin(0), core.amax(0)
+        distance = (room.xyz - room.xyz.clamp(low, high)).abs().amax(1)  # to the box
+        inside = set(block.rows.tolist())
+        left_out = [i for i in range(len(room)) if i not in inside]
+        if len(block.rows) < max_points and left_out:
+            assert distance[left_out].min() > context - 1e-5
+        elif left_out:  # full: what is left out is no nearer than what is in
+            assert distance[left_out].min() >= distance[block.rows].max() - 1e-5
+
+
+def test_a_scene_within_the_bound_is_one_block_in_its_own_order(room: PointCloud) -> None:
+    (block,) = scene_blocks(room.xyz, len(room), 1.0)
+    assert torch.equal(block.rows, torch.arange(len(room)))
+    assert list(scene_blocks(torch.zeros(0, 3), 10, 1.0)) == []
+
+
+def test_points_in_one_place_are_cut_all_the_same() -> None:
+    blocks = list(scene_blocks(torch.zeros(1000, 3), 64, 1.0))
+    assert sum(int(block.is_core.sum()) for block in blocks) == 1000
+    assert max(len(block.rows) for block in blocks) <= 64
+
+
+# ---- a scene as a whole and in blocks ----------------------------------------------------------------------------
+
+
+def test_a_network_that_looks_at_points_alone_gives_the_same_in_blocks(room: PointCloud) -> None:
+    model = pointwise()
+    whole, blocked = (torch.zeros(len(room), 5) for _ in range(2))
+    first = segment_scene(model, room, probabilities=whole)
+    second = segment_scene(model, room, probabilities=blocked, max_points=300, context=0.0)
+    torch.testing.assert_close(blocked, whole)
+    assert torch.equal(first.label, second.label)
+    assert torch.equal(first.label, whole.argmax(1))
+    torch.testing.assert_close(first.confidence, whole.max(1).values)
+
+
+def test_a_network_that_looks_no_farther_than_the_context_gives_the_same_in_blocks(room: PointCloud) -> None:
+    torch.manual_seed(0)
+    # One level of 0.4 m voxels: three convolutions see 1.2 m and the voxel at the end of it.
+    one_level = unet(channels=(8,), blocks=(1,))
+    model = SceneSegmenter(one_level, ["a", "b", "c"], head="linear")
+    whole, blocked, narrow = (torch.zeros(len(room), 3) for _ in range(3))
+    segment_scene(model, room, probabilities=whole, use_fragments=False)
+    bound = len(room) - 1
+    assert len(list(scene_blocks(room.xyz, bound, 1.6))) > 1
+    segment_scene(model, room, probabilities=blocked, use_fragments=False, max_points=bound, context=1.61)
+    torch.testing.assert_close(blocked, whole, rtol=1e-4, atol=1e-5)
+    segment_scene(model, room, probabilities=narrow, use_fragments=False, max_points=bound, context=0.0)
+    assert (narrow - whole).abs().max() > 1e-3  # so the context is what makes them equal
+
+
+# ---- fragments and views -----------------------------------------------------------------------------------------
+
+
+def test_voting_adds_the_probabilities_of_all_fragments_of_all_views(room: PointCloud) -> None:
+    """The published protocol written out for one block."""
+    torch.manual_seed(0)
+    model = SceneSegmenter(unet(), ["a", "b", "c"]).eval()
+    found = torch.zeros(len(room), 3)
+    segment_scene(model, room, voting="scannet", probabilities=found)
+    low, high = room.xyz.amin(0), room.xyz.amax(0)
+    centred = room.xyz - torch.tensor([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
+    total = torch.zeros(len(room), 3)
+    for turn in range(4):
+        c, s = round(math.cos(turn * math.pi / 2)), round(math.sin(turn * math.pi / 2))
+        turned = PointCloud(centred @ torch.tensor([[c, s, 0], [-s, c, 0], [0, 0, 1.0]]), room.rgb)
+        pieces = fragments(turned, 0.4)
+        assert torch.cat(pieces).unique().numel() == len(room)
+        for piece in pieces:
+            with torch.no_grad():
+                total[piece] += model(collate([turned.select(piece)])).softmax(1)
+    torch.testing.assert_close(found, total / total.sum(1, keepdim=True), rtol=1e-4, atol=1e-5)
+
+
+def test_one_point_in_each_voxel_is_one_fragment(room: PointCloud) -> None:
+    torch.manual_seed(0)
+    model = SceneSegmenter(unet(voxel_size=0.01), ["a", "b", "c"])
+    assert len(fragments(room, 0.01)) == 1
+    fragmented, single = (segment_scene(model, room, use_fragments=value) for value in (True, False))
+    torch.testing.assert_close(fragmented.confidence, single.confidence)
+    assert torch.equal(fragmented.label, single.label)
+
+
+def test_the_model_is_left_as_it_was(room: PointCloud) -> None:
+    model = pointwise().train()
+    segment_scene(model, room)
+    assert model.training
+    with pytest.raises(ValueError, match="reads rgb, which the scene does not have"):
+        segment_scene(model, room.replace(rgb=None))
+    with pytest.raises(ValueError, match="probabilities must have shape"):
+        segment_scene(model, room, probabilities=torch.zeros(3, 5))
+    with pytest.raises(ValueError, match="max_points must be at least 2, got 1"):
+        segment_scene(model, room, max_points=1)
+    with pytest.raises(ValueError, match="context must not be negative"):
+        segment_scene(model, room, context=-1.0)
+    assert segment_scene(model, room.select(slice(0))).label.shape == (0,)
+
+
+# ---- the bound ---------------------------------------------------------------------------------------------------
+
+
+class Watched(Pointwise):
+    """Remembers how many points it saw at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def point_features(self, batch: PointBatch) -> Tensor:
+        self.seen.append(len(batch.xyz))
+        return super().point_features(batch)
+
+
+@pytest.mark.parametrize(
+    ("num_points", "max_points"), [(500_000, 40_000), pytest.param(5_000_000, 400_000, marks=pytest.mark.slow)]
+)
+def test_no_forward_pass_of_a_large_scene_sees_more_points_than_the_bound(num_points: int, max_points: int) -> None:
+    """A room repeated over a floor."""
+    base = Rooms("test")[0]
+    size = base.xyz.amax(0) - base.xyz.amin(0)
+    side = math.ceil(math.sqrt(num_points / len(base)))
+    steps = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float() * size[:2]
+    xyz = torch.cat([base.xyz + torch.cat([step, torch.zeros(1)]) for step in steps])
+    assert base.rgb is not None
+    cloud = PointCloud(xyz, base.rgb.repeat(len(steps), 1))
+    assert len(cloud) >= num_points
+    model = SceneSegmenter(Watched(), [str(k) for k in range(24)], head="linear")
+    found = segment_scene(model, cloud, max_points=max_points, context=0.5, use_fragments=False)
+    assert isinstance(model.backbone, Watched)
+    assert max(model.backbone.seen) <= max_points
+    assert sum(model.backbone.seen) >= len(cloud)
+    assert found.label.min() >= 0
+    # A repeated room is labelled like the first: heights and colours are the same.
+    assert torch.equal(found.label[: len(base)], found.label[-len(base) :])
+
+
+# ---- scores ------------------------------------------------------------------------------------------------------
+
+
+def test_scores_count_every_labelled_point_of_a_data_set() -> None:
+    rooms = SmallRooms("test")
+    model = SceneSegmenter(Pointwise(), rooms.classes, head="linear")
+    matrix = evaluate_scenes(model, rooms)
+    labels = torch.cat([cloud.segment for cloud in rooms if cloud.segment is not None])
+    assert torch.equal(matrix.counts.sum(1), labels[labels >= 0].bincount(minlength=24))
+    with pytest.raises(ValueError, match="the model knows the classes 0, 1, the data set has wall"):
+        evaluate_scenes(pointwise(2), rooms)
+
+
+# ---- fields that a scene lacks -----------------------------------------------------------------------------------
+
+
+def test_normals_are_those_of_the_surfaces_seen_from_within() -> None:
+    cloud = Rooms("test")[1]
+    assert cloud.normal is not None
+    assert cloud.segment is not None
+    flat = cloud.segment < 3  # walls, floor, ceiling
+    cosine = (estimate_normals(cloud.xyz) * cloud.normal).sum(1)[flat]
+    assert cosine.median() > 0.95
+    assert (cosine > 0).float().mean() > 0.95
+    torch.testing.assert_close(estimate_normals(cloud.xyz).norm(dim=1), torch.ones(len(cloud)))
+    assert estimate_normals(torch.zeros(3, 3)).isfinite().all()
+    assert estimate_normals(torch.zeros(0, 3)).shape == (0, 3)
+
+
+def test_missing_fields_are_made_up_with_a_note(room: PointCloud) -> None:
+    bare = PointCloud(room.xyz)
+    filled, notes = with_fields(bare, ("rgb", "normal"))
+    assert filled.rgb is not None
+    assert (filled.rgb == 0.5).all()
+    assert filled.normal is not None
+    assert [note.partition(":")[0] for note in notes] == ["no colours", "no normals"]
+    same, none = with_fields(room, ("rgb", "normal"))
+    assert same is room
+    assert none == []
+    assert with_fields(bare, ()) == (bare, [])
