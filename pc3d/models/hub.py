@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -23,15 +24,21 @@ from torch import nn
 
 from pc3d._version import __version__
 from pc3d.models.point_vit import PointViT
+from pc3d.models.point_vit_features import PointViTFeatures
 from pc3d.models.sparse_unet import SparseUNet
 from pc3d.models.swin3d import Swin3D
 
-Encoder = PointViT | Swin3D | SparseUNet
+Encoder = PointViT | PointViTFeatures | Swin3D | SparseUNet
 AnyEncoder = TypeVar("AnyEncoder", bound=nn.Module)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-ENCODERS: dict[str, type[Encoder]] = {"PointViT": PointViT, "Swin3D": Swin3D, "SparseUNet": SparseUNet}
+ENCODERS: dict[str, Callable[..., Encoder]] = {
+    "PointViT": PointViT,
+    "PointViTFeatures": PointViTFeatures.from_config,
+    "Swin3D": Swin3D,
+    "SparseUNet": SparseUNet,
+}
 
 
 def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
@@ -40,7 +47,7 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
     Both files are replaced atomically, the weights last: a folder never holds half of one.
 
     Args:
-        encoder: a :class:`PointViT`, :class:`Swin3D` or :class:`SparseUNet`.
+        encoder: a :class:`PointViT`, :class:`PointViTFeatures`, :class:`Swin3D` or :class:`SparseUNet`.
         folder: created if need be; an encoder in it is replaced.
 
     Returns:

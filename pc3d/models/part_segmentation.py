@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -95,17 +97,17 @@ class PointPartSegmenter(nn.Module):
         return F.log_softmax(logits, dim=-1)
 
 
-def three_layers(encoder: PointViT, layers: tuple[int, int, int] | None) -> tuple[int, int, int]:
+def three_layers(encoder: PointViT, layers: Sequence[int] | None) -> tuple[int, int, int]:
     """The blocks asked for, or those after a third, two thirds and all of the depth.
 
     Raises:
         ValueError: not three ascending blocks that the encoder has.
     """
     depth = encoder.config["depth"]
-    layers = layers or (depth // 3 - 1, 2 * depth // 3 - 1, depth - 1)
-    if sorted(set(layers)) != list(layers) or not 0 <= layers[0] <= layers[-1] < depth:
-        raise ValueError(f"layers must be three ascending blocks of 0..{depth - 1}, got {layers}")
-    return layers
+    chosen = tuple(layers or (depth // 3 - 1, 2 * depth // 3 - 1, depth - 1))
+    if len(chosen) != 3 or not 0 <= chosen[0] < chosen[1] < chosen[2] < depth:
+        raise ValueError(f"layers must be three ascending blocks of 0..{depth - 1}, got {chosen}")
+    return chosen
 
 
 def center_features(encoder: PointViT, xyz: Tensor, layers: tuple[int, int, int]) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +40,7 @@ class PointViTFeatures(nn.Module):
         encoder: PointViT,
         block_size: float = 1.0,
         feature_dim: int = 128,
-        layers: tuple[int, int, int] | None = None,
+        layers: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if encoder.config["num_cls_tokens"]:
@@ -48,9 +51,20 @@ class PointViTFeatures(nn.Module):
             raise ValueError(f"block_size and feature_dim must be positive, got {block_size} and {feature_dim}")
         self.encoder, self.block_size, self.feature_dim = encoder, block_size, feature_dim
         self.layers = three_layers(encoder, layers)
+        self.config: dict[str, Any] = {
+            "encoder": encoder.config,
+            "block_size": block_size,
+            "feature_dim": feature_dim,
+            "layers": list(self.layers),
+        }
         self.propagation = nn.Sequential(
             nn.Linear(3 + 3 * encoder.embed_dim, feature_dim, bias=False), GlobalBatchNorm(feature_dim), nn.ReLU()
         )
+
+    @classmethod
+    def from_config(cls, encoder: dict[str, Any], **arguments: Any) -> PointViTFeatures:
+        """Build it with fresh weights from :attr:`config`."""
+        return cls(PointViT(**encoder), **arguments)
 
     def forward(self, batch: PointBatch) -> Tensor:
         """As :meth:`point_features`."""

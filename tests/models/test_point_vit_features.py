@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from pc3d.data import PointBatch, PointCloud, Rooms, collate
-from pc3d.models import PointViT, PointViTFeatures
+from pc3d.models import PointViT, PointViTFeatures, load_encoder, save_encoder
 
 
 def small(block_size: float = 0.8, **changes: Any) -> PointViTFeatures:
@@ -58,6 +59,14 @@ def test_it_learns_and_training_draws_points(clouds: list[PointCloud]) -> None:
     first.square().mean().backward()
     assert all(p.grad is not None for p in model.parameters())
     assert not torch.equal(first, model.point_features(batch))
+
+
+@torch.no_grad()
+def test_saved_and_loaded(clouds: list[PointCloud], tmp_path: Path) -> None:
+    model, batch = small().eval(), collate(clouds)
+    loaded = load_encoder(save_encoder(model, tmp_path), expect=PointViTFeatures)
+    assert loaded.config == model.config
+    assert torch.equal(loaded.point_features(batch), model.point_features(batch))
 
 
 def test_bad_arguments_are_refused() -> None:

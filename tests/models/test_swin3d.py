@@ -134,7 +134,7 @@ def norm(x: Tensor, layer: nn.Module) -> Tensor:
 
 
 def by_loops(model: Swin3D, clouds: list[PointCloud]) -> list[Tensor]:
-    """The features of all levels after their blocks; scenes with one point per voxel and 16 points or more."""
+    """The features of all levels after their blocks; scenes with one point per voxel."""
     size = model.voxel_size
     cells = torch.cat(
         [torch.cat([torch.full((len(c), 1), b), torch.floor(c.xyz / size).long()], 1) for b, c in enumerate(clouds)]
@@ -193,6 +193,7 @@ def by_loops_down(model: Swin3D, level: int, x: Tensor, cells: Tensor, xyz: Tens
 def test_the_encoder_is_what_the_paper_and_the_code_describe(clouds: list[PointCloud]) -> None:
     scenes = [cloud.select((cloud.xyz < edge).all(1)) for cloud, edge in zip(clouds, (0.7, 0.9), strict=False)]
     assert [len(scene) > 100 for scene in scenes] == [True, True]
+    scenes.append(clouds[2].select(_one_per_voxel(clouds[2].xyz)))  # fewer voxels than there are neighbours
     model = small().double().eval()
     nn.init.uniform_(model.stem.norm.running_mean, -0.1, 0.1)
     nn.init.uniform_(model.stem.norm.running_var, 0.5, 1.0)
