@@ -56,6 +56,14 @@ class Launch {
     cooperative_launch(kernel, blocks, threads, static_cast<P>(arguments)...);
   }
 
+  // The value behind a device pointer. Waits for the stream: for results whose size is data.
+  int64_t read(const int64_t* address) const {
+    int64_t value = 0;
+    STD_CUDA_CHECK(cudaMemcpyAsync(&value, address, sizeof(value), cudaMemcpyDeviceToHost, stream_));
+    STD_CUDA_CHECK(cudaStreamSynchronize(stream_));
+    return value;
+  }
+
   // How many blocks a cooperative launch can have; 0 where the device has no such launches.
   template <class... P>
   int64_t resident_blocks(void (*kernel)(P...), int threads) const {
