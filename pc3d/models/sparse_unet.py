@@ -25,6 +25,7 @@ class UNetLevel(NamedTuple):
         stride: edge of a voxel in voxels of the finest level.
         same: neighbours within the level.
         down: voxels of the next coarser level and the eight children that each reads; None at the coarsest.
+        parent: ``(V,)`` int64, the row of the next coarser level that holds each voxel; None at the coarsest.
     """
 
     coords: Tensor
@@ -146,13 +147,15 @@ class SparseUNet(nn.Module):
         levels: list[UNetLevel] = []
         for index in range(len(self.levels)):
             same = kernel_map(coords, offsets=offsets)
-            is_last = index == len(self.levels) - 1
-            down = None if is_last else kernel_map(coords, offsets=offsets, kernel_size=2, stride=2)
-            levels.append(UNetLevel(coords, offsets, xyz, 2**index, same, down))
-            parent = levels[-1].parent
-            if down is not None and parent is not None:
-                coords, offsets = down.coords, down.offsets
-                xyz = segment_reduce(xyz, parent, len(coords), "mean")
+            stride = 2**index
+            if index == len(self.levels) - 1:
+                levels.append(UNetLevel(coords, offsets, xyz, stride, same, None, None))
+                break
+            down = kernel_map(coords, offsets=offsets, kernel_size=2, stride=2)
+            parent = down.reverse.amax(1).long()  # one of the eight slots names it, the others are -1
+            levels.append(UNetLevel(coords, offsets, xyz, stride, same, down, parent))
+            coords, offsets = down.coords, down.offsets
+            xyz = segment_reduce(xyz, parent, len(coords), "mean")
         return UNetScene(levels, voxels.inverse, voxels.features())
 
     def embed(self, scene: UNetScene) -> Tensor:
