@@ -34,11 +34,7 @@ class UNetLevel(NamedTuple):
     stride: int
     same: KernelMap
     down: KernelMap | None
-
-    @property
-    def parent(self) -> Tensor | None:
-        """``(V,)`` int64, the coarser voxel that holds each one."""
-        return None if self.down is None else self.down.reverse.amax(1).long()
+    parent: Tensor | None
 
 
 class UNetScene(NamedTuple):
