@@ -191,8 +191,8 @@ def by_loops_down(model: Swin3D, level: int, x: Tensor, cells: Tensor, xyz: Tens
 
 @torch.no_grad()
 def test_the_encoder_is_what_the_paper_and_the_code_describe(clouds: list[PointCloud]) -> None:
-    scenes = [cloud.select((cloud.xyz < edge).all(1)) for cloud, edge in zip(clouds, (0.7, 0.9), strict=False)]
-    assert [len(scene) > 100 for scene in scenes] == [True, True]
+    scenes = [cloud.select((cloud.xyz < edge).all(1)) for cloud, edge in zip(clouds, (0.6, 0.75), strict=False)]
+    assert [len(scene) > 80 for scene in scenes] == [True, True]
     scenes.append(clouds[2].select(_one_per_voxel(clouds[2].xyz)))  # fewer voxels than there are neighbours
     model = small().double().eval()
     nn.init.uniform_(model.stem.norm.running_mean, -0.1, 0.1)
@@ -287,6 +287,15 @@ def test_levels(clouds: list[PointCloud]) -> None:
         for row in range(0, len(coarse.coords), 7):  # a child stands for each
             assert (fine.xyz[fine.parent == row] == coarse.xyz[row]).all(1).any()
     assert levels[-1].parent is None
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_same(clouds: list[PointCloud]) -> None:
+    model, batch = small().eval(), collate(clouds)
+    wanted = model.point_features(batch)
+    found = model.cuda().point_features(batch.to("cuda"))
+    torch.testing.assert_close(found.cpu(), wanted, rtol=1e-3, atol=1e-3)
 
 
 # --- Training ----------------------------------------------------------------------------------------------------
