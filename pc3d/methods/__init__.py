@@ -6,6 +6,7 @@ require("pytorch_lightning", extra="train", purpose="pre-training")
 
 from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint  # noqa: E402
 from pc3d.methods.masked_autoencoder import MaskedAutoencoder, PointCMAE, PointMAE, Reconstruction  # noqa: E402
+from pc3d.methods.masked_scene import MaskedScene  # noqa: E402
 from pc3d.methods.method import Method, Optimisation  # noqa: E402
 from pc3d.methods.metrics import CsvMetrics  # noqa: E402
 from pc3d.methods.run import RunFolder, is_first_process, pretrain  # noqa: E402
@@ -14,6 +15,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "CsvMetrics",
     "MaskedAutoencoder",
+    "MaskedScene",
     "Method",
     "Optimisation",
     "PointCMAE",

@@ -22,6 +22,7 @@ from pc3d.models.swin3d_checkpoints import (
     to_official_swin3d_state,
 )
 from pc3d.models.voxel_backbone import VoxelLevel
+from pc3d.models.voxel_features import UpcastFeatures
 
 __all__ = [
     "Branch",
@@ -39,6 +40,7 @@ __all__ = [
     "SwinLevel",
     "SwinReport",
     "SwinScene",
+    "UpcastFeatures",
     "VoxelLevel",
     "load_encoder",
     "load_official_encoder",

@@ -1,0 +1,141 @@
+"""A linear probe of scenes: how much of the classes a linear layer reads from frozen features of points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from pc3d.data.dataset import PointDataset
+from pc3d.data.types import PointBatch, collate
+from pc3d.evaluation.segmentation import ConfusionMatrix, SegmentationScores
+from pc3d.nn import GlobalBatchNorm
+
+_UNLABELLED = -1
+
+
+def scene_linear_probe(
+    backbone: nn.Module,
+    train: PointDataset,
+    test: PointDataset,
+    *,
+    points_per_scene: int = 4000,
+    weight_decay: float = 1e-4,
+    max_iterations: int = 100,
+    settle: bool = True,
+    seed: int = 0,
+) -> SegmentationScores:
+    """Fit a linear classifier to the features of some labelled points of each training scene; judge all test points.
+
+    Features are standardised by the mean and variance of the training points. The classifier is fitted by L-BFGS to
+    cross-entropy with an L2 penalty, which is convex: there is no learning rate to choose. Scenes are seen whole, in
+    evaluation mode, without augmentation.
+
+    Args:
+        backbone: has ``point_features(batch)``; for an encoder without decoder
+            :class:`pc3d.models.voxel_features.UpcastFeatures`. Its weights stay, its mode is left as it was.
+        train: labelled scenes.
+        test: scenes to judge; their classes are those of ``train``.
+        points_per_scene: labelled points drawn from each training scene; all where there are fewer.
+        weight_decay: factor of half the squared weights.
+        max_iterations: of L-BFGS.
+        settle: first set the running statistics of batch norms by one pass over the training scenes, see
+            :func:`settle_on_scenes`.
+        seed: of the points drawn.
+
+    Raises:
+        ValueError: no labelled point in the training scenes, or sets of different classes.
+    """
+    if train.classes != test.classes:
+        raise ValueError(f"train and test must have the same classes, got {train.classes} and {test.classes}")
+    if settle:
+        settle_on_scenes(backbone, train)
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        features, label = _some_points(backbone, train, points_per_scene, seed)
+        mean, scale = features.mean(0), features.std(0).clamp(min=1e-6)
+        weight, bias = _fit((features - mean) / scale, label, len(train.classes), weight_decay, max_iterations)
+        matrix = ConfusionMatrix(len(test.classes))
+        for found, true in _features(backbone, test):
+            matrix.update((((found - mean) / scale) @ weight + bias).argmax(1), true)
+    finally:
+        backbone.train(was_training)
+    return matrix.scores(test.classes)
+
+
+@torch.no_grad()
+def settle_on_scenes(backbone: nn.Module, scenes: PointDataset) -> None:
+    """Set the running statistics of batch norms to the mean over whole scenes; no weight changes.
+
+    An untrained encoder has statistics that no scene has, and one pre-trained on masked scenes those of masked scenes.
+
+    Args:
+        backbone: changed in place; its mode is left as it was. Without batch norm there is nothing to do.
+        scenes: their labels are not used.
+    """
+    norms = [module for module in backbone.modules() if isinstance(module, GlobalBatchNorm)]
+    if not norms:
+        return
+    was_training, momenta = backbone.training, [norm.momentum for norm in norms]
+    backbone.eval()  # all but the norms, so that nothing is random
+    for norm in norms:
+        norm.train()
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all scenes
+    try:
+        for index in range(len(scenes)):
+            _encode(backbone, collate([scenes[index]]))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        backbone.train(was_training)
+
+
+def _encode(backbone: nn.Module, batch: PointBatch) -> Tensor:
+    features: Tensor = backbone.point_features(batch)  # type: ignore[operator]  # nn.Module's attributes have no types
+    return features.float()
+
+
+@torch.no_grad()
+def _features(backbone: nn.Module, scenes: PointDataset) -> Iterator[tuple[Tensor, Tensor]]:
+    for index in range(len(scenes)):
+        batch = collate([scenes[index]])
+        if batch.segment is None:
+            raise ValueError(f"scene {index} has no segment, the classes of its points: take a data set with labels")
+        yield _encode(backbone, batch), batch.segment
+
+
+def _some_points(backbone: nn.Module, scenes: PointDataset, number: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    features, labels = [], []
+    for found, label in _features(backbone, scenes):
+        rows = (label != _UNLABELLED).nonzero().flatten()
+        rows = rows[torch.randperm(len(rows), generator=generator)[:number]]
+        features.append(found[rows])
+        labels.append(label[rows])
+    if not sum(len(label) for label in labels):
+        raise ValueError("no point of the training scenes has a label")
+    return torch.cat(features), torch.cat(labels)
+
+
+def _fit(
+    features: Tensor, label: Tensor, num_classes: int, weight_decay: float, max_iterations: int
+) -> tuple[Tensor, Tensor]:
+    weight = torch.zeros(features.shape[1], num_classes, requires_grad=True)
+    bias = torch.zeros(num_classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=max_iterations, line_search_fn="strong_wolfe", tolerance_change=1e-7
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(features @ weight + bias, label)
+        loss = loss + 0.5 * weight_decay * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return weight.detach(), bias.detach()

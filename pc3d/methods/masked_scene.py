@@ -1,0 +1,271 @@
+"""Masked scene reconstruction: hide what was seen in cubes of a scene, predict it from an encoder of voxels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pc3d.data.types import PointBatch
+from pc3d.methods.method import Method, Optimisation
+from pc3d.models.voxel_features import ENCODER_PARTS, VoxelEncoder, as_voxel_encoder, upcast
+from pc3d.nn import SampleRandom, init_token, mean_over_processes, rank, share_of_batch
+from pc3d.nn.sparse import scene_of_rows
+from pc3d.ops import segment_reduce, voxelize
+
+SCENES = Optimisation(learning_rate=2e-3, warmup_epochs=10)
+_NORMAL_LENGTH = 0.1
+
+
+class HiddenScene(NamedTuple):
+    """A batch with the signals of some voxels hidden.
+
+    Attributes:
+        batch: the points in the same order; those of hidden voxels lie in the middle of their voxel, grey (0.5) and
+            with a zero normal, which is what an encoder reads as signals of value 0.
+        mask: ``(V,)`` bool, True = hidden; voxels in the order of the encoder's finest level.
+        inverse: ``(N,)`` int64, the voxel of each point.
+        offsets: ``(B + 1,)`` int64 of the voxels.
+        cell: ``(V,)`` int64, the cube that holds each voxel.
+        cell_offsets: ``(B + 1,)`` int64 of the cubes.
+    """
+
+    batch: PointBatch
+    mask: Tensor
+    inverse: Tensor
+    offsets: Tensor
+    cell: Tensor
+    cell_offsets: Tensor
+
+
+def hide_cells(
+    batch: PointBatch, voxel_size: float, cell_size: float, mask_ratio: float, draws: SampleRandom
+) -> HiddenScene:
+    """Hide the points of all voxels whose centre lies in randomly chosen cubes; where voxels are stays known.
+
+    Args:
+        batch: scenes.
+        voxel_size: edge of the encoder's finest voxels.
+        cell_size: edge of the cubes; their grid is moved at random, for each scene by itself.
+        mask_ratio: of a scene with G occupied cubes, ``int(mask_ratio * G)`` are hidden.
+        draws: where the random numbers come from.
+    """
+    coords, offsets, inverse, _, _ = voxelize(batch.xyz, voxel_size, offsets=batch.offsets)
+    scene = scene_of_rows(offsets, len(coords))
+    shift = draws.uniform(3).double() * cell_size
+    middle = (coords.double() + 0.5) * voxel_size
+    cells = voxelize(middle + shift[scene], cell_size, offsets=offsets)
+    hidden = _some_of_each(cells.offsets, mask_ratio, draws)
+    mask = hidden[cells.inverse]
+
+    of_point = mask[inverse, None]
+    changes: dict[str, Any] = {"xyz": torch.where(of_point, middle[inverse].to(batch.xyz.dtype), batch.xyz)}
+    if batch.rgb is not None:
+        changes["rgb"] = batch.rgb.masked_fill(of_point, 0.5)
+    if batch.normal is not None:
+        changes["normal"] = batch.normal.masked_fill(of_point, 0.0)
+    return HiddenScene(dataclasses.replace(batch, **changes), mask, inverse, offsets, cells.inverse, cells.offsets)
+
+
+def _some_of_each(offsets: Tensor, ratio: float, draws: SampleRandom) -> Tensor:
+    """Choose ``int(ratio * n)`` of the n rows of each packed group, every choice equally likely."""
+    chosen = torch.zeros(int(offsets[-1]), dtype=torch.bool, device=offsets.device)
+    # One number per scene, whatever its size: N processes draw what one process would.
+    words = (draws.uniform().double() * 2**24).long().tolist()
+    for word, start, stop in zip(words, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        order = torch.randperm(stop - start, generator=torch.Generator().manual_seed(word))
+        chosen[start + order[: int(ratio * (stop - start))].to(chosen.device)] = True
+    return chosen
+
+
+class MaskedScene(Method):
+    """Hide colour, normal and place in the voxel within random cubes of a scene; predict them where hidden.
+
+    The scene is cut into cubes, most of them are hidden: their voxels keep their places, but their points' signals are
+    taken away before the encoder prepares the scene, so that neither the choice of representatives of coarser voxels
+    nor differences of signals in attention tables can give them away; after the stem a learned token takes the place of
+    their features. The encoder runs on all voxels of the unbroken scene, as it will downstream (dropping the hidden
+    ones would change what a sparse convolution sees). No decoder: features of all levels are brought up to the finest
+    voxels (:func:`pc3d.models.voxel_features.upcast`, after Sonata, Wu et al., 2025), and a small network reads the
+    mean colour, mean normal and mean place of the points of each hidden voxel from them. The idea is that of Masked
+    Scene Contrast (Wu et al., 2023, section 3.3), whose masked cubes are of 0.1 m and of ratio 0.4.
+
+    Loss: ``color_weight * L1(colour) + normal_weight * (1 - cos(normal)) + offset_weight * L1(place)`` over hidden
+    voxels. What the encoder does not read as a signal is not predicted. Grid-varying views are the data's business: the
+    rotations, scales and shifts of the configurations give each epoch another voxel grid.
+
+    A batch's masks, drop path and representatives of voxels are a function of (seed, epoch, batch index, position in
+    the global batch): nothing of them needs to be stored to resume.
+
+    Args:
+        encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`; its decoder, if any, is left as it is.
+        cell_size: edge of the cubes in the units of the points.
+        mask_ratio: share of the occupied cubes hidden in each scene.
+        head_dim: width of the network that predicts.
+        color_weight: of the colour's term; colours lie in [-1, 1].
+        normal_weight: of the normal's term.
+        offset_weight: of the place's term; places lie in [0, 1].
+        optimisation: AdamW and its schedule.
+        seed: of masks and all draws within the encoder.
+
+    Raises:
+        TypeError: the encoder is not one of voxels.
+        ValueError: a size or ratio out of range, or cubes smaller than voxels.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        cell_size: float = 0.4,
+        mask_ratio: float = 0.6,
+        head_dim: int = 256,
+        color_weight: float = 1.0,
+        normal_weight: float = 1.0,
+        offset_weight: float = 1.0,
+        optimisation: Optimisation = SCENES,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed)
+        voxels = as_voxel_encoder(encoder)
+        if not 0.0 < mask_ratio < 1.0:
+            raise ValueError(f"mask_ratio must lie strictly between 0 and 1, got {mask_ratio}")
+        if not cell_size >= voxels.voxel_size:
+            raise ValueError(
+                f"cell_size must be at least the encoder's voxel_size, {voxels.voxel_size}, got {cell_size}"
+            )
+        self.cell_size, self.mask_ratio, self.optimisation = cell_size, mask_ratio, optimisation
+        weights = {"color": color_weight, "normal": normal_weight, "offset": offset_weight}
+        read = {"xyz": 0, "xyz_rgb": 1, "xyz_rgb_normal": 2}[voxels.signals]
+        self.weights = {name: weights[name] for name in (*("color", "normal")[:read], "offset")}
+        channels = voxels.config["channels"]
+        self.backbone = encoder
+        # What takes no part would wait for gradients for ever when several processes train.
+        for name, module in encoder.named_children():
+            module.requires_grad_(name in ENCODER_PARTS)
+        self.mask_token = nn.Parameter(init_token(torch.empty(1, channels[0])))
+        self.head = nn.Sequential(
+            nn.LayerNorm(sum(channels)),
+            nn.Linear(sum(channels), head_dim),
+            nn.GELU(),
+            nn.Linear(head_dim, 3 * len(self.weights)),
+        )
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The backbone; of its parts only stem, levels and down-sampling were trained."""
+        return self.backbone
+
+    def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
+        """One step on scenes of any size."""
+        return self._step(batch, self.current_epoch, batch_idx, "train")
+
+    def validation_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
+        """The training loss in evaluation mode, under the same masks in every epoch."""
+        return self._step(batch, 0, batch_idx, "validation")
+
+    def _step(self, batch: PointBatch, epoch: int, batch_idx: int, stage: str) -> Tensor:
+        hidden = self.hide(batch, epoch, batch_idx)
+        with self._draws_of(epoch, batch_idx, batch.xyz.device):
+            features = self.features(hidden)
+        losses = self.losses(self.head(features[hidden.mask]), self.targets(batch, hidden))
+        total = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
+        for name, value in {"loss": total, **losses}.items():
+            self.log(
+                f"{stage}/{name}",
+                value.detach(),
+                on_step=stage == "train",
+                on_epoch=True,
+                prog_bar=name == "loss",
+                sync_dist=True,
+                batch_size=len(batch),
+            )
+        return total
+
+    def hide(self, batch: PointBatch, epoch: int, batch_idx: int) -> HiddenScene:
+        """Hide cubes of a batch, by the draws of that step.
+
+        Raises:
+            ValueError: no scene of the batch has enough cubes to hide one.
+        """
+        start, total = share_of_batch(len(batch), batch.xyz.device)
+        draws = SampleRandom(
+            self.seed,
+            epoch,
+            batch_idx,
+            batch_size=len(batch),
+            start=start,
+            global_batch_size=total,
+            device=batch.xyz.device,
+        )
+        hidden = hide_cells(batch, self._voxels.voxel_size, self.cell_size, self.mask_ratio, draws)
+        if not hidden.mask.any():
+            raise ValueError(
+                f"no cube of {self.cell_size} can be hidden at mask_ratio {self.mask_ratio}, the scenes of the batch "
+                f"have {hidden.cell_offsets.diff().tolist()}: use a smaller cell_size (are coordinates in metres?)"
+            )
+        return hidden
+
+    def features(self, hidden: HiddenScene) -> Tensor:
+        """What the encoder says of every finest voxel, ``(V, sum of channels)``, seeing what is not hidden."""
+        scene = self._voxels.scene(hidden.batch)
+        embedded = self._voxels.embed(scene)
+        embedded = torch.where(hidden.mask[:, None], self.mask_token.to(embedded.dtype), embedded)
+        return upcast(scene, self._voxels.encode_voxels(scene, embedded))
+
+    def targets(self, batch: PointBatch, hidden: HiddenScene) -> dict[str, Tensor]:
+        """The mean signals ``(M, 3)`` of the points of each hidden voxel: colour in [-1, 1], normal, place."""
+        rows = hidden.mask[hidden.inverse].nonzero().flatten()
+        number = hidden.mask.cumsum(0) - 1
+        voxel, count = number[hidden.inverse[rows]], int(number[-1]) + 1
+        size = self._voxels.voxel_size
+        found = {"offset": (batch.xyz[rows] - hidden.batch.xyz[rows]) / size + 0.5}
+        if "color" in self.weights and batch.rgb is not None:
+            found["color"] = 2.0 * batch.rgb[rows] - 1.0
+        if "normal" in self.weights and batch.normal is not None:
+            found["normal"] = batch.normal[rows]
+        return {name: segment_reduce(value.float(), voxel, count, "mean") for name, value in found.items()}
+
+    def losses(self, predicted: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The unweighted terms, averaged over the hidden voxels of the global batch.
+
+        With several processes each value is this process's share: the mean over processes is the global loss.
+
+        Args:
+            predicted: ``(M, 3 to 9)`` from the head.
+            targets: from :meth:`targets`.
+        """
+        rows = dict(zip(self.weights, predicted.float().split(3, dim=1), strict=True))
+        terms = {name: _error(name, rows[name], targets[name]) for name in self.weights}
+        count = mean_over_processes(predicted.new_tensor(float(len(predicted)), dtype=torch.float32))
+        return {name: value.sum() / count for name, value in terms.items()}
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with the warm-up and cosine schedule; the mask token is not decayed."""
+        return self.optimisation.build(self, [self.mask_token], self.trainer.max_epochs)
+
+    @property
+    def _voxels(self) -> VoxelEncoder:
+        return as_voxel_encoder(self.backbone)
+
+    @contextmanager
+    def _draws_of(self, epoch: int, batch_idx: int, device: torch.device) -> Iterator[None]:
+        """PyTorch's default generators as a function of the step; outside they are left as they were."""
+        word = np.random.SeedSequence((self.seed, epoch, batch_idx, rank())).generate_state(1, np.uint64)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(int(word[0]) & (2**63 - 1))
+            yield
+
+
+def _error(name: str, predicted: Tensor, target: Tensor) -> Tensor:
+    """Of each row: mean absolute error, or for normals 1 - cosine."""
+    if name != "normal":
+        return (predicted - target).abs().mean(1)
+    # Where a voxel's normals cancel out there is no direction to predict.
+    length = target.norm(dim=1)
+    cosine = torch.nn.functional.cosine_similarity(predicted, target, dim=1, eps=1e-6)
+    return torch.where(length > _NORMAL_LENGTH, 1.0 - cosine, torch.zeros_like(cosine))

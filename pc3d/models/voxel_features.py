@@ -1,0 +1,118 @@
+"""Features of voxels from an encoder alone: what masked pre-training and linear probes read, without a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from pc3d.data.types import PointBatch
+from pc3d.ops import gather
+
+ENCODER_PARTS = ("stem", "levels", "downsamples")
+"""The modules of a voxel backbone that make up its encoder; the others are its decoder."""
+
+
+class Level(Protocol):
+    """One level of a prepared scene."""
+
+    @property
+    def parent(self) -> Tensor | None:
+        """``(V,)`` int64, the row of the next coarser level that holds each voxel; None at the coarsest."""
+
+
+class VoxelScene(Protocol):
+    """A batch that a voxel encoder has prepared: its levels, finest first, and the finest voxel of each point."""
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        """Finest first."""
+
+    @property
+    def inverse(self) -> Tensor:
+        """``(N,)`` int64."""
+
+
+class VoxelEncoder(Protocol):
+    """What :class:`pc3d.models.SparseUNet` and :class:`pc3d.models.Swin3D` have in common."""
+
+    config: dict[str, Any]
+    voxel_size: float
+    signals: str
+    training: bool
+
+    def scene(self, batch: PointBatch) -> Any:
+        """A :class:`VoxelScene`."""
+
+    def embed(self, scene: Any) -> Tensor:
+        """Features ``(V, C)`` of the finest voxels, before the encoder's blocks."""
+
+    def encode_voxels(self, scene: Any, features: Tensor) -> list[Tensor]:
+        """Features of each level, finest first."""
+
+
+def as_voxel_encoder(module: nn.Module) -> VoxelEncoder:
+    """The module itself.
+
+    Raises:
+        TypeError: it does not encode voxels at several levels.
+    """
+    methods = all(callable(getattr(module, name, None)) for name in ("scene", "embed", "encode_voxels"))
+    if not methods or "channels" not in getattr(module, "config", {}):
+        raise TypeError(f"encoder must be a SparseUNet or a Swin3D, got {type(module).__name__}")
+    return cast(VoxelEncoder, module)
+
+
+def upcast(scene: VoxelScene, encoded: Sequence[Tensor]) -> Tensor:
+    """The features of all levels on the finest voxels, finest first: each voxel next to those that contain it.
+
+    The up-casting of Sonata (Wu et al., 2025, section 3): no parameter, so nothing of what the encoder knows can hide
+    in a decoder.
+
+    Args:
+        scene: says which coarser voxel holds each one.
+        encoded: ``(V_l, C_l)`` of each level, finest first.
+
+    Returns:
+        ``(V_0, sum of C_l)``.
+    """
+    carried = encoded[-1]
+    for level, features in zip(reversed(scene.levels[:-1]), reversed(encoded[:-1]), strict=True):
+        assert level.parent is not None  # only the coarsest level has none
+        carried = torch.cat([features, gather(carried, level.parent)], dim=1)
+    return carried
+
+
+class UpcastFeatures(nn.Module):
+    """A voxel encoder without its decoder as a backbone: features of all levels at every point.
+
+    Args:
+        encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`.
+
+    Raises:
+        TypeError: not an encoder of voxels.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        voxels = as_voxel_encoder(encoder)
+        self.encoder = encoder
+        self.voxel_size, self.signals = voxels.voxel_size, voxels.signals
+        self.feature_dim: int = sum(voxels.config["channels"])
+
+    def forward(self, batch: PointBatch) -> Tensor:
+        """As :meth:`point_features`."""
+        return self.point_features(batch)
+
+    def point_features(self, batch: PointBatch) -> Tensor:
+        """``(sum N, feature_dim)``, a row per point; points of one voxel have the same.
+
+        Raises:
+            ValueError: the batch lacks a field that the encoder reads.
+        """
+        voxels = as_voxel_encoder(self.encoder)
+        scene = voxels.scene(batch)
+        encoded = voxels.encode_voxels(scene, voxels.embed(scene))
+        return gather(upcast(scene, encoded), scene.inverse)
