@@ -28,7 +28,7 @@ from pc3d.data.mixing import SceneCollate, mix3d
 from pc3d.data.modelnet import ModelNetCache, ModelNetHDF5, ModelNetMeshes, ModelNetResampled
 from pc3d.data.objects import Household, ObjectSet
 from pc3d.data.pickles import load_array_pickle
-from pc3d.data.points import read_points
+from pc3d.data.points import read_points, read_scene
 from pc3d.data.scanned_rooms import Rooms
 from pc3d.data.scanobjectnn import SCANOBJECTNN_CLASSES, ScanObjectNN
 from pc3d.data.scene_benchmarks import S3DIS, ScanNet, Structured3D
@@ -141,6 +141,7 @@ __all__ = [
     "load_few_shot_pickle",
     "mix3d",
     "read_points",
+    "read_scene",
     "sample_generator",
     "split_train_validation",
     "voting_views",

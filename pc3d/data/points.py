@@ -10,32 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pc3d._extras import MissingExtraError, require
 from pc3d.data.dataset import BadFileError
+from pc3d.data.file_fields import Array, Fields, check_complete, colours
+from pc3d.data.ply import load_ply, ply_points, read_ply_vertices
+from pc3d.data.survey_files import read_e57, read_las
 from pc3d.data.types import PointCloud
-
-Array = NDArray[Any]
-# Arrays of one file: xyz always, rgb in [0, 1] and normal where the file has them.
-Fields = dict[str, Array]
 
 _ALIASES = {
     "xyz": ("xyz", "points", "coord", "coords", "pos", "pc", "data", "arr_0"),
     "rgb": ("rgb", "color", "colors", "colour"),
     "normal": ("normal", "normals"),
 }
-
-
-def _colours(values: Array) -> Array:
-    """Colours in [0, 1]: integers by the range of their type, floats as they are or, above 1, as 0..255."""
-    if values.dtype.kind in "ui":
-        # 16-bit fields are often filled with 8-bit values (LAS files above all).
-        top = 255 if values.dtype.itemsize == 1 or (values.size and values.max() <= 255) else np.iinfo(np.uint16).max
-    else:
-        # Rounding may lift a saturated channel a little above 1.
-        top = 255 if values.size and values.max() > 1 + 1e-3 else 1
-    return np.asarray(np.clip(values / top, 0, 1), np.float32)
 
 
 def _split_columns(table: Array, path: Path) -> Fields:
@@ -54,7 +41,7 @@ def _split_columns(table: Array, path: Path) -> Fields:
         if "normal" not in fields and unit.all():
             fields["normal"] = block
         elif "rgb" not in fields and (block >= 0).all() and (block <= 255).all():
-            fields["rgb"] = _colours(block)
+            fields["rgb"] = colours(block)
         else:
             raise BadFileError(
                 path, f"columns {start + 4} to {start + 6} are neither unit normals nor colours in 0..1 or 0..255"
@@ -63,11 +50,15 @@ def _split_columns(table: Array, path: Path) -> Fields:
 
 
 def _read_text(path: Path, **_: Any) -> Fields:
-    text = path.read_text(encoding="utf-8", errors="replace")
-    first = next((line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")), "")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # numpy warns about an empty file; it is refused below
-        table = np.loadtxt(io.StringIO(text), dtype=np.float64, delimiter="," if "," in first else None, ndmin=2)
+    comments = ("#", "//")
+    # From the file itself: a survey of millions of lines is not held as text.
+    with path.open(encoding="utf-8", errors="replace") as file:
+        lines = (line for line in file if line.strip() and not line.lstrip().startswith(comments))
+        delimiter = "," if "," in next(lines, "") else None
+        file.seek(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # numpy warns about an empty file; it is refused below
+            table = np.loadtxt(file, dtype=np.float64, delimiter=delimiter, comments=comments, ndmin=2)
     return _split_columns(table, path)
 
 
@@ -84,7 +75,7 @@ def _read_npz(path: Path, **_: Any) -> Fields:
     fields = _split_columns(arrays["xyz"], path)
     for field in ("rgb", "normal"):
         if field in arrays:
-            fields[field] = _colours(arrays[field]) if field == "rgb" else arrays[field]
+            fields[field] = colours(arrays[field]) if field == "rgb" else arrays[field]
     return fields
 
 
@@ -99,24 +90,10 @@ def _read_pcd(path: Path, **_: Any) -> Fields:
     if packed is not None:
         # Three bytes packed into a 32-bit word, whatever the declared type of the field.
         word = np.ascontiguousarray(cloud.pc_data[packed]).view(np.uint32).reshape(-1)
-        fields["rgb"] = _colours(np.stack([word >> 16, word >> 8, word], axis=1).astype(np.uint8))
+        fields["rgb"] = colours(np.stack([word >> 16, word >> 8, word], axis=1).astype(np.uint8))
     names = ("normal_x", "normal_y", "normal_z")
     if set(names) <= set(cloud.fields):
         fields["normal"] = cloud.numpy(names)
-    return fields
-
-
-def _read_las(path: Path, **_: Any) -> Fields:
-    laspy = require("laspy", extra="io", purpose="LAS and LAZ files")
-    if path.suffix.lower() == ".laz":
-        require("lazrs", extra="io", purpose="LAZ files")
-    cloud = laspy.read(path)
-    if len(cloud.points) != cloud.header.point_count:
-        raise BadFileError(path, f"holds {len(cloud.points)} of the {cloud.header.point_count} points of its header")
-    fields: Fields = {"xyz": np.asarray(cloud.xyz)}
-    names = set(cloud.point_format.dimension_names)
-    if {"red", "green", "blue"} <= names:
-        fields["rgb"] = _colours(np.stack([np.asarray(cloud[name]) for name in ("red", "green", "blue")], axis=1))
     return fields
 
 
@@ -161,17 +138,17 @@ def _sampled(mesh: Any, num_points: int, rng: np.random.Generator) -> Fields:
     xyz, face = np.asarray(drawn[0]), np.asarray(drawn[1])
     fields: Fields = {"xyz": xyz, "normal": np.asarray(mesh.face_normals)[face]}
     if textured:
-        fields["rgb"] = _colours(np.asarray(drawn[2])[:, :3])
+        fields["rgb"] = colours(np.asarray(drawn[2])[:, :3])
     elif visual.kind == "texture":
         colour = np.asarray(visual.material.main_color)[:3]
-        fields["rgb"] = np.tile(_colours(colour), (num_points, 1))
+        fields["rgb"] = np.tile(colours(colour), (num_points, 1))
     elif visual.kind == "vertex":
         weight = trimesh.triangles.points_to_barycentric(mesh.triangles[face], xyz)
         corners = np.asarray(visual.vertex_colors)[mesh.faces[face], :3]
         mixed = (corners * weight[:, :, None]).sum(axis=1) / 255
         fields["rgb"] = np.clip(mixed, 0, 1).astype(np.float32)
     elif visual.kind == "face":
-        fields["rgb"] = _colours(np.asarray(visual.face_colors)[face, :3])
+        fields["rgb"] = colours(np.asarray(visual.face_colors)[face, :3])
     return fields
 
 
@@ -192,48 +169,10 @@ def _sample_meshes(meshes: list[Any], path: Path, num_points: int, seed: int) ->
     return {name: np.concatenate([fields[name] for fields in drawn])[order] for name in shared}
 
 
-def _ply_points(loaded: Any) -> Fields:
-    fields: Fields = {"xyz": np.asarray(loaded.vertices)}
-    raw = loaded.metadata.get("_ply_raw", {}).get("vertex", {}).get("data")
-    names = set(raw.dtype.names or ()) if isinstance(raw, np.ndarray) else set(raw or ())
-
-    def columns(wanted: tuple[str, str, str]) -> Array | None:
-        if raw is None or not set(wanted) <= names:
-            return None
-        return np.stack([np.asarray(raw[name]).reshape(-1) for name in wanted], axis=1)
-
-    rgb, normal = columns(("red", "green", "blue")), columns(("nx", "ny", "nz"))
-    if rgb is not None:
-        fields["rgb"] = _colours(rgb if rgb.dtype.kind == "f" else rgb.astype(np.uint8))
-    if normal is not None:
-        fields["normal"] = normal
-    return fields
-
-
-def _check_complete(path: Path, loaded: Any, promised: tuple[int, int]) -> None:
-    """Refuse a file whose parser came back with fewer vertices or faces than its header promises."""
-    found = len(loaded.vertices), len(getattr(loaded, "faces", ()))
-    # A polygon becomes several triangles, so more faces than promised are fine.
-    if found[0] != promised[0] or found[1] < promised[1]:
-        raise BadFileError(
-            path,
-            f"the header promises {promised[0]} vertices and {promised[1]} faces, {found[0]} and {found[1]} are usable",
-        )
-
-
-def load_ply(path: Path, trimesh: Any) -> Any:
-    """A PLY file as trimesh reads it, vertices in their order; refused if it is shorter than its header says."""
-    loaded = trimesh.load(path, file_type="ply", process=False)
-    raw = loaded.metadata.get("_ply_raw", {})
-    lengths = [int(raw.get(element, {}).get("length", 0)) for element in ("vertex", "face")]
-    _check_complete(path, loaded, (lengths[0], lengths[1]))
-    return loaded
-
-
 def _load_off(path: Path, trimesh: Any) -> Any:
     data, num_vertices, num_faces = repaired_off(path.read_bytes())
     loaded = trimesh.load(io.BytesIO(data), file_type="off", process=False)
-    _check_complete(path, loaded, (num_vertices, num_faces))
+    check_complete(path, loaded, (num_vertices, num_faces))
     return loaded
 
 
@@ -263,7 +202,7 @@ def _read_mesh(path: Path, *, num_points: int, seed: int) -> Fields:
     suffix = path.suffix.lower()
     loaded = _MESH_LOADERS[suffix](path, trimesh)
     if suffix == ".ply" and len(getattr(loaded, "faces", ())) == 0:
-        return _ply_points(loaded)
+        return ply_points(loaded)
     if isinstance(loaded, trimesh.PointCloud):
         return {"xyz": np.asarray(loaded.vertices)}
     meshes = loaded.dump() if isinstance(loaded, trimesh.Scene) else [loaded]
@@ -275,20 +214,23 @@ _READERS: dict[str, Callable[..., Fields]] = {
     ".pcd": _read_pcd,
     ".xyz": _read_text,
     ".txt": _read_text,
-    ".las": _read_las,
-    ".laz": _read_las,
+    ".las": read_las,
+    ".laz": read_las,
+    ".e57": read_e57,
     ".npy": _read_npy,
     ".npz": _read_npz,
 }
 POINT_SUFFIXES = tuple(_READERS)
+_MILLIMETRE = 1e-3
 
 
 def read_points(path: Path | str, *, num_points: int = 10_000, seed: int = 0, drop_invalid: bool = False) -> PointCloud:
     """Read a point cloud, or sample one from a mesh.
 
-    PLY, OFF, OBJ, STL and GLB go through trimesh, LAS and LAZ through laspy, PCD through pypcd4, NPY, NPZ and text
-    (XYZ, TXT) through NumPy. Axes and units stay as stored (GLB is y up by its standard). Colours and normals are kept.
-    In tables without names, three columns after x y z are normals where all have unit length, else colours.
+    PLY, OFF, OBJ, STL and GLB go through trimesh, LAS and LAZ through laspy, E57 through pye57, PCD through pypcd4,
+    NPY, NPZ and text (XYZ, TXT) through NumPy. Axes and units stay as stored (GLB is y up by its standard). Colours
+    and normals are kept. In tables without names, three columns after x y z are normals where all have unit length,
+    else colours.
 
     A mesh is sampled uniformly by area, in random order, with face normals and the colours of its texture or vertices.
     Coordinates beyond what float32 resolves to a ten-thousandth of the extent (georeferenced surveys) are stored
@@ -313,24 +255,77 @@ def read_points(path: Path | str, *, num_points: int = 10_000, seed: int = 0, dr
     path = Path(path)
     if num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}")
-    reader = _READERS.get(path.suffix.lower())
+    fields = read_fields(path, _READERS, num_points=num_points, seed=seed)
+    return as_cloud(fields, path, drop_invalid)
+
+
+def read_scene(path: Path | str, *, drop_invalid: bool = False) -> PointCloud:
+    """Read a scan of a room, a building or a street: every point of the file, in its order, in metres as stored.
+
+    PLY goes through trimesh, PCD through pypcd4, LAS and LAZ through laspy (by pieces), E57 through pye57, NPY, NPZ and
+    text (XYZ, TXT) through NumPy. Colours and normals are kept where the file has them: 8-bit and 16-bit colours, the
+    latter also where they hold 8-bit values, as in many LAS files, in which colours that are black throughout count as
+    none. Of a PLY mesh the points are the vertices, with normals from the faces around if they have none of their own;
+    an E57 file's scans are joined in their common frame.
+
+    Coordinates that float32 does not resolve to a millimetre (UTM and the like) are moved in float64, before they
+    become float32: ``xyz`` is then relative to ``meta["origin"]``, three floats to add for the coordinates of the file.
+
+    Args:
+        path: the file; its ending names the format.
+        drop_invalid: leave out points that are not finite, as organised clouds mark empty pixels; ``meta`` then has
+            their number as ``"dropped_points"`` and a boolean tensor over the rows of the file, ``"kept_rows"``.
+            Otherwise such a file is refused.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the ending is not one of those above.
+        BadFileError: the file is truncated, empty, holds no points, or not finite ones.
+        ImportError: the library for the format is not installed; the message says how to get it.
+    """
+    path = Path(path)
+    if path.suffix.lower() in _MESH_LOADERS and path.suffix.lower() != ".ply":
+        raise ValueError(
+            f"{path}: a {path.suffix} file is a mesh without points of its own; "
+            "sample some with pc3d.data.read_points(path, num_points=...)"
+        )
+    readers = {name: reader for name, reader in _READERS.items() if name not in _MESH_LOADERS}
+    fields = read_fields(path, {".ply": read_ply_vertices, **readers})
+    return as_cloud(fields, path, drop_invalid, resolution=_MILLIMETRE)
+
+
+def read_fields(path: Path, readers: dict[str, Callable[..., Fields]], **options: Any) -> Fields:
+    """What the reader for the ending of a file gives; whatever goes wrong is told with the path.
+
+    Raises:
+        FileNotFoundError, ValueError, BadFileError, ImportError: see :func:`read_points`.
+    """
+    reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(f"{path}: no reader for {path.suffix!r} files; there are readers for {', '.join(_READERS)}")
+        raise ValueError(f"{path}: no reader for {path.suffix!r} files; there are readers for {', '.join(readers)}")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file")
     if path.stat().st_size == 0:
         raise BadFileError(path, "is empty")
     try:
-        fields = reader(path, num_points=num_points, seed=seed)
+        return reader(path, **options)
     except (BadFileError, MissingExtraError):
         raise
     except Exception as error:  # whatever a parser raises on a broken file, the user needs the path
         reason = str(error) or type(error).__name__
         raise BadFileError(path, f"cannot be read as {path.suffix.lower()[1:].upper()}: {reason}") from error
-    return _as_cloud(fields, path, drop_invalid)
 
 
-def _as_cloud(fields: Fields, path: Path, drop_invalid: bool) -> PointCloud:
+def as_cloud(fields: Fields, path: Path, drop_invalid: bool, resolution: float | None = None) -> PointCloud:
+    """The arrays of a file as a cloud, checked.
+
+    Args:
+        fields: what a reader gave.
+        path: the file.
+        drop_invalid: see :func:`read_points`.
+        resolution: what float32 must resolve, or coordinates are moved to ``meta["origin"]``; a ten-thousandth of the
+            extent when None.
+    """
     meta: dict[str, Any] = {"path": str(path), "id": path.stem}
     finite = np.asarray(np.isfinite(fields["xyz"]).all(axis=1))
     if not finite.all():
@@ -339,7 +334,7 @@ def _as_cloud(fields: Fields, path: Path, drop_invalid: bool) -> PointCloud:
                 path,
                 f"{int((~finite).sum())} of {len(finite)} points are not finite; drop_invalid=True leaves them out",
             )
-        meta["dropped_points"] = int((~finite).sum())
+        meta.update(dropped_points=int((~finite).sum()), kept_rows=torch.from_numpy(finite))
         fields = {name: values[finite] for name, values in fields.items()}
     xyz = np.asarray(fields["xyz"])
     if len(xyz) == 0:
@@ -349,9 +344,13 @@ def _as_cloud(fields: Fields, path: Path, drop_invalid: bool) -> PointCloud:
             raise BadFileError(path, f"{name} has shape {values.shape}, the coordinates have {xyz.shape}")
         if not np.isfinite(values).all():
             raise BadFileError(path, f"{name} has values that are not finite numbers")
-    extent = float((xyz.max(axis=0) - xyz.min(axis=0)).max())
-    if xyz.dtype == np.float64 and np.abs(xyz).max() * np.finfo(np.float32).eps > 1e-4 * extent > 0:
-        origin = np.floor(xyz.min(axis=0))
+    low, high = xyz.min(axis=0).astype(np.float64), xyz.max(axis=0).astype(np.float64)
+    if resolution is None:
+        # A file of float32 numbers has lost already what moving would keep.
+        resolution = 1e-4 * float((high - low).max()) if xyz.dtype == np.float64 else np.inf
+    step = max(np.abs(low).max(), np.abs(high).max()) * np.finfo(np.float32).eps
+    if step > resolution > 0:
+        origin = np.floor(low)
         xyz = xyz - origin
         meta["origin"] = tuple(float(value) for value in origin)
     tensors = {n: torch.from_numpy(np.ascontiguousarray(v, np.float32)) for n, v in {**fields, "xyz": xyz}.items()}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
-from pc3d.data.points import load_ply
+from pc3d.data.ply import load_ply, vertex_normals
 from pc3d.data.scene_labels import SCANNET20_IDS, SCANNET200_IDS
 
 Arrays = dict[str, NDArray[Any]]
@@ -55,19 +55,6 @@ def _train_id(ids: tuple[int, ...], number: str | None) -> int:
     # An empty cell is a category without a class.
     value = int(number) if number else 0
     return ids.index(value) if value in ids else NO_CLASS
-
-
-def vertex_normals(vertices: NDArray[np.float32], faces: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Unit normals ``(V, 3)``: the mean of those of the faces around, weighted by area; 0 where there are none."""
-    corners = vertices.astype(np.float64)[faces]
-    # The length of the cross product is twice the area of the triangle.
-    weighted = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    total = np.stack(
-        [np.bincount(faces.reshape(-1), np.repeat(weighted[:, axis], 3), minlength=len(vertices)) for axis in range(3)],
-        axis=1,
-    )
-    length = np.linalg.norm(total, axis=1, keepdims=True)
-    return np.asarray(np.divide(total, length, out=np.zeros_like(total), where=length > 0), np.float32)
 
 
 def read_scannet_scan(folder: Path | str, categories: dict[str, ScanNetCategory]) -> tuple[Arrays, list[str]]:

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from pc3d.data import S3DIS, S3DIS_CLASSES, SCANNET20, SCANNET200, BadFileError, ScanNet, Structured3D
+from pc3d.data.ply import vertex_normals
 from pc3d.data.raw_s3dis import read_s3dis_object, read_s3dis_room
-from pc3d.data.raw_scannet import read_scannet_categories, read_scannet_scan, vertex_normals
+from pc3d.data.raw_scannet import read_scannet_categories, read_scannet_scan
 from pc3d.data.raw_structured3d import find_structured3d_rooms, read_structured3d_room
 
 TOOLS = Path(__file__).parents[2] / "data_tools"

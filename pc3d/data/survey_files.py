@@ -1,0 +1,58 @@
+"""Files of laser surveys: LAS, LAZ and E57."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pc3d._extras import require
+from pc3d.data.dataset import BadFileError
+from pc3d.data.file_fields import Fields, colours
+
+_CHUNK = 1_000_000
+_CHANNELS = ("red", "green", "blue")
+
+
+def read_las(path: Path, **_: Any) -> Fields:
+    """The points of a LAS or LAZ file, float64, and their colours unless all are black (which means: none)."""
+    laspy = require("laspy", extra="io", purpose="LAS and LAZ files")
+    if path.suffix.lower() == ".laz":
+        require("lazrs", extra="io", purpose="LAZ files")
+    with laspy.open(path) as reader:
+        count = int(reader.header.point_count)
+        colored = set(_CHANNELS) <= set(reader.header.point_format.dimension_names)
+        xyz, rgb = np.empty((count, 3)), np.empty((count if colored else 0, 3), np.uint16)
+        read = 0
+        for points in reader.chunk_iterator(_CHUNK):
+            rows = slice(read, read + len(points))
+            for axis, (name, channel) in enumerate(zip("xyz", _CHANNELS, strict=True)):
+                xyz[rows, axis] = points[name]
+                if colored:
+                    rgb[rows, axis] = points[channel]
+            read += len(points)
+    if read != count:
+        raise BadFileError(path, f"holds {read} of the {count} points of its header")
+    return {"xyz": xyz, "rgb": colours(rgb)} if rgb.any() else {"xyz": xyz}
+
+
+def read_e57(path: Path, **_: Any) -> Fields:
+    """The valid points of all scans of an E57 file in their common frame, and colours where every scan has them."""
+    pye57 = require("pye57", extra="io", purpose="E57 files")
+    file = pye57.E57(str(path))
+    try:
+        scans = [file.read_scan(i, colors=True, ignore_missing_fields=True) for i in range(file.scan_count)]
+    finally:
+        file.close()
+    if not scans:
+        raise BadFileError(path, "holds no scans")
+
+    def columns(names: tuple[str, str, str]) -> Any:
+        return np.concatenate([np.stack([scan[name] for name in names], axis=1) for scan in scans])
+
+    fields: Fields = {"xyz": columns(("cartesianX", "cartesianY", "cartesianZ"))}
+    channels = ("colorRed", "colorGreen", "colorBlue")
+    if all(set(channels) <= set(scan) for scan in scans):
+        fields["rgb"] = colours(columns(channels))
+    return fields
