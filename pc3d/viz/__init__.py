@@ -3,12 +3,18 @@
 from pc3d.viz.colors import height_colors, shade
 from pc3d.viz.figures import ReconstructionRow, draw_points, reconstruction_figure
 from pc3d.viz.projection import project
+from pc3d.viz.scenes import class_colors, confusion_figure, label_colors, render_scene, scene_figure
 
 __all__ = [
     "ReconstructionRow",
+    "class_colors",
+    "confusion_figure",
     "draw_points",
     "height_colors",
+    "label_colors",
     "project",
     "reconstruction_figure",
+    "render_scene",
+    "scene_figure",
     "shade",
 ]

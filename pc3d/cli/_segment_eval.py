@@ -1,0 +1,133 @@
+"""``pc3d segment eval``: score a trained segmentation on labelled scenes."""
+
+from __future__ import annotations
+
+import json as json_format
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pc3d.cli._parser import nearest, run_verb
+
+if TYPE_CHECKING:
+    from pc3d.data import PointDataset
+
+_SETS = ("rooms", "scannet", "scannet200", "s3dis", "structured3d")
+
+
+def evaluate(
+    run: str,
+    data: str = "run",
+    root: str | None = None,
+    split: str | None = None,
+    voting: Literal["none", "scannet", "s3dis", "structured3d"] = "none",
+    single_pass: bool = False,
+    max_points: int = 400_000,
+    context: float = 2.0,
+    device: str = "cpu",
+    output: str | None = None,
+    overwrite: bool = False,
+    json: bool = False,
+) -> None:
+    """Score a trained segmentation: mIoU, mAcc, allAcc, a table of the classes, the confusion matrix.
+
+    Writes DATA_SPLIT.json and the confusion matrix as DATA_SPLIT.png into the folder eval/ of the run.
+
+    Args:
+        run: Run folder of pc3d segment train.
+        data: 'run' takes the test set of the run's configuration; or rooms, scannet, scannet200, s3dis, structured3d.
+        root: Folder of that data set; rooms has a small form inside the package.
+        split: Split; null takes test (rooms, s3dis, structured3d) or val (scannet, whose test labels are not public).
+        voting: Sum predictions over the published views, with quarter turns (scannet), scales and flips (s3dis).
+        single_pass: One forward pass for all points, in place of fragments with one point per voxel.
+        max_points: Most points in one forward pass; larger scenes are cut into blocks.
+        context: Metres around a block that the network sees.
+        device: Where to compute, such as cpu or cuda.
+        output: Folder for the results, in place of eval/ of the run.
+        overwrite: Replace earlier results.
+        json: Print the result as JSON.
+    """
+    from pc3d.tasks import evaluate_scenes, load_segmenter
+
+    model = load_segmenter(run)
+    dataset, name = _of_run(Path(run), split) if data == "run" else _named(data, root, split)
+    folder = Path(output) if output is not None else Path(run) / "eval"
+    suffix = "" if voting == "none" else f"_{voting}_voting"
+    files = [folder / f"{name}{suffix}.{ending}" for ending in ("json", "png")]
+    taken = [str(file) for file in files if file.exists()]
+    if taken and not overwrite:
+        raise FileExistsError(f"{taken[0]} exists: add --overwrite to replace it, or give another --output")
+    options: dict[str, Any] = {
+        "voting": voting,
+        "use_fragments": not single_pass,
+        "max_points": max_points,
+        "context": context,
+    }
+    matrix = evaluate_scenes(model, dataset, progress=True, device=device, **options)
+    scores = matrix.scores(model.classes)
+    result = {"run": str(run), "data": name, "num_scenes": len(dataset), **options, **scores.to_dict()}
+    folder.mkdir(parents=True, exist_ok=True)
+    files[0].write_text(json_format.dumps(result, indent=2) + "\n", encoding="utf-8")
+    drawn = _draw(scores, files[1], f"{name}: mIoU {100 * scores.miou:.1f} %")
+    print(json_format.dumps(result, indent=2) if json else f"{scores}\n\nwritten: {files[0]}{drawn}")
+
+
+def _draw(scores: Any, path: Path, title: str) -> str:
+    """Draws the confusion matrix; says where it is, or why not."""
+    import numpy as np
+
+    from pc3d._extras import MissingExtraError
+    from pc3d.viz import confusion_figure
+
+    try:
+        confusion_figure(np.array(scores.confusion), scores.classes, title=title).savefig(path)
+    except MissingExtraError as missing:
+        return f"; no picture: {missing}"
+    return f", {path}"
+
+
+def _of_run(run: Path, split: str | None) -> tuple[PointDataset, str]:
+    import jsonargparse
+    import yaml
+
+    from pc3d.data import PointDataset
+
+    if split is not None:
+        raise ValueError(f"split: {split!r} goes with --data; data 'run' takes the test set of the configuration")
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: say what to judge the model on with --data and --root")
+    test = yaml.safe_load(path.read_text(encoding="utf-8")).get("data", {}).get("test")
+    if not test:
+        raise ValueError(f"{path} has no data.test: say what to judge the model on with --data and --root")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(PointDataset, "test", required=True)
+    dataset: PointDataset = parser.instantiate(parser.parse_object({"test": test})).test
+    return dataset, f"{test['class_path'].rpartition('.')[2].lower()}_test"
+
+
+def _named(data: str, root: str | None, split: str | None) -> tuple[PointDataset, str]:
+    from pc3d import data as sets
+
+    if data not in _SETS:
+        raise ValueError(f"data: {data!r} is none of run, {', '.join(_SETS)}{nearest(data, ['run', *_SETS])}")
+    split = split or ("val" if data.startswith("scannet") else "test")
+    if data == "rooms":
+        return sets.Rooms(split, root), f"rooms_{split}"
+    if root is None:
+        raise ValueError(f"root: where is {data}? give the folder that holds it with --root")
+    if data == "s3dis":
+        if split not in ("train", "test"):
+            raise ValueError(f"split of s3dis must be 'train' or 'test' (Area 5), got {split!r}")
+        return sets.S3DIS(root, "test" if split == "test" else "train"), f"s3dis_{split}"
+    if data == "structured3d":
+        return sets.Structured3D(root, split), f"structured3d_{split}"
+    return sets.ScanNet(root, split, classes=200 if data == "scannet200" else 20), f"{data}_{split}"
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run the verb; the run folder may stand first, without its option."""
+    arguments = list(argv)
+    if arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--run")
+    return run_verb("segment eval", evaluate, arguments)

@@ -1,0 +1,120 @@
+"""``pc3d segment predict``: name the class of every point of scene files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pc3d.cli._parser import parser_class
+
+if TYPE_CHECKING:
+    from pc3d.data import PointCloud
+    from pc3d.tasks import SceneLabels, SceneSegmenter
+
+_DESCRIPTION = """Name the class of every point of scene files.
+
+Any PLY, PCD, LAS, LAZ, E57, XYZ, NPY or NPZ file of points in metres, z up, with or without colours and normals. For
+each NAME.* the output folder receives NAME.ply (the points in the colours of their classes, with label and confidence),
+NAME.npz (label, confidence, classes, class_colors, in the order of the file) and NAME.png (a picture)."""
+
+
+def build_parser() -> Any:
+    """The parser of the verb."""
+    parser = parser_class()(prog="pc3d segment predict", description=_DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("run", type=str, help="Run folder of pc3d segment train.")
+    parser.add_argument("scenes", type=str, nargs="+", help="Scene files.")
+    parser.add_argument("--output", type=str, required=True, help="Folder for the results.")
+    parser.add_argument("--scale", type=float, default=1.0, help="Metres of one unit of the files; 0.001 for mm.")
+    parser.add_argument(
+        "--voting",
+        choices=["none", "scannet", "s3dis", "structured3d"],
+        default="none",
+        help="Sum predictions over the published views: quarter turns (scannet), scales and flips (s3dis).",
+    )
+    parser.add_argument(
+        "--fragments",
+        action="store_true",
+        help="Give each point of a voxel its own forward pass, as benchmarks do; slow on dense scans.",
+    )
+    parser.add_argument("--max_points", type=int, default=400_000, help="Most points in one forward pass.")
+    parser.add_argument("--context", type=float, default=2.0, help="Metres around a block that the network sees.")
+    parser.add_argument("--device", type=str, default="cpu", help="Where to compute, such as cpu or cuda.")
+    parser.add_argument("--drop_invalid", action="store_true", help="Leave out points that are not finite numbers.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace earlier results.")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run the verb."""
+    from pc3d.data import read_scene
+    from pc3d.tasks import load_segmenter, segment_scene, with_fields
+
+    options = build_parser().parse_args(list(argv))
+    output = Path(options.output)
+    if not options.scale > 0:
+        raise ValueError(f"scale must be positive, got {options.scale}")
+    scenes = [Path(scene) for scene in options.scenes]
+    _check_files(scenes, output, options.overwrite)
+    model = load_segmenter(options.run)
+    output.mkdir(parents=True, exist_ok=True)
+    for path in scenes:
+        read = read_scene(path, drop_invalid=options.drop_invalid)
+        cloud, notes = with_fields(read.replace(xyz=read.xyz * options.scale), model.fields)
+        print(f"{path}: {len(cloud):,} points", flush=True)
+        for note in notes:
+            print(f"  {note}")
+        labels = segment_scene(
+            model,
+            cloud,
+            voting=options.voting,
+            use_fragments=options.fragments,
+            max_points=options.max_points,
+            context=options.context,
+            device=options.device,
+            progress=True,
+        )
+        _write(output / path.stem, read, labels, model)
+    return None
+
+
+def _check_files(scenes: list[Path], output: Path, overwrite: bool) -> None:
+    """Refuses, before any work, files that are not there or results that would replace others."""
+    absent = [path for path in scenes if not path.is_file()]
+    if absent:
+        raise FileNotFoundError(f"{absent[0]} does not exist or is not a file")
+    stems = [path.stem for path in scenes]
+    twice = [stem for stem in stems if stems.count(stem) > 1]
+    if twice:
+        raise ValueError(f"two scenes are called {twice[0]!r}, their results would have one name: give one at a time")
+    for stem in stems:
+        for ending in (".ply", ".npz", ".png"):
+            target = output / (stem + ending)
+            if any(target.resolve() == path.resolve() for path in scenes):
+                raise ValueError(f"{target} is an input, and a result would have its place: choose another --output")
+            if target.exists() and not overwrite:
+                raise FileExistsError(f"{target} exists: add --overwrite to replace it, or choose another --output")
+
+
+def _write(stem: Path, cloud: PointCloud, labels: SceneLabels, model: SceneSegmenter) -> None:
+    """The three files of a scene, and a line on each."""
+    from pc3d._extras import MissingExtraError
+    from pc3d.tasks.scene_files import write_labelled_ply, write_labels_npz
+    from pc3d.viz import class_colors, scene_figure
+
+    colors = class_colors(len(model.classes))
+    targets = [stem.with_name(stem.name + ending) for ending in (".ply", ".npz", ".png")]
+    write_labelled_ply(targets[0], cloud, labels, colors, model.classes)
+    write_labels_npz(targets[1], cloud, labels, colors, model.classes)
+    counts = labels.label.bincount(minlength=len(model.classes))
+    common = counts.argsort(descending=True)[:5].tolist()
+    shares = [f"{model.classes[k]} {100 * int(counts[k]) / len(cloud):.0f} %" for k in common if counts[k] > 0]
+    print(f"  {', '.join(shares)}")
+    try:
+        rgb = None if cloud.rgb is None else cloud.rgb.numpy()
+        figure = scene_figure(cloud.xyz.numpy(), labels.label.numpy(), model.classes, rgb=rgb, title=stem.name)
+        figure.savefig(targets[2])
+    except MissingExtraError as missing:
+        print(f"  no picture: {missing}")
+        targets.pop()
+    print(f"  written: {', '.join(str(target) for target in targets)}", flush=True)

@@ -1,0 +1,171 @@
+"""What the verbs that train have in common: shipped configurations, run folders, and resuming the same run only."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pc3d.cli._parser import nearest, parser_class
+
+_CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def training_parser(verb: str, folder: str, description: str) -> Any:
+    """A parser with the options of a run: configuration, folder, resuming, seed, checkpoints.
+
+    Args:
+        verb: as typed after ``pc3d``.
+        folder: of the configurations that ship for it.
+        description: printed by ``--help``.
+    """
+    parser = parser_class()(prog=f"pc3d {verb}", description=description, allow_abbrev=False)
+    parser.add_argument(
+        "--config",
+        action="config",
+        help=f"YAML file, or one of: {', '.join(shipped_configs(folder))}; later options override it.",
+    )
+    parser.add_argument("--output", type=str, required=True, help="Run folder.")
+    parser.add_argument("--resume", action="store_true", help="Go on from last.ckpt of the run folder.")
+    parser.add_argument("--overwrite", action="store_true", help="Remove an earlier run from the run folder.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of weights, batches and all random draws.")
+    parser.add_argument(
+        "--every_n_steps", type=int | None, default=None, help="Write last.ckpt also within epochs, this often."
+    )
+    parser.add_argument(
+        "--keep_epochs", type=list[int], default=[], help="Finished epochs whose checkpoint is kept as epoch_N.ckpt."
+    )
+    return parser
+
+
+def add_trainer(parser: Any) -> None:
+    """The options of Lightning's trainer, without those that the run folder decides."""
+    import pytorch_lightning as pl
+
+    own = {"default_root_dir", "logger", "enable_checkpointing"}
+    parser.add_class_arguments(pl.Trainer, "trainer", instantiate=False, skip=own)
+
+
+def shipped_configs(folder: str) -> list[str]:
+    """Names of the configurations that ship with pc3d in a folder."""
+    return sorted(path.stem for path in (_CONFIGS / folder).glob("*.yaml"))
+
+
+def train(parser: Any, argv: Sequence[str], check: Callable[[Any], None] = lambda objects: None) -> Any:
+    """Train as the options say, and return the trainer and the run folder.
+
+    Args:
+        parser: made by :func:`training_parser`, with ``model``, ``data`` and ``trainer``.
+        argv: from :func:`with_config`.
+        check: refuses what was built before anything is written.
+    """
+    import pytorch_lightning as pl
+
+    from pc3d.methods import RunFolder, is_first_process, pretrain
+
+    options = parser.parse_args(list(argv))
+    folder = RunFolder(options.output)
+    resolved = dump(parser, options)
+    if options.resume and folder.config.exists():
+        _check_unchanged(resolved, folder.config)
+    if is_first_process():
+        folder.check(resume=options.resume, overwrite=options.overwrite)
+    # Weights are drawn from PyTorch's default generator, so the seed comes before the model.
+    pl.seed_everything(options.seed, workers=True, verbose=False)
+    objects = _instantiate(parser, options)
+    check(objects)
+    trainer = pretrain(
+        objects.model,
+        objects.data,
+        options.output,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        every_n_steps=options.every_n_steps,
+        keep_epochs=options.keep_epochs,
+        config=resolved,
+        **objects.trainer.as_dict(),
+    )
+    return trainer, folder
+
+
+def _instantiate(parser: Any, options: Any) -> Any:
+    try:
+        return parser.instantiate(options)
+    except ValueError as error:
+        # The parser wraps what a constructor says. That data is missing, and where to get it, is better said alone.
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
+        raise
+
+
+def with_config(argv: Sequence[str], folder: str) -> list[str]:
+    """The arguments, with names of shipped configurations turned into paths and a resumed run's own put in front."""
+    argv = list(argv)
+    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    look.add_argument("--config")
+    look.add_argument("--output")
+    look.add_argument("--resume", action="store_true")
+    known, _ = look.parse_known_args(argv)
+    if known.config is None:
+        stored = Path(known.output or "", "config.yaml")
+        return ["--config", str(stored), *argv] if known.resume and known.output and stored.is_file() else argv
+    if Path(known.config).is_file():
+        return argv
+    names = shipped_configs(folder)
+    if known.config not in names:
+        hint = nearest(known.config, names) or f" (there are: {', '.join(names)})"
+        raise FileNotFoundError(
+            f"--config: there is no file {known.config}, and no configuration of that name ships with pc3d{hint}"
+        )
+    path = str(_CONFIGS / folder / f"{known.config}.yaml")
+    swap = {known.config: path, f"--config={known.config}": f"--config={path}"}
+    return [swap.get(argument, argument) for argument in argv]
+
+
+def config_of(argv: Sequence[str]) -> dict[str, Any]:
+    """The configuration file that arguments from :func:`with_config` name; empty where there is none."""
+    import yaml
+
+    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    look.add_argument("--config")
+    path = look.parse_known_args(list(argv))[0].config
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else None
+    return content if isinstance(content, dict) else {}
+
+
+def dump(parser: Any, options: Any) -> str:
+    """What the run folder keeps: everything that makes up the run, not where it goes or how it was started."""
+    kept = options.clone()
+    for name in ("config", "output", "resume", "overwrite"):
+        kept.pop(name, None)
+    text: str = parser.dump(kept, skip_link_targets=True, skip_unset=True, skip_validation=True)
+    return text
+
+
+def changed_sections(resolved: str, stored: Path) -> list[str]:
+    """Which of model, data and seed differ from a stored configuration, and so would make it another run.
+
+    Trainer options (devices, epochs, ...) may change, and so may how batches are prepared: no result depends on it.
+    """
+    import yaml
+
+    now, before = yaml.safe_load(resolved), yaml.safe_load(stored.read_text(encoding="utf-8"))
+    return [name for name in ("model", "data", "seed") if _what_matters(now, name) != _what_matters(before, name)]
+
+
+def _what_matters(config: Any, name: str) -> Any:
+    section = config.get(name) if isinstance(config, dict) else None
+    if name != "data" or not isinstance(section, dict):
+        return section
+    return {key: value for key, value in section.items() if key not in ("num_workers", "pin_memory")}
+
+
+def _check_unchanged(resolved: str, stored: Path) -> None:
+    """Refuses to resume what would be another run."""
+    changed = changed_sections(resolved, stored)
+    if changed:
+        raise ValueError(
+            f"cannot resume with another {' and '.join(changed)} than {stored} has: leave out --config and the "
+            "options that change it, or start a new run in another folder"
+        )

@@ -1,0 +1,122 @@
+"""``pc3d segment``: train a semantic segmentation of scenes, judge it, and apply it to files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from pc3d.cli import _training
+from pc3d.cli._parser import OK, USAGE, nearest
+
+_VERBS = {
+    "train": "train a backbone and a head on labelled scenes, from a configuration file",
+    "eval": "score a trained model on a data set: mIoU, per-class table, confusion matrix",
+    "predict": "name the class of every point of scene files",
+}
+_DESCRIPTION = """Train a semantic segmentation of scenes.
+
+Everything is one configuration: a YAML file (--config, a path or the name of one that ships with pc3d), any field of
+which an option overrides, as in --trainer.max_epochs 10 or --model.encoder runs/pretrained. The run folder (--output)
+receives the resolved configuration, last.ckpt, metrics.csv, TensorBoard files, and in the end the model: encoder/,
+which load_encoder reads, and head/. A run that was interrupted goes on with:
+pc3d segment train --output FOLDER --resume
+
+Shorthands: --label_fraction, --labelled_points and --scene_fraction for those of --data, --encoder, --skip and --freeze
+for those of --model."""
+_SHORTHANDS = {
+    **{f"--{name}": f"--data.{name}" for name in ("label_fraction", "labelled_points", "scene_fraction")},
+    **{f"--{name}": f"--model.{name}" for name in ("encoder", "skip", "freeze")},
+}
+
+
+def _help() -> str:
+    width = max(map(len, _VERBS))
+    lines = [f"  {verb:<{width}}  {summary}" for verb, summary in _VERBS.items()]
+    return "\n".join(
+        [
+            "usage: pc3d segment VERB [options]",
+            "",
+            "Semantic segmentation of scenes.",
+            "",
+            "verbs:",
+            *lines,
+            "",
+            "pc3d segment VERB --help lists the options of a verb.",
+        ]
+    )
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run the verb."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return OK if argv else USAGE
+    verb, *rest = argv
+    if verb == "train":
+        return train(rest)
+    if verb == "eval":
+        from pc3d.cli._segment_eval import main as judge
+
+        return judge(rest)
+    if verb == "predict":
+        from pc3d.cli._segment_predict import main as predict
+
+        return predict(rest)
+    print(f"error: unknown verb {verb!r} of pc3d segment{nearest(verb, _VERBS)}\n\n{_help()}", file=sys.stderr)
+    return USAGE
+
+
+def build_parser() -> Any:
+    """The parser of ``train``."""
+    from pc3d.data import SceneDataModule
+    from pc3d.tasks import SemanticSegmentation
+
+    parser = _training.training_parser("segment train", "segment", _DESCRIPTION)
+    parser.add_class_arguments(SemanticSegmentation, "model")
+    parser.add_class_arguments(SceneDataModule, "data")
+    _training.add_trainer(parser)
+    parser.link_arguments("seed", "model.seed")
+    parser.link_arguments("seed", "data.seed")
+    # The data set says which classes there are.
+    parser.link_arguments("data", "model.num_classes", compute_fn=_number_of_classes, apply_on="instantiate")
+    parser.link_arguments("data", "model.class_names", compute_fn=_names_of_classes, apply_on="instantiate")
+    return parser
+
+
+def train(argv: Sequence[str]) -> int | None:
+    """Run ``pc3d segment train``."""
+    arguments = _training.with_config([_in_full(argument) for argument in argv], "segment")
+    trainer, folder = _training.train(build_parser(), arguments, _check_backbone)
+    if trainer.is_global_zero:
+        scores = {
+            name.partition("/")[2]: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("validation/")
+        }
+        if scores:
+            print("validation: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        print(f"model written to {folder.path} (encoder/ and head/); judge it with: pc3d segment eval {folder.path}")
+    return None
+
+
+def _in_full(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return _SHORTHANDS.get(name, name) + equals + value
+
+
+def _check_backbone(objects: Any) -> None:
+    """Refuses a backbone that could not be written at the end of the run."""
+    from pc3d.models.hub import ENCODERS
+
+    name = type(objects.model.encoder).__name__
+    if name not in ENCODERS:
+        raise ValueError(f"model.backbone must be one of {', '.join(ENCODERS)}, whose weights can be kept; got {name}")
+
+
+def _number_of_classes(data: Any) -> int:
+    return len(data.classes)
+
+
+def _names_of_classes(data: Any) -> list[str]:
+    return list(data.classes)

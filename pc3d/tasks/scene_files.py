@@ -1,0 +1,84 @@
+"""Predictions on disk: a coloured PLY file that any viewer opens, and an NPZ file for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pc3d.data.types import PointCloud
+from pc3d.tasks.scene_inference import SceneLabels
+
+
+def write_labelled_ply(
+    path: Path, cloud: PointCloud, labels: SceneLabels, colors: NDArray[np.floating], classes: Sequence[str]
+) -> None:
+    """Write a scene as a binary PLY file: ``x y z``, the class's colour, ``label`` and ``confidence`` of each point.
+
+    Coordinates are those of the file that the scene came from: float64 where an origin was taken off to read it. The
+    names of the classes are comments in the header.
+
+    Args:
+        path: the file, replaced if it exists.
+        cloud: the scene.
+        labels: of its points.
+        colors: ``(K, 3)`` in [0, 1], of the classes.
+        classes: their K names.
+    """
+    origin = cloud.meta.get("origin")
+    xyz = cloud.xyz.cpu().numpy()
+    if origin is not None:
+        xyz = xyz.astype(np.float64) + np.asarray(origin)
+    number = "f8" if origin is not None else "f4"
+    columns = [(axis, f"<{number}") for axis in "xyz"] + [(name, "u1") for name in ("red", "green", "blue")]
+    rows = np.empty(len(xyz), dtype=[*columns, ("label", "<i4"), ("confidence", "<f4")])
+    label = labels.label.cpu().numpy()
+    shade = np.round(255 * np.asarray(colors)).astype(np.uint8)[label]
+    for index, axis in enumerate("xyz"):
+        rows[axis] = xyz[:, index]
+    for index, name in enumerate(("red", "green", "blue")):
+        rows[name] = shade[:, index]
+    rows["label"], rows["confidence"] = label, labels.confidence.cpu().numpy()
+    kinds = {"f4": "float", "f8": "double", "u1": "uchar", "i4": "int"}
+    names = rows.dtype.names or ()
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        *(f"comment class {k} {name}" for k, name in enumerate(classes)),
+        f"element vertex {len(rows)}",
+        *(f"property {kinds[rows.dtype[name].str.lstrip('<|')]} {name}" for name in names),
+        "end_header",
+    ]
+    with open(path, "wb") as file:
+        file.write(("\n".join(header) + "\n").encode())
+        rows.tofile(file)
+
+
+def write_labels_npz(
+    path: Path, cloud: PointCloud, labels: SceneLabels, colors: NDArray[np.floating], classes: Sequence[str]
+) -> None:
+    """Write labels in the order of the file's points: ``label`` int16, ``confidence``, ``classes``, ``class_colors``.
+
+    Points that were left out when the file was read (``meta["kept_rows"]``) have label -1 and confidence 0.
+
+    Args:
+        path: the file, replaced if it exists.
+        cloud: the scene.
+        labels: of its points.
+        colors: ``(K, 3)`` in [0, 1], of the classes.
+        classes: their K names.
+    """
+    kept = cloud.meta.get("kept_rows")
+    rows = np.arange(len(cloud)) if kept is None else np.flatnonzero(np.asarray(kept))
+    total = len(cloud) if kept is None else len(kept)
+    label, confidence = np.full(total, -1, dtype=np.int16), np.zeros(total, dtype=np.float32)
+    label[rows], confidence[rows] = labels.label.cpu().numpy(), labels.confidence.cpu().numpy()
+    np.savez_compressed(
+        path,
+        label=label,
+        confidence=confidence,
+        classes=np.array(classes),
+        class_colors=np.asarray(colors, dtype=np.float32),
+    )
