@@ -150,7 +150,10 @@ def _locate(path_or_hub_id: str | os.PathLike[str], revision: str | None) -> tup
 
 def _hint_for_file(path: Path) -> str:
     if path.suffix in (".pth", ".pt"):
-        return "an official checkpoint of the Point-MAE family is read by pc3d.models.load_official_encoder"
+        return (
+            "an official checkpoint of the Point-MAE family is read by pc3d.models.load_official_encoder, one of "
+            "Swin3D by load_official_swin3d"
+        )
     return "a .ckpt file belongs to a run: its finished encoder is in encoder/ beside it"
 
 

@@ -78,7 +78,8 @@ def load_official_swin3d(
 ) -> tuple[Swin3D, SegmentationHead | None, SwinReport]:
     """Build the network that an official checkpoint was trained in, in evaluation mode, on the CPU.
 
-    Widths, depths, heads, windows, signals and decoder are read off the tensors.
+    Widths, depths, heads, windows, signals and decoder are read off the tensors. ``save_encoder(model, folder)`` then
+    makes of it what ``load_encoder`` and the commands of pc3d take.
 
     Args:
         path: the file.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from pc3d.data import PointBatch, PointCloud, Rooms, collate
 from pc3d.models import PointViT, SparseUNet, load_encoder, save_encoder
@@ -87,6 +88,30 @@ def test_all_parameters_learn_and_training_draws_points(clouds: list[PointCloud]
     assert not torch.equal(first, model.point_features(batch))
     torch.manual_seed(0)
     assert torch.equal(small().train().point_features(batch), small().train().point_features(batch))
+
+
+def test_gradients_are_the_differences_of_the_loss(clouds: list[PointCloud]) -> None:
+    """Along one random direction through all parameters, in float64, by steps too short to meet a kink."""
+    model, batch = small().double().eval(), collate([cloud.select((cloud.xyz < 0.7).all(1)) for cloud in clouds[:2]])
+    for name, value in model.named_parameters():
+        if name.endswith("norm.bias"):
+            torch.nn.init.normal_(value, std=0.3)  # or absent neighbours are exactly at the kink of the ReLU
+    weight = torch.randn(len(batch.xyz), model.feature_dim, dtype=torch.float64)
+    parameters = list(model.parameters())
+
+    def loss() -> Tensor:
+        return (model.point_features(batch) * weight).sum()
+
+    slopes = torch.autograd.grad(loss(), parameters)
+    direction = [torch.randn_like(p) for p in parameters]
+    wanted = sum(float((g * d).sum()) for g, d in zip(slopes, direction, strict=True))
+    ends = []
+    with torch.no_grad():
+        for step in (1e-8, -2e-8):
+            for parameter, towards in zip(parameters, direction, strict=True):
+                parameter += step * towards
+            ends.append(float(loss()))
+    assert (ends[0] - ends[1]) / 2e-8 == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_step_fits_a_room_better(clouds: list[PointCloud]) -> None:

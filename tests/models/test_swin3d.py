@@ -338,6 +338,27 @@ def test_checkpointing_keeps_less_for_the_backward_pass(clouds: list[PointCloud]
     assert kept(True) < 0.5 * kept(False)
 
 
+def test_gradients_are_the_differences_of_the_loss(clouds: list[PointCloud]) -> None:
+    """Along one random direction through all parameters, in float64, by steps too short to meet a kink."""
+    model, batch = small().double().eval(), collate([cloud.select((cloud.xyz < 0.7).all(1)) for cloud in clouds[:2]])
+    weight = torch.randn(len(batch.xyz), model.feature_dim, dtype=torch.float64)
+    parameters = list(model.parameters())
+
+    def loss() -> Tensor:
+        return (model.point_features(batch) * weight).sum()
+
+    slopes = torch.autograd.grad(loss(), parameters)
+    direction = [torch.randn_like(p) for p in parameters]
+    wanted = sum(float((g * d).sum()) for g, d in zip(slopes, direction, strict=True))
+    ends = []
+    with torch.no_grad():
+        for step in (1e-8, -2e-8):
+            for parameter, towards in zip(parameters, direction, strict=True):
+                parameter += step * towards
+            ends.append(float(loss()))
+    assert (ends[0] - ends[1]) / 2e-8 == pytest.approx(wanted, rel=1e-4)
+
+
 def test_drop_path_leaves_out_voxels_not_scenes(clouds: list[PointCloud]) -> None:
     torch.manual_seed(0)
     block = SwinBlock(16, 2, 3, "xyz", drop_path=0.5).train()
