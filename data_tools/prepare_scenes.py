@@ -1,7 +1,7 @@
 """Prepare a raw scene benchmark for pc3d: a folder per scene with coord.npy, color.npy, ... (Pointcept's layout).
 
     python data_tools/prepare_scenes.py scannet ROOT OUT --labels scannetv2-labels.combined.tsv [--workers 4]
-    python data_tools/prepare_scenes.py s3dis ROOT OUT
+    python data_tools/prepare_scenes.py s3dis ROOT OUT [--align]
     python data_tools/prepare_scenes.py structured3d ROOT OUT [--depth z|range] [--up world|mirrored]
 
 ROOT is where the download lies: for scannet any folder above the scans' own (``scans/sceneSSSS_TT``), for s3dis the
@@ -172,7 +172,8 @@ def scannet_jobs(given: argparse.Namespace) -> list[Job]:
 
 def s3dis_jobs(given: argparse.Namespace) -> list[Job]:
     rooms = sorted({path.parent for path in given.root.rglob("Area_[1-6]/*/Annotations")})
-    jobs = [Job(f"{room.parent.name}/{room.name}", partial(read_s3dis_room, room)) for room in rooms]
+    read = partial(read_s3dis_room, align=given.align)
+    jobs = [Job(f"{room.parent.name}/{room.name}", partial(read, room)) for room in rooms]
     return jobs or missing("S3DIS rooms", given.root / "Area_1" / "ROOM" / "Annotations", given.root, S3DIS)
 
 
@@ -199,7 +200,9 @@ def run(given: argparse.Namespace) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         sys.exit(f"{given.root} holds {twice} more than once: name the folder of one copy")
-    options = {"kind": given.kind, "root": str(given.root)}
+    options: dict[str, Any] = {"kind": given.kind, "root": str(given.root)}
+    if given.kind == "s3dis":
+        options.update(align=given.align)
     if given.kind == "structured3d":
         options.update(depth=given.depth, up=given.up)
     output = Output(given.out, options)
@@ -225,6 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--labels", type=Path, help="scannet: scannetv2-labels.combined.tsv")
     parser.add_argument("--other-split", help="scannet: split of scans that are not official ones (default: refuse)")
+    parser.add_argument("--align", action="store_true", help="s3dis, unaligned version: turn walls along the axes")
     parser.add_argument(
         "--depth", choices=["z", "range"], default="z", help="structured3d: what perspective depth means (default: z)"
     )

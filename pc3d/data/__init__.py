@@ -21,7 +21,7 @@ from pc3d.data.dataset import (
 )
 from pc3d.data.fewshot import FewShotEpisode, few_shot_episodes, load_few_shot_pickle
 from pc3d.data.files import FileDataset, FolderDataset
-from pc3d.data.frames import Frame
+from pc3d.data.frames import Frame, FrameFolder
 from pc3d.data.limited_labels import LimitedLabels
 from pc3d.data.loader import EpochSampler, PointLoader, sample_generator
 from pc3d.data.mixing import SceneCollate, mix3d
@@ -92,6 +92,7 @@ __all__ = [
     "FirstPoints",
     "FolderDataset",
     "Frame",
+    "FrameFolder",
     "GridSample",
     "Household",
     "IsotropicScaleShift",

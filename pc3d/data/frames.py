@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pc3d._extras import require
+from pc3d.data.dataset import BadFileError
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,84 @@ def decode_picture(data: bytes, palette_index: bool = False) -> NDArray[Any]:
     image = require("PIL.Image", extra="io", purpose="pictures").open(io.BytesIO(data))
     kept = ("L", "I", "I;16", "I;16B", *(["P"] if palette_index else []))
     return np.asarray(image if image.mode in kept else image.convert("RGB"))
+
+
+class FrameFolder:
+    """The frames of a scan as ScanNet's exporter writes them: ``FrameFolder(path)[i]`` is a :class:`Frame`.
+
+    The folder holds ``color/N.jpg`` (or ``.png``), ``depth/N.png`` (millimetres), ``pose/N.txt`` (4 x 4, camera to
+    scene) and ``intrinsic/intrinsic_color.txt`` and ``intrinsic_depth.txt``. Frames are ordered by their number, which
+    need not be consecutive; pictures are decoded when they are asked for.
+
+    Attributes:
+        numbers: the number of each frame.
+
+    Args:
+        path: the folder.
+        depth_shift: stored depth of one metre.
+
+    Raises:
+        FileNotFoundError: the folder has no poses, or a frame or the intrinsics lack a file.
+        BadFileError: (also when a frame is asked for) a file cannot be used.
+    """
+
+    def __init__(self, path: Path | str, *, depth_shift: float = 1000.0) -> None:
+        if not depth_shift > 0:
+            raise ValueError(f"depth_shift must be positive, got {depth_shift}")
+        self.path, self.depth_shift = Path(path), float(depth_shift)
+        kinds = ("color", "depth", "pose")
+        files = {kind: {file.stem: file for file in self.path.glob(f"{kind}/*")} for kind in kinds}
+        self.numbers = sorted(int(stem) for stem in files["pose"] if stem.isdecimal())
+        if not self.numbers:
+            raise FileNotFoundError(f"{self.path / 'pose'} holds no files like 0.txt: export the scan's frames first")
+        missing = [f"{kind}/{n}.*" for n in self.numbers for kind in kinds if str(n) not in files[kind]]
+        if missing:
+            raise FileNotFoundError(
+                f"{self.path} has poses without pictures: {len(missing)} missing, first {missing[0]}"
+            )
+        self._files = [tuple(files[kind][str(n)] for kind in kinds) for n in self.numbers]
+        matrices = [_read_matrix(self.path / "intrinsic" / f"intrinsic_{kind}.txt") for kind in ("color", "depth")]
+        self.color_intrinsic, self.depth_intrinsic = (matrix[:3, :3] for matrix in matrices)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Frame:
+        """Decode one frame.
+
+        Raises:
+            IndexError: there is no such frame.
+            BadFileError: a file of it cannot be decoded.
+            ImportError: Pillow is not installed.
+        """
+        color, depth, pose = self._files[index]
+        return Frame(
+            color=_read_picture(color, 3),
+            depth=(_read_picture(depth, 2) / self.depth_shift).astype(np.float32),
+            pose=_read_matrix(pose),
+            intrinsic=self.color_intrinsic,
+            intrinsic_depth=self.depth_intrinsic,
+        )
+
+
+def _read_picture(path: Path, dimensions: int) -> NDArray[Any]:
+    try:
+        picture = decode_picture(path.read_bytes())
+    except OSError as error:
+        raise BadFileError(path, f"cannot be decoded ({error})") from error
+    if picture.ndim != dimensions:
+        raise BadFileError(path, f"has the shape {picture.shape}: not a picture of this kind")
+    return picture
+
+
+def _read_matrix(path: Path) -> NDArray[np.float64]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        # float() knows "-inf", which stands where tracking was lost.
+        matrix = np.array([float(word) for word in path.read_text(encoding="utf-8").split()])
+    except ValueError as error:
+        raise BadFileError(path, f"must hold numbers ({error})") from error
+    if matrix.size != 16:
+        raise BadFileError(path, f"must hold a 4 x 4 matrix, has {matrix.size} numbers")
+    return matrix.reshape(4, 4)

@@ -15,18 +15,23 @@ from pc3d.data.scene_labels import S3DIS_CLASSES
 _STRANGE = re.compile(rb"[^0-9eE+\-. \t]+")
 
 
-def read_s3dis_room(folder: Path | str) -> tuple[dict[str, NDArray[Any]], list[str]]:
+def read_s3dis_room(folder: Path | str, *, align: bool = False) -> tuple[dict[str, NDArray[Any]], list[str]]:
     """A room as ``coord``, ``color``, ``segment`` and ``instance``: its annotation files one after another, by name.
 
     The class is the file's name up to the first underscore, ``clutter`` where that is not one of the 13 (``stairs``);
     the instance is the number of the file. A stray character in a line, as the published files have two of, is taken
     out, or for a space, whichever gives six numbers.
 
+    Args:
+        folder: the room's.
+        align: turn the room about the middle of its bounding box by the angle of ``Area_k_alignmentAngle.txt``, so that
+            its walls follow the axes, as Pointcept does with its option of this name.
+
     Returns:
         The arrays, and notes: lines that were repaired, and names that became clutter.
 
     Raises:
-        BadFileError: there are no annotations, or a line is not ``x y z r g b``.
+        BadFileError: there are no annotations, a line is not ``x y z r g b``, or the angle is not there.
     """
     paths = sorted((Path(folder) / "Annotations").glob("*.txt"))
     if not paths:
@@ -42,6 +47,8 @@ def read_s3dis_room(folder: Path | str) -> tuple[dict[str, NDArray[Any]], list[s
         notes += repaired
     lengths = [len(table) for table in tables]
     points = np.concatenate(tables)
+    if align:
+        points[:, :3] = _turned(points[:, :3], alignment_angle(Path(folder)))
     arrays: dict[str, NDArray[Any]] = {
         "coord": points[:, :3].astype(np.float32),
         "color": points[:, 3:].round().astype(np.uint8),
@@ -49,6 +56,32 @@ def read_s3dis_room(folder: Path | str) -> tuple[dict[str, NDArray[Any]], list[s
         "instance": np.repeat(np.arange(len(paths), dtype=np.int16), lengths),
     }
     return arrays, notes
+
+
+def alignment_angle(folder: Path) -> float:
+    """The angle in degrees, a multiple of 90, that the area's list has for a room.
+
+    Raises:
+        BadFileError: there is no list, or the room is not on it.
+    """
+    area = folder.parent
+    path = area / f"{area.name}_alignmentAngle.txt"
+    if not path.is_file():
+        raise BadFileError(path, "is not there: the unaligned version has one per area")
+    for line in path.read_text(encoding="utf-8").splitlines():
+        words = line.split()
+        if len(words) == 2 and words[0] == folder.name:
+            return float(words[1])
+    raise BadFileError(path, f"has no angle for {folder.name}")
+
+
+def _turned(xyz: NDArray[np.float64], degrees: float) -> NDArray[np.float64]:
+    # Published as (2 - angle / 180) * pi about z: the angle backwards.
+    angle = np.deg2rad(-degrees)
+    cosine, sine = np.cos(angle), np.sin(angle)
+    middle = (xyz.min(axis=0) + xyz.max(axis=0)) / 2
+    matrix = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
+    return np.asarray((xyz - middle) @ matrix.T + middle)
 
 
 def read_s3dis_object(path: Path) -> tuple[NDArray[np.float64], list[str]]:

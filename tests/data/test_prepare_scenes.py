@@ -208,6 +208,25 @@ def test_lines_that_cannot_be_repaired(tmp_path: Path, text: str, message: str) 
         read_s3dis_object(path)
 
 
+@pytest.mark.parametrize(("degrees", "matrix"), [(90, [[0, 1], [-1, 0]]), (180, [[-1, 0], [0, -1]]), (0, np.eye(2))])
+def test_rooms_are_turned_back_about_their_middle(tmp_path: Path, degrees: int, matrix: list[list[int]]) -> None:
+    room = tmp_path / "Area_3" / "office_1"
+    shutil.copytree(SCENES / "s3dis_raw" / ROOM, room)
+    angles = room.parent / "Area_3_alignmentAngle.txt"
+    angles.write_text(f"## Global alignment angle per disjoint space in Area_3 ##\noffice_10 270\noffice_1 {degrees}\n")
+    turned, plain = read_s3dis_room(room, align=True)[0]["coord"], read_s3dis_room(room)[0]["coord"]
+    middle = (plain.min(axis=0) + plain.max(axis=0)) / 2
+    expected = (plain - middle)[:, :2] @ np.array(matrix).T
+    np.testing.assert_allclose((turned - middle)[:, :2], expected, atol=1e-5)
+    np.testing.assert_allclose(turned[:, 2], plain[:, 2], atol=1e-6)
+    angles.write_text("office_10 270\n")
+    with pytest.raises(BadFileError, match="has no angle for office_1"):
+        read_s3dis_room(room, align=True)
+    angles.unlink()
+    with pytest.raises(BadFileError, match=r"Area_3_alignmentAngle\.txt: is not there"):
+        read_s3dis_room(room, align=True)
+
+
 def test_a_room_without_annotations(tmp_path: Path) -> None:
     with pytest.raises(BadFileError, match=r"Annotations: holds no \.txt files"):
         read_s3dis_room(tmp_path)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pc3d.data import BadFileError, FrameFolder
+
+INTRINSIC = np.array([[10, 0, 4, 0], [0, 10, 3, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three frames as the exporter writes them, every second one of a stream, the last without tracking."""
+    for kind in ("color", "depth", "pose", "intrinsic"):
+        (tmp_path / kind).mkdir()
+    for kind in ("color", "depth"):
+        np.savetxt(tmp_path / "intrinsic" / f"intrinsic_{kind}.txt", INTRINSIC, fmt="%.6f")
+    for number in (2, 0, 10):
+        Image.fromarray(np.full((6, 8, 3), 10 * number, np.uint8)).save(tmp_path / "color" / f"{number}.jpg")
+        depth = np.zeros((6, 8), np.uint16)
+        depth[3, 4] = 1000 + number
+        Image.fromarray(depth).save(tmp_path / "depth" / f"{number}.png")
+        pose = np.eye(4) if number < 10 else np.full((4, 4), -np.inf)
+        pose[0, 3] = number
+        np.savetxt(tmp_path / "pose" / f"{number}.txt", pose, fmt="%f")
+    return tmp_path
+
+
+def test_frames_in_the_order_of_their_numbers(folder: Path) -> None:
+    frames = FrameFolder(folder)
+    assert frames.numbers == [0, 2, 10]
+    assert [frame.tracked for frame in frames] == [True, True, False]
+    for number, frame in zip(frames.numbers, frames, strict=True):
+        assert np.abs(frame.color.astype(int) - 10 * number).max() <= 2
+        assert frame.depth[3, 4] == np.float32((1000 + number) / 1000)
+        np.testing.assert_array_equal(frame.intrinsic, INTRINSIC[:3, :3])
+    # The pixel at the principal point lies straight ahead.
+    np.testing.assert_allclose(frames[1].points(), [[2, 0, 1.002]], atol=1e-6)
+    assert FrameFolder(folder, depth_shift=5000)[0].depth[3, 4] == np.float32(0.2)
+    with pytest.raises(IndexError):
+        frames[3]
+
+
+def test_what_is_missing_or_damaged_is_named(folder: Path) -> None:
+    (folder / "depth" / "0.png").write_bytes((folder / "depth" / "0.png").read_bytes()[:40])
+    with pytest.raises(BadFileError, match=r"0\.png: cannot be decoded"):
+        FrameFolder(folder)[0]
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(folder / "depth" / "0.png")
+    with pytest.raises(BadFileError, match=r"0\.png: has the shape \(6, 8, 3\)"):
+        FrameFolder(folder)[0]
+    (folder / "pose" / "0.txt").write_text("1 2 3")
+    (folder / "depth" / "2.png").rename(folder / "depth" / "3.png")
+    with pytest.raises(FileNotFoundError, match=r"poses without pictures: 1 missing, first depth/2\.\*"):
+        FrameFolder(folder)
+    (folder / "depth" / "3.png").rename(folder / "depth" / "2.png")
+    Image.fromarray(np.zeros((6, 8), np.uint16)).save(folder / "depth" / "0.png")
+    with pytest.raises(BadFileError, match=r"0\.txt: must hold a 4 x 4 matrix, has 3 numbers"):
+        FrameFolder(folder)[0]
+    (folder / "intrinsic" / "intrinsic_depth.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"intrinsic_depth\.txt does not exist"):
+        FrameFolder(folder)
+    with pytest.raises(FileNotFoundError, match=r"holds no files like 0\.txt"):
+        FrameFolder(folder / "color")
+    with pytest.raises(ValueError, match="depth_shift must be positive"):
+        FrameFolder(folder, depth_shift=0)
