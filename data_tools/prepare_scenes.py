@@ -41,6 +41,7 @@ from pc3d.data.raw_s3dis import read_s3dis_room
 from pc3d.data.raw_scannet import read_scannet_categories, read_scannet_scan
 from pc3d.data.raw_structured3d import find_structured3d_rooms, read_structured3d_room
 from pc3d.data.scene_labels import scannet_split
+from pc3d.data.scenes import find_below
 
 
 class Reader(Protocol):
@@ -155,7 +156,7 @@ def scannet_jobs(given: argparse.Namespace) -> list[Job]:
     if given.labels is None or not given.labels.is_file():
         sys.exit(f"--labels must name scannetv2-labels.combined.tsv, which comes with the download; got {given.labels}")
     categories = read_scannet_categories(given.labels)
-    folders = sorted(path.parent for path in given.root.rglob("*_vh_clean_2.ply"))
+    folders = [path.parent for path in find_below(given.root, "*_vh_clean_2.ply")]
     jobs = []
     for folder in folders:
         try:
@@ -171,7 +172,7 @@ def scannet_jobs(given: argparse.Namespace) -> list[Job]:
 
 
 def s3dis_jobs(given: argparse.Namespace) -> list[Job]:
-    rooms = sorted({path.parent for path in given.root.rglob("Area_[1-6]/*/Annotations")})
+    rooms = [path.parent for path in find_below(given.root, "Area_[1-6]/*/Annotations", levels=(0, 1, 2))]
     read = partial(read_s3dis_room, align=given.align)
     jobs = [Job(f"{room.parent.name}/{room.name}", partial(read, room)) for room in rooms]
     return jobs or missing("S3DIS rooms", given.root / "Area_1" / "ROOM" / "Annotations", given.root, S3DIS)

@@ -20,8 +20,8 @@ class SceneFolder(PointDataset):
     """Scenes as folders with ``coord.npy`` and any of ``color.npy``, ``normal.npy``, ``segment.npy``, ``instance.npy``.
 
     Coordinates are metres, colours 0 to 255, classes index into ``classes`` with -1 for none. A scene is any folder
-    with a ``coord.npy``, at any depth below that of its split. Sets that Pointcept prepared load unchanged, as do those
-    that ``data_tools/prepare_scenes.py`` writes.
+    with a ``coord.npy``, one to three levels below that of its split. Sets that Pointcept prepared load unchanged, as
+    do those that ``data_tools/prepare_scenes.py`` writes.
 
     Items carry ``xyz`` and whatever of ``rgb``, ``normal``, ``segment`` and ``instance`` has a file (test splits have
     no classes); ``meta`` has ``id`` and ``path``. Scenes are read when they are asked for.
@@ -121,7 +121,7 @@ class SceneFolder(PointDataset):
         missing: list[Path | str] = [self.root / name for name in splits if not (self.root / name).is_dir()]
         if missing:
             raise MissingDataError.of(f"{type(self).__name__}", missing, self.root, self.source, self.terms)
-        folders = [path.parent for name in splits for path in sorted((self.root / name).rglob("coord.npy"))]
+        folders = [path.parent for name in splits for path in find_below(self.root / name, "coord.npy")]
         if not folders:
             raise MissingDataError.of(
                 f"{type(self).__name__}: no scenes",
@@ -162,6 +162,11 @@ class SceneFolder(PointDataset):
                 f"{type(self).__name__}: scenes of {path.name}", missing, self.root, self.source, self.terms
             )
         return {name: found[name] for name in names}
+
+
+def find_below(folder: Path, pattern: str, levels: Sequence[int] = (1, 2, 3)) -> list[Path]:
+    """What matches a pattern so many levels below a folder, sorted; unlike ``rglob``, this follows links to folders."""
+    return sorted(path for level in levels for path in folder.glob("*/" * level + pattern))
 
 
 def _read_npy(path: Path) -> NDArray[Any]:

@@ -263,6 +263,15 @@ def test_truncated_and_vanished_files_are_named(scannet: Path) -> None:
         scans[0]
 
 
+def test_scenes_on_another_disk_are_found(scannet: Path, tmp_path: Path) -> None:
+    other = tmp_path / "disk" / "scene0012_00"
+    other.parent.mkdir()
+    (scannet / SCAN).rename(other)
+    (scannet / SCAN.parent / "scene0012_00").symlink_to(other, target_is_directory=True)
+    (scannet / "more").symlink_to(other.parent, target_is_directory=True)
+    assert ScanNet(scannet).ids == ScanNet(scannet, "more").ids == ["scene0012_00"]
+
+
 def test_own_scenes_with_own_classes(tmp_path: Path) -> None:
     for name in ("a", "b/c"):
         (tmp_path / "all" / name).mkdir(parents=True)
