@@ -72,7 +72,8 @@ def settle_on_scenes(backbone: nn.Module, scenes: PointDataset) -> None:
     An untrained encoder has statistics that no scene has, and one pre-trained on masked scenes those of masked scenes.
 
     Args:
-        backbone: changed in place; its mode is left as it was. Without batch norm there is nothing to do.
+        backbone: any network that is called with a batch; changed in place, its mode is left as it was. Without batch
+            norm there is nothing to do.
         scenes: their labels are not used.
     """
     norms = [module for module in backbone.modules() if isinstance(module, GlobalBatchNorm)]
@@ -86,7 +87,7 @@ def settle_on_scenes(backbone: nn.Module, scenes: PointDataset) -> None:
         norm.momentum = None  # the plain mean over all scenes
     try:
         for index in range(len(scenes)):
-            _encode(backbone, collate([scenes[index]]))
+            backbone(collate([scenes[index]]))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -1,0 +1,106 @@
+"""The linear probe of scenes, on embedded rooms: what it fits, what it leaves alone, and its batch norms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pc3d.data import PointBatch, PointCloud, Rooms, collate
+from pc3d.data.dataset import PointDataset
+from pc3d.evaluation.scene_probe import scene_linear_probe, settle_on_scenes
+from pc3d.models import SparseUNet, UpcastFeatures
+
+
+class Corners(PointDataset):
+    """Some points of two rooms."""
+
+    def __init__(self, split: str, keep_labels: bool = True) -> None:
+        rooms = Rooms(split)
+        self.classes, self.labels = rooms.classes, rooms.labels[:2]
+        generator = torch.Generator().manual_seed(0)
+        picked = [torch.randperm(len(rooms[index]), generator=generator)[:800] for index in (0, 1)]
+        self.clouds = [rooms[index].select(rows) for index, rows in enumerate(picked)]
+        if not keep_labels:
+            self.clouds = [cloud.replace(segment=torch.full((len(cloud),), -1)) for cloud in self.clouds]
+
+    def load(self, index: int) -> PointCloud:
+        return self.clouds[index]
+
+
+class Raw(nn.Module):
+    """Height, colour and normal of each point, times a factor for each."""
+
+    def __init__(self, factors: tuple[float, ...] = (1.0,) * 7) -> None:
+        super().__init__()
+        self.factors = torch.tensor(factors)
+
+    def point_features(self, batch: PointBatch) -> Tensor:
+        assert batch.rgb is not None
+        assert batch.normal is not None
+        return torch.cat([batch.xyz[:, 2:], batch.rgb, batch.normal], 1) * self.factors
+
+
+def test_it_is_logistic_regression_on_standardised_features() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    train, test = Corners("train"), Corners("test")
+    scores = scene_linear_probe(Raw(), train, test, points_per_scene=10_000, weight_decay=1e-2, max_iterations=200)
+    features, labels = [], []
+    for rooms in (train, test):
+        batch = collate([rooms[0], rooms[1]])
+        assert batch.segment is not None
+        rows = batch.segment >= 0
+        features.append(Raw().point_features(batch)[rows].double().numpy())
+        labels.append(batch.segment[rows].numpy())
+    mean, scale = features[0].mean(0), features[0].std(0, ddof=1)
+    oracle = LogisticRegression(C=1 / (1e-2 * len(labels[0])), max_iter=300, tol=1e-5)
+    predicted = oracle.fit((features[0] - mean) / scale, labels[0]).predict((features[1] - mean) / scale)
+    assert scores.allacc == pytest.approx(float(np.mean(predicted == labels[1])), abs=0.005)
+    assert scores.num_points == len(labels[1])
+
+
+def test_scale_of_features_and_labels_of_points_not_drawn_do_not_matter() -> None:
+    train, test = Corners("train"), Corners("test")
+    plain = scene_linear_probe(Raw(), train, test, points_per_scene=500)
+    scaled = scene_linear_probe(Raw((100.0, 0.01, 1.0, 5.0, 1.0, 1.0, 1.0)), train, test, points_per_scene=500)
+    assert scaled.allacc == pytest.approx(plain.allacc, abs=0.005)
+    again = scene_linear_probe(Raw(), train, test, points_per_scene=500)
+    assert again.confusion == plain.confusion
+    other = scene_linear_probe(Raw(), train, test, points_per_scene=500, seed=1)
+    assert other.confusion != plain.confusion
+
+
+def unet() -> SparseUNet:
+    torch.manual_seed(0)
+    return SparseUNet((8, 12), (1, 1), 0.3, "xyz_rgb")
+
+
+def test_the_probe_leaves_weights_and_mode_as_they_were() -> None:
+    backbone = UpcastFeatures(unet()).train()
+    before = {name: value.clone() for name, value in backbone.named_parameters()}
+    scene_linear_probe(backbone, Corners("train"), Corners("test"), points_per_scene=200, max_iterations=5)
+    assert backbone.training
+    assert all(module.momentum == 0.1 for module in backbone.modules() if isinstance(module, nn.BatchNorm1d))
+    assert all(torch.equal(value, before[name]) for name, value in backbone.named_parameters())
+
+
+def test_settled_statistics_are_the_mean_over_scenes() -> None:
+    model, rooms = unet(), Corners("train")
+    seen: list[Tensor] = []
+    norm = model.stem.norm
+    norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    settle_on_scenes(model, rooms)
+    assert len(seen) == 2
+    torch.testing.assert_close(norm.running_mean, torch.stack([rows.mean(0) for rows in seen]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([rows.var(0) for rows in seen]).mean(0))
+
+
+def test_bad_data_are_refused() -> None:
+    train, test = Corners("train"), Corners("test")
+    with pytest.raises(ValueError, match="no point of the training scenes has a label"):
+        scene_linear_probe(Raw(), Corners("train", keep_labels=False), test)
+    test.classes = test.classes[:-1]
+    with pytest.raises(ValueError, match="must have the same classes"):
+        scene_linear_probe(Raw(), train, test)
