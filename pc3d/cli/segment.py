@@ -87,7 +87,7 @@ def build_parser() -> Any:
 def train(argv: Sequence[str]) -> int | None:
     """Run ``pc3d segment train``."""
     arguments = _training.with_config([_in_full(argument) for argument in argv], "segment")
-    trainer, folder = _training.train(build_parser(), arguments, _check_backbone)
+    trainer, folder = _training.train(build_parser(), arguments, _before)
     if trainer.is_global_zero:
         scores = {
             name.partition("/")[2]: float(value)
@@ -105,13 +105,16 @@ def _in_full(argument: str) -> str:
     return _SHORTHANDS.get(name, name) + equals + value
 
 
-def _check_backbone(objects: Any) -> None:
-    """Refuses a backbone that could not be written at the end of the run."""
+def _before(objects: Any) -> None:
+    """Refuses a backbone that could not be written at the end of the run; says what the backbone starts from."""
+    from pc3d.methods import is_first_process
     from pc3d.models.hub import ENCODERS
 
     name = type(objects.model.encoder).__name__
     if name not in ENCODERS:
         raise ValueError(f"model.backbone must be one of {', '.join(ENCODERS)}, whose weights can be kept; got {name}")
+    if objects.model.initial is not None and is_first_process():
+        print(objects.model.initial, flush=True)
 
 
 def _number_of_classes(data: Any) -> int:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
@@ -63,7 +62,8 @@ class SemanticSegmentation(pl.LightningModule):
         num_classes: K.
         class_names: names of the classes; their numbers when empty.
         head: ``"mlp"`` as Swin3D, or ``"linear"``.
-        encoder: folder or Hub id of an exported encoder to start the backbone from; what was taken is printed.
+        encoder: folder or Hub id of an exported encoder to start the backbone from; the attribute ``initial`` is the
+            report of what was taken.
         skip: parts of that encoder to leave out, see :func:`take_weights`.
         freeze: leave the backbone as it is, in evaluation mode, and train the head alone: with ``head="linear"`` a
             linear probe.
@@ -92,9 +92,7 @@ class SemanticSegmentation(pl.LightningModule):
             raise ValueError(f"class_names must be {num_classes} names, got {len(names)}")
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
-        if encoder is not None:
-            self.initial = take_weights(backbone, encoder, skip)
-            rank_zero_info(str(self.initial))
+        self.initial = None if encoder is None else take_weights(backbone, encoder, skip)
         self.segmenter = SceneSegmenter(backbone, names, head)
         self.freeze_backbone, self.optimisation, self.seed = freeze, optimisation, seed
         self.segmenter.backbone.requires_grad_(not freeze)

@@ -175,6 +175,7 @@ def test_a_run_learns_and_leaves_a_model_that_gives_the_same(tmp_path: Path, bat
     with torch.no_grad():
         assert torch.equal(loaded(batch), method.eval().segmenter(batch))
     again = task(encoder=str(tmp_path))  # the exported encoder starts another run
+    assert again.initial is not None
     assert len(again.initial.taken) == len(again.segmenter.backbone.state_dict())
     assert again.initial.fresh == ()
 

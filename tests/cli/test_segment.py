@@ -1,0 +1,274 @@
+"""``pc3d segment``: train, eval and predict on real rooms, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pc3d import load_encoder
+from pc3d.cli._training import shipped_configs
+from pc3d.cli.main import main
+from pc3d.cli.segment import build_parser
+from pc3d.data import Rooms, read_scene
+from pc3d.models import SparseUNet
+from pc3d.tasks import load_segmenter, segment_scene, with_fields
+
+CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs"
+TINY = """
+seed: 3
+model:
+  backbone:
+    class_path: pc3d.models.SparseUNet
+    init_args: {channels: [8, 12], blocks: [1, 1], voxel_size: 0.3, signals: xyz_rgb_normal}
+  optimisation: {learning_rate: 0.02}
+data:
+  train: {class_path: pc3d.data.Rooms}
+  test: {class_path: pc3d.data.Rooms, init_args: {split: test}}
+  train_transforms:
+    - {class_path: pc3d.data.CenterShift}
+    - {class_path: pc3d.data.GridSample, init_args: {voxel_size: 0.3}}
+  eval_transforms:
+    - {class_path: pc3d.data.CenterShift}
+    - {class_path: pc3d.data.GridSample, init_args: {voxel_size: 0.3}}
+  validation_fraction: 0.25
+  batch_size: 3
+trainer: {max_epochs: 4, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, config: Path) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "a"
+    assert segment("train", "--config", config, "--output", folder) == 0
+    return folder
+
+
+def segment(*arguments: str | Path) -> int:
+    return main(["segment", *map(str, arguments)])
+
+
+def same(first: Path, second: Path) -> bool:
+    ours, theirs = load_segmenter(first).state_dict(), load_segmenter(second).state_dict()
+    return all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+# ---- train -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_holds_what_it_should(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "last.ckpt", "metrics.csv", "tensorboard", "encoder", "head"} <= names
+    resolved = yaml.safe_load((run / "config.yaml").read_text())
+    assert resolved["model"]["optimisation"]["weight_decay"] == 0.05  # defaults are spelled out
+    header, *rows = (run / "metrics.csv").read_text().splitlines()
+    assert {"train/loss_epoch", "validation/miou", "validation/allacc"} <= set(header.split(","))
+    assert len([row for row in rows if row]) >= 4
+    assert isinstance(load_encoder(run), SparseUNet)
+    assert load_segmenter(run).classes == Rooms("test").classes
+
+
+def test_a_run_goes_on_by_its_own_configuration_and_ends_the_same(run: Path, config: Path, tmp_path: Path) -> None:
+    short = ["--trainer.max_epochs", "2", "--model.optimisation.schedule_epochs", "4"]
+    assert segment("train", "--config", config, "--output", tmp_path / "b", *short) == 0
+    assert segment("train", "--output", tmp_path / "b", "--resume", "--trainer.max_epochs", "4") == 0
+    assert same(run, tmp_path / "b")
+
+
+def test_shorthands_and_starting_from_an_encoder(
+    run: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "few"
+    options = ["--label_fraction=0.1", "--encoder", run, "--skip", "[upsamples]", "--trainer.max_epochs", "1"]
+    assert segment("train", "--config", config, "--output", folder, *options) == 0
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert resolved["data"]["label_fraction"] == 0.1
+    assert (resolved["model"]["encoder"], resolved["model"]["skip"]) == (str(run), ["upsamples"])
+    assert f"weights of {run}: " in capsys.readouterr().out
+    assert segment("train", "--output", folder, "--resume", "--label_fraction", "0.2") == 1
+    assert "cannot resume with another data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [(folder, name) for folder in ("segment", "pretrain") for name in shipped_configs(folder)],
+)
+def test_shipped_configurations_are_valid(folder: str, name: str) -> None:
+    path = CONFIGS / folder / f"{name}.yaml"
+    if "backbone" not in yaml.safe_load(path.read_text())["model"]:
+        return  # a method's, tested with the methods
+    options = build_parser().parse_args(["--config", str(path), "--output", "nowhere"])
+    assert options.trainer.max_epochs > 0
+    assert options.model.backbone.class_path.startswith("pc3d.models.")
+
+
+def test_supervised_pre_training_is_handed_to_segment(config: Path, tmp_path: Path) -> None:
+    options = ["--config", str(config), "--output", str(tmp_path / "a"), "--trainer.max_epochs", "1"]
+    assert main(["pretrain", *options]) == 0
+    assert load_segmenter(tmp_path / "a").classes == Rooms("test").classes
+    assert main(["pretrain", "--output", str(tmp_path / "a"), "--resume"]) == 0
+
+
+def test_the_published_recipe_of_structured3d() -> None:
+    path = CONFIGS / "pretrain" / "swin3d_structured3d.yaml"
+    options = build_parser().parse_args(["--config", str(path), "--output", "nowhere"])
+    optimisation = options.model.optimisation
+    assert (optimisation.learning_rate, optimisation.block_factor, optimisation.weight_decay) == (0.008, 0.1, 0.05)
+    assert (optimisation.schedule, optimisation.warmup_share) == ("one_cycle", 0.05)
+    assert (options.data.batch_size, options.trainer.max_epochs) == (12, 100)
+    assert options.data.train_collate.init_args.mix_probability == 0.8
+    crops = [t.init_args for t in options.data.train_transforms if t.class_path.endswith("SphereCrop")]
+    assert [(crop.max_points, crop.max_share) for crop in crops] == [(None, 0.8), (120_000, 1.0)]
+    assert not any(t.class_path.endswith("RandomColorDrop") for t in options.data.train_transforms)
+
+
+# ---- eval --------------------------------------------------------------------------------------------------------
+
+
+def test_eval_writes_the_scores_that_inference_gives(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert segment("eval", run, "--data", "rooms", "--single_pass") == 0
+    text = capsys.readouterr().out
+    assert "mIoU" in text
+    assert "ceiling" in text
+    result = json.loads((run / "eval" / "rooms_test.json").read_text())
+    model, hits, total = load_segmenter(run), 0, 0
+    for cloud in Rooms("test"):
+        assert cloud.segment is not None
+        found = segment_scene(model, cloud, use_fragments=False).label
+        hits += int((found == cloud.segment)[cloud.segment >= 0].sum())
+        total += int((cloud.segment >= 0).sum())
+    assert result["allacc"] == pytest.approx(hits / total)
+    assert result["num_points"] == total
+    assert (run / "eval" / "rooms_test.png").stat().st_size > 20_000
+    assert segment("eval", run, "--data", "rooms") == 1
+    assert "add --overwrite" in capsys.readouterr().err
+
+
+def test_eval_takes_the_test_set_of_the_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert segment("eval", run, "--single_pass", "--json", "--output", tmp_path / "scores") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["data"], result["num_scenes"], result["use_fragments"]) == ("rooms_test", 3, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "roms"], "did you mean 'rooms'?"),
+        (["--data", "scannet"], "where is scannet? give the folder that holds it with --root"),
+        (["--data", "rooms", "--split", "validation"], "splits found there"),
+        (["--split", "train"], "goes with --data"),
+    ],
+)
+def test_eval_says_what_is_wrong(
+    arguments: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert segment("eval", run, *arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+# ---- predict -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A real room as a coloured text file, and another without colours and normals."""
+    folder = tmp_path_factory.mktemp("scenes")
+    first, second = (Rooms("test")[i].select(slice(None, None, 20)) for i in (0, 1))
+    assert first.rgb is not None
+    np.savetxt(folder / "first.xyz", np.hstack([first.xyz, (255 * first.rgb).round()]))
+    np.save(folder / "second.npy", second.xyz.numpy())
+    return [folder / "first.xyz", folder / "second.npy"]
+
+
+def test_predict_labels_any_scene(
+    run: Path, scenes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert segment("predict", run, *scenes, "--output", tmp_path / "out") == 0
+    text = capsys.readouterr().out
+    assert text.count("no normals: estimated") == 2
+    assert text.count("no colours: the model was trained with them and sees mid-grey") == 1
+    model = load_segmenter(run)
+    for path in scenes:
+        cloud = read_scene(path)
+        expected = segment_scene(model, with_fields(cloud, model.fields)[0], use_fragments=False)
+        with np.load(tmp_path / "out" / f"{path.stem}.npz") as archive:
+            np.testing.assert_array_equal(archive["label"], expected.label)
+            assert tuple(archive["classes"]) == model.classes
+            colors = archive["class_colors"][archive["label"]]
+        back = read_scene(tmp_path / "out" / f"{path.stem}.ply")
+        np.testing.assert_allclose(back.xyz, cloud.xyz, atol=1e-6)
+        assert back.rgb is not None
+        np.testing.assert_allclose(back.rgb, colors, atol=0.5 / 255 + 1e-6)
+        assert (tmp_path / "out" / f"{path.stem}.png").stat().st_size > 10_000
+
+
+def test_predict_keeps_georeferenced_coordinates_and_rows_of_the_file(run: Path, tmp_path: Path) -> None:
+    xyz = Rooms("test")[0].xyz[::40].double().numpy() + np.array([5e5, 4e6, 100.0])
+    xyz[5] = np.nan
+    np.save(tmp_path / "site.npy", xyz)
+    assert segment("predict", run, tmp_path / "site.npy", "--output", tmp_path / "out") == 1  # not finite
+    assert segment("predict", run, tmp_path / "site.npy", "--output", tmp_path / "out", "--drop_invalid") == 0
+    with np.load(tmp_path / "out" / "site.npz") as archive:
+        label = archive["label"]
+    assert len(label) == len(xyz)
+    assert (label == -1).nonzero()[0].tolist() == [5]
+    raw = (tmp_path / "out" / "site.ply").read_bytes()
+    assert b"property double x" in raw
+    body = raw[raw.index(b"end_header\n") + 11 :]
+    rows = np.frombuffer(body, dtype=[("xyz", "<f8", 3), ("rgb", "u1", 3), ("label", "<i4"), ("confidence", "<f4")])
+    np.testing.assert_allclose(rows["xyz"], np.delete(xyz, 5, axis=0), atol=1e-3)
+    np.testing.assert_array_equal(rows["label"], np.delete(label, 5))
+
+
+def test_units_of_a_file_are_told(run: Path, scenes: list[Path], tmp_path: Path) -> None:
+    np.save(tmp_path / "second.npy", 1000 * np.load(scenes[1]))
+    assert segment("predict", run, tmp_path / "second.npy", "--output", tmp_path / "mm", "--scale", "0.001") == 0
+    assert segment("predict", run, scenes[1], "--output", tmp_path / "m") == 0
+    found = [np.load(tmp_path / unit / "second.npz")["label"] for unit in ("mm", "m")]
+    assert (found[0] == found[1]).mean() > 0.99  # points on a voxel's border may fall to either side
+
+
+def test_predict_refuses_before_any_work(
+    run: Path, scenes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases: list[tuple[list[str | Path], str]] = [
+        ([tmp_path / "absent.ply"], "does not exist"),
+        ([scenes[0], scenes[0]], "two scenes are called 'first'"),
+        ([scenes[0], "--scale", "0"], "scale must be positive"),
+    ]
+    for arguments, message in cases:
+        assert segment("predict", run, *arguments, "--output", tmp_path / "out") == 1
+        assert message in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "first.npz").write_bytes(b"mine")
+    assert segment("predict", run, scenes[0], "--output", tmp_path / "out") == 1
+    assert "add --overwrite" in capsys.readouterr().err
+    assert segment("predict", tmp_path, scenes[0], "--output", tmp_path / "new") == 1
+    assert "holds no segmentation model" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+# ---- the verb ----------------------------------------------------------------------------------------------------
+
+
+def test_help_and_unknown_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert segment() == 2
+    assert segment("--help") == 0
+    assert segment("evaluate") == 2
+    assert "did you mean 'eval'?" in capsys.readouterr().err
+    for verb in ("train", "eval", "predict"):
+        assert segment(verb, "--help") == 0
+        assert f"usage: pc3d segment {verb}" in capsys.readouterr().out
+    assert segment("train", "--config", "rooms_small_unett", "--output", "nowhere") == 1
+    assert "did you mean 'rooms_small_unet'" in capsys.readouterr().err
