@@ -101,9 +101,9 @@ class SignalAttention(nn.Module):
             value,
             context.signals,
             context.windows,
-            self.query_table.to(qkv.dtype),
-            self.key_table.to(qkv.dtype),
-            self.value_table.to(qkv.dtype),
+            self.query_table,
+            self.key_table,
+            self.value_table,
             self.axis_rows,
         )
         result: Tensor = self.projection(mixed.flatten(1))
