@@ -68,7 +68,13 @@ def render_scene(
     xyz, colors = xyz[shown], colors[shown]
     azimuth, elevation = _CAMERA[view]
     flat, nearness = project(xyz.astype(np.float64), azimuth=azimuth, elevation=elevation)
-    corner, extent = flat.min(0), np.maximum(np.ptp(flat, axis=0), 1e-9)
+    # Stray points far outside, as in scans through windows, do not shrink the rest.
+    first, last = np.percentile(flat, [0.5, 99.5], axis=0)
+    margin = 0.05 * (last - first)
+    corner, opposite = np.maximum(flat.min(0), first - margin), np.minimum(flat.max(0), last + margin)
+    framed = ((flat >= corner) & (flat <= opposite)).all(1)
+    flat, nearness, colors = flat[framed], nearness[framed], colors[framed]
+    extent = np.maximum(opposite - corner, 1e-9)
     scale = (width - 1) / extent[0]
     height = int(np.clip(extent[1] * scale, 1, 3 * width)) + 1
     scale = min(scale, (height - 1) / extent[1])
