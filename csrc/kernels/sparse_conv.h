@@ -82,6 +82,19 @@ struct ConvTile {
 // How many vectors of columns to take next: blocks of three and two, never a lone one where there were more.
 PC3D_ALWAYS_INLINE int next_vectors(int64_t left) { return left == 1 ? 1 : (left == 2 || left == 4 ? 2 : 3); }
 
+// Calls Kernel::block for all columns, a few vectors at a time.
+template <class Kernel, int Bytes, class T>
+PC3D_ALWAYS_INLINE void for_column_blocks(const ConvTile<T>& t) {
+  constexpr int64_t kLanes = Lanes<T, Bytes>::count;
+  for (int64_t v = 0, vectors = (t.columns + kLanes - 1) / kLanes; v < vectors;) {
+    const int some = next_vectors(vectors - v);
+    if (some == 1) Kernel::template block<Bytes, 1>(t, v * kLanes);
+    if (some == 2) Kernel::template block<Bytes, 2>(t, v * kLanes);
+    if (some == 3) Kernel::template block<Bytes, 3>(t, v * kLanes);
+    v += some;
+  }
+}
+
 // buffer[local] += features[source] @ weight for `Pairs` pairs and `Vectors` vectors of columns.
 template <class T, int Bytes, int Pairs, int Vectors>
 PC3D_ALWAYS_INLINE void multiply_pairs(const ConvTile<T>& t, const int32_t* source, const int32_t* local,
@@ -140,14 +153,7 @@ struct ConvForward {
 
   template <int Bytes>
   PC3D_ALWAYS_INLINE static void run(const ConvTile<T>* t) {
-    constexpr int64_t kLanes = Lanes<T, Bytes>::count;
-    for (int64_t v = 0, vectors = (t->columns + kLanes - 1) / kLanes; v < vectors;) {
-      const int some = next_vectors(vectors - v);
-      if (some == 1) block<Bytes, 1>(*t, v * kLanes);
-      if (some == 2) block<Bytes, 2>(*t, v * kLanes);
-      if (some == 3) block<Bytes, 3>(*t, v * kLanes);
-      v += some;
-    }
+    for_column_blocks<ConvForward<T>, Bytes>(*t);
   }
 };
 
@@ -214,14 +220,7 @@ struct ConvWeightGradient {
 
   template <int Bytes>
   PC3D_ALWAYS_INLINE static void run(const ConvTile<T>* t) {
-    constexpr int64_t kLanes = Lanes<T, Bytes>::count;
-    for (int64_t v = 0, vectors = (t->columns + kLanes - 1) / kLanes; v < vectors;) {
-      const int some = next_vectors(vectors - v);
-      if (some == 1) block<Bytes, 1>(*t, v * kLanes);
-      if (some == 2) block<Bytes, 2>(*t, v * kLanes);
-      if (some == 3) block<Bytes, 3>(*t, v * kLanes);
-      v += some;
-    }
+    for_column_blocks<ConvWeightGradient<T>, Bytes>(*t);
   }
 };
 
