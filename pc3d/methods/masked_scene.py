@@ -99,6 +99,9 @@ class MaskedScene(Method):
     voxels. What the encoder does not read as a signal is not predicted. Grid-varying views are the data's business: the
     rotations, scales and shifts of the configurations give each epoch another voxel grid.
 
+    The exported encoder's batch norms hold the statistics of masked scenes. Fine-tuning replaces them; before features
+    are used frozen, :func:`pc3d.evaluation.scene_probe.settle_on_scenes` sets those of whole scenes.
+
     A batch's masks, drop path and representatives of voxels are a function of (seed, epoch, batch index, position in
     the global batch): nothing of them needs to be stored to resume.
 

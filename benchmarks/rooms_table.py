@@ -1,0 +1,349 @@
+"""What masked pre-training brings on scanned rooms: semantic segmentation with all labels and with few, and a probe.
+
+    python benchmarks/rooms_table.py --output runs/rooms_table
+    python benchmarks/rooms_table.py --output runs/rooms_table --data DATA/rooms --seeds 0 1 2 --models unet swin3d
+
+For each seed and backbone (a sparse U-Net and a reduced Swin3D-S, on 8 cm voxels), the encoder is pre-trained on the
+training rooms without labels (:class:`pc3d.methods.MaskedScene`). Then the backbone is trained to segment, from scratch
+and from that encoder, with the labels of all training rooms and of 10 % of them (whole rooms, drawn by the seed, at
+least two); the budget and schedule are the same for all four. The linear probe reads the features of all levels of the
+encoder, untrained and pre-trained, without decoder. Everything is judged on all points of the test rooms; with
+``--validate``, for tuning, on every fourth training room, which then is not trained on.
+
+A run that is interrupted goes on where it stopped; what is finished is not computed again. Several processes may share
+the work by ``--seeds`` and ``--models`` with one ``--output``. Writes ``results.csv`` (a row per score) and
+``table.md``. On one core of 2020 the whole takes about an hour with the small budget that is the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pc3d.data import (
+    CenterShift,
+    ChromaticTranslation,
+    GridSample,
+    IsotropicScaleShift,
+    PointDataset,
+    RandomFlip,
+    RandomRotate,
+    Rooms,
+    SceneDataModule,
+    Selection,
+    SphereCrop,
+    Transform,
+    collate,
+)
+from pc3d.evaluation import ConfusionMatrix, SegmentationScores
+from pc3d.evaluation.scene_probe import scene_linear_probe, settle_on_scenes
+from pc3d.methods import MaskedScene, Optimisation, RunFolder, pretrain
+from pc3d.models import SparseUNet, Swin3D, UpcastFeatures, load_encoder
+from pc3d.tasks import SegmentationOptimisation, SemanticSegmentation, load_segmenter
+
+VOXEL_SIZE = 0.08
+MAX_POINTS = 16_000
+"""Of a view, after sampling one point a voxel; a room has up to 25,000 voxels of 8 cm."""
+STEPS_PER_EPOCH = 25
+"""At least so many between two checkpoints; the data sets are repeated to that length."""
+
+
+def sparse_unet() -> nn.Module:
+    return SparseUNet((32, 64, 96, 128), (1, 1, 1, 1), VOXEL_SIZE, "xyz_rgb_normal")
+
+
+def swin3d() -> nn.Module:
+    return Swin3D(
+        channels=(32, 64, 128),
+        depths=(1, 2, 2),
+        down_strides=(2, 2),
+        voxel_size=VOXEL_SIZE,
+        signals="xyz_rgb_normal",
+        decoder_attention=False,
+        drop_path=0.1,
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a backbone is built and trained."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    learning_rate: float
+    block_factor: float
+    pretraining_rate: float
+
+
+RECIPES = {
+    "unet": Recipe("sparse U-Net", sparse_unet, 6e-3, 1.0, 3e-3),
+    "swin3d": Recipe("Swin3D-S, reduced", swin3d, 6e-3, 0.5, 3e-3),
+}
+STARTS = {"scratch": "from scratch", "pretrained": "pre-trained"}
+SHARES = {"100": 1.0, "10": 0.1}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One backbone with one seed."""
+
+    model: str
+    seed: int
+    folder: Path
+    train: PointDataset
+    test: PointDataset
+    pretraining_steps: int
+    steps: int
+
+    @property
+    def recipe(self) -> Recipe:
+        return RECIPES[self.model]
+
+    def new_backbone(self) -> nn.Module:
+        torch.manual_seed(self.seed)
+        return self.recipe.build()
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    train: PointDataset = Rooms("train", options.data)
+    test: PointDataset = Rooms("test", options.data)
+    if options.validate:
+        held_out = range(0, len(train), 4)
+        test = Selection(train, held_out)
+        train = Selection(train, [room for room in range(len(train)) if room not in held_out])
+    for seed in options.seeds:
+        for model in options.models:
+            folder = options.output / model / f"seed{seed}"
+            experiment = Experiment(model, seed, folder, train, test, options.pretraining_steps, options.steps)
+            for job in jobs(experiment, options.only):
+                job()
+                write_table(options.output)
+    write_table(options.output)
+    print((options.output / "table.md").read_text(encoding="utf-8"))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for runs, results.csv and table.md")
+    parser.add_argument("--data", type=Path, help="folder of the large form; the rooms inside the package if left out")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights, data and few labels")
+    parser.add_argument("--models", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--only", nargs="+", choices=["probe", *SHARES], default=["probe", *SHARES], help="what to do")
+    parser.add_argument("--steps", type=int, default=250, help="of training to segment")
+    parser.add_argument("--pretraining_steps", type=int, default=600)
+    parser.add_argument("--validate", action="store_true", help="judge on every fourth training room instead")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+def jobs(experiment: Experiment, only: list[str]) -> Iterator[Callable[[], None]]:
+    """What is to do, in an order that shows the probe first."""
+    if "probe" in only:
+        yield lambda: probe(experiment, "scratch")
+    yield lambda: pretrain_encoder(experiment)
+    if "probe" in only:
+        yield lambda: probe(experiment, "pretrained")
+    for share in sorted(set(only) & set(SHARES)):
+        for start in STARTS:
+            yield lambda share=share, start=start: segment(experiment, start, share)  # type: ignore[misc]
+
+
+def transforms() -> list[Transform]:
+    """Views whose voxel grid differs each time."""
+    return [
+        CenterShift(),
+        RandomRotate("z", 180.0, probability=1.0),
+        IsotropicScaleShift((0.9, 1.1), 0.0),
+        RandomFlip(),
+        ChromaticTranslation(),
+        GridSample(VOXEL_SIZE),
+        SphereCrop(MAX_POINTS),
+    ]
+
+
+def run(method: Any, rooms: PointDataset, seed: int, folder: Path, steps: int) -> None:
+    """Train, or go on with what was interrupted; leave what is finished."""
+    run_folder = RunFolder(folder)
+    if run_folder.is_finished():
+        return
+    resume = run_folder.checkpoint.exists()
+    # An epoch is every room equally often, one view a step.
+    length = min(len(rooms) * -(-STEPS_PER_EPOCH // len(rooms)), steps)
+    repeated = Selection(rooms, [index % len(rooms) for index in range(length)])
+    data = SceneDataModule(train=repeated, train_transforms=transforms(), batch_size=1, seed=seed)
+    options = {"accelerator": "cpu", "enable_model_summary": False, "log_every_n_steps": length}
+    epochs = max(1, round(steps / length))
+    pretrain(method, data, folder, resume=resume, overwrite=not resume, max_epochs=epochs, **options)
+
+
+def finished(path: Path, what: str) -> bool:
+    if path.exists():
+        print(f"{path.parent}: {what} done already")
+    return path.exists()
+
+
+def pretrain_encoder(experiment: Experiment) -> None:
+    """Masked reconstruction of the training rooms."""
+    folder = experiment.folder / "pretraining"
+    if finished(folder / "time.json", "pre-training"):
+        return
+    started = time.process_time()
+    method = MaskedScene(
+        experiment.new_backbone(),
+        optimisation=Optimisation(learning_rate=experiment.recipe.pretraining_rate, warmup_epochs=2),
+        seed=experiment.seed,
+    )
+    run(method, experiment.train, experiment.seed, folder, experiment.pretraining_steps)
+    write_json(folder / "time.json", {"seconds": time.process_time() - started})
+
+
+def probe(experiment: Experiment, start: str) -> None:
+    """The linear probe of an encoder without decoder."""
+    path = experiment.folder / f"probe-{start}.json"
+    if finished(path, "probe"):
+        return
+    started = time.process_time()
+    encoder = experiment.new_backbone() if start == "scratch" else load_encoder(experiment.folder / "pretraining")
+    scores = scene_linear_probe(UpcastFeatures(encoder), experiment.train, experiment.test, seed=experiment.seed)
+    keep(path, scores, started, len(experiment.train))
+
+
+def segment(experiment: Experiment, start: str, share: str) -> None:
+    """Train to segment with the labels of a share of the rooms, and judge."""
+    folder = experiment.folder / f"{start}-{share}"
+    path = folder / "scores.json"
+    if finished(path, "training"):
+        return
+    started = time.process_time()
+    rooms = labelled(experiment.train, SHARES[share], experiment.seed)
+    recipe = experiment.recipe
+    task = SemanticSegmentation(
+        experiment.new_backbone(),
+        len(rooms.classes),
+        rooms.classes,
+        encoder=str(experiment.folder / "pretraining") if start == "pretrained" else None,
+        optimisation=SegmentationOptimisation(learning_rate=recipe.learning_rate, block_factor=recipe.block_factor),
+        seed=experiment.seed,
+    )
+    run(task, rooms, experiment.seed, folder, experiment.steps)
+    keep(path, judge(folder, rooms, experiment.test), started, len(rooms))
+
+
+def labelled(rooms: PointDataset, share: float, seed: int) -> PointDataset:
+    """Some whole rooms, at least two; those of the same seed are the same for all models."""
+    if share == 1.0:
+        return rooms
+    order = torch.randperm(len(rooms), generator=torch.Generator().manual_seed(seed))
+    return Selection(rooms, order[: max(2, round(share * len(rooms)))].sort().values)
+
+
+@torch.no_grad()
+def judge(folder: Path, rooms: PointDataset, test: PointDataset) -> SegmentationScores:
+    """Every point of whole test rooms, after batch norms saw the labelled training rooms whole as well."""
+    segmenter = load_segmenter(folder)
+    settle_on_scenes(segmenter, rooms)
+    segmenter.eval()
+    matrix = ConfusionMatrix(len(test.classes))
+    for index in range(len(test)):
+        batch = collate([test[index]])
+        assert batch.segment is not None
+        matrix.update(segmenter(batch).argmax(1), batch.segment)
+    return matrix.scores(test.classes)
+
+
+def keep(path: Path, scores: SegmentationScores, started: float, num_rooms: int) -> None:
+    values = {
+        "miou": scores.miou_present,
+        "macc": scores.macc * len(scores.classes) / scores.num_present,
+        "allacc": scores.allacc,
+        "num_classes": scores.num_present,
+        "rooms": num_rooms,
+        "seconds": time.process_time() - started,
+        "iou": {name: scores.iou[k] for k, name in enumerate(scores.classes) if scores.support[k]},
+    }
+    write_json(path, values)
+    print(f"{path}: mIoU {100 * scores.miou_present:.1f}, allAcc {100 * scores.allacc:.1f}")
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, json.dumps(values, indent=2) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Several processes may write the same table."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+FIELDS = ("model", "seed", "task", "start", "rooms", "miou", "macc", "allacc", "seconds")
+
+
+def rows(output: Path) -> Iterator[dict[str, Any]]:
+    """A row per score of everything that is finished."""
+    for path in sorted([*output.glob("*/seed*/probe-*.json"), *output.glob("*/seed*/*/scores.json")]):
+        of_probe = path.stem.startswith("probe-")
+        start, _, share = (path.stem.removeprefix("probe-") if of_probe else path.parent.name).partition("-")
+        folder = path.parent if of_probe else path.parent.parent
+        values = json.loads(path.read_text(encoding="utf-8"))
+        row = {"model": folder.parent.name, "seed": int(folder.name.removeprefix("seed")), "start": start}
+        yield row | {"task": "probe" if of_probe else f"{share} %"} | {k: values[k] for k in FIELDS if k in values}
+
+
+def write_table(output: Path) -> None:
+    """``results.csv`` and ``table.md`` from everything that is finished."""
+    found = list(rows(output))
+    if not found:
+        return
+    partial = output / f".results.csv.{os.getpid()}"
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+    os.replace(partial, output / "results.csv")
+    seeds = sorted({row["seed"] for row in found})
+    lines = [
+        f"Scanned rooms, mean ± sample standard deviation over seeds {', '.join(map(str, seeds))}; all points of all "
+        "test rooms, means over the classes that occur in them, in %",
+        "",
+        "| backbone | labels | start | mIoU | mAcc | allAcc | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for model, recipe in RECIPES.items():
+        for task in ("100 %", "10 %", "probe"):
+            for start in STARTS:
+                mine = [row for row in found if (row["model"], row["task"], row["start"]) == (model, task, start)]
+                if mine:
+                    lines.append(line(recipe.name, task, start, mine))
+    replace(output / "table.md", "\n".join([*lines, ""]))
+
+
+def line(name: str, task: str, start: str, mine: list[dict[str, Any]]) -> str:
+    labels = f"{task} ({mine[0]['rooms']} rooms)" if task != "probe" else f"linear probe ({mine[0]['rooms']} rooms)"
+    begun = "untrained" if (task, start) == ("probe", "scratch") else STARTS[start]
+    values = [_mean_and_deviation([100 * row[key] for row in mine]) for key in ("miou", "macc", "allacc")]
+    seconds = statistics.mean(row["seconds"] for row in mine)
+    return f"| {name} | {labels} | {begun} | {' | '.join(values)} | {seconds:.0f} |"
+
+
+def _mean_and_deviation(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+if __name__ == "__main__":
+    main()
