@@ -131,9 +131,9 @@ class SemanticSegmentation(pl.LightningModule):
         loss = segmentation_loss(logits, label)
         labelled = label != _UNLABELLED
         hits = (logits.detach().argmax(1) == label)[labelled].float()
-        options: dict[str, Any] = {"batch_size": len(batch), "on_step": True, "on_epoch": True}
+        options: dict[str, Any] = {"batch_size": len(batch), "on_step": True, "on_epoch": True, "sync_dist": True}
         self.log("train/loss", loss.detach(), prog_bar=True, **options)
-        self.log("train/accuracy", hits.mean() if hits.numel() else torch.zeros(()), **options)
+        self.log("train/accuracy", hits.mean() if hits.numel() else hits.new_zeros(()), **options)
         self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
         return loss
 
@@ -145,7 +145,7 @@ class SemanticSegmentation(pl.LightningModule):
         """Whole scenes in one pass, every point judged."""
         label = _labels(batch)
         logits = self.segmenter(batch)
-        self.log("validation/loss", segmentation_loss(logits, label), batch_size=len(batch))
+        self.log("validation/loss", segmentation_loss(logits, label), batch_size=len(batch), sync_dist=True)
         self._matrix.update(logits.argmax(1), label)
 
     def on_validation_epoch_end(self) -> None:
