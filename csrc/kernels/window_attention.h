@@ -151,9 +151,13 @@ class WindowWorker {
  public:
   WindowWorker(const WindowAttention<T, A>& task, bool backward) : task_(task), axes_(task.padded_axes()) {
     int64_t largest = 0;
-    for (int64_t w = 0; w < task.num_windows; ++w) largest = std::max(largest, task.size_of(w));
+    int64_t scores = 0;  // not always of the largest window: a larger one is cut into tiles
+    for (int64_t w = 0; w < task.num_windows; ++w) {
+      const int64_t size = task.size_of(w);
+      largest = std::max(largest, size);
+      scores = std::max(scores, tile_of(size) * pair_stride(size) * kHeadLanes);
+    }
     const int64_t features = largest * task.width();
-    const int64_t scores = tile_of(largest) * pair_stride(largest) * kHeadLanes;
     const int64_t columns = (task.table_rows() + 2) * kRowsAtATime * kHeadLanes;
     signals_.resize(axes_.size() * padded(largest));
     found_.resize(kRowsAtATime * axes_.size() * padded(largest));
