@@ -33,10 +33,12 @@ from torch import nn
 
 from pc3d.data import (
     CenterShift,
+    ChromaticAutoContrast,
     ChromaticTranslation,
     GridSample,
     IsotropicScaleShift,
     PointDataset,
+    RandomColorDrop,
     RandomFlip,
     RandomRotate,
     Rooms,
@@ -87,8 +89,8 @@ class Recipe:
 
 
 RECIPES = {
-    "unet": Recipe("sparse U-Net", sparse_unet, 6e-3, 1.0, 3e-3),
-    "swin3d": Recipe("Swin3D-S, reduced", swin3d, 6e-3, 0.5, 3e-3),
+    "unet": Recipe("sparse U-Net", sparse_unet, 3e-3, 1.0, 3e-3),
+    "swin3d": Recipe("Swin3D-S, reduced", swin3d, 3e-3, 0.5, 2e-3),
 }
 STARTS = {"scratch": "from scratch", "pretrained": "pre-trained"}
 SHARES = {"100": 1.0, "10": 0.1}
@@ -161,20 +163,26 @@ def jobs(experiment: Experiment, only: list[str]) -> Iterator[Callable[[], None]
             yield lambda share=share, start=start: segment(experiment, start, share)  # type: ignore[misc]
 
 
-def transforms() -> list[Transform]:
-    """Views whose voxel grid differs each time."""
+def transforms(color_drop: float) -> list[Transform]:
+    """Views whose voxel grid differs each time.
+
+    Colours are varied strongly: with the labels of two or three rooms, the colour of a wall is all that is learnt.
+    ``color_drop`` is how often a view is grey.
+    """
     return [
         CenterShift(),
         RandomRotate("z", 180.0, probability=1.0),
-        IsotropicScaleShift((0.9, 1.1), 0.0),
+        IsotropicScaleShift((0.8, 1.2), 0.0),
         RandomFlip(),
-        ChromaticTranslation(),
+        ChromaticAutoContrast(probability=0.5),
+        ChromaticTranslation(probability=1.0, ratio=0.3),
+        RandomColorDrop(color_drop, value=0.5),
         GridSample(VOXEL_SIZE),
         SphereCrop(MAX_POINTS),
     ]
 
 
-def run(method: Any, rooms: PointDataset, seed: int, folder: Path, steps: int) -> None:
+def run(method: Any, rooms: PointDataset, folder: Path, steps: int, color_drop: float) -> None:
     """Train, or go on with what was interrupted; leave what is finished."""
     run_folder = RunFolder(folder)
     if run_folder.is_finished():
@@ -183,7 +191,7 @@ def run(method: Any, rooms: PointDataset, seed: int, folder: Path, steps: int) -
     # An epoch is every room equally often, one view a step.
     length = min(len(rooms) * -(-STEPS_PER_EPOCH // len(rooms)), steps)
     repeated = Selection(rooms, [index % len(rooms) for index in range(length)])
-    data = SceneDataModule(train=repeated, train_transforms=transforms(), batch_size=1, seed=seed)
+    data = SceneDataModule(train=repeated, train_transforms=transforms(color_drop), batch_size=1, seed=method.seed)
     options = {"accelerator": "cpu", "enable_model_summary": False, "log_every_n_steps": length}
     epochs = max(1, round(steps / length))
     pretrain(method, data, folder, resume=resume, overwrite=not resume, max_epochs=epochs, **options)
@@ -206,7 +214,7 @@ def pretrain_encoder(experiment: Experiment) -> None:
         optimisation=Optimisation(learning_rate=experiment.recipe.pretraining_rate, warmup_epochs=2),
         seed=experiment.seed,
     )
-    run(method, experiment.train, experiment.seed, folder, experiment.pretraining_steps)
+    run(method, experiment.train, folder, experiment.pretraining_steps, color_drop=0.0)
     write_json(folder / "time.json", {"seconds": time.process_time() - started})
 
 
@@ -238,7 +246,7 @@ def segment(experiment: Experiment, start: str, share: str) -> None:
         optimisation=SegmentationOptimisation(learning_rate=recipe.learning_rate, block_factor=recipe.block_factor),
         seed=experiment.seed,
     )
-    run(task, rooms, experiment.seed, folder, experiment.steps)
+    run(task, rooms, folder, experiment.steps, color_drop=0.4)
     keep(path, judge(folder, rooms, experiment.test), started, len(rooms))
 
 
