@@ -57,6 +57,8 @@ from pc3d.tasks import SegmentationOptimisation, SemanticSegmentation, load_segm
 VOXEL_SIZE = 0.08
 MAX_POINTS = 16_000
 """Of a view, after sampling one point a voxel; a room has up to 25,000 voxels of 8 cm."""
+COLOR_DROP = 0.4
+"""Share of grey views when segmenting: colours of few rooms are learnt by heart."""
 STEPS_PER_EPOCH = 25
 """At least so many between two checkpoints; the data sets are repeated to that length."""
 
@@ -105,8 +107,7 @@ class Experiment:
     folder: Path
     train: PointDataset
     test: PointDataset
-    pretraining_steps: int
-    steps: int
+    options: argparse.Namespace
 
     @property
     def recipe(self) -> Recipe:
@@ -129,7 +130,7 @@ def main() -> None:
     for seed in options.seeds:
         for model in options.models:
             folder = options.output / model / f"seed{seed}"
-            experiment = Experiment(model, seed, folder, train, test, options.pretraining_steps, options.steps)
+            experiment = Experiment(model, seed, folder, train, test, options)
             for job in jobs(experiment, options.only):
                 job()
                 write_table(options.output)
@@ -144,8 +145,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights, data and few labels")
     parser.add_argument("--models", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--only", nargs="+", choices=["probe", *SHARES], default=["probe", *SHARES], help="what to do")
-    parser.add_argument("--steps", type=int, default=250, help="of training to segment")
+    parser.add_argument("--steps", type=int, default=300, help="of training to segment")
     parser.add_argument("--pretraining_steps", type=int, default=600)
+    parser.add_argument("--cell_size", type=float, default=0.4, help="of the hidden cubes, in metres")
+    parser.add_argument("--mask_ratio", type=float, default=0.6, help="of the hidden cubes")
+    parser.add_argument("--color_weight", type=float, default=1.0, help="of predicted colours")
+    parser.add_argument("--color_drop", type=float, default=COLOR_DROP, help="share of grey views in pre-training")
     parser.add_argument("--validate", action="store_true", help="judge on every fourth training room instead")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
@@ -192,7 +197,7 @@ def run(method: Any, rooms: PointDataset, folder: Path, steps: int, color_drop: 
     length = min(len(rooms) * -(-STEPS_PER_EPOCH // len(rooms)), steps)
     repeated = Selection(rooms, [index % len(rooms) for index in range(length)])
     data = SceneDataModule(train=repeated, train_transforms=transforms(color_drop), batch_size=1, seed=method.seed)
-    options = {"accelerator": "cpu", "enable_model_summary": False, "log_every_n_steps": length}
+    options: dict[str, Any] = {"accelerator": "cpu", "enable_model_summary": False, "log_every_n_steps": length}
     epochs = max(1, round(steps / length))
     pretrain(method, data, folder, resume=resume, overwrite=not resume, max_epochs=epochs, **options)
 
@@ -208,13 +213,16 @@ def pretrain_encoder(experiment: Experiment) -> None:
     folder = experiment.folder / "pretraining"
     if finished(folder / "time.json", "pre-training"):
         return
-    started = time.process_time()
+    started, options = time.process_time(), experiment.options
     method = MaskedScene(
         experiment.new_backbone(),
+        cell_size=options.cell_size,
+        mask_ratio=options.mask_ratio,
+        color_weight=options.color_weight,
         optimisation=Optimisation(learning_rate=experiment.recipe.pretraining_rate, warmup_epochs=2),
         seed=experiment.seed,
     )
-    run(method, experiment.train, folder, experiment.pretraining_steps, color_drop=0.0)
+    run(method, experiment.train, folder, options.pretraining_steps, options.color_drop)
     write_json(folder / "time.json", {"seconds": time.process_time() - started})
 
 
@@ -246,7 +254,7 @@ def segment(experiment: Experiment, start: str, share: str) -> None:
         optimisation=SegmentationOptimisation(learning_rate=recipe.learning_rate, block_factor=recipe.block_factor),
         seed=experiment.seed,
     )
-    run(task, rooms, folder, experiment.steps, color_drop=0.4)
+    run(task, rooms, folder, experiment.options.steps, COLOR_DROP)
     keep(path, judge(folder, rooms, experiment.test), started, len(rooms))
 
 
