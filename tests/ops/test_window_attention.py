@@ -367,7 +367,7 @@ def peak(n):
     # A floor of voxels, four deep in every cell of a window of 7: the same density at every size.
     side = int((n / 4) ** 0.5)
     flat = torch.cartesian_prod(torch.arange(side), torch.arange(side), torch.arange(4)).int()
-    signals = torch.cat([flat.float(), flat.float() % 3, flat.float() % 2], 1)
+    signals = torch.cat([flat.float(), flat.float() % 3], 1)
     q, k, v = (torch.randn(len(flat), 2, 4, requires_grad=True) for _ in range(3))
     tables = [torch.randn(264, 2, 4, requires_grad=True) for _ in range(3)]
     windows = window_partition(flat, 7)
