@@ -10,6 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import trimesh
+
+from pc3d.data import Rooms
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,6 +35,10 @@ def test_every_command_and_every_python_block_runs(tmp_path: Path) -> None:
     for number in range(32):
         cloud = np.random.default_rng(number).normal(size=(1200, 3)).astype(np.float32)
         np.save(scans / f"scan_{number}.npy", cloud)
+    room = Rooms("test")[0].select(slice(None, None, 20))
+    assert room.rgb is not None
+    colors = (255 * room.rgb).to(torch.uint8).numpy()
+    trimesh.PointCloud(room.xyz.numpy(), colors=colors).export(tmp_path / "my_scene.ply")
     assert len(commands()) > 5
     for command in commands():
         program, *arguments = shlex.split(command)
