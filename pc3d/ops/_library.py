@@ -67,7 +67,8 @@ def define(schema: str, reference: Callable[..., Any]) -> None:
                 FallbackWarning,
                 stacklevel=3,
             )
-        return reference(*args)
+        with torch.autocast(device, enabled=False):  # a kernel chooses its types itself, so does its definition
+            return reference(*args)
 
     LIBRARY.impl(name, fallback, "CompositeExplicitAutograd")
 

@@ -68,6 +68,25 @@ with warnings.catch_warnings():
     assert "pip install --no-build-isolation ." in output
 
 
+def test_without_kernels_the_definitions_keep_their_types_under_autocast(package_without_kernels):
+    run_python(
+        """
+import warnings, torch
+warnings.simplefilter("ignore")
+from pc3d.ops import window_attention, window_partition
+coords = torch.cartesian_prod(*[torch.arange(3, dtype=torch.int32)] * 3)
+q, k, v = (torch.randn(27, 2, 4, requires_grad=True) for _ in range(3))
+tables = [torch.randn(36, 2, 4) for _ in range(3)]
+windows = window_partition(coords, 3)
+with torch.autocast("cpu", torch.bfloat16):
+    out = window_attention(q, k, v, coords.float(), windows, *tables, [12] * 3)
+out.float().sum().backward()
+assert q.grad.isfinite().all() and q.grad.any()
+""",
+        package_without_kernels,
+    )
+
+
 def test_a_library_that_does_not_load_is_named(package_without_kernels):
     (package_without_kernels / "pc3d" / "_C.abi3.so").write_text("not a library")
     output = run_python(
