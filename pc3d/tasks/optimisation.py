@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ConstantLR, LambdaLR, LRScheduler, MultiStepLR
 
 from pc3d.nn import TransformerBlock
 from pc3d.nn.optim import warmup_cosine
@@ -15,6 +17,33 @@ from pc3d.nn.swin3d import SwinBlock
 
 Schedule = Literal["one_cycle", "warmup_cosine", "multi_step", "constant"]
 _BLOCKS = (SwinBlock, TransformerBlock)
+
+
+def one_cycle(step: int, steps: int, warmup_share: float) -> tuple[float, float]:
+    """The cycle of learning rate and momentum that Swin3D and Pointcept train with (Smith and Topin 2017).
+
+    With w = max(``warmup_share * steps`` - 1, 0): a cosine from a tenth of the rate at step 0 to all of it at step w,
+    and from there another one to a ten-thousandth at the last step; the first beta of Adam goes from 0.95 to 0.85 and
+    back. It is the curve of ``torch.optim.lr_scheduler.OneCycleLR``, which cannot be had with w = 0 nor beyond the last
+    step. Here a warm-up of less than a step is the first step, and what comes after the last is as the last.
+
+    Args:
+        step: from 0.
+        steps: of the whole cycle.
+        warmup_share: of the steps; 0 starts at the full rate.
+
+    Returns:
+        Rate as a share of its peak, and the first beta.
+    """
+    top = max(warmup_share * steps - 1, 0.0)
+    if warmup_share > 0 and step <= top:
+        return _cosine(0.1, 1.0, step / top if top else 0.0), _cosine(0.95, 0.85, step / top if top else 0.0)
+    along = (step - top) / (steps - 1 - top) if step < steps - 1 else 1.0
+    return _cosine(1.0, 1e-4, along), _cosine(0.85, 0.95, along)
+
+
+def _cosine(start: float, end: float, along: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * along))
 
 
 @dataclass(frozen=True)
@@ -28,15 +57,15 @@ class SegmentationOptimisation:
         block_factor: of the rate of transformer blocks.
         weight_decay: of every parameter.
         betas: of AdamW; ``"one_cycle"`` moves the first between 0.95 and 0.85, against the rate.
-        schedule: ``"one_cycle"``: cosine up from a tenth over the first ``warmup_share`` of the steps, cosine down to
-            a ten-thousandth (``torch.optim.lr_scheduler.OneCycleLR``); ``"warmup_cosine"``: linear from
-            ``min_learning_rate`` over ``warmup_steps``, then the cosine whose clock started at step 0;
-            ``"multi_step"``: times 0.1 at each of ``milestones``; ``"constant"``.
-        warmup_share: of ``"one_cycle"``.
+        schedule: ``"one_cycle"``: :func:`one_cycle`; ``"warmup_cosine"``: linear from ``min_learning_rate`` over
+            ``warmup_steps``, then the cosine whose clock started at step 0; ``"multi_step"``: times 0.1 at each of
+            ``milestones``; ``"constant"``.
+        warmup_share: of ``"one_cycle"``, in [0, 1].
         warmup_steps: of ``"warmup_cosine"``.
         min_learning_rate: of ``"warmup_cosine"``, start and end.
         milestones: of ``"multi_step"``, as shares of the whole.
-        schedule_epochs: length of the schedule; the trainer's ``max_epochs`` when None.
+        schedule_epochs: length of the schedule; the trainer's ``max_epochs`` when None. Training beyond it goes on at
+            the last rate.
     """
 
     learning_rate: float = 6e-3
@@ -75,7 +104,7 @@ class SegmentationOptimisation:
             steps: optimiser steps of the whole schedule.
 
         Raises:
-            ValueError: no steps, nothing trainable, or an unknown schedule.
+            ValueError: no steps, nothing trainable, an unknown schedule, or a ``warmup_share`` outside of [0, 1].
         """
         if steps < 1:
             raise ValueError(f"the learning-rate schedule needs a length of at least one step, got {steps}")
@@ -84,20 +113,30 @@ class SegmentationOptimisation:
         schedule = self._schedule(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-        rates: list[float] = [group["lr"] for group in optimizer.param_groups]
+    def _schedule(self, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+        groups = range(len(optimizer.param_groups))
         if self.schedule == "one_cycle":
-            return torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, rates, total_steps=steps, pct_start=self.warmup_share, div_factor=10, final_div_factor=1000
-            )
+            if not 0.0 <= self.warmup_share <= 1.0:
+                raise ValueError(f"warmup_share must be between 0 and 1, got {self.warmup_share}")
+            return LambdaLR(optimizer, [self._cycle(optimizer, group, steps) for group in groups])
         if self.schedule == "warmup_cosine":
-            return torch.optim.lr_scheduler.LambdaLR(optimizer, [self._factor(rate, steps) for rate in rates])
+            return LambdaLR(optimizer, [self._factor(group["lr"], steps) for group in optimizer.param_groups])
         if self.schedule == "multi_step":
             at = [round(share * steps) for share in self.milestones]
-            return torch.optim.lr_scheduler.MultiStepLR(optimizer, at, gamma=0.1)
+            return MultiStepLR(optimizer, at, gamma=0.1)
         if self.schedule == "constant":
-            return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
+            return ConstantLR(optimizer, factor=1.0, total_iters=0)
         raise ValueError(f"schedule must be one_cycle, warmup_cosine, multi_step or constant, got {self.schedule!r}")
+
+    def _cycle(self, optimizer: torch.optim.Optimizer, number: int, steps: int) -> Callable[[int], float]:
+        def factor(step: int) -> float:
+            rate, beta = one_cycle(step, steps, self.warmup_share)
+            # Looked up each time: a resumed optimiser has new groups.
+            group = optimizer.param_groups[number]
+            group["betas"] = (beta, *group["betas"][1:])
+            return rate
+
+        return factor
 
     def _factor(self, peak: float, steps: int) -> Callable[[int], float]:
         def factor(step: int) -> float:

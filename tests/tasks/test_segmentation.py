@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +160,53 @@ def test_schedules_are_the_published_ones() -> None:
         rates(SegmentationOptimisation(), 0)
 
 
+def cycle(scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler], steps: int) -> Tensor:
+    """Rate and first beta of every step."""
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=0.006, betas=(0.9, 0.99))
+    schedule, values = scheduler(optimizer), []
+    for _ in range(steps):
+        group = optimizer.param_groups[0]
+        assert group["betas"][1] == 0.99
+        values.append([group["lr"], group["betas"][0]])
+        optimizer.step()
+        schedule.step()
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("steps", [21, 33, 40, 100, 173])
+def test_one_cycle_is_that_of_torch_with_its_momentum(steps: int) -> None:
+    expected = cycle(
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(
+            o, 0.006, total_steps=steps, pct_start=0.05, div_factor=10, final_div_factor=1000
+        ),
+        steps,
+    )
+    found = cycle(lambda o: SegmentationOptimisation()._schedule(o, steps), steps)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 19, 20])
+def test_one_cycle_of_few_steps_warms_up_in_the_first(steps: int) -> None:
+    """Where torch divides by zero (20 steps at 5 %) or leaves the warm-up out (fewer)."""
+    values = rates(SegmentationOptimisation(learning_rate=0.006), steps)
+    last = max(steps - 1, 1)
+    down = [6e-7 + 0.5 * (0.006 - 6e-7) * (1 + math.cos(math.pi * step / last)) for step in range(steps)]
+    assert values == pytest.approx([0.0006, *down[1:]])
+    assert rates(SegmentationOptimisation(learning_rate=0.006, warmup_share=0.0), steps)[1:] == pytest.approx(down[1:])
+    with pytest.raises(ValueError, match=r"warmup_share must be between 0 and 1, got 1.5"):
+        rates(SegmentationOptimisation(warmup_share=1.5), steps)
+
+
+def test_a_schedule_shorter_than_the_run_stays_at_its_last_rate() -> None:
+    built = SegmentationOptimisation(learning_rate=0.006).build(torch.nn.Linear(1, 1), 10)
+    for _ in range(25):
+        built["optimizer"].step()
+        built["lr_scheduler"]["scheduler"].step()
+    (group,) = built["optimizer"].param_groups
+    assert group["lr"] == pytest.approx(6e-7)
+    assert group["betas"] == pytest.approx((0.95, 0.999))
+
+
 # ---- whole runs --------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +258,19 @@ def test_a_run_that_is_broken_off_ends_bit_for_bit_as_one_that_is_not(step: int,
     states = [torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "broken")]
     assert states[0]["global_step"] == states[1]["global_step"] == 9
     assert states[0]["lr_schedulers"] == states[1]["lr_schedulers"]
+
+
+@pytest.mark.parametrize("schedule_epochs", [None, 1])
+def test_a_finished_run_goes_on_for_more_epochs(schedule_epochs: int | None, tmp_path: Path) -> None:
+    optimisation = SegmentationOptimisation(learning_rate=0.03, schedule_epochs=schedule_epochs)
+    for max_epochs in (2, 4):
+        method = task(optimisation=optimisation)
+        pretrain(method, data(), tmp_path, resume=max_epochs == 4, max_epochs=max_epochs, **QUIET)
+    assert method.trainer.global_step == 12
+    (group, *_) = method.trainer.optimizers[0].param_groups
+    # The schedule of the longer run where it is as long as the run; the last rate where it is shorter.
+    assert group["lr"] == pytest.approx(3e-6)
+    assert group["betas"] == pytest.approx((0.95, 0.999))
 
 
 # ---- starting from an encoder ------------------------------------------------------------------------------------
