@@ -1,8 +1,10 @@
 """Transforms of scenes: geometry and sampling, with the magnitudes that Pointcept publishes for Swin3D and others.
 
-Their order in the published recipes is :class:`CenterShift`, geometry, colour (:mod:`pc3d.data.color_transforms`),
-:class:`GridSample`, :class:`SphereCrop`, ``CenterShift(vertical=False)``. Two of the recipes' steps are transforms that
-objects know as well: one random scale for all axes is ``IsotropicScaleShift((0.8, 1.2), shift=0)`` (Structured3D:
+Their order in recipes is :class:`CenterShift`, geometry, colour (:mod:`pc3d.data.color_transforms`),
+:class:`GridSample`, :class:`SphereCrop`. Nothing after :class:`GridSample` may move points: the published recipes
+centre once more in the end, since their networks take the cells of the sampling as voxels; those of pc3d voxelise what
+they are given, and on a shifted grid several points would fall into one voxel. Two of the recipes' steps are transforms
+that objects know as well: one random scale for all axes is ``IsotropicScaleShift((0.8, 1.2), shift=0)`` (Structured3D:
 0.9 to 1.1), jitter is ``Jitter(std=0.005, clip=0.02)``.
 
 In scenes with a few annotated points only (``meta["limited_annotations"]``, set by the data set), the transforms that
@@ -47,7 +49,7 @@ class CenterShift(Transform):
     """Move the middle of the bounding box to x = y = 0, and its lower side to z = 0.
 
     Args:
-        vertical: also shift z; without it heights stay as they are.
+        vertical: also shift z; without it heights stay as they are. Not after :class:`GridSample`: it shifts the grid.
     """
 
     def __init__(self, vertical: bool = True) -> None:

@@ -1,0 +1,48 @@
+"""The shipped configurations of scenes: what their transforms leave is what the network sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import pytest
+import torch
+import yaml
+
+from pc3d.data import Compose, Rooms
+from pc3d.data.transforms import Transform
+from pc3d.ops import voxelize
+
+CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs"
+
+
+def scene_configs() -> list[str]:
+    found = [path for path in CONFIGS.glob("*/*.yaml") if "GridSample" in path.read_text()]
+    return sorted(str(path.relative_to(CONFIGS)) for path in found)
+
+
+def transform_of(steps: list[dict[str, Any]]) -> Compose:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--steps", type=list[Transform])
+    return Compose(parser.instantiate(parser.parse_object({"steps": steps})).steps)
+
+
+def test_all_configurations_of_scenes_are_looked_at() -> None:
+    shipped = {f"segment/{path.name}" for path in (CONFIGS / "segment").glob("*.yaml")}
+    pre_training = {"masked_scene", "masked_scene_rooms", "swin3d_structured3d"}
+    assert set(scene_configs()) == shipped | {f"pretrain/{name}.yaml" for name in pre_training}
+
+
+@pytest.mark.parametrize("name", scene_configs())
+def test_every_sampled_point_is_a_voxel_of_the_network(name: str) -> None:
+    """On an embedded room, whatever data set the configuration is for."""
+    config = yaml.safe_load((CONFIGS / name).read_text())
+    model = config["model"]
+    backbone = model["backbone"] if "backbone" in model else model["init_args"]["encoder"]
+    voxel_size = backbone["init_args"]["voxel_size"]
+    transform, room = transform_of(config["data"]["train_transforms"]), Rooms("train")[0]
+    for seed in range(3):
+        sampled = transform(room, torch.Generator().manual_seed(seed))
+        assert 1000 < len(sampled) < len(room)
+        assert len(voxelize(sampled.xyz, voxel_size).coords) == len(sampled)
