@@ -15,7 +15,8 @@ class LimitedLabels(PointDataset):
     """A data set whose scenes keep the classes of some of their points; all others become unlabelled.
 
     Which points is fixed by the seed and the scene's ``meta["id"]`` alone, and those of a smaller share are among those
-    of a larger one. Scenes are marked (``meta["limited_annotations"]``) so that sampling transforms keep these points.
+    of a larger one. With ``labelled_points``, as published, scenes are marked (``meta["limited_annotations"]``) so that
+    sampling transforms keep these few points. A share can be most of a scene, so its points are sampled as any others.
 
     Args:
         dataset: where the scenes come from; its transform stays in force.
@@ -64,4 +65,5 @@ class LimitedLabels(PointDataset):
         generator = torch.Generator().manual_seed(int(word))
         kept = labelled[torch.randperm(len(labelled), generator=generator)[:count]]
         segment = torch.full_like(cloud.segment, -1).index_copy(0, kept, cloud.segment[kept])
-        return cloud.replace(segment=segment, meta={**cloud.meta, "limited_annotations": True})
+        marked = {"limited_annotations": True} if self.labelled_points is not None else {}
+        return cloud.replace(segment=segment, meta={**cloud.meta, **marked})

