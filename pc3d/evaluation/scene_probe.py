@@ -34,7 +34,8 @@ def scene_linear_probe(
 
     Args:
         backbone: has ``point_features(batch)``; for an encoder without decoder
-            :class:`pc3d.models.voxel_features.UpcastFeatures`. Its weights stay, its mode is left as it was.
+            :class:`pc3d.models.voxel_features.UpcastFeatures`. Scenes go to its device, the classifier is fitted on the
+            CPU. Its weights stay, its mode is left as it was.
         train: labelled scenes.
         test: scenes to judge; their classes are those of ``train``.
         points_per_scene: labelled points drawn from each training scene; all where there are fewer.
@@ -87,16 +88,23 @@ def settle_on_scenes(backbone: nn.Module, scenes: PointDataset) -> None:
         norm.momentum = None  # the plain mean over all scenes
     try:
         for index in range(len(scenes)):
-            backbone(collate([scenes[index]]))
+            backbone(collate([scenes[index]]).to(_device(backbone)))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         backbone.train(was_training)
 
 
+def _device(backbone: nn.Module) -> torch.device:
+    tensors = (*backbone.parameters(), *backbone.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
 def _encode(backbone: nn.Module, batch: PointBatch) -> Tensor:
+    """Features on the CPU, where they are kept and judged, of a backbone anywhere."""
+    batch = batch.to(_device(backbone))
     features: Tensor = backbone.point_features(batch)  # type: ignore[operator]  # nn.Module's attributes have no types
-    return features.float()
+    return features.float().cpu()
 
 
 @torch.no_grad()

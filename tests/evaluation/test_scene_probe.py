@@ -11,6 +11,7 @@ from pc3d.data import PointBatch, PointCloud, Rooms, collate
 from pc3d.data.dataset import PointDataset
 from pc3d.evaluation.scene_probe import scene_linear_probe, settle_on_scenes
 from pc3d.models import SparseUNet, UpcastFeatures
+from pc3d.nn import GlobalBatchNorm
 
 
 class Corners(PointDataset):
@@ -95,6 +96,42 @@ def test_settled_statistics_are_the_mean_over_scenes() -> None:
     assert len(seen) == 2
     torch.testing.assert_close(norm.running_mean, torch.stack([rows.mean(0) for rows in seen]).mean(0))
     torch.testing.assert_close(norm.running_var, torch.stack([rows.var(0) for rows in seen]).mean(0))
+
+
+class Elsewhere(nn.Module):
+    """Has its parameters on another device, and demands its input there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = GlobalBatchNorm(3).to("meta")
+        self.calls = 0
+
+    def forward(self, batch: PointBatch) -> Tensor:
+        assert {t.device.type for t in (batch.xyz, batch.offsets, batch.rgb) if t is not None} == {"meta"}
+        self.calls += 1
+        return torch.ones(batch.xyz.shape)
+
+    point_features = forward
+
+
+def test_scenes_go_to_the_device_of_the_backbone() -> None:
+    backbone = Elsewhere()
+    settle_on_scenes(backbone, Corners("train"))
+    assert backbone.calls == 2
+    scene_linear_probe(backbone, Corners("train"), Corners("test"), points_per_scene=50, settle=False)
+    assert backbone.calls == 6
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))],
+)
+def test_devices_give_the_same_scores(device: str) -> None:
+    scores = [
+        scene_linear_probe(UpcastFeatures(unet().to(d)), Corners("train"), Corners("test"), max_iterations=5)
+        for d in ("cpu", device)
+    ]
+    assert scores[0].allacc == pytest.approx(scores[1].allacc, abs=0.02)
 
 
 def test_bad_data_are_refused() -> None:
