@@ -165,7 +165,8 @@ def scannet_jobs(given: argparse.Namespace) -> list[Job]:
             if given.other_split is None:
                 sys.exit(f"{folder} is not an official scan: --other-split says into which split such scans go")
             split = given.other_split
-        jobs.append(Job(f"{split}/{folder.name}", partial(read_scannet_scan, folder, categories)))
+        read = partial(read_scannet_scan, folder, categories, labels_required=split != "test")
+        jobs.append(Job(f"{split}/{folder.name}", read))
     return jobs or missing(
         "ScanNet scans", given.root / "scans" / "SCENE" / "SCENE_vh_clean_2.ply", given.root, ScanNet
     )
@@ -202,6 +203,8 @@ def run(given: argparse.Namespace) -> None:
         twice = next(name for name in names if names.count(name) > 1)
         sys.exit(f"{given.root} holds {twice} more than once: name the folder of one copy")
     options: dict[str, Any] = {"kind": given.kind, "root": str(given.root)}
+    if given.kind == "scannet":
+        options.update(labels=sha256(given.labels), other_split=given.other_split)
     if given.kind == "s3dis":
         options.update(align=given.align)
     if given.kind == "structured3d":

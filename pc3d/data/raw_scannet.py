@@ -57,7 +57,9 @@ def _train_id(ids: tuple[int, ...], number: str | None) -> int:
     return ids.index(value) if value in ids else NO_CLASS
 
 
-def read_scannet_scan(folder: Path | str, categories: dict[str, ScanNetCategory]) -> tuple[Arrays, list[str]]:
+def read_scannet_scan(
+    folder: Path | str, categories: dict[str, ScanNetCategory], *, labels_required: bool = True
+) -> tuple[Arrays, list[str]]:
     """A scan as ``coord``, ``color``, ``normal`` and, if annotated, ``segment20``, ``segment200`` and ``instance``.
 
     Points are the vertices of ``NAME_vh_clean_2.ply``, in their order, not axis-aligned. Every group of the
@@ -67,6 +69,7 @@ def read_scannet_scan(folder: Path | str, categories: dict[str, ScanNetCategory]
     Args:
         folder: the scan's folder, whose name the files begin with.
         categories: what :func:`read_scannet_categories` gave.
+        labels_required: refuse a scan without ``NAME.aggregation.json``; only the test split is published without.
 
     Returns:
         The arrays, and notes: categories that the table does not know.
@@ -94,6 +97,8 @@ def read_scannet_scan(folder: Path | str, categories: dict[str, ScanNetCategory]
         raise BadFileError(mesh_path, "has no colours at its vertices")
     aggregation = folder / f"{folder.name}.aggregation.json"
     if not aggregation.is_file():
+        if labels_required:
+            raise BadFileError(aggregation, "is not there: download the annotations; only test scans have none")
         return arrays, []
     groups = _json_key(aggregation, "segGroups")
     segments_path = folder / f"{folder.name}_vh_clean_2.0.010000.segs.json"

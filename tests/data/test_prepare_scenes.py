@@ -145,7 +145,10 @@ def test_later_groups_and_unknown_categories(labels: Path, tmp_path: Path) -> No
     with pytest.raises(BadFileError, match=r"aggregation\.json: has a group without id, label or segments"):
         read_scannet_scan(folder, {})
     aggregation.unlink()
-    assert set(read_scannet_scan(folder, {})[0]) == {"coord", "color", "normal"}  # as in the test split
+    with pytest.raises(BadFileError, match=r"aggregation\.json: is not there: download the annotations"):
+        read_scannet_scan(folder, {})
+    unlabelled, _ = read_scannet_scan(folder, {}, labels_required=False)  # as in the test split
+    assert set(unlabelled) == {"coord", "color", "normal"}
 
 
 def test_bad_scans_are_named(labels: Path, tmp_path: Path) -> None:
@@ -364,6 +367,21 @@ def test_scannet_from_raw_to_read(tmp_path: Path, tool: ModuleType, labels: Path
     assert prepared.xyz.tolist() == sample.xyz.tolist()
     assert prepared.segment.tolist() == sample.segment.tolist()
     assert ScanNet(tmp_path / "out", classes=200)[0].segment.max() == SCANNET200.index("object")
+    with pytest.raises(SystemExit, match=r"preparation\.json exists with other options"):
+        call(tool, *arguments, "--other-split", "val")
+    labels.write_text(TABLE)  # the same table moved is the same; other contents are not
+    with pytest.raises(SystemExit, match=r"preparation\.json exists with other options"):
+        call(tool, *arguments, "--other-split", "train")
+
+
+def test_only_test_scans_may_lack_annotations(tmp_path: Path, tool: ModuleType, labels: Path) -> None:
+    shutil.copytree(SCENES / "scannet_raw", tmp_path / "raw")
+    (tmp_path / "raw" / SCAN / "scene9000_00.aggregation.json").unlink()
+    for split in ("train", "val"):
+        with pytest.raises(SystemExit, match=r"scene9000_00\.aggregation\.json: is not there"):
+            call(tool, "scannet", tmp_path / "raw", tmp_path / split, "--labels", labels, "--other-split", split)
+    call(tool, "scannet", tmp_path / "raw", tmp_path / "test", "--labels", labels, "--other-split", "test")
+    assert not (tmp_path / "test" / "test" / "scene9000_00" / "segment20.npy").exists()
 
 
 def test_s3dis_and_structured3d_from_raw_to_read(tmp_path: Path, tool: ModuleType) -> None:
