@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from typing import Literal
 
 from torch import Tensor
@@ -11,13 +13,16 @@ from pc3d.data.transforms import Compose, IsotropicScaleShift, Transform
 from pc3d.data.types import PointCloud
 
 AugmentationSet = Literal["none", "scannet", "s3dis", "structured3d"]
+# Benchmark scans have some ten points in their fullest voxel, dense laser scans some dozens.
+_MANY_FRAGMENTS = 100
 
 
-def fragments(cloud: PointCloud, voxel_size: float) -> list[Tensor]:
+def fragments(cloud: PointCloud, voxel_size: float) -> Iterator[Tensor]:
     """Cut a scene into fragments of one point per grid cell, so that every point is in one of them at least.
 
     There are as many fragments as the fullest cell has points. Fragment i takes, in a cell of c points, the (i mod
-    c)-th in their order: points of sparse cells are in several fragments, and are voted on several times.
+    c)-th in their order: points of sparse cells are in several fragments, and are voted on several times. They are made
+    one at a time, so memory is that of the scene however many there are; more than 100 give a warning.
 
     Args:
         cloud: the scene, transformed as it goes to the network.
@@ -34,10 +39,20 @@ def fragments(cloud: PointCloud, voxel_size: float) -> list[Tensor]:
 
     voxels = voxelize(cloud.xyz, voxel_size)
     if len(cloud) == 0:
-        return []
+        return iter(())
+    number = int(voxels.count.max())
+    if number > _MANY_FRAGMENTS:
+        fullest = cloud.xyz[voxels.first[voxels.count.argmax()]]
+        warnings.warn(
+            f"{number:,} fragments, each a pass through the network: so many points lie in one voxel of {voxel_size:g} "
+            f"around {[round(value, 2) for value in fullest.tolist()]}. Are there points in one place, or coordinates "
+            "that are not metres? Sample the scene (GridSample with a finer voxel_size), or go without fragments: "
+            "use_fragments=False (pc3d segment eval --single_pass)",
+            stacklevel=2,
+        )
     order = voxels.inverse.argsort(stable=True)
-    start = voxels.count.cumsum(0) - voxels.count
-    return [order[start + i % voxels.count] for i in range(int(voxels.count.max()))]
+    start, count = voxels.count.cumsum(0) - voxels.count, voxels.count
+    return (order[start + i % count] for i in range(number))
 
 
 def voting_views(kind: AugmentationSet) -> list[Transform]:

@@ -352,7 +352,7 @@ def test_fragments_take_every_point_by_turns(room: PointCloud, voxel_size: float
     for row, cell in enumerate(map(tuple, cells(room, voxel_size).tolist())):
         members.setdefault(cell, []).append(row)
     ordered = [members[cell] for cell in sorted(members)]
-    found = fragments(room, voxel_size)
+    found = list(fragments(room, voxel_size))
     assert len(found) == max(map(len, ordered))
     for i, index in enumerate(found):
         assert index.tolist() == [rows[i % len(rows)] for rows in ordered]
@@ -360,9 +360,20 @@ def test_fragments_take_every_point_by_turns(room: PointCloud, voxel_size: float
 
 
 def test_fragments_of_nothing_and_of_the_impossible() -> None:
-    assert fragments(PointCloud(xyz=torch.zeros(0, 3)), 0.02) == []
+    assert list(fragments(PointCloud(xyz=torch.zeros(0, 3)), 0.02)) == []
     with pytest.raises(ValueError, match="voxel_size must be positive"):
         fragments(scene(3), 0.0)
+
+
+def test_fragments_of_many_points_in_one_place_are_made_one_at_a_time(room: PointCloud) -> None:
+    """All at once, these would be 50,000 x 2,000 indices: 800 MB; of a whole room, 40 GB."""
+    xyz = torch.cat([room.xyz[:2000], room.xyz[:1].expand(50_000, 3)])
+    with pytest.warns(UserWarning, match=r"50,\d+ fragments, each a pass .* --single_pass"):
+        found = fragments(PointCloud(xyz=xyz), 0.02)
+    first, second = next(found), next(found)
+    assert len(first) == len(second) <= 2000
+    assert not torch.equal(first, second)
+    assert iter(found) is found  # nothing beyond what was asked for
 
 
 @pytest.mark.parametrize(("kind", "count"), [("none", 1), ("scannet", 4), ("s3dis", 10), ("structured3d", 13)])
