@@ -37,7 +37,7 @@ def build_parser() -> Any:
         action="store_true",
         help="Give each point of a voxel its own forward pass, as benchmarks do; slow on dense scans.",
     )
-    parser.add_argument("--max_points", type=int, default=400_000, help="Most points in one forward pass.")
+    parser.add_argument("--max_points", type=int, default=400_000, help="Most voxels in one forward pass.")
     parser.add_argument("--context", type=float, default=2.0, help="Metres around a block that the network sees.")
     parser.add_argument("--device", type=str, default="cpu", help="Where to compute, such as cpu or cuda.")
     parser.add_argument("--drop_invalid", action="store_true", help="Leave out points that are not finite numbers.")
@@ -74,6 +74,8 @@ def main(argv: Sequence[str]) -> int | None:
             device=options.device,
             progress=True,
         )
+        for note in labels.notes:
+            print(f"  {note}")
         _write(output / path.stem, read, labels, model)
     return None
 

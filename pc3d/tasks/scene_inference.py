@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,15 +13,18 @@ from torch import Tensor
 from pc3d._extras import require
 from pc3d.data.dataset import PointDataset
 from pc3d.data.scene_transforms import CenterShift
+from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud, collate
 from pc3d.data.voting import AugmentationSet, fragments, voting_views
 from pc3d.evaluation import ConfusionMatrix
-from pc3d.ops import gather, knn
+from pc3d.ops import gather, knn, voxelize
 from pc3d.tasks.segmenter import SceneSegmenter
 
 _GREY = 0.5
 _NORMAL_NEIGHBORS = 16
 _NORMAL_CHUNK = 100_000
+# Class sums exist for every point that a block predicts, however many of them share a voxel.
+_CORE_POINTS_PER_VOXEL = 16
 
 
 class SceneLabels(NamedTuple):
@@ -29,10 +33,12 @@ class SceneLabels(NamedTuple):
     Attributes:
         label: ``(N,)`` int64, the class of each point.
         confidence: ``(N,)`` float32, the mean probability of that class over all votes on the point.
+        notes: what the reader of the labels should know, such as blocks with less around them than was asked for.
     """
 
     label: Tensor
     confidence: Tensor
+    notes: tuple[str, ...] = ()
 
 
 class Block(NamedTuple):
@@ -41,42 +47,53 @@ class Block(NamedTuple):
     Attributes:
         rows: ``(R,)`` int64 rows of the scene, ascending, so that the first point of a voxel is that of the scene.
         is_core: ``(R,)`` bool, the rows that this block is to predict; the others are their surroundings.
+        context: up to this far around the core, nothing is left out; less than asked for where the block was full.
     """
 
     rows: Tensor
     is_core: Tensor
+    context: float
 
 
-def scene_blocks(xyz: Tensor, max_points: int, context: float) -> Iterator[Block]:
+def scene_blocks(xyz: Tensor, max_points: int, context: float, *, voxel_size: float | None = None) -> Iterator[Block]:
     """Cut a scene into blocks that one forward pass can hold.
 
     A scene of at most ``max_points`` is one block. A larger one is halved at the median of the longest side of its box
     until a part has at most ``max_points / 2`` points; a block is such a part and the points within ``context`` of its
     box along every axis, the nearest ones where there are too many.
 
+    With a ``voxel_size`` a block consists of whole voxels, and it is voxels that are counted: a network that takes one
+    point of each sees no more at once, however dense the scan. Cores then hold at most 16 ``max_points`` points.
+
     Args:
         xyz: ``(N, 3)``.
-        max_points: most points of a block.
+        max_points: most points, or voxels, of a block.
         context: in the units of ``xyz``.
+        voxel_size: edge of the voxels; None counts points.
 
     Returns:
         Blocks whose cores are all points, each once, in an order that depends on the points alone.
 
     Raises:
-        ValueError: ``max_points`` below 2, or a negative ``context``.
+        ValueError: ``max_points`` below 2, a negative ``context``, or a ``voxel_size`` that is not positive.
     """
     if max_points < 2:
         raise ValueError(f"max_points must be at least 2, got {max_points}")
     if context < 0:
         raise ValueError(f"context must not be negative, got {context}")
-    return _blocks(xyz, max_points, context)
+    if voxel_size is None:
+        return _blocks(xyz, torch.ones(len(xyz), dtype=torch.int64), max_points, context)
+    voxels = voxelize(xyz, voxel_size)
+    order = voxels.inverse.argsort(stable=True)
+    return _blocks_of_voxels(voxels.coords, voxels.count, order, voxel_size, max_points, context)
 
 
-def _blocks(xyz: Tensor, max_points: int, context: float) -> Iterator[Block]:
-    everything = torch.arange(len(xyz))
-    if len(xyz) <= max_points:
+def _blocks(xyz: Tensor, weight: Tensor, max_rows: int, context: float) -> Iterator[Block]:
+    """Blocks of rows, each of which stands for ``weight`` points."""
+    everything, most = torch.arange(len(xyz)), _CORE_POINTS_PER_VOXEL * max_rows
+    if len(xyz) <= max_rows and int(weight.sum()) <= most:
         if len(xyz):
-            yield Block(everything, torch.ones(len(xyz), dtype=torch.bool))
+            yield Block(everything, torch.ones(len(xyz), dtype=torch.bool), context)
         return
     waiting = [(everything, everything[:0])]
     while waiting:
@@ -86,17 +103,35 @@ def _blocks(xyz: Tensor, max_points: int, context: float) -> Iterator[Block]:
         # To the box of the core, the largest of the three axes: convolutions look as far along diagonals.
         distance = (xyz[around] - xyz[around].clamp(low, high)).abs().amax(1)
         around, distance = around[distance <= context], distance[distance <= context]
-        if len(core) > max_points // 2:
+        if len(core) > max_rows // 2 or (len(core) > 1 and int(weight[core].sum()) > most):
             half = len(core) // 2
             along = points[:, int((high - low).argmax())].numpy()
             order = torch.from_numpy(np.argpartition(along, half))
             first, second = core[order[:half]], core[order[half:]]
             waiting += [(second, torch.cat([around, first])), (first, torch.cat([around, second]))]
             continue
-        if len(around) > max_points - len(core):
-            around = around[distance.argsort(stable=True)[: max_points - len(core)]]
+        reached, room = context, max_rows - len(core)
+        if len(around) > room:
+            nearest = distance.argsort(stable=True)
+            reached = float(distance[nearest[room]])
+            around = around[nearest[:room]]
         rows, order = torch.cat([core, around]).sort()
-        yield Block(rows, order < len(core))
+        yield Block(rows, order < len(core), reached)
+
+
+def _blocks_of_voxels(
+    coords: Tensor, count: Tensor, order: Tensor, voxel_size: float, max_voxels: int, context: float
+) -> Iterator[Block]:
+    """Blocks of whole voxels; ``order`` sorts the points by voxel, ``count`` says how many each one has."""
+    start = count.cumsum(0) - count
+    # Points of two voxels may be nearer to one another than the voxels' corners, by less than an edge.
+    for block in _blocks(coords * voxel_size, count, max_voxels, context + voxel_size):
+        sizes = count[block.rows]
+        skipped = start[block.rows] - (sizes.cumsum(0) - sizes)
+        rows = order[torch.arange(int(sizes.sum())) + skipped.repeat_interleave(sizes)]
+        rows, by_row = rows.sort()
+        is_core = block.is_core.repeat_interleave(sizes)[by_row]
+        yield Block(rows, is_core, max(block.context - voxel_size, 0.0))
 
 
 @torch.no_grad()
@@ -118,14 +153,15 @@ def segment_scene(
     each; probabilities are summed per point, and the largest sum decides. A scene is centred once, not every fragment
     anew, so that its voxels are the same in all blocks.
 
-    Memory: no forward pass sees more than ``max_points`` points, and class sums exist for the points of one block
-    only: ``max_points * K`` floats at most (half of it where there are several blocks). Beside the scene itself, all
-    that grows with it is 13 bytes a point.
+    Memory: the network is given one point of a voxel, and no forward pass more than ``max_points`` of them (views turn
+    and scale the grid, which may make that a few more). Class sums exist for the points that one block predicts, at
+    most ``16 max_points * K`` floats. Beside the scene itself, all that grows with it is some 40 bytes a point.
 
     Blocks: each point is predicted in one block, with at least ``context`` metres around it, unless more than
-    ``max_points / 2`` points lie there. For a network that looks no farther than that, labels are those of the scene
-    as a whole; with one that does (the deepest windows of Swin3D span 3.4 m), points near the borders of blocks may
-    differ. A block has as many fragments as its own fullest voxel has points, not as the scene's.
+    ``max_points / 2`` voxels lie there; then the labels come with a note of how far it was. For a network that looks no
+    farther, labels are those of the scene as a whole; with one that does (the deepest windows of Swin3D span 3.4 m),
+    points near the borders of blocks may differ. A block has as many fragments as its own fullest voxel has points, not
+    as the scene's.
 
     Args:
         segmenter: the model; moved to ``device``, used in evaluation mode and left in its own.
@@ -133,7 +169,7 @@ def segment_scene(
         voting: the views: ``"none"``, ``"scannet"``, ``"s3dis"`` or ``"structured3d"``.
         use_fragments: give each point its own turn; without, one pass in which the points of a voxel share a
             prediction, many times faster on dense scans.
-        max_points: see above.
+        max_points: see above; points, not voxels, for a network without voxels.
         context: see above.
         device: where to compute.
         probabilities: ``(N, K)`` float tensor, on the CPU and perhaps memory-mapped, to be filled with mean
@@ -149,51 +185,84 @@ def segment_scene(
     shape = (len(cloud), len(segmenter.classes))
     if probabilities is not None and tuple(probabilities.shape) != shape:
         raise ValueError(f"probabilities must have shape {shape}, got {tuple(probabilities.shape)}")
-    blocks: Any = scene_blocks(cloud.xyz, max_points, context)
+    views, size = voting_views(voting), segmenter.voxel_size
+    finest = None if size is None else size / max(map(_scale_of, views))
     label = torch.full((len(cloud),), -1)
     confidence = torch.zeros(len(cloud))
-    if not len(cloud):
-        return SceneLabels(label, confidence)
     kept = {name: getattr(cloud, name) for name in segmenter.fields}
-    centred = CenterShift()(PointCloud(cloud.xyz, **kept), torch.Generator())
-    if progress and len(cloud) > max_points:
-        blocks = require("tqdm", extra="train").tqdm(list(blocks), desc="blocks", disable=None)
+    centred = PointCloud(cloud.xyz, **kept)
+    if len(cloud):
+        centred = CenterShift()(centred, torch.Generator())
+    blocks = scene_blocks(centred.xyz, max_points, context, voxel_size=finest)
+    bar = None
+    if progress:
+        bar = require("tqdm", extra="train").tqdm(total=len(cloud), unit=" points", unit_scale=True, disable=None)
+    contexts = []
     was_training = segmenter.training
     segmenter.to(device).eval()
     try:
         for block in blocks:
-            total = _votes(segmenter, centred.select(block.rows), block.is_core, voting, use_fragments, device)
+            total = _votes(segmenter, centred.select(block.rows), block.is_core, views, use_fragments, device)
             mean = total / total.sum(1, keepdim=True)
             rows = block.rows[block.is_core]
             confidence[rows], label[rows] = mean.max(1)
             if probabilities is not None:
                 probabilities[rows] = mean.to(probabilities.dtype)
+            contexts.append(block.context)
+            if bar is not None:
+                bar.update(len(rows))
     finally:
         segmenter.train(was_training)
-    return SceneLabels(label, confidence)
+        if bar is not None:
+            bar.close()
+    return SceneLabels(label, confidence, _notes(contexts, context, max_points))
+
+
+def _scale_of(view: Transform) -> float:
+    """How many times larger a view is than the scene."""
+    return float(view(PointCloud(torch.eye(3)[:1]), torch.Generator()).xyz.norm())
+
+
+def _notes(contexts: list[float], asked: float, max_points: int) -> tuple[str, ...]:
+    cut = [reached for reached in contexts if reached < asked - 1e-6]
+    if not cut:
+        return ()
+    return (
+        f"{len(cut)} of {len(contexts)} blocks see less than {asked:g} m around them, the narrowest {min(cut):.2f} m: "
+        f"more does not fit into max_points {max_points:,}; raise it as far as memory allows, or lower context",
+    )
 
 
 def _votes(
     segmenter: SceneSegmenter,
     cloud: PointCloud,
     is_core: Tensor,
-    voting: AugmentationSet,
+    views: list[Transform],
     use_fragments: bool,
     device: torch.device | str,
 ) -> Tensor:
     """Sums of probabilities ``(M, K)`` of the core points of a block, over views and fragments."""
     total = torch.zeros(int(is_core.sum()), len(segmenter.classes))
     place = is_core.cumsum(0) - 1
-    for view in voting_views(voting):
+    size = segmenter.voxel_size
+
+    def probabilities(seen: PointCloud) -> Tensor:
+        logits: Tensor = segmenter(collate([seen]).to(device))
+        return logits.float().softmax(1).cpu()
+
+    for view in views:
         seen = view(cloud, torch.Generator())
-        size = segmenter.voxel_size
-        pieces = fragments(seen, size) if use_fragments and size is not None else [torch.arange(len(seen))]
-        for piece in pieces:
-            core = is_core[piece]
-            if not core.any():
-                continue
-            logits = segmenter(collate([seen.select(piece)]).to(device))
-            total[place[piece[core]]] += logits.float().softmax(1).cpu()[core]
+        if size is None:
+            total += probabilities(seen)[is_core]
+        elif not use_fragments:
+            # The first point of a voxel is the one that the network would take by itself, in evaluation mode.
+            voxels = voxelize(seen.xyz, size)
+            total += probabilities(seen.select(voxels.first))[voxels.inverse[is_core]]
+        else:
+            for piece in fragments(seen, size):
+                core = is_core[piece]
+                if core.any():
+                    total[place[piece[core]]] += probabilities(seen.select(piece))[core]
     return total
 
 
@@ -224,7 +293,10 @@ def evaluate_scenes(
         cloud = dataset[index]
         if cloud.segment is None:
             raise ValueError(f"scene {cloud.meta.get('id', index)} has no labels to judge by: take another split")
-        matrix.update(segment_scene(segmenter, cloud, **options).label, cloud.segment)
+        found = segment_scene(segmenter, cloud, **options)
+        for note in found.notes:
+            warnings.warn(f"scene {cloud.meta.get('id', index)}: {note}", stacklevel=2)
+        matrix.update(found.label, cloud.segment)
     return matrix
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from tiny_scenes import Pointwise, SmallRooms, unet
 from torch import Tensor
 
-from pc3d.data import Compose, GridSample, PointBatch, PointCloud, Rooms, collate, fragments
+from pc3d.data import CenterShift, Compose, GridSample, PointBatch, PointCloud, Rooms, collate, fragments
+from pc3d.data.dataset import PointDataset
+from pc3d.ops import voxelize
 from pc3d.tasks import (
     SceneSegmenter,
     estimate_normals,
     evaluate_scenes,
     scene_blocks,
+    scene_inference,
     segment_scene,
     with_fields,
 )
@@ -69,6 +75,58 @@ def test_points_in_one_place_are_cut_all_the_same() -> None:
     assert max(len(block.rows) for block in blocks) <= 64
 
 
+def test_blocks_of_voxels_are_as_large_as_the_network_sees_them_however_dense_the_scan(room: PointCloud) -> None:
+    voxel_size, context, max_voxels = 0.1, 0.3, 700
+    generator = torch.Generator().manual_seed(0)
+    dense = room.xyz.repeat_interleave(30, dim=0)
+    dense = dense + 0.03 * torch.rand(dense.shape, generator=generator)
+    num_voxels = len(voxelize(dense, voxel_size).coords)
+    blocks = list(scene_blocks(dense, max_voxels, context, voxel_size=voxel_size))
+    cores = torch.cat([block.rows[block.is_core] for block in blocks])
+    assert torch.equal(cores.sort().values, torch.arange(len(dense)))
+    assert len(dense) > 10 * num_voxels
+    assert len(blocks) <= 4 * num_voxels / max_voxels + 1  # counting points, there would be 20 times as many
+    full = 0
+    for block in blocks:
+        assert (block.rows.diff() > 0).all()
+        assert len(voxelize(dense[block.rows], voxel_size).coords) <= max_voxels
+        inside = torch.zeros(len(dense), dtype=torch.bool)
+        inside[block.rows] = True
+        core = dense[block.rows[block.is_core]]
+        left_out = dense[~inside]
+        distance = (left_out - left_out.clamp(core.amin(0), core.amax(0))).abs().amax(1)  # to the box
+        assert distance.min() > block.context - 1e-5
+        full += block.context < context - 1e-6
+    assert full < len(blocks)
+
+
+def test_cores_hold_few_enough_points_for_their_class_sums() -> None:
+    """A thousand points in each of 40 voxels: all voxels would fit, their class sums are bounded all the same."""
+    xyz = (torch.arange(40_000) % 40).float()[:, None] * torch.tensor([1.0, 0.0, 0.0]) + 0.5
+    blocks = list(scene_blocks(xyz, 100, 2.0, voxel_size=1.0))
+    assert len(blocks) > 1
+    assert max(int(block.is_core.sum()) for block in blocks) <= 1600
+    assert sum(int(block.is_core.sum()) for block in blocks) == 40_000
+
+
+def test_blocks_are_made_one_at_a_time(room: PointCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the first is computed, the second does not exist yet, with a bar or without."""
+    made = 0
+
+    def watched(*arguments: Any, **options: Any) -> Iterator[Any]:
+        nonlocal made
+        for block in scene_blocks(*arguments, **options):
+            made += 1
+            yield block
+
+    monkeypatch.setattr(scene_inference, "scene_blocks", watched)
+    model, made_when_seen = SceneSegmenter(Watched(0.2), ["a", "b"], head="linear"), []
+    model.register_forward_pre_hook(lambda *_: made_when_seen.append(made))
+    segment_scene(model, room, use_fragments=False, max_points=300, context=0.1, progress=True)
+    assert len(made_when_seen) > 3
+    assert made_when_seen == list(range(1, made + 1))
+
+
 # ---- a scene as a whole and in blocks ----------------------------------------------------------------------------
 
 
@@ -90,8 +148,9 @@ def test_a_network_that_looks_no_farther_than_the_context_gives_the_same_in_bloc
     model = SceneSegmenter(one_level, ["a", "b", "c"], head="linear")
     whole, blocked, narrow = (torch.zeros(len(room), 3) for _ in range(3))
     segment_scene(model, room, probabilities=whole, use_fragments=False)
-    bound = len(room) - 1
-    assert len(list(scene_blocks(room.xyz, bound, 1.6))) > 1
+    centred = CenterShift()(room, torch.Generator()).xyz
+    bound = len(voxelize(centred, 0.4).coords) - 1
+    assert len(list(scene_blocks(centred, bound, 1.6, voxel_size=0.4))) > 1
     segment_scene(model, room, probabilities=blocked, use_fragments=False, max_points=bound, context=1.61)
     torch.testing.assert_close(blocked, whole, rtol=1e-4, atol=1e-5)
     segment_scene(model, room, probabilities=narrow, use_fragments=False, max_points=bound, context=0.0)
@@ -113,7 +172,7 @@ def test_voting_adds_the_probabilities_of_all_fragments_of_all_views(room: Point
     for turn in range(4):
         c, s = round(math.cos(turn * math.pi / 2)), round(math.sin(turn * math.pi / 2))
         turned = PointCloud(centred @ torch.tensor([[c, s, 0], [-s, c, 0], [0, 0, 1.0]]), room.rgb)
-        pieces = fragments(turned, 0.4)
+        pieces = list(fragments(turned, 0.4))
         assert torch.cat(pieces).unique().numel() == len(room)
         for piece in pieces:
             with torch.no_grad():
@@ -124,7 +183,7 @@ def test_voting_adds_the_probabilities_of_all_fragments_of_all_views(room: Point
 def test_one_point_in_each_voxel_is_one_fragment(room: PointCloud) -> None:
     torch.manual_seed(0)
     model = SceneSegmenter(unet(voxel_size=0.01), ["a", "b", "c"])
-    assert len(fragments(room, 0.01)) == 1
+    assert len(list(fragments(room, 0.01))) == 1
     fragmented, single = (segment_scene(model, room, use_fragments=value) for value in (True, False))
     torch.testing.assert_close(fragmented.confidence, single.confidence)
     assert torch.equal(fragmented.label, single.label)
@@ -151,8 +210,8 @@ def test_the_model_is_left_as_it_was(room: PointCloud) -> None:
 class Watched(Pointwise):
     """Remembers how many points it saw at once."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, voxel_size: float | None = None) -> None:
+        super().__init__(voxel_size=voxel_size)
         self.seen: list[int] = []
 
     def point_features(self, batch: PointBatch) -> Tensor:
@@ -181,6 +240,46 @@ def test_no_forward_pass_of_a_large_scene_sees_more_points_than_the_bound(num_po
     assert found.label.min() >= 0
     # A repeated room is labelled like the first: heights and colours are the same.
     assert torch.equal(found.label[: len(base)], found.label[-len(base) :])
+
+
+def test_a_dense_scan_in_one_pass_is_bounded_by_its_voxels_and_says_what_was_cut(room: PointCloud) -> None:
+    """A dozen points a voxel; the labels are those that the network gives the scene as a whole."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    dense = room.select(torch.arange(len(room)).repeat_interleave(3))
+    dense = dense.replace(xyz=dense.xyz + 0.05 * torch.rand(dense.xyz.shape, generator=generator))
+    model = SceneSegmenter(unet(channels=(8,), blocks=(1,)), ["a", "b", "c"], head="linear").eval()
+    found = torch.zeros(len(dense), 3)
+    num_voxels = len(voxelize(CenterShift()(dense, generator).xyz, 0.4).coords)
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, batch: seen.append(len(batch[0].xyz)))
+    labels = segment_scene(model, dense, use_fragments=False, max_points=num_voxels, context=2.0, probabilities=found)
+    assert seen == [num_voxels]
+    assert len(dense) > 8 * num_voxels
+    assert labels.notes == ()
+    with torch.no_grad():
+        expected = model(collate([CenterShift()(dense, generator)])).softmax(1)  # every point given
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    bound = num_voxels // 2
+    (note,) = segment_scene(model, dense, use_fragments=False, max_points=bound, context=2.0).notes
+    assert max(seen[2:]) <= bound
+    assert re.search(r"\d of \d blocks see less than 2 m around them, the narrowest [01]\.\d\d m: .* raise it", note)
+    rooms = [dense.replace(segment=torch.zeros(len(dense), dtype=torch.int64))]
+    with pytest.warns(UserWarning, match="blocks see less than 2 m around them"):
+        evaluate_scenes(model, Scenes(rooms, ["a", "b", "c"]), use_fragments=False, max_points=bound)
+
+
+class Scenes(PointDataset):
+    """Scenes that are there already."""
+
+    def __init__(self, clouds: list[PointCloud], classes: list[str]) -> None:
+        self.clouds, self.classes, self.labels = clouds, classes, None
+
+    def __len__(self) -> int:
+        return len(self.clouds)
+
+    def load(self, index: int) -> PointCloud:
+        return self.clouds[index]
 
 
 # ---- scores ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ QUIET: dict[str, Any] = {
 class Pointwise(nn.Module):
     """Looks at each point alone, at its colour and height."""
 
-    def __init__(self, feature_dim: int = 12, voxel_size: float = 0.2) -> None:
+    def __init__(self, feature_dim: int = 12, voxel_size: float | None = 0.2) -> None:
         super().__init__()
         self.feature_dim, self.voxel_size, self.signals = feature_dim, voxel_size, "xyz_rgb"
         self.first = nn.Linear(4, feature_dim)
