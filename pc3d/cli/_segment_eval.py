@@ -40,7 +40,7 @@ def evaluate(
         split: Split; null takes test (rooms, s3dis, structured3d) or val (scannet, whose test labels are not public).
         voting: Sum predictions over the published views, with quarter turns (scannet), scales and flips (s3dis).
         single_pass: One forward pass for all points, in place of fragments with one point per voxel.
-        max_points: Most points in one forward pass; larger scenes are cut into blocks.
+        max_points: Most voxels in one forward pass; larger scenes are cut into blocks.
         context: Metres around a block that the network sees.
         device: Where to compute, such as cpu or cuda.
         output: Folder for the results, in place of eval/ of the run.
@@ -49,6 +49,8 @@ def evaluate(
     """
     from pc3d.tasks import evaluate_scenes, load_segmenter
 
+    if data == "run" and root is not None:
+        raise ValueError(f"root: {root!r} goes with --data; data 'run' reads where the configuration says")
     model = load_segmenter(run)
     dataset, name = _of_run(Path(run), split) if data == "run" else _named(data, root, split)
     folder = Path(output) if output is not None else Path(run) / "eval"

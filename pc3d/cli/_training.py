@@ -119,8 +119,12 @@ def with_config(argv: Sequence[str], folder: str) -> list[str]:
             f"--config: there is no file {known.config}, and no configuration of that name ships with pc3d{hint}"
         )
     path = str(_CONFIGS / folder / f"{known.config}.yaml")
-    swap = {known.config: path, f"--config={known.config}": f"--config={path}"}
-    return [swap.get(argument, argument) for argument in argv]
+    joined = f"--config={known.config}"
+    # Only the value of the option: a run folder may have the name of its configuration.
+    return [
+        f"--config={path}" if argument == joined else path if before == "--config" else argument
+        for before, argument in zip(["", *argv], argv, strict=False)
+    ]
 
 
 def config_of(argv: Sequence[str]) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class GlobalBatchNorm(nn.BatchNorm1d):
             ValueError: training with fewer than two rows over all processes.
         """
         if not self.training or world_size() == 1:
+            if self.training and input.shape[0] < 2:
+                raise _too_few(input.shape[0], "")
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
             return self._normalise_globally(input.float() if input.dtype in (torch.float16, torch.bfloat16) else input)
@@ -44,9 +46,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         sums = all_reduce_sum(torch.cat([rows.sum(0), local_count]))
         count = sums[-1].detach()
         if count < 2:
-            raise ValueError(
-                f"batch normalisation in training needs at least 2 rows over all processes, got {int(count)}"
-            )
+            raise _too_few(int(count), " over all processes")
         mean = sums[:-1] / count
         centred = rows - mean
         variance = all_reduce_sum(centred.square().sum(0)) / count
@@ -62,3 +62,10 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         weight = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
         self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), weight)
+
+
+def _too_few(count: int, where: str) -> ValueError:
+    return ValueError(
+        f"batch normalisation in training needs at least 2 rows{where}, got {count}: take larger batches or clouds "
+        "(a scene needs two voxels on its coarsest level: a smaller voxel_size, or fewer levels)"
+    )

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from pc3d import load_encoder
-from pc3d.cli._training import shipped_configs
+from pc3d.cli._training import shipped_configs, with_config
 from pc3d.cli.main import main
 from pc3d.cli.segment import build_parser
 from pc3d.data import Rooms, read_scene
@@ -168,6 +168,7 @@ def test_eval_takes_the_test_set_of_the_run(run: Path, tmp_path: Path, capsys: p
         (["--data", "scannet"], "where is scannet? give the folder that holds it with --root"),
         (["--data", "rooms", "--split", "validation"], "splits found there"),
         (["--split", "train"], "goes with --data"),
+        (["--root", "somewhere"], "goes with --data"),
     ],
 )
 def test_eval_says_what_is_wrong(
@@ -272,3 +273,10 @@ def test_help_and_unknown_verbs(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"usage: pc3d segment {verb}" in capsys.readouterr().out
     assert segment("train", "--config", "rooms_small_unett", "--output", "nowhere") == 1
     assert "did you mean 'rooms_small_unet'" in capsys.readouterr().err
+
+
+def test_only_the_value_of_config_names_a_configuration() -> None:
+    name = "rooms_small_unet"
+    path = str(CONFIGS / "segment" / f"{name}.yaml")
+    assert with_config(["--config", name, "--output", name], "segment") == ["--config", path, "--output", name]
+    assert with_config([f"--config={name}", "--encoder", name], "segment") == [f"--config={path}", "--encoder", name]

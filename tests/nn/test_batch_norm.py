@@ -65,3 +65,10 @@ def test_sums_of_one_process_are_the_value_itself() -> None:
     value = torch.ones(3)
     assert all_reduce_sum(value) is value
     assert mean_over_processes(value) is value
+
+
+def test_one_row_in_training_is_refused_with_a_remedy() -> None:
+    norm = GlobalBatchNorm(3)
+    with pytest.raises(ValueError, match=r"at least 2 rows, got 1: take larger batches .* a smaller voxel_size"):
+        norm(torch.ones(1, 3))
+    assert norm.eval()(torch.ones(1, 3)).shape == (1, 3)
