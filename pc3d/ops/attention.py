@@ -12,7 +12,10 @@ from pc3d.ops import reference_attention
 from pc3d.ops._checks import check_coords, check_finite, check_int, check_tensor, values_are_readable
 from pc3d.ops._library import define, fake, gradient
 
+# What the CUDA kernels have room for; the same everywhere, so that what runs on one device runs on all.
 MAX_HEAD_DIM = 64
+MAX_SIGNALS = 32
+MAX_TABLE_ROWS = {torch.float32: 1400, torch.float64: 700}  # by the type of the sums
 
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor signals, Tensor order, Tensor window_offsets, "
@@ -177,7 +180,8 @@ def window_attention(
             features, and its gradient is then of that precision.
         key_table: (sum(axis_rows), H, d).
         value_table: (sum(axis_rows), H, d).
-        axis_rows: rows of each signal's part of a table.
+        axis_rows: rows of each signal's part of a table; at most 32 signals and 1,400 rows in all (700 for float64).
+            The limits are those of CUDA and hold on every device.
 
     Returns:
         (N, H, d), in the order of ``query``.
@@ -196,6 +200,13 @@ def window_attention(
     query, key, value = _features(query, key, value)
     rows = [check_int(r, "axis_rows", 1) for r in axis_rows]
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    if len(rows) > MAX_SIGNALS:
+        raise ValueError(f"axis_rows must name at most {MAX_SIGNALS} signals, got {len(rows)}; leave signals out")
+    if sum(rows) > MAX_TABLE_ROWS[dtype]:
+        raise ValueError(
+            f"axis_rows must sum to at most {MAX_TABLE_ROWS[dtype]:,} for {dtype}, got {sum(rows):,}; scale signals "
+            f"to fewer bins, or take smaller windows{', or float32' if dtype == torch.float64 else ''}"
+        )
     signals = check_tensor(signals, "signals")
     if signals.shape != (query.shape[0], len(rows)):
         raise ValueError(

@@ -508,6 +508,31 @@ def test_bad_input(edit, error, message):
         edit(problem().to(torch.float32)).run()
 
 
+def with_rows(axis_rows: Sequence[int], dtype: torch.dtype) -> Problem:
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    p = problem().to(dtype)
+    return replace(
+        p,
+        signals=torch.zeros(len(p.signals), len(axis_rows)),
+        tables=[torch.zeros(sum(axis_rows), 3, 8, dtype=sums) for _ in range(3)],
+        axis_rows=axis_rows,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_limits_are_those_of_every_device(device, dtype):
+    most = 700 if dtype == torch.float64 else 1400
+    for axis_rows in ((most - 100, 100), (2,) * 32):
+        p = with_rows(axis_rows, dtype).to(dtype, device)
+        # All differences are 0 and all table rows as well: plain attention.
+        plain = window_attention(*p.features, p.signals[:, :0], p.windows, *[t[:0] for t in p.tables], ())
+        torch.testing.assert_close(p.run(), plain)
+    with pytest.raises(ValueError, match=f"axis_rows must sum to at most {most:,} .* got {most + 1:,}; scale signals"):
+        with_rows((most - 100, 101), dtype).to(dtype, device).run()
+    with pytest.raises(ValueError, match="axis_rows must name at most 32 signals, got 33; leave signals out"):
+        with_rows((2,) * 33, dtype).to(dtype, device).run()
+
+
 def test_a_direct_caller_cannot_leave_memory():
     p = problem().to(torch.float32)
     for order in (p.windows.order.clone().fill_(3), p.windows.order + 1, p.windows.order - 60):
