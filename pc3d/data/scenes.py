@@ -19,9 +19,9 @@ from pc3d.data.types import PointCloud
 class SceneFolder(PointDataset):
     """Scenes as folders with ``coord.npy`` and any of ``color.npy``, ``normal.npy``, ``segment.npy``, ``instance.npy``.
 
-    Coordinates are metres, colours 0 to 255, classes index into ``classes`` with -1 for none. A scene is any folder
-    with a ``coord.npy``, one to three levels below that of its split. Sets that Pointcept prepared load unchanged, as
-    do those that ``data_tools/prepare_scenes.py`` writes.
+    Coordinates are metres, colours 0 to 255 (floats none of which exceeds 1: 0 to 1), classes index into ``classes``
+    with -1 for none. A scene is any folder with a ``coord.npy``, one to three levels below that of its split. Sets that
+    Pointcept prepared load unchanged, as do those that ``data_tools/prepare_scenes.py`` writes.
 
     Items carry ``xyz`` and whatever of ``rgb``, ``normal``, ``segment`` and ``instance`` has a file (test splits have
     no classes); ``meta`` has ``id`` and ``path``. Scenes are read when they are asked for.
@@ -87,11 +87,8 @@ class SceneFolder(PointDataset):
                 values = _read_npy(folder / f"{name}.npy")
                 if values.shape != coord.shape:
                     raise BadFileError(folder / f"{name}.npy", f"has shape {values.shape}, coord {coord.shape}")
-                fields[field] = torch.from_numpy(values.astype(np.float32))
-        if "rgb" in fields:
-            fields["rgb"] = fields["rgb"] / 255
-            if not ((fields["rgb"] >= 0) & (fields["rgb"] <= 1)).all():
-                raise BadFileError(folder / "color.npy", "must hold colours from 0 to 255")
+                plain = torch.from_numpy(values.astype(np.float32))
+                fields[field] = _unit_colors(values, folder) if field == "rgb" else plain
         for field, name in (("segment", self._segment), ("instance", "instance")):
             if (folder / f"{name}.npy").is_file():
                 fields[field] = self._read_ids(folder / f"{name}.npy", len(coord), field == "segment")
@@ -167,6 +164,15 @@ class SceneFolder(PointDataset):
 def find_below(folder: Path, pattern: str, levels: Sequence[int] = (1, 2, 3)) -> list[Path]:
     """What matches a pattern so many levels below a folder, sorted; unlike ``rglob``, this follows links to folders."""
     return sorted(path for level in levels for path in folder.glob("*/" * level + pattern))
+
+
+def _unit_colors(stored: NDArray[Any], folder: Path) -> torch.Tensor:
+    """Colours as float32 from 0 to 1: integers count to 255, and so do floats if any exceeds 1."""
+    values = torch.from_numpy(stored.astype(np.float32))
+    highest = 1 if stored.dtype.kind == "f" and (values <= 1).all() else 255
+    if not ((values >= 0) & (values <= highest)).all():
+        raise BadFileError(folder / "color.npy", "must hold colours from 0 to 255, or floats from 0 to 1")
+    return values / highest
 
 
 def _read_npy(path: Path) -> NDArray[Any]:

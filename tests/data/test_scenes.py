@@ -239,6 +239,8 @@ def test_absent_attributes_are_none(scannet: Path) -> None:
         ("coord", np.zeros((3029, 3), np.int32), "finite floats"),
         ("color", np.zeros((5, 3), np.uint8), r"has shape \(5, 3\), coord \(3029, 3\)"),
         ("color", np.full((3029, 3), 256.0), "colours from 0 to 255"),
+        ("color", np.full((3029, 3), -0.1, np.float32), "or floats from 0 to 1"),
+        ("color", np.full((3029, 3), np.nan, np.float32), "or floats from 0 to 1"),
         ("normal", np.zeros((3029,), np.float32), r"has shape \(3029,\)"),
         ("segment20", np.zeros(3029, np.float32), "must hold 3029 integers"),
         ("segment20", np.full(3029, 20), r"has classes 20 to 20, expected -1 \(none\) to 19"),
@@ -250,6 +252,17 @@ def test_bad_arrays_are_named(scannet: Path, name: str, values: np.ndarray, mess
     np.save(scannet / SCAN / f"{name}.npy", values)
     with pytest.raises(BadFileError, match=rf"{name}\.npy: .*{message}"):
         ScanNet(scannet)[0]
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [("uint8", 1), ("float32", 1), ("float32", 255), ("float64", 255)])
+def test_colours_of_either_range(scannet: Path, dtype: str, factor: float) -> None:
+    path = scannet / SCAN / "color.npy"
+    stored = np.load(path)
+    np.save(path, (stored / factor).astype(dtype))
+    np.testing.assert_allclose(ScanNet(scannet)[0].rgb.numpy(), stored / 255, atol=1e-6)
+    # Integers count to 255, however dark.
+    np.save(path, (stored > 0).astype(np.uint8))
+    assert ScanNet(scannet)[0].rgb.max() == np.float32(1 / 255)
 
 
 def test_truncated_and_vanished_files_are_named(scannet: Path) -> None:
