@@ -77,7 +77,7 @@ class FrameFolder:
 
     The folder holds ``color/N.jpg`` (or ``.png``), ``depth/N.png`` (millimetres), ``pose/N.txt`` (4 x 4, camera to
     scene) and ``intrinsic/intrinsic_color.txt`` and ``intrinsic_depth.txt``. Frames are ordered by their number, which
-    need not be consecutive; pictures are decoded when they are asked for.
+    need not be consecutive and may have zeros in front; pictures are decoded when they are asked for.
 
     Attributes:
         numbers: the number of each frame.
@@ -88,7 +88,7 @@ class FrameFolder:
 
     Raises:
         FileNotFoundError: the folder has no poses, or a frame or the intrinsics lack a file.
-        BadFileError: (also when a frame is asked for) a file cannot be used.
+        BadFileError: (also when a frame is asked for) a file cannot be used, or two files of a kind have one number.
     """
 
     def __init__(self, path: Path | str, *, depth_shift: float = 1000.0) -> None:
@@ -96,16 +96,16 @@ class FrameFolder:
             raise ValueError(f"depth_shift must be positive, got {depth_shift}")
         self.path, self.depth_shift = Path(path), float(depth_shift)
         kinds = ("color", "depth", "pose")
-        files = {kind: {file.stem: file for file in self.path.glob(f"{kind}/*")} for kind in kinds}
-        self.numbers = sorted(int(stem) for stem in files["pose"] if stem.isdecimal())
+        files = {kind: _by_number(self.path / kind) for kind in kinds}
+        self.numbers = sorted(files["pose"])
         if not self.numbers:
             raise FileNotFoundError(f"{self.path / 'pose'} holds no files like 0.txt: export the scan's frames first")
-        missing = [f"{kind}/{n}.*" for n in self.numbers for kind in kinds if str(n) not in files[kind]]
+        missing = [f"{kind}/{n}.*" for n in self.numbers for kind in kinds if n not in files[kind]]
         if missing:
             raise FileNotFoundError(
                 f"{self.path} has poses without pictures: {len(missing)} missing, first {missing[0]}"
             )
-        self._files = [tuple(files[kind][str(n)] for kind in kinds) for n in self.numbers]
+        self._files = [tuple(files[kind][n] for kind in kinds) for n in self.numbers]
         matrices = [_read_matrix(self.path / "intrinsic" / f"intrinsic_{kind}.txt") for kind in ("color", "depth")]
         self.color_intrinsic, self.depth_intrinsic = (matrix[:3, :3] for matrix in matrices)
 
@@ -128,6 +128,17 @@ class FrameFolder:
             intrinsic=self.color_intrinsic,
             intrinsic_depth=self.depth_intrinsic,
         )
+
+
+def _by_number(folder: Path) -> dict[int, Path]:
+    """The files whose names are numbers, with or without zeros in front."""
+    files: dict[int, Path] = {}
+    for file in sorted(folder.glob("*")):
+        if file.stem.isdecimal():
+            other = files.setdefault(int(file.stem), file)
+            if other != file:
+                raise BadFileError(file, f"has the number of {other.name}: keep one of them")
+    return files
 
 
 def _read_picture(path: Path, dimensions: int) -> NDArray[Any]:

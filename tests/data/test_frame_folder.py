@@ -44,6 +44,20 @@ def test_frames_in_the_order_of_their_numbers(folder: Path) -> None:
         frames[3]
 
 
+def test_numbers_with_zeros_in_front(folder: Path) -> None:
+    plain = [frame.pose.tolist() for frame in FrameFolder(folder)]
+    for kind, digits in (("color", 6), ("depth", 4), ("pose", 6)):
+        for file in sorted((folder / kind).iterdir()):
+            file.rename(file.with_stem(file.stem.zfill(digits)))
+    padded = FrameFolder(folder)
+    assert padded.numbers == [0, 2, 10]
+    assert [frame.pose.tolist() for frame in padded] == plain
+    assert padded[1].depth[3, 4] == np.float32(1.002)
+    (folder / "color" / "2.jpg").write_bytes((folder / "color" / "000002.jpg").read_bytes())
+    with pytest.raises(BadFileError, match=r"2\.jpg: has the number of 000002\.jpg: keep one of them"):
+        FrameFolder(folder)
+
+
 def test_what_is_missing_or_damaged_is_named(folder: Path) -> None:
     (folder / "depth" / "0.png").write_bytes((folder / "depth" / "0.png").read_bytes()[:40])
     with pytest.raises(BadFileError, match=r"0\.png: cannot be decoded"):
