@@ -6,6 +6,7 @@ import math
 import re
 import zipfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -99,13 +100,14 @@ def read_structured3d_room(
     if up not in ("world", "mirrored"):
         raise ValueError(f"up must be 'world' or 'mirrored', got {up!r}")
     parts, notes = [], []
-    for view, entries in files.views.items():
-        camera = "camera_xyz.txt" if view == "panorama" else "camera_pose.txt"
-        lacking = [name for name in (*_PICTURES, camera) if name not in entries]
-        if lacking:
-            notes.append(f"{files.scene}/{files.room}/{view}: left out, lacks {', '.join(lacking)}")
-            continue
-        parts.append(_first_per_cell(_read_view(entries, camera, depth)))
+    with _Archives() as archives:
+        for view, entries in files.views.items():
+            camera = "camera_xyz.txt" if view == "panorama" else "camera_pose.txt"
+            lacking = [name for name in (*_PICTURES, camera) if name not in entries]
+            if lacking:
+                notes.append(f"{files.scene}/{files.room}/{view}: left out, lacks {', '.join(lacking)}")
+                continue
+            parts.append(_first_per_cell(_read_view(archives, entries, camera, depth)))
     if not parts:
         raise BadFileError(f"{files.scene}/{files.room}", "has no complete view in these archives")
     arrays = _first_per_cell({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -125,15 +127,17 @@ def _first_per_cell(arrays: dict[str, Array]) -> dict[str, Array]:
     return {name: values[rows] for name, values in arrays.items()}
 
 
-def _read_view(entries: dict[str, tuple[str, str]], camera: str, meaning: DepthMeaning) -> dict[str, Array]:
+def _read_view(
+    archives: _Archives, entries: dict[str, tuple[str, str]], camera: str, meaning: DepthMeaning
+) -> dict[str, Array]:
     """The usable pixels of one view, y up."""
-    color, depth, semantic = (_picture(*entries[name]) for name in _PICTURES)
+    color, depth, semantic = (_picture(archives, *entries[name]) for name in _PICTURES)
     if color.shape[:2] != depth.shape or semantic.shape != depth.shape:
         raise BadFileError(
             "/".join(entries["depth.png"]),
             f"colour {color.shape}, depth {depth.shape}, semantic {semantic.shape} differ",
         )
-    numbers = _camera(*entries[camera], count=3 if camera == "camera_xyz.txt" else 11)
+    numbers = _camera(archives, *entries[camera], count=3 if camera == "camera_xyz.txt" else 11)
     metres = depth.astype(np.float64) / 1000
     position = _Y_UP @ numbers[:3] / 1000
     if camera == "camera_xyz.txt":
@@ -187,24 +191,32 @@ def _normals(points: Array) -> Array:
     return np.asarray(np.divide(normal, length, out=np.zeros_like(normal), where=length > 0))
 
 
-def _read(archive: str, entry: str) -> bytes:
-    try:
-        with zipfile.ZipFile(archive) as file:
-            return file.read(entry)
-    except (zipfile.BadZipFile, OSError, KeyError) as error:
-        raise BadFileError(f"{archive}/{entry}", f"cannot be read from the archive ({error})") from error
+class _Archives(ExitStack):
+    """The archives of a room, each opened once: their directories name some hundred thousand files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: dict[str, zipfile.ZipFile] = {}
+
+    def read(self, archive: str, entry: str) -> bytes:
+        try:
+            if archive not in self._open:
+                self._open[archive] = self.enter_context(zipfile.ZipFile(archive))
+            return self._open[archive].read(entry)
+        except (zipfile.BadZipFile, OSError, KeyError) as error:
+            raise BadFileError(f"{archive}/{entry}", f"cannot be read from the archive ({error})") from error
 
 
-def _picture(archive: str, entry: str) -> Array:
+def _picture(archives: _Archives, archive: str, entry: str) -> Array:
     try:
         # semantic.png has a palette for the eye; the index itself is the class.
-        return decode_picture(_read(archive, entry), palette_index=True)
+        return decode_picture(archives.read(archive, entry), palette_index=True)
     except OSError as error:
         raise BadFileError(f"{archive}/{entry}", f"cannot be decoded ({error})") from error
 
 
-def _camera(archive: str, entry: str, count: int) -> Array:
-    words = _read(archive, entry).decode("utf-8", "replace").split()
+def _camera(archives: _Archives, archive: str, entry: str, count: int) -> Array:
+    words = archives.read(archive, entry).decode("utf-8", "replace").split()
     try:
         numbers = np.array([float(word) for word in words])
     except ValueError:

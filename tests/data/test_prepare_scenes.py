@@ -338,6 +338,22 @@ def test_structured3d_keeps_the_first_point_of_a_cell(tmp_path: Path) -> None:
     np.testing.assert_array_equal(only["coord"], once["coord"])
 
 
+def test_each_archive_is_opened_once_a_room_and_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    structured3d_archives(tmp_path)
+    (room,) = find_structured3d_rooms(tmp_path.glob("*.zip"))
+    opened = []
+
+    class Counted(zipfile.ZipFile):
+        def __init__(self, path: str) -> None:
+            super().__init__(path)
+            opened.append(self)
+
+    monkeypatch.setattr(zipfile, "ZipFile", Counted)
+    read_structured3d_room(room)
+    assert sorted(Path(file.filename).name for file in opened) == ["panorama_00.zip", "perspective_00.zip"]
+    assert all(file.fp is None for file in opened)
+
+
 def test_bad_archives_are_named(tmp_path: Path) -> None:
     structured3d_archives(tmp_path)
     path = tmp_path / "panorama_00.zip"
