@@ -79,11 +79,12 @@ def read_structured3d_room(
     Of the points of a cell the first stays, panorama before perspective views. Normals face the camera.
 
     The two published converters disagree, and nobody has said which is right; hence the options. As Pointcept:
-    ``depth="z", up="mirrored"``; as the authors of Swin3D: ``depth="range", up="world"``.
+    ``depth="z", up="mirrored"``; as the authors of Swin3D: ``depth="range", up="world"``. With ``"range"`` the pixels
+    of perspective views are counted from 1, as theirs are, with ``"z"`` from 0.
 
     Args:
         files: the room.
-        depth: of perspective views: ``"z"`` is along the viewing axis, ``"range"`` along the ray.
+        depth: of perspective views: ``"z"`` is along the viewing axis, ``"range"`` along the ray, with pixels from 1.
         up: ``"world"`` gives the coordinates of the data set itself, right-handed, z up; ``"mirrored"`` exchanges two
             of its axes and so mirrors the rooms.
 
@@ -163,7 +164,8 @@ def _perspective_rays(shape: tuple[int, ...], numbers: Array, meaning: DepthMean
     front, above = numbers[3:6], numbers[6:9]
     rotation = _Y_UP @ np.stack([front, above, np.cross(front, above)], axis=1)
     focal_x, focal_y = width / 2 / math.tan(numbers[9]), height / 2 / math.tan(numbers[10])
-    v, u = np.mgrid[0:height, 0:width]
+    first = 1 if meaning == "range" else 0
+    v, u = np.mgrid[first : height + first, first : width + first]
     rays = np.stack([np.ones((height, width)), -(v - height / 2) / focal_y, (u - width / 2) / focal_x], axis=2)
     if meaning == "range":
         rays /= np.linalg.norm(rays, axis=2, keepdims=True)

@@ -319,6 +319,14 @@ def test_structured3d_options(tmp_path: Path) -> None:
     ranged, _ = read_structured3d_room(room, depth="range")
     position = np.array(POSITION) / 1000
     np.testing.assert_allclose(np.linalg.norm(ranged["coord"] - position, axis=1), 3, atol=1e-5)
+    # Pixels count from 1: the edges of the field of view are half a pixel further to the right and down.
+    across = (ranged["coord"] - position)[:, 1] / (ranged["coord"] - position)[:, 0]
+    assert -across.min() == pytest.approx(TANGENT, abs=1e-4)
+    assert across.max() == pytest.approx(TANGENT * (1 - 2 / WIDTH), abs=1e-4)
+    down = -(ranged["coord"] - position)[:, 2] / (ranged["coord"] - position)[:, 0]
+    # The first row has no class; the last has no depth, and the one above it no normal to trust.
+    assert -down.min() == pytest.approx(TANGENT * HEIGHT / WIDTH * (1 - 4 / HEIGHT), abs=1e-4)
+    assert down.max() <= TANGENT * HEIGHT / WIDTH * (1 - 2 / HEIGHT) + 1e-4
     with pytest.raises(ValueError, match="depth must be 'z' or 'range'"):
         read_structured3d_room(room, depth="y")
     with pytest.raises(ValueError, match="up must be 'world' or 'mirrored'"):
