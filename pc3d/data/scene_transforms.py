@@ -8,7 +8,8 @@ that objects know as well: one random scale for all axes is ``IsotropicScaleShif
 0.9 to 1.1), jitter is ``Jitter(std=0.005, clip=0.02)``.
 
 In scenes with a few annotated points only (``meta["limited_annotations"]``, set by the data set), the transforms that
-lose points keep those with ``segment >= 0``; :class:`SphereCrop` alone may lose them, as published.
+lose points keep those with ``segment >= 0``; :class:`SphereCrop` alone may lose them, as published. An empty cloud
+comes back as it is.
 """
 
 from __future__ import annotations
@@ -40,8 +41,6 @@ def happens(probability: float, generator: torch.Generator) -> bool:
 
 
 def _box(cloud: PointCloud) -> tuple[Tensor, Tensor]:
-    if len(cloud) == 0:
-        raise ValueError(f"an empty cloud has no extent: {cloud.meta.get('id', 'no id')}")
     return cloud.xyz.amin(dim=0), cloud.xyz.amax(dim=0)
 
 
@@ -56,6 +55,8 @@ class CenterShift(Transform):
         self.vertical = vertical
 
     def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        if len(cloud) == 0:
+            return cloud
         low, high = _box(cloud)
         shift = (low + high) / 2
         shift[2] = low[2] if self.vertical else 0
@@ -78,6 +79,8 @@ class Rotate(Transform):
         self.degrees, self.axis, self.center = float(degrees), axis, center
 
     def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        if len(cloud) == 0:
+            return cloud
         matrix = rotation_matrix(math.radians(self.degrees), self.axis).T
         middle = torch.zeros(3, dtype=cloud.xyz.dtype)
         if self.center == "box":
@@ -180,7 +183,7 @@ class ElasticDistortion(Transform):
         self.probability = check_probability(probability)
 
     def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
-        if not happens(self.probability, generator):
+        if not happens(self.probability, generator) or len(cloud) == 0:
             return cloud
         for granularity, magnitude in self.scales:
             cloud = cloud.replace(xyz=self._bent(cloud, granularity, magnitude, generator))

@@ -117,8 +117,13 @@ def test_center_shift_by_hand() -> None:
     cloud = PointCloud(xyz=torch.tensor([[1.0, 2.0, 3.0], [5.0, -4.0, 9.0], [2.0, 0.0, 4.0]]))
     assert CenterShift()(cloud, seeded(0)).xyz.tolist() == [[-2, 3, 0], [2, -3, 6], [-1, 1, 1]]
     assert CenterShift(vertical=False)(cloud, seeded(0)).xyz[:, 2].tolist() == [3, 9, 4]
-    with pytest.raises(ValueError, match="an empty cloud has no extent"):
-        CenterShift()(PointCloud(xyz=torch.zeros(0, 3)), seeded(0))
+
+
+@pytest.mark.parametrize("transform", [*ALL, ElasticDistortion(probability=1.0)], ids=repr)
+def test_empty_clouds_stay_as_they_are(transform: Transform, room: PointCloud) -> None:
+    empty = room.select(torch.zeros(0, dtype=torch.int64))
+    out = transform(empty, seeded(0))
+    assert {name: getattr(out, name).shape for name in FIELDS} == {name: getattr(empty, name).shape for name in FIELDS}
 
 
 @pytest.mark.parametrize(("axis", "source", "target"), [("z", 0, 1), ("x", 1, 2), ("y", 2, 0)])
