@@ -11,14 +11,16 @@ encoder, untrained and pre-trained, without decoder. Everything is judged on all
 ``--validate``, for tuning, on every fourth training room, which then is not trained on.
 
 A run that is interrupted goes on where it stopped; what is finished is not computed again. Several processes may share
-the work by ``--seeds`` and ``--models`` with one ``--output``. Writes ``results.csv`` (a row per score) and
-``table.md``. On one core of 2020 the whole takes about an hour with the small budget that is the default.
+the work by ``--seeds`` and ``--models`` with one ``--output``. What results depend on is kept beside them in
+``options.json``; a call with other data or options needs another ``--output``. Writes ``results.csv`` (a row per
+score) and ``table.md``. On one core of 2020 the whole takes about an hour with the small budget that is the default.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import statistics
@@ -123,6 +125,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     train: PointDataset = Rooms("train", options.data)
     test: PointDataset = Rooms("test", options.data)
+    check_options(options, (train, test))
     if options.validate:
         held_out = range(0, len(train), 4)
         test = Selection(train, held_out)
@@ -154,6 +157,43 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--validate", action="store_true", help="judge on every fourth training room instead")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
+
+
+RESULTS_DEPEND_ON = (
+    "steps",
+    "pretraining_steps",
+    "cell_size",
+    "mask_ratio",
+    "color_weight",
+    "color_drop",
+    "validate",
+)
+
+
+def check_options(options: argparse.Namespace, data: tuple[PointDataset, ...]) -> None:
+    """Keep in the output folder what results depend on; end if those there were made with anything else."""
+    path = options.output / "options.json"
+    wanted = {"data": checksum(data), **{name: getattr(options, name) for name in RESULTS_DEPEND_ON}}
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    others = [f"{name} {kept.get(name)!r}, now {wanted[name]!r}" for name in wanted if kept.get(name) != wanted[name]]
+    if others:
+        raise SystemExit(
+            f"{options.output} holds results of other options ({'; '.join(others)}): choose another --output, or give "
+            "the options of before"
+        )
+
+
+def checksum(data: tuple[PointDataset, ...]) -> str:
+    """Of the stored rooms, wherever they lie."""
+    digest = hashlib.sha256()
+    for rooms in data:
+        assert isinstance(rooms, Rooms)
+        for room in rooms.paths:
+            digest.update(f"{rooms.split} {room.name} ".encode() + hashlib.sha256(room.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def jobs(experiment: Experiment, only: list[str]) -> Iterator[Callable[[], None]]:

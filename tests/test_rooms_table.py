@@ -1,0 +1,90 @@
+"""The table of rooms reuses finished scores only where they were made with the same data and options."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import pc3d.data
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "rooms_table.py"
+ROOMS = Path(pc3d.data.__file__).parent / "rooms"
+
+
+@pytest.fixture(scope="module")
+def table() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("rooms_table", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["rooms_table"] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def output(tmp_path: Path, table: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a finished score, as a run from before options were kept leaves it."""
+    monkeypatch.setattr(table.torch, "set_num_threads", lambda count: None)
+    path = tmp_path / "out" / "unet" / "seed0" / "probe-scratch.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"miou": 0.5, "macc": 0.5, "allacc": 0.5, "rooms": 8, "seconds": 1.0}))
+    monkeypatch.setattr(table, "jobs", lambda experiment, only: iter(()))  # nothing is trained here
+    return tmp_path / "out"
+
+
+def call(table: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["rooms_table.py", *map(str, arguments)])
+    table.main()
+
+
+def test_results_without_options_are_taken_over(
+    table: ModuleType, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(table, monkeypatch, "--output", output, "--steps", 7)
+    kept = (output / "options.json").read_text()
+    assert json.loads(kept)["steps"] == 7
+    assert "50.0" in (output / "table.md").read_text()
+    call(table, monkeypatch, "--output", output, "--steps", 7, "--seeds", 5, "--models", "swin3d", "--only", "probe")
+    assert (output / "options.json").read_text() == kept
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("--steps", 8),
+        ("--pretraining_steps", 8),
+        ("--cell_size", 0.5),
+        ("--mask_ratio", 0.5),
+        ("--color_weight", 0.5),
+        ("--color_drop", 0.5),
+        ("--validate",),
+    ],
+    ids=lambda other: other[0],
+)
+def test_other_options_are_refused(
+    table: ModuleType, output: Path, monkeypatch: pytest.MonkeyPatch, other: tuple[object, ...]
+) -> None:
+    call(table, monkeypatch, "--output", output)
+    name = str(other[0])[2:]
+    with pytest.raises(SystemExit, match=rf"results of other options \({name} .*choose another --output"):
+        call(table, monkeypatch, "--output", output, *other)
+
+
+def test_other_data_are_refused_and_moved_ones_are_not(
+    table: ModuleType, output: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    call(table, monkeypatch, "--output", output)
+    moved = tmp_path / "rooms"
+    shutil.copytree(ROOMS, moved)
+    call(table, monkeypatch, "--output", output, "--data", moved)
+    rooms = sorted(moved.glob("train_*.npz"))
+    shutil.copy(rooms[1], rooms[0])
+    with pytest.raises(SystemExit, match=r"results of other options \(data "):
+        call(table, monkeypatch, "--output", output, "--data", moved)
