@@ -319,7 +319,7 @@ def test_structured3d_options(tmp_path: Path) -> None:
     ranged, _ = read_structured3d_room(room, depth="range")
     position = np.array(POSITION) / 1000
     np.testing.assert_allclose(np.linalg.norm(ranged["coord"] - position, axis=1), 3, atol=1e-5)
-    # Pixels count from 1: the edges of the field of view are half a pixel further to the right and down.
+    # Pixels count from 1: the edges of the field of view lie a pixel further to the right and down.
     across = (ranged["coord"] - position)[:, 1] / (ranged["coord"] - position)[:, 0]
     assert -across.min() == pytest.approx(TANGENT, abs=1e-4)
     assert across.max() == pytest.approx(TANGENT * (1 - 2 / WIDTH), abs=1e-4)
