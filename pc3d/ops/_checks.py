@@ -51,7 +51,7 @@ def check_tensor(value: object, name: str, dtypes: tuple[torch.dtype, ...] = FLO
 
 def check_int(value: object, name: str, low: int, high: int | None = None) -> int:
     """The value, if it is an integer in [low, high]."""
-    if isinstance(value, bool) or not (isinstance(value, torch.SymInt) or hasattr(value, "__index__")):
+    if isinstance(value, bool) or not (isinstance(value, (int, torch.SymInt)) or hasattr(value, "__index__")):
         raise TypeError(f"{name} must be an int, got {type(value).__name__} {value!r}")
     if not isinstance(value, (int, torch.SymInt)):
         value = operator.index(value)  # of numpy, say
