@@ -347,3 +347,16 @@ def test_raw_operators_check_shapes():
     ):
         with pytest.raises(RuntimeError):
             call()
+
+
+def test_spconv_agrees_where_it_is_installed():
+    spconv = pytest.importorskip("spconv.pytorch", reason="optional oracle: pip install spconv-cu126 ninja")
+    coords, offsets = voxels([200, 150])
+    features, weight = random(350, 6, dtype=torch.float32), random(27, 6, 10, seed=1, dtype=torch.float32)
+    ours = sparse_conv3d(features, weight, kernel_map(coords, offsets=offsets))
+    cloud = torch.repeat_interleave(torch.arange(2, dtype=torch.int32), offsets.diff())
+    indices = torch.cat([cloud[:, None], coords - LOW], 1).contiguous()
+    layer = spconv.SubMConv3d(6, 10, 3, bias=False, algo=spconv.ConvAlgo.Native)  # the one that runs without a GPU
+    layer.weight = torch.nn.Parameter(weight.reshape(3, 3, 3, 6, 10).permute(4, 0, 1, 2, 3).contiguous())
+    theirs = layer(spconv.SparseConvTensor(features, indices, [HIGH - LOW] * 3, 2)).features
+    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-5)
