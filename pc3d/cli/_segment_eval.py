@@ -20,6 +20,7 @@ def evaluate(
     data: str = "run",
     root: str | None = None,
     split: str | None = None,
+    test_area: int | None = None,
     voting: Literal["none", "scannet", "s3dis", "structured3d"] = "none",
     single_pass: bool = False,
     max_points: int = 400_000,
@@ -31,13 +32,15 @@ def evaluate(
 ) -> None:
     """Score a trained segmentation: mIoU, mAcc, allAcc, a table of the classes, the confusion matrix.
 
-    Writes DATA_SPLIT.json and the confusion matrix as DATA_SPLIT.png into the folder eval/ of the run.
+    Writes DATA_SPLIT.json and the confusion matrix as DATA_SPLIT.png into the folder eval/ of the run. Results of
+    several folds are added up with pc3d segment fold.
 
     Args:
         run: Run folder of pc3d segment train.
         data: 'run' takes the test set of the run's configuration; or rooms, scannet, scannet200, s3dis, structured3d.
         root: Folder of that data set; rooms has a small form inside the package.
         split: Split; null takes test (rooms, s3dis, structured3d) or val (scannet, whose test labels are not public).
+        test_area: Area of s3dis that is held out, 1 to 6 (default 5): split test is its rooms, train the others'.
         voting: Sum predictions over the published views, with quarter turns (scannet), scales and flips (s3dis).
         single_pass: One forward pass for all points, in place of fragments with one point per voxel.
         max_points: Most voxels in one forward pass; larger scenes are cut into blocks.
@@ -52,7 +55,11 @@ def evaluate(
     if data == "run" and root is not None:
         raise ValueError(f"root: {root!r} goes with --data; data 'run' reads where the configuration says")
     model = load_segmenter(run)
-    dataset, name = _of_run(Path(run), split) if data == "run" else _named(data, root, split)
+    if test_area is not None and data != "s3dis":
+        raise ValueError(f"test_area: {test_area} goes with --data s3dis, got data {data!r}")
+    if data == "s3dis" and split in (None, "test"):
+        _check_held_out(Path(run), 5 if test_area is None else test_area)
+    dataset, name = _of_run(Path(run), split) if data == "run" else _named(data, root, split, test_area)
     folder = Path(output) if output is not None else Path(run) / "eval"
     suffix = "" if voting == "none" else f"_{voting}_voting"
     files = [folder / f"{name}{suffix}.{ending}" for ending in ("json", "png")]
@@ -67,14 +74,15 @@ def evaluate(
     }
     matrix = evaluate_scenes(model, dataset, progress=True, device=device, **options)
     scores = matrix.scores(model.classes)
-    result = {"run": str(run), "data": name, "num_scenes": len(dataset), **options, **scores.to_dict()}
+    head = {"run": str(run), "data": name, "num_scenes": len(dataset), "scenes": matrix.scenes}
+    result = {**head, **options, **scores.to_dict()}
     folder.mkdir(parents=True, exist_ok=True)
     files[0].write_text(json_format.dumps(result, indent=2) + "\n", encoding="utf-8")
-    drawn = _draw(scores, files[1], f"{name}: mIoU {100 * scores.miou:.1f} %")
+    drawn = draw_confusion(scores, files[1], f"{name}: mIoU {100 * scores.miou:.1f} %")
     print(json_format.dumps(result, indent=2) if json else f"{scores}\n\nwritten: {files[0]}{drawn}")
 
 
-def _draw(scores: Any, path: Path, title: str) -> str:
+def draw_confusion(scores: Any, path: Path, title: str) -> str:
     """Draws the confusion matrix; says where it is, or why not."""
     import numpy as np
 
@@ -108,7 +116,28 @@ def _of_run(run: Path, split: str | None) -> tuple[PointDataset, str]:
     return dataset, f"{test['class_path'].rpartition('.')[2].lower()}_test"
 
 
-def _named(data: str, root: str | None, split: str | None) -> tuple[PointDataset, str]:
+def _check_held_out(run: Path, area: int) -> None:
+    """Refuses to call an area a test set that the run's configuration says it was trained on."""
+    import yaml
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        return
+    train = yaml.safe_load(path.read_text(encoding="utf-8")).get("data", {}).get("train") or {}
+    if str(train.get("class_path", "")).rpartition(".")[2] != "S3DIS":
+        return
+    options = train.get("init_args") or {}
+    held_out = options.get("test_area", 5)
+    areas = options.get("areas") or [other for other in range(1, 7) if other != held_out]
+    if area in areas:
+        others = [str(other) for other in range(1, 7) if other not in areas]
+        raise ValueError(
+            f"test_area: {run} was trained on Area {area}: judge it on an area that it has not seen "
+            f"({', '.join(others) or 'there is none'}), or on its training rooms with --split train"
+        )
+
+
+def _named(data: str, root: str | None, split: str | None, test_area: int | None) -> tuple[PointDataset, str]:
     from pc3d import data as sets
 
     if data not in _SETS:
@@ -120,8 +149,9 @@ def _named(data: str, root: str | None, split: str | None) -> tuple[PointDataset
         raise ValueError(f"root: where is {data}? give the folder that holds it with --root")
     if data == "s3dis":
         if split not in ("train", "test"):
-            raise ValueError(f"split of s3dis must be 'train' or 'test' (Area 5), got {split!r}")
-        return sets.S3DIS(root, "test" if split == "test" else "train"), f"s3dis_{split}"
+            raise ValueError(f"split of s3dis must be 'train' or 'test', got {split!r}")
+        rooms = sets.S3DIS(root, "test" if split == "test" else "train", test_area=test_area or 5)
+        return rooms, f"s3dis_{split}" + ("" if test_area is None else f"_area_{test_area}")
     if data == "structured3d":
         return sets.Structured3D(root, split), f"structured3d_{split}"
     return sets.ScanNet(root, split, classes=200 if data == "scannet200" else 20), f"{data}_{split}"

@@ -12,6 +12,7 @@ from pc3d.cli._parser import OK, USAGE, nearest
 _VERBS = {
     "train": "train a backbone and a head on labelled scenes, from a configuration file",
     "eval": "score a trained model on a data set: mIoU, per-class table, confusion matrix",
+    "fold": "add the results of several folds up to one, as S3DIS 6-fold is scored",
     "predict": "name the class of every point of scene files",
 }
 _DESCRIPTION = """Train a semantic segmentation of scenes.
@@ -59,6 +60,10 @@ def main(argv: Sequence[str]) -> int | None:
         from pc3d.cli._segment_eval import main as judge
 
         return judge(rest)
+    if verb == "fold":
+        from pc3d.cli._segment_fold import main as fold
+
+        return fold(rest)
     if verb == "predict":
         from pc3d.cli._segment_predict import main as predict
 

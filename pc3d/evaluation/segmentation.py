@@ -27,7 +27,10 @@ class ConfusionMatrix:
 
     Attributes:
         counts: ``(K, K + 1)`` int64.
+        scenes: names of the scenes counted, as far as they were told.
     """
+
+    scenes: tuple[str, ...] = ()
 
     def __init__(self, num_classes: int, ignore_index: int = -1) -> None:
         if num_classes < 1:
@@ -36,12 +39,13 @@ class ConfusionMatrix:
         self.counts = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
 
     @torch.no_grad()
-    def update(self, predicted: Tensor, label: Tensor) -> None:
+    def update(self, predicted: Tensor, label: Tensor, scene: str | None = None) -> None:
         """Count some points.
 
         Args:
             predicted: ``(N,)`` classes, integers of any range.
             label: ``(N,)`` true classes in ``0..K-1``, or the ignore index.
+            scene: name of the scene that they belong to; matrices with a scene in common cannot be added.
 
         Raises:
             TypeError: not integers.
@@ -54,6 +58,8 @@ class ConfusionMatrix:
             raise ValueError(
                 f"predicted and label must both be (N,), got {tuple(predicted.shape)} and {tuple(label.shape)}"
             )
+        if scene is not None and scene not in self.scenes:
+            self.scenes = (*self.scenes, scene)
         # The mask comes from the labels alone: a prediction that equals the ignore index is a prediction.
         kept = label != self.ignore_index
         label, predicted = label[kept].long(), predicted[kept].long()
@@ -78,12 +84,16 @@ class ConfusionMatrix:
         """The matrix of both sets of points.
 
         Raises:
-            ValueError: the matrices differ in the number of classes or in the ignore index.
+            ValueError: the matrices differ in the number of classes or in the ignore index, or count a scene twice.
         """
         ours, theirs = (self.num_classes, self.ignore_index), (other.num_classes, other.ignore_index)
         if ours != theirs:
             raise ValueError(f"matrices must agree in (num_classes, ignore_index), got {ours} and {theirs}")
+        twice = sorted(set(self.scenes) & set(other.scenes))
+        if twice:
+            raise ValueError(f"scene {twice[0]!r} is in both matrices: its points would count twice")
         result = ConfusionMatrix(*ours)
+        result.scenes = self.scenes + other.scenes
         result.counts = self.counts + other.counts
         return result
 
@@ -196,7 +206,7 @@ def sum_folds(folds: Iterable[ConfusionMatrix]) -> ConfusionMatrix:
         folds: one matrix per held-out part.
 
     Raises:
-        ValueError: there are none, or they differ in their classes.
+        ValueError: there are none, they differ in their classes, or two have a scene in common.
     """
     matrices = list(folds)
     if not matrices:

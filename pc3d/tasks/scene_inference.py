@@ -296,7 +296,7 @@ def evaluate_scenes(
         found = segment_scene(segmenter, cloud, **options)
         for note in found.notes:
             warnings.warn(f"scene {cloud.meta.get('id', index)}: {note}", stacklevel=2)
-        matrix.update(found.label, cloud.segment)
+        matrix.update(found.label, cloud.segment, scene=cloud.meta.get("id"))
     return matrix
 
 

@@ -178,6 +178,138 @@ def test_eval_says_what_is_wrong(
     assert message in capsys.readouterr().err
 
 
+# ---- S3DIS: areas and folds --------------------------------------------------------------------------------------
+
+ROOM = Path(__file__).parents[1] / "assets" / "scenes" / "s3dis" / "Area_1" / "office_1"
+
+
+@pytest.fixture(scope="module")
+def s3dis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six areas with a room each: rows of a published one, others in each area."""
+    folder = tmp_path_factory.mktemp("s3dis")
+    for area in range(1, 7):
+        room = folder / f"Area_{area}" / "office_1"
+        room.mkdir(parents=True)
+        for path in ROOM.glob("*.npy"):
+            np.save(room / path.name, np.load(path)[area::7])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def s3dis_run(tmp_path_factory: pytest.TempPathFactory, s3dis: Path) -> Path:
+    """A model of S3DIS that held Area 3 and Area 5 out."""
+    folder = tmp_path_factory.mktemp("s3dis_run")
+    config = yaml.safe_load(TINY)
+    config["model"]["backbone"]["init_args"]["signals"] = "xyz_rgb"
+    config["data"]["train"] = {
+        "class_path": "pc3d.data.S3DIS",
+        "init_args": {"root": str(s3dis), "areas": [1, 2, 4, 6]},
+    }
+    config["data"] |= {"test": None, "validation_fraction": 0.0, "batch_size": 2}
+    config["trainer"]["max_epochs"] = 1
+    (folder / "s3dis.yaml").write_text(yaml.safe_dump(config))
+    assert segment("train", "--config", folder / "s3dis.yaml", "--output", folder / "run") == 0
+    return folder / "run"
+
+
+def judge_area(run: Path, s3dis: Path, area: int, *options: str | Path) -> int:
+    return segment("eval", run, "--data", "s3dis", "--root", s3dis, "--test_area", str(area), "--single_pass", *options)
+
+
+@pytest.fixture(scope="module")
+def folds(s3dis_run: Path, s3dis: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Results of two areas."""
+    output = tmp_path_factory.mktemp("folds")
+    for area in (3, 5):
+        assert judge_area(s3dis_run, s3dis, area, "--output", output) == 0
+    return [output / f"s3dis_test_area_{area}.json" for area in (3, 5)]
+
+
+def test_any_area_is_judged_that_the_run_has_not_seen(
+    s3dis_run: Path, s3dis: Path, folds: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for area, path in zip((3, 5), folds, strict=True):
+        result = json.loads(path.read_text())
+        assert result["scenes"] == [f"Area_{area}-office_1"]
+        assert result["num_points"] == len(np.load(s3dis / f"Area_{area}" / "office_1" / "segment.npy"))
+    assert judge_area(s3dis_run, s3dis, 4, "--output", tmp_path) == 1
+    message = "was trained on Area 4: judge it on an area that it has not seen (3, 5), or on its training rooms with"
+    assert message in capsys.readouterr().err
+    assert judge_area(s3dis_run, s3dis, 4, "--split", "train", "--output", tmp_path, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["data"], result["num_scenes"]) == ("s3dis_train_area_4", 5)
+    assert judge_area(s3dis_run, s3dis, 7) == 1
+    assert "areas are numbered 1 to 6, got [7]" in capsys.readouterr().err
+    assert segment("eval", s3dis_run, "--data", "rooms", "--test_area", "3") == 1
+    assert "test_area: 3 goes with --data s3dis, got data 'rooms'" in capsys.readouterr().err
+
+
+def test_folds_are_added_up_before_anything_is_divided(
+    folds: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert segment("fold", *folds, "--output", tmp_path) == 0
+    assert "mIoU" in capsys.readouterr().out
+    result = json.loads((tmp_path / "folds.json").read_text())
+    counts = sum(np.array(json.loads(path.read_text())["confusion"]) for path in folds)
+    np.testing.assert_array_equal(result["confusion"], counts)
+    hits, union = counts.diagonal(), counts[:, :13].sum(0) + counts.sum(1) - counts.diagonal()
+    assert result["miou"] == pytest.approx(np.mean(hits / (union + 1e-10)), abs=1e-12)
+    assert (result["num_scenes"], [fold["data"] for fold in result["folds"]]) == (
+        2,
+        ["s3dis_test_area_3", "s3dis_test_area_5"],
+    )
+    assert (tmp_path / "folds.png").stat().st_size > 10_000
+    assert segment("fold", *folds, "--output", tmp_path) == 1
+    assert "add --overwrite" in capsys.readouterr().err
+    assert segment("fold", *folds, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["confusion"] == result["confusion"]
+
+
+def test_a_run_with_one_result_stands_for_it(
+    folds: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in folds:
+        (tmp_path / path.stem / "eval").mkdir(parents=True)
+        (tmp_path / path.stem / "eval" / path.name).write_text(path.read_text())
+    runs = [tmp_path / path.stem for path in folds]
+    assert segment("fold", *runs, "--json") == 0
+    both = json.loads(capsys.readouterr().out)
+    assert both["scenes"] == ["Area_3-office_1", "Area_5-office_1"]
+    (runs[0] / "eval" / "other.json").write_text("{}")
+    assert segment("fold", *runs) == 1
+    assert "has several results" in capsys.readouterr().err
+
+
+def test_folds_that_do_not_belong_together_are_refused(
+    folds: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (json.loads(path.read_text()) for path in folds)
+    renamed = {("attic" if name == "ceiling" else name): value for name, value in second["per_class"].items()}
+    cases = [
+        ({**second, "voting": "s3dis"}, "was judged with voting s3dis"),
+        ({**second, "use_fragments": True}, "judge all folds in the same way"),
+        ({**second, "per_class": renamed}, "other classes"),
+        ({**second, "scenes": first["scenes"]}, "scene 'Area_3-office_1' is in"),
+        ({**second, "confusion": second["confusion"][1:]}, "confusion must be 13 rows of 14 counts"),
+        ({**second, "confusion": [[-1] * 14] * 13}, "confusion must be 13 rows of 14 counts"),
+        ({name: value for name, value in second.items() if name != "scenes"}, "has no 'scenes'"),
+        ([], "is not a result of one evaluation"),
+    ]
+    other = tmp_path / "other.json"
+    for content, message in cases:
+        other.write_text(json.dumps(content))
+        assert segment("fold", folds[0], other) == 1
+        assert message in capsys.readouterr().err
+    other.write_text("{")
+    for arguments, message in (
+        ([folds[0], other], "is not JSON"),
+        ([folds[0]], "give at least two folds"),
+        ([folds[0], tmp_path / "absent"], "write it with pc3d segment eval"),
+    ):
+        assert segment("fold", *arguments) == 1
+        assert message in capsys.readouterr().err
+
+
 # ---- predict -----------------------------------------------------------------------------------------------------
 
 
@@ -268,7 +400,7 @@ def test_help_and_unknown_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert segment("--help") == 0
     assert segment("evaluate") == 2
     assert "did you mean 'eval'?" in capsys.readouterr().err
-    for verb in ("train", "eval", "predict"):
+    for verb in ("train", "eval", "fold", "predict"):
         assert segment(verb, "--help") == 0
         assert f"usage: pc3d segment {verb}" in capsys.readouterr().out
     assert segment("train", "--config", "rooms_small_unett", "--output", "nowhere") == 1

@@ -109,6 +109,20 @@ def test_folds_are_summed_before_they_are_divided() -> None:
     assert first.counts.sum() == 10  # the folds are left alone
 
 
+def test_folds_with_a_scene_in_common_are_refused() -> None:
+    folds = []
+    for scenes in (["a", "b", "b"], ["c"], ["d", "b"]):
+        fold = ConfusionMatrix(2)
+        for scene in scenes:
+            fold.update(torch.tensor([0]), torch.tensor([1]), scene)
+        folds.append(fold)
+    assert folds[0].scenes == ("a", "b")  # a scene may come in pieces
+    assert sum_folds(folds[:2]).scenes == ("a", "b", "c")
+    assert sum_folds(folds[:2]).counts.tolist() == [[0, 0, 0], [4, 0, 0]]
+    with pytest.raises(ValueError, match="scene 'b' is in both matrices: its points would count twice"):
+        sum_folds(folds)
+
+
 def test_table_and_json_name_every_class() -> None:
     scores = matrix([0, 0, 1], [0, 1, 1], 3).scores(["wall", "floor", "lamp"])
     rows = [line.split() for line in str(scores).splitlines()]
