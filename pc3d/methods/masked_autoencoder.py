@@ -20,7 +20,6 @@ from pc3d.nn import (
     mean_over_processes,
     num_masked,
     random_mask,
-    share_of_batch,
 )
 
 
@@ -101,11 +100,11 @@ class MaskedAutoencoder(Method):
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         """One step on clouds of equal length."""
-        return self._step(batch, self._draws(batch, self.current_epoch, batch_idx), "train")
+        return self._step(batch, self.draws(batch, self.current_epoch, batch_idx), "train")
 
     def validation_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         """The training loss in evaluation mode, under the same masks in every epoch."""
-        return self._step(batch, self._draws(batch, 0, batch_idx), "validation")
+        return self._step(batch, self.draws(batch, 0, batch_idx), "validation")
 
     def _step(self, batch: PointBatch, draws: SampleRandom, stage: str) -> Tensor:
         # Cut each cloud into patches and embed them once; hide a share of them in each view.
@@ -178,18 +177,6 @@ class MaskedAutoencoder(Method):
         if self.mask_type == "random":
             return random_mask(draws.uniform(centers.shape[1]), self.mask_ratio)
         return block_mask(centers, draws.uniform(), self.mask_ratio)
-
-    def _draws(self, batch: PointBatch, epoch: int, batch_idx: int) -> SampleRandom:
-        start, total = share_of_batch(len(batch), batch.xyz.device)
-        return SampleRandom(
-            self.seed,
-            epoch,
-            batch_idx,
-            batch_size=len(batch),
-            start=start,
-            global_batch_size=total,
-            device=batch.xyz.device,
-        )
 
     def _draw_drop_path(self, draws: SampleRandom) -> tuple[Tensor, list[Tensor]]:
         def scales(stack: Transformer) -> Tensor:

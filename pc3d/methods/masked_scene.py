@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pc3d.data.types import PointBatch
 from pc3d.methods.method import Method, Optimisation
 from pc3d.models.voxel_features import ENCODER_PARTS, VoxelEncoder, as_voxel_encoder, upcast
-from pc3d.nn import SampleRandom, init_token, mean_over_processes, rank, share_of_batch
+from pc3d.nn import SampleRandom, init_token, mean_over_processes, rank
 from pc3d.nn.sparse import scene_of_rows
 from pc3d.ops import segment_reduce, voxelize
 
@@ -195,16 +195,7 @@ class MaskedScene(Method):
         Raises:
             ValueError: no scene of the batch has enough cubes to hide one.
         """
-        start, total = share_of_batch(len(batch), batch.xyz.device)
-        draws = SampleRandom(
-            self.seed,
-            epoch,
-            batch_idx,
-            batch_size=len(batch),
-            start=start,
-            global_batch_size=total,
-            device=batch.xyz.device,
-        )
+        draws = self.draws(batch, epoch, batch_idx)
         hidden = hide_cells(batch, self._voxels.voxel_size, self.cell_size, self.mask_ratio, draws)
         if not hidden.mask.any():
             raise ValueError(

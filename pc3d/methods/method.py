@@ -12,8 +12,9 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from pc3d.data.types import PointBatch
 from pc3d.models import save_encoder
-from pc3d.nn import epoch_learning_rate, weight_decay_groups
+from pc3d.nn import SampleRandom, epoch_learning_rate, share_of_batch, weight_decay_groups
 from pc3d.nn.optim import Stepping
 
 
@@ -97,6 +98,19 @@ class Method(pl.LightningModule, ABC):
     def export(self, folder: Path) -> None:
         """Write what leaves the run into its folder: ``encoder/``."""
         save_encoder(self.encoder, folder / "encoder")
+
+    def draws(self, batch: PointBatch, epoch: int, batch_idx: int) -> SampleRandom:
+        """The random numbers of a step: those of this process's samples within the global batch."""
+        start, total = share_of_batch(len(batch), batch.xyz.device)
+        return SampleRandom(
+            self.seed,
+            epoch,
+            batch_idx,
+            batch_size=len(batch),
+            start=start,
+            global_batch_size=total,
+            device=batch.xyz.device,
+        )
 
     def on_train_epoch_start(self) -> None:
         """Log the learning rate in force."""

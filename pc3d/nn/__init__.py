@@ -1,8 +1,10 @@
 """Layers: patches and transformer blocks, voxels and their convolutions, masking, training alike on many processes."""
 
 from pc3d.nn.batch_norm import GlobalBatchNorm
+from pc3d.nn.crops import Completion, ball_crop, complete, half_space_crop
 from pc3d.nn.distributed import all_reduce_sum, mean_over_processes, rank, share_of_batch, world_size
-from pc3d.nn.heads import SegmentationHead
+from pc3d.nn.ema import cosine_between, make_teacher, update_teacher
+from pc3d.nn.heads import DistillationHead, ProjectionHead, SegmentationHead
 from pc3d.nn.init import init_decoder_weights, init_encoder_weights, init_token
 from pc3d.nn.masking import MaskType, block_mask, check_mask, num_masked, random_mask, split_mask
 from pc3d.nn.optim import epoch_learning_rate, warmup_cosine, weight_decay_groups
@@ -10,16 +12,20 @@ from pc3d.nn.sample_random import SampleRandom
 from pc3d.nn.sparse import ConvNormReLU, ResidualBlock, Signals, SparseConv3d, VoxelGrid, voxel_grid
 from pc3d.nn.tokenizer import MiniPointNet, Patches, PatchTokenizer, PositionEmbedding
 from pc3d.nn.transformer import Attention, Transformer, TransformerBlock, drop_path_scales
+from pc3d.nn.views import ViewAugmentation
 
 __all__ = [
     "Attention",
+    "Completion",
     "ConvNormReLU",
+    "DistillationHead",
     "GlobalBatchNorm",
     "MaskType",
     "MiniPointNet",
     "PatchTokenizer",
     "Patches",
     "PositionEmbedding",
+    "ProjectionHead",
     "ResidualBlock",
     "SampleRandom",
     "SegmentationHead",
@@ -27,21 +33,28 @@ __all__ = [
     "SparseConv3d",
     "Transformer",
     "TransformerBlock",
+    "ViewAugmentation",
     "VoxelGrid",
     "all_reduce_sum",
+    "ball_crop",
     "block_mask",
     "check_mask",
+    "complete",
+    "cosine_between",
     "drop_path_scales",
     "epoch_learning_rate",
+    "half_space_crop",
     "init_decoder_weights",
     "init_encoder_weights",
     "init_token",
+    "make_teacher",
     "mean_over_processes",
     "num_masked",
     "random_mask",
     "rank",
     "share_of_batch",
     "split_mask",
+    "update_teacher",
     "voxel_grid",
     "warmup_cosine",
     "weight_decay_groups",

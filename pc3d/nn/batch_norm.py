@@ -51,8 +51,8 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         centred = rows - mean
         variance = all_reduce_sum(centred.square().sum(0)) / count
         self._update_running(mean.detach(), variance.detach() * (count / (count - 1)))
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale + self.bias
+        scaled = centred * torch.rsqrt(variance + self.eps)
+        return scaled * self.weight + self.bias if self.affine else scaled
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, unbiased_variance: Tensor) -> None:

@@ -1,10 +1,16 @@
-"""What turns features into predictions."""
+"""What turns features into predictions, or into what a self-supervised loss compares."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pc3d.nn.batch_norm import GlobalBatchNorm
+from pc3d.nn.init import init_token
 from pc3d.nn.tokenizer import LinearBeforeNorm
 
 
@@ -23,3 +29,77 @@ class SegmentationHead(nn.Sequential):
             nn.ReLU(inplace=True),
             nn.Linear(in_features, num_classes),
         )
+
+
+class ProjectionHead(nn.Sequential):
+    """Linear, batch norm, ReLU, ..., linear: the projector (and predictor) of contrastive methods.
+
+    Args:
+        dims: widths from input to output: ``(C, 2048, 256)`` is two linear layers, ``(C, 4096, 4096, 256)`` three.
+        norm: batch norm after every layer but the last.
+        last_norm: batch norm without scale and shift after the last, as in SimCLR and MoCo v3.
+
+    Raises:
+        ValueError: fewer than two widths, or one below 1.
+
+    Source:
+        SimCLR (Chen et al., 2020); MoCo v3 (Chen et al., 2021), released code; VICReg (Bardes et al., 2022).
+    """
+
+    def __init__(self, dims: Sequence[int], norm: bool = True, last_norm: bool = False) -> None:
+        if len(dims) < 2 or min(dims) < 1:
+            raise ValueError(f"dims must be at least two positive widths, got {tuple(dims)}")
+        layers: list[nn.Module] = []
+        for index, (before, after) in enumerate(pairwise(dims)):
+            last = index == len(dims) - 2
+            normed = last_norm if last else norm
+            layers.append(nn.Linear(before, after, bias=not normed))
+            if last and last_norm:
+                layers.append(GlobalBatchNorm(after, affine=False))
+            elif not last:
+                layers += [*([GlobalBatchNorm(after)] if norm else []), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+
+
+class DistillationHead(nn.Module):
+    """DINO's head: an MLP with GELU, unit length, and cosines with K prototypes.
+
+    The last layer of the released code is weight-normalised with its lengths fixed to 1. Here its rows are divided by
+    their lengths, which is the same function and cannot drift.
+
+    Args:
+        in_features: C.
+        num_prototypes: K, the width of the result.
+        hidden: width of the MLP's two hidden layers.
+        bottleneck: width at which features get unit length.
+
+    Raises:
+        ValueError: a width below 1.
+
+    Source:
+        DINO (Caron et al., 2021), appendix C; K = 512 for point clouds is that of POS-BERT (Fu et al., 2022).
+    """
+
+    def __init__(self, in_features: int, num_prototypes: int = 512, hidden: int = 2048, bottleneck: int = 256) -> None:
+        super().__init__()
+        widths = {"in_features": in_features, "num_prototypes": num_prototypes, "hidden": hidden}
+        for name, value in {**widths, "bottleneck": bottleneck}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.mlp = nn.Sequential(
+            nn.Linear(in_features, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, bottleneck),
+        )
+        self.prototypes = nn.Parameter(torch.empty(num_prototypes, bottleneck))
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                init_token(layer.weight)
+                nn.init.zeros_(layer.bias)
+        init_token(self.prototypes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map ``(B, C)`` to ``(B, K)`` cosines."""
+        return F.linear(F.normalize(self.mlp(features), dim=-1), F.normalize(self.prototypes, dim=-1))

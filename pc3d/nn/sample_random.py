@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class SampleRandom:
-    """Uniform numbers per sample, fixed by seed, epoch, step in the epoch and index in the global batch alone.
+    """Random numbers per sample, fixed by seed, epoch, step in the epoch and index in the global batch alone.
 
     Nothing is carried from step to step, so a run that is killed and resumed draws what it would have drawn; and a
     sample gets the same numbers whether one process holds the global batch or several share it, each a contiguous run
@@ -57,4 +57,12 @@ class SampleRandom:
     def uniform(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1) of shape ``(batch_size, *shape)``, float32."""
         everyone = torch.rand(self.global_batch_size, *shape, generator=self.generator, device=self.generator.device)
+        return self._own(everyone)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Normal numbers of mean 0 and standard deviation 1 of shape ``(batch_size, *shape)``, float32."""
+        everyone = torch.randn(self.global_batch_size, *shape, generator=self.generator, device=self.generator.device)
+        return self._own(everyone)
+
+    def _own(self, everyone: Tensor) -> Tensor:
         return everyone[self.start : self.start + self.batch_size]

@@ -18,7 +18,7 @@ def last_draws(batch_size: int) -> list[Tensor]:
     method, objects = cmae(), Selection(Household("test"), range(11))
     loader = PointLoader(objects, batch_size, transform=RandomSubsample(96), shuffle=False, drop_last=False)
     batch = list(loader)[-1]
-    draws = method._draws(batch, 0, 1)
+    draws = method.draws(batch, 0, 1)
     masks = [method.draw_mask(torch.zeros(len(batch), 12, 3), draws) for _ in range(2)]
     _, decoders = method._draw_drop_path(draws)
     return [*masks, *(scales.movedim(2, 0) for scales in decoders)]

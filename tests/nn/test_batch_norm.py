@@ -32,6 +32,11 @@ def test_outputs_and_gradients_of_rows_are_those_of_one_process(
         torch.testing.assert_close(torch.cat([part[name] for part in two]), one[name], rtol=1e-9, atol=1e-9)
 
 
+def test_without_scale_and_shift(two: list[dict[str, Tensor]]) -> None:
+    expected = nn.BatchNorm1d(4, affine=False).double()(data()[0])
+    torch.testing.assert_close(torch.cat([part["plain"] for part in two]), expected, rtol=1e-9, atol=1e-9)
+
+
 def test_gradients_of_parameters_add_up_to_those_of_one_process(
     one: dict[str, Tensor], two: list[dict[str, Tensor]]
 ) -> None:

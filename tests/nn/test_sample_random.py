@@ -53,3 +53,20 @@ def test_negative_numbers_are_refused(name: str) -> None:
     arguments = {"seed": 0, "epoch": 0, "step": 0, name: -1}
     with pytest.raises(ValueError, match=f"{name} must be at least 0, got -1"):
         SampleRandom(**arguments, batch_size=1)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (4, 2)])
+def test_normal_numbers_are_normal_and_shared_out_alike(sizes: tuple[int, ...]) -> None:
+    whole = SampleRandom(0, 0, 0, batch_size=6).normal(7, 3)
+    starts = [sum(sizes[:r]) for r in range(len(sizes))]
+    shares = [
+        SampleRandom(0, 0, 0, batch_size=n, start=s, global_batch_size=6).normal(7, 3)
+        for n, s in zip(sizes, starts, strict=True)
+    ]
+    assert torch.equal(torch.cat(shares), whole)
+    numbers = SampleRandom(0, 0, 1, batch_size=100).normal(1000).double().flatten()
+    count = len(numbers)
+    assert abs(numbers.mean()) < 5 / count**0.5
+    assert abs(numbers.square().mean() - 1) < 5 * (2 / count) ** 0.5
+    # Within one standard deviation lies erf(1 / sqrt 2) of a normal distribution.
+    assert abs((numbers.abs() < 1).double().mean() - 0.6826895) < 5 * (0.217 / count) ** 0.5

@@ -1,0 +1,96 @@
+"""Whether an encoder still tells clouds apart while it is trained to make their views agree."""
+
+from __future__ import annotations
+
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class CollapseWatch:
+    """Measures the spread of a batch's features and warns, once, when there is none for a while.
+
+    Agreement of views is reached trivially by giving every cloud the same feature. Looking on changes nothing in the
+    training, and nothing of it needs to be stored to resume.
+
+    Args:
+        threshold: of :func:`feature_spread`, below which a batch counts as collapsed.
+        patience: collapsed batches in a row before the warning.
+
+    Raises:
+        ValueError: a threshold that is not positive, or a patience below 1.
+    """
+
+    def __init__(self, threshold: float = 0.01, patience: int = 100) -> None:
+        if not threshold > 0.0 or patience < 1:
+            raise ValueError(f"threshold and patience must be positive, got {threshold} and {patience}")
+        self.threshold, self.patience = threshold, patience
+        self._collapsed = 0
+        self._warned = False
+
+    @torch.no_grad()
+    def __call__(self, features: Tensor, logits: Tensor | None = None) -> dict[str, Tensor]:
+        """Measure a batch.
+
+        Args:
+            features: ``(B, C)``, a row per cloud: those of the encoder, or those that the loss compares.
+            logits: ``(B, K)`` of the teacher's distributions, centred and divided by their temperature.
+
+        Returns:
+            Scalars to log: ``feature_spread`` and ``effective_rank``; with logits also ``mean_entropy``, of the single
+            distributions, which should fall from ln K, and ``entropy_of_mean``, of their mean over the batch, which
+            should stay near it.
+        """
+        features = features.detach().float()
+        spread = feature_spread(features)
+        values = {"feature_spread": spread, "effective_rank": effective_rank(features)}
+        if logits is not None:
+            probability = logits.detach().float().softmax(1)
+            values["mean_entropy"] = _entropy(probability).mean()
+            values["entropy_of_mean"] = _entropy(probability.mean(0))
+        self._look(float(spread), len(features))
+        return values
+
+    def _look(self, spread: float, batch_size: int) -> None:
+        # One cloud has no spread; not a number is not above any threshold.
+        collapsed = batch_size > 1 and not spread > self.threshold
+        self._collapsed = self._collapsed + 1 if collapsed else 0
+        if self._collapsed < self.patience or self._warned:
+            return
+        self._warned = True
+        rank_zero_warn(
+            f"the features of different clouds have been the same for {self.patience} steps (feature_spread "
+            f"{spread:.2g}, of at most about 1): the encoder has collapsed and goes on to learn nothing. Stop, and "
+            "start again with a lower learning rate or a longer warm-up; a teacher momentum closer to 1, a lower "
+            "teacher temperature or a higher weight of the term that keeps features apart also help"
+        )
+
+
+def feature_spread(features: Tensor) -> Tensor:
+    """Standard deviation of unit-length features ``(B, C)``, over the batch, times the square root of C.
+
+    The root mean square over the C dimensions. 0 where all rows are parallel, at most ``sqrt(B / (B - 1))``, and about
+    1 where they point everywhere alike (the 1 / sqrt(C) of SimSiam, Chen and He, 2021, section 4.1).
+    """
+    unit = F.normalize(features, dim=1)
+    variance = (unit - unit.mean(0)).square().sum() / max(len(unit) - 1, 1)
+    return variance.sqrt()
+
+
+def effective_rank(features: Tensor) -> Tensor:
+    """Exponential of the entropy of the singular values of unit-length features ``(B, C)``: from 1 to min(B, C).
+
+    Of features as they are, not centred (RankMe, Garrido et al., 2023, equation 1; Roy and Vetterli, 2007).
+    """
+    unit = F.normalize(features.double(), dim=1)
+    if not unit.isfinite().all():  # of which there are no singular values
+        return unit.new_tensor(float("nan"))
+    gram = unit @ unit.T if len(unit) <= unit.shape[1] else unit.T @ unit
+    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    return _entropy(values / values.sum().clamp(min=1e-12)).exp()
+
+
+def _entropy(probability: Tensor) -> Tensor:
+    entropy: Tensor = torch.special.entr(probability).sum(-1)
+    return entropy
