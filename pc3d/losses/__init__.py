@@ -1,6 +1,16 @@
 """Losses: functions of tensors."""
 
 from pc3d.losses.contrast import Contrast, mean_token_cosine, token_contrast
+from pc3d.losses.info_nce import info_nce
 from pc3d.losses.reconstruction import ChamferKind, patch_chamfer
+from pc3d.losses.self_distillation import self_distillation
 
-__all__ = ["ChamferKind", "Contrast", "mean_token_cosine", "patch_chamfer", "token_contrast"]
+__all__ = [
+    "ChamferKind",
+    "Contrast",
+    "info_nce",
+    "mean_token_cosine",
+    "patch_chamfer",
+    "self_distillation",
+    "token_contrast",
+]

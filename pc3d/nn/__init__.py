@@ -2,10 +2,11 @@
 
 from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.nn.crops import Completion, ball_crop, complete, half_space_crop
-from pc3d.nn.distributed import all_reduce_sum, mean_over_processes, rank, share_of_batch, world_size
+from pc3d.nn.distributed import all_reduce_sum, gather_rows, mean_over_processes, rank, share_of_batch, world_size
 from pc3d.nn.ema import cosine_between, make_teacher, update_teacher
 from pc3d.nn.heads import DistillationHead, ProjectionHead, SegmentationHead
 from pc3d.nn.init import init_decoder_weights, init_encoder_weights, init_token
+from pc3d.nn.key_queue import KeyQueue
 from pc3d.nn.masking import MaskType, block_mask, check_mask, num_masked, random_mask, split_mask
 from pc3d.nn.optim import epoch_learning_rate, warmup_cosine, weight_decay_groups
 from pc3d.nn.sample_random import SampleRandom
@@ -20,6 +21,7 @@ __all__ = [
     "ConvNormReLU",
     "DistillationHead",
     "GlobalBatchNorm",
+    "KeyQueue",
     "MaskType",
     "MiniPointNet",
     "PatchTokenizer",
@@ -43,6 +45,7 @@ __all__ = [
     "cosine_between",
     "drop_path_scales",
     "epoch_learning_rate",
+    "gather_rows",
     "half_space_crop",
     "init_decoder_weights",
     "init_encoder_weights",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def world_size() -> int:
@@ -83,3 +84,22 @@ def share_of_batch(batch_size: int, device: torch.device | str = "cpu") -> tuple
     dist.all_reduce(sizes)
     counts = [int(size) for size in sizes.tolist()]
     return sum(counts[: rank()]), sum(counts)
+
+
+def gather_rows(value: Tensor) -> Tensor:
+    """The rows of all processes, in the order of the global batch; differentiable.
+
+    Processes may have different numbers of rows.
+
+    Args:
+        value: ``(B, C)``.
+
+    Returns:
+        ``(global B, C)``, the same on each process; the tensor itself where there is one process. Its gradient with
+        respect to the own rows is the sum over processes of the gradients that reach them.
+    """
+    if world_size() == 1:
+        return value
+    start, total = share_of_batch(len(value), value.device)
+    # A sum in which every row is 0 but on one process.
+    return all_reduce_sum(F.pad(value, (0, 0, start, total - start - len(value))))

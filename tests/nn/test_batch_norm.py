@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from two_processes import data, fresh, run, worker
 
-from pc3d.nn import GlobalBatchNorm, all_reduce_sum, mean_over_processes
+from pc3d.nn import GlobalBatchNorm, all_reduce_sum, gather_rows, mean_over_processes
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,16 @@ def test_sums_and_means_over_processes(two: list[dict[str, Tensor]]) -> None:
     # y = x_0 + x_1 = 3; each process minimises y^2, so d/dx_r of the sum of both is 2 * 2 y = 12.
     assert [part["reduced"].item() for part in two] == [12.0, 12.0]
     assert [part["mean"].item() for part in two] == [3.5, 3.5]
+
+
+def test_rows_of_all_processes(two: list[dict[str, Tensor]]) -> None:
+    rows, weight = data()
+    for part in two:
+        assert torch.equal(part["gathered"], rows)
+    # The two processes' losses weigh every row by 1 and by 2.
+    found = torch.cat([part["of_shared"] for part in two])
+    torch.testing.assert_close(found, 3 * rows.cos() * weight, rtol=1e-12, atol=1e-12)
+    assert gather_rows(rows) is rows
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pc3d.nn import GlobalBatchNorm, all_reduce_sum, mean_over_processes
+from pc3d.nn import GlobalBatchNorm, all_reduce_sum, gather_rows, mean_over_processes
 
 ROWS = (7, 12)  # uneven on purpose
 
@@ -44,6 +44,11 @@ def worker(rank: int, folder: str) -> None:
     part = slice(0, ROWS[0]) if rank == 0 else slice(ROWS[0], None)
     result = run(fresh(GlobalBatchNorm), rows[part], weight[part])
     result["plain"] = GlobalBatchNorm(4, affine=False).double()(rows[part])
+    shared = rows[part].clone().requires_grad_()
+    gathered = gather_rows(shared)
+    ((1 + rank) * gathered.sin() * weight).sum().backward()
+    assert shared.grad is not None
+    result["gathered"], result["of_shared"] = gathered.detach(), shared.grad
     value = torch.tensor([1.0 + rank], requires_grad=True)
     all_reduce_sum(value).square().sum().backward()
     assert value.grad is not None
