@@ -9,9 +9,11 @@ from pc3d.methods.masked_autoencoder import MaskedAutoencoder, PointCMAE, PointM
 from pc3d.methods.masked_scene import MaskedScene  # noqa: E402
 from pc3d.methods.method import Method, Optimisation  # noqa: E402
 from pc3d.methods.metrics import CsvMetrics  # noqa: E402
+from pc3d.methods.pcp_mae import PCPMAE  # noqa: E402
 from pc3d.methods.run import RunFolder, is_first_process, pretrain  # noqa: E402
 
 __all__ = [
+    "PCPMAE",
     "AtomicCheckpointIO",
     "CsvMetrics",
     "MaskedAutoencoder",

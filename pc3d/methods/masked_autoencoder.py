@@ -1,4 +1,4 @@
-"""Point-MAE and Point-CMAE: one class with one or two branches."""
+"""Point-MAE and Point-CMAE: masked patches reconstructed in one branch or two."""
 
 from __future__ import annotations
 
@@ -40,58 +40,46 @@ class Reconstruction(NamedTuple):
 
 
 class MaskedAutoencoder(Method):
-    """Reconstruct the masked patches of one or two masked views; let the views agree on what both had masked.
+    """Reconstruct the masked patches of one or several masked views.
 
-    :class:`PointMAE` and :class:`PointCMAE` are this class with the published values. Loss:
-    ``reconstruction_weight * sum_k CD_k + contrast_weight * L_con``.
+    :class:`PointMAE`, :class:`PointCMAE` and :class:`PCPMAE` are this class with a model and further terms of the loss,
+    which is ``reconstruction_weight * sum_k CD_k`` here.
 
     A batch's masks and drop path are a function of (seed, epoch, batch index, position in the global batch): nothing of
     them needs to be stored to resume, and N processes draw what one process would (:class:`pc3d.nn.SampleRandom`).
 
     Args:
-        encoder: the encoder to train.
-        num_branches: masked views per cloud, each with its own decoder.
+        model: encoder and decoders.
         mask_ratio: share of patches hidden in each view.
         mask_type: ``"random"`` patches, or a ``"block"`` around a random patch.
-        decoder_depth: transformer blocks of each decoder.
-        decoder_num_heads: attention heads of each decoder.
-        decoder_drop_path: stochastic depth of each decoder's last block.
         chamfer: reconstruction distance, ``"l2"`` (squared) or ``"l1"``.
         reconstruction_weight: factor of the sum of the branches' chamfer distances.
-        contrast: which token pairs are compared (:func:`pc3d.losses.token_contrast`); unused with one branch.
-        contrast_weight: factor of the contrastive term; unused with one branch.
         optimisation: AdamW and its schedule.
         seed: of masks and drop path.
 
     Raises:
-        ValueError: a mask ratio that leaves nothing masked or visible, or class tokens that do not fit the branches.
+        ValueError: a mask ratio that leaves nothing masked or visible.
     """
 
     def __init__(
         self,
-        encoder: PointViT,
-        num_branches: int,
+        model: MaskedPointModel,
         mask_ratio: float = 0.6,
         mask_type: MaskType = "random",
-        decoder_depth: int = 4,
-        decoder_num_heads: int = 6,
-        decoder_drop_path: float = 0.1,
         chamfer: ChamferKind = "l2",
         reconstruction_weight: float = 1000.0,
-        contrast: Contrast = "same_token",
-        contrast_weight: float = 1.0,
         optimisation: Optimisation = PUBLISHED,
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
         if mask_type not in ("random", "block"):
             raise ValueError(f'mask_type must be "random" or "block", got {mask_type!r}')
-        self.num_masked = num_masked(encoder.config["num_groups"], mask_ratio)
+        self.num_masked = num_masked(model.encoder.config["num_groups"], mask_ratio)
         self.mask_ratio, self.mask_type = mask_ratio, mask_type
         self.chamfer, self.reconstruction_weight = chamfer, reconstruction_weight
-        self.contrast, self.contrast_weight = contrast, contrast_weight
+        self.weights = {"reconstruction": 1.0}  # of the terms of the loss
         self.optimisation = optimisation
-        self.model = MaskedPointModel(encoder, num_branches, decoder_depth, decoder_num_heads, decoder_drop_path)
+        self.model = model
 
     @property
     def encoder(self) -> PointViT:
@@ -114,36 +102,28 @@ class MaskedAutoencoder(Method):
         # Shared encoder on the visible patches, a decoder per view for the hidden ones.
         branches = self.model.reconstruct(patches, masks, self.num_masked, *self._draw_drop_path(draws))
 
-        # Chamfer distance on the hidden patches; similar features for those hidden in both views.
-        reconstruction, contrast = self.losses(branches, masks)
-        loss = reconstruction if contrast is None else reconstruction + self.contrast_weight * contrast
+        # Chamfer distance on the hidden patches, and what else the method asks for.
+        losses = self.losses(branches, masks)
+        loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
 
-        self._log(stage, branches, loss, reconstruction, contrast)
+        self._log(stage, branches, loss, losses)
         return loss
 
-    def losses(self, branches: list[Branch], masks: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Weighted reconstruction and unweighted contrast (None with one branch), averaged over the global batch.
+    def losses(self, branches: list[Branch], masks: list[Tensor]) -> dict[str, Tensor]:
+        """The terms of the loss before ``weights``, averaged over the global batch.
 
         With several processes each value is this process's share: the mean over processes is the global loss.
         """
-        target = branches[0].target
-        counts = [torch.tensor(float(target.shape[0] * target.shape[1]), device=target.device)]
-        both_masked = masks[0] & masks[-1]
-        counts.append(both_masked.sum().to(counts[0].dtype))
-        patch_count, pair_count = mean_over_processes(torch.stack(counts)).unbind()
-
+        count = self.patch_count(branches)
         chamfers = [
-            patch_chamfer(branch.predicted, branch.target, kind=self.chamfer, denominator=patch_count)
-            for branch in branches
+            patch_chamfer(branch.predicted, branch.target, kind=self.chamfer, denominator=count) for branch in branches
         ]
-        reconstruction = self.reconstruction_weight * torch.stack(chamfers).sum()
-        if len(branches) == 1:
-            return reconstruction, None
-        first, second = branches
-        contrast = token_contrast(
-            first.features, second.features, both_masked, contrast=self.contrast, denominator=pair_count
-        )
-        return reconstruction, contrast
+        return {"reconstruction": self.reconstruction_weight * torch.stack(chamfers).sum()}
+
+    def patch_count(self, branches: list[Branch]) -> Tensor:
+        """The number of masked patches per branch, its mean over processes."""
+        clouds, patches = branches[0].target.shape[:2]
+        return mean_over_processes(torch.tensor(float(clouds * patches), device=branches[0].target.device))
 
     @torch.no_grad()
     def reconstruct(self, xyz: Tensor, *, generator: torch.Generator | None = None, branch: int = 0) -> Reconstruction:
@@ -185,12 +165,8 @@ class MaskedAutoencoder(Method):
         encoder = torch.cat([scales(self.model.encoder.transformer) for _ in self.model.decoders], dim=2)
         return encoder, [scales(decoder.transformer) for decoder in self.model.branch_decoders()]
 
-    def _log(
-        self, stage: str, branches: list[Branch], loss: Tensor, reconstruction: Tensor, contrast: Tensor | None
-    ) -> None:
-        values: dict[str, Any] = {"loss": loss, "reconstruction": reconstruction}
-        if contrast is not None:
-            values["contrast"] = contrast
+    def _log(self, stage: str, branches: list[Branch], loss: Tensor, losses: dict[str, Tensor]) -> None:
+        values = {"loss": loss, **losses}
         # A shared direction of all decoder tokens raises this close to 1 without any contrastive term: a monitor only.
         values["token_cosine"] = mean_token_cosine(branches[0].features)
         for name, value in values.items():
@@ -199,7 +175,7 @@ class MaskedAutoencoder(Method):
                 value.detach(),
                 on_step=stage == "train",
                 on_epoch=True,
-                prog_bar=name in ("reconstruction", "contrast"),
+                prog_bar=name in losses,
                 sync_dist=True,
                 batch_size=len(branches[0].features),
             )
@@ -238,19 +214,8 @@ class PointMAE(MaskedAutoencoder):
         optimisation: Optimisation = PUBLISHED,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            encoder or PointViT(),
-            num_branches=1,
-            mask_ratio=mask_ratio,
-            mask_type=mask_type,
-            decoder_depth=decoder_depth,
-            decoder_num_heads=decoder_num_heads,
-            decoder_drop_path=decoder_drop_path,
-            chamfer=chamfer,
-            reconstruction_weight=reconstruction_weight,
-            optimisation=optimisation,
-            seed=seed,
-        )
+        model = MaskedPointModel(encoder or PointViT(), 1, decoder_depth, decoder_num_heads, decoder_drop_path)
+        super().__init__(model, mask_ratio, mask_type, chamfer, reconstruction_weight, optimisation, seed)
 
 
 class PointCMAE(MaskedAutoencoder):
@@ -290,18 +255,18 @@ class PointCMAE(MaskedAutoencoder):
         optimisation: Optimisation = PUBLISHED,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            encoder or PointViT(num_cls_tokens=2),
-            num_branches=2,
-            mask_ratio=mask_ratio,
-            mask_type=mask_type,
-            decoder_depth=decoder_depth,
-            decoder_num_heads=decoder_num_heads,
-            decoder_drop_path=decoder_drop_path,
-            chamfer=chamfer,
-            reconstruction_weight=reconstruction_weight,
-            contrast=contrast,
-            contrast_weight=contrast_weight,
-            optimisation=optimisation,
-            seed=seed,
+        encoder = encoder or PointViT(num_cls_tokens=2)
+        model = MaskedPointModel(encoder, 2, decoder_depth, decoder_num_heads, decoder_drop_path)
+        super().__init__(model, mask_ratio, mask_type, chamfer, reconstruction_weight, optimisation, seed)
+        self.contrast, self.contrast_weight = contrast, contrast_weight
+        self.weights["contrast"] = contrast_weight
+
+    def losses(self, branches: list[Branch], masks: list[Tensor]) -> dict[str, Tensor]:
+        """Adds ``contrast``: decoder features of the tokens that both views had masked should be alike."""
+        first, second = branches
+        both_masked = masks[0] & masks[1]
+        count = mean_over_processes(both_masked.sum().to(torch.float32))
+        contrast = token_contrast(
+            first.features, second.features, both_masked, contrast=self.contrast, denominator=count
         )
+        return {**super().losses(branches, masks), "contrast": contrast}

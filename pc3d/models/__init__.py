@@ -6,6 +6,7 @@ from pc3d.models.masked_autoencoder import Branch, Decoder, MaskedPointModel
 from pc3d.models.part_segmentation import PointPartSegmenter
 from pc3d.models.point_vit import EncoderOutput, PointViT, Pooling
 from pc3d.models.point_vit_features import PointViTFeatures
+from pc3d.models.predicted_centers import PredictedCenterModel
 from pc3d.models.pretrained import (
     LoadReport,
     load_official_encoder,
@@ -35,6 +36,7 @@ __all__ = [
     "PointViT",
     "PointViTFeatures",
     "Pooling",
+    "PredictedCenterModel",
     "SparseUNet",
     "Swin3D",
     "SwinLevel",

@@ -27,11 +27,15 @@ class Branch(NamedTuple):
         predicted: ``(B, M, S, 3)`` points of the masked patches, relative to their centres; masked ascending.
         target: ``(B, M, S, 3)`` the true points.
         features: ``(B, G, C)`` decoder output before its final norm, in the order of the tokens.
+        position: ``(B, M, F)`` predicted position features of the masked patches, where the model predicts them.
+        true_position: ``(B, M, F)`` the true ones.
     """
 
     predicted: Tensor
     target: Tensor
     features: Tensor
+    position: Tensor | None = None
+    true_position: Tensor | None = None
 
 
 class Decoder(nn.Module):
@@ -73,9 +77,13 @@ class Decoder(nn.Module):
         Returns:
             Predicted points ``(B, M, S, 3)`` and features ``(B, V + M, C)`` before the final norm, visible first.
         """
-        batch, num_masked, _ = masked_centers.shape
-        queries = self.mask_token.to(visible.dtype).expand(batch, num_masked, -1)
         position = self.position(torch.cat([visible_centers, masked_centers], dim=1))
+        return self.decode(visible, position, path_scales)
+
+    def decode(self, visible: Tensor, position: Tensor, path_scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward` with embedded positions ``(B, V + M, C)``, visible first."""
+        batch, num_masked = len(visible), position.shape[1] - visible.shape[1]
+        queries = self.mask_token.to(visible.dtype).expand(batch, num_masked, -1)
         features = self.transformer(torch.cat([visible, queries], dim=1), position, path_scales)
         points: Tensor = self.head(self.norm(features[:, -num_masked:]))
         return points.view(batch, num_masked, self.group_size, 3), features
@@ -145,6 +153,8 @@ class MaskedPointModel(nn.Module):
             TypeError: a mask that is not bool.
             ValueError: the wrong number of masks, a wrong shape, or rows with different numbers of masked tokens.
         """
+        if len(masks) != len(self.decoders):
+            raise ValueError(f"this model has {len(self.decoders)} branches, got {len(masks)} masks")
         patches = self.encoder.tokenizer(xyz)
         counts = {check_mask(mask, *patches.tokens.shape[:2]) for mask in masks}
         if len(counts) != 1:
@@ -168,8 +178,6 @@ class MaskedPointModel(nn.Module):
             encoder_scales: ``(depth, 2, branches * B)`` drop path of the encoder, branch by branch.
             decoder_scales: per branch ``(decoder depth, 2, B)``.
         """
-        if len(masks) != len(self.decoders):
-            raise ValueError(f"this model has {len(self.decoders)} branches, got {len(masks)} masks")
         splits = [split_mask(mask, num_masked) for mask in masks]
         encoded = self._encode(patches, [visible for visible, _ in splits], encoder_scales)
         return [

@@ -8,7 +8,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pc3d.nn import Patches, PatchTokenizer, PositionEmbedding, Transformer, init_encoder_weights, init_token
+from pc3d.nn import (
+    Patches,
+    PatchTokenizer,
+    PositionEmbedding,
+    PositionFeatures,
+    Transformer,
+    init_encoder_weights,
+    init_token,
+)
 from pc3d.nn.transformer import AddPosition
 
 Pooling = Literal["max", "mean", "max+mean", "concat(max,mean)", "concat(cls,max,mean)"]
@@ -49,6 +57,8 @@ class PointViT(nn.Module):
         add_position: add the position embedding before ``"every_block"`` (published) or ``"once"``.
         ignore_near_origin: farthest point sampling as in the official CUDA extension (:class:`pc3d.nn.PatchTokenizer`).
         tokenizer_dims: hidden widths of the tokenizer; the published ones cost more than a small transformer.
+        position_features: what the position embedding reads, :class:`pc3d.nn.PositionEmbedding`; PCP-MAE reads
+            ``"sinusoids"``, the others ``"coordinates"``.
 
     Raises:
         ValueError: a size below 1, or a width that the heads do not divide.
@@ -68,6 +78,7 @@ class PointViT(nn.Module):
         add_position: AddPosition = "every_block",
         ignore_near_origin: bool = False,
         tokenizer_dims: Sequence[int] = (128, 256, 512),
+        position_features: PositionFeatures = "coordinates",
     ) -> None:
         super().__init__()
         sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "num_groups": num_groups, "group_size": group_size}
@@ -89,12 +100,13 @@ class PointViT(nn.Module):
             "add_position": add_position,
             "ignore_near_origin": ignore_near_origin,
             "tokenizer_dims": list(tokenizer_dims),
+            "position_features": position_features,
         }
         self.embed_dim = embed_dim
         self.tokenizer = PatchTokenizer(
             embed_dim, num_groups, group_size, dims=tokenizer_dims, ignore_near_origin=ignore_near_origin
         )
-        self.position = PositionEmbedding(embed_dim)
+        self.position = PositionEmbedding(embed_dim, position_features)
         self.transformer = Transformer(
             embed_dim, depth, num_heads, mlp_ratio=mlp_ratio, drop_path=drop_path, add_position=add_position
         )

@@ -11,7 +11,7 @@ from pc3d.nn.masking import MaskType, block_mask, check_mask, num_masked, random
 from pc3d.nn.optim import epoch_learning_rate, warmup_cosine, weight_decay_groups
 from pc3d.nn.sample_random import SampleRandom
 from pc3d.nn.sparse import ConvNormReLU, ResidualBlock, Signals, SparseConv3d, VoxelGrid, voxel_grid
-from pc3d.nn.tokenizer import MiniPointNet, Patches, PatchTokenizer, PositionEmbedding
+from pc3d.nn.tokenizer import MiniPointNet, Patches, PatchTokenizer, PositionEmbedding, PositionFeatures
 from pc3d.nn.transformer import Attention, Transformer, TransformerBlock, drop_path_scales
 from pc3d.nn.views import ViewAugmentation
 
@@ -27,6 +27,7 @@ __all__ = [
     "PatchTokenizer",
     "Patches",
     "PositionEmbedding",
+    "PositionFeatures",
     "ProjectionHead",
     "ResidualBlock",
     "SampleRandom",

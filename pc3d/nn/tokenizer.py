@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.ops import farthest_point_sample, gather, group, knn
+
+PositionFeatures = Literal["coordinates", "sinusoids"]
 
 
 class Patches(NamedTuple):
@@ -141,11 +143,41 @@ class PatchTokenizer(nn.Module):
 
 
 class PositionEmbedding(nn.Sequential):
-    """Linear 3→128, GELU, linear 128→C on absolute centre coordinates ``(..., 3)``.
+    """Where patches are, as tokens see it: a small network on features of the centre coordinates ``(..., 3)``.
 
     Args:
         embed_dim: C.
+        features: what the network reads. ``"coordinates"`` (Point-BERT, Point-MAE): the 3 coordinates themselves;
+            linear 3→128, GELU, linear 128→C. ``"sinusoids"`` (PCP-MAE): with D = C / 6 frequencies
+            ``w_k = 10000^(-k / D)``, for each axis the D sines and then the D cosines of ``w_k`` times the coordinate;
+            linear C→C, GELU, linear C→C.
+
+    Raises:
+        ValueError: unknown features, or sinusoids with a C that is not a multiple of 6.
     """
 
-    def __init__(self, embed_dim: int) -> None:
-        super().__init__(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, embed_dim))
+    def __init__(self, embed_dim: int, features: PositionFeatures = "coordinates") -> None:
+        if features not in ("coordinates", "sinusoids"):
+            raise ValueError(f'position_features must be "coordinates" or "sinusoids", got {features!r}')
+        if features == "sinusoids" and embed_dim % 6:
+            raise ValueError(f'position_features="sinusoids" needs an embed_dim that 6 divides, got {embed_dim}')
+        self.num_features, hidden = (3, 128) if features == "coordinates" else (embed_dim, embed_dim)
+        super().__init__(nn.Linear(self.num_features, hidden), nn.GELU(), nn.Linear(hidden, embed_dim))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map centres ``(..., 3)`` to ``(..., C)``."""
+        return self.embed(self.features(input))
+
+    def features(self, centers: Tensor) -> Tensor:
+        """What the network reads of centres ``(..., 3)``: ``(..., num_features)``."""
+        if self.num_features == 3:
+            return centers
+        count = self.num_features // 6
+        frequency = 10000.0 ** (-torch.arange(count, dtype=centers.dtype, device=centers.device) / count)
+        angle = centers[..., None] * frequency
+        return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Map features ``(..., num_features)`` to ``(..., C)``."""
+        embedded: Tensor = super().forward(features)  # type: ignore[no-untyped-call]
+        return embedded

@@ -44,12 +44,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
         self.projection = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map ``(B, T, C)`` to ``(B, T, C)``."""
+    def forward(self, tokens: Tensor, sees: Tensor | None = None) -> Tensor:
+        """Map ``(B, T, C)`` to ``(B, T, C)``; ``sees`` ``(T, T)`` bool, whether token i may attend to token j."""
         batch, length, width = tokens.shape
         qkv = self.qkv(tokens).view(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sees)
         result: Tensor = self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
         return result
 
@@ -71,9 +71,9 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(embed_dim)
         self.mlp = nn.Sequential(nn.Linear(embed_dim, hidden), nn.GELU(), nn.Linear(hidden, embed_dim))
 
-    def forward(self, tokens: Tensor, path_scales: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, path_scales: Tensor | None = None, sees: Tensor | None = None) -> Tensor:
         """Map ``(B, T, C)`` to ``(B, T, C)``; ``path_scales`` ``(2, B)`` multiplies the two residual branches."""
-        attended = self.attention(self.norm1(tokens))
+        attended = self.attention(self.norm1(tokens), sees)
         if path_scales is not None:
             attended = attended * path_scales[0, :, None, None].to(attended.dtype)
         tokens = tokens + attended
@@ -122,7 +122,9 @@ class Transformer(nn.Module):
         self.drop_path_rates = torch.linspace(0.0, drop_path, depth).tolist()
         self.blocks = nn.ModuleList([TransformerBlock(embed_dim, num_heads, mlp_ratio) for _ in range(depth)])
 
-    def forward(self, tokens: Tensor, position: Tensor, path_scales: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, position: Tensor, path_scales: Tensor | None = None, sees: Tensor | None = None
+    ) -> Tensor:
         """Run all blocks.
 
         Args:
@@ -130,14 +132,21 @@ class Transformer(nn.Module):
             position: ``(B, T, C)`` position embedding.
             path_scales: ``(depth, 2, B)`` from :func:`drop_path_scales`. Left out, they are drawn from PyTorch's
                 default generator in training mode; evaluation mode drops nothing, whatever is given.
+            sees: ``(T, T)`` bool, whether token i attends to token j; left out, all attend to all.
 
         Returns:
             ``(B, T, C)``, before any final norm.
         """
-        return self.layers(tokens, position, path_scales, keep=())[0]
+        return self.layers(tokens, position, path_scales, sees, keep=())[0]
 
     def layers(
-        self, tokens: Tensor, position: Tensor, path_scales: Tensor | None = None, *, keep: Sequence[int]
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        path_scales: Tensor | None = None,
+        sees: Tensor | None = None,
+        *,
+        keep: Sequence[int],
     ) -> tuple[Tensor, list[Tensor]]:
         """As :meth:`forward`, and the outputs of the blocks ``keep`` (counted from 0), in ascending order."""
         if not self.training or self.drop_path_rates[-1] == 0.0:
@@ -149,7 +158,7 @@ class Transformer(nn.Module):
         for index, block in enumerate(self.blocks):
             if index == 0 or self.add_position == "every_block":
                 tokens = tokens + position
-            tokens = block(tokens, None if path_scales is None else path_scales[index])
+            tokens = block(tokens, None if path_scales is None else path_scales[index], sees)
             if index in keep:
                 kept.append(tokens)
         return tokens, kept

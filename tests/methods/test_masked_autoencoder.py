@@ -70,6 +70,7 @@ def test_published_values_are_the_defaults() -> None:
         "add_position": "every_block",
         "ignore_near_origin": False,
         "tokenizer_dims": None,
+        "position_features": "coordinates",
     }
     assert (method.mask_ratio, method.num_masked, method.mask_type) == (0.6, 38, "random")
     assert (method.contrast, method.contrast_weight, method.reconstruction_weight) == ("same_token", 1.0, 1000.0)

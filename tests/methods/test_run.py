@@ -187,7 +187,9 @@ def test_a_missing_data_set_is_explained(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["point_mae", "point_cmae", "point_cmae_official", "point_cmae_household"])
+@pytest.mark.parametrize(
+    "name", ["point_mae", "point_cmae", "point_cmae_official", "point_cmae_household", "pcp_mae", "pcp_mae_household"]
+)
 def test_shipped_configurations_are_valid(name: str) -> None:
     assert name in shipped_configs()
     options = build_parser().parse_args(["--config", str(CONFIGS / f"{name}.yaml"), "--output", "nowhere"])
@@ -198,9 +200,9 @@ def test_kept_epochs_are_those_of_the_published_schedules() -> None:
     """The released loop of Point-CMAE calls its first epoch 0; pc3d counts finished epochs."""
     kept = {
         name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["keep_epochs"]
-        for name in ("point_mae", "point_cmae", "point_cmae_official")
+        for name in ("point_mae", "point_cmae", "point_cmae_official", "pcp_mae")
     }
-    assert kept["point_mae"] == kept["point_cmae"] == [50, 100, 200, 250, 275, 300]
+    assert kept["point_mae"] == kept["point_cmae"] == kept["pcp_mae"] == [50, 100, 200, 250, 275, 300]
     assert kept["point_cmae_official"] == [epoch + 1 for epoch in kept["point_cmae"]]
 
 

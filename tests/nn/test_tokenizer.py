@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pc3d.data import Household
-from pc3d.nn import MiniPointNet, PatchTokenizer
+from pc3d.nn import MiniPointNet, PatchTokenizer, PositionEmbedding
 from pc3d.nn.tokenizer import LinearBeforeNorm
 
 
@@ -152,3 +154,23 @@ def test_clouds_that_are_too_small_or_misshapen_are_refused(shape: tuple[int, ..
 def test_bad_widths_are_refused() -> None:
     with pytest.raises(ValueError, match=r"three positive widths, got \(128, 256\)"):
         MiniPointNet(8, (128, 256))
+
+
+def test_sinusoids_of_centres_written_out() -> None:
+    position = PositionEmbedding(12, "sinusoids").double()
+    centers = torch.randn(2, 3, 3, dtype=torch.float64)
+    for center, features in zip(centers.view(6, 3), position.features(centers).view(6, 12), strict=True):
+        expected = []
+        for coordinate in center.tolist():
+            expected += [math.sin(coordinate), math.sin(coordinate / 100)]
+            expected += [math.cos(coordinate), math.cos(coordinate / 100)]
+        torch.testing.assert_close(features, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-14)
+    torch.testing.assert_close(position(centers), position.embed(position.features(centers)))
+    assert position(centers).shape == (2, 3, 12)
+
+
+def test_bad_position_features_are_refused() -> None:
+    with pytest.raises(ValueError, match='position_features="sinusoids" needs an embed_dim that 6 divides, got 16'):
+        PositionEmbedding(16, "sinusoids")
+    with pytest.raises(ValueError, match=r"position_features must be .*'fourier'"):
+        PositionEmbedding(12, "fourier")  # type: ignore[arg-type]
