@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -164,36 +165,32 @@ def open_encoder(
         return PointPCA().fit(source.dataset, num_points=num_points, **prepared), "PCA of raw points"
     import torch
 
-    from pc3d.models import PointViT, load_encoder
+    from pc3d.models import load_encoder
+    from pc3d.models.hub import ENCODERS
 
-    model: Any = load_encoder(encoder, expect=PointViT)
+    model: Any = load_encoder(encoder)
+    if _default_pooling(model) is None:
+        raise ValueError(
+            f"{encoder} holds a {type(model).__name__}, an encoder of scenes without one feature vector per cloud: "
+            "judge it with pc3d segment"
+        )
     if untrained:
         # Built anew: fresh weights alone would leave the trained statistics of batch norm in place.
         torch.manual_seed(seed)
-        model = type(model)(**model.config).eval()
+        model = cast(Any, ENCODERS[type(model).__name__])(**model.config).eval()
         return model, f"{encoder}, untrained (fresh weights, seed {seed})"
     return model, encoder
 
 
-def features_of(
-    encoder: str,
-    data: str,
-    *,
-    num_points: int | None,
-    pooling: str,
-    batch_size: int,
-    untrained: bool,
-    seed: int,
-    variant: Variant | None = None,
-) -> tuple[Features, Features]:
-    """Features of the training and the test split, with a progress bar."""
-    sources = {split: open_split(data, split, num_points, variant) for split in ("train", "test")}
-    model, name = open_encoder(
-        encoder, untrained=untrained, seed=seed, data=data, num_points=num_points, variant=variant
-    )
-    options: dict[str, Any] = {"num_points": num_points, "pooling": pooling, "batch_size": batch_size}
-    train, test = (extract(model, name, source, data, split, **options) for split, source in sources.items())
-    return train, test
+def pooling_of(model: Encoder, pooling: str | None) -> str:
+    """The pooling that was asked for, or that an encoder uses when none was."""
+    return pooling or _default_pooling(model) or "none"
+
+
+def _default_pooling(model: Any) -> str | None:
+    """What ``encode`` pools by when not told; None where it gives no vector per cloud, as encoders of scenes."""
+    parameter = inspect.signature(model.encode).parameters.get("pooling") if hasattr(model, "encode") else None
+    return None if parameter is None else str(parameter.default)
 
 
 def extract(model: Encoder, name: str, source: Source, data: str, split: str, **options: Any) -> Features:
@@ -205,13 +202,3 @@ def extract(model: Encoder, name: str, source: Source, data: str, split: str, **
     return extract_features(
         model, source.dataset, progress=True, data=data, split=split, name=name, **prepared, **options
     )
-
-
-def print_result(result: Any, as_json: bool) -> None:
-    """A result to standard output, as text or as JSON."""
-    if as_json:
-        import json
-
-        print(json.dumps(result.to_dict(), indent=2))
-    else:
-        print(result)

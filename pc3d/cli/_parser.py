@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import typing
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -56,17 +57,38 @@ def parser_class(base: type | None = None) -> type:
     return type("Parser", (NearestName, base or jsonargparse.ArgumentParser), {})
 
 
+def _item_type(annotation: Any) -> Any:
+    """The item type of ``list[X]`` or ``list[X] | None``, None for anything else."""
+    for kind in (annotation, *typing.get_args(annotation)):
+        if typing.get_origin(kind) is list:
+            return typing.get_args(kind)[0]
+    return None
+
+
 def run_verb(verb: str, function: Callable[..., int | None], argv: Sequence[str]) -> int | None:
     """Build the options of a verb from the signature and docstring of a function, parse ``argv``, call it.
 
-    A parameter whose default is False becomes a switch: ``--json`` rather than ``--json true``.
+    A parameter whose default is False becomes a switch: ``--json`` rather than ``--json true``. One whose type is a
+    list takes several words: ``--seeds 0 1 2``.
     """
     documentation = require("docstring_parser", extra="train", purpose="the command line").parse_from_object(function)
     parameters = inspect.signature(function).parameters.values()
     switches = [parameter.name for parameter in parameters if parameter.default is False]
     described = {entry.arg_name: entry.description for entry in documentation.params}
+    types = typing.get_type_hints(function)
+    lists = [parameter for parameter in parameters if _item_type(types[parameter.name]) is not None]
     parser = parser_class()(prog=f"pc3d {verb}", description=documentation.short_description, allow_abbrev=False)
-    parser.add_function_arguments(function, as_group=False, skip=set(switches))
+    parser.add_function_arguments(function, as_group=False, skip={*switches, *(entry.name for entry in lists)})
+    for entry in lists:
+        required = entry.default is inspect.Parameter.empty
+        parser.add_argument(
+            f"--{entry.name}",
+            type=_item_type(types[entry.name]),
+            nargs="+",
+            required=required,
+            default=None if required else entry.default,
+            help=described[entry.name],
+        )
     for name in switches:
         parser.add_argument(f"--{name}", action="store_true", help=described[name])
     parser.add_argument("--config", action="config", help="Read options from a YAML file; later options override it.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pc3d.cli._inputs import Variant, extract, open_encoder, open_inputs
+from pc3d.cli._inputs import Variant, extract, open_encoder, open_inputs, pooling_of
 from pc3d.cli._parser import run_verb
 
 
@@ -15,7 +15,7 @@ def embed(
     data: str = "household",
     variant: Variant | None = None,
     split: str = "test",
-    pooling: str = "max+mean",
+    pooling: str | None = None,
     num_points: int | None = 1024,
     batch_size: int = 32,
     untrained: bool = False,
@@ -34,7 +34,8 @@ def embed(
         variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
             (modelnet40, the default, or modelnet10).
         split: Split of the data set; not used for plain files.
-        pooling: How the encoder pools its patch tokens: max, mean, max+mean, concat(max,mean), concat(cls,max,mean).
+        pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
+            (its default), concat(max,mean), concat(cls,max,mean).
         num_points: Points per cloud, the first so many; null takes all.
         batch_size: Clouds per forward pass.
         untrained: Keep the architecture, draw fresh weights from the seed.
@@ -52,7 +53,7 @@ def embed(
     model, name = open_encoder(
         encoder, untrained=untrained, seed=seed, data=data, num_points=num_points, variant=variant
     )
-    options = {"batch_size": batch_size, "pooling": pooling, "num_points": num_points}
+    options = {"batch_size": batch_size, "pooling": pooling_of(model, pooling), "num_points": num_points}
     features = extract(model, name, source, data, split, **options)
     written = save_features(features, path, overwrite=overwrite)
     print(f"{written}: {len(features)} clouds, {features.values.shape[1]} dimensions")

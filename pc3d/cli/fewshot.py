@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from pc3d.cli._inputs import Variant, features_of, print_result
+from pc3d.cli._inputs import Variant
+from pc3d.cli._judging import judge_frozen
 from pc3d.cli._parser import run_verb
+
+if TYPE_CHECKING:
+    from pc3d.evaluation import Features, FewShotResult
 
 
 def fewshot(
@@ -18,11 +23,14 @@ def fewshot(
     num_draws: int = 10,
     C: float = 1.0,
     standardize: bool = True,
-    pooling: str = "max+mean",
+    pooling: str | None = None,
     num_points: int | None = 1024,
     batch_size: int = 32,
     untrained: bool = False,
     seed: int = 0,
+    seeds: list[int] | None = None,
+    results: str | None = None,
+    method: str | None = None,
     json: bool = False,
 ) -> None:
     """Few-shot classification with a linear SVM on frozen features: mean and sample standard deviation over the draws.
@@ -39,37 +47,47 @@ def fewshot(
         num_draws: Independent draws.
         C: Inverse regularisation of the SVM, the same for every draw.
         standardize: Scale features by the training items of the draw.
-        pooling: How the encoder pools its patch tokens: max, mean, max+mean, concat(max,mean), concat(cls,max,mean).
+        pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
+            (its default), concat(max,mean), concat(cls,max,mean).
         num_points: Points per cloud, the first so many; null takes all.
         batch_size: Clouds per forward pass.
         untrained: Keep the architecture, draw fresh weights from the seed.
         seed: Seed of the draws and of untrained weights.
+        seeds: Several seeds, one result each, and their mean, standard deviation and 95 % interval.
+        results: Folder for rows of pc3d results, one for each seed.
+        method: Name in the table of results; the encoder's by default.
         json: Print the result as JSON.
     """
     from pc3d.evaluation import few_shot
 
-    train, test = features_of(
+    def judge(train: Features, test: Features, seed: int) -> FewShotResult:
+        return few_shot(
+            train,
+            test,
+            way=way,
+            shot=shot,
+            num_queries=num_queries,
+            num_draws=num_draws,
+            C=C,
+            standardize=standardize,
+            seed=seed,
+        )
+
+    judge_frozen(
+        judge,
         encoder,
         data,
-        num_points=num_points,
+        variant=variant,
         pooling=pooling,
+        num_points=num_points,
         batch_size=batch_size,
         untrained=untrained,
         seed=seed,
-        variant=variant,
+        seeds=seeds,
+        results=results,
+        method=method,
+        json=json,
     )
-    result = few_shot(
-        train,
-        test,
-        way=way,
-        shot=shot,
-        num_queries=num_queries,
-        num_draws=num_draws,
-        C=C,
-        standardize=standardize,
-        seed=seed,
-    )
-    print_result(result, json)
 
 
 def main(argv: Sequence[str]) -> int | None:

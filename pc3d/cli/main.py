@@ -15,6 +15,7 @@ VERBS = {
     "probe": "score frozen features: linear SVM, logistic regression or nearest neighbours",
     "fewshot": "score frozen features with few labels: N-way K-shot, several draws",
     "embed": "write the features of a data set, or of any files of points, to an .npz file",
+    "results": "gather rows of results into a table with intervals over seeds, and a figure",
     "segment": "train, judge and apply a semantic segmentation of scenes",
     "doctor": "show versions, compiled kernels, devices and data sets, and what is missing",
     "demo": "pre-train a small Point-CMAE on the embedded objects and score it, in minutes",

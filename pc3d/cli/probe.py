@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pc3d.cli._inputs import Variant, features_of, print_result
+from pc3d.cli._inputs import Variant
+from pc3d.cli._judging import judge_frozen
 from pc3d.cli._parser import run_verb
+
+if TYPE_CHECKING:
+    from pc3d.evaluation import Features, ProbeResult
 
 
 def probe(
@@ -18,11 +22,14 @@ def probe(
     C: float | None = None,
     k: int = 5,
     standardize: bool | None = None,
-    pooling: str = "max+mean",
+    pooling: str | None = None,
     num_points: int | None = 1024,
     batch_size: int = 32,
     untrained: bool = False,
     seed: int = 0,
+    seeds: list[int] | None = None,
+    results: str | None = None,
+    method: str | None = None,
     json: bool = False,
 ) -> None:
     """Score frozen features on the test split of a data set and print the whole protocol.
@@ -38,35 +45,44 @@ def probe(
         C: Inverse regularisation for 'fixed'; the default is 0.012 (svm) or 1 (logistic).
         k: Neighbours for 'fixed'.
         standardize: Scale features by the training split; the default is no (svm) or yes (logistic).
-        pooling: How the encoder pools its patch tokens: max, mean, max+mean, concat(max,mean), concat(cls,max,mean).
+        pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
+            (its default), concat(max,mean), concat(cls,max,mean).
         num_points: Points per cloud, the first so many; null takes all.
         batch_size: Clouds per forward pass.
         untrained: Keep the architecture, draw fresh weights from the seed: the baseline of the encoder itself.
         seed: Seed of the folds, the bootstrap and of untrained weights.
+        seeds: Several seeds, one result each, and their mean, standard deviation and 95 % interval.
+        results: Folder for rows of pc3d results, one for each seed.
+        method: Name in the table of results; the encoder's by default.
         json: Print the result as JSON.
     """
     from pc3d.evaluation import knn_probe, linear_svm, logistic_regression
 
-    train, test = features_of(
+    def judge(train: Features, test: Features, seed: int) -> ProbeResult:
+        if classifier == "knn":
+            return knn_probe(train, test, k=k, protocol=protocol, seed=seed)
+        if classifier == "logistic":
+            scaled = True if standardize is None else standardize
+            strength = 1.0 if C is None else C
+            return logistic_regression(train, test, C=strength, protocol=protocol, standardize=scaled, seed=seed)
+        scaled, strength = bool(standardize), 0.012 if C is None else C
+        return linear_svm(train, test, C=strength, protocol=protocol, standardize=scaled, seed=seed)
+
+    judge_frozen(
+        judge,
         encoder,
         data,
-        num_points=num_points,
+        variant=variant,
         pooling=pooling,
+        num_points=num_points,
         batch_size=batch_size,
         untrained=untrained,
         seed=seed,
-        variant=variant,
+        seeds=seeds,
+        results=results,
+        method=method,
+        json=json,
     )
-    if classifier == "knn":
-        result = knn_probe(train, test, k=k, protocol=protocol, seed=seed)
-    elif classifier == "logistic":
-        scaled = True if standardize is None else standardize
-        strength = 1.0 if C is None else C
-        result = logistic_regression(train, test, C=strength, protocol=protocol, standardize=scaled, seed=seed)
-    else:
-        scaled, strength = bool(standardize), 0.012 if C is None else C
-        result = linear_svm(train, test, C=strength, protocol=protocol, standardize=scaled, seed=seed)
-    print_result(result, json)
 
 
 def main(argv: Sequence[str]) -> int | None:

@@ -8,6 +8,7 @@ from pc3d.evaluation.logistic import logistic_regression
 from pc3d.evaluation.metrics import Scores, scores, wilson_interval
 from pc3d.evaluation.probe import C_GRID
 from pc3d.evaluation.result import ProbeResult
+from pc3d.evaluation.rows import Row, read_row, read_rows, write_rows
 from pc3d.evaluation.segmentation import ConfusionMatrix, SegmentationScores, segmentation_scores, sum_folds
 from pc3d.evaluation.svm import linear_svm
 
@@ -21,6 +22,7 @@ __all__ = [
     "FewShotResult",
     "PointPCA",
     "ProbeResult",
+    "Row",
     "Scores",
     "SegmentationScores",
     "ShapeDescriptor",
@@ -30,10 +32,13 @@ __all__ = [
     "knn_probe",
     "linear_svm",
     "logistic_regression",
+    "read_row",
+    "read_rows",
     "save_features",
     "scores",
     "segmentation_scores",
     "settle_batch_norm",
     "sum_folds",
     "wilson_interval",
+    "write_rows",
 ]

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from pc3d._extras import require
 from pc3d.evaluation.features import Features, Labels
-from pc3d.evaluation.result import data_fields, describe_data, percent, versions
+from pc3d.evaluation.result import data_fields, describe_data, feature_settings, percent, row_fields, versions
+from pc3d.evaluation.rows import Row
 
 USUAL_QUERIES = 20
 
@@ -75,6 +76,28 @@ class FewShotResult:
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, ready for JSON."""
         return asdict(self)
+
+    def to_row(self, method: str | None = None, cost: dict[str, float] | None = None) -> Row:
+        """The result as a row of a table: the mean over the draws.
+
+        Args:
+            method: name in the table; what made the features when left out.
+            cost: see :class:`pc3d.evaluation.Row`.
+        """
+        settings = ("way", "shot", "num_queries", "num_draws", "classifier", "C", "standardized")
+        return Row(
+            **row_fields(self, method, cost),
+            protocol=f"few-shot {self.way}-way {self.shot}-shot",
+            selection="fixed",
+            metrics={"accuracy": self.mean},
+            config={**feature_settings(self), **{name: getattr(self, name) for name in settings}},
+            details={
+                "encoder": self.encoder,
+                "accuracies": self.accuracies,
+                "standard_deviation_over_draws": self.standard_deviation,
+                "num_eligible": self.num_eligible,
+            },
+        )
 
     def _why_fewer(self) -> str:
         usual = f"{USUAL_QUERIES} is usual, {self.num_queries} the most that leaves {self.way} classes to draw"

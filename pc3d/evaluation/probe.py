@@ -48,7 +48,7 @@ def probe(
     standardize: bool,
     seed: int,
 ) -> ProbeResult:
-    fields = data_fields(train, test)
+    fields, tried = data_fields(train, test), () if protocol == "fixed" else tuple(float(v) for v in grid)
     (x, y), (x_test, y_test) = train.labelled(), test.labelled()
     _check(kind, y, value, protocol, grid)
     if protocol == "fixed":
@@ -67,6 +67,7 @@ def probe(
         parameter=(kind.parameter, float(value)),
         protocol=protocol,
         selection=selection,
+        tried=tried,
         standardized=standardize,
         seed=seed,
         scores=scores(y_test, predicted, train.classes, seed=seed),

@@ -9,8 +9,9 @@ from typing import Any
 from pc3d._extras import require
 from pc3d.evaluation.features import Features
 from pc3d.evaluation.metrics import Scores
+from pc3d.evaluation.rows import SELECTIONS, Row, data_hash
 
-PROTOCOLS = ("fixed", "tuned", "legacy")
+PROTOCOLS = SELECTIONS
 LEGACY_NOTE = "LEGACY: selected on the test split; an upper envelope, not an estimate"
 
 
@@ -36,7 +37,7 @@ class ProbeResult:
     """Scores of a classifier on frozen features, with the whole protocol.
 
     Attributes:
-        task: ``"linear SVM"``, ``"logistic regression"`` or ``"kNN"``.
+        task: ``"linear SVM"``, ``"logistic regression"``, ``"kNN"`` or ``"MLP-3"``.
         encoder: what made the features.
         data: name of the data set.
         train_hash: content hash of the training split, see :class:`Features`.
@@ -51,8 +52,9 @@ class ProbeResult:
         feature_dim: length of that vector.
         classifier: the classifier in scikit-learn's words.
         parameter: name and value of the classifier's free parameter, for example ``("C", 0.012)``.
-        protocol: ``"fixed"``, ``"tuned"`` or ``"legacy"``.
+        protocol: ``"fixed"``, ``"tuned"``, ``"validation"`` or ``"legacy"``.
         selection: how the parameter's value was found, in words.
+        tried: the values that it was chosen from; empty where it was fixed.
         standardized: whether features were scaled to zero mean and unit variance on the training split.
         seed: seed of the folds, the classifier and the bootstrap.
         scores: the scores.
@@ -76,6 +78,7 @@ class ProbeResult:
     parameter: tuple[str, float]
     protocol: str
     selection: str
+    tried: tuple[float, ...]
     standardized: bool
     seed: int
     scores: Scores
@@ -84,6 +87,38 @@ class ProbeResult:
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, ready for JSON."""
         return asdict(self)
+
+    def to_row(self, method: str | None = None, cost: dict[str, float] | None = None) -> Row:
+        """The result as a row of a table.
+
+        Args:
+            method: name in the table; what made the features when left out.
+            cost: see :class:`pc3d.evaluation.Row`.
+        """
+        name, value = self.parameter
+        choice = {name: value} if self.protocol == "fixed" else {"tried": self.tried}
+        return Row(
+            **row_fields(self, method, cost),
+            protocol=self.task,
+            selection=self.protocol,
+            metrics={
+                "overall_accuracy": self.scores.overall_accuracy,
+                "mean_class_accuracy": self.scores.mean_class_accuracy,
+            },
+            config={
+                **feature_settings(self),
+                "classifier": self.classifier,
+                "standardized": self.standardized,
+                **choice,
+            },
+            details={
+                "encoder": self.encoder,
+                name: value,
+                "selection": self.selection,
+                "overall_interval": self.scores.overall_interval,
+                "mean_class_interval": self.scores.mean_class_interval,
+            },
+        )
 
     def __str__(self) -> str:
         s, (name, value) = self.scores, self.parameter
@@ -114,6 +149,26 @@ def describe_data(result: Any) -> list[str]:
         f"  features    {points} of each cloud, {frame}, pooling {result.pooling}, {result.feature_dim} dimensions, "
         "no masking, no augmentation",
     ]
+
+
+def feature_settings(result: Any) -> dict[str, Any]:
+    """How the features of a result were made, from any with the fields of :class:`ProbeResult`."""
+    names = ("num_points", "sampling", "normalize", "pooling", "feature_dim")
+    return {name: getattr(result, name) for name in names}
+
+
+def row_fields(result: Any, method: str | None, cost: dict[str, float] | None) -> dict[str, Any]:
+    """The fields of a row that every result with the fields of :class:`ProbeResult` fills alike."""
+    return {
+        "method": method or result.encoder,
+        "data": result.data,
+        "data_hash": data_hash(result.train_hash, result.test_hash),
+        "seed": result.seed,
+        "num_train": result.num_train,
+        "num_test": result.num_test,
+        "versions": result.versions,
+        "cost": cost or {},
+    }
 
 
 def percent(fraction: float) -> str:

@@ -205,7 +205,7 @@ def test_untrained_is_freshly_built(encoder: str, tmp_path: Path) -> None:
 
 
 def test_pca_sees_clouds_as_the_features_do(tmp_path: Path) -> None:
-    from pc3d.cli._inputs import features_of
+    from pc3d.cli._judging import features_of
     from pc3d.data import Household
 
     for split in ("train", "test"):
@@ -214,7 +214,8 @@ def test_pca_sees_clouds_as_the_features_do(tmp_path: Path) -> None:
             folder = tmp_path / split / f"class{index % 2}"
             folder.mkdir(parents=True, exist_ok=True)
             np.save(folder / f"{index}.npy", objects[index].xyz[:64].numpy() * 50 + 1000)
-    train, _ = features_of("pca", str(tmp_path), num_points=32, pooling="max", batch_size=8, untrained=False, seed=0)
+    (train, _), num_parameters = features_of("pca", str(tmp_path), None, 32, None, 8, untrained=False, seed=0)
+    assert num_parameters == 0
     np.testing.assert_allclose(train.values.mean(0), 0, atol=1e-5)
     assert train.values.std() > 0.01
 

@@ -1,0 +1,152 @@
+"""What the verbs that judge frozen features have in common: one seed or several, and rows for a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pc3d.cli._inputs import HANDCRAFTED, Variant, extract, open_encoder, open_split, pooling_of
+
+if TYPE_CHECKING:
+    from pc3d.evaluation import Features
+
+
+def judge_frozen(
+    judge: Callable[[Features, Features, int], Any],
+    encoder: str,
+    data: str,
+    *,
+    variant: Variant | None,
+    pooling: str | None,
+    num_points: int | None,
+    batch_size: int,
+    untrained: bool,
+    seed: int,
+    seeds: Sequence[int] | None,
+    results: str | None,
+    method: str | None,
+    json: bool,
+) -> None:
+    """Judge the features of an encoder with each seed, print the results, and keep their rows.
+
+    Args:
+        judge: from features of the training and the test split and a seed to a result, which has ``to_dict`` and
+            ``to_row`` and prints itself.
+        encoder: see :func:`pc3d.cli._inputs.open_encoder`.
+        data: see :func:`pc3d.cli._inputs.open_split`.
+        variant: of the data set.
+        pooling: None for the encoder's own.
+        num_points: points per cloud.
+        batch_size: clouds per forward pass.
+        untrained: draw fresh weights from the seed.
+        seed: where there are no ``seeds``.
+        seeds: several.
+        results: folder for rows.
+        method: name in rows.
+        json: print as JSON.
+    """
+    from pc3d.evaluation import write_rows
+    from pc3d.evaluation.cost import measured
+
+    outcomes, rows = [], []
+    features: tuple[Features, Features] | None = None
+    extraction: dict[str, float] = {}
+    for number in chosen_seeds(seed, seeds):
+        # Features of a trained encoder are the same for every seed.
+        if features is None or untrained or encoder in HANDCRAFTED:
+            with measured() as extraction:
+                features, size = features_of(
+                    *(encoder, data, variant, num_points, pooling, batch_size), untrained=untrained, seed=number
+                )
+        with measured() as cost:
+            outcome = judge(*features, number)
+        cost["cpu_seconds"] += extraction["cpu_seconds"]
+        rows.append(outcome.to_row(method, {**cost, "parameters": size}))
+        outcomes.append(outcome)
+    show(outcomes, rows, json=json, several=seeds is not None)
+    if results is not None:
+        write_rows(rows, results)
+
+
+def chosen_seeds(seed: int, seeds: Sequence[int] | None) -> list[int]:
+    """``seeds``, or ``seed`` alone.
+
+    Raises:
+        ValueError: a seed stands twice, or none at all.
+    """
+    if seeds is None:
+        return [seed]
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: must be different numbers, at least one, got {list(seeds)}")
+    return list(seeds)
+
+
+def show(outcomes: Sequence[Any], rows: Sequence[Any], *, json: bool, several: bool) -> None:
+    """Results to standard output, as text or as JSON; with several seeds also what they have in common."""
+    import json as json_format
+
+    if not several:
+        print(json_format.dumps(outcomes[0].to_dict(), indent=2) if json else outcomes[0])
+        return
+    summary = over_seeds(rows)
+    if json:
+        print(json_format.dumps({"results": [result.to_dict() for result in outcomes], "summary": summary}, indent=2))
+        return
+    print("\n\n".join(map(str, outcomes)))
+    print(f"\nover {len(rows)} seed(s) {', '.join(str(row.seed) for row in rows)}")
+    for name, values in summary.items():
+        spread = ""
+        if values["interval"] is not None:
+            low, high = values["interval"]
+            spread = (
+                f" ± {100 * values['standard_deviation']:.1f} % (sample standard deviation), "
+                f"95 % interval of the mean {100 * low:.1f} to {100 * high:.1f} % (Student's t over seeds)"
+            )
+        print(f"  {name.replace('_', ' '):<20} {100 * values['mean']:.1f} %{spread}")
+
+
+def over_seeds(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """Mean, sample standard deviation and interval of each metric."""
+    import statistics
+
+    from pc3d.evaluation.table import seed_interval
+
+    summary = {}
+    for name in rows[0].metrics:
+        values = [row.metrics[name] for row in rows]
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        summary[name] = {
+            "mean": statistics.mean(values),
+            "standard_deviation": deviation,
+            "interval": seed_interval(values),
+            "n": len(values),
+        }
+    return summary
+
+
+def features_of(
+    encoder: str,
+    data: str,
+    variant: Variant | None,
+    num_points: int | None,
+    pooling: str | None,
+    batch_size: int,
+    *,
+    untrained: bool,
+    seed: int,
+) -> tuple[tuple[Features, Features], int]:
+    """Features of both splits, with a progress bar, and the number of the encoder's parameters."""
+    import torch
+
+    sources = {split: open_split(data, split, num_points, variant) for split in ("train", "test")}
+    model, name = open_encoder(
+        encoder, untrained=untrained, seed=seed, data=data, num_points=num_points, variant=variant
+    )
+    options: dict[str, Any] = {
+        "num_points": num_points,
+        "pooling": pooling_of(model, pooling),
+        "batch_size": batch_size,
+    }
+    train, test = (extract(model, name, source, data, split, **options) for split, source in sources.items())
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    return (train, test), sum(parameter.numel() for parameter in parameters)

@@ -1,0 +1,94 @@
+"""``pc3d results``: gather rows of results into a table and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pc3d.cli._parser import run_verb
+
+if TYPE_CHECKING:
+    from pc3d.evaluation.table import Table
+
+
+def results(
+    folders: list[str],
+    format: Literal["markdown", "csv", "rows"] = "markdown",
+    metric: str | None = None,
+    order: list[str] | None = None,
+    output: str | None = None,
+    figure: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Gather rows of results into a table: methods against data sets and protocols, with intervals over seeds.
+
+    Rows come from the judging verbs with --results FOLDER. Each cell tells how many seeds it has; seeds that others
+    have and it lacks are counted. Results that were selected on the test split stand in columns of their own.
+
+    Args:
+        folders: Folders with rows, sub-folders included; they may stand first, without the option.
+        format: 'markdown' for reading, 'csv' for the cells of the table, 'rows' for the single rows as CSV.
+        metric: Metric to show, such as mean_class_accuracy; the first of each protocol by default.
+        order: Methods that come first, in this order; the others follow by name.
+        output: File to write in place of standard output.
+        figure: Picture to write too, dots with intervals: a .png, .svg or .pdf file.
+        overwrite: Replace existing files.
+    """
+    from pc3d.evaluation import read_rows
+    from pc3d.evaluation.table import rows_to_csv, tabulate, to_csv, to_markdown
+
+    for name, file in (("output", output), ("figure", figure)):
+        if file is not None and Path(file).exists() and not overwrite:
+            raise FileExistsError(f"{name}: {file} exists and would be lost: choose another name, or add --overwrite")
+    rows = read_rows(folders)
+    table = tabulate(rows, metric=metric, order=order or ())
+    text = {"markdown": to_markdown, "csv": to_csv}[format](table) if format != "rows" else rows_to_csv(rows)
+    if figure is not None:
+        draw(table, Path(figure))
+        print(f"picture: {figure}")
+    if output is None:
+        print(text, end="")
+        return
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(f"{path}: {len(rows)} rows, {len(table.methods)} methods, {len(table.columns)} columns")
+
+
+def draw(table: Table, path: Path) -> None:
+    """Write the figure of a table."""
+    from pc3d.viz.results import ResultsPanel, results_figure
+
+    panels = []
+    for column in table.columns:
+        cells = [table.cells.get((method, column)) for method in table.methods]
+        legacy = column.selection == "legacy"
+        how = "LEGACY, selected on the test split" if legacy else column.selection
+        panels.append(
+            ResultsPanel(
+                f"{Path(column.data).name}: {column.protocol}\n({how}), {column.metric.replace('_', ' ')} in %",
+                table.methods,
+                [None if cell is None else 100 * cell.mean for cell in cells],
+                [_percent(cell) for cell in cells],
+                [[] if cell is None else [100 * value for value in cell.values] for cell in cells],
+                legacy,
+            )
+        )
+    note = "dot: mean over seeds; line: 95 % interval of the mean by Student's t; ticks: single seeds"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results_figure(panels, note=note).savefig(path)
+
+
+def _percent(cell: Any) -> tuple[float, float] | None:
+    if cell is None or cell.interval is None:
+        return None
+    return 100 * cell.interval[0], 100 * cell.interval[1]
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run the verb; the folders may stand first, without their option."""
+    arguments = list(argv)
+    if arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--folders")
+    return run_verb("results", results, arguments)

@@ -1,0 +1,119 @@
+"""Rows from the judging verbs, and ``pc3d results`` that gathers them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pc3d.cli.main import main
+from pc3d.evaluation import read_rows
+from pc3d.models import PointViT, save_encoder
+
+POINTS = ["--num_points", "64"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    tiny = PointViT(embed_dim=16, depth=1, num_heads=2, num_groups=8, group_size=16, num_points=64)
+    return str(save_encoder(tiny, tmp_path_factory.mktemp("encoder")))
+
+
+@pytest.fixture(scope="module")
+def rows(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of two verbs: the untrained encoder with three seeds, the descriptor with one, and one legacy result."""
+    folder = tmp_path_factory.mktemp("rows")
+    ours = ["--encoder", encoder, "--untrained", "--method", "ours", "--results", str(folder), *POINTS]
+    theirs = ["--encoder", "descriptor", "--results", str(folder), *POINTS]
+    assert main(["probe", *ours, "--C", "1", "--seeds", "0", "1", "2"]) == 0
+    assert main(["probe", *theirs, "--C", "1"]) == 0
+    assert main(["probe", *theirs, "--classifier", "knn", "--protocol", "legacy"]) == 0
+    assert main(["fewshot", *theirs, "--way", "3", "--shot", "2", "--num_queries", "3", "--seeds", "4", "5"]) == 0
+    return folder
+
+
+def test_several_seeds_print_their_spread_and_write_a_row_each(
+    encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["probe", "--encoder", encoder, "--untrained", "--C", "1", *POINTS]
+    singles = []
+    for seed in (3, 4):
+        assert main([*arguments, "--seed", str(seed), "--json"]) == 0
+        singles.append(json.loads(capsys.readouterr().out))
+    assert main([*arguments, "--seeds", "3", "4", "--json", "--results", str(tmp_path)]) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert both["results"] == singles
+    accuracy = [result["scores"]["overall_accuracy"] for result in singles]
+    assert accuracy[0] != accuracy[1]
+    summary = both["summary"]["overall_accuracy"]
+    assert (summary["mean"], summary["n"]) == (pytest.approx(sum(accuracy) / 2), 2)
+    assert summary["standard_deviation"] == pytest.approx(abs(accuracy[0] - accuracy[1]) / 2**0.5)
+    written = read_rows([tmp_path])
+    assert sorted((row.seed, row.metrics["overall_accuracy"]) for row in written) == list(
+        zip((3, 4), accuracy, strict=True)
+    )
+    assert all(row.cost["parameters"] > 1000 and row.cost["cpu_seconds"] > 0 for row in written)
+    assert main([*arguments, "--seeds", "3", "4"]) == 0
+    assert "over 2 seed(s) 3, 4" in capsys.readouterr().out
+
+
+def test_the_table_has_everything_and_tells_what_is_missing(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["results", str(rows), "--order", "ours"]) == 0
+    text = capsys.readouterr().out
+    head, _, ours, theirs = [line for line in text.splitlines() if line.startswith("| ")]
+    assert "kNN (**LEGACY" in head
+    assert ours.startswith("| ours |")
+    assert "n=3 of 5" in ours
+    assert "n=1 of 5" in theirs
+    assert main(["results", "--folders", str(rows), "--format", "rows"]) == 0
+    assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == 7
+
+
+def test_files_are_written_and_never_lost(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, figure = tmp_path / "new" / "table.csv", tmp_path / "new" / "figure.png"
+    arguments = ["results", str(rows), "--format", "csv", "--output", str(table), "--figure", str(figure)]
+    assert main(arguments) == 0
+    assert len(table.read_text().splitlines()) == 5
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    table.write_text("mine")
+    assert main(arguments) == 1
+    assert "would be lost" in capsys.readouterr().err
+    assert table.read_text() == "mine"
+    assert main([*arguments, "--overwrite"]) == 0
+    assert table.read_text() != "mine"
+
+
+def test_what_cannot_be_gathered_is_refused(
+    rows: Path, encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["results", str(tmp_path)]) == 1
+    assert "holds no row of results" in capsys.readouterr().err
+    assert main(["results", str(rows), "--metric", "map"]) == 1
+    assert "has no 'map'" in capsys.readouterr().err
+    assert main(["probe", "--encoder", encoder, "--seeds", "1", "1", *POINTS]) == 1
+    assert "seeds: must be different numbers" in capsys.readouterr().err
+
+
+def test_another_result_under_one_name_is_refused(rows: Path, encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The encoder's own weights under the name that the untrained ones have: the row is not replaced."""
+    before = {path.name: path.read_bytes() for path in rows.iterdir()}
+    taken = ["probe", "--encoder", encoder, "--C", "1", "--method", "ours", "--seed", "1", *POINTS]
+    assert main([*taken, "--results", str(rows)]) == 1
+    captured = capsys.readouterr()
+    assert "another result of the same experiment" in captured.err
+    assert "overall accuracy" in captured.out
+    assert {path.name: path.read_bytes() for path in rows.iterdir()} == before
+
+
+def test_scene_encoders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pc3d.models import SparseUNet
+
+    folder = str(save_encoder(SparseUNet((8, 16), (1, 1)), tmp_path / "scenes"))
+    for arguments in (["probe"], ["fewshot"], ["embed", "--out", str(tmp_path / "a.npz")]):
+        assert main([*arguments, "--encoder", folder, *POINTS]) == 1
+        assert "holds a SparseUNet, an encoder of scenes" in capsys.readouterr().err
