@@ -3,6 +3,13 @@
 from pc3d.models.classifier import PointClassifier
 from pc3d.models.hub import load_encoder, save_encoder
 from pc3d.models.masked_autoencoder import Branch, Decoder, MaskedPointModel
+from pc3d.models.openshape import OpenShapePointBERT
+from pc3d.models.openshape_checkpoints import (
+    OpenShapeReport,
+    load_official_openshape,
+    to_official_openshape_state,
+)
+from pc3d.models.openshape_sparse import OpenShapeSparseConv
 from pc3d.models.part_segmentation import PointPartSegmenter
 from pc3d.models.point_vit import EncoderOutput, PointViT, Pooling
 from pc3d.models.point_vit_features import PointViTFeatures
@@ -31,6 +38,9 @@ __all__ = [
     "EncoderOutput",
     "LoadReport",
     "MaskedPointModel",
+    "OpenShapePointBERT",
+    "OpenShapeReport",
+    "OpenShapeSparseConv",
     "PointClassifier",
     "PointPartSegmenter",
     "PointViT",
@@ -47,9 +57,11 @@ __all__ = [
     "load_encoder",
     "load_official_encoder",
     "load_official_model",
+    "load_official_openshape",
     "load_official_swin3d",
     "load_official_swin3d_encoder",
     "save_encoder",
+    "to_official_openshape_state",
     "to_official_state",
     "to_official_swin3d_state",
     "warm_start",

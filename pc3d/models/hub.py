@@ -23,12 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pc3d._version import __version__
+from pc3d.models.openshape import OpenShapePointBERT
+from pc3d.models.openshape_sparse import OpenShapeSparseConv
 from pc3d.models.point_vit import PointViT
 from pc3d.models.point_vit_features import PointViTFeatures
 from pc3d.models.sparse_unet import SparseUNet
 from pc3d.models.swin3d import Swin3D
 
-Encoder = PointViT | PointViTFeatures | Swin3D | SparseUNet
+Encoder = PointViT | PointViTFeatures | Swin3D | SparseUNet | OpenShapePointBERT | OpenShapeSparseConv
 AnyEncoder = TypeVar("AnyEncoder", bound=nn.Module)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -38,6 +40,8 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "PointViTFeatures": PointViTFeatures.from_config,
     "Swin3D": Swin3D,
     "SparseUNet": SparseUNet,
+    "OpenShapePointBERT": OpenShapePointBERT,
+    "OpenShapeSparseConv": OpenShapeSparseConv,
 }
 
 
@@ -47,7 +51,8 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
     Both files are replaced atomically, the weights last: a folder never holds half of one.
 
     Args:
-        encoder: a :class:`PointViT`, :class:`PointViTFeatures`, :class:`Swin3D` or :class:`SparseUNet`.
+        encoder: a :class:`PointViT`, :class:`PointViTFeatures`, :class:`Swin3D`, :class:`SparseUNet`,
+            :class:`OpenShapePointBERT` or :class:`OpenShapeSparseConv`.
         folder: created if need be; an encoder in it is replaced.
 
     Returns:

@@ -204,11 +204,21 @@ def read_state(path: Path, wrappers: Sequence[str]) -> dict[str, Tensor]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or holds something else.
     """
+    return state_of(read_checkpoint(path), wrappers, path)
+
+
+def read_checkpoint(path: Path) -> Any:
+    """All that a checkpoint holds; nothing of the file is run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds more than tensors and plain values.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors, plain values and NumPy numbers, or is no checkpoint; it is refused "
@@ -218,6 +228,14 @@ def read_state(path: Path, wrappers: Sequence[str]) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is not a readable PyTorch checkpoint (truncated or still being copied?): {error}"
         ) from error
+
+
+def state_of(content: Any, wrappers: Sequence[str], path: Path) -> dict[str, Tensor]:
+    """The state dict in what :func:`read_checkpoint` read, under one of the names ``wrappers`` or bare.
+
+    Raises:
+        ValueError: there is none.
+    """
     state = content
     for wrapper in wrappers:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

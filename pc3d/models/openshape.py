@@ -1,0 +1,237 @@
+"""OpenShape's transformer: patches of coloured points as tokens, one vector per shape in the space of a 2D model."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pc3d.nn.batch_norm import GlobalBatchNorm
+from pc3d.nn.tokenizer import LinearBeforeNorm
+from pc3d.nn.transformer import TransformerBlock
+from pc3d.ops import ball_query, farthest_point_sample, gather
+
+Axes = Literal["z_up", "mirrored", "y_up"]
+"""The frame that a network was trained in, see :func:`to_frame`."""
+BallOrder = Literal["first", "nearest"]
+Start = Literal["first", "random"]
+GREY = 0.4
+"""What stands for a missing colour (the released code; 100 of 255 in its ModelNet40 files)."""
+
+_COLUMNS = ("width", "depth", "num_heads", "mlp_dim", "patch_dim", "num_groups", "radius", "group_size")
+SIZES: dict[str, dict[str, Any]] = {
+    name: dict(zip(_COLUMNS, values, strict=True))
+    for name, values in {
+        "5m": (256, 6, 4, 1024, 96, 64, 0.4, 256),
+        "13m": (512, 6, 8, 1024, 128, 64, 0.4, 256),
+        "26m": (512, 12, 8, 1024, 128, 128, 0.35, 128),
+        "32m": (512, 12, 8, 1536, 256, 384, 0.2, 64),
+        "72m": (768, 12, 12, 2304, 256, 512, 0.2, 64),
+        "171m": (768, 24, 12, 3072, 256, 512, 0.2, 64),
+    }.items()
+}
+
+
+def check_choice(name: str, value: object, known: Any) -> None:
+    """Refuse a value that is none of a ``Literal``'s."""
+    if value not in get_args(known):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(known)))}, got {value!r}")
+
+
+def check_cloud(xyz: Tensor, rgb: Tensor | None) -> None:
+    """Refuse anything but clouds ``(B, N, 3)`` and colours of their shape."""
+    if xyz.ndim != 3 or xyz.shape[-1] != 3:
+        raise ValueError(f"xyz must have shape (B, N, 3), got {tuple(xyz.shape)}")
+    if rgb is not None and rgb.shape != xyz.shape:
+        raise ValueError(f"rgb must have the shape of xyz, {tuple(xyz.shape)}, got {tuple(rgb.shape)}")
+
+
+def to_frame(xyz: Tensor, axes: Axes) -> Tensor:
+    """Points ``(..., 3)``, right-handed and z up, in the frame that a network was trained in.
+
+    * ``"z_up"``: as they are;
+    * ``"mirrored"``: ``(x, -y, z)``. The released code makes y-up shapes z-up by exchanging the two columns, which is a
+      mirror and not a turn (determinant -1), and its ViT-bigG weights were trained on that;
+    * ``"y_up"``: ``(x, z, -y)``, for the released weights of ViT-L/14 and ViT-B/32.
+    """
+    x, y, z = xyz.unbind(-1)
+    if axes == "mirrored":
+        return torch.stack([x, -y, z], dim=-1)
+    return torch.stack([x, z, -y], dim=-1) if axes == "y_up" else xyz
+
+
+def with_colors(xyz: Tensor, rgb: Tensor | None) -> Tensor:
+    """``(B, N, 6)``: coordinates and colours, :data:`GREY` where there are none."""
+    return torch.cat([xyz, torch.full_like(xyz, GREY) if rgb is None else rgb.to(xyz.dtype)], dim=-1)
+
+
+class OpenShapePointBERT(nn.Module):
+    """The transformer of OpenShape (Liu et al., NeurIPS 2023, section 3.3 and appendix), there named PointBERT.
+
+    Farthest points are the centres of patches; a shared network reads each patch's points (place relative to the
+    centre, absolute place, colour) and takes the maximum; a linear layer joins that with the centre's place. A class
+    token and pre-norm transformer blocks follow, without position embedding and without final norm; a linear layer
+    carries the class token into the space of the 2D model. The output is not normalised.
+
+    Shapes are expected in the unit sphere, z up. The points of a patch are the *first* of the ball in the order of the
+    cloud, so that order must be random (:class:`pc3d.data.RandomSubsample`): then they are a fair sample of the ball,
+    and the first centre is a random point.
+
+    Args:
+        embed_dim: D of the output, 1280 for OpenCLIP ViT-bigG-14.
+        width: C of a token.
+        depth: transformer blocks.
+        num_heads: attention heads; 64 channels each in all published sizes.
+        mlp_dim: hidden width of the blocks' MLPs.
+        patch_dim: width of a pooled patch; the layers before are 64 wide.
+        num_groups: G, patches per cloud.
+        radius: of a patch. A point at exactly this distance belongs to it, as in the released code.
+        group_size: S, points read of a patch; where there are fewer, the first one again.
+        project: whether the linear layer after the class token is there; without it ``embed_dim`` must be ``width``
+            (the released ViT-B/32 weights).
+        neighbors: which points of a fuller ball are read: the ``"first"`` (published) or the ``"nearest"``.
+        start: the first centre: the ``"first"`` point, so that evaluation is deterministic, or a ``"random"`` one from
+            PyTorch's default generator, which the released code draws in evaluation too.
+        axes: see :func:`to_frame`.
+        num_points: points per cloud that the encoder is meant for; nothing is computed from it.
+
+    Raises:
+        ValueError: a size that is not positive, or sizes that do not fit each other.
+    """
+
+    reads_rgb = True
+    pooling = "none (the embedding)"
+
+    def __init__(
+        self,
+        embed_dim: int = 1280,
+        width: int = 512,
+        depth: int = 12,
+        num_heads: int = 8,
+        mlp_dim: int = 1536,
+        patch_dim: int = 256,
+        num_groups: int = 384,
+        radius: float = 0.2,
+        group_size: int = 64,
+        project: bool = True,
+        neighbors: BallOrder = "first",
+        start: Start = "first",
+        axes: Axes = "z_up",
+        num_points: int = 10_000,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "embed_dim": embed_dim,
+            "width": width,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_dim": mlp_dim,
+            "patch_dim": patch_dim,
+            "num_groups": num_groups,
+            "radius": radius,
+            "group_size": group_size,
+            "project": project,
+            "neighbors": neighbors,
+            "start": start,
+            "axes": axes,
+            "num_points": num_points,
+        }
+        for name in ("embed_dim", "width", "depth", "num_heads", "mlp_dim", "patch_dim", "num_groups", "group_size"):
+            if self.config[name] < 1:
+                raise ValueError(f"{name} must be at least 1, got {self.config[name]}")
+        if not radius > 0:
+            raise ValueError(f"radius must be positive, got {radius}")
+        if not project and embed_dim != width:
+            raise ValueError(f"project=False gives embeddings of width={width}, got embed_dim={embed_dim}")
+        for name, known in (("neighbors", BallOrder), ("start", Start), ("axes", Axes)):
+            check_choice(name, self.config[name], known)
+        self.embed_dim = embed_dim
+        self.patches = nn.Sequential(
+            *(
+                layer
+                for inputs, outputs in ((9, 64), (64, 64), (64, patch_dim))
+                for layer in (LinearBeforeNorm(inputs, outputs), GlobalBatchNorm(outputs), nn.ReLU(inplace=True))
+            )
+        )
+        self.lift = nn.Linear(patch_dim + 3, width)
+        self.lift_norm = nn.LayerNorm(width)
+        self.cls_token = nn.Parameter(torch.randn(width))
+        ratio = (mlp_dim + 0.5) / width  # which the block rounds down
+        self.blocks = nn.ModuleList([TransformerBlock(width, num_heads, ratio) for _ in range(depth)])
+        self.projection: nn.Module = nn.Linear(width, embed_dim) if project else nn.Identity()
+
+    @classmethod
+    def of_size(cls, size: str = "32m", **changes: Any) -> OpenShapePointBERT:
+        """One of the published sizes, named by its parameters with an output of 1280 dimensions.
+
+        Args:
+            size: ``"5m"``, ``"13m"``, ``"26m"`` (in the code only), ``"32m"`` (the main model), ``"72m"`` or ``"171m"``
+                (in the code only).
+            **changes: other arguments of the class.
+
+        Raises:
+            ValueError: an unknown size.
+        """
+        if size not in SIZES:
+            raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+        return cls(**{**SIZES[size], **changes})
+
+    def forward(self, xyz: Tensor, rgb: Tensor | None = None) -> Tensor:
+        """As :meth:`encode`."""
+        tokens = self.tokens(xyz, rgb)
+        embedding: Tensor = self.projection(tokens[:, 0])
+        return embedding
+
+    def encode(self, xyz: Tensor, pooling: str = "none", *, rgb: Tensor | None = None) -> Tensor:
+        """One vector per cloud.
+
+        Args:
+            xyz: ``(B, N, 3)``, N at least ``num_groups``.
+            pooling: of no meaning here: the embedding is what the class token says.
+            rgb: ``(B, N, 3)`` in [0, 1]; grey when left out.
+
+        Returns:
+            ``(B, embed_dim)``, not normalised.
+
+        Raises:
+            ValueError: wrong shapes, or too few points.
+        """
+        return self.forward(xyz, rgb)
+
+    def tokens(self, xyz: Tensor, rgb: Tensor | None = None) -> Tensor:
+        """``(B, 1 + G, C)``: the class token and the patch tokens after the last block."""
+        centers, patches = self.cut(xyz, rgb)
+        batch, groups, size, channels = patches.shape
+        read = self.patches(patches.reshape(-1, channels)).view(batch, groups, size, -1)
+        lifted = self.lift_norm(self.lift(torch.cat([centers.to(read.dtype), read.amax(2)], dim=-1)))
+        tokens = torch.cat([self.cls_token.to(lifted.dtype).expand(batch, 1, -1), lifted], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+    def cut(self, xyz: Tensor, rgb: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Centres ``(B, G, 3)`` and patches ``(B, G, S, 9)``: relative place, place, colour; in the network's frame."""
+        check_cloud(xyz, rgb)
+        if xyz.shape[1] < self.config["num_groups"]:
+            raise ValueError(
+                f"clouds have {xyz.shape[1]} points, fewer than num_groups={self.config['num_groups']}; "
+                "give denser clouds or build the encoder with a smaller num_groups"
+            )
+        with torch.autocast(xyz.device.type, enabled=False):
+            xyz = to_frame(xyz.float() if xyz.dtype in (torch.float16, torch.bfloat16) else xyz, self.config["axes"])
+            index = farthest_point_sample(xyz, self.config["num_groups"], start=self.config["start"])
+            centers = gather(xyz, index)
+            order = "index" if self.config["neighbors"] == "first" else "distance"
+            found = ball_query(
+                xyz, _inclusive(self.config["radius"], xyz.dtype), self.config["group_size"], query=centers, order=order
+            )
+            points = gather(with_colors(xyz, rgb), found.index)
+            return centers, torch.cat([points[..., :3] - centers[:, :, None], points], dim=-1)
+
+
+def _inclusive(radius: float, dtype: torch.dtype) -> float:
+    """The next larger radius: the operator leaves out points at exactly the radius, the released code does not."""
+    kind = np.float64 if dtype == torch.float64 else np.float32
+    return float(np.nextafter(kind(radius), kind(np.inf)))

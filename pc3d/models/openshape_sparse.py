@@ -1,0 +1,229 @@
+"""OpenShape's residual network of sparse convolutions: one vector per shape in the space of a 2D model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pc3d.models.openshape import Axes, check_choice, check_cloud, to_frame, with_colors
+from pc3d.nn.batch_norm import GlobalBatchNorm
+from pc3d.nn.sparse import ConvNormReLU, ResidualBlock, SparseConv3d, scene_of_rows
+from pc3d.ops import KernelMap, gather, kernel_map, segment_reduce, voxelize
+
+_WIDTHS = (32, 64, 128, 256)
+_STEM = 32
+LAYERS: dict[str, tuple[int, ...]] = {"29m": (1, 1, 1, 1), "34m": (2, 2, 2, 2), "41m": (3, 4, 6, 3)}
+
+
+class ShapeVoxels(NamedTuple):
+    """Voxelised clouds, ready for :class:`OpenShapeSparseConv`.
+
+    Attributes:
+        inputs: ``(V, 6)`` mean place and colour of the points of each finest voxel.
+        stem: what the 5x5x5 stem reads.
+        down: of each of the four halvings, finest first.
+        same: neighbours within each halved level.
+        parents: ``(V,)`` int64 of each halved level: its row that holds each *finest* voxel.
+        merge: what the two last, strided convolutions read.
+        shape: ``(W,)`` int64, the cloud of each voxel that they leave.
+        num_clouds: B.
+    """
+
+    inputs: Tensor
+    stem: KernelMap
+    down: list[KernelMap]
+    same: list[KernelMap]
+    parents: list[Tensor]
+    merge: list[KernelMap]
+    shape: Tensor
+    num_clouds: int
+
+
+class LeakyConv(nn.Module):
+    """A sparse convolution, batch norm over all voxels of the batch, leaky ReLU of slope 0.01."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = SparseConv3d(in_channels, out_channels)
+        self.norm = GlobalBatchNorm(out_channels)
+
+    def forward(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
+        """Map ``(N, in_channels)`` to ``(M, out_channels)``."""
+        return F.leaky_relu(self.norm(self.conv(features, kernel_map)))
+
+
+class OpenShapeSparseConv(nn.Module):
+    """OpenShape-SparseConv (Liu et al., NeurIPS 2023, appendix): a ResNet of sparse convolutions with merged scales.
+
+    Points are cut into voxels, which read the mean place and colour of their points. A 5x5x5 stem; four levels, each
+    halved by a 2x2x2 convolution and followed by residual blocks (widths 32, 64, 128, 256). Every finest voxel gets the
+    features of the voxels that hold it on all four levels; two strided 3x3x3 convolutions follow, then the maximum
+    beside the mean over all voxels of a shape, and three linear layers. The output is not normalised.
+
+    Shapes are expected in the unit sphere, z up.
+
+    Args:
+        embed_dim: D of the output, 1280 for OpenCLIP ViT-bigG-14.
+        layers: residual blocks of the four levels; (3, 4, 6, 3) is the main model.
+        hidden_dim: width of the last convolution and of the hidden linear layers.
+        voxel_size: edge of a voxel in the units of the points.
+        dropout: after the first linear layer.
+        axes: see :func:`pc3d.models.openshape.to_frame`.
+
+    Raises:
+        ValueError: a size that is not positive, or not four levels.
+    """
+
+    reads_rgb = True
+    pooling = "none (the embedding)"
+
+    def __init__(
+        self,
+        embed_dim: int = 1280,
+        layers: Sequence[int] = (3, 4, 6, 3),
+        hidden_dim: int = 1024,
+        voxel_size: float = 0.02,
+        dropout: float = 0.5,
+        axes: Axes = "z_up",
+    ) -> None:
+        super().__init__()
+        if len(layers) != 4 or min(layers) < 1:
+            raise ValueError(f"layers must be four positive numbers of blocks, got {list(layers)}")
+        if embed_dim < 1 or hidden_dim < 1:
+            raise ValueError(f"embed_dim and hidden_dim must be at least 1, got {embed_dim} and {hidden_dim}")
+        if not voxel_size > 0:
+            raise ValueError(f"voxel_size must be positive, got {voxel_size}")
+        check_choice("axes", axes, Axes)
+        self.config: dict[str, Any] = {
+            "embed_dim": embed_dim,
+            "layers": list(layers),
+            "hidden_dim": hidden_dim,
+            "voxel_size": voxel_size,
+            "dropout": dropout,
+            "axes": axes,
+        }
+        self.embed_dim = embed_dim
+        self.stem = ConvNormReLU(6, _STEM, 5)
+        before = (_STEM, *_WIDTHS[:-1])
+        self.downsamples = nn.ModuleList([ConvNormReLU(width, width, 2) for width in before])
+        self.levels = nn.ModuleList(
+            [
+                nn.ModuleList([ResidualBlock(inputs if i == 0 else width, width) for i in range(count)])
+                for inputs, width, count in zip(before, _WIDTHS, layers, strict=True)
+            ]
+        )
+        half = hidden_dim // 2
+        self.merge = nn.ModuleList([LeakyConv(sum(_WIDTHS), half), LeakyConv(half, hidden_dim)])
+        self.head = nn.Sequential(
+            nn.Linear(2 * hidden_dim, hidden_dim, bias=False),
+            GlobalBatchNorm(hidden_dim),
+            nn.LeakyReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, hidden_dim, bias=False),
+            GlobalBatchNorm(hidden_dim),
+            nn.LeakyReLU(),
+            nn.Linear(hidden_dim, embed_dim),
+        )
+        self.reset_convolutions()
+
+    @classmethod
+    def of_size(cls, size: str = "41m", **changes: Any) -> OpenShapeSparseConv:
+        """One of the published sizes, named by its parameters with an output of 1280 dimensions.
+
+        Args:
+            size: ``"29m"``, ``"34m"`` or ``"41m"`` (the main model).
+            **changes: other arguments of the class.
+
+        Raises:
+            ValueError: an unknown size.
+        """
+        if size not in LAYERS:
+            raise ValueError(f"size must be one of {', '.join(LAYERS)}, got {size!r}")
+        return cls(**{"layers": LAYERS[size], **changes})
+
+    @torch.no_grad()
+    def reset_convolutions(self) -> None:
+        """Normal weights of variance ``2 / fan_out`` (He et al., 2015), the released code's initialisation.
+
+        Of the shortcuts' linear layers that code takes the number of *inputs* for the fan-out.
+        """
+        for module in self.modules():
+            if isinstance(module, SparseConv3d):
+                taps, _, outputs = module.weight.shape
+                nn.init.normal_(module.weight, std=math.sqrt(2.0 / (taps * outputs)))
+            elif isinstance(module, ResidualBlock):
+                for linear in module.shortcut.modules():
+                    if isinstance(linear, nn.Linear):
+                        nn.init.normal_(linear.weight, std=math.sqrt(2.0 / linear.in_features))
+
+    def forward(self, xyz: Tensor, rgb: Tensor | None = None) -> Tensor:
+        """As :meth:`encode`."""
+        voxels = self.voxels(xyz, rgb)
+        features = self.stem(voxels.inputs, voxels.stem)
+        scales = []
+        for index, (down, blocks) in enumerate(zip(self.downsamples, self.levels, strict=True)):
+            features = down(features, voxels.down[index])
+            for block in blocks:  # type: ignore[attr-defined]
+                features = block(features, voxels.same[index])
+            scales.append(gather(features, voxels.parents[index]))
+        features = torch.cat(scales, dim=1)
+        for convolution, reads in zip(self.merge, voxels.merge, strict=True):
+            features = convolution(features, reads)
+        pooled = [segment_reduce(features, voxels.shape, voxels.num_clouds, kind) for kind in ("max", "mean")]
+        embedding: Tensor = self.head(torch.cat(pooled, dim=1))
+        return embedding
+
+    def encode(self, xyz: Tensor, pooling: str = "none", *, rgb: Tensor | None = None) -> Tensor:
+        """One vector per cloud.
+
+        Args:
+            xyz: ``(B, N, 3)``.
+            pooling: of no meaning here: there is one embedding.
+            rgb: ``(B, N, 3)`` in [0, 1]; grey when left out.
+
+        Returns:
+            ``(B, embed_dim)``, not normalised.
+
+        Raises:
+            ValueError: wrong shapes, clouds without points, or a voxel size far too small for the coordinates.
+        """
+        return self.forward(xyz, rgb)
+
+    @torch.no_grad()
+    def voxels(self, xyz: Tensor, rgb: Tensor | None = None) -> ShapeVoxels:
+        """Cut clouds into voxels and find what every convolution reads; computed in float32, or float64."""
+        check_cloud(xyz, rgb)
+        if xyz.shape[1] == 0:
+            raise ValueError("clouds must have points, got none")
+        with torch.autocast(xyz.device.type, enabled=False):
+            xyz = to_frame(xyz.float() if xyz.dtype in (torch.float16, torch.bfloat16) else xyz, self.config["axes"])
+            points = with_colors(xyz, rgb).flatten(0, 1)
+            cuts = torch.arange(len(xyz) + 1, device=xyz.device) * xyz.shape[1]
+            found = voxelize(points[:, :3].contiguous(), self.config["voxel_size"], offsets=cuts)
+            inputs = segment_reduce(points, found.inverse, len(found.coords), "mean")
+        return _shape_voxels(inputs, found.coords, found.offsets)
+
+
+def _shape_voxels(inputs: Tensor, coords: Tensor, offsets: Tensor) -> ShapeVoxels:
+    merge: list[KernelMap] = []
+    merged, merged_offsets = coords, offsets
+    for _ in range(2):
+        merge.append(kernel_map(merged, offsets=merged_offsets, stride=2))
+        merged, merged_offsets = merge[-1].coords, merge[-1].offsets
+    stem = kernel_map(coords, offsets=offsets, kernel_size=5)
+    down: list[KernelMap] = []
+    same: list[KernelMap] = []
+    parents: list[Tensor] = []
+    for _ in _WIDTHS:
+        down.append(kernel_map(coords, offsets=offsets, kernel_size=2, stride=2))
+        parent = down[-1].reverse.amax(1).long()  # one of the eight slots names it, the others are -1
+        parents.append(parent if not parents else parent[parents[-1]])
+        coords, offsets = down[-1].coords, down[-1].offsets
+        same.append(kernel_map(coords, offsets=offsets))
+    shape = scene_of_rows(merged_offsets, len(merged))
+    return ShapeVoxels(inputs, stem, down, same, parents, merge, shape, len(offsets) - 1)
