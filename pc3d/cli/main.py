@@ -14,6 +14,7 @@ VERBS = {
     "pretrain": "pre-train an encoder without labels, from a configuration file",
     "probe": "score frozen features: linear SVM, logistic regression or nearest neighbours",
     "fewshot": "score frozen features with few labels: N-way K-shot, several draws",
+    "retrieve": "score frozen features by retrieval: mean average precision, recall, precision",
     "embed": "write the features of a data set, or of any files of points, to an .npz file",
     "results": "gather rows of results into a table with intervals over seeds, and a figure",
     "segment": "train, judge and apply a semantic segmentation of scenes",

@@ -8,6 +8,7 @@ from pc3d.evaluation.logistic import logistic_regression
 from pc3d.evaluation.metrics import Scores, scores, wilson_interval
 from pc3d.evaluation.probe import C_GRID
 from pc3d.evaluation.result import ProbeResult
+from pc3d.evaluation.retrieval import RetrievalResult, average_precision, retrieval
 from pc3d.evaluation.rows import Row, read_row, read_rows, write_rows
 from pc3d.evaluation.segmentation import ConfusionMatrix, SegmentationScores, segmentation_scores, sum_folds
 from pc3d.evaluation.svm import linear_svm
@@ -22,10 +23,12 @@ __all__ = [
     "FewShotResult",
     "PointPCA",
     "ProbeResult",
+    "RetrievalResult",
     "Row",
     "Scores",
     "SegmentationScores",
     "ShapeDescriptor",
+    "average_precision",
     "draw_episodes",
     "extract_features",
     "few_shot",
@@ -34,6 +37,7 @@ __all__ = [
     "logistic_regression",
     "read_row",
     "read_rows",
+    "retrieval",
     "save_features",
     "scores",
     "segmentation_scores",

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,3 +118,20 @@ def test_scene_encoders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     for arguments in (["probe"], ["fewshot"], ["embed", "--out", str(tmp_path / "a.npz")]):
         assert main([*arguments, "--encoder", folder, *POINTS]) == 1
         assert "holds a SparseUNet, an encoder of scenes" in capsys.readouterr().err
+
+
+def test_retrieve_writes_the_library_result(encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pc3d.data import Household
+    from pc3d.evaluation import extract_features, retrieval
+    from pc3d.models import load_encoder
+
+    arguments = ["retrieve", "--encoder", encoder, "--gallery", "train", "--center", "--json", *POINTS]
+    assert main([*arguments, "--results", str(tmp_path), "--method", "mine"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    model: Any = load_encoder(encoder)
+    train, test = (extract_features(model, Household(split), num_points=64) for split in ("train", "test"))
+    expected = retrieval(train, test, gallery="train", center=True)
+    assert printed["mean_average_precision"] == expected.mean_average_precision
+    (row,) = read_rows([tmp_path])
+    assert row.metrics == expected.to_row().metrics
+    assert (row.method, row.protocol) == ("mine", "retrieval (training gallery)")

@@ -1,0 +1,78 @@
+"""``pc3d retrieve``: score frozen features by retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pc3d.cli._inputs import Variant
+from pc3d.cli._judging import judge_frozen
+from pc3d.cli._parser import run_verb
+
+if TYPE_CHECKING:
+    from pc3d.evaluation import Features, RetrievalResult
+
+
+def retrieve(
+    encoder: str,
+    data: str = "household",
+    variant: Variant | None = None,
+    gallery: Literal["test", "train"] = "test",
+    center: bool = False,
+    pooling: str | None = None,
+    num_points: int | None = 1024,
+    batch_size: int = 32,
+    untrained: bool = False,
+    seed: int = 0,
+    seeds: list[int] | None = None,
+    results: str | None = None,
+    method: str | None = None,
+    json: bool = False,
+) -> None:
+    """Rank objects by the cosine of frozen features: mean average precision, recall and precision at 1, 5 and 10.
+
+    Nothing is trained. Near-identical objects, where the data set names them, count neither as hits nor as misses.
+
+    Args:
+        encoder: Folder or Hub id of an exported encoder; or 'descriptor' or 'pca', the handcrafted baselines.
+        data: 'household' (embedded), or a folder: pc3d's shards, a published data set, or files in class sub-folders.
+        variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
+            (modelnet40, the default, or modelnet10).
+        gallery: 'test' ranks the other test objects for each test object; 'train' ranks the training objects.
+        center: Take the mean training feature off before the angles.
+        pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
+            (its default), concat(max,mean), concat(cls,max,mean).
+        num_points: Points per cloud, the first so many; null takes all.
+        batch_size: Clouds per forward pass.
+        untrained: Keep the architecture, draw fresh weights from the seed.
+        seed: Seed of the bootstrap interval and of untrained weights.
+        seeds: Several seeds, one result each, and their mean, standard deviation and 95 % interval.
+        results: Folder for rows of pc3d results, one for each seed.
+        method: Name in the table of results; the encoder's by default.
+        json: Print the result as JSON.
+    """
+    from pc3d.evaluation import retrieval
+
+    def judge(train: Features, test: Features, seed: int) -> RetrievalResult:
+        return retrieval(train, test, gallery=gallery, center=center, seed=seed)
+
+    judge_frozen(
+        judge,
+        encoder,
+        data,
+        variant=variant,
+        pooling=pooling,
+        num_points=num_points,
+        batch_size=batch_size,
+        untrained=untrained,
+        seed=seed,
+        seeds=seeds,
+        results=results,
+        method=method,
+        json=json,
+    )
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run the verb."""
+    return run_verb("retrieve", retrieve, argv)
