@@ -35,7 +35,7 @@ def embed(
             (modelnet40, the default, or modelnet10).
         split: Split of the data set; not used for plain files.
         pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
-            (its default), concat(max,mean), concat(cls,max,mean).
+            (its default), concat(max,mean), concat(cls,max,mean), cls.
         num_points: Points per cloud, the first so many; null takes all.
         batch_size: Clouds per forward pass.
         untrained: Keep the architecture, draw fresh weights from the seed.

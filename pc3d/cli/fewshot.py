@@ -48,7 +48,7 @@ def fewshot(
         C: Inverse regularisation of the SVM, the same for every draw.
         standardize: Scale features by the training items of the draw.
         pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
-            (its default), concat(max,mean), concat(cls,max,mean).
+            (its default), concat(max,mean), concat(cls,max,mean), cls.
         num_points: Points per cloud, the first so many; null takes all.
         batch_size: Clouds per forward pass.
         untrained: Keep the architecture, draw fresh weights from the seed.

@@ -46,7 +46,7 @@ def probe(
         k: Neighbours for 'fixed'.
         standardize: Scale features by the training split; the default is no (svm) or yes (logistic).
         pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
-            (its default), concat(max,mean), concat(cls,max,mean).
+            (its default), concat(max,mean), concat(cls,max,mean), cls.
         num_points: Points per cloud, the first so many; null takes all.
         batch_size: Clouds per forward pass.
         untrained: Keep the architecture, draw fresh weights from the seed: the baseline of the encoder itself.

@@ -1,8 +1,11 @@
 """Whole encoders, the networks around them, and how they are stored."""
 
+from pc3d.models.attention_map import AttentionMap, attention_map, save_attention_map
 from pc3d.models.classifier import PointClassifier
+from pc3d.models.dgcnn import DGCNN
 from pc3d.models.hub import load_encoder, save_encoder
 from pc3d.models.masked_autoencoder import Branch, Decoder, MaskedPointModel
+from pc3d.models.object_encoder import ObjectEncoder
 from pc3d.models.openshape import OpenShapePointBERT
 from pc3d.models.openshape_checkpoints import (
     OpenShapeReport,
@@ -11,6 +14,7 @@ from pc3d.models.openshape_checkpoints import (
 )
 from pc3d.models.openshape_sparse import OpenShapeSparseConv
 from pc3d.models.part_segmentation import PointPartSegmenter
+from pc3d.models.point_net import PointNet
 from pc3d.models.point_vit import EncoderOutput, PointViT, Pooling
 from pc3d.models.point_vit_features import PointViTFeatures
 from pc3d.models.predicted_centers import PredictedCenterModel
@@ -29,19 +33,24 @@ from pc3d.models.swin3d_checkpoints import (
     load_official_swin3d_encoder,
     to_official_swin3d_state,
 )
+from pc3d.models.vit3d import ViT3D
 from pc3d.models.voxel_backbone import VoxelLevel
 from pc3d.models.voxel_features import UpcastFeatures
 
 __all__ = [
+    "DGCNN",
+    "AttentionMap",
     "Branch",
     "Decoder",
     "EncoderOutput",
     "LoadReport",
     "MaskedPointModel",
+    "ObjectEncoder",
     "OpenShapePointBERT",
     "OpenShapeReport",
     "OpenShapeSparseConv",
     "PointClassifier",
+    "PointNet",
     "PointPartSegmenter",
     "PointViT",
     "PointViTFeatures",
@@ -53,13 +62,16 @@ __all__ = [
     "SwinReport",
     "SwinScene",
     "UpcastFeatures",
+    "ViT3D",
     "VoxelLevel",
+    "attention_map",
     "load_encoder",
     "load_official_encoder",
     "load_official_model",
     "load_official_openshape",
     "load_official_swin3d",
     "load_official_swin3d_encoder",
+    "save_attention_map",
     "save_encoder",
     "to_official_openshape_state",
     "to_official_state",

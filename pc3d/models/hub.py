@@ -23,20 +23,36 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pc3d._version import __version__
+from pc3d.models.dgcnn import DGCNN
 from pc3d.models.openshape import OpenShapePointBERT
 from pc3d.models.openshape_sparse import OpenShapeSparseConv
+from pc3d.models.point_net import PointNet
 from pc3d.models.point_vit import PointViT
 from pc3d.models.point_vit_features import PointViTFeatures
 from pc3d.models.sparse_unet import SparseUNet
 from pc3d.models.swin3d import Swin3D
+from pc3d.models.vit3d import ViT3D
 
-Encoder = PointViT | PointViTFeatures | Swin3D | SparseUNet | OpenShapePointBERT | OpenShapeSparseConv
+Encoder = (
+    PointViT
+    | ViT3D
+    | PointNet
+    | DGCNN
+    | PointViTFeatures
+    | Swin3D
+    | SparseUNet
+    | OpenShapePointBERT
+    | OpenShapeSparseConv
+)
 AnyEncoder = TypeVar("AnyEncoder", bound=nn.Module)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 ENCODERS: dict[str, Callable[..., Encoder]] = {
     "PointViT": PointViT,
+    "ViT3D": ViT3D,
+    "PointNet": PointNet,
+    "DGCNN": DGCNN,
     "PointViTFeatures": PointViTFeatures.from_config,
     "Swin3D": Swin3D,
     "SparseUNet": SparseUNet,
@@ -51,8 +67,8 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
     Both files are replaced atomically, the weights last: a folder never holds half of one.
 
     Args:
-        encoder: a :class:`PointViT`, :class:`PointViTFeatures`, :class:`Swin3D`, :class:`SparseUNet`,
-            :class:`OpenShapePointBERT` or :class:`OpenShapeSparseConv`.
+        encoder: a :class:`PointViT`, :class:`ViT3D`, :class:`PointNet`, :class:`DGCNN`, :class:`PointViTFeatures`,
+            :class:`Swin3D`, :class:`SparseUNet`, :class:`OpenShapePointBERT` or :class:`OpenShapeSparseConv`.
         folder: created if need be; an encoder in it is replaced.
 
     Returns:

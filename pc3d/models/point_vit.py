@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pc3d.models.object_encoder import ObjectEncoder
 from pc3d.nn import (
     Patches,
     PatchTokenizer,
@@ -19,8 +20,8 @@ from pc3d.nn import (
 )
 from pc3d.nn.transformer import AddPosition
 
-Pooling = Literal["max", "mean", "max+mean", "concat(max,mean)", "concat(cls,max,mean)"]
-POOLINGS: tuple[str, ...] = ("max", "mean", "max+mean", "concat(max,mean)", "concat(cls,max,mean)")
+Pooling = Literal["max", "mean", "max+mean", "concat(max,mean)", "concat(cls,max,mean)", "cls"]
+POOLINGS: tuple[str, ...] = ("max", "mean", "max+mean", "concat(max,mean)", "concat(cls,max,mean)", "cls")
 
 
 class EncoderOutput(NamedTuple):
@@ -37,7 +38,7 @@ class EncoderOutput(NamedTuple):
     cls: Tensor | None
 
 
-class PointViT(nn.Module):
+class PointViT(ObjectEncoder):
     """Patches of points as tokens, a position embedding, and a pre-norm transformer.
 
     The defaults are the published ones (Point-MAE, section 4.1; Point-CMAE): 22 million parameters.
@@ -87,7 +88,7 @@ class PointViT(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if num_cls_tokens < 0:
             raise ValueError(f"num_cls_tokens must be at least 0, got {num_cls_tokens}")
-        self.config: dict[str, Any] = {
+        self.config = {
             "embed_dim": embed_dim,
             "depth": depth,
             "num_heads": num_heads,
@@ -150,15 +151,36 @@ class PointViT(nn.Module):
         Returns:
             Tokens ``(B, T, C)`` and class token ``(B, 1, C)`` or None, after the final norm.
         """
+        encoded = self.norm(self.transformer(*self._sequence(tokens, centers, cls_index), path_scales))
+        return (encoded, None) if self.cls_token is None else (encoded[:, 1:], encoded[:, :1])
+
+    def _sequence(self, tokens: Tensor, centers: Tensor, cls_index: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Tokens and their positions, with a class token in front where there is one."""
         position = self.position(centers)
         if self.cls_token is None or self.cls_position is None:
-            return self.norm(self.transformer(tokens, position, path_scales)), None
+            return tokens, position
         if cls_index is None:
             cls_index = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
         sequence = torch.cat([self.cls_token[cls_index, None].to(tokens.dtype), tokens], dim=1)
-        position = torch.cat([self.cls_position[cls_index, None].to(position.dtype), position], dim=1)
-        encoded = self.norm(self.transformer(sequence, position, path_scales))
-        return encoded[:, 1:], encoded[:, :1]
+        return sequence, torch.cat([self.cls_position[cls_index, None].to(position.dtype), position], dim=1)
+
+    def cls_attention(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
+        """What the class token looks at in the last block.
+
+        Args:
+            xyz: ``(B, N, 3)``.
+
+        Returns:
+            Attention to the patches, ``(B, heads, G)``, without the class token's own, and their centres ``(B, G, 3)``.
+
+        Raises:
+            ValueError: an encoder without class token.
+        """
+        if self.cls_token is None:
+            raise ValueError("attention of the class token needs an encoder with one; this has num_cls_tokens=0")
+        patches: Patches = self.tokenizer(xyz)
+        attention = self.transformer.last_attention(*self._sequence(patches.tokens, patches.centers, None))
+        return attention[:, :, 0, 1:], patches.centers
 
     def encode(self, xyz: Tensor, pooling: Pooling = "max+mean") -> Tensor:
         """One feature vector per cloud, of all patches after the final norm; never masked.
@@ -168,7 +190,7 @@ class PointViT(nn.Module):
         Args:
             xyz: ``(B, N, 3)``.
             pooling: over the G patch tokens: ``"max"``, ``"mean"``, ``"max+mean"`` (their sum),
-                ``"concat(max,mean)"`` or ``"concat(cls,max,mean)"``.
+                ``"concat(max,mean)"`` or ``"concat(cls,max,mean)"``; or ``"cls"``, the class token alone.
 
         Returns:
             ``(B, C)``, ``(B, 2C)`` or ``(B, 3C)``.
@@ -176,24 +198,31 @@ class PointViT(nn.Module):
         Raises:
             ValueError: an unknown pooling, or one with the class token of an encoder that has none.
         """
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
-        tokens, _, cls = self.forward(xyz)
-        largest, mean = tokens.amax(1), tokens.mean(1)
-        if pooling == "max":
-            return largest
-        if pooling == "mean":
-            return mean
-        if pooling == "max+mean":
-            return largest + mean
-        if pooling == "concat(max,mean)":
-            return torch.cat([largest, mean], dim=1)
-        if cls is None:
-            raise ValueError(
-                'pooling "concat(cls,max,mean)" needs a class token; this encoder was built with num_cls_tokens=0'
-            )
-        return torch.cat([cls[:, 0], largest, mean], dim=1)
+        return pool(self.forward(xyz), pooling)
 
     def undecayed(self) -> list[nn.Parameter]:
         """Matrices that weight decay leaves alone: the class tokens, but not their positions."""
         return [] if self.cls_token is None else [self.cls_token]
+
+
+def pool(output: EncoderOutput, pooling: str) -> Tensor:
+    """One vector per cloud from its tokens, see :meth:`PointViT.encode`.
+
+    Raises:
+        ValueError: an unknown pooling, or one with the class token of an encoder that has none.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+    if "cls" in pooling and output.cls is None:
+        raise ValueError(f'pooling "{pooling}" needs a class token; this encoder was built with num_cls_tokens=0')
+    largest, mean = output.tokens.amax(1), output.tokens.mean(1)
+    cls = [] if output.cls is None else [output.cls[:, 0]]
+    if pooling == "max":
+        return largest
+    if pooling == "mean":
+        return mean
+    if pooling == "max+mean":
+        return largest + mean
+    if pooling == "concat(max,mean)":
+        return torch.cat([largest, mean], dim=1)
+    return cls[0] if pooling == "cls" else torch.cat([*cls, largest, mean], dim=1)

@@ -27,31 +27,43 @@ def drop_path_scales(noise: Tensor, rates: Sequence[float]) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; no bias on queries, keys and values, a bias on the output projection.
+    """Multi-head self-attention; by default no bias on queries, keys and values, a bias on the output projection.
 
     Args:
         embed_dim: token width C.
         num_heads: heads, each C / num_heads wide; scores are scaled by the inverse square root of that.
+        qkv_bias: a bias on queries, keys and values.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int) -> None:
+    def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool = False) -> None:
         super().__init__()
         if embed_dim % num_heads:
             raise ValueError(
                 f"embed_dim must be a multiple of num_heads, got embed_dim={embed_dim}, num_heads={num_heads}"
             )
         self.num_heads = num_heads
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.projection = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, tokens: Tensor, sees: Tensor | None = None) -> Tensor:
         """Map ``(B, T, C)`` to ``(B, T, C)``; ``sees`` ``(T, T)`` bool, whether token i may attend to token j."""
+        query, key, value = self._heads(tokens)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sees)
+        result: Tensor = self.projection(mixed.transpose(1, 2).reshape(tokens.shape))
+        return result
+
+    def weights(self, tokens: Tensor) -> Tensor:
+        """How much each token attends to each other, ``(B, T, C)`` to ``(B, heads, T, T)``; rows sum to 1."""
+        query, key, _ = self._heads(tokens)
+        weights: Tensor = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
+        return weights
+
+    def _heads(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each ``(B, heads, T, C / heads)``."""
         batch, length, width = tokens.shape
         qkv = self.qkv(tokens).view(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sees)
-        result: Tensor = self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
-        return result
+        return query, key, value
 
 
 class TransformerBlock(nn.Module):
@@ -61,14 +73,18 @@ class TransformerBlock(nn.Module):
         embed_dim: token width C.
         num_heads: attention heads.
         mlp_ratio: hidden width of the MLP over C.
+        qkv_bias: a bias on queries, keys and values.
+        norm_eps: what the norms add to the variance.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(
+        self, embed_dim: int, num_heads: int, mlp_ratio: float = 4.0, qkv_bias: bool = False, norm_eps: float = 1e-5
+    ) -> None:
         super().__init__()
         hidden = int(embed_dim * mlp_ratio)
-        self.norm1 = nn.LayerNorm(embed_dim)
-        self.attention = Attention(embed_dim, num_heads)
-        self.norm2 = nn.LayerNorm(embed_dim)
+        self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.attention = Attention(embed_dim, num_heads, qkv_bias)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.mlp = nn.Sequential(nn.Linear(embed_dim, hidden), nn.GELU(), nn.Linear(hidden, embed_dim))
 
     def forward(self, tokens: Tensor, path_scales: Tensor | None = None, sees: Tensor | None = None) -> Tensor:
@@ -96,6 +112,8 @@ class Transformer(nn.Module):
         mlp_ratio: hidden width of the MLPs over C.
         drop_path: stochastic depth, rising linearly from 0 in the first block to this rate in the last.
         add_position: see above.
+        qkv_bias: a bias on queries, keys and values.
+        norm_eps: what the blocks' norms add to the variance.
 
     Raises:
         ValueError: a depth below 1 or a drop path rate outside of [0, 1).
@@ -110,6 +128,8 @@ class Transformer(nn.Module):
         mlp_ratio: float = 4.0,
         drop_path: float = 0.1,
         add_position: AddPosition = "every_block",
+        qkv_bias: bool = False,
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         if depth < 1:
@@ -120,16 +140,18 @@ class Transformer(nn.Module):
             raise ValueError(f'add_position must be "every_block" or "once", got {add_position!r}')
         self.add_position = add_position
         self.drop_path_rates = torch.linspace(0.0, drop_path, depth).tolist()
-        self.blocks = nn.ModuleList([TransformerBlock(embed_dim, num_heads, mlp_ratio) for _ in range(depth)])
+        self.blocks = nn.ModuleList(
+            [TransformerBlock(embed_dim, num_heads, mlp_ratio, qkv_bias, norm_eps) for _ in range(depth)]
+        )
 
     def forward(
-        self, tokens: Tensor, position: Tensor, path_scales: Tensor | None = None, sees: Tensor | None = None
+        self, tokens: Tensor, position: Tensor | None, path_scales: Tensor | None = None, sees: Tensor | None = None
     ) -> Tensor:
         """Run all blocks.
 
         Args:
             tokens: ``(B, T, C)``.
-            position: ``(B, T, C)`` position embedding.
+            position: ``(B, T, C)`` position embedding, or None.
             path_scales: ``(depth, 2, B)`` from :func:`drop_path_scales`. Left out, they are drawn from PyTorch's
                 default generator in training mode; evaluation mode drops nothing, whatever is given.
             sees: ``(T, T)`` bool, whether token i attends to token j; left out, all attend to all.
@@ -142,7 +164,7 @@ class Transformer(nn.Module):
     def layers(
         self,
         tokens: Tensor,
-        position: Tensor,
+        position: Tensor | None,
         path_scales: Tensor | None = None,
         sees: Tensor | None = None,
         *,
@@ -156,9 +178,19 @@ class Transformer(nn.Module):
             path_scales = drop_path_scales(noise, self.drop_path_rates)
         kept = []
         for index, block in enumerate(self.blocks):
-            if index == 0 or self.add_position == "every_block":
+            if position is not None and (index == 0 or self.add_position == "every_block"):
                 tokens = tokens + position
             tokens = block(tokens, None if path_scales is None else path_scales[index], sees)
             if index in keep:
                 kept.append(tokens)
         return tokens, kept
+
+    def last_attention(self, tokens: Tensor, position: Tensor | None) -> Tensor:
+        """How much each token attends to each other in the last block, ``(B, heads, T, T)``; nothing is dropped."""
+        *first, last = [block for block in self.blocks if isinstance(block, TransformerBlock)]
+        for index, block in enumerate((*first, last)):
+            if position is not None and (index == 0 or self.add_position == "every_block"):
+                tokens = tokens + position
+            if block is not last:
+                tokens = block(tokens)
+        return last.attention.weights(last.norm1(tokens))

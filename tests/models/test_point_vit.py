@@ -57,6 +57,7 @@ def test_poolings_are_what_their_names_say(objects: Tensor) -> None:
         "max+mean": largest + mean,
         "concat(max,mean)": torch.cat([largest, mean], 1),
         "concat(cls,max,mean)": torch.cat([cls[:, 0], largest, mean], 1),
+        "cls": cls[:, 0],
     }
     assert set(expected) == set(POOLINGS)
     for pooling, value in expected.items():
@@ -152,8 +153,9 @@ def test_bad_sizes_are_refused(changes: dict[str, Any], message: str) -> None:
 def test_bad_pooling_is_refused(objects: Tensor) -> None:
     with pytest.raises(ValueError, match=r"pooling must be one of max, mean.*got 'median'"):
         small().encode(objects, "median")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="num_cls_tokens=0"):
-        small().encode(objects, "concat(cls,max,mean)")
+    for pooling in ("concat(cls,max,mean)", "cls"):
+        with pytest.raises(ValueError, match="num_cls_tokens=0"):
+            small().encode(objects, pooling)  # type: ignore[arg-type]
 
 
 def test_reset_parameters_leaves_nothing_of_the_training(objects: Tensor) -> None:

@@ -1,0 +1,68 @@
+"""DGCNN as a backbone of self-supervised methods."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pc3d.models.object_encoder import ObjectEncoder, check_clouds, reset_layers
+from pc3d.nn.batch_norm import GlobalBatchNorm
+from pc3d.nn.shared_mlp import EdgeConv, SharedMLP
+
+WIDTHS = (64, 64, 128, 256)
+
+
+class DGCNN(ObjectEncoder):
+    """Four edge convolutions, each among the neighbours in the features of the one before.
+
+    Widths 64, 64, 128 and 256; their outputs, joined, go through a shared layer 512→1024, maximum and mean over the
+    cloud give 2048, a linear layer and batch norm C. Features do not depend on the order of the points.
+
+    Args:
+        embed_dim: C.
+        k: neighbours of each point; 20 for clouds of 1,024 points, 40 for 2,048.
+        num_points: points per cloud that the encoder is meant for. Nothing is computed from it: it is kept with the
+            weights.
+
+    Raises:
+        ValueError: a size below 1.
+
+    Source:
+        Dynamic Graph CNN (Wang et al., 2019), section 4.1, up to the first fully connected layer, without dropout.
+    """
+
+    pooling = "max and mean over points"
+
+    def __init__(self, embed_dim: int = 512, k: int = 20, num_points: int = 1024) -> None:
+        super().__init__()
+        for name, value in (("embed_dim", embed_dim), ("k", k)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.config = {"embed_dim": embed_dim, "k": k, "num_points": num_points}
+        self.embed_dim, self.k = embed_dim, k
+        self.edges = nn.ModuleList(
+            EdgeConv(before, after, k) for before, after in zip((3, *WIDTHS[:-1]), WIDTHS, strict=True)
+        )
+        self.mix = SharedMLP((sum(WIDTHS), 1024), negative_slope=0.2)
+        self.linear = nn.Linear(2048, embed_dim, bias=False)
+        self.norm = GlobalBatchNorm(embed_dim)
+
+    def reset_parameters(self) -> None:
+        """Fresh weights, as PyTorch initialises linear layers."""
+        self.apply(reset_layers)
+
+    def forward(self, xyz: Tensor) -> Tensor:
+        """Features of every point, ``(B, N, 3)`` to ``(B, N, 1024)``; N at least k."""
+        check_clouds(xyz, self.k, "k")
+        features, found = xyz, []
+        for layer in self.edges:
+            features = layer(features)
+            found.append(features)
+        mixed: Tensor = self.mix(torch.cat(found, dim=2))
+        return mixed
+
+    def encode(self, xyz: Tensor, pooling: str = "max+mean") -> Tensor:
+        """One feature vector per cloud, ``(B, N, 3)`` to ``(B, C)``; always from maximum and mean, side by side."""
+        points = self.forward(xyz)
+        features: Tensor = self.norm(self.linear(torch.cat([points.amax(1), points.mean(1)], dim=1)))
+        return features

@@ -1,0 +1,71 @@
+"""What every encoder of objects offers, whatever it is made of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ObjectEncoder(nn.Module, ABC):
+    """A network that turns a cloud into one vector: what probes score and methods of whole clouds train.
+
+    Attributes:
+        config: the constructor's arguments as plain data; the class and they rebuild the network.
+        embed_dim: C, the width of :meth:`encode` by its default pooling.
+    """
+
+    config: dict[str, Any]
+    embed_dim: int
+
+    @abstractmethod
+    def encode(self, xyz: Tensor, pooling: Any = ...) -> Tensor:
+        """One feature vector per cloud.
+
+        Call ``eval()`` first: batch statistics and drop path of training mode make features depend on the batch.
+
+        Args:
+            xyz: ``(B, N, 3)``.
+            pooling: of an encoder with tokens, how they become one vector; each has a default of width C. An encoder
+                without tokens takes any of those names and does what it always does.
+
+        Returns:
+            ``(B, C)``, or a multiple of C where a pooling joins several vectors.
+        """
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Fresh weights from PyTorch's default generator."""
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """Parameters of more than one dimension that weight decay leaves alone."""
+        return []
+
+
+def check_clouds(xyz: Tensor, at_least: int, reason: str) -> None:
+    """Refuse what is not a batch of clouds of so many points.
+
+    Args:
+        xyz: to be ``(B, N, 3)``.
+        at_least: the fewest points that the encoder can work with.
+        reason: the argument that asks for them, for the message.
+
+    Raises:
+        ValueError: another shape, or fewer points.
+    """
+    if xyz.ndim != 3 or xyz.shape[-1] != 3:
+        raise ValueError(f"xyz must have shape (B, N, 3), got {tuple(xyz.shape)}")
+    if xyz.shape[1] < at_least:
+        raise ValueError(
+            f"clouds have {xyz.shape[1]} points, fewer than {reason}={at_least}; give denser clouds or build the "
+            f"encoder with a smaller {reason}"
+        )
+
+
+@torch.no_grad()
+def reset_layers(module: nn.Module) -> None:
+    """Linear layers and norms as PyTorch initialises them; for ``Module.apply``."""
+    if isinstance(module, nn.Linear | nn.LayerNorm | nn.modules.batchnorm._BatchNorm):
+        module.reset_parameters()

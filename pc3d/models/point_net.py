@@ -1,0 +1,51 @@
+"""PointNet as a backbone of self-supervised methods."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pc3d.models.object_encoder import ObjectEncoder, check_clouds, reset_layers
+from pc3d.nn.shared_mlp import SharedMLP
+
+
+class PointNet(ObjectEncoder):
+    """Every point by itself through 3→64→64→64→128→C, then the maximum over the cloud.
+
+    Without the transforms of input and features, as the self-supervised literature uses it (STRL, Huang et al., 2021;
+    POS-BERT, Fu et al., 2022). Features do not depend on the order of the points, and clouds may have any number.
+
+    Args:
+        embed_dim: C.
+        num_points: points per cloud that the encoder is meant for. Nothing is computed from it: it is kept with the
+            weights.
+
+    Raises:
+        ValueError: a width below 1.
+
+    Source:
+        PointNet (Qi et al., 2017), section 4.2.
+    """
+
+    pooling = "max over points"
+
+    def __init__(self, embed_dim: int = 512, num_points: int = 1024) -> None:
+        super().__init__()
+        if embed_dim < 1:
+            raise ValueError(f"embed_dim must be at least 1, got {embed_dim}")
+        self.config = {"embed_dim": embed_dim, "num_points": num_points}
+        self.embed_dim = embed_dim
+        self.mlp = SharedMLP((3, 64, 64, 64, 128, embed_dim))
+
+    def reset_parameters(self) -> None:
+        """Fresh weights, as PyTorch initialises linear layers."""
+        self.apply(reset_layers)
+
+    def forward(self, xyz: Tensor) -> Tensor:
+        """Features of every point, ``(B, N, 3)`` to ``(B, N, C)``."""
+        check_clouds(xyz, 1, "num_points")
+        features: Tensor = self.mlp(xyz)
+        return features
+
+    def encode(self, xyz: Tensor, pooling: str = "max") -> Tensor:
+        """One feature vector per cloud, ``(B, N, 3)`` to ``(B, C)``; always the maximum over the points."""
+        return self.forward(xyz).amax(1)

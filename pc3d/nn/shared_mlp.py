@@ -1,0 +1,83 @@
+"""Layers that treat every point alike: PointNet's shared MLP and DGCNN's edge convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pc3d.nn.batch_norm import GlobalBatchNorm
+from pc3d.ops import gather, knn
+
+
+class SharedMLP(nn.Module):
+    """Linear without bias, batch norm and (leaky) ReLU for each width, on every point by itself.
+
+    What point networks write as convolutions of kernel size 1 (PointNet, Qi et al., 2017).
+
+    Args:
+        dims: widths from input to output.
+        negative_slope: of the leaky ReLU; 0 for ReLU.
+    """
+
+    def __init__(self, dims: Sequence[int], negative_slope: float = 0.0) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in pairwise(dims):
+            activation = nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU()
+            layers += [nn.Linear(before, after, bias=False), GlobalBatchNorm(after), activation]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map ``(..., C_in)`` to ``(..., C_out)``."""
+        mapped: Tensor = self.layers(features.reshape(-1, features.shape[-1]))
+        return mapped.view(*features.shape[:-1], -1)
+
+
+class EdgeConv(nn.Module):
+    """Each point's largest response to the edges to its k nearest points, itself among them.
+
+    ``max_j leaky_relu(norm(W concat(x_j - x_i, x_i)))``, with neighbours in the space of the features.
+
+    Args:
+        in_features: of the points.
+        out_features: of the result.
+        k: neighbours.
+        negative_slope: of the leaky ReLU.
+
+    Source:
+        Dynamic Graph CNN (Wang et al., 2019), section 3.1 and equation 8.
+    """
+
+    def __init__(self, in_features: int, out_features: int, k: int, negative_slope: float = 0.2) -> None:
+        super().__init__()
+        self.k = k
+        self.linear = nn.Linear(2 * in_features, out_features, bias=False)
+        self.norm = GlobalBatchNorm(out_features)
+        self.activation = nn.LeakyReLU(negative_slope)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map ``(B, N, C_in)`` to ``(B, N, C_out)``; N at least k."""
+        neighbors = nearest_features(features, self.k)
+        # W (x_j - x_i, x_i) = A x_j + (B - A) x_i with W = (A, B): multiplied once per point, not once per edge.
+        of_neighbor, of_center = self.linear.weight.chunk(2, dim=1)
+        centers = F.linear(features, of_center - of_neighbor)
+        edges = gather(F.linear(features, of_neighbor), neighbors) + centers[:, :, None]
+        normed: Tensor = self.activation(self.norm(edges.flatten(0, 2)))
+        return normed.view(edges.shape).amax(2)
+
+
+@torch.no_grad()
+def nearest_features(features: Tensor, k: int) -> Tensor:
+    """Indices ``(B, N, k)`` of the k points nearest to each in feature space ``(B, N, C)``, itself among them."""
+    with torch.autocast(features.device.type, enabled=False):
+        features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+        if features.shape[-1] == 3:
+            return knn(features, k).index
+        centred = features - features.mean(1, keepdim=True)  # for what is left after the subtraction of squares
+        squares = centred.square().sum(-1)
+        closeness = 2 * centred @ centred.mT - squares[:, None, :]
+        return closeness.topk(k, dim=-1).indices
