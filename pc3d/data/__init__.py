@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pc3d.data.aligned import AlignedSet, ChooseTargets, Ensemble, Targets, TurnSlightly, targets_of
+from pc3d.data.aligned_files import AlignedShards, OpenShapeFiles
 from pc3d.data.arrays import ArrayDataset
 from pc3d.data.color_transforms import (
     ChromaticAutoContrast,
@@ -77,14 +79,18 @@ __all__ = [
     "SHAPENET55",
     "SHAPENET_PARTS",
     "STRUCTURED3D_CLASSES",
+    "AlignedSet",
+    "AlignedShards",
     "ArrayDataset",
     "BadFileError",
     "CenterShift",
+    "ChooseTargets",
     "ChromaticAutoContrast",
     "ChromaticJitter",
     "ChromaticTranslation",
     "Compose",
     "ElasticDistortion",
+    "Ensemble",
     "EpochSampler",
     "FarthestPointSample",
     "FewShotEpisode",
@@ -106,6 +112,7 @@ __all__ = [
     "ModelNetResampled",
     "Normalize",
     "ObjectSet",
+    "OpenShapeFiles",
     "PointBatch",
     "PointCloud",
     "PointDataModule",
@@ -133,7 +140,9 @@ __all__ = [
     "SkippedFile",
     "SphereCrop",
     "Structured3D",
+    "Targets",
     "Transform",
+    "TurnSlightly",
     "TurnUp",
     "collate",
     "few_shot_episodes",
@@ -145,6 +154,7 @@ __all__ = [
     "read_scene",
     "sample_generator",
     "split_train_validation",
+    "targets_of",
     "voting_views",
 ]
 

@@ -7,6 +7,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pc3d.data.dataset import BadFileError
 
 
@@ -45,8 +47,43 @@ def load_array_pickle(path: Path | str) -> Any:
         BadFileError: the file is truncated, or asks for anything but arrays and plain values.
     """
     path = Path(path)
-    data = path.read_bytes()
+    return _unpickle(path, io.BytesIO(path.read_bytes()))
+
+
+def load_object_array(path: Path | str) -> Any:
+    """Read a ``.npy`` file of Python objects, which NumPy stores as a pickle, as :func:`load_array_pickle` would.
+
+    Returns:
+        The array; of a file with a single object, that object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BadFileError: the file is truncated, or holds anything but arrays and plain values.
+    """
+    path = Path(path)
+    file = io.BytesIO(path.read_bytes())
     try:
-        return _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        _, _, dtype = header(file)
+    except (ValueError, EOFError) as error:
+        raise BadFileError(path, f"is not a .npy file: {error}") from error
+    if not dtype.hasobject:
+        file.seek(0)
+        return _plain_array(path, file)
+    array = _unpickle(path, file)
+    return array.item() if isinstance(array, np.ndarray) and array.shape == () else array
+
+
+def _plain_array(path: Path, file: io.BytesIO) -> Any:
+    try:
+        return np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise BadFileError(path, f"is not a readable .npy file: {error}") from error
+
+
+def _unpickle(path: Path, file: io.BytesIO) -> Any:
+    try:
+        return _ArrayUnpickler(file, encoding="latin1").load()
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
         raise BadFileError(path, f"is not a pickle of NumPy arrays: {error}") from error

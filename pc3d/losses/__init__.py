@@ -1,16 +1,21 @@
 """Losses: functions of tensors."""
 
+from pc3d.losses.alignment import Alignment, Dropped, negatives_to_keep, shape_contrast
 from pc3d.losses.contrast import Contrast, mean_token_cosine, token_contrast
 from pc3d.losses.info_nce import info_nce
 from pc3d.losses.reconstruction import ChamferKind, patch_chamfer
 from pc3d.losses.self_distillation import self_distillation
 
 __all__ = [
+    "Alignment",
     "ChamferKind",
     "Contrast",
+    "Dropped",
     "info_nce",
     "mean_token_cosine",
+    "negatives_to_keep",
     "patch_chamfer",
     "self_distillation",
+    "shape_contrast",
     "token_contrast",
 ]

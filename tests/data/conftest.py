@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,7 @@ import torch
 
 from pc3d.data import Household, PointCloud
 
+sys.path.insert(0, str(Path(__file__).parent))  # for the helpers beside the tests
 ASSETS = Path(__file__).parents[1] / "assets"
 
 

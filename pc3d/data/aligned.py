@@ -1,0 +1,299 @@
+"""Shapes with stored features of their texts and pictures, for training against a frozen 2D model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pc3d.data.dataset import PointDataset
+from pc3d.data.transforms import Transform
+from pc3d.data.types import PointBatch, PointCloud
+
+RAW, RETRIEVAL, CAPTION = "raw", "retrieval", "caption"
+THUMBNAIL, RENDERING = "thumbnail", "rendering"
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Features of the texts and pictures of one shape. They are kept in ``meta["targets"]`` of its cloud.
+
+    Attributes:
+        text_features: ``(T, D)`` float32, not necessarily of unit length; T may be 0.
+        image_features: ``(V, E)`` float32; V may be 0.
+        texts: the T texts.
+        text_kinds: of each text ``"raw"`` (a name that the shape came with), ``"caption:WHO"`` (by the captioner WHO)
+            or ``"retrieval"`` (of a similar picture on the web).
+        image_kinds: of each picture ``"thumbnail"`` (made by the author of the shape) or ``"rendering"``.
+
+    Raises:
+        ValueError: the lists do not go with the features.
+    """
+
+    text_features: Tensor
+    image_features: Tensor
+    texts: tuple[str, ...]
+    text_kinds: tuple[str, ...]
+    image_kinds: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name, features, lists in (
+            ("text_features", self.text_features, (self.texts, self.text_kinds)),
+            ("image_features", self.image_features, (self.image_kinds,)),
+        ):
+            if features.ndim != 2 or any(len(values) != len(features) for values in lists):
+                lengths = [len(values) for values in lists]
+                raise ValueError(
+                    f"{name} must have a row per entry of its lists {lengths}, got {tuple(features.shape)}"
+                )
+
+    def select(self, texts: Sequence[int], images: Sequence[int]) -> Targets:
+        """Some of the texts and some of the pictures."""
+        return Targets(
+            self.text_features[list(texts)],
+            self.image_features[list(images)],
+            tuple(self.texts[i] for i in texts),
+            tuple(self.text_kinds[i] for i in texts),
+            tuple(self.image_kinds[i] for i in images),
+        )
+
+
+def targets_of(batch: PointBatch) -> list[Targets]:
+    """The targets of each cloud of a batch.
+
+    Raises:
+        ValueError: a cloud has none.
+    """
+    found = [meta.get("targets") for meta in batch.meta]
+    if not found or any(not isinstance(entry, Targets) for entry in found):
+        raise ValueError(
+            "clouds have no targets, the features of their texts and pictures: load them with OpenShapeFiles, "
+            "AlignedShards or AlignedSet"
+        )
+    return [entry for entry in found if isinstance(entry, Targets)]
+
+
+class ChooseTargets(Transform):
+    """Choose the texts and pictures that a shape is trained with this time (OpenShape, section 3.1, and its code).
+
+    The first text: each kind that the shape has gives one candidate (a uniformly drawn raw text; the caption of a
+    uniformly drawn captioner, none if that one wrote nothing; a uniformly drawn retrieved text), and one of the
+    candidates is drawn uniformly. A shape may end up without text: then it is trained with its picture alone. The first
+    picture: the thumbnail, where there is one, with a given probability, else a uniformly drawn rendering. Further ones
+    are drawn uniformly, without repetition, from what is left.
+
+    Args:
+        num_texts: texts, 1 as published; more are further positives. A shape with fewer gives all.
+        num_images: pictures, likewise.
+        kinds: which kinds of text are used.
+        captioners: who may be drawn; None draws among those that wrote something for the shape.
+        thumbnail_probability: see above.
+
+    Raises:
+        ValueError: a number below 0, an unknown kind, or a probability outside of [0, 1].
+    """
+
+    def __init__(
+        self,
+        num_texts: int = 1,
+        num_images: int = 1,
+        kinds: Sequence[str] = (RAW, CAPTION, RETRIEVAL),
+        captioners: Sequence[str] | None = ("blip", "azure"),
+        thumbnail_probability: float = 0.5,
+    ) -> None:
+        if num_texts < 0 or num_images < 0:
+            raise ValueError(f"num_texts and num_images must not be negative, got {num_texts} and {num_images}")
+        unknown = sorted(set(kinds) - {RAW, CAPTION, RETRIEVAL})
+        if unknown:
+            raise ValueError(f"kinds must be among raw, caption, retrieval, got {unknown}")
+        if not 0.0 <= thumbnail_probability <= 1.0:
+            raise ValueError(f"thumbnail_probability must be in [0, 1], got {thumbnail_probability}")
+        self.num_texts, self.num_images, self.kinds = num_texts, num_images, tuple(kinds)
+        self.captioners = None if captioners is None else tuple(captioners)
+        self.thumbnail_probability = thumbnail_probability
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        targets = cloud.meta.get("targets")
+        if not isinstance(targets, Targets):
+            name = f" ({cloud.meta['id']})" if "id" in cloud.meta else ""
+            raise ValueError(f"the cloud{name} has no targets to choose from: load it with AlignedShards or the like")
+        texts = self._texts(targets, generator)
+        images = self._images(targets, generator)
+        return cloud.replace(meta={**cloud.meta, "targets": targets.select(texts, images)})
+
+    def _texts(self, targets: Targets, generator: torch.Generator) -> list[int]:
+        if self.num_texts == 0:
+            return []
+        usable = [i for i, kind in enumerate(targets.text_kinds) if kind.partition(":")[0] in self.kinds]
+        candidates = [self._one_of(targets, kind, generator) for kind in self.kinds]
+        present = [index for index in candidates if index is not None]
+        if not present:
+            return []
+        first = _draw(present, generator)
+        return [first, *_draw_several([i for i in usable if i != first], self.num_texts - 1, generator)]
+
+    def _one_of(self, targets: Targets, kind: str, generator: torch.Generator) -> int | None:
+        wanted = kind
+        if kind == CAPTION:
+            wrote = sorted({k for k in targets.text_kinds if k.startswith(f"{CAPTION}:")})
+            named = wrote if self.captioners is None else [f"{CAPTION}:{who}" for who in self.captioners]
+            if not named:
+                return None
+            wanted = _draw(named, generator)
+        members = [i for i, found in enumerate(targets.text_kinds) if found == wanted]
+        return _draw(members, generator) if members else None
+
+    def _images(self, targets: Targets, generator: torch.Generator) -> list[int]:
+        thumbnails = [i for i, kind in enumerate(targets.image_kinds) if kind == THUMBNAIL]
+        renderings = [i for i, kind in enumerate(targets.image_kinds) if kind == RENDERING]
+        if self.num_images == 0 or not targets.image_kinds:
+            return []
+        lucky = float(torch.rand((), generator=generator, dtype=torch.float64)) < self.thumbnail_probability
+        first = _draw(thumbnails if thumbnails and (lucky or not renderings) else renderings, generator)
+        rest = [i for i in range(len(targets.image_kinds)) if i != first]
+        return [first, *_draw_several(rest, self.num_images - 1, generator)]
+
+
+def _draw(values: Sequence[Any], generator: torch.Generator) -> Any:
+    return values[int(torch.randint(len(values), (), generator=generator))]
+
+
+def _draw_several(values: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
+    order = torch.randperm(len(values), generator=generator)[: max(count, 0)]
+    return [values[i] for i in order.tolist()]
+
+
+class TurnSlightly(Transform):
+    """A small random turn about all three axes, angles normal and clipped (PointNet++'s rotation perturbation).
+
+    Points are row vectors multiplied by ``Rz Ry Rx``; normals follow.
+
+    Args:
+        std: of each angle, in radians.
+        clip: largest angle.
+    """
+
+    def __init__(self, std: float = 0.06, clip: float = 0.18) -> None:
+        if std < 0 or clip < 0:
+            raise ValueError(f"std and clip must not be negative, got {std} and {clip}")
+        self.std, self.clip = float(std), float(clip)
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        angles = (torch.randn(3, generator=generator, dtype=torch.float64) * self.std).clamp(-self.clip, self.clip)
+        matrix = torch.eye(3, dtype=torch.float64)
+        for axis in (0, 1, 2):
+            sine, cosine = angles[axis].sin(), angles[axis].cos()
+            first, second = (axis + 1) % 3, (axis + 2) % 3
+            turn = torch.eye(3, dtype=torch.float64)
+            turn[first, first] = turn[second, second] = cosine
+            turn[first, second], turn[second, first] = -sine, sine
+            matrix = turn @ matrix
+        normal = None if cloud.normal is None else cloud.normal @ matrix.to(cloud.normal.dtype)
+        return cloud.replace(xyz=cloud.xyz @ matrix.to(cloud.xyz.dtype), normal=normal)
+
+
+class StoredFeatures(Protocol):
+    """Features by id, as :class:`pc3d.image.FeatureStore` keeps them."""
+
+    def __contains__(self, item: object) -> bool:
+        """Whether there are features of an item."""
+
+    def __getitem__(self, item: str) -> Mapping[str, Tensor]:
+        """Features of an item by name."""
+
+
+class AlignedSet(PointDataset):
+    """Any data set, joined by id with stored features of its texts and pictures.
+
+    Args:
+        dataset: clouds with ``meta["id"]``; a cloud's ``text`` is its one raw text.
+        texts: features of each text under ``text_feature``, ``(1, D)``; None for none. An id that is not there is a
+            shape without text.
+        images: features of the pictures under ``"image"``, ``(V, E)``, likewise.
+        text_feature: ``"prompt_avg"`` (over templates, published for names) or ``"original"``.
+        transform: applied to every item, such as :class:`ChooseTargets`.
+
+    Raises:
+        ValueError: neither texts nor images are given.
+    """
+
+    def __init__(
+        self,
+        dataset: PointDataset,
+        texts: StoredFeatures | None = None,
+        images: StoredFeatures | None = None,
+        *,
+        text_feature: Literal["prompt_avg", "original"] = "prompt_avg",
+        transform: Transform | None = None,
+    ) -> None:
+        if texts is None and images is None:
+            raise ValueError("texts and images are both None: there is nothing to align shapes with")
+        self.dataset, self.texts, self.images = dataset, texts, images
+        self.text_feature, self.transform = text_feature, transform
+        self.classes, self.parts, self.skipped = dataset.classes, dataset.parts, dataset.skipped
+        self.labels, self.groups = dataset.labels, dataset.groups
+
+    def load(self, index: int) -> PointCloud:
+        cloud = self.dataset.load(index)
+        item = str(cloud.meta["id"])
+        text = _rows(self.texts, item, self.text_feature)
+        image = _rows(self.images, item, "image")
+        names = (cloud.text or "",) * len(text)
+        targets = Targets(text, image, names, (RAW,) * len(text), (RENDERING,) * len(image))
+        return cloud.replace(meta={**cloud.meta, "targets": targets})
+
+
+def _rows(stored: StoredFeatures | None, item: str, name: str) -> Tensor:
+    return torch.zeros(0, 0) if stored is None or item not in stored else stored[item][name]
+
+
+class Ensemble(PointDataset):
+    """Several data sets as one, each with a weight.
+
+    With weight w, every item of a set is visited ``floor(w)`` times an epoch; the fraction left over adds
+    ``round(fraction * size)`` visits of items drawn anew each epoch. Items have no labels here: classes of different
+    sets do not mean the same.
+
+    Args:
+        datasets: the sets; their own transforms stay in force.
+        weights: visits of each item per epoch, one number per set; all 1 when left out.
+
+    Raises:
+        ValueError: no set, or weights that are not one positive number per set.
+    """
+
+    def __init__(self, datasets: Sequence[PointDataset], weights: Sequence[float] | None = None) -> None:
+        self.datasets = list(datasets)
+        self.weights = [1.0] * len(self.datasets) if weights is None else [float(weight) for weight in weights]
+        if not self.datasets or len(self.weights) != len(self.datasets) or min(self.weights) <= 0:
+            raise ValueError(
+                f"weights must be one positive number for each of the {len(self.datasets)} data sets, got {weights}"
+            )
+        sizes = [round(weight * len(one)) for one, weight in zip(self.datasets, self.weights, strict=True)]
+        self._bounds = np.cumsum([0, *sizes])
+        self.skipped = tuple(file for one in self.datasets for file in one.skipped)
+        self.labels = torch.full((int(self._bounds[-1]),), -1, dtype=torch.int64)
+
+    def load(self, index: int) -> PointCloud:
+        one, position = self._place(index)
+        return one.load(position % len(one)).replace(label=None)
+
+    def sample(self, index: int, generator: torch.Generator) -> PointCloud:
+        index = self._checked(index)
+        one, position = self._place(index)
+        whole = len(one) * (position // len(one) + 1)
+        visits = int(self._bounds[self._number(index) + 1] - self._bounds[self._number(index)])
+        if whole > visits:  # in the last, incomplete round
+            position = int(torch.randint(len(one), (), generator=generator))
+        return one.sample(position % len(one), generator).replace(label=None)
+
+    def _number(self, index: int) -> int:
+        return int(np.searchsorted(self._bounds, index, side="right")) - 1
+
+    def _place(self, index: int) -> tuple[PointDataset, int]:
+        number = self._number(index)
+        return self.datasets[number], index - int(self._bounds[number])

@@ -1,0 +1,356 @@
+"""Where shapes with stored text and picture features lie: OpenShape's released files, and shards of them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pc3d.data.aligned import RAW, RENDERING, RETRIEVAL, THUMBNAIL, Targets
+from pc3d.data.dataset import BadFileError, MissingDataError, PointDataset
+from pc3d.data.pickles import load_object_array
+from pc3d.data.transforms import Transform
+from pc3d.data.types import PointCloud
+
+_WITH_THUMBNAIL = "Objaverse"
+_CAPTIONS = {"blip_caption": "caption:blip", "msft_caption": "caption:azure"}
+_SOURCE = "OpenShape's release (github.com/Colin97/OpenShape_code, section on training data)"
+_TERMS = "those of Objaverse, ShapeNetCore, 3D-FUTURE and ABO, per shape"
+_TOOL = "data_tools/convert_openshape.py makes it"
+
+
+def read_text_filter(path: Path | str) -> frozenset[str]:
+    """Ids whose raw texts say nothing: those flagged ``"N"`` in a file like OpenShape's ``gpt4_filtering.json``.
+
+    Raises:
+        BadFileError: the file is not a JSON object of ``id: {"flag": ...}``.
+    """
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        return frozenset(name for name, entry in entries.items() if entry["flag"] == "N")
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise BadFileError(path, f'is not a JSON object of id: {{"flag": "Y" or "N"}} ({error!r})') from error
+
+
+def without_raw_texts(targets: Targets) -> Targets:
+    """The targets but for the texts of the kind ``"raw"``."""
+    kept = [i for i, kind in enumerate(targets.text_kinds) if kind != RAW]
+    return targets.select(kept, range(len(targets.image_kinds)))
+
+
+class OpenShapeFiles(PointDataset):
+    """Shapes as OpenShape released them: a pickled dictionary in a ``.npy`` file each, and a list of them.
+
+    Clouds come in pc3d's frame (z up, right-handed; the files are y up), otherwise as stored: 10,000 points, colours,
+    ``meta["id"]``, ``meta["dataset"]`` and ``meta["targets"]``. The pickles are read without running what they name.
+    Thumbnails of other sets than Objaverse are left out, as in the released code.
+
+    Args:
+        root: where the paths of the list start.
+        split: the list: a JSON file of records with ``data_path``, ``id`` or ``uid``, and where there are classes
+            ``category``; a path, or one relative to ``root``.
+        prompted: use names and captions averaged over prompt templates, as published; retrieved texts never are.
+        text_filter: a file like ``gpt4_filtering.json``: shapes flagged ``"N"`` in it lose their raw texts.
+        transform: applied to every item.
+
+    Raises:
+        MissingDataError: the list or the first shape of it is not there.
+        BadFileError: the list is damaged; when an item is loaded, that its file is.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: Path | str = "split/train_all.json",
+        *,
+        prompted: bool = True,
+        text_filter: Path | str | None = None,
+        transform: Transform | None = None,
+    ) -> None:
+        self.root, self.prompted, self.transform = Path(root), prompted, transform
+        path = Path(split) if Path(split).is_file() else self.root / split
+        if not path.is_file():
+            raise MissingDataError.of("OpenShapeFiles", [path], self.root, _SOURCE, _TERMS)
+        self.split = path.stem
+        self.records = _read_records(path)
+        first = self.root / self.records[0]["data_path"]
+        if not first.is_file():
+            raise MissingDataError.of("OpenShapeFiles", [first], self.root, _SOURCE, _TERMS)
+        self.ids = [str(record.get("id", record.get("uid"))) for record in self.records]
+        categories = [str(record.get("category", "")) for record in self.records]
+        self.classes = tuple(sorted({name for name in categories if name}))
+        number = {name: i for i, name in enumerate(self.classes)}
+        self.labels = torch.tensor([number.get(name, -1) for name in categories], dtype=torch.int64)
+        self._silent = frozenset() if text_filter is None else read_text_filter(text_filter)
+
+    def load(self, index: int) -> PointCloud:
+        record = self.records[index]
+        path = self.root / record["data_path"]
+        if not path.is_file():
+            raise MissingDataError.of("OpenShapeFiles", [path], self.root, _SOURCE, _TERMS)
+        content = load_object_array(path)
+        if not isinstance(content, dict):
+            raise BadFileError(path, f"holds a {type(content).__name__}, expected a dictionary")
+        try:
+            cloud = _cloud_of(content, self.prompted)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadFileError(path, f"is not a shape of OpenShape: {error!r}") from error
+        targets = cloud.meta["targets"]
+        if self.ids[index] in self._silent:
+            targets = without_raw_texts(targets)
+        meta = {"id": self.ids[index], "dataset": content.get("dataset", record.get("dataset", "")), "targets": targets}
+        return cloud.replace(label=int(self.labels[index]), meta=meta)
+
+
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadFileError(path, f"not valid JSON ({error})") from error
+    if not isinstance(records, list) or not records or not all(_is_record(record) for record in records):
+        raise BadFileError(path, "must be a list of records with 'data_path' and 'id' or 'uid'")
+    return records
+
+
+def _is_record(record: object) -> bool:
+    return isinstance(record, dict) and "data_path" in record and ("id" in record or "uid" in record)
+
+
+def _cloud_of(content: Mapping[str, Any], prompted: bool) -> PointCloud:
+    """A shape from the dictionary of a released file."""
+    version = "prompt_avg" if prompted else "original"
+    texts = [(str(text), RAW, rows[version]) for text, rows in zip(content["text"], content["text_feat"], strict=True)]
+    for key, kind in _CAPTIONS.items():
+        if content[key]:
+            texts.append((str(content[key]), kind, content[f"{key}_feat"][version]))
+    retrieved = zip(content["retrieval_text"], content["retrieval_text_feat"], strict=True)
+    texts += [(str(text), RETRIEVAL, rows["original"]) for text, rows in retrieved]
+    images = [(RENDERING, row) for row in np.asarray(content["image_feat"])]
+    if content["dataset"] == _WITH_THUMBNAIL and content.get("thumbnail_feat") is not None:
+        images.insert(0, (THUMBNAIL, content["thumbnail_feat"]))
+    targets = Targets(
+        _stack([row for _, _, row in texts]),
+        _stack([row for _, row in images]),
+        tuple(text for text, _, _ in texts),
+        tuple(kind for _, kind, _ in texts),
+        tuple(kind for kind, _ in images),
+    )
+    xyz = torch.from_numpy(np.asarray(content["xyz"], dtype=np.float32))
+    # From y up to z up, keeping it right-handed.
+    xyz = torch.stack([xyz[:, 0], -xyz[:, 2], xyz[:, 1]], dim=1)
+    rgb = torch.from_numpy(np.array(content["rgb"], dtype=np.float32))
+    return PointCloud(xyz=xyz, rgb=rgb, meta={"targets": targets})
+
+
+def _stack(rows: Sequence[Any]) -> Tensor:
+    flat = [torch.from_numpy(np.array(row, dtype=np.float32).reshape(-1)) for row in rows]
+    return torch.stack(flat) if flat else torch.zeros(0, 0)
+
+
+# ---- shards ------------------------------------------------------------------------------------------------------
+
+
+def pack_cloud(cloud: PointCloud, dtype: str = "float16") -> bytes:
+    """A shape with its targets as an ``.npz`` file: what a shard holds of it.
+
+    Keys: ``xyz`` (float32), ``rgb`` uint8 if there are colours, ``text_features`` and ``image_features`` in ``dtype``,
+    ``texts``, ``text_kinds``, ``image_kinds``, ``id``, ``dataset``.
+
+    Raises:
+        ValueError: a feature is not finite in ``dtype``.
+    """
+    targets: Targets = cloud.meta["targets"]
+    with np.errstate(over="ignore"):  # refused below
+        text, image = (f.numpy().astype(dtype) for f in (targets.text_features, targets.image_features))
+    arrays: dict[str, Any] = {
+        "xyz": cloud.xyz.numpy().astype(np.float32),
+        "text_features": text,
+        "image_features": image,
+        "texts": np.array(targets.texts, np.str_),
+        "text_kinds": np.array(targets.text_kinds, np.str_),
+        "image_kinds": np.array(targets.image_kinds, np.str_),
+        "id": np.array(str(cloud.meta["id"])),
+        "dataset": np.array(str(cloud.meta.get("dataset", ""))),
+    }
+    for name in ("xyz", "text_features", "image_features"):
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{name} of {cloud.meta['id']} has values that are not finite as {arrays[name].dtype}")
+    if cloud.rgb is not None:
+        arrays["rgb"] = (cloud.rgb * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def unpack_cloud(data: bytes, path: Path | str) -> PointCloud:
+    """The shape that :func:`pack_cloud` packed.
+
+    Raises:
+        BadFileError: the bytes are not one.
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        text, image = (torch.from_numpy(arrays[f"{name}_features"].astype(np.float32)) for name in ("text", "image"))
+        texts, kinds, image_kinds = (tuple(map(str, arrays[name])) for name in ("texts", "text_kinds", "image_kinds"))
+        targets = Targets(text, image, texts, kinds, image_kinds)
+        rgb = torch.from_numpy(arrays["rgb"].astype(np.float32) / 255.0) if "rgb" in arrays else None
+        meta = {"id": str(arrays["id"]), "dataset": str(arrays["dataset"]), "targets": targets}
+        return PointCloud(xyz=torch.from_numpy(arrays["xyz"]), rgb=rgb, meta=meta)
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError, TypeError) as error:
+        raise BadFileError(path, f"does not hold a packed shape where the index says so ({error!r})") from error
+
+
+def shard_key(cloud: PointCloud) -> str:
+    """Name of a shape within a shard, a WebDataset key: ``DATASET/ID``, other characters than ``A-Za-z0-9_-`` as _."""
+    return f"{key_part(str(cloud.meta.get('dataset') or 'shapes'))}/{key_part(str(cloud.meta['id']))}"
+
+
+def key_part(name: str) -> str:
+    """A name as it may stand in a WebDataset key."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)
+
+
+def write_shard(path: Path, clouds: Iterable[PointCloud], dtype: str = "float16") -> None:
+    """Write shapes into a tar file, one ``KEY.npz`` each: a shard as WebDataset reads it."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for cloud in clouds:
+            data = pack_cloud(cloud, dtype)
+            member = tarfile.TarInfo(f"{shard_key(cloud)}.npz")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def shard_members(path: Path) -> list[tuple[str, int, int]]:
+    """Key, first byte and number of bytes of each shape of a shard.
+
+    Raises:
+        BadFileError: the file is not a whole tar file.
+    """
+    try:
+        with tarfile.open(path) as tar:
+            found = [(m.name.removesuffix(".npz"), m.offset_data, m.size) for m in tar if m.name.endswith(".npz")]
+    except (tarfile.TarError, OSError) as error:
+        raise BadFileError(path, f"is not a readable tar file ({error})") from error
+    if found and found[-1][1] + found[-1][2] > path.stat().st_size:
+        raise BadFileError(path, "is truncated, or still being copied")
+    return found
+
+
+def write_index(
+    path: Path, shards: Sequence[Path], labels: Mapping[str, int] | None = None, classes: Sequence[str] = ()
+) -> None:
+    """Write the index of a split: in which shard, and where in it, each shape lies.
+
+    Args:
+        path: ``SPLIT-index.npz`` beside the shards.
+        shards: in order.
+        labels: class by id as it stands in the key; -1 for what is not there.
+        classes: class names.
+
+    Raises:
+        BadFileError: a shard is damaged, or has a key that was there before.
+    """
+    keys: list[str] = []
+    places = []
+    for number, shard in enumerate(shards):
+        for key, offset, size in shard_members(shard):
+            keys.append(key)
+            places.append((number, offset, size))
+    repeated = next((key for key, count in _counts(keys).items() if count > 1), None)
+    if repeated is not None:
+        raise BadFileError(path, f"the shards have {repeated} more than once")
+    place = np.array(places, np.int64).reshape(-1, 3)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        np.savez(
+            file,
+            shards=np.array([shard.name for shard in shards], np.str_),
+            shard=place[:, 0].astype(np.int32),
+            offset=place[:, 1],
+            size=place[:, 2],
+            key=np.array([key.encode() for key in keys], np.bytes_),
+            label=np.array([(labels or {}).get(key.rpartition("/")[2], -1) for key in keys], np.int32),
+            classes=np.array(classes, np.str_),
+        )
+    partial.replace(path)
+
+
+def _counts(keys: Sequence[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for key in keys:
+        found[key] = found.get(key, 0) + 1
+    return found
+
+
+class AlignedShards(PointDataset):
+    """Shapes with their targets from WebDataset shards, a million of them or more, read one by one where they lie.
+
+    ``SPLIT-index.npz`` says where in which tar file each shape is, so that any order costs one read a shape: orders of
+    epochs are permutations of the whole set, runs resume exactly, and batches of neighbours can be drawn
+    (:class:`pc3d.methods.Mining`). The index takes about 60 bytes of memory a shape. Shards on a web server or in a
+    bucket are read in their own order by WebDataset itself: each sample is ``KEY.npz``.
+
+    Args:
+        root: the folder.
+        split: name before ``-index.npz``.
+        text_filter: a file like ``gpt4_filtering.json``: shapes flagged ``"N"`` in it lose their raw texts.
+        transform: applied to every item.
+
+    Raises:
+        MissingDataError: the index or a shard is not there.
+        BadFileError: the index is damaged; when an item is loaded, that its shard is.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: str = "train",
+        *,
+        text_filter: Path | str | None = None,
+        transform: Transform | None = None,
+    ) -> None:
+        self.root, self.split, self.transform = Path(root), split, transform
+        index = self.root / f"{split}-index.npz"
+        if not index.is_file():
+            raise MissingDataError.of(f"AlignedShards split {split!r}", [index], self.root, _TOOL, _TERMS)
+        self._index = _read_index(index)
+        self.shards = [self.root / str(name) for name in self._index["shards"]]
+        missing: list[Path | str] = [path for path in self.shards if not path.is_file()]
+        if missing:
+            raise MissingDataError.of(f"AlignedShards split {split!r}", missing, self.root, _TOOL, _TERMS)
+        self.classes = tuple(map(str, self._index["classes"]))
+        self.labels = torch.from_numpy(self._index["label"].astype(np.int64))
+        self._silent = frozenset() if text_filter is None else read_text_filter(text_filter)
+
+    def key(self, index: int) -> str:
+        """WebDataset key of an item."""
+        return bytes(self._index["key"][index]).decode()
+
+    def load(self, index: int) -> PointCloud:
+        path = self.shards[int(self._index["shard"][index])]
+        with path.open("rb") as file:
+            file.seek(int(self._index["offset"][index]))
+            data = file.read(int(self._index["size"][index]))
+        cloud = unpack_cloud(data, path)
+        if cloud.meta["id"] in self._silent:
+            cloud.meta["targets"] = without_raw_texts(cloud.meta["targets"])
+        return cloud.replace(label=int(self.labels[index]))
+
+
+def _read_index(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in ("shards", "shard", "offset", "size", "key", "label", "classes")}
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
+        raise BadFileError(path, f"is not an index of shards ({error})") from error

@@ -1,0 +1,128 @@
+"""Shapes against the texts and pictures that belong to them: the loss of OpenShape and what masks it."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Dropped = Literal["remove", "zero"]
+
+
+class Alignment(NamedTuple):
+    """The loss of one pairing, and how often the best match is a right one.
+
+    Attributes:
+        loss: scalar, float32 or wider; 0 where no shape has a target.
+        accuracy: share of the shapes with a target whose most similar target is one of their own; NaN without any.
+        num_shapes: shapes with a target.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+    num_shapes: int
+
+
+def shape_contrast(
+    shapes: Tensor,
+    targets: Tensor,
+    owner: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    keep: Tensor | None = None,
+    dropped: Dropped = "remove",
+) -> Alignment:
+    """Contrast of shapes with frozen features of another kind, in both directions, with any number of positives each.
+
+    With cosines ``c_ij`` of shape i and target j, ``o_j`` the shape that target j belongs to, s the scale, n the shapes
+    that have a target and ``P_i`` the targets of shape i::
+
+        rows    = 1/n sum_i 1/|P_i| sum_{j in P_i} -log(exp(s c_ij) / sum_k exp(s c_ik))
+        columns = 1/n sum_i 1/|P_i| sum_{j in P_i} -log(exp(s c_ij) / sum_h exp(s c_hj))
+        loss    = (rows + columns) / 2
+
+    k runs over all targets, h over the shapes that have one: a shape without a target takes no part. With one target
+    each this is the loss of the released code, twice that of the paper's equation 2 with its factor 1/4; with several
+    targets the rows are the outer supervised contrastive loss (Khosla et al., 2020, equation 2), and each shape still
+    counts once.
+
+    Args:
+        shapes: ``(B, D)`` embeddings, of any length (made unit here).
+        targets: ``(M, D)``, likewise; M may be 0.
+        owner: ``(M,)`` int64, the shape that each target belongs to.
+        logit_scale: s, positive.
+        keep: ``(B, B)`` bool; where ``keep[i, h]`` is False, the targets of shape h are no negatives of shape i, in
+            either direction (:func:`negatives_to_keep`). Own targets always count.
+        dropped: what that means: ``"remove"`` takes them out of the sums, as the paper says; ``"zero"`` sets their
+            logits to 0, as the released code does.
+
+    Raises:
+        ValueError: shapes that do not fit, an owner that is no shape, or an unknown ``dropped``.
+
+    Source:
+        Liu et al., OpenShape, NeurIPS 2023, equation 2 and section 3.4.
+    """
+    _check(shapes, targets, owner, keep, dropped)
+    dtype = torch.promote_types(shapes.dtype, torch.float32)
+    with torch.autocast(shapes.device.type, enabled=False):
+        own, rank = torch.unique(owner, return_inverse=True)  # the shapes that take part, and each target's among them
+        points = F.normalize(shapes.to(dtype)[own], dim=1, eps=1e-12)
+        wanted = F.normalize(targets.to(dtype), dim=1, eps=1e-12)
+        scale = logit_scale.to(dtype) if isinstance(logit_scale, Tensor) else logit_scale
+        logits = scale * points @ wanted.T
+        if len(own) == 0:
+            nothing = logits.sum() + 0.0 * shapes.sum() + 0.0 * scale  # the graph stays whole for distributed training
+            return Alignment(nothing, logits.new_tensor(float("nan")), 0)
+        is_own = rank[None] == torch.arange(len(own), device=rank.device)[:, None]
+        correct = is_own.gather(1, logits.detach().argmax(1, keepdim=True)).to(dtype).mean()
+        if keep is not None:
+            lost = ~(keep[own][:, own][:, rank] | is_own)
+            logits = logits.masked_fill(lost, float("-inf") if dropped == "remove" else 0.0)
+        weight = 1.0 / (torch.bincount(rank).to(dtype)[rank] * len(own))
+        target = torch.arange(len(rank), device=rank.device)
+        rows, columns = (F.log_softmax(logits, dim)[rank, target] for dim in (1, 0))
+        return Alignment(-0.5 * ((rows + columns) * weight).sum(), correct, len(own))
+
+
+def negatives_to_keep(similarity: Tensor, group: Tensor, threshold: float = 0.1) -> Tensor:
+    """Which shapes of a mined batch are fair negatives of each other (OpenShape, section 3.4).
+
+    Shapes from different seeds always are. Shapes around one seed were looked up because they are alike, so shape j is
+    a negative of shape i only if ``similarity[i, i] - similarity[i, j]`` exceeds the threshold: if i's picture goes
+    distinctly better with i's text than with j's.
+
+    Args:
+        similarity: ``(B, B)`` cosines of picture i and text j; where one of them is missing, NaN: such pairs are kept.
+        group: ``(B,)`` int64, the seed that each shape was drawn around.
+        threshold: δ.
+
+    Returns:
+        ``(B, B)`` bool with True on the diagonal, for :func:`shape_contrast`.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if similarity.ndim != 2 or similarity.shape != (len(group), len(group)) or group.ndim != 1:
+        raise ValueError(
+            f"similarity must be (B, B) and group (B,), got {tuple(similarity.shape)} and {tuple(group.shape)}"
+        )
+    alike = similarity.diagonal()[:, None] - similarity <= threshold  # False where either is NaN
+    same_seed = group[:, None] == group[None]
+    return ~(alike & same_seed) | torch.eye(len(group), dtype=torch.bool, device=group.device)
+
+
+def _check(shapes: Tensor, targets: Tensor, owner: Tensor, keep: Tensor | None, dropped: str) -> None:
+    if shapes.ndim != 2 or targets.ndim != 2 or shapes.shape[1] != targets.shape[1]:
+        raise ValueError(
+            f"shapes and targets must be (B, D) and (M, D), got {tuple(shapes.shape)} and {tuple(targets.shape)}"
+        )
+    if owner.shape != targets.shape[:1]:
+        raise ValueError(f"owner must be ({len(targets)},), the shape of each target, got {tuple(owner.shape)}")
+    if len(owner) and not 0 <= int(owner.min()) <= int(owner.max()) < len(shapes):
+        raise ValueError(f"owner must name shapes 0 to {len(shapes) - 1}, got {int(owner.min())} to {int(owner.max())}")
+    if keep is not None and keep.shape != (len(shapes), len(shapes)):
+        raise ValueError(f"keep must be ({len(shapes)}, {len(shapes)}), got {tuple(keep.shape)}")
+    if dropped not in get_args(Dropped):
+        raise ValueError(f"dropped must be one of {', '.join(map(repr, get_args(Dropped)))}, got {dropped!r}")
