@@ -17,6 +17,7 @@ VERBS = {
     "retrieve": "score frozen features by retrieval: mean average precision, recall, precision",
     "embed": "write the features of a data set, or of any files of points, to an .npz file",
     "results": "gather rows of results into a table with intervals over seeds, and a figure",
+    "classify": "train and judge a classifier of objects: fine-tuned, or a head on a frozen encoder",
     "segment": "train, judge and apply a semantic segmentation of scenes",
     "doctor": "show versions, compiled kernels, devices and data sets, and what is missing",
     "demo": "pre-train a small Point-CMAE on the embedded objects and score it, in minutes",

@@ -68,6 +68,7 @@ from pc3d.data.voting import fragments, voting_views
 
 if TYPE_CHECKING:
     from pc3d.data.module import PointDataModule
+    from pc3d.data.object_module import ObjectDataModule
     from pc3d.data.scene_module import SceneDataModule
 
 __all__ = [
@@ -111,6 +112,7 @@ __all__ = [
     "ModelNetMeshes",
     "ModelNetResampled",
     "Normalize",
+    "ObjectDataModule",
     "ObjectSet",
     "OpenShapeFiles",
     "PointBatch",
@@ -165,6 +167,10 @@ def __getattr__(name: str) -> Any:
         from pc3d.data.module import PointDataModule
 
         return PointDataModule
+    if name == "ObjectDataModule":
+        from pc3d.data.object_module import ObjectDataModule
+
+        return ObjectDataModule
     if name == "SceneDataModule":
         from pc3d.data.scene_module import SceneDataModule
 

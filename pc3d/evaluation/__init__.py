@@ -1,6 +1,7 @@
 """Protocols on frozen features, the baselines to beat, and the scores of a segmentation."""
 
 from pc3d.evaluation.baselines import PointPCA, ShapeDescriptor, settle_batch_norm
+from pc3d.evaluation.classification import ClassificationResult, Votes, predict_logits, vote_logits
 from pc3d.evaluation.features import Encoder, Features, extract_features, save_features
 from pc3d.evaluation.fewshot import Episode, FewShotResult, draw_episodes, few_shot
 from pc3d.evaluation.knn import K_GRID, knn_probe
@@ -16,6 +17,7 @@ from pc3d.evaluation.svm import linear_svm
 __all__ = [
     "C_GRID",
     "K_GRID",
+    "ClassificationResult",
     "ConfusionMatrix",
     "Encoder",
     "Episode",
@@ -28,6 +30,7 @@ __all__ = [
     "Scores",
     "SegmentationScores",
     "ShapeDescriptor",
+    "Votes",
     "average_precision",
     "draw_episodes",
     "extract_features",
@@ -35,6 +38,7 @@ __all__ = [
     "knn_probe",
     "linear_svm",
     "logistic_regression",
+    "predict_logits",
     "read_row",
     "read_rows",
     "retrieval",
@@ -43,6 +47,7 @@ __all__ = [
     "segmentation_scores",
     "settle_batch_norm",
     "sum_folds",
+    "vote_logits",
     "wilson_interval",
     "write_rows",
 ]

@@ -99,7 +99,10 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Write ``last.ckpt`` if it is time."""
         step = trainer.global_step
-        if self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._saved_step:
+        # After the last batch of an epoch comes its validation, which a run resumed from here would leave out; the
+        # checkpoint at the end of the epoch follows in any case.
+        due = self.every_n_steps is not None and step % self.every_n_steps == 0 and not trainer.is_last_batch
+        if due and step != self._saved_step:
             self._saved_step = step
             self._save(trainer, "last.ckpt")
 

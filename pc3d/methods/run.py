@@ -165,7 +165,7 @@ def pretrain(
         *_as_list(trainer.pop("callbacks", None)),
         RunCheckpoint(folder.path, every_n_steps, keep_epochs),
     ]
-    if isinstance(data, PointDataModule) and data.validation is None:
+    if isinstance(data, PointDataModule) and data.val_dataloader() == []:
         trainer["limit_val_batches"] = 0
     if trainer.get("enable_progress_bar", True) is not False:
         callbacks.append(_progress_bar())

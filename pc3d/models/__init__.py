@@ -1,7 +1,7 @@
 """Whole encoders, the networks around them, and how they are stored."""
 
 from pc3d.models.attention_map import AttentionMap, attention_map, save_attention_map
-from pc3d.models.classifier import PointClassifier
+from pc3d.models.classifier import PointClassifier, VectorClassifier, classifier_of
 from pc3d.models.dgcnn import DGCNN
 from pc3d.models.hub import load_encoder, save_encoder
 from pc3d.models.masked_autoencoder import Branch, Decoder, MaskedPointModel
@@ -62,9 +62,11 @@ __all__ = [
     "SwinReport",
     "SwinScene",
     "UpcastFeatures",
+    "VectorClassifier",
     "ViT3D",
     "VoxelLevel",
     "attention_map",
+    "classifier_of",
     "load_encoder",
     "load_official_encoder",
     "load_official_model",

@@ -32,24 +32,8 @@ class PointClassifier(nn.Module):
             raise ValueError(
                 f"PointClassifier needs an encoder with num_cls_tokens=1, got {encoder.config['num_cls_tokens']}"
             )
-        if head not in HEADS:
-            raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
         self.encoder = encoder
-        width = 2 * encoder.embed_dim
-        if head == "linear":
-            self.head = nn.Sequential(nn.Linear(width, num_classes))
-        else:
-            self.head = nn.Sequential(
-                nn.Linear(width, 256),
-                nn.BatchNorm1d(256),
-                nn.ReLU(inplace=True),
-                nn.Dropout(0.5),
-                nn.Linear(256, 256),
-                nn.BatchNorm1d(256),
-                nn.ReLU(inplace=True),
-                nn.Dropout(0.5),
-                nn.Linear(256, num_classes),
-            )
+        self.head = _head(2 * encoder.embed_dim, num_classes, head)
 
     def forward(self, xyz: Tensor) -> Tensor:
         """Logits ``(B, K)`` of clouds ``(B, N, 3)``."""
@@ -66,3 +50,61 @@ class PointClassifier(nn.Module):
         for token in (self.encoder.cls_token, self.encoder.cls_position):
             if token is not None:
                 token.requires_grad_(True)
+
+
+class VectorClassifier(nn.Module):
+    """The vector that an encoder makes of a cloud, into the heads of :class:`PointClassifier`.
+
+    Args:
+        encoder: has ``encode(xyz)``, which maps ``(B, N, 3)`` to ``(B, embed_dim)``, and ``embed_dim``.
+        num_classes: K.
+        head: see :class:`PointClassifier`; the first layer takes ``embed_dim`` features.
+
+    Raises:
+        TypeError: an encoder without the two.
+        ValueError: an unknown head.
+    """
+
+    def __init__(self, encoder: nn.Module, num_classes: int, head: HeadType = "full") -> None:
+        super().__init__()
+        if not hasattr(encoder, "encode") or not hasattr(encoder, "embed_dim"):
+            raise TypeError(
+                "encoder must have encode(xyz) and embed_dim, as the encoders of objects have; "
+                f"{type(encoder).__name__} has not"
+            )
+        self.encoder = encoder
+        self.head = _head(int(encoder.embed_dim), num_classes, head)  # type: ignore[arg-type]  # nn.Module's are untyped
+
+    def forward(self, xyz: Tensor) -> Tensor:
+        """Logits ``(B, K)`` of clouds ``(B, N, 3)``."""
+        logits: Tensor = self.head(self.encoder.encode(xyz))  # type: ignore[operator]  # checked at construction
+        return logits
+
+    def freeze_encoder(self) -> None:
+        """Leave only the head trainable; see :meth:`PointClassifier.freeze_encoder`."""
+        self.encoder.requires_grad_(False)
+
+
+def classifier_of(encoder: nn.Module, num_classes: int, head: HeadType = "full") -> PointClassifier | VectorClassifier:
+    """A :class:`PointClassifier` where the encoder is a transformer with one class token, else a vector's."""
+    if isinstance(encoder, PointViT) and encoder.config["num_cls_tokens"] == 1:
+        return PointClassifier(encoder, num_classes, head)
+    return VectorClassifier(encoder, num_classes, head)
+
+
+def _head(width: int, num_classes: int, head: HeadType) -> nn.Sequential:
+    if head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+    if head == "linear":
+        return nn.Sequential(nn.Linear(width, num_classes))
+    return nn.Sequential(
+        nn.Linear(width, 256),
+        nn.BatchNorm1d(256),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        nn.Linear(256, 256),
+        nn.BatchNorm1d(256),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.5),
+        nn.Linear(256, num_classes),
+    )

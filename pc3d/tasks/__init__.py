@@ -4,6 +4,10 @@ from pc3d._extras import require
 
 require("pytorch_lightning", extra="train", purpose="downstream training")
 
+from pc3d.tasks.classification import Classification, load_classifier  # noqa: E402
+from pc3d.tasks.fine_tuning import FineTuning  # noqa: E402
+from pc3d.tasks.initial_encoder import start_from  # noqa: E402
+from pc3d.tasks.object_task import ObjectTask  # noqa: E402
 from pc3d.tasks.optimisation import SegmentationOptimisation  # noqa: E402
 from pc3d.tasks.scene_inference import (  # noqa: E402
     Block,
@@ -16,20 +20,28 @@ from pc3d.tasks.scene_inference import (  # noqa: E402
 )
 from pc3d.tasks.segmentation import SemanticSegmentation, segmentation_loss  # noqa: E402
 from pc3d.tasks.segmenter import InitialWeights, SceneSegmenter, load_segmenter, take_weights  # noqa: E402
+from pc3d.tasks.selection import EpochScore, EpochSelection  # noqa: E402
 
 __all__ = [
     "Block",
+    "Classification",
+    "EpochScore",
+    "EpochSelection",
+    "FineTuning",
     "InitialWeights",
+    "ObjectTask",
     "SceneLabels",
     "SceneSegmenter",
     "SegmentationOptimisation",
     "SemanticSegmentation",
     "estimate_normals",
     "evaluate_scenes",
+    "load_classifier",
     "load_segmenter",
     "scene_blocks",
     "segment_scene",
     "segmentation_loss",
+    "start_from",
     "take_weights",
     "with_fields",
 ]

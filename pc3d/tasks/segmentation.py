@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
-import torch
 from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
 from pc3d.evaluation import ConfusionMatrix
 from pc3d.nn import mean_over_processes
-from pc3d.nn.distributed import rank
+from pc3d.tasks.draws import draws_of_step
 from pc3d.tasks.optimisation import SegmentationOptimisation
 from pc3d.tasks.segmenter import HeadKind, SceneSegmenter, take_weights
 
@@ -126,7 +123,7 @@ class SemanticSegmentation(pl.LightningModule):
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         """One step."""
         label = _labels(batch)
-        with self._draws_of(batch_idx, batch.xyz.device):
+        with draws_of_step(self.seed, self.current_epoch, batch_idx, batch.xyz.device):
             logits = self.segmenter(batch)
         loss = segmentation_loss(logits, label)
         labelled = label != _UNLABELLED
@@ -160,14 +157,6 @@ class SemanticSegmentation(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW and its schedule, as long as the run or as ``schedule_epochs`` says."""
         return self.optimisation.build(self, _schedule_steps(self.trainer, self.optimisation.schedule_epochs))
-
-    @contextmanager
-    def _draws_of(self, batch_idx: int, device: torch.device) -> Iterator[None]:
-        """PyTorch's default generators as a function of the step; outside they are left as they were."""
-        word = np.random.SeedSequence((self.seed, self.current_epoch, batch_idx, rank())).generate_state(1, np.uint64)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(int(word[0]) & (2**63 - 1))
-            yield
 
 
 def _schedule_steps(trainer: pl.Trainer, schedule_epochs: int | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,16 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pc3d._version import __version__
 from pc3d.data.types import PointBatch
-from pc3d.models import load_encoder, save_encoder
+from pc3d.models import load_encoder
 from pc3d.nn.heads import SegmentationHead
+from pc3d.tasks.model_folder import does_not_fit, head_config, head_weights, save_model
 
 HeadKind = Literal["mlp", "linear"]
-_CONFIG, _WEIGHTS = "config.json", "head.safetensors"
 
 
 class SceneSegmenter(nn.Module):
@@ -75,22 +72,8 @@ class SceneSegmenter(nn.Module):
         Raises:
             TypeError: the backbone is none that ``load_encoder`` could build again.
         """
-        folder = Path(folder)
-        head = folder / "head"
-        head.mkdir(parents=True, exist_ok=True)
-        config = {"classes": self.classes, "head": self.head_kind, "pc3d_version": __version__}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.head.state_dict().items()}
-        partial, partial_config = (head / f".{name}.{os.getpid()}.partial" for name in (_WEIGHTS, _CONFIG))
-        try:
-            save_file(tensors, partial, metadata={"format": "pt"})
-            partial_config.write_text(json.dumps(config, indent=2) + "\n")
-            os.replace(partial, head / _WEIGHTS)
-            os.replace(partial_config, head / _CONFIG)
-        finally:
-            partial.unlink(missing_ok=True)
-            partial_config.unlink(missing_ok=True)
-        save_encoder(self.backbone, folder / "encoder")  # last: its presence says that the folder is complete
-        return folder
+        config = {"classes": self.classes, "head": self.head_kind}
+        return save_model(folder, self.backbone, self.head.state_dict(), config)
 
 
 def load_segmenter(folder: str | os.PathLike[str]) -> SceneSegmenter:
@@ -100,24 +83,12 @@ def load_segmenter(folder: str | os.PathLike[str]) -> SceneSegmenter:
         FileNotFoundError: the folder holds no segmenter, or the run in it has not finished.
         ValueError: the files do not fit one another.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}: give the run folder of pc3d segment train")
-    if not (folder / "head" / _CONFIG).is_file():
-        unfinished = (folder / "last.ckpt").is_file() and not (folder / "encoder").is_dir()
-        remedy = (
-            f"the run in it has not finished: pc3d segment train --output {folder} --resume"
-            if unfinished
-            else "give the run folder of pc3d segment train"
-        )
-        raise FileNotFoundError(f"{folder} has no head/{_CONFIG}, so it holds no segmentation model: {remedy}")
-    config = json.loads((folder / "head" / _CONFIG).read_text())
-    segmenter = SceneSegmenter(load_encoder(folder / "encoder"), config["classes"], config["head"])
-    weights = folder / "head" / _WEIGHTS
+    config = head_config(folder, "segment", "segmentation model")
+    segmenter = SceneSegmenter(load_encoder(Path(folder) / "encoder"), config["classes"], config["head"])
     try:
-        segmenter.head.load_state_dict(load_file(weights))
+        segmenter.head.load_state_dict(head_weights(folder))
     except RuntimeError as error:
-        raise ValueError(f"{weights} does not fit the encoder beside it: {error}") from error
+        raise does_not_fit(folder, error) from error
     return segmenter.eval()
 
 

@@ -1,0 +1,199 @@
+"""What ``pc3d classify`` and ``pc3d parts`` have in common: verbs, shorthands, and the data of a finished run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pc3d.cli import _training
+from pc3d.cli._parser import OK, USAGE, nearest
+
+if TYPE_CHECKING:
+    from pc3d.data import Compose, PointDataset
+
+SHORTHANDS = {
+    **{f"--{name}": (f"--model.{name}",) for name in ("encoder",)},
+    **{f"--{name}": (f"--data.{name}",) for name in ("protocol", "validation_fraction")},
+    **{
+        f"--{name}": (f"--data.train.init_args.{name}", f"--data.test.init_args.{name}") for name in ("root", "variant")
+    },
+}
+SHORTHANDS_HELP = (
+    "Shorthands: --root and --variant for those of --data.train.init_args and --data.test.init_args, --protocol and "
+    "--validation_fraction for those of --data, --encoder for that of --model"
+)
+
+
+def dispatch(
+    verb: str, summary: str, verbs: Mapping[str, tuple[str, Callable[[Sequence[str]], int | None]]], argv: Sequence[str]
+) -> int | None:
+    """Run a verb of a verb, or print what there is."""
+    width = max(map(len, verbs))
+    text = "\n".join(
+        [
+            f"usage: pc3d {verb} VERB [options]",
+            "",
+            summary,
+            "",
+            "verbs:",
+            *(f"  {name:<{width}}  {about}" for name, (about, _) in verbs.items()),
+            "",
+            f"pc3d {verb} VERB --help lists the options of a verb.",
+        ]
+    )
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(text)
+        return OK if argv else USAGE
+    name, *rest = argv
+    if name not in verbs:
+        print(f"error: unknown verb {name!r} of pc3d {verb}{nearest(name, verbs)}\n\n{text}", file=sys.stderr)
+        return USAGE
+    return verbs[name][1](rest)
+
+
+def in_full(argv: Sequence[str], shorthands: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """The arguments with shorthands written out; one that stands for several options gives each its value."""
+    found: list[str] = []
+    rest = iter(argv)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        targets = shorthands.get(name)
+        if targets is None:
+            found.append(argument)
+            continue
+        if not equals:
+            value = next(rest, "")
+        found += [f"{target}={value}" for target in targets]
+    return found
+
+
+def check_model(objects: Any) -> None:
+    """Refuses a backbone that could not be written at the end of the run; says what the backbone starts from."""
+    from pc3d.methods import is_first_process
+    from pc3d.models.hub import ENCODERS
+
+    name = type(objects.model.encoder).__name__
+    if name not in ENCODERS:
+        raise ValueError(f"model.backbone must be one of {', '.join(ENCODERS)}, whose weights can be kept; got {name}")
+    if objects.model.initial is not None and is_first_process():
+        print(objects.model.initial, flush=True)
+
+
+def train(parser: Any, argv: Sequence[str], folder: str, shorthands: Mapping[str, tuple[str, ...]]) -> Any:
+    """Train as the options say; the trainer and the run folder, and whether this process shall judge the result."""
+    arguments = _training.with_config(in_full(argv, shorthands), folder)
+    trainer, run = _training.train(parser, arguments, check_model)
+    return trainer, run, trainer.is_global_zero and trainer.state.finished
+
+
+@dataclass(frozen=True)
+class StoredData:
+    """The test split of a run, and how its objects are prepared.
+
+    Attributes:
+        dataset: the test split.
+        name: of its class, with its variant.
+        split: name of the split.
+        prepare: deterministic preparation.
+        augment: that of training, whose farthest points begin at the first point; None where training has none.
+        seed: of the run's data.
+    """
+
+    dataset: PointDataset
+    name: str
+    split: str
+    prepare: Compose
+    augment: Compose | None
+    seed: int
+
+
+def stored_data(run: Path, verb: str, **changes: str | None) -> StoredData:
+    """The test split that the configuration of a run names, with other arguments where ``changes`` has some.
+
+    Raises:
+        FileNotFoundError: the run has no configuration.
+        ValueError: it names no test split, or the split has objects without a class.
+    """
+    import jsonargparse
+    import yaml
+
+    from pc3d.data import Compose, PointDataset, Transform
+    from pc3d.data.object_module import check_labelled
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give the run folder of pc3d {verb} train")
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data = config.get("data", {})
+    test = data.get("test")
+    if not test:
+        raise ValueError(f"{path} has no data.test: train with one to judge on")
+    arguments = {**test.get("init_args", {}), **{name: value for name, value in changes.items() if value is not None}}
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(PointDataset, "test", required=True)
+    for name in ("eval_transforms", "train_transforms"):
+        parser.add_argument(f"--{name}", type=list[Transform] | None)
+    lists = {name: data.get(name) for name in ("eval_transforms", "train_transforms")}
+    try:
+        parsed = parser.parse_object({"test": {**test, "init_args": arguments}, **lists})
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(f"data.test of {path} does not go with {_given(changes)}: {error}") from None
+    objects = parser.instantiate(parsed)
+    check_labelled("test", objects.test)
+    kind = test["class_path"].rpartition(".")[2]
+    variant = arguments.get("variant")
+    training = objects.train_transforms
+    return StoredData(
+        dataset=objects.test,
+        name=f"{kind} ({variant})" if variant else kind,
+        split=str(arguments.get("split", "test")),
+        prepare=Compose(objects.eval_transforms or []),
+        augment=Compose([_from_first(step) for step in training]) if training else None,
+        seed=int(config.get("seed", 0)),
+    )
+
+
+def _given(changes: Mapping[str, str | None]) -> str:
+    return ", ".join(f"--{name} {value}" for name, value in changes.items() if value is not None) or "this version"
+
+
+def _from_first(step: Any) -> Any:
+    """Farthest points of test objects begin at the first point, as the released code has it."""
+    from pc3d.data import FarthestPointSample
+
+    if isinstance(step, FarthestPointSample):
+        return FarthestPointSample(step.num_points, "first", step.capped)
+    return step
+
+
+def described(prepare: Compose) -> str:
+    """The steps of a preparation that touch coordinates."""
+    from pc3d.data import KeepFields
+
+    steps = [repr(step) for step in prepare.transforms if not isinstance(step, KeepFields)]
+    return ", ".join(steps) or "as stored"
+
+
+def free_result_path(folder: Path, name: str, overwrite: bool) -> Path:
+    """Where a result goes.
+
+    Raises:
+        FileExistsError: there is one, and it may not be replaced.
+    """
+    path = folder / f"{name}.json"
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: add --overwrite to replace it, or give another --output")
+    return path
+
+
+def write_result(result: Any, path: Path, as_json: bool) -> None:
+    """A result to its file, and to standard output."""
+    import json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result.to_dict(), indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
+    print(text if as_json else f"{result}\n\nwritten: {path}")

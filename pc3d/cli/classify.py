@@ -1,0 +1,167 @@
+"""``pc3d classify``: train a classifier of objects and judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pc3d.cli import _objects, _training
+from pc3d.cli._parser import run_verb
+
+_SHORTHANDS = {
+    **_objects.SHORTHANDS,
+    **{f"--{name}": (f"--model.{name}",) for name in ("mode", "class_token", "freeze_bn", "label_smoothing")},
+}
+_DESCRIPTION = f"""Train a classifier of objects: the whole encoder (--mode full), or a head on a frozen one (linear,
+mlp3).
+
+Everything is one configuration: a YAML file (--config, a path or the name of one that ships with pc3d), any field of
+which an option overrides, as in --trainer.max_epochs 10. --encoder starts from a pre-trained encoder (run folder,
+folder, Hub id, or official .pth file); without it training starts from fresh weights. The run folder (--output)
+receives the resolved configuration, last.ckpt, metrics.csv, TensorBoard files, and in the end the model (encoder/ and
+head/) of the epoch that did best on the validation part, with its score on the test split, which nothing has looked at
+before, in eval/. --protocol legacy also judges the test split after each epoch and reports its best, beside the other.
+A run that was interrupted goes on with: pc3d classify train --output FOLDER --resume
+
+{_objects.SHORTHANDS_HELP}, and so are --mode, --class_token, --freeze_bn and --label_smoothing."""
+
+
+def build_parser() -> Any:
+    """The parser of ``train``."""
+    from pc3d.data import ObjectDataModule
+    from pc3d.tasks import Classification
+
+    parser = _training.training_parser("classify train", "classify", _DESCRIPTION)
+    parser.add_class_arguments(Classification, "model")
+    parser.add_class_arguments(ObjectDataModule, "data")
+    _training.add_trainer(parser)
+    parser.link_arguments("seed", "model.seed")
+    parser.link_arguments("seed", "data.seed")
+    # The data set says which classes there are.
+    parser.link_arguments("data", "model.num_classes", compute_fn=_number_of_classes, apply_on="instantiate")
+    parser.link_arguments("data", "model.class_names", compute_fn=_names_of_classes, apply_on="instantiate")
+    return parser
+
+
+def train(argv: Sequence[str]) -> int | None:
+    """Run ``pc3d classify train``."""
+    trainer, run, shall_judge = _objects.train(build_parser(), argv, "classify", _SHORTHANDS)
+    if not shall_judge:
+        return None
+    print(f"model written to {run.path} (encoder/ and head/)")
+    if trainer.datamodule.test is not None:
+        evaluate(str(run.path), device=str(trainer.strategy.root_device), overwrite=True)
+    return None
+
+
+def evaluate(
+    run: str,
+    root: str | None = None,
+    split: str | None = None,
+    variant: str | None = None,
+    votes: int = 0,
+    official_best_of: int = 1,
+    batch_size: int = 64,
+    device: str = "cpu",
+    output: str | None = None,
+    overwrite: bool = False,
+    json: bool = False,
+) -> None:
+    """Judge a trained classifier on the test split of its configuration, and print the whole protocol.
+
+    Writes SPLIT.json, with votes SPLIT_votes.json, into the folder eval/ of the run.
+
+    Args:
+        run: Run folder of pc3d classify train.
+        root: Folder of the data set, in place of the configuration's.
+        split: Split, in place of the configuration's.
+        variant: Variant of the data set, in place of the configuration's.
+        votes: Also average the logits over so many random views of each object, prepared as in training (the field's
+            voting: 10). 0 for none.
+        official_best_of: Repeat the votes so often and also report the best round, as released code does with 299; it
+            is chosen on the test split, and labelled so.
+        batch_size: Objects per forward pass.
+        device: Where to compute, such as cpu or cuda.
+        output: Folder for the results, in place of eval/ of the run.
+        overwrite: Replace earlier results.
+        json: Print the result as JSON.
+    """
+    from pc3d.evaluation import ClassificationResult, predict_logits, scores
+    from pc3d.tasks import load_classifier
+
+    if votes < 0 or official_best_of < 1 or (official_best_of > 1 and not votes):
+        raise ValueError(
+            f"votes must be at least 0 and official_best_of, which repeats them, at least 1, got {votes} and "
+            f"{official_best_of}"
+        )
+    model, config = load_classifier(run)
+    data = _objects.stored_data(Path(run), "classify", root=root, split=split, variant=variant)
+    if tuple(config["classes"]) != tuple(data.dataset.classes):
+        raise ValueError(
+            f"{data.name} has other classes ({', '.join(data.dataset.classes[:3])}, ...) than the model "
+            f"({', '.join(config['classes'][:3])}, ...): judge it on a set with those that it was trained for"
+        )
+    folder = Path(output) if output is not None else Path(run) / "eval"
+    path = _objects.free_result_path(folder, f"{data.split}_votes" if votes else data.split, overwrite)
+    model.to(device)
+    options: dict[str, Any] = {"seed": data.seed, "batch_size": batch_size, "progress": True}
+    logits, digest = predict_logits(model, data.dataset, data.prepare, **options)
+    truth, training = data.dataset.labels.numpy(), config["training"]
+    selection = {name: training[name] for name in ("epoch", "by", "score", "validation", "legacy")}
+    result = ClassificationResult(
+        mode=config["mode"],
+        encoder=type(model.encoder).__name__,
+        start=training["start"],
+        run=run,
+        data=data.name,
+        split=data.split,
+        test_hash=digest,
+        num_train=training["num_train"],
+        num_validation=training["num_validation"],
+        num_test=len(truth),
+        preparation=_objects.described(data.prepare),
+        selection=selection,
+        seed=training["seed"],
+        scores=scores(truth, logits.argmax(1), tuple(config["classes"])),
+        votes=_vote(model, data, votes, official_best_of, options) if votes else None,
+    )
+    _objects.write_result(result, path, json)
+
+
+def _vote(model: Any, data: _objects.StoredData, votes: int, rounds: int, options: dict[str, Any]) -> Any:
+    from pc3d.evaluation import Votes, vote_logits
+
+    if data.augment is None:
+        raise ValueError("votes are over views prepared as in training, and the configuration has no train_transforms")
+    found = [
+        # The first draw is that of the evaluation without votes.
+        vote_logits(model, data.dataset, data.augment, votes, first_draw=1 + number * votes, **options)
+        for number in range(rounds)
+    ]
+    return Votes.of(data.dataset.labels.numpy(), found, votes)
+
+
+def judge(argv: Sequence[str]) -> int | None:
+    """Run ``pc3d classify eval``; the run folder may stand first, without its option."""
+    arguments = list(argv)
+    if arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--run")
+    return run_verb("classify eval", evaluate, arguments)
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run the verb."""
+    verbs = {
+        "train": ("train a classifier from a configuration file, and judge it once on the test split", train),
+        "eval": ("judge a trained classifier again, by votes or on another split", judge),
+    }
+    return _objects.dispatch("classify", "Classification of objects.", verbs, argv)
+
+
+def _number_of_classes(data: Any) -> int:
+    return len(data.classes)
+
+
+def _names_of_classes(data: Any) -> list[str]:
+    return list(data.classes)

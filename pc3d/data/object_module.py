@@ -1,0 +1,125 @@
+"""The data side of fine-tuning on objects: what chooses the epoch, and what only judges."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pc3d._extras import require
+from pc3d.data.dataset import PointDataset, split_train_validation
+from pc3d.data.loader import PointLoader
+from pc3d.data.transforms import Transform
+
+require("pytorch_lightning", extra="train", purpose="ObjectDataModule")
+
+from pc3d.data.module import PointDataModule  # noqa: E402  # after the check, whose message says how to install it
+
+Protocol = Literal["held_out", "legacy"]
+
+
+class ObjectDataModule(PointDataModule):
+    """Loaders of labelled objects: as :class:`PointDataModule`, with a validation part that no run's seed moves.
+
+    Args:
+        train: the training split.
+        validation: a validation set; None for none, or for one cut out of ``train``.
+        test: the test split.
+        train_transforms: applied in turn to training samples.
+        eval_transforms: applied in turn to validation and test samples.
+        validation_fraction: share of ``train`` to set aside for validation, stratified by class, groups of
+            near-duplicates kept together; 0 for none.
+        validation_seed: of that cut. Runs of other seeds share it, so that their spread is not that of the cut.
+        protocol: ``"held_out"``: the test split is not seen while training; ``"legacy"``: it is judged after each
+            epoch, as much of the literature does, whose best epoch is then reported beside the one that validation
+            chose.
+        batch_size: clouds per training batch and process.
+        eval_batch_size: clouds per validation and test batch.
+        num_workers: processes that prepare batches, per loader.
+        seed: of the order and the transforms.
+        drop_last: leave out the last incomplete training batch.
+        pin_memory: hand out batches in page-locked memory; worth it with a GPU.
+
+    Raises:
+        ValueError: an argument is out of range, two exclude each other, or there are unlabelled training objects.
+    """
+
+    def __init__(
+        self,
+        train: PointDataset | None = None,
+        validation: PointDataset | None = None,
+        test: PointDataset | None = None,
+        *,
+        train_transforms: list[Transform] | None = None,
+        eval_transforms: list[Transform] | None = None,
+        validation_fraction: float = 0.0,
+        validation_seed: int = 0,
+        protocol: Protocol = "held_out",
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        drop_last: bool = True,
+        pin_memory: bool = False,
+    ) -> None:
+        if protocol not in get_args(Protocol):
+            raise ValueError(f"protocol must be one of {', '.join(get_args(Protocol))}, got {protocol!r}")
+        if protocol == "legacy" and test is None:
+            raise ValueError("protocol 'legacy' judges the test split after each epoch, and there is none: give test")
+        for name, dataset in (("train", train), ("validation", validation), ("test", test)):
+            check_labelled(name, dataset)
+        if validation_fraction != 0.0:
+            if validation is not None:
+                raise ValueError("give validation or validation_fraction, not both")
+            if train is None:
+                raise ValueError("validation_fraction needs a train set to cut from")
+            train, validation = split_train_validation(train, validation_fraction, validation_seed)
+        super().__init__(
+            train,
+            validation,
+            test,
+            train_transforms=train_transforms,
+            eval_transforms=eval_transforms,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            drop_last=drop_last,
+            pin_memory=pin_memory,
+        )
+        self.protocol = protocol
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """What is judged after each epoch, in the order of :meth:`val_dataloader`: ``"validation"``, ``"test"``."""
+        validation = () if self.validation is None else ("validation",)
+        return (*validation, "test") if self.protocol == "legacy" else validation
+
+    def val_dataloader(self) -> list[PointLoader]:
+        """Batches of what is watched, a loader each."""
+        sets = {"validation": self.validation, "test": self.test}
+        return [self._eval_loader(dataset) for name in self.watched if (dataset := sets[name]) is not None]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        known = self.train if self.train is not None else self.test
+        return () if known is None else known.classes
+
+
+def check_labelled(name: str, dataset: PointDataset | None) -> None:
+    """Refuse a data set with unlabelled objects.
+
+    Args:
+        name: of the split: train, validation or test.
+        dataset: None is fine.
+
+    Raises:
+        ValueError: some objects have no class.
+    """
+    if dataset is None:
+        return
+    missing = int((dataset.labels < 0).sum())
+    if missing:
+        raise ValueError(
+            f"{missing} of the {len(dataset)} objects of {name} have no class: leave them out, in pc3d's own sets with "
+            f"--data.{name}.init_args.labelled_only true"
+        )

@@ -1,0 +1,237 @@
+"""A trained classifier judged on a data set, once or by votes over several views of each object."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pc3d._extras import require
+from pc3d.data import PointCloud, PointDataset, Transform, sample_generator
+from pc3d.evaluation.metrics import Scores, wilson_interval
+from pc3d.evaluation.result import LEGACY_NOTE, percent, span, versions
+
+Logits = NDArray[np.float32]
+OFFICIAL_NOTE = "OFFICIAL BEST OF N: the best of repeated votes, chosen on the test split; an upper envelope"
+
+
+def predict_logits(
+    model: Callable[[Tensor], Tensor],
+    dataset: PointDataset,
+    transform: Transform | None = None,
+    *,
+    seed: int = 0,
+    draw: int = 0,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> tuple[Logits, str]:
+    """Logits of every object of a data set, in its order.
+
+    Args:
+        model: maps ``(B, N, 3)`` to ``(B, K)``. A ``torch.nn.Module`` is put into evaluation mode and computes where
+            its parameters are.
+        dataset: its own transform applies.
+        transform: applied after it, with random draws that are a function of (seed, draw, position) alone.
+        seed: of those draws.
+        draw: which view of the objects, where the transform is random.
+        batch_size: objects per call of ``model``; those that differ in points are never batched together.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        ``(n, K)`` float32, and the first 16 hexadecimal digits of SHA-256 over the coordinates that were seen.
+
+    Raises:
+        ValueError: the data set is empty, or ``batch_size`` is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if len(dataset) == 0:
+        raise ValueError("dataset is empty: nothing to judge")
+    device = next((p.device for p in model.parameters()), None) if isinstance(model, torch.nn.Module) else None
+    if isinstance(model, torch.nn.Module):
+        model.eval()
+    digest, blocks = hashlib.sha256(), []
+    with torch.no_grad():
+        for clouds in _batches(dataset, transform, seed, draw, batch_size, progress):
+            xyz = torch.stack([cloud.xyz.float() for cloud in clouds])
+            digest.update(np.ascontiguousarray(xyz.numpy()).tobytes())
+            blocks.append(model(xyz.to(device)).float().cpu())
+    return torch.cat(blocks).numpy(), digest.hexdigest()[:16]
+
+
+def vote_logits(
+    model: Callable[[Tensor], Tensor],
+    dataset: PointDataset,
+    transform: Transform,
+    votes: int,
+    *,
+    first_draw: int = 0,
+    **options: Any,
+) -> Logits:
+    """The mean of the logits over several random views of each object (Point-BERT's and Point-MAE's voting).
+
+    The published view is a random subset of a slightly larger set of farthest points, scaled and shifted as in
+    training: hand it over as ``transform``.
+
+    Args:
+        model: see :func:`predict_logits`.
+        dataset: see :func:`predict_logits`.
+        transform: random.
+        votes: views of each object, published with 10.
+        first_draw: number of the first view.
+        **options: of :func:`predict_logits`.
+
+    Returns:
+        ``(n, K)`` float32.
+
+    Raises:
+        ValueError: ``votes`` is below 1.
+    """
+    if votes < 1:
+        raise ValueError(f"votes must be at least 1, got {votes}")
+    draws = range(first_draw, first_draw + votes)
+    total = sum(predict_logits(model, dataset, transform, draw=draw, **options)[0].astype(np.float64) for draw in draws)
+    return np.asarray(total / votes, dtype=np.float32)
+
+
+def _batches(
+    dataset: PointDataset, transform: Transform | None, seed: int, draw: int, size: int, progress: bool
+) -> Iterator[list[PointCloud]]:
+    tqdm = require("tqdm", extra="train", purpose="the progress bar")
+    pending: list[PointCloud] = []
+    for index in tqdm.tqdm(range(len(dataset)), desc="objects", unit="object", disable=not progress, leave=False):
+        generator = sample_generator(seed, draw, index)
+        cloud = dataset.sample(index, generator)
+        cloud = cloud if transform is None else transform(cloud, generator)
+        if pending and (len(pending) == size or len(pending[0]) != len(cloud)):
+            yield pending
+            pending = []
+        pending.append(cloud)
+    if pending:
+        yield pending
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What voting adds to a result.
+
+    Attributes:
+        votes: views of each object whose logits are averaged.
+        accuracy: overall accuracy of the first round of votes.
+        interval: its 95 % Wilson interval.
+        repeats: rounds in all, each over views of its own.
+        mean: over the rounds.
+        best: of the rounds, which is what the released code reports; equal to ``accuracy`` for one round.
+    """
+
+    votes: int
+    accuracy: float
+    interval: tuple[float, float]
+    repeats: int
+    mean: float
+    best: float
+
+    @classmethod
+    def of(cls, truth: NDArray[np.int64], rounds: list[Logits], votes: int) -> Votes:
+        """From the averaged logits of each round."""
+        hits = [int((logits.argmax(1) == truth).sum()) for logits in rounds]
+        shares = [count / len(truth) for count in hits]
+        interval = wilson_interval(hits[0], len(truth))
+        return cls(votes, shares[0], interval, len(rounds), float(np.mean(shares)), max(shares))
+
+
+@dataclass(frozen=True)
+class ClassificationResult:
+    """Scores of a fine-tuned classifier on a test split, with the whole protocol.
+
+    Attributes:
+        mode: ``"full"``, ``"mlp3"`` or ``"linear"``.
+        encoder: class of the encoder.
+        start: where its weights came from before this training.
+        run: the run folder.
+        data: name of the data set.
+        split: name of the split.
+        test_hash: hash of the coordinates that were judged, see :func:`predict_logits`.
+        num_train: objects trained on.
+        num_validation: objects that chose the epoch; None where there were none.
+        num_test: objects judged.
+        preparation: what happened to an object before the model saw it.
+        selection: which epoch was kept and why, see :class:`pc3d.tasks.EpochSelection`.
+        seed: of the training.
+        scores: of one deterministic view of each object.
+        votes: what voting makes of it, if it was asked for.
+        versions: of the software.
+    """
+
+    mode: str
+    encoder: str
+    start: str
+    run: str
+    data: str
+    split: str
+    test_hash: str
+    num_train: int | None
+    num_validation: int | None
+    num_test: int
+    preparation: str
+    selection: dict[str, Any]
+    seed: int
+    scores: Scores
+    votes: Votes | None = None
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data, ready for JSON."""
+        return {"task": "classification", **asdict(self)}
+
+    def __str__(self) -> str:
+        s = self.scores
+        lines = [
+            f"classification ({self.mode}) with {self.encoder}, started from {self.start}",
+            f"  data        {self.data}: {self.num_train} train, {self.num_validation or 'no'} validation, "
+            f"{self.num_test} {self.split} [{self.test_hash}]",
+            f"  objects     {self.preparation}; one view of each, no votes",
+            f"  selection   {describe_selection(self.selection)}",
+            f"  seed        {self.seed}",
+            f"  versions    {', '.join(f'{key} {value}' for key, value in self.versions.items())}",
+            f"  overall accuracy     {percent(s.overall_accuracy)}  (95 % Wilson interval {span(s.overall_interval)})",
+            f"  mean class accuracy  {percent(s.mean_class_accuracy)}  "
+            f"(95 % bootstrap interval {span(s.mean_class_interval)})",
+            *describe_legacy(self.selection, "overall accuracy"),
+        ]
+        if self.votes is not None:
+            lines += self._describe_votes(self.votes)
+        return "\n".join(lines)
+
+    def _describe_votes(self, votes: Votes) -> list[str]:
+        interval = span(votes.interval)
+        lines = [f"  with {votes.votes} votes        {percent(votes.accuracy)}  (95 % Wilson interval {interval})"]
+        if votes.repeats > 1:
+            lines += [
+                f"  *** {OFFICIAL_NOTE} ***",
+                f"  best of {votes.repeats} rounds   {percent(votes.best)}  (their mean {percent(votes.mean)})",
+            ]
+        return lines
+
+
+def describe_selection(selection: dict[str, Any]) -> str:
+    """Which epoch was kept, in words."""
+    text = f"epoch {selection['epoch']}: {selection['by']}"
+    return text if selection["validation"] is None else f"{text} ({percent(selection['validation'])})"
+
+
+def describe_legacy(selection: dict[str, Any], score: str) -> list[str]:
+    """What the best epoch on the test split would have said, if the run looked."""
+    legacy = selection.get("legacy")
+    if legacy is None:
+        return []
+    return [
+        f"  *** {LEGACY_NOTE} ***",
+        f"  {score} of the best test epoch ({legacy['epoch']}): {percent(legacy['test'])}",
+    ]

@@ -1,0 +1,181 @@
+"""Classification of objects: fine-tuning of a whole encoder, or of a head on a frozen one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pc3d.data.types import PointBatch
+from pc3d.evaluation import ConfusionMatrix
+from pc3d.models import PointClassifier, VectorClassifier, classifier_of, load_encoder
+from pc3d.models.classifier import HeadType
+from pc3d.nn import mean_over_processes
+from pc3d.tasks.fine_tuning import FineTuning
+from pc3d.tasks.initial_encoder import ClassToken, start_from
+from pc3d.tasks.model_folder import does_not_fit, head_config, head_weights, save_model
+from pc3d.tasks.object_task import ObjectTask, Tally
+
+PUBLISHED = FineTuning()
+_RATES = {"full": 5e-4, "mlp3": 1e-4, "linear": 1e-4}
+
+
+class Classification(ObjectTask):
+    """Name the class of objects, as Point-MAE is fine-tuned and as Point-CMAE probes with a frozen encoder.
+
+    A :class:`PointViT` with one class token gets the head of that family (:class:`PointClassifier`), any other encoder
+    one on its vector (:class:`VectorClassifier`).
+
+    Args:
+        backbone: the encoder.
+        num_classes: K.
+        class_names: names of the classes; their numbers when empty.
+        mode: ``"full"`` trains everything under a head of three layers; ``"mlp3"`` the same head, and ``"linear"`` a
+            linear one, on a frozen encoder of which the class token and its position alone are trained (274,728 and
+            31,528 parameters for the published encoder and 40 classes).
+        encoder: where the backbone's weights come from (:func:`start_from`); fresh ones when None. The attribute
+            ``initial`` is the report of what was taken.
+        class_token: ``"fresh"`` as the released code, or ``"pretrained"``.
+        freeze_bn: in the frozen modes, keep the encoder's batch norm at the statistics of pre-training. The released
+            code lets them follow the batches (the default here), which a clean probe of the encoder does not want.
+            Drop path stays active either way; it is an argument of the backbone.
+        label_smoothing: share of the target that is spread over all classes; published without.
+        optimisation: AdamW and its schedule; the published rate is 5e-4 for ``"full"`` and 1e-4 for the frozen modes.
+        seed: of the random draws within the network.
+
+    Raises:
+        ValueError: names that are not ``num_classes``, or an option that is none of the known ones.
+    """
+
+    score = "accuracy"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        class_names: Sequence[str] = (),
+        mode: HeadType = "full",
+        encoder: str | None = None,
+        class_token: ClassToken = "fresh",
+        freeze_bn: bool = False,
+        label_smoothing: float = 0.0,
+        optimisation: FineTuning = PUBLISHED,
+        seed: int = 0,
+    ) -> None:
+        names = tuple(class_names) or tuple(str(k) for k in range(num_classes))
+        if len(names) != num_classes:
+            raise ValueError(f"class_names must be {num_classes} names, got {len(names)}")
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        model = classifier_of(backbone, num_classes, mode)
+        super().__init__(model, optimisation, _RATES[mode], seed)
+        self.initial = None if encoder is None else start_from(backbone, encoder, class_token)
+        self.classes, self.mode, self.label_smoothing = names, mode, label_smoothing
+        self.freeze_bn = freeze_bn and mode != "full"
+        if mode != "full":
+            model.freeze_encoder()
+
+    def train(self, mode: bool = True) -> Classification:
+        """Training mode, in which a frozen batch norm stays in evaluation mode."""
+        super().train(mode)
+        if self.freeze_bn:
+            for module in self.encoder.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def loss(self, batch: PointBatch) -> tuple[Tensor, Tensor]:
+        label = self._labels(batch)
+        logits = self.model(batch.dense()).float()
+        total = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="sum")
+        count = mean_over_processes(torch.tensor(float(len(label)), device=total.device))
+        return total / count, logits.detach().argmax(1) == label
+
+    def predict(self, batch: PointBatch, *, redraw: bool) -> Tensor:
+        self._labels(batch)
+        classes: Tensor = self.model(batch.dense()).argmax(1)
+        return classes
+
+    def tally(self) -> Tally:
+        return _ClassTally(len(self.classes))
+
+    def save(self, folder: Path, training: dict[str, Any]) -> None:
+        start = "fresh weights" if self.initial is None else f"weights of {self.initial.source}"
+        config = {
+            "task": "classification",
+            "classes": self.classes,
+            "mode": self.mode,
+            "training": {"start": start, "freeze_bn": self.freeze_bn, **training},
+        }
+        head = {name: value for name, value in self.model.state_dict().items() if not name.startswith("encoder.")}
+        save_model(folder, self.encoder, head, config)
+
+    def _labels(self, batch: PointBatch) -> Tensor:
+        label = batch.label
+        if label is None or label.min() < 0 or label.max() >= len(self.classes):
+            found = "none" if label is None else f"{int(label.min())} to {int(label.max())}"
+            raise ValueError(
+                f"label must be in 0..{len(self.classes) - 1} for every object, got {found}: leave unlabelled objects "
+                "out, and give the model as many classes as the data set has"
+            )
+        return label
+
+
+class _ClassTally:
+    """Counts of (true class, predicted class) over objects."""
+
+    def __init__(self, num_classes: int) -> None:
+        self._matrix = ConfusionMatrix(num_classes)
+
+    @property
+    def counts(self) -> Tensor:
+        return self._matrix.counts
+
+    @counts.setter
+    def counts(self, value: Tensor) -> None:
+        self._matrix.counts = value
+
+    def update(self, predicted: Tensor, batch: PointBatch) -> None:
+        assert batch.label is not None  # checked when it was predicted
+        self._matrix.update(predicted, batch.label)
+
+    def scores(self) -> dict[str, float]:
+        counts = self.counts.double()
+        hits, total = counts.diagonal(), counts.sum(1)
+        present = total > 0
+        return {
+            "accuracy": float(hits.sum() / total.sum()),
+            "mean_class_accuracy": float((hits[present] / total[present]).mean()),
+        }
+
+
+def load_classifier(folder: str | os.PathLike[str]) -> tuple[PointClassifier | VectorClassifier, dict[str, Any]]:
+    """Load what ``pc3d classify train`` wrote, in evaluation mode, on the CPU.
+
+    Args:
+        folder: the run folder.
+
+    Returns:
+        The model, and what is known of it: ``classes``, ``mode``, and ``training``, how it came about.
+
+    Raises:
+        FileNotFoundError: the folder holds no classifier, or the run in it has not finished.
+        ValueError: the files do not fit one another.
+    """
+    config = head_config(folder, "classify", "classifier")
+    if config.get("task") != "classification":
+        raise FileNotFoundError(f"{folder} holds no classifier but the model of another task")
+    model = classifier_of(load_encoder(Path(folder) / "encoder"), len(config["classes"]), config["mode"])
+    try:
+        missing, unknown = model.load_state_dict(head_weights(folder), strict=False)
+        lost = [name for name in missing if not name.startswith("encoder.")]
+        if lost or unknown:
+            raise RuntimeError(f"missing {lost}, unknown {unknown}")
+    except RuntimeError as error:
+        raise does_not_fit(folder, error) from error
+    return model.eval(), config

@@ -1,0 +1,95 @@
+"""Starting a task's encoder from a pre-trained one, as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from pc3d.models import PointViT, load_encoder, load_official_encoder
+from pc3d.tasks.segmenter import InitialWeights
+
+ClassToken = Literal["fresh", "pretrained"]
+_CLASS_TOKENS = ("cls_token", "cls_position")  # of a PointViT; other encoders keep theirs
+
+
+@torch.no_grad()
+def start_from(encoder: nn.Module, source: str | os.PathLike[str], class_token: ClassToken = "fresh") -> InitialWeights:
+    """Give an encoder all weights of a pre-trained one.
+
+    The two must be built alike but for what is no weight (number of patches, drop path). Class tokens are the
+    exception in a :class:`PointViT`: those that the encoder has no place for are dropped, those it lacks stay fresh;
+    the report names both.
+
+    Args:
+        encoder: changed in place.
+        source: run folder, folder or Hub id of an exported encoder; or an official ``.pth`` file of the Point-MAE
+            family.
+        class_token: ``"fresh"`` leaves the encoder's class token as initialised, as the released fine-tuning of
+            Point-CMAE does, whose names for it differ from those of pre-training; ``"pretrained"`` takes the first of
+            the source.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape, or has no place; or ``"pretrained"`` and there is no class
+            token to take.
+    """
+    if class_token not in ("fresh", "pretrained"):
+        raise ValueError(f"class_token must be 'fresh' or 'pretrained', got {class_token!r}")
+    given_encoder = _open(source, encoder)
+    given, own = given_encoder.state_dict(), encoder.state_dict()
+    exempt = _CLASS_TOKENS if isinstance(encoder, PointViT) else ()
+    problems = [f"{name} is missing there" for name in own if name not in given and name not in exempt]
+    problems += [f"{name} has no place here" for name in given if name not in own and name not in exempt]
+    problems += [
+        f"{name} is {tuple(given[name].shape)} there and {tuple(value.shape)} here"
+        for name, value in own.items()
+        if name in given and name not in exempt and given[name].shape != value.shape
+    ]
+    if problems:
+        raise ValueError(
+            f"encoder: the weights of {source} do not fit model.backbone: {'; '.join(problems[:3])}"
+            f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. Give model.backbone the arguments that "
+            f"it was built with{_difference(encoder, given_encoder)}"
+        )
+    taken = [name for name in own if name not in exempt]
+    for name in taken:
+        own[name].copy_(given[name])
+    if class_token == "pretrained":
+        taken += _take_class_token(own, given, source)
+    return InitialWeights(
+        source=str(source),
+        taken=tuple(taken),
+        skipped=tuple(name for name in given if name in own and name not in taken),
+        other_shape=(),
+        unknown=tuple(name for name in given if name not in own),
+        fresh=tuple(name for name in own if name not in taken),
+    )
+
+
+def _open(source: str | os.PathLike[str], like: nn.Module) -> nn.Module:
+    path = Path(source)
+    if path.suffix in (".pth", ".pt") and path.is_file():
+        config = {name: value for name, value in getattr(like, "config", {}).items() if name != "num_cls_tokens"}
+        return load_official_encoder(path, keep_cls_tokens=True, **config)[0]
+    return load_encoder(source)
+
+
+def _take_class_token(own: dict[str, torch.Tensor], given: dict[str, torch.Tensor], source: Any) -> list[str]:
+    for side, where in ((own, "model.backbone"), (given, str(source))):
+        if "cls_token" not in side:
+            raise ValueError(f"class_token 'pretrained' needs a class token on both sides; {where} has none")
+    for name in _CLASS_TOKENS:
+        own[name].copy_(given[name][: len(own[name])])
+    return list(_CLASS_TOKENS)
+
+
+def _difference(ours: nn.Module, theirs: nn.Module) -> str:
+    """Which arguments differ, where both sides say how they were built."""
+    if type(ours) is not type(theirs):
+        return f": class_path pc3d.models.{type(theirs).__name__}"
+    here, there = getattr(ours, "config", {}), getattr(theirs, "config", {})
+    names = [name for name in there if here.get(name) != there[name] and name != "num_cls_tokens"]
+    return ": " + ", ".join(f"{name}={there[name]} (here {here.get(name)})" for name in names) if names else ""

@@ -1,0 +1,188 @@
+"""``pc3d classify``: train and eval on real objects, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pc3d import load_encoder
+from pc3d.cli._training import shipped_configs
+from pc3d.cli.classify import build_parser
+from pc3d.cli.main import main
+from pc3d.data import Household
+from pc3d.models import PointViT, save_encoder
+from pc3d.tasks import load_classifier
+
+CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs"
+ENCODER = {
+    "embed_dim": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "num_groups": 12,
+    "group_size": 8,
+    "tokenizer_dims": [8, 12, 16],
+}
+TINY = f"""
+seed: 3
+model:
+  backbone:
+    class_path: pc3d.models.PointViT
+    init_args: {json.dumps({**ENCODER, "num_cls_tokens": 1})}
+  optimisation: {{learning_rate: 0.005, warmup_epochs: 1}}
+data:
+  train: {{class_path: pc3d.data.Household, init_args: {{labelled_only: true, num_points: 128}}}}
+  test: {{class_path: pc3d.data.Household, init_args: {{split: test, labelled_only: true, num_points: 128}}}}
+  train_transforms:
+    - {{class_path: pc3d.data.RandomSubsample, init_args: {{num_points: 96}}}}
+    - {{class_path: pc3d.data.ScaleTranslate}}
+  eval_transforms:
+    - {{class_path: pc3d.data.FirstPoints, init_args: {{num_points: 96}}}}
+  validation_fraction: 0.2
+trainer: {{max_epochs: 2, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}}
+"""
+
+
+def classify(*arguments: str | Path) -> int:
+    return main(["classify", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(5)
+    return save_encoder(PointViT(**ENCODER, num_cls_tokens=2), tmp_path_factory.mktemp("pretrained"))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, config: Path, pretrained: Path) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "a"
+    options = ["--encoder", pretrained, "--protocol", "legacy", "--mode=linear"]
+    assert classify("train", "--config", config, "--output", folder, *options) == 0
+    return folder
+
+
+def test_a_run_folder_holds_the_model_and_its_judgement(run: Path, pretrained: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "last.ckpt", "metrics.csv", "tensorboard", "encoder", "head", "eval"} <= names
+    resolved = yaml.safe_load((run / "config.yaml").read_text())
+    assert (resolved["model"]["encoder"], resolved["model"]["mode"]) == (str(pretrained), "linear")
+    assert resolved["data"]["protocol"] == "legacy"
+    assert isinstance(load_encoder(run), PointViT)
+    model, known = load_classifier(run)
+    result = json.loads((run / "eval" / "test.json").read_text())
+    data = Household("test", num_points=96, labelled_only=True)
+    with torch.no_grad():
+        hits = [int(model(data.load(i).xyz[None])[0].argmax()) == int(data.labels[i]) for i in range(len(data))]
+    assert result["scores"]["overall_accuracy"] == pytest.approx(sum(hits) / len(hits))
+    assert (result["num_train"], result["num_validation"], result["num_test"]) == (291, 74, 124)
+    assert result["start"] == f"weights of {pretrained}"
+    assert result["selection"]["legacy"]["test"] >= result["scores"]["overall_accuracy"]
+    assert known["training"]["epoch"] == result["selection"]["epoch"]
+    rows = (run / "metrics.csv").read_text().splitlines()
+    assert {"validation/accuracy", "test/accuracy", "train/loss_epoch"} <= set(rows[0].split(","))
+
+
+def test_eval_repeats_the_judgement_and_adds_votes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((run / "eval" / "test.json").read_text())
+    assert classify("eval", run) == 1
+    assert "add --overwrite" in capsys.readouterr().err
+    assert classify("eval", run, "--overwrite", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((run / "eval" / "test.json").read_text()) == before
+    assert classify("eval", run, "--votes", "2", "--official_best_of", "3") == 0
+    assert "OFFICIAL BEST OF N" in capsys.readouterr().out
+    voted = json.loads((run / "eval" / "test_votes.json").read_text())
+    assert voted["scores"] == before["scores"]
+    assert voted["votes"]["best"] >= voted["votes"]["mean"]
+    assert (voted["votes"]["votes"], voted["votes"]["repeats"]) == (2, 3)
+
+
+def test_a_run_goes_on_by_its_own_configuration_and_ends_the_same(config: Path, tmp_path: Path) -> None:
+    assert classify("train", "--config", config, "--output", tmp_path / "whole") == 0
+    short = ["--trainer.max_epochs", "1", "--model.optimisation.schedule_epochs", "2"]
+    options = ["--model.optimisation.schedule_epochs", "2", "--trainer.max_epochs", "2"]
+    assert classify("train", "--config", config, "--output", tmp_path / "b", *short) == 0
+    assert classify("train", "--output", tmp_path / "b", "--resume", *options) == 0
+    ours, theirs = (load_classifier(tmp_path / name)[0].state_dict() for name in ("whole", "b"))
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+@pytest.mark.parametrize("name", shipped_configs("classify"))
+def test_shipped_configurations_are_valid(name: str) -> None:
+    path = CONFIGS / "classify" / f"{name}.yaml"
+    options = build_parser().parse_args(["--config", str(path), "--output", "nowhere"])
+    assert options.trainer.gradient_clip_val == 10
+    assert options.model.backbone.init_args.num_cls_tokens == 1
+    assert 0 < options.data.validation_fraction < 1
+
+
+def test_published_recipes_are_the_published_ones() -> None:
+    for name, groups, points, more in (
+        ("modelnet40_1k", 64, 1024, 1200),
+        ("modelnet40_8k", 512, 8192, 8192),
+        ("scanobjectnn", 128, 2048, None),
+    ):
+        path = CONFIGS / "classify" / f"{name}.yaml"
+        options = build_parser().parse_args(["--config", str(path), "--output", "nowhere"])
+        encoder = options.model.backbone.init_args
+        assert (encoder.num_groups, encoder.group_size, encoder.num_points) == (groups, 32, points)
+        assert (encoder.depth, encoder.embed_dim, encoder.drop_path) == (12, 384, 0.1)
+        assert (options.data.batch_size, options.data.eval_batch_size, options.trainer.max_epochs) == (32, 64, 300)
+        steps = {step.class_path.rpartition(".")[2]: step.init_args for step in options.data.train_transforms}
+        assert steps["RandomSubsample"].num_points == points
+        assert "ScaleTranslate" in steps
+        assert ("Normalize" in steps) == (name != "scanobjectnn")
+        assert steps["FarthestPointSample"].num_points == more if more else "FarthestPointSample" not in steps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--votes", "-1"], "votes must be at least 0"),
+        (["--official_best_of", "5"], "official_best_of, which repeats them"),
+        (["--root", "absent"], "missing"),
+        (["--split", "validation"], "splits found there"),
+        (["--variant", "obj_bg"], "variant"),
+    ],
+)
+def test_eval_says_what_is_wrong(
+    arguments: list[str], message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert classify("eval", run, "--output", tmp_path, *arguments) != 0
+    assert message in capsys.readouterr().err
+
+
+def test_train_says_what_is_wrong(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = ["train", "--config", config, "--output", tmp_path / "new"]
+    save_encoder(PointViT(**{**ENCODER, "depth": 3}), tmp_path / "deeper")  # type: ignore[arg-type]
+    for arguments, message in (
+        (["--encoder", tmp_path / "deeper"], "depth=3 (here 2)"),
+        (["--root", tmp_path / "absent"], "missing"),
+        (["--data.train.init_args.labelled_only", "false"], "have no class"),
+        (["--mode", "mlp"], "mode"),
+        (["--protocol", "test"], "protocol"),
+    ):
+        assert classify(*start, *arguments) != 0
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert classify("train", "--config", "modelnet40_2k", "--output", tmp_path / "new") == 1
+    assert "did you mean 'modelnet40_" in capsys.readouterr().err
+
+
+def test_help_and_unknown_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert classify() == 2
+    assert classify("--help") == 0
+    assert classify("evaluate") == 2
+    assert "did you mean 'eval'?" in capsys.readouterr().err
+    for verb in ("train", "eval"):
+        assert classify(verb, "--help") == 0
+        assert f"usage: pc3d classify {verb}" in capsys.readouterr().out

@@ -1,0 +1,124 @@
+"""A classifier judged once and by votes, with stubs whose logits are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pc3d.data import FirstPoints, PointCloud, PointDataset, Transform, sample_generator
+from pc3d.data.arrays import ArrayDataset
+from pc3d.evaluation import ClassificationResult, Votes, predict_logits, scores, vote_logits
+
+SELECTION = {
+    "epoch": 2,
+    "by": "highest accuracy on validation, of 5 epochs",
+    "score": "accuracy",
+    "validation": 0.7,
+    "legacy": None,
+}
+
+
+def dataset(lengths: tuple[int, ...] = (5, 5, 7, 7, 7, 5)) -> PointDataset:
+    random = np.random.default_rng(0)
+    clouds = [random.normal(size=(length, 3)).astype(np.float32) for length in lengths]
+    labels = np.arange(len(lengths)) % 3
+    ids = [str(i) for i in range(len(lengths))]
+    return ArrayDataset(clouds, labels, ids=ids, classes=["a", "b", "c"], path=Path("nowhere"))
+
+
+class Shift(Transform):
+    """Moves a cloud along x by a random number: the only thing that the stub below looks at."""
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        return cloud.replace(xyz=cloud.xyz + torch.rand((), generator=generator))
+
+
+def first_point(xyz: Tensor) -> Tensor:
+    """Logits that are the coordinates of a cloud's first point."""
+    return xyz[:, 0]
+
+
+def test_logits_are_in_the_order_of_the_data_set_whatever_the_batches() -> None:
+    data = dataset()
+    expected = np.stack([data.load(i).xyz[0].numpy() for i in range(len(data))])
+    hashes = set()
+    for batch_size in (1, 2, 64):
+        logits, digest = predict_logits(first_point, data, batch_size=batch_size)
+        np.testing.assert_array_equal(logits, expected)
+        hashes.add(digest)
+    assert len(hashes) == 1
+    assert predict_logits(first_point, data, FirstPoints(3))[1] not in hashes
+
+
+def test_votes_average_logits_over_views_that_are_drawn_per_object() -> None:
+    data = dataset()
+    found = vote_logits(first_point, data, Shift(), 4, seed=9, first_draw=2)
+    for index in range(len(data)):
+        views = [data.load(index).xyz[0] + torch.rand((), generator=sample_generator(9, d, index)) for d in range(2, 6)]
+        np.testing.assert_allclose(found[index], torch.stack(views).double().mean(0), rtol=1e-6)
+
+
+def test_votes_average_logits_and_not_classes() -> None:
+    """One confident view outweighs two doubtful ones."""
+    views = iter([[0.0, 9.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    found = vote_logits(lambda xyz: torch.tensor([next(views)]), dataset((5,)), FirstPoints(5), 3)
+    assert found.argmax() == 1
+    np.testing.assert_allclose(found[0], [2 / 3, 3, 0], rtol=1e-6)
+
+
+def test_the_first_round_of_votes_is_the_figure_and_the_best_is_told_beside() -> None:
+    truth = np.array([0, 1, 2, 0])
+    right = [2, 3, 1]
+    rounds = [np.eye(3, dtype=np.float32)[[t if i < n else (t + 1) % 3 for i, t in enumerate(truth)]] for n in right]
+    votes = Votes.of(truth, rounds, 10)
+    assert (votes.accuracy, votes.best, votes.mean, votes.repeats) == (0.5, 0.75, 0.5, 3)
+    text = str(result(votes))
+    assert "with 10 votes        50.0 %" in text
+    assert "OFFICIAL BEST OF N" in text
+    assert "best of 3 rounds   75.0 %  (their mean 50.0 %)" in text
+    assert "OFFICIAL" not in str(result(Votes.of(truth, rounds[:1], 10)))
+
+
+def result(votes: Votes | None = None, **selection: object) -> ClassificationResult:
+    return ClassificationResult(
+        mode="full",
+        encoder="PointViT",
+        start="fresh weights",
+        run="run",
+        data="Household",
+        split="test",
+        test_hash="0123",
+        num_train=80,
+        num_validation=20,
+        num_test=4,
+        preparation="as stored",
+        selection={**SELECTION, **selection},
+        seed=0,
+        scores=scores(np.array([0, 1, 2, 0]), np.array([0, 1, 2, 1])),
+        votes=votes,
+    )
+
+
+def test_a_result_says_how_it_came_about() -> None:
+    text = str(result())
+    assert "epoch 2: highest accuracy on validation, of 5 epochs (70.0 %)" in text
+    assert "overall accuracy     75.0 %" in text
+    assert "LEGACY" not in text
+    legacy = str(result(legacy={"epoch": 4, "test": 0.95}))
+    assert "*** LEGACY: selected on the test split; an upper envelope, not an estimate ***" in legacy
+    assert "overall accuracy of the best test epoch (4): 95.0 %" in legacy
+    assert legacy.index("75.0 %") < legacy.index("LEGACY")  # the honest figure first
+    assert result().to_dict()["scores"]["overall_accuracy"] == 0.75
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="votes must be at least 1, got 0"):
+        vote_logits(first_point, dataset(), Shift(), 0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        predict_logits(first_point, dataset(), batch_size=0)
+    with pytest.raises(ValueError, match="dataset is empty"):
+        predict_logits(first_point, dataset(()))
