@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pc3d.data.dataset import PointDataset
@@ -83,11 +84,42 @@ class EpochSampler(Sampler[BatchKey]):
         self.num_samples, self.batch_size = num_samples, batch_size
         self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
         self._fixed_process = None if rank is None or world_size is None else (rank, world_size)
+        self._neighbors: Tensor | None = None
+        self._group_size = 1
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration gives; Lightning calls this at the start of each."""
         self.epoch = epoch
+
+    def group_neighbors(self, neighbors: Tensor | None, group_size: int = 1) -> None:
+        """Make batches of groups from now on: samples and some of their neighbours, side by side.
+
+        Every epoch, as many samples as there are groups are drawn at random, each at most once; each is followed by
+        ``group_size - 1`` of its neighbours, drawn anew without repetition. A batch is ``batch_size / group_size``
+        groups.
+
+        Args:
+            neighbors: ``(num_samples, k)`` positions of the nearest samples of each, itself first; None for plain
+                batches again.
+            group_size: samples per group, at most k.
+
+        Raises:
+            ValueError: neighbours that are not of this data set, or a batch that is not of whole groups.
+        """
+        if neighbors is None:
+            self._neighbors, self._group_size = None, 1
+            return
+        if neighbors.ndim != 2 or len(neighbors) != self.num_samples:
+            raise ValueError(f"neighbors must be ({self.num_samples}, k), got {tuple(neighbors.shape)}")
+        if not 1 <= group_size <= neighbors.shape[1]:
+            raise ValueError(f"group_size must be between 1 and the {neighbors.shape[1]} neighbors, got {group_size}")
+        if self.batch_size % group_size or not self.shuffle:
+            raise ValueError(
+                f"a batch of {self.batch_size} is not made of whole groups of {group_size}, or not shuffled: choose a "
+                "multiple for batch_size"
+            )
+        self._neighbors, self._group_size = neighbors, group_size
 
     def _process(self) -> tuple[int, int]:
         return self._fixed_process or _process()
@@ -117,7 +149,13 @@ class EpochSampler(Sampler[BatchKey]):
             return list(range(self.num_samples))
         # The index -1 of a sample does not exist: 2**63 keeps the stream apart from every sample's own.
         generator = sample_generator(self.seed, epoch, 2**63)
-        return [int(i) for i in torch.randperm(self.num_samples, generator=generator)]
+        order = torch.randperm(self.num_samples, generator=generator)
+        if self._neighbors is not None:
+            seeds = order[: -(-self.num_samples // self._group_size)]
+            others = self._neighbors[seeds, 1:].long()
+            drawn = torch.rand(others.shape, generator=generator).argsort(1)[:, : self._group_size - 1]
+            order = torch.cat([seeds[:, None], others.gather(1, drawn)], dim=1).flatten()[: self.num_samples]
+        return [int(i) for i in order]
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The batches of this process in an epoch, as positions in the data set."""

@@ -9,6 +9,8 @@ from pc3d.methods.masked_autoencoder import MaskedAutoencoder, PointCMAE, PointM
 from pc3d.methods.masked_scene import MaskedScene  # noqa: E402
 from pc3d.methods.method import Method, Optimisation  # noqa: E402
 from pc3d.methods.metrics import CsvMetrics  # noqa: E402
+from pc3d.methods.mining import Mining  # noqa: E402
+from pc3d.methods.openshape import OpenShape, StepDecay  # noqa: E402
 from pc3d.methods.pcp_mae import PCPMAE  # noqa: E402
 from pc3d.methods.run import RunFolder, is_first_process, pretrain  # noqa: E402
 
@@ -19,12 +21,15 @@ __all__ = [
     "MaskedAutoencoder",
     "MaskedScene",
     "Method",
+    "Mining",
+    "OpenShape",
     "Optimisation",
     "PointCMAE",
     "PointMAE",
     "Reconstruction",
     "RunCheckpoint",
     "RunFolder",
+    "StepDecay",
     "is_first_process",
     "pretrain",
 ]

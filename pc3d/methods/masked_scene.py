@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
 from pc3d.methods.method import Method, Optimisation
 from pc3d.models.voxel_features import ENCODER_PARTS, VoxelEncoder, as_voxel_encoder, upcast
-from pc3d.nn import SampleRandom, init_token, mean_over_processes, rank
+from pc3d.nn import SampleRandom, init_token, mean_over_processes
 from pc3d.nn.sparse import scene_of_rows
 from pc3d.ops import segment_reduce, voxelize
 
@@ -173,7 +170,7 @@ class MaskedScene(Method):
 
     def _step(self, batch: PointBatch, epoch: int, batch_idx: int, stage: str) -> Tensor:
         hidden = self.hide(batch, epoch, batch_idx)
-        with self._draws_of(epoch, batch_idx, batch.xyz.device):
+        with self.default_draws(epoch, batch_idx, batch.xyz.device):
             features = self.features(hidden)
         losses = self.losses(self.head(features[hidden.mask]), self.targets(batch, hidden))
         total = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
@@ -245,14 +242,6 @@ class MaskedScene(Method):
     @property
     def _voxels(self) -> VoxelEncoder:
         return as_voxel_encoder(self.backbone)
-
-    @contextmanager
-    def _draws_of(self, epoch: int, batch_idx: int, device: torch.device) -> Iterator[None]:
-        """PyTorch's default generators as a function of the step; outside they are left as they were."""
-        word = np.random.SeedSequence((self.seed, epoch, batch_idx, rank())).generate_state(1, np.uint64)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(int(word[0]) & (2**63 - 1))
-            yield
 
 
 def _error(name: str, predicted: Tensor, target: Tensor) -> Tensor:

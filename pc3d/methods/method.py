@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import nn
 
 from pc3d.data.types import PointBatch
 from pc3d.models import save_encoder
-from pc3d.nn import SampleRandom, epoch_learning_rate, share_of_batch, weight_decay_groups
+from pc3d.nn import SampleRandom, epoch_learning_rate, rank, share_of_batch, weight_decay_groups
 from pc3d.nn.optim import Stepping
 
 
@@ -111,6 +113,14 @@ class Method(pl.LightningModule, ABC):
             global_batch_size=total,
             device=batch.xyz.device,
         )
+
+    @contextmanager
+    def default_draws(self, epoch: int, batch_idx: int, device: torch.device) -> Iterator[None]:
+        """PyTorch's default generators as a function of the step and the process; outside they stay as they were."""
+        word = np.random.SeedSequence((self.seed, epoch, batch_idx, rank())).generate_state(1, np.uint64)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(int(word[0]) & (2**63 - 1))
+            yield
 
     def on_train_epoch_start(self) -> None:
         """Log the learning rate in force."""

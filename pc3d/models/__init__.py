@@ -1,5 +1,6 @@
 """Whole encoders, the networks around them, and how they are stored."""
 
+from pc3d.models.aligned import AlignedShapeEncoder, as_aligned
 from pc3d.models.attention_map import AttentionMap, attention_map, save_attention_map
 from pc3d.models.classifier import PointClassifier, VectorClassifier, classifier_of
 from pc3d.models.dgcnn import DGCNN
@@ -39,6 +40,7 @@ from pc3d.models.voxel_features import UpcastFeatures
 
 __all__ = [
     "DGCNN",
+    "AlignedShapeEncoder",
     "AttentionMap",
     "Branch",
     "Decoder",
@@ -65,6 +67,7 @@ __all__ = [
     "VectorClassifier",
     "ViT3D",
     "VoxelLevel",
+    "as_aligned",
     "attention_map",
     "classifier_of",
     "load_encoder",

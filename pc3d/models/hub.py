@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pc3d._version import __version__
+from pc3d.models.aligned import AlignedShapeEncoder
 from pc3d.models.dgcnn import DGCNN
 from pc3d.models.openshape import OpenShapePointBERT
 from pc3d.models.openshape_sparse import OpenShapeSparseConv
@@ -43,11 +44,19 @@ Encoder = (
     | SparseUNet
     | OpenShapePointBERT
     | OpenShapeSparseConv
+    | AlignedShapeEncoder
 )
 AnyEncoder = TypeVar("AnyEncoder", bound=nn.Module)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def _aligned(encoder: dict[str, Any], **arguments: Any) -> AlignedShapeEncoder:
+    """From its configuration, which names the encoder inside."""
+    return AlignedShapeEncoder(ENCODERS[encoder["class"]](**encoder["arguments"]), **arguments)
+
+
 ENCODERS: dict[str, Callable[..., Encoder]] = {
     "PointViT": PointViT,
     "ViT3D": ViT3D,
@@ -58,6 +67,7 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "SparseUNet": SparseUNet,
     "OpenShapePointBERT": OpenShapePointBERT,
     "OpenShapeSparseConv": OpenShapeSparseConv,
+    "AlignedShapeEncoder": _aligned,
 }
 
 
@@ -78,8 +88,9 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
         TypeError: not an encoder that can be loaded back.
         OSError: the folder cannot be written.
     """
-    if not isinstance(encoder, Encoder) or type(encoder).__name__ not in ENCODERS:
-        raise TypeError(f"encoder must be one of {', '.join(ENCODERS)}, got {type(encoder).__name__}")
+    inner = encoder.encoder if isinstance(encoder, AlignedShapeEncoder) else encoder
+    if not isinstance(encoder, Encoder) or type(inner).__name__ not in ENCODERS:
+        raise TypeError(f"encoder must be one of {', '.join(ENCODERS)}, got {type(inner).__name__}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = {"class": type(encoder).__name__, "arguments": encoder.config, "pc3d_version": __version__}

@@ -1,0 +1,181 @@
+"""An encoder of shapes beside the text and picture features that it was aligned with: what zero-shot and search use."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pc3d.models.openshape import OpenShapePointBERT
+from pc3d.models.openshape_sparse import OpenShapeSparseConv
+
+
+class AlignedShapeEncoder(nn.Module):
+    """An encoder of shapes whose embeddings can be compared with features of texts and of pictures.
+
+    Published (OpenShape): text tower and image tower share one space, the encoder's output lies in it, and there is
+    nothing else: ``text_dim`` and ``image_dim`` are the encoder's own. Where they are not, because the towers are of
+    two spaces or of another width, a linear head per kind carries the embedding into each (ours).
+
+    For search every shape has one *joint* vector of unit length: the embedding itself where the space is shared, else
+    the two heads' outputs side by side, made unit and divided by the square root of 2. A text's is its feature beside
+    zeros, so that ``joint(shape) . joint_text(text)`` is the cosine (with two spaces, divided by the root of 2).
+
+    Args:
+        encoder: anything with ``embed_dim`` and ``encode(xyz)``, and ``encode(xyz, rgb=...)`` if it has ``reads_rgb``.
+        text_dim: width of the text features; the encoder's when left out.
+        image_dim: of the picture features, likewise.
+        project_targets: also learn a linear map of the frozen text features and one of the picture features, g_T and
+            g_I of the paper. Off as in the released configuration, whose models are compared with CLIP's own features.
+        text_space: name of the text tower, which :func:`pc3d.image.load_text_tower` opens; empty if not known.
+        image_space: name of the image tower, likewise.
+        logit_scale: the initial scale of the cosines, learned as its logarithm, not clamped (published 14.28).
+
+    Raises:
+        TypeError: the encoder is none.
+        ValueError: a width below 1, or a scale that is not positive.
+    """
+
+    reads_rgb = True
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        text_dim: int | None = None,
+        image_dim: int | None = None,
+        project_targets: bool = False,
+        text_space: str = "",
+        image_space: str = "",
+        logit_scale: float = 14.28,
+    ) -> None:
+        super().__init__()
+        if not hasattr(encoder, "encode") or not hasattr(encoder, "embed_dim"):
+            raise TypeError(f"encoder must have encode() and embed_dim, got {type(encoder).__name__}")
+        if not logit_scale > 0:
+            raise ValueError(f"logit_scale must be positive, got {logit_scale}")
+        width = int(cast(Any, encoder).embed_dim)
+        self.embed_dim = width
+        self.text_dim, self.image_dim = (width if dim is None else dim for dim in (text_dim, image_dim))
+        if min(self.text_dim, self.image_dim) < 1:
+            raise ValueError(f"text_dim and image_dim must be at least 1, got {self.text_dim} and {self.image_dim}")
+        self.shared = self.text_dim == self.image_dim == width
+        self.text_space, self.image_space = text_space, image_space
+        self.config: dict[str, Any] = {
+            "encoder": {"class": type(encoder).__name__, "arguments": getattr(encoder, "config", {})},
+            "text_dim": self.text_dim,
+            "image_dim": self.image_dim,
+            "project_targets": project_targets,
+            "text_space": text_space,
+            "image_space": image_space,
+        }
+        self.encoder = encoder
+        self.text_head, self.image_head = (
+            nn.Identity() if self.shared else nn.Linear(width, dim) for dim in (self.text_dim, self.image_dim)
+        )
+        self.text_projection, self.image_projection = (
+            nn.Linear(dim, dim) if project_targets else nn.Identity() for dim in (self.text_dim, self.image_dim)
+        )
+        self.log_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
+
+    @property
+    def pooling(self) -> str:
+        """How features are pooled, for reports."""
+        return str(getattr(self.encoder, "pooling", "max+mean"))
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """What cosines are multiplied with."""
+        return self.log_scale.exp()
+
+    def forward(self, xyz: Tensor, rgb: Tensor | None = None) -> Tensor:
+        """As :meth:`encode`."""
+        colors = {"rgb": rgb} if getattr(self.encoder, "reads_rgb", False) else {}
+        embedding: Tensor = cast(Any, self.encoder).encode(xyz, **colors)
+        return embedding
+
+    def encode(self, xyz: Tensor, pooling: str = "none", *, rgb: Tensor | None = None) -> Tensor:
+        """The encoder's embedding of clouds, before any head.
+
+        Args:
+            xyz: ``(B, N, 3)``.
+            pooling: of no meaning here: the encoder's own default is what was aligned.
+            rgb: ``(B, N, 3)`` in [0, 1]; passed on if the encoder reads colours.
+
+        Returns:
+            ``(B, embed_dim)``, not normalised.
+        """
+        return self.forward(xyz, rgb)
+
+    def in_text_space(self, embedding: Tensor) -> Tensor:
+        """Embeddings ``(B, embed_dim)`` as ``(B, text_dim)``, to compare with :meth:`text_targets`."""
+        result: Tensor = self.text_head(embedding)
+        return result
+
+    def in_image_space(self, embedding: Tensor) -> Tensor:
+        """Embeddings ``(B, embed_dim)`` as ``(B, image_dim)``, to compare with :meth:`image_targets`."""
+        result: Tensor = self.image_head(embedding)
+        return result
+
+    def text_targets(self, features: Tensor) -> Tensor:
+        """Text features ``(M, text_dim)`` as shapes are compared with them: as they are, or through g_T."""
+        result: Tensor = self.text_projection(_of_width(features, self.text_dim, "text", self.text_space))
+        return result
+
+    def image_targets(self, features: Tensor) -> Tensor:
+        """Picture features ``(M, image_dim)`` as shapes are compared with them: as they are, or through g_I."""
+        result: Tensor = self.image_projection(_of_width(features, self.image_dim, "image", self.image_space))
+        return result
+
+    @property
+    def joint_dim(self) -> int:
+        """Width of a joint vector."""
+        return self.embed_dim if self.shared else self.text_dim + self.image_dim
+
+    @property
+    def joint_scale(self) -> float:
+        """What products of a shape's and a text's or picture's joint vectors are multiplied with to be cosines."""
+        return 1.0 if self.shared else math.sqrt(2.0)
+
+    def joint(self, embedding: Tensor) -> Tensor:
+        """Joint vectors ``(B, joint_dim)`` of embeddings of shapes, of unit length."""
+        text, image = (F.normalize(side(embedding), dim=1) for side in (self.in_text_space, self.in_image_space))
+        return text if self.shared else torch.cat([text, image], dim=1) / math.sqrt(2.0)
+
+    def joint_text(self, features: Tensor) -> Tensor:
+        """Joint vectors ``(M, joint_dim)`` of text features, of unit length."""
+        unit = F.normalize(self.text_targets(features), dim=1)
+        return unit if self.shared else F.pad(unit, (0, self.image_dim))
+
+    def joint_image(self, features: Tensor) -> Tensor:
+        """Joint vectors ``(M, joint_dim)`` of picture features, of unit length."""
+        unit = F.normalize(self.image_targets(features), dim=1)
+        return unit if self.shared else F.pad(unit, (self.text_dim, 0))
+
+
+def as_aligned(encoder: nn.Module) -> AlignedShapeEncoder:
+    """The encoder, if need be in an :class:`AlignedShapeEncoder`: one that lies in a space as it is.
+
+    Raises:
+        TypeError: an encoder that was not aligned with anything.
+    """
+    if isinstance(encoder, AlignedShapeEncoder):
+        return encoder
+    if not isinstance(encoder, OpenShapePointBERT | OpenShapeSparseConv):
+        raise TypeError(
+            f"a {type(encoder).__name__} was not aligned with texts and pictures: train it with the method OpenShape, "
+            "or convert an official checkpoint with pc3d.models.load_official_openshape"
+        )
+    return AlignedShapeEncoder(encoder).eval()
+
+
+def _of_width(features: Tensor, width: int, kind: str, space: str) -> Tensor:
+    if features.ndim != 2 or features.shape[1] != width:
+        named = f" of {space}" if space else ""
+        raise ValueError(
+            f"{kind} features must be (M, {width}), those{named} that the encoder was aligned with; got "
+            f"{tuple(features.shape)}"
+        )
+    return features
