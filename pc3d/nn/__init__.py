@@ -10,7 +10,8 @@ from pc3d.nn.key_queue import KeyQueue
 from pc3d.nn.masking import MaskType, block_mask, check_mask, num_masked, random_mask, split_mask
 from pc3d.nn.optim import epoch_learning_rate, warmup_cosine, weight_decay_groups
 from pc3d.nn.sample_random import SampleRandom
-from pc3d.nn.sparse import ConvNormReLU, ResidualBlock, Signals, SparseConv3d, VoxelGrid, voxel_grid
+from pc3d.nn.sparse import ConvNormReLU, ResidualBlock, Signals, SparseConv3d, VoxelGrid, use_spconv, voxel_grid
+from pc3d.nn.spconv_backend import spconv_conv3d
 from pc3d.nn.tokenizer import MiniPointNet, Patches, PatchTokenizer, PositionEmbedding, PositionFeatures
 from pc3d.nn.transformer import Attention, Transformer, TransformerBlock, drop_path_scales
 from pc3d.nn.views import ViewAugmentation
@@ -57,8 +58,10 @@ __all__ = [
     "random_mask",
     "rank",
     "share_of_batch",
+    "spconv_conv3d",
     "split_mask",
     "update_teacher",
+    "use_spconv",
     "voxel_grid",
     "warmup_cosine",
     "weight_decay_groups",

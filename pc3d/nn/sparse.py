@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pc3d.nn.batch_norm import GlobalBatchNorm
+from pc3d.nn.spconv_backend import import_spconv, spconv_conv3d
 from pc3d.ops import KernelMap, sparse_conv3d, voxelize
 
+Module = TypeVar("Module", bound=nn.Module)
 Signals = Literal["xyz", "xyz_rgb", "xyz_rgb_normal"]
 SIGNALS: tuple[str, ...] = ("xyz", "xyz_rgb", "xyz_rgb_normal")
 """What a network reads of a voxel's point: where it is, its colour, its normal."""
@@ -103,7 +105,13 @@ class SparseConv3d(nn.Module):
         kernel_size: K, edge of the kernel in voxels.
         transposed: run a strided kernel map backwards, from its outputs to its inputs.
         bias: add a learned bias.
+
+    Attributes:
+        backend: whose kernels compute: ``"pc3d"``, or ``"spconv"`` after :func:`use_spconv`. It is no part of the
+            weights: a stored network runs on pc3d's kernels when it is loaded.
     """
+
+    backend: Literal["pc3d", "spconv"] = "pc3d"
 
     def __init__(
         self,
@@ -131,7 +139,30 @@ class SparseConv3d(nn.Module):
         """Map ``(N, in_channels)`` on the voxels that the kernel map reads to ``(M, out_channels)`` on those it
         writes; the other way round if transposed."""
         features = features.to(self.weight.dtype)
-        return sparse_conv3d(features, self.weight, kernel_map, self.bias, transposed=self.transposed)
+        convolve = spconv_conv3d if self.backend == "spconv" else sparse_conv3d
+        return convolve(features, self.weight, kernel_map, self.bias, transposed=self.transposed)
+
+
+def use_spconv(module: Module) -> Module:
+    """Let all sparse convolutions of a network run on spconv's kernels, see :func:`pc3d.nn.spconv_conv3d`.
+
+    Args:
+        module: a network with :class:`SparseConv3d` layers, such as :class:`pc3d.models.SparseUNet`.
+
+    Returns:
+        The network itself.
+
+    Raises:
+        MissingExtraError: spconv is not installed.
+        ValueError: the network has no sparse convolution.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, SparseConv3d)]
+    if not layers:
+        raise ValueError(f"module has no SparseConv3d layer that could run on spconv: {type(module).__name__}")
+    import_spconv()
+    for layer in layers:
+        layer.backend = "spconv"
+    return module
 
 
 class ConvNormReLU(nn.Module):
