@@ -12,7 +12,7 @@ from pc3d.cli._parser import FAILURE, OK, USAGE, nearest
 
 VERBS = {
     "pretrain": "pre-train an encoder without labels, from a configuration file",
-    "probe": "score frozen features: linear SVM, logistic regression or nearest neighbours",
+    "probe": "score frozen features: linear SVM, logistic regression, nearest neighbours, MLP",
     "fewshot": "score frozen features with few labels: N-way K-shot, several draws",
     "retrieve": "score frozen features by retrieval: mean average precision, recall, precision",
     "embed": "write the features of a data set, or of any files of points, to an .npz file",

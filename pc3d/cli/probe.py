@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pc3d.cli._inputs import Variant
 from pc3d.cli._judging import judge_frozen
@@ -17,10 +17,13 @@ def probe(
     encoder: str,
     data: str = "household",
     variant: Variant | None = None,
-    classifier: Literal["svm", "logistic", "knn"] = "svm",
-    protocol: Literal["fixed", "tuned", "legacy"] = "fixed",
+    classifier: Literal["svm", "logistic", "knn", "mlp3"] = "svm",
+    svm: Literal["svc_linear", "linearsvc_l2"] = "svc_linear",
+    protocol: Literal["fixed", "tuned", "validation", "legacy"] = "fixed",
     C: float | None = None,
     k: int = 5,
+    alpha: float = 0.01,
+    validation_fraction: float = 0.2,
     standardize: bool | None = None,
     pooling: str | None = None,
     num_points: int | None = 1024,
@@ -39,34 +42,41 @@ def probe(
         data: 'household' (embedded), or a folder: pc3d's shards, a published data set, or files in class sub-folders.
         variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
             (modelnet40, the default, or modelnet10).
-        classifier: Linear support vector machine, logistic regression, or k nearest neighbours.
-        protocol: How C or k is chosen. 'fixed' takes the given value; 'tuned' cross-validates on the training features;
-            'legacy' takes the best on the test split, as much of the literature does, and labels the result so.
-        C: Inverse regularisation for 'fixed'; the default is 0.012 (svm) or 1 (logistic).
+        classifier: Linear support vector machine, logistic regression, k nearest neighbours, or a perceptron of three
+            layers.
+        svm: 'svc_linear' is one against one on features as they are; 'linearsvc_l2' one against rest, squared hinge
+            loss, on features of length 1.
+        protocol: How C, k or alpha is chosen. 'fixed' takes the given value; 'tuned' cross-validates on the training
+            features; 'validation' holds a part of them out; 'legacy' takes the best on the test split, as much of the
+            literature does, and labels the result so.
+        C: Inverse regularisation for 'fixed'; the default is 0.012 (svc_linear) or 1 (linearsvc_l2, logistic).
         k: Neighbours for 'fixed'.
-        standardize: Scale features by the training split; the default is no (svm) or yes (logistic).
+        alpha: L2 penalty of the perceptron for 'fixed'.
+        validation_fraction: Share of the training split that 'validation' holds out, near-identical objects together.
+        standardize: Scale features by the training split; the default is no (svm) or yes (logistic, mlp3).
         pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
             (its default), concat(max,mean), concat(cls,max,mean), cls.
         num_points: Points per cloud, the first so many; null takes all.
         batch_size: Clouds per forward pass.
         untrained: Keep the architecture, draw fresh weights from the seed: the baseline of the encoder itself.
-        seed: Seed of the folds, the bootstrap and of untrained weights.
+        seed: Seed of folds or validation part, of the perceptron, the bootstrap and untrained weights.
         seeds: Several seeds, one result each, and their mean, standard deviation and 95 % interval.
         results: Folder for rows of pc3d results, one for each seed.
         method: Name in the table of results; the encoder's by default.
         json: Print the result as JSON.
     """
-    from pc3d.evaluation import knn_probe, linear_svm, logistic_regression
+    from pc3d.evaluation import knn_probe, linear_svm, logistic_regression, mlp_probe
 
     def judge(train: Features, test: Features, seed: int) -> ProbeResult:
+        choice: dict[str, Any] = {"protocol": protocol, "validation_fraction": validation_fraction, "seed": seed}
         if classifier == "knn":
-            return knn_probe(train, test, k=k, protocol=protocol, seed=seed)
+            return knn_probe(train, test, k=k, **choice)
+        choice["standardize"] = classifier != "svm" if standardize is None else standardize
+        if classifier == "mlp3":
+            return mlp_probe(train, test, alpha=alpha, **choice)
         if classifier == "logistic":
-            scaled = True if standardize is None else standardize
-            strength = 1.0 if C is None else C
-            return logistic_regression(train, test, C=strength, protocol=protocol, standardize=scaled, seed=seed)
-        scaled, strength = bool(standardize), 0.012 if C is None else C
-        return linear_svm(train, test, C=strength, protocol=protocol, standardize=scaled, seed=seed)
+            return logistic_regression(train, test, C=1.0 if C is None else C, **choice)
+        return linear_svm(train, test, C=C, form=svm, **choice)
 
     judge_frozen(
         judge,

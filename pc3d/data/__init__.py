@@ -20,6 +20,7 @@ from pc3d.data.dataset import (
     Selection,
     SkippedFile,
     split_train_validation,
+    validation_mask,
 )
 from pc3d.data.fewshot import FewShotEpisode, few_shot_episodes, load_few_shot_pickle
 from pc3d.data.files import FileDataset, FolderDataset
@@ -157,6 +158,7 @@ __all__ = [
     "sample_generator",
     "split_train_validation",
     "targets_of",
+    "validation_mask",
     "voting_views",
 ]
 

@@ -160,12 +160,36 @@ def split_train_validation(dataset: PointDataset, fraction: float, seed: int) ->
     Raises:
         ValueError: ``fraction`` is out of range or the data set has fewer than two items.
     """
+    groups = None if dataset.groups is None else dataset.groups.numpy()
+    in_validation = validation_mask(dataset.labels.numpy(), groups, fraction, seed)
+    return (
+        Selection(dataset, torch.from_numpy(np.flatnonzero(~in_validation))),
+        Selection(dataset, torch.from_numpy(np.flatnonzero(in_validation))),
+    )
+
+
+def validation_mask(
+    labels: NDArray[np.int64], groups: NDArray[np.int64] | None, fraction: float, seed: int
+) -> NDArray[np.bool_]:
+    """Which items :func:`split_train_validation` gives to validation.
+
+    Args:
+        labels: ``(n,)`` class of each item, -1 for unlabelled.
+        groups: ``(n,)`` equal for items that stay together; None where every item stands alone.
+        fraction: share of the validation part, between 0 and 1, both excluded.
+        seed: decides which items.
+
+    Returns:
+        ``(n,)`` bool.
+
+    Raises:
+        ValueError: ``fraction`` is out of range or there are fewer than two items.
+    """
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"fraction must be between 0 and 1 (both excluded), got {fraction}")
-    if len(dataset) < 2:
-        raise ValueError(f"a data set of {len(dataset)} item(s) cannot be split: two or more are needed")
-    labels = dataset.labels.numpy()
-    names = np.arange(len(labels)) if dataset.groups is None else dataset.groups.numpy()
+    if len(labels) < 2:
+        raise ValueError(f"a data set of {len(labels)} item(s) cannot be split: two or more are needed")
+    names = np.arange(len(labels)) if groups is None else groups
     _, first, group, size = np.unique(names, return_index=True, return_inverse=True, return_counts=True)
     rng = np.random.default_rng(seed)
     chosen: list[int] = []
@@ -174,10 +198,7 @@ def split_train_validation(dataset: PointDataset, fraction: float, seed: int) ->
     in_validation = np.isin(group, chosen)
     if not in_validation.any():
         raise ValueError("every class has a single item (or group of items): nothing can be spared for validation")
-    return (
-        Selection(dataset, torch.from_numpy(np.flatnonzero(~in_validation))),
-        Selection(dataset, torch.from_numpy(np.flatnonzero(in_validation))),
-    )
+    return in_validation
 
 
 def _some_groups(members: NDArray[np.int64], size: NDArray[np.int64], fraction: float) -> list[int]:

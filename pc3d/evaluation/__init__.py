@@ -7,6 +7,7 @@ from pc3d.evaluation.fewshot import Episode, FewShotResult, draw_episodes, few_s
 from pc3d.evaluation.knn import K_GRID, knn_probe
 from pc3d.evaluation.logistic import logistic_regression
 from pc3d.evaluation.metrics import Scores, scores, wilson_interval
+from pc3d.evaluation.mlp import ALPHA_GRID, mlp_probe
 from pc3d.evaluation.probe import C_GRID
 from pc3d.evaluation.result import ProbeResult
 from pc3d.evaluation.retrieval import RetrievalResult, average_precision, retrieval
@@ -15,6 +16,7 @@ from pc3d.evaluation.segmentation import ConfusionMatrix, SegmentationScores, se
 from pc3d.evaluation.svm import linear_svm
 
 __all__ = [
+    "ALPHA_GRID",
     "C_GRID",
     "K_GRID",
     "ClassificationResult",
@@ -38,6 +40,7 @@ __all__ = [
     "knn_probe",
     "linear_svm",
     "logistic_regression",
+    "mlp_probe",
     "predict_logits",
     "read_row",
     "read_rows",

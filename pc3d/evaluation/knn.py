@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pc3d.evaluation.features import Features
-from pc3d.evaluation.probe import FOLDS, Classifier, probe
+from pc3d.evaluation.probe import FOLDS, VALIDATION_FRACTION, Classifier, probe
 from pc3d.evaluation.result import ProbeResult
 
 K_GRID = (1, 3, 5, 10, 20)
@@ -19,6 +19,7 @@ def knn_probe(
     protocol: str = "fixed",
     grid: Sequence[int] = K_GRID,
     seed: int = 0,
+    validation_fraction: float = VALIDATION_FRACTION,
 ) -> ProbeResult:
     """Majority vote of the ``k`` nearest training features by cosine distance, votes weighted by inverse distance.
 
@@ -27,8 +28,9 @@ def knn_probe(
         test: features of the test split.
         k: number of neighbours, used by ``protocol="fixed"`` alone.
         protocol: as in :func:`pc3d.evaluation.linear_svm`, for ``k`` in place of ``C``.
-        grid: values that ``"tuned"`` and ``"legacy"`` try.
-        seed: seed of the folds and the bootstrap.
+        grid: values that ``"tuned"``, ``"validation"`` and ``"legacy"`` try.
+        seed: seed of the folds or the validation part, and of the bootstrap.
+        validation_fraction: share of the training items that ``"validation"`` holds out.
 
     Raises:
         ValueError: as :func:`pc3d.evaluation.linear_svm`; also ``k`` larger than the training split.
@@ -44,6 +46,7 @@ def knn_probe(
     labelled = len(train) - train.num_unlabelled
     if protocol == "fixed" and not 1 <= k <= labelled:
         raise ValueError(f"k must be between 1 and the {labelled} labelled training items, got {k}")
-    # A fold holds a fifth back, so larger k could not be tried in every fold.
-    usable = [value for value in grid if value <= labelled * (FOLDS - 1) // FOLDS] or [1]
-    return probe(kind, train, test, k, protocol, usable, False, seed)
+    # What is held back, a fold or the validation part, cannot be among the neighbours.
+    share = max(1 / FOLDS, validation_fraction if protocol == "validation" else 0.0)
+    usable = [value for value in grid if value <= int(labelled * (1 - share))] or [1]
+    return probe(kind, train, test, k, protocol, usable, False, seed, validation_fraction)

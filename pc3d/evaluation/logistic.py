@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pc3d.evaluation.features import Features
-from pc3d.evaluation.probe import C_GRID, Classifier, probe
+from pc3d.evaluation.probe import C_GRID, VALIDATION_FRACTION, Classifier, probe
 from pc3d.evaluation.result import ProbeResult
 
 
@@ -18,6 +18,7 @@ def logistic_regression(
     grid: Sequence[float] = C_GRID,
     standardize: bool = True,
     seed: int = 0,
+    validation_fraction: float = VALIDATION_FRACTION,
 ) -> ProbeResult:
     """Multinomial logistic regression with an L2 penalty, by L-BFGS.
 
@@ -26,9 +27,10 @@ def logistic_regression(
         test: features of the test split.
         C: inverse strength of the penalty, used by ``protocol="fixed"`` alone.
         protocol: as in :func:`pc3d.evaluation.linear_svm`.
-        grid: values that ``"tuned"`` and ``"legacy"`` try.
+        grid: values that ``"tuned"``, ``"validation"`` and ``"legacy"`` try.
         standardize: scale each feature to zero mean and unit variance of the training split.
-        seed: seed of the folds and the bootstrap.
+        seed: seed of the folds or the validation part, and of the bootstrap.
+        validation_fraction: share of the training items that ``"validation"`` holds out.
 
     Raises:
         ValueError: as :func:`pc3d.evaluation.linear_svm`.
@@ -41,4 +43,4 @@ def logistic_regression(
         "C",
         {"max_iter": 2000},
     )
-    return probe(kind, train, test, C, protocol, grid, standardize, seed)
+    return probe(kind, train, test, C, protocol, grid, standardize, seed, validation_fraction)

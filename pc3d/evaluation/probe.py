@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 
 from pc3d._extras import require
+from pc3d.data import validation_mask
 from pc3d.evaluation.features import Array, Features, Labels
 from pc3d.evaluation.metrics import scores
 from pc3d.evaluation.result import LEGACY_NOTE, PROTOCOLS, ProbeResult, data_fields
 
 C_GRID = (0.001, 0.003, 0.01, 0.012, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 FOLDS = 5
+VALIDATION_FRACTION = 0.2
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A scikit-learn classifier with one free parameter."""
+    """A scikit-learn classifier with one free parameter; with ``unit_length`` on features of length 1."""
 
     task: str
     text: str
@@ -28,14 +30,15 @@ class Classifier:
     name: str
     parameter: str
     options: dict[str, Any]
+    unit_length: bool = False
 
     def build(self, value: float, standardize: bool) -> Any:
         kind = getattr(require(self.module, extra="train", purpose=f"the {self.task} probe"), self.name)
         model = kind(**{self.parameter: value}, **self.options)
-        if not standardize:
-            return model
-        scaler = require("sklearn.preprocessing", extra="train").StandardScaler()
-        return require("sklearn.pipeline", extra="train").make_pipeline(scaler, model)
+        preprocessing = require("sklearn.preprocessing", extra="train")
+        steps = [preprocessing.StandardScaler()] if standardize else []
+        steps += [preprocessing.Normalizer()] if self.unit_length else []
+        return require("sklearn.pipeline", extra="train").make_pipeline(*steps, model) if steps else model
 
 
 def probe(
@@ -47,6 +50,7 @@ def probe(
     grid: Sequence[float],
     standardize: bool,
     seed: int,
+    validation_fraction: float = VALIDATION_FRACTION,
 ) -> ProbeResult:
     fields, tried = data_fields(train, test), () if protocol == "fixed" else tuple(float(v) for v in grid)
     (x, y), (x_test, y_test) = train.labelled(), test.labelled()
@@ -55,6 +59,10 @@ def probe(
         selection = f"{kind.parameter} = {value:g} fixed beforehand"
     elif protocol == "tuned":
         value, selection = cross_validated(kind, x, y, grid, standardize, seed, train.labelled_groups())
+    elif protocol == "validation":
+        value, selection = validated(
+            kind, x, y, grid, standardize, seed, train.labelled_groups(), fraction=validation_fraction
+        )
     else:
         accuracy = [kind.build(v, standardize).fit(x, y).score(x_test, y_test) for v in grid]
         value = grid[int(np.argmax(accuracy))]
@@ -109,6 +117,43 @@ def cross_validated(
         f"{kind.parameter} out of {_list(grid)} by stratified {len(splits)}-fold cross-validation on the training "
         f"features ({'' if groups is None else 'folds keep near-identical objects together; '}"
         f"accuracy {100 * accuracy[best]:.1f} %; smallest class {smallest}); the test split was not looked at"
+    )
+    return grid[best], sentence
+
+
+def validated(
+    kind: Classifier,
+    x: Array,
+    y: Labels,
+    grid: Sequence[float],
+    standardize: bool,
+    seed: int,
+    groups: Labels | None = None,
+    *,
+    fraction: float = VALIDATION_FRACTION,
+) -> tuple[float, str]:
+    """The grid value with the best accuracy on a validation part of the training features, and a sentence on how.
+
+    The part is that of :func:`pc3d.data.split_train_validation` for the seed; the classifier that is judged learns
+    from all training features again.
+
+    Raises:
+        ValueError: ``fraction`` is out of range, or the split leaves one class to train on.
+    """
+    held_out = validation_mask(y, groups, fraction, seed)
+    if np.unique(y[~held_out]).size < 2:
+        raise ValueError(
+            "the validation split leaves training items of one class only, because the items of the other classes are "
+            "too few or near-identical: use protocol='fixed'"
+        )
+    accuracy = [
+        kind.build(v, standardize).fit(x[~held_out], y[~held_out]).score(x[held_out], y[held_out]) for v in grid
+    ]
+    best = int(np.argmax(accuracy))
+    sentence = (
+        f"{kind.parameter} out of {_list(grid)} by accuracy on {int(held_out.sum())} items held out of the training "
+        f"split (share {fraction:g}, seed {seed}{'' if groups is None else ', near-identical objects on one side'}; "
+        f"accuracy {100 * accuracy[best]:.1f} %), then trained on all of it; the test split was not looked at"
     )
     return grid[best], sentence
 

@@ -156,12 +156,12 @@ def test_probe_prints_the_library_result(encoder: str, capsys: pytest.CaptureFix
     assert (result["data"], result["encoder"], result["num_points"]) == ("household", encoder, 128)
 
 
-@pytest.mark.parametrize("classifier", ["svm", "logistic", "knn"])
+@pytest.mark.parametrize("classifier", ["svm", "logistic", "knn", "mlp3"])
 def test_classifiers_and_legacy_label(classifier: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "--encoder", "descriptor", "--classifier", classifier, "--protocol", "legacy", *POINTS]) == 0
     text = capsys.readouterr().out
     assert text.startswith("*** LEGACY: selected on the test split")
-    names = {"svm": "linear SVM", "logistic": "logistic regression", "knn": "kNN"}
+    names = {"svm": "linear SVM", "logistic": "logistic regression", "knn": "kNN", "mlp3": "MLP-3"}
     assert names[classifier] in text
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.svm import SVC
+from sklearn.neural_network import MLPClassifier
+from sklearn.svm import SVC, LinearSVC
 
-from pc3d.data import Household
+from pc3d.data import Household, validation_mask
 from pc3d.evaluation import (
     C_GRID,
     Features,
@@ -20,16 +21,28 @@ from pc3d.evaluation import (
     knn_probe,
     linear_svm,
     logistic_regression,
+    mlp_probe,
 )
 
 Make = Callable[..., Features]
 Probe = Callable[..., ProbeResult]
-PROBES = [linear_svm, logistic_regression, knn_probe]
+
+
+def svm_of_unit_length(*features: Features, **options: Any) -> ProbeResult:
+    return linear_svm(*features, form="linearsvc_l2", **options)
+
+
+def perceptron(*features: Features, **options: Any) -> ProbeResult:
+    """Small, with few values to try: the tests train it hundreds of times."""
+    return mlp_probe(*features, hidden=16, **{"grid": (1e-4, 1e-2), **options})
+
+
+PROBES = [linear_svm, svm_of_unit_length, logistic_regression, knn_probe, perceptron]
 every_probe = pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.__name__)
 
 
 @every_probe
-@pytest.mark.parametrize("protocol", ["fixed", "tuned", "legacy"])
+@pytest.mark.parametrize("protocol", ["fixed", "tuned", "validation", "legacy"])
 def test_planted_classes_are_found(probe: Probe, protocol: str, planted: Make) -> None:
     result = probe(planted(signal=40, seed=1), planted(5, signal=40, seed=2), protocol=protocol)
     assert result.scores.overall_accuracy == 1.0
@@ -55,18 +68,19 @@ def test_linear_svm_is_scikit_learns_with_the_published_c(planted: Make) -> None
 
 
 @every_probe
-def test_tuning_never_sees_test_labels(probe: Probe, planted: Make) -> None:
+@pytest.mark.parametrize("protocol", ["tuned", "validation"])
+def test_tuning_never_sees_test_labels(probe: Probe, protocol: str, planted: Make) -> None:
     train, test = planted(10, signal=1.0, seed=1), planted(15, signal=1.0, seed=2)
     chosen = set()
-    for seed in range(5):
+    for seed in range(2):
         mutated = replace(test, labels=np.random.default_rng(seed).permutation(test.labels))
-        result = probe(train, mutated, protocol="tuned")
+        result = probe(train, mutated, protocol=protocol)
         chosen.add((result.parameter, result.selection))
     assert len(chosen) == 1
     assert "the test split was not looked at" in chosen.pop()[1]
 
 
-@every_probe
+@pytest.mark.parametrize("probe", PROBES[:-1], ids=lambda probe: probe.__name__)  # the last one takes long
 def test_legacy_follows_test_labels(probe: Probe, planted: Make) -> None:
     train, test = planted(10, signal=1.0, seed=1), planted(15, signal=1.0, seed=2)
     results = [
@@ -208,3 +222,64 @@ def test_bad_splits_are_refused(planted: Make) -> None:
         linear_svm(train, replace(test, labels=np.full_like(test.labels, -1)))
     with pytest.raises(ValueError, match="k must be between 1 and the 48"):
         knn_probe(train, test, k=49)
+
+
+def test_forms_of_the_linear_svm_are_scikit_learns(planted: Make) -> None:
+    train, test = planted(signal=1.0, seed=1), planted(25, signal=1.0, seed=2)
+    unit = [features.values / np.linalg.norm(features.values, axis=1, keepdims=True) for features in (train, test)]
+    for C in (1.0, 0.05):
+        expected = LinearSVC(C=C, random_state=0).fit(unit[0], train.labels).predict(unit[1])
+        result = linear_svm(train, test, form="linearsvc_l2", C=C)
+        assert result.scores.overall_accuracy == pytest.approx(np.mean(expected == test.labels))
+    assert linear_svm(train, test, form="linearsvc_l2").parameter == ("C", 1.0)
+    rows = [linear_svm(train, test, form=form).to_row() for form in ("svc_linear", "linearsvc_l2")]
+    assert rows[0].protocol != rows[1].protocol
+    with pytest.raises(ValueError, match="form must be one of"):
+        linear_svm(train, test, form="svm")  # type: ignore[arg-type]
+
+
+def test_the_perceptron_is_scikit_learns_and_follows_the_seed(planted: Make) -> None:
+    train, test = planted(10, signal=1.0, seed=1), planted(25, signal=1.0, seed=2)
+    mean, std = train.values.mean(0), train.values.std(0)
+    model = MLPClassifier(hidden_layer_sizes=(32, 32), solver="lbfgs", max_iter=1000, alpha=0.001, random_state=3)
+    expected = model.fit((train.values - mean) / std, train.labels).predict((test.values - mean) / std)
+    result = mlp_probe(train, test, hidden=32, alpha=0.001, seed=3)
+    assert result.scores.overall_accuracy == pytest.approx(np.mean(expected == test.labels), abs=0.011)  # one item
+    assert (result.task, result.parameter) == ("MLP-3", ("alpha", 0.001))
+    confusions = [mlp_probe(train, test, hidden=32, alpha=0.001, seed=seed).scores.confusion for seed in (3, 3, 4)]
+    assert confusions[0] == confusions[1] != confusions[2]
+
+
+def test_validation_chooses_what_is_best_on_the_part_held_out(planted: Make) -> None:
+    train, test = planted(20, signal=1.0, seed=1), planted(25, signal=1.0, seed=2)
+    part = validation_mask(train.labels, None, 0.25, 5)
+    accuracy = [
+        SVC(kernel="linear", C=C)
+        .fit(train.values[~part], train.labels[~part])
+        .score(train.values[part], train.labels[part])
+        for C in C_GRID
+    ]
+    result = linear_svm(train, test, protocol="validation", validation_fraction=0.25, seed=5)
+    best = C_GRID[int(np.argmax(accuracy))]
+    assert result.parameter == ("C", best)
+    # What is judged has learnt from all training items.
+    assert result.scores == linear_svm(train, test, C=best, seed=5).scores
+    assert f"{part.sum()} items held out of the training split (share 0.25, seed 5" in result.selection
+    assert result.to_row().selection == "validation"
+
+
+def test_validation_keeps_near_identical_objects_on_one_side() -> None:
+    def accuracy(train: Features) -> float:
+        selection = knn_probe(train, train, protocol="validation", grid=(1,)).selection
+        return float(selection.partition("; accuracy ")[2].partition(" %")[0])
+
+    train = twins(60)
+    assert accuracy(replace(train, groups=None)) > 90
+    assert accuracy(train) < 80
+    # The only item of class 1 is in a group that counts as one of class 0: for some seed it is all held out.
+    lone = replace(train, labels=np.where(np.arange(180) == 1, 1, 0))
+    seed = next(k for k in range(99) if validation_mask(lone.labels, lone.groups, 0.2, k)[1])
+    with pytest.raises(ValueError, match="leaves training items of one class only"):
+        linear_svm(lone, train, protocol="validation", seed=seed)
+    with pytest.raises(ValueError, match="fraction must be between 0 and 1"):
+        linear_svm(train, train, protocol="validation", validation_fraction=1.0)
