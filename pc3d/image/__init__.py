@@ -1,0 +1,125 @@
+"""The 2D path: image and text towers, stored features, rendering, lifting of pixels onto points."""
+
+from __future__ import annotations
+
+from pc3d.image.bridge import CentredTextTower, ConseImageTower, conse_pair
+from pc3d.image.cameras import Camera, focal_length
+from pc3d.image.features import (
+    DenseFeatures,
+    FeatureMismatchError,
+    FeatureStore,
+    LiveFeatures,
+    PictureFeatures,
+    TextFeatures,
+    precompute,
+)
+from pc3d.image.lifting import (
+    LiftedFeatures,
+    PixelPoints,
+    View,
+    fill_unseen,
+    lift,
+    pixels_to_points,
+    sample_map,
+)
+from pc3d.image.loading import CONSE_PAIR, OPENSHAPE_PAIR, load_image_tower, load_pair, load_text_tower
+from pc3d.image.meshes import Mesh, read_mesh
+from pc3d.image.offline import OFFLINE_TOWERS, efficientnet_lite0, minilm, offline_file, xfeat
+from pc3d.image.open_clip_towers import open_clip_pair
+from pc3d.image.pictures import Preprocessing
+from pc3d.image.prompts import (
+    PHOTO,
+    POINT_CLOUD_DEPTH_MAP,
+    ULIP_TEMPLATES,
+    class_map,
+    fill,
+    multi_view_logits,
+    prompt_ensemble,
+    zero_shot_logits,
+)
+from pc3d.image.render_mesh import MeshRenderer, render_mesh
+from pc3d.image.render_points import render_points
+from pc3d.image.rendering import Rendering
+from pc3d.image.timm_towers import TimmImageTower, timm_tower
+from pc3d.image.towers import INSTALL_WEIGHTS, ImageTower, JointPair, MissingWeightsError, TextTower
+from pc3d.image.transformers_towers import sentence_tower, transformers_image_tower, transformers_pair
+from pc3d.image.views import VIEW_SETS, extent, view_set
+from pc3d.image.visibility import (
+    cosine_to_camera,
+    depth_edges,
+    disc_depth,
+    facing,
+    hidden_point_removal,
+    point_spacing,
+    visible_by_depth,
+    visible_by_discs,
+)
+
+__all__ = [
+    "CONSE_PAIR",
+    "INSTALL_WEIGHTS",
+    "OFFLINE_TOWERS",
+    "OPENSHAPE_PAIR",
+    "PHOTO",
+    "POINT_CLOUD_DEPTH_MAP",
+    "ULIP_TEMPLATES",
+    "VIEW_SETS",
+    "Camera",
+    "CentredTextTower",
+    "ConseImageTower",
+    "DenseFeatures",
+    "FeatureMismatchError",
+    "FeatureStore",
+    "ImageTower",
+    "JointPair",
+    "LiftedFeatures",
+    "LiveFeatures",
+    "Mesh",
+    "MeshRenderer",
+    "MissingWeightsError",
+    "PictureFeatures",
+    "PixelPoints",
+    "Preprocessing",
+    "Rendering",
+    "TextFeatures",
+    "TextTower",
+    "TimmImageTower",
+    "View",
+    "class_map",
+    "conse_pair",
+    "cosine_to_camera",
+    "depth_edges",
+    "disc_depth",
+    "efficientnet_lite0",
+    "extent",
+    "facing",
+    "fill",
+    "fill_unseen",
+    "focal_length",
+    "hidden_point_removal",
+    "lift",
+    "load_image_tower",
+    "load_pair",
+    "load_text_tower",
+    "minilm",
+    "multi_view_logits",
+    "offline_file",
+    "open_clip_pair",
+    "pixels_to_points",
+    "point_spacing",
+    "precompute",
+    "prompt_ensemble",
+    "read_mesh",
+    "render_mesh",
+    "render_points",
+    "sample_map",
+    "sentence_tower",
+    "timm_tower",
+    "transformers_image_tower",
+    "transformers_pair",
+    "view_set",
+    "visible_by_depth",
+    "visible_by_discs",
+    "xfeat",
+    "zero_shot_logits",
+]

@@ -1,0 +1,146 @@
+"""A bridge from pictures to texts without joint training: ConSE (Norouzi et al., ICLR 2014). It is not CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pc3d._extras import require
+from pc3d.image.prompts import PHOTO, prompt_ensemble
+from pc3d.image.timm_towers import TimmImageTower
+from pc3d.image.towers import ImageTower, JointPair, TextTower
+
+
+class ConseImageTower(ImageTower):
+    """A classifier's picture as a mixture of the texts of its classes (section 3.2, equation 1).
+
+    The feature is ``sum over classes of p(class | picture) * text feature of its name``. Everything that the picture is
+    must be said by class names, so the space is no wider than they are: it compares pictures with texts, but it was
+    trained on neither together. Dense features do the same with the classifier applied at every cell.
+
+    Args:
+        classifier: a tower with logits.
+        names: ``(classes, width)`` text features of the class names, in the order of the logits.
+        text_name: what they were made with, for the tower's own name.
+        top: how many of the likeliest classes are mixed, their probabilities scaled to sum 1; None takes all. The paper
+            uses 10.
+        temperature: of the softmax.
+    """
+
+    def __init__(
+        self,
+        classifier: TimmImageTower,
+        names: Tensor,
+        text_name: str,
+        *,
+        top: int | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        network: Any = classifier.model
+        if network.num_classes != len(names):
+            raise ValueError(f"names has {len(names)} rows for {network.num_classes} logits of {classifier.name}")
+        if top is not None and not 1 <= top <= len(names):
+            raise ValueError(f"top must be in 1..{len(names)} or None, got {top}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        super().__init__(
+            f"bridge:{classifier.name}+{text_name}",
+            classifier.preprocessing,
+            width=names.shape[1],
+            dense_width=names.shape[1],
+            stride=int(network.feature_info[-1]["reduction"]),
+            text_aligned=True,
+            dense_text_aligned=True,
+        )
+        self.classifier, self.top, self.temperature = classifier, top, temperature
+        self.register_buffer("names", names.to(classifier.device))
+        self._freeze()
+
+    def mix(self, logits: Tensor) -> Tensor:
+        """Logits ``(..., classes)`` to mixtures of name features ``(..., width)``."""
+        probability = (logits.float() / self.temperature).softmax(dim=-1)
+        if self.top is not None:
+            kept = probability.topk(self.top, dim=-1)
+            probability = torch.zeros_like(probability).scatter(-1, kept.indices, kept.values)
+            probability = probability / probability.sum(dim=-1, keepdim=True)
+        return probability @ torch.as_tensor(self.names)
+
+    def _global(self, pixels: Tensor) -> Tensor:
+        return self.mix(self.classifier.logits(pixels))
+
+    def _dense(self, pixels: Tensor) -> Tensor:
+        network: Any = self.classifier.model
+        maps = network.forward_features(pixels)
+        return self.mix(network.get_classifier()(maps.movedim(1, -1))).movedim(-1, 1)
+
+    def identity(self) -> dict[str, Any]:
+        # The names are among the weights, and so in their hash.
+        return {**super().identity(), "top": self.top, "temperature": self.temperature}
+
+
+@cache
+def _imagenet_names(templates: tuple[str, ...]) -> Tensor:
+    """MiniLM's features of the class names of ImageNet, ``(1000, 384)``; seconds to compute, so once."""
+    from pc3d.image.offline import minilm
+
+    models = require("torchvision.models", extra="image", purpose="the class names of ImageNet")
+    names: list[str] = models.MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"]
+    return prompt_ensemble(minilm(), names, templates)
+
+
+class CentredTextTower(TextTower):
+    """A text tower whose unit features are moved by the mean of some names, so that cosines spread out.
+
+    Args:
+        text: the tower.
+        mean: ``(width,)``.
+    """
+
+    def __init__(self, text: TextTower, mean: Tensor) -> None:
+        super().__init__(f"{text.name}-centred", text.width)
+        self.text = text
+        self.register_buffer("mean", mean)
+        self._freeze()
+
+    def _encode(self, texts: list[str]) -> Tensor:
+        return normalize(self.text.encode(texts), dim=1) - torch.as_tensor(self.mean).cpu()
+
+
+def conse_pair(
+    *,
+    templates: Sequence[str] = PHOTO,
+    top: int | None = None,
+    temperature: float = 1.0,
+    centred: bool = False,
+    layer: int = 3,
+) -> JointPair:
+    """EfficientNet-Lite0 and MiniLM, both offline, bridged by the 1000 class names of ImageNet.
+
+    The pair of small weights to develop and test with: a 3D encoder trains against it as against CLIP, and its scores
+    say nothing about CLIP's.
+
+    Args:
+        templates: what class names are put into.
+        top: likeliest classes that are mixed; None for all.
+        temperature: of the softmax over classes.
+        centred: subtract the mean of the name features on both sides, which a threshold on cosines needs.
+        layer: of the classifier's own dense feature; the bridge's comes from its last layer.
+
+    Raises:
+        MissingWeightsError: a package with weights is not installed.
+    """
+    from pc3d.image.offline import efficientnet_lite0, minilm
+
+    text: TextTower = minilm()
+    names, text_name = _imagenet_names(tuple(templates)), text.name
+    if centred:
+        # Probabilities sum to 1, so moving the names moves every mixture by as much.
+        text, names = CentredTextTower(text, names.mean(dim=0)), names - names.mean(dim=0)
+        text_name = text.name
+    image = ConseImageTower(efficientnet_lite0(layer), names, text_name, top=top, temperature=temperature)
+    return JointPair(image, text, 100.0, "bridge")

@@ -1,0 +1,346 @@
+"""Features of pictures and texts computed once, and kept in shards that say which tower made them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pc3d.data.dataset import BadFileError
+from pc3d.image.pictures import Picture
+from pc3d.image.prompts import ULIP_TEMPLATES, fill
+from pc3d.image.towers import ImageTower, TextTower
+
+_FORMAT = "pc3d image features 1"
+Content = Picture | str | Sequence[Picture] | Sequence[str]
+"""What features are computed from: a picture or a text, or several of an object."""
+
+
+class FeatureMismatchError(ValueError):
+    """Stored features were made by another tower, with other settings, or from other content."""
+
+
+class Extractor(Protocol):
+    """Turns content into named features, and says what it does it with."""
+
+    def __call__(self, content: Any) -> dict[str, Tensor]:
+        """Features by name; the first axis of each may differ from item to item, the others not."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the result, as plain data."""
+
+
+class PictureFeatures:
+    """Extractor of one global feature per picture: ``{"image": (V, D)}`` for an object's V pictures."""
+
+    def __init__(self, tower: ImageTower, batch_size: int = 32) -> None:
+        self.tower, self.batch_size = tower, batch_size
+
+    def __call__(self, content: Picture | Sequence[Picture]) -> dict[str, Tensor]:
+        pictures = [content] if isinstance(content, np.ndarray) else list(content)
+        return {"image": self.tower.encode(pictures, self.batch_size)}
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "pictures", **self.tower.identity()}
+
+
+class TextFeatures:
+    """Extractor of texts as OpenShape keeps them: ``original``, the text alone, and ``prompt_avg``, over templates.
+
+    Each is ``(T, D)`` for an object's T texts; ``prompt_avg`` has unit length (the mean of unit vectors, made unit).
+    """
+
+    def __init__(self, tower: TextTower, templates: Sequence[str] = ULIP_TEMPLATES) -> None:
+        self.tower, self.templates = tower, tuple(templates)
+
+    def __call__(self, content: str | Sequence[str]) -> dict[str, Tensor]:
+        texts = [content] if isinstance(content, str) else list(content)
+        filled = [prompt for text in texts for prompt in fill(self.templates, text)]
+        vectors = torch.nn.functional.normalize(self.tower.encode(filled), dim=1)
+        mean = vectors.reshape(len(texts), len(self.templates), self.tower.width).mean(dim=1)
+        return {"original": self.tower.encode(texts), "prompt_avg": torch.nn.functional.normalize(mean, dim=1)}
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "texts", "templates": list(self.templates), **self.tower.identity()}
+
+
+class DenseFeatures:
+    """Extractor of a grid of features of one picture: ``{"dense": (h, w, C)}``, rows of the grid first."""
+
+    def __init__(self, tower: ImageTower, short_side: int | None = None) -> None:
+        self.tower, self.short_side = tower, short_side
+
+    def __call__(self, content: Picture) -> dict[str, Tensor]:
+        return {"dense": self.tower.encode_dense(content, self.short_side).permute(1, 2, 0)}
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "dense", "short_side": self.short_side, **self.tower.identity()}
+
+
+def content_hash(content: Content) -> str:
+    """SHA-256 of pictures (shape and pixels) or texts."""
+    digest = hashlib.sha256()
+    for part in [content] if isinstance(content, str | np.ndarray) else content:
+        data = part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes()
+        shape = "text" if isinstance(part, str) else f"{part.dtype} {part.shape}"
+        digest.update(f"{shape} {len(data)}\n".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+class LiveFeatures:
+    """Features computed when they are asked for, with the same access as :class:`FeatureStore`.
+
+    Args:
+        contents: what to compute from, by id.
+        extractor: how.
+    """
+
+    def __init__(self, contents: Mapping[str, Content], extractor: Extractor) -> None:
+        self.contents, self.extractor = contents, extractor
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self.contents
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.contents)
+
+    def __getitem__(self, item: str) -> dict[str, Tensor]:
+        if item not in self.contents:
+            raise KeyError(f"{item!r} is none of the {len(self)} items")
+        return self.extractor(self.contents[item])
+
+    def identity(self) -> dict[str, Any]:
+        """What the features are made with."""
+        return self.extractor.identity()
+
+
+class FeatureStore:
+    """Stored features by id: ``store["chair_12"]["image"]``. Tensors are read when asked for.
+
+    Attributes:
+        teacher: the identity of what made them.
+
+    Args:
+        folder: with the shards that :func:`precompute` wrote.
+        expect: an extractor's identity; features of any other are refused.
+
+    Raises:
+        FileNotFoundError: there are no shards.
+        BadFileError: a shard is truncated or damaged, or an id stands twice.
+        FeatureMismatchError: the shards were made by something else than ``expect``, or differ among themselves.
+    """
+
+    def __init__(self, folder: Path | str, expect: Mapping[str, Any] | None = None) -> None:
+        self.folder = Path(folder)
+        paths = sorted(self.folder.glob("features-*.safetensors"))
+        if not paths:
+            raise FileNotFoundError(f"{self.folder} has no features-*.safetensors: precompute() writes them")
+        self.teacher: dict[str, Any] = _header(paths[0])["teacher"]
+        self._places: dict[str, tuple[Path, int]] = {}
+        self._hashes: dict[str, str] = {}
+        self._sums: dict[Path, str] = {}
+        self._checked: set[Path] = set()
+        for path in paths:
+            header = _header(path)
+            check_identity(path, header["teacher"], self.teacher if expect is None else expect)
+            self._sums[path] = header["sum"]
+            for row, (item, digest) in enumerate(header["items"]):
+                if item in self._places:
+                    raise BadFileError(path, f"has the id {item!r}, which {self._places[item][0].name} has too")
+                self._places[item], self._hashes[item] = (path, row), digest
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def identity(self) -> dict[str, Any]:
+        """What the features were made with."""
+        return self.teacher
+
+    def hash_of(self, item: str) -> str:
+        """SHA-256 of the content that an item's features were computed from."""
+        return self._hashes[item]
+
+    def __getitem__(self, item: str) -> dict[str, Tensor]:
+        """Features of an item by name, float32.
+
+        Raises:
+            KeyError: there is no such item.
+            BadFileError: its shard was changed since it was written; looked at once per shard.
+        """
+        if item not in self._places:
+            raise KeyError(f"{item!r} is none of the {len(self)} items of {self.folder}")
+        path, row = self._places[item]
+        if path not in self._checked:
+            _verify(path, self._sums[path])
+            self._checked.add(path)
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if not name.endswith(".offsets")]  # noqa: SIM118
+            features = {}
+            for name in names:
+                start, stop = file.get_slice(f"{name}.offsets")[row : row + 2].tolist()
+                features[name] = file.get_slice(name)[start:stop].float()
+        return features
+
+
+def check_identity(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse features that were made otherwise.
+
+    Raises:
+        FeatureMismatchError: naming what differs.
+    """
+    plain = json.loads(json.dumps(dict(expected)))
+    keys = sorted({*found, *plain})
+    different = [
+        f"{key}: {_short(found.get(key))}, expected {_short(plain.get(key))}"
+        for key in keys
+        if found.get(key) != plain.get(key)
+    ]
+    if different:
+        raise FeatureMismatchError(
+            f"{path}: made otherwise than expected; " + "; ".join(different) + ". Compute them anew into another folder"
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 200 else text[:200] + "..."
+
+
+def precompute(
+    items: Iterable[tuple[str, Content]],
+    extractor: Extractor,
+    folder: Path | str,
+    *,
+    shard_size: int = 1000,
+    dtype: torch.dtype = torch.float16,
+    progress: Callable[[int, str], None] | None = None,
+) -> FeatureStore:
+    """Compute features once. An interrupted run is resumed by running it again: whole shards are kept.
+
+    A shard is a safetensors file with the features of up to ``shard_size`` items. Its header names the extractor's
+    identity (tower, SHA-256 of its weights, preprocessing, library versions), the id of every item with the SHA-256 of
+    what it was computed from, and a SHA-256 of the features.
+
+    Args:
+        items: id and content. Of ids that are stored already only the content is compared.
+        extractor: how features are computed.
+        folder: where the shards go.
+        shard_size: items per shard.
+        dtype: they are stored in, float16 or float32.
+        progress: called with the number of items done and the id after each.
+
+    Returns:
+        The store of all that is in the folder.
+
+    Raises:
+        FeatureMismatchError: the folder has features made otherwise, or of other content under the same id.
+        ValueError: an id stands twice, or a feature does not fit into ``dtype``.
+    """
+    if shard_size < 1:
+        raise ValueError(f"shard_size must be at least 1, got {shard_size}")
+    if dtype not in (torch.float16, torch.float32):
+        raise ValueError(f"dtype must be torch.float16 or torch.float32, got {dtype}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    teacher = json.loads(json.dumps(extractor.identity()))
+    known = FeatureStore(folder, teacher) if any(folder.glob("features-*.safetensors")) else None
+    waiting: list[tuple[str, str, dict[str, Tensor]]] = []
+    seen: set[str] = set()
+    for done, (item, content) in enumerate(items, start=1):
+        if item in seen:
+            raise ValueError(f"the id {item!r} stands twice in items")
+        seen.add(item)
+        digest = content_hash(content)
+        if known is not None and item in known:
+            if known.hash_of(item) != digest:
+                raise FeatureMismatchError(
+                    f"{folder}: {item!r} was computed from other content: compute it under another id or folder"
+                )
+        else:
+            waiting.append((item, digest, _stored(item, extractor(content), dtype)))
+        if len(waiting) == shard_size:
+            _write(folder, teacher, waiting)
+            waiting = []
+        if progress is not None:
+            progress(done, item)
+    if waiting:
+        _write(folder, teacher, waiting)
+    return FeatureStore(folder, teacher)
+
+
+def _stored(item: str, features: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    kept = {}
+    for name, value in features.items():
+        kept[name] = value.to("cpu", dtype).contiguous()
+        if not bool(kept[name].isfinite().all()):
+            raise ValueError(f"{name} of {item!r} is not finite in {dtype} (largest {float(value.abs().max()):g})")
+    return kept
+
+
+def _write(folder: Path, teacher: dict[str, Any], waiting: list[tuple[str, str, dict[str, Tensor]]]) -> None:
+    """One shard, whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+    for name in waiting[0][2]:
+        parts = [features[name] for _, _, features in waiting]
+        tensors[name] = torch.cat(parts)
+        tensors[f"{name}.offsets"] = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
+    header = {"teacher": teacher, "items": [[item, digest] for item, digest, _ in waiting], "sum": _sum(tensors)}
+    data = save(tensors, {"format": _FORMAT, "header": json.dumps(header)})
+    taken = [int(path.stem.partition("-")[2]) for path in folder.glob("features-*.safetensors")]
+    path = folder / f"features-{max(taken, default=-1) + 1:05d}.safetensors"
+    temporary = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _sum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _verify(path: Path, expected: str) -> None:
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if _sum(tensors) != expected:
+        raise BadFileError(path, "was changed or damaged since it was written: delete it and run precompute again")
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("format") != _FORMAT:
+            raise BadFileError(path, f"has the format {metadata.get('format')!r}, expected {_FORMAT!r}")
+        header: dict[str, Any] = json.loads(metadata["header"])
+    except BadFileError:
+        raise
+    except Exception as error:  # safetensors has an error of its own, which derives from Exception
+        raise BadFileError(path, f"not a readable shard ({error}); truncated or still being copied?") from error
+    return header

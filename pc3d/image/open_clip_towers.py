@@ -1,0 +1,146 @@
+"""Towers of open_clip: every contrastive model that it knows, by name and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pc3d._extras import require
+from pc3d.image.dense_clip import DenseMode, open_clip_resnet, open_clip_vit
+from pc3d.image.pictures import Preprocessing
+from pc3d.image.towers import ImageTower, JointPair, MissingWeightsError, TextTower
+
+
+class OpenClipImageTower(ImageTower):
+    """The image side of an open_clip model. Built by :func:`open_clip_pair`.
+
+    Args:
+        visual: the model's ``visual``.
+        name: what the tower calls itself.
+        preprocessing: of the model.
+        width: of the joint space.
+        dense: how dense features come about; of ResNets always by the value path.
+    """
+
+    def __init__(
+        self, visual: nn.Module, name: str, preprocessing: Preprocessing, width: int, dense: DenseMode
+    ) -> None:
+        self_kind = type(visual).__name__
+        stride = 32 if self_kind == "ModifiedResNet" else getattr(visual, "patch_size", (1,))[0]
+        super().__init__(
+            name,
+            preprocessing,
+            width=width,
+            dense_width=width,
+            stride=stride,
+            text_aligned=True,
+            dense_text_aligned=dense != "tokens",
+        )
+        self.visual, self.dense, self._kind = visual, dense, self_kind
+        self._freeze()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the convolutions and products; open_clip keeps other weights in float32 whatever it is."""
+        return next((p.dtype for p in self.visual.parameters() if p.ndim == 4), torch.float32)
+
+    def _global(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.visual(pixels)
+        return features
+
+    def _dense(self, pixels: Tensor) -> Tensor:
+        if self._kind == "VisionTransformer":
+            return open_clip_vit(self.visual, pixels, self.dense)
+        if self._kind == "ModifiedResNet":
+            return open_clip_resnet(self.visual, pixels)
+        raise ValueError(
+            f"{self.name}: dense features of a {self._kind} come from timm_tower, which has the same networks"
+        )
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "dense": self.dense, "open_clip": require("open_clip", extra="image").__version__}
+
+
+class OpenClipTextTower(TextTower):
+    """The text side of an open_clip model. Built by :func:`open_clip_pair`."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, name: str, width: int) -> None:
+        super().__init__(name, width)
+        self.model, self.tokenizer = model, tokenizer
+        self._freeze()
+
+    def _encode(self, texts: list[str]) -> Tensor:
+        features: Tensor = self.model.encode_text(self.tokenizer(texts).to(self.device))  # type: ignore[operator]
+        return features
+
+
+def open_clip_pair(
+    model: str = "ViT-bigG-14",
+    weights: str = "laion2b_s39b_b160k",
+    *,
+    dense: DenseMode = "value",
+    precision: str = "fp32",
+) -> JointPair:
+    """A contrastive pair of open_clip; by default the one that OpenShape was trained with (Liu et al. 2023, section
+    3.2).
+
+    OpenAI's weights need the variants with QuickGELU: the tag ``openai`` chooses them, a local file needs a model name
+    that ends in ``-quickgelu``.
+
+    Args:
+        model: a name that open_clip knows: ``ViT-bigG-14``, ``ViT-B-32``, ``RN50``, ``ViT-B-16-SigLIP2``, ...
+        weights: a tag of that model, fetched from the Hub or its cache; or a local file.
+        dense: how dense features come about, see :mod:`pc3d.image.dense_clip`.
+        precision: of the weights: ``fp32``, ``fp16``, ``bf16``.
+
+    Raises:
+        ValueError: open_clip knows no such model, or no such weights of it.
+        MissingWeightsError: the weights are not here and cannot be fetched.
+        ImportError: open_clip is not installed.
+    """
+    open_clip = require("open_clip", extra="image", purpose="contrastive pairs")
+    if model not in open_clip.list_models():
+        raise ValueError(f"model: open_clip knows no {model!r}; it knows {open_clip.list_models()}")
+    name = f"open_clip:{model}/{Path(weights).name}"
+    path = _find(open_clip, model, weights, name)
+    try:
+        network = open_clip.create_model(model, pretrained=path, precision=precision, require_pretrained=True)
+        tokenizer = open_clip.get_tokenizer(model)
+    except (OSError, KeyError) as error:
+        raise MissingWeightsError.of(name, error) from error
+    settings = open_clip.get_model_preprocess_cfg(network)
+    preprocessing = Preprocessing(
+        size=settings["size"] if isinstance(settings["size"], int) else settings["size"][0],
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        interpolation=settings["interpolation"],
+        resize=settings["resize_mode"],
+    )
+    config = open_clip.get_model_config(model)
+    visual, scale = network.visual, float(network.logit_scale.detach().exp())
+    network.visual = None  # the text tower has no use for it
+    return JointPair(
+        OpenClipImageTower(visual, name, preprocessing, config["embed_dim"], dense),
+        OpenClipTextTower(network, tokenizer, name, config["embed_dim"]),
+        scale,
+        "contrastive",
+    )
+
+
+def _find(open_clip: Any, model: str, weights: str, name: str) -> str:
+    """A local file as it is; of a tag, once its file is here, the tag itself, which also sets what goes with it."""
+    if Path(weights).is_file():
+        return weights
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if weights not in tags:
+        if Path(weights).suffix or "/" in weights:
+            raise MissingWeightsError.of(name, f"{weights} is no file")
+        raise ValueError(f"weights: {model} has no {weights!r}; it has {tags}, or give a local file")
+    try:
+        open_clip.download_pretrained(open_clip.get_pretrained_cfg(model, weights))
+    except Exception as error:  # whatever the network and its libraries come up with
+        raise MissingWeightsError.of(name, error) from error
+    return weights

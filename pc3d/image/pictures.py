@@ -1,0 +1,130 @@
+"""Pictures as towers want them: resized, cropped, on a background, normalised."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pc3d._extras import require
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the input of a tower: the same resizing as the libraries' own (Pillow), stated openly.
+
+    Attributes:
+        size: side of the square that the tower's global feature is made for, in pixels.
+        mean, std: of the three colours in [0, 1].
+        interpolation: of the resizing, with antialiasing.
+        resize: ``"shortest"`` scales the short side to ``size / crop`` and cuts the centre out; ``"squash"`` scales
+            both sides to ``size``.
+        crop: part of the short side that the cut keeps.
+        background: colour in [0, 1] that pictures with an alpha channel are laid on. The papers do not say theirs.
+    """
+
+    size: int = 224
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize: Literal["shortest", "squash"] = "shortest"
+    crop: float = 1.0
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1 pixel, got {self.size}")
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"crop must be above 0 and at most 1, got {self.crop}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+
+    def __call__(self, picture: Picture) -> Tensor:
+        """The square that the global feature is computed from.
+
+        Args:
+            picture: uint8 ``(H, W, 3)``, or ``(H, W, 4)`` with alpha, or grey ``(H, W)``.
+
+        Returns:
+            ``(3, size, size)`` float32.
+
+        Raises:
+            TypeError: it is not uint8.
+            ValueError: it has another shape, or no pixels.
+        """
+        image = self._on_background(picture)
+        if self.resize == "squash":
+            return self._normalized(self._resized(image, self.size, self.size))
+        width, height = image.size
+        scale = round(self.size / self.crop) / min(width, height)
+        # The long side is cut down to whole pixels, as torchvision's Resize does.
+        sides = [
+            round(self.size / self.crop) if side <= min(width, height) else int(side * scale) for side in image.size
+        ]
+        image = self._resized(image, *sides)
+        left, top = (round((side - self.size) / 2) for side in image.size)
+        return self._normalized(image.crop((left, top, left + self.size, top + self.size)))
+
+    def whole(self, picture: Picture, stride: int, short_side: int | None = None) -> Tensor:
+        """The whole picture for dense features: nothing is cut off, both sides become multiples of the stride.
+
+        Args:
+            picture: as above.
+            stride: pixels per cell of the dense feature.
+            short_side: length of the short side, rounded to the stride; None keeps the picture's own.
+
+        Returns:
+            ``(3, H', W')`` float32. The picture is stretched by under half a stride, so a place is best kept in parts
+            of the width and the height (:func:`pc3d.image.sample_map`).
+        """
+        image = self._on_background(picture)
+        factor = 1.0 if short_side is None else short_side / min(image.size)
+        sides = [max(stride, round(side * factor / stride) * stride) for side in image.size]
+        return self._normalized(self._resized(image, *sides))
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as plain data, for the header of stored features."""
+        return dataclasses.asdict(self)
+
+    def _on_background(self, picture: Picture) -> Any:
+        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:
+            kind = picture.dtype if isinstance(picture, np.ndarray) else type(picture).__name__
+            raise TypeError(f"picture must be a uint8 array, got {kind}: use np.asarray(image)")
+        if picture.ndim == 2:
+            picture = np.repeat(picture[:, :, None], 3, axis=2)
+        if picture.ndim != 3 or picture.shape[2] not in (3, 4) or 0 in picture.shape:
+            raise ValueError(f"picture must have shape (H, W), (H, W, 3) or (H, W, 4), got {picture.shape}")
+        if picture.shape[2] == 4:
+            alpha = picture[:, :, 3:].astype(np.float64) / 255
+            mixed = picture[:, :, :3] * alpha + 255 * np.asarray(self.background) * (1 - alpha)
+            picture = np.round(mixed).astype(np.uint8)
+        return require("PIL.Image", extra="image", purpose="pictures").fromarray(np.ascontiguousarray(picture))
+
+    def _resized(self, image: Any, width: int, height: int) -> Any:
+        if image.size == (width, height):
+            return image
+        pillow = require("PIL.Image", extra="image", purpose="pictures")
+        return image.resize((width, height), getattr(pillow.Resampling, self.interpolation.upper()))
+
+    def _normalized(self, image: Any) -> Tensor:
+        values = torch.from_numpy(np.array(image, dtype=np.float32) / np.float32(255)).permute(2, 0, 1)
+        mean, std = (torch.tensor(numbers).reshape(3, 1, 1) for numbers in (self.mean, self.std))
+        return ((values - mean) / std).contiguous()
+
+
+def stack(pictures: Sequence[Picture], preprocessing: Preprocessing) -> Tensor:
+    """Pictures of any sizes as one batch ``(B, 3, size, size)``."""
+    if len(pictures) == 0:
+        return torch.zeros(0, 3, preprocessing.size, preprocessing.size)
+    return torch.stack([preprocessing(picture) for picture in pictures])

@@ -1,0 +1,128 @@
+"""Prompts, their ensembles, and classification by the nearest class text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pc3d.image.towers import TextTower
+
+PHOTO = ("a photo of a {}.",)
+POINT_CLOUD_DEPTH_MAP = ("point cloud depth map of a {}.",)
+"""PointCLIP's, for projected depth maps."""
+
+
+def _expand(pattern: str, *choices: str) -> list[str]:
+    """A pattern with each of the choices in its place ``@``; of several places the last one varies fastest."""
+    if not choices:
+        return [pattern]
+    return [text for word in choices[0].split("|") for text in _expand(pattern.replace("@", word, 1), *choices[1:])]
+
+
+ULIP_TEMPLATES: tuple[str, ...] = (
+    "a point cloud model of {}.",
+    *_expand("There is @ {} in the scene.", "a|the"),
+    *_expand("a photo of @ {} in the scene.", "a|the|one"),
+    *_expand("itap of @ {}.", "a|my|the"),
+    *_expand("a photo of @ {}.", "a|my|the|one"),
+    "a photo of many {}.",
+    *_expand("a @ photo of @ {}.", "good|bad", "a|the"),
+    *_expand("a photo of @ @ {}.", "a|the", "nice|cool|weird|small|large|clean|dirty"),
+    *_expand("a @ photo of @ {}.", "bright|dark", "a|the"),
+    *_expand("a photo of @ hard to see {}.", "a|the"),
+    *_expand("a @ photo of @ {}.", "low resolution|cropped|close-up|jpeg corrupted|blurry|pixelated", "a|the"),
+    "a black and white photo of the {}.",
+    "a black and white photo of a {}",
+    *_expand("@ @ {}.", "a|the", "plastic|toy|plushie|cartoon"),
+    *_expand("@ embroidered {}.", "an|the"),
+    *_expand("a painting of @ {}.", "the|a"),
+)
+"""The 64 templates of ULIP (Xue et al. 2023), which OpenShape averages over."""
+
+
+def fill(templates: Sequence[str], name: str) -> list[str]:
+    """The name in each of the templates.
+
+    Raises:
+        ValueError: there is no template, or one without the place ``{}``.
+    """
+    if isinstance(templates, str) or len(templates) == 0:
+        raise ValueError(f"templates must be one or more strings in a list, got {templates!r}")
+    wrong = [template for template in templates if template.count("{}") != 1]
+    if wrong:
+        raise ValueError(f"a template must have the place {{}} once, got {wrong[0]!r}")
+    return [template.replace("{}", name) for template in templates]
+
+
+def prompt_ensemble(tower: TextTower, names: Sequence[str], templates: Sequence[str] = PHOTO) -> Tensor:
+    """One unit vector per name: the mean over the templates of unit vectors (CLIP, Radford et al. 2021, section 3.1.4).
+
+    Args:
+        tower: the text tower.
+        names: class names or captions.
+        templates: each with the place ``{}``.
+
+    Returns:
+        ``(len(names), width)`` float32.
+    """
+    texts = [text for name in names for text in fill(templates, name)]
+    vectors = normalize(tower.encode(texts), dim=1)
+    return normalize(vectors.reshape(len(names), len(templates), tower.width).mean(dim=1), dim=1)
+
+
+def zero_shot_logits(features: Tensor, class_vectors: Tensor, logit_scale: float = 100.0) -> Tensor:
+    """Scaled cosines of features with class vectors.
+
+    Args:
+        features: ``(..., D)``, of any length.
+        class_vectors: ``(C, D)``, from :func:`prompt_ensemble`.
+        logit_scale: factor of the cosines; CLIP's is near 100.
+
+    Returns:
+        ``(..., C)``.
+
+    Raises:
+        ValueError: the widths differ.
+    """
+    if class_vectors.ndim != 2 or features.shape[-1] != class_vectors.shape[1]:
+        raise ValueError(
+            f"features {tuple(features.shape)} and class_vectors {tuple(class_vectors.shape)} must end alike"
+        )
+    return logit_scale * normalize(features, dim=-1) @ normalize(class_vectors, dim=1).T
+
+
+def multi_view_logits(
+    features: Tensor, class_vectors: Tensor, weights: Sequence[float] | None = None, logit_scale: float = 100.0
+) -> Tensor:
+    """Logits of an object from several views: the weighted sum of those of each view (PointCLIP, section 3.2).
+
+    Args:
+        features: ``(..., V, D)``.
+        class_vectors: ``(C, D)``.
+        weights: one per view; all 1 when left out.
+        logit_scale: factor of the cosines.
+
+    Returns:
+        ``(..., C)``.
+    """
+    logits = zero_shot_logits(features, class_vectors, logit_scale)
+    views = torch.ones(features.shape[-2]) if weights is None else torch.tensor(list(weights), dtype=torch.float32)
+    if len(views) != features.shape[-2]:
+        raise ValueError(f"weights must have one number per view, got {len(views)} for {features.shape[-2]} views")
+    return (logits * views.to(logits)[:, None]).sum(dim=-2)
+
+
+def class_map(dense: Tensor, class_vectors: Tensor, logit_scale: float = 100.0) -> Tensor:
+    """Logits of every cell of text-aligned dense features (MaskCLIP, Zhou et al. 2022, section 3.2).
+
+    Args:
+        dense: ``(B, D, h, w)``.
+        class_vectors: ``(C, D)``.
+
+    Returns:
+        ``(B, C, h, w)``.
+    """
+    return zero_shot_logits(dense.movedim(1, -1), class_vectors, logit_scale).movedim(-1, 1)

@@ -1,0 +1,90 @@
+"""Preparation of pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_towers import picture
+
+from pc3d.image import Preprocessing
+
+
+@pytest.mark.parametrize("shape", [(40, 56), (57, 33), (32, 32), (20, 90)])
+def test_a_picture_is_prepared_as_open_clip_prepares_it(shape: tuple[int, int]) -> None:
+    from open_clip.transform import image_transform
+    from PIL import Image
+
+    image = picture(*shape)
+    theirs = image_transform(32, is_train=False)(Image.fromarray(image))
+    torch.testing.assert_close(Preprocessing(size=32)(image), theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(40, 56), (57, 33)])
+def test_a_picture_is_prepared_as_timm_prepares_it(shape: tuple[int, int]) -> None:
+    from PIL import Image
+    from timm.data import create_transform
+
+    image, mean, std = picture(*shape), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    theirs = create_transform((3, 28, 28), interpolation="bilinear", mean=mean, std=std, crop_pct=0.875)
+    ours = Preprocessing(size=28, mean=mean, std=std, interpolation="bilinear", crop=0.875)
+    torch.testing.assert_close(ours(image), theirs(Image.fromarray(image)), atol=1e-6, rtol=0)
+
+
+def test_transparent_pixels_show_the_background() -> None:
+    image = np.zeros((8, 8, 4), np.uint8)
+    image[:, :4] = (255, 0, 0, 255)
+    image[0, 4] = (100, 100, 100, 51)  # a fifth of it
+    plain = Preprocessing(size=8, mean=(0, 0, 0), std=(1, 1, 1), background=(0.0, 0.5, 1.0))
+    colors = plain(image)
+    assert colors[:, 3, 0].tolist() == [1, 0, 0]
+    torch.testing.assert_close(colors[:, 3, 7], torch.tensor([0, 128 / 255, 1]), atol=1e-6, rtol=0)
+    expected = torch.tensor([0.2 * 100, 0.2 * 100 + 0.8 * 127.5, 0.2 * 100 + 0.8 * 255]).round() / 255
+    torch.testing.assert_close(colors[:, 0, 4], expected, atol=1e-6, rtol=0)
+
+
+def test_grey_pictures_have_three_equal_colours() -> None:
+    colors = Preprocessing(size=16, mean=(0, 0, 0), std=(1, 1, 1))(picture()[:, :, 0])
+    assert torch.equal(colors[0], colors[1])
+    assert torch.equal(colors[0], colors[2])
+
+
+def test_the_whole_picture_is_kept_for_dense_features() -> None:
+    plain = Preprocessing(size=8, mean=(0, 0, 0), std=(1, 1, 1))
+    assert plain.whole(picture(40, 56), 16).shape == (3, 32, 64)  # 40 / 16 = 2.5 rounds to even, 56 / 16 = 3.5 too
+    assert plain.whole(picture(41, 56), 16).shape == (3, 48, 64)
+    assert plain.whole(picture(40, 80), 8, short_side=80).shape == (3, 80, 160)
+    assert plain.whole(picture(3, 40), 8).shape == (3, 8, 40)
+    exact = plain.whole(picture(40, 56), 8)
+    np.testing.assert_allclose(exact.permute(1, 2, 0) * 255, picture(40, 56), atol=1e-4)
+
+
+def test_squashed_pictures_are_not_cut() -> None:
+    image = np.zeros((10, 30, 3), np.uint8)
+    image[:, :15] = 255
+    colors = Preprocessing(size=10, mean=(0, 0, 0), std=(1, 1, 1), resize="squash")(image)
+    assert (colors[:, :, :3] == 1).all()
+    assert (colors[:, :, 7:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), TypeError, "must be a uint8 array, got float32"),
+        ([[1]], TypeError, "got list"),
+        (np.zeros((4, 4, 2), np.uint8), ValueError, r"got \(4, 4, 2\)"),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, r"got \(0, 4, 3\)"),
+    ],
+)
+def test_what_is_no_picture_is_refused(image: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Preprocessing(size=4)(image)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"size": 0}, "size"), ({"crop": 1.5}, "crop"), ({"std": (1.0, 0.0, 1.0)}, "std must be positive")],
+)
+def test_bad_settings_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Preprocessing(**options)  # type: ignore[arg-type]
