@@ -4,24 +4,31 @@ from pc3d._extras import require
 
 require("pytorch_lightning", extra="train", purpose="pre-training")
 
+from pc3d.methods.barlow_twins import BarlowTwins  # noqa: E402
 from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint  # noqa: E402
 from pc3d.methods.masked_autoencoder import MaskedAutoencoder, PointCMAE, PointMAE, Reconstruction  # noqa: E402
 from pc3d.methods.masked_scene import MaskedScene  # noqa: E402
 from pc3d.methods.method import Method, Optimisation  # noqa: E402
 from pc3d.methods.metrics import CsvMetrics  # noqa: E402
 from pc3d.methods.mining import Mining  # noqa: E402
+from pc3d.methods.moco_v3 import MoCoV3  # noqa: E402
 from pc3d.methods.openshape import OpenShape, StepDecay  # noqa: E402
 from pc3d.methods.pcp_mae import PCPMAE  # noqa: E402
 from pc3d.methods.run import RunFolder, is_first_process, pretrain  # noqa: E402
+from pc3d.methods.simclr import SimCLR  # noqa: E402
+from pc3d.methods.two_views import TwoViews  # noqa: E402
+from pc3d.methods.vicreg import VICReg  # noqa: E402
 
 __all__ = [
     "PCPMAE",
     "AtomicCheckpointIO",
+    "BarlowTwins",
     "CsvMetrics",
     "MaskedAutoencoder",
     "MaskedScene",
     "Method",
     "Mining",
+    "MoCoV3",
     "OpenShape",
     "Optimisation",
     "PointCMAE",
@@ -29,7 +36,10 @@ __all__ = [
     "Reconstruction",
     "RunCheckpoint",
     "RunFolder",
+    "SimCLR",
     "StepDecay",
+    "TwoViews",
+    "VICReg",
     "is_first_process",
     "pretrain",
 ]

@@ -106,7 +106,9 @@ class MaskedAutoencoder(Method):
         losses = self.losses(branches, masks)
         loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
 
-        self._log(stage, branches, loss, losses)
+        # A shared direction of all decoder tokens raises this close to 1 without any contrastive term: a monitor only.
+        cosine = mean_token_cosine(branches[0].features)
+        self.log_step(stage, {"loss": loss, **losses, "token_cosine": cosine}, len(batch), prog_bar=losses)
         return loss
 
     def losses(self, branches: list[Branch], masks: list[Tensor]) -> dict[str, Tensor]:
@@ -164,21 +166,6 @@ class MaskedAutoencoder(Method):
 
         encoder = torch.cat([scales(self.model.encoder.transformer) for _ in self.model.decoders], dim=2)
         return encoder, [scales(decoder.transformer) for decoder in self.model.branch_decoders()]
-
-    def _log(self, stage: str, branches: list[Branch], loss: Tensor, losses: dict[str, Tensor]) -> None:
-        values = {"loss": loss, **losses}
-        # A shared direction of all decoder tokens raises this close to 1 without any contrastive term: a monitor only.
-        values["token_cosine"] = mean_token_cosine(branches[0].features)
-        for name, value in values.items():
-            self.log(
-                f"{stage}/{name}",
-                value.detach(),
-                on_step=stage == "train",
-                on_epoch=True,
-                prog_bar=name in losses,
-                sync_dist=True,
-                batch_size=len(branches[0].features),
-            )
 
     def configure_optimizers(self) -> Any:
         """AdamW with the warm-up and cosine schedule; class and mask tokens are not decayed."""

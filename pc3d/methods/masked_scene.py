@@ -174,16 +174,7 @@ class MaskedScene(Method):
             features = self.features(hidden)
         losses = self.losses(self.head(features[hidden.mask]), self.targets(batch, hidden))
         total = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
-        for name, value in {"loss": total, **losses}.items():
-            self.log(
-                f"{stage}/{name}",
-                value.detach(),
-                on_step=stage == "train",
-                on_epoch=True,
-                prog_bar=name == "loss",
-                sync_dist=True,
-                batch_size=len(batch),
-            )
+        self.log_step(stage, {"loss": total, **losses}, len(batch))
         return total
 
     def hide(self, batch: PointBatch, epoch: int, batch_idx: int) -> HiddenScene:

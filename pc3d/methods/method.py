@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
 from pc3d.models import save_encoder
@@ -121,6 +121,21 @@ class Method(pl.LightningModule, ABC):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(int(word[0]) & (2**63 - 1))
             yield
+
+    def log_step(
+        self, stage: str, values: Mapping[str, Tensor], batch_size: int, prog_bar: Collection[str] = ("loss",)
+    ) -> None:
+        """Log scalars as ``stage/name``, the mean over processes, of each training step and of each epoch."""
+        for name, value in values.items():
+            self.log(
+                f"{stage}/{name}",
+                value.detach(),
+                on_step=stage == "train",
+                on_epoch=True,
+                prog_bar=name in prog_bar,
+                sync_dist=True,
+                batch_size=batch_size,
+            )
 
     def on_train_epoch_start(self) -> None:
         """Log the learning rate in force."""

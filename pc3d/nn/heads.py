@@ -38,6 +38,8 @@ class ProjectionHead(nn.Sequential):
         dims: widths from input to output: ``(C, 2048, 256)`` is two linear layers, ``(C, 4096, 4096, 256)`` three.
         norm: batch norm after every layer but the last.
         last_norm: batch norm without scale and shift after the last, as in SimCLR and MoCo v3.
+        last_bias: a bias in the last layer where no norm follows; VICReg and Barlow Twins, whose losses do not depend
+            on it, have none.
 
     Raises:
         ValueError: fewer than two widths, or one below 1.
@@ -46,14 +48,14 @@ class ProjectionHead(nn.Sequential):
         SimCLR (Chen et al., 2020); MoCo v3 (Chen et al., 2021), released code; VICReg (Bardes et al., 2022).
     """
 
-    def __init__(self, dims: Sequence[int], norm: bool = True, last_norm: bool = False) -> None:
+    def __init__(self, dims: Sequence[int], norm: bool = True, last_norm: bool = False, last_bias: bool = True) -> None:
         if len(dims) < 2 or min(dims) < 1:
             raise ValueError(f"dims must be at least two positive widths, got {tuple(dims)}")
         layers: list[nn.Module] = []
         for index, (before, after) in enumerate(pairwise(dims)):
             last = index == len(dims) - 2
             normed = last_norm if last else norm
-            layers.append(nn.Linear(before, after, bias=not normed))
+            layers.append(nn.Linear(before, after, bias=not normed and (last_bias or not last)))
             if last and last_norm:
                 layers.append(GlobalBatchNorm(after, affine=False))
             elif not last:

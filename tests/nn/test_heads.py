@@ -34,6 +34,8 @@ def test_projections_have_the_parameters_of_the_published_ones() -> None:
     plain = ProjectionHead((4, 8, 2), norm=False)
     assert not any(isinstance(layer, GlobalBatchNorm) for layer in plain)
     assert count(plain) == 4 * 8 + 8 + 8 * 2 + 2
+    # VICReg: no bias in the last.
+    assert count(ProjectionHead((512, 64, 32, 16), last_bias=False)) == 512 * 64 + 64 * 32 + 32 * 16 + 2 * 64 + 2 * 32
 
 
 def test_distillation_head_gives_cosines_with_prototypes() -> None:
