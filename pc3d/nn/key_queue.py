@@ -31,7 +31,8 @@ class KeyQueue(nn.Module):
 
     def keys(self) -> Tensor:
         """The keys so far, ``(at most length, d)``, in no order."""
-        return self.stored[: min(int(self.seen), self.length)]
+        # A copy: it may be part of a graph whose backward pass comes after the next keys have been added.
+        return self.stored[: min(int(self.seen), self.length)].clone()
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
@@ -41,6 +42,5 @@ class KeyQueue(nn.Module):
         # Of more than fit, the last ones stay, where they would be had all been written one by one.
         first = max(len(keys) - self.length, 0)
         slots = (self.seen + torch.arange(first, len(keys), device=keys.device)) % self.length
-        # A new tensor: the keys read before may be part of a graph whose backward pass is still to come.
-        self.stored = self.stored.index_copy(0, slots, keys[first:].to(self.stored.dtype))
-        self.seen = self.seen + len(keys)
+        self.stored.index_copy_(0, slots, keys[first:].to(self.stored.dtype))
+        self.seen += len(keys)

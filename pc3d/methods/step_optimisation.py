@@ -1,0 +1,107 @@
+"""AdamW whose learning rate and weight decay are set before every step (DINO's recipe)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from pc3d.nn import cosine_between, weight_decay_groups
+
+
+@dataclass(frozen=True)
+class StepOptimisation:
+    """AdamW with a linear warm-up from 0, a cosine of the rate, and another of the weight decay.
+
+    The defaults are those of POS-BERT's released code, which are DINO's but for the rate.
+
+    Attributes:
+        learning_rate: reached at the end of the warm-up; that of a global batch of 64 by default, and not scaled by
+            the batch size (the released code multiplies it by global batch / 64).
+        min_learning_rate: at the end of the cosine.
+        warmup_epochs: length of the warm-up.
+        weight_decay: first and last value of a half cosine over all steps; one-dimensional parameters are spared.
+        betas: of AdamW.
+        clip: largest norm of the gradient of each parameter tensor by itself; None for no limit. (The trainer's
+            ``gradient_clip_val`` limits the norm of all together.)
+        schedule_epochs: length of the schedules; the trainer's ``max_epochs`` when None.
+    """
+
+    learning_rate: float = 5e-3
+    min_learning_rate: float = 1e-5
+    warmup_epochs: int = 20
+    weight_decay: tuple[float, float] = (0.04, 0.4)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float | None = 3.0
+    schedule_epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0.0 or self.warmup_epochs < 0:
+            raise ValueError(
+                "learning_rate must be positive and warmup_epochs not negative, got "
+                f"{self.learning_rate} and {self.warmup_epochs}"
+            )
+        if self.clip is not None and not self.clip > 0.0:
+            raise ValueError(f"clip must be positive, or None for no limit, got {self.clip}")
+
+    def steps(self, trainer: pl.Trainer) -> tuple[int, int]:
+        """Steps of the warm-up and of the whole schedule.
+
+        Raises:
+            ValueError: neither ``schedule_epochs`` nor the trainer says how long the schedule is.
+        """
+        total = trainer.estimated_stepping_batches  # loads the data, so that their number is known below
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        if self.schedule_epochs is not None:
+            total = self.schedule_epochs * per_epoch
+        if not 1 <= total < math.inf:
+            raise ValueError(
+                f"the schedules need a length: set trainer.max_epochs (got {trainer.max_epochs}) or schedule_epochs "
+                f"(got {self.schedule_epochs})"
+            )
+        return min(self.warmup_epochs * per_epoch, int(total)), int(total)
+
+    def rate(self, step: int, warmup: int, total: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        if step < warmup:
+            return self.learning_rate * step / warmup
+        return cosine_between(step - warmup, max(total - warmup, 1), self.learning_rate, self.min_learning_rate)
+
+    def build(self, module: nn.Module, undecayed: Iterable[nn.Parameter], warmup: int, total: int) -> dict[str, Any]:
+        """Optimiser and scheduler in the form that Lightning takes from ``configure_optimizers``.
+
+        Args:
+            module: whose trainable parameters to optimise.
+            undecayed: matrices that are not decayed.
+            warmup: steps of the warm-up, see :meth:`steps`.
+            total: steps of the whole.
+        """
+        optimizer = torch.optim.AdamW(
+            weight_decay_groups(module, self.weight_decay[0], undecayed), lr=self.learning_rate, betas=self.betas
+        )
+
+        def factor(step: int) -> float:
+            # Looked up each time: a resumed optimiser has new groups.
+            optimizer.param_groups[0]["weight_decay"] = cosine_between(step, total, *self.weight_decay)
+            return self.rate(step, warmup, total) / self.learning_rate
+
+        # One function for each group; the first sets the decay, which only its parameters have.
+        schedule = LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def clip_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Limit the norm of each tensor's gradient."""
+        if self.clip is None:
+            return
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                nn.utils.clip_grad_norm_([parameter], self.clip)
+
+
+PER_STEP = StepOptimisation()
