@@ -187,13 +187,25 @@ def test_a_missing_data_set_is_explained(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["point_mae", "point_cmae", "point_cmae_official", "point_cmae_household", "pcp_mae", "pcp_mae_household"]
-)
+HOUSEHOLD = [f"{name}_household" for name in ("point_cmae", "pcp_mae", "simclr", "moco_v3", "vicreg", "barlow_twins")]
+
+
+@pytest.mark.parametrize("name", ["point_mae", "point_cmae", "point_cmae_official", "pcp_mae", *HOUSEHOLD])
 def test_shipped_configurations_are_valid(name: str) -> None:
     assert name in shipped_configs()
     options = build_parser().parse_args(["--config", str(CONFIGS / f"{name}.yaml"), "--output", "nowhere"])
     assert options.trainer.max_epochs > 0
+
+
+def test_small_recipes_train_the_same_encoder_on_the_same_objects() -> None:
+    """So that their probes compare methods; only the class tokens are a method's own."""
+    recipes = [yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in HOUSEHOLD]
+    encoders = [recipe["model"]["init_args"]["encoder"]["init_args"] for recipe in recipes]
+    assert [encoder.pop("num_cls_tokens", 0) for encoder in encoders] == [2, 0, 0, 0, 0, 0]
+    assert all(encoder == encoders[0] for encoder in encoders)
+    data = [{**recipe["data"], "batch_size": None} for recipe in recipes]
+    assert all(one == data[0] for one in data)
+    assert all(recipe["trainer"]["max_epochs"] == 40 for recipe in recipes)
 
 
 def test_kept_epochs_are_those_of_the_published_schedules() -> None:
