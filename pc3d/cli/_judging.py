@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli._inputs import HANDCRAFTED, Variant, extract, open_encoder, open_split, pooling_of
 
 if TYPE_CHECKING:
-    from pc3d.evaluation import Features
+    from pc3d.data import PointDataset
+    from pc3d.evaluation import Encoder, Features
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An encoder and what it makes of the two splits of a data set."""
+
+    encoder: Encoder
+    train: Features
+    test: Features
+    test_set: PointDataset
+    num_parameters: int
 
 
 def judge_frozen(
-    judge: Callable[[Features, Features, int], Any],
+    judge: Callable[[Frozen, int], Any],
     encoder: str,
     data: str,
     *,
@@ -26,12 +39,11 @@ def judge_frozen(
     results: str | None,
     method: str | None,
     json: bool,
-) -> None:
+) -> list[Any]:
     """Judge the features of an encoder with each seed, print the results, and keep their rows.
 
     Args:
-        judge: from features of the training and the test split and a seed to a result, which has ``to_dict`` and
-            ``to_row`` and prints itself.
+        judge: from features and a seed to a result, which has ``to_dict`` and ``to_row`` and prints itself.
         encoder: see :func:`pc3d.cli._inputs.open_encoder`.
         data: see :func:`pc3d.cli._inputs.open_split`.
         variant: of the data set.
@@ -44,28 +56,32 @@ def judge_frozen(
         results: folder for rows.
         method: name in rows.
         json: print as JSON.
+
+    Returns:
+        The results, one for each seed.
     """
     from pc3d.evaluation import write_rows
     from pc3d.evaluation.cost import measured
 
     outcomes, rows = [], []
-    features: tuple[Features, Features] | None = None
+    frozen: Frozen | None = None
     extraction: dict[str, float] = {}
     for number in chosen_seeds(seed, seeds):
         # Features of a trained encoder are the same for every seed.
-        if features is None or untrained or encoder in HANDCRAFTED:
+        if frozen is None or untrained or encoder in HANDCRAFTED:
             with measured() as extraction:
-                features, size = features_of(
+                frozen = features_of(
                     *(encoder, data, variant, num_points, pooling, batch_size), untrained=untrained, seed=number
                 )
         with measured() as cost:
-            outcome = judge(*features, number)
+            outcome = judge(frozen, number)
         cost["cpu_seconds"] += extraction["cpu_seconds"]
-        rows.append(outcome.to_row(method, {**cost, "parameters": size}))
+        rows.append(outcome.to_row(method, {**cost, "parameters": frozen.num_parameters}))
         outcomes.append(outcome)
     show(outcomes, rows, json=json, several=seeds is not None)
     if results is not None:
         write_rows(rows, results)
+    return outcomes
 
 
 def chosen_seeds(seed: int, seeds: Sequence[int] | None) -> list[int]:
@@ -134,8 +150,8 @@ def features_of(
     *,
     untrained: bool,
     seed: int,
-) -> tuple[tuple[Features, Features], int]:
-    """Features of both splits, with a progress bar, and the number of the encoder's parameters."""
+) -> Frozen:
+    """Features of both splits, with a progress bar."""
     import torch
 
     sources = {split: open_split(data, split, num_points, variant) for split in ("train", "test")}
@@ -149,4 +165,5 @@ def features_of(
     }
     train, test = (extract(model, name, source, data, split, **options) for split, source in sources.items())
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-    return (train, test), sum(parameter.numel() for parameter in parameters)
+    size = sum(parameter.numel() for parameter in parameters)
+    return Frozen(model, train, test, sources["test"].dataset, size)

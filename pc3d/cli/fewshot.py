@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pc3d.cli._inputs import Variant
-from pc3d.cli._judging import judge_frozen
+from pc3d.cli._judging import Frozen, judge_frozen
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
-    from pc3d.evaluation import Features, FewShotResult
+    from pc3d.evaluation import FewShotResult
 
 
 def fewshot(
@@ -60,10 +60,10 @@ def fewshot(
     """
     from pc3d.evaluation import few_shot
 
-    def judge(train: Features, test: Features, seed: int) -> FewShotResult:
+    def judge(frozen: Frozen, seed: int) -> FewShotResult:
         return few_shot(
-            train,
-            test,
+            frozen.train,
+            frozen.test,
             way=way,
             shot=shot,
             num_queries=num_queries,

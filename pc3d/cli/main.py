@@ -15,6 +15,7 @@ VERBS = {
     "probe": "score frozen features: linear SVM, logistic regression, nearest neighbours, MLP",
     "fewshot": "score frozen features with few labels: N-way K-shot, several draws",
     "retrieve": "score frozen features by retrieval: mean average precision, recall, precision",
+    "robustness": "score a classifier of frozen features on corrupted test clouds, as ModelNet-C does",
     "embed": "write the features of a data set, or of any files of points, to an .npz file",
     "results": "gather rows of results into a table with intervals over seeds, and a figure",
     "classify": "train and judge a classifier of objects: fine-tuned, or a head on a frozen encoder",

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pc3d.cli._inputs import Variant
-from pc3d.cli._judging import judge_frozen
+from pc3d.cli._judging import Frozen, judge_frozen
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
-    from pc3d.evaluation import Features, ProbeResult
+    from pc3d.evaluation import ProbeResult
 
 
 def probe(
@@ -67,8 +67,9 @@ def probe(
     """
     from pc3d.evaluation import knn_probe, linear_svm, logistic_regression, mlp_probe
 
-    def judge(train: Features, test: Features, seed: int) -> ProbeResult:
+    def judge(frozen: Frozen, seed: int) -> ProbeResult:
         choice: dict[str, Any] = {"protocol": protocol, "validation_fraction": validation_fraction, "seed": seed}
+        train, test = frozen.train, frozen.test
         if classifier == "knn":
             return knn_probe(train, test, k=k, **choice)
         choice["standardize"] = classifier != "svm" if standardize is None else standardize

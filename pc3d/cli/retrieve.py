@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pc3d.cli._inputs import Variant
-from pc3d.cli._judging import judge_frozen
+from pc3d.cli._judging import Frozen, judge_frozen
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
-    from pc3d.evaluation import Features, RetrievalResult
+    from pc3d.evaluation import RetrievalResult
 
 
 def retrieve(
@@ -53,8 +53,8 @@ def retrieve(
     """
     from pc3d.evaluation import retrieval
 
-    def judge(train: Features, test: Features, seed: int) -> RetrievalResult:
-        return retrieval(train, test, gallery=gallery, center=center, seed=seed)
+    def judge(frozen: Frozen, seed: int) -> RetrievalResult:
+        return retrieval(frozen.train, frozen.test, gallery=gallery, center=center, seed=seed)
 
     judge_frozen(
         judge,

@@ -13,6 +13,7 @@ from pc3d.data.color_transforms import (
     ChromaticTranslation,
     RandomColorDrop,
 )
+from pc3d.data.corruptions import CORRUPTIONS, MODELNET_C, SEVERITIES, Corrupt, Corruption
 from pc3d.data.dataset import (
     BadFileError,
     MissingDataError,
@@ -73,11 +74,14 @@ if TYPE_CHECKING:
     from pc3d.data.scene_module import SceneDataModule
 
 __all__ = [
+    "CORRUPTIONS",
+    "MODELNET_C",
     "S3DIS",
     "S3DIS_CLASSES",
     "SCANNET20",
     "SCANNET200",
     "SCANOBJECTNN_CLASSES",
+    "SEVERITIES",
     "SHAPENET55",
     "SHAPENET_PARTS",
     "STRUCTURED3D_CLASSES",
@@ -91,6 +95,8 @@ __all__ = [
     "ChromaticJitter",
     "ChromaticTranslation",
     "Compose",
+    "Corrupt",
+    "Corruption",
     "ElasticDistortion",
     "Ensemble",
     "EpochSampler",

@@ -11,6 +11,7 @@ from pc3d.evaluation.mlp import ALPHA_GRID, mlp_probe
 from pc3d.evaluation.probe import C_GRID
 from pc3d.evaluation.result import ProbeResult
 from pc3d.evaluation.retrieval import RetrievalResult, average_precision, retrieval
+from pc3d.evaluation.robustness import RelativeErrors, RobustnessResult, relative_errors, robustness
 from pc3d.evaluation.rows import Row, read_row, read_rows, write_rows
 from pc3d.evaluation.segmentation import ConfusionMatrix, SegmentationScores, segmentation_scores, sum_folds
 from pc3d.evaluation.svm import linear_svm
@@ -27,7 +28,9 @@ __all__ = [
     "FewShotResult",
     "PointPCA",
     "ProbeResult",
+    "RelativeErrors",
     "RetrievalResult",
+    "RobustnessResult",
     "Row",
     "Scores",
     "SegmentationScores",
@@ -44,7 +47,9 @@ __all__ = [
     "predict_logits",
     "read_row",
     "read_rows",
+    "relative_errors",
     "retrieval",
+    "robustness",
     "save_features",
     "scores",
     "segmentation_scores",

@@ -71,10 +71,16 @@ def linear_svm(
     Raises:
         ValueError: unknown form or protocol, a value that is not positive, a single class, or splits that do not match.
     """
+    kind, usual = svm_form(form, seed)
+    value = usual if C is None else C
+    return probe(kind, train, test, value, protocol, grid, standardize, seed, validation_fraction)
+
+
+def svm_form(form: Form, seed: int) -> tuple[Classifier, float]:
+    """The classifier of a form of the linear SVM, and its usual C; see :func:`linear_svm`."""
     if form not in _FORMS:
         raise ValueError(f"form must be one of {tuple(_FORMS)}, got {form!r}")
     kind, usual = _FORMS[form]
     if form == "linearsvc_l2":
         kind = replace(kind, options={**kind.options, "random_state": seed})
-    value = usual if C is None else C
-    return probe(kind, train, test, value, protocol, grid, standardize, seed, validation_fraction)
+    return kind, usual

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,3 +80,48 @@ def _draw(axes: Any, panel: ResultsPanel) -> None:
     axes.tick_params(labelsize=8)
     axes.grid(axis="x", linewidth=0.4, alpha=0.6)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def severity_figure(
+    curves: Mapping[str, tuple[float, Mapping[str, Sequence[float]]]],
+    severities: Sequence[int],
+    *,
+    title: str = "",
+) -> Any:
+    """Accuracy against severity, a panel for each corruption, a line for each method; severity 0 is the clean split.
+
+    Args:
+        curves: name to the clean accuracy and, for each corruption, the accuracy at each severity; fractions.
+        severities: levels, the same for all.
+        title: of the whole figure.
+
+    Returns:
+        A ``matplotlib.figure.Figure``; ``savefig`` writes it.
+
+    Raises:
+        ValueError: no curves, or methods with other corruptions than the first.
+    """
+    kinds = list(next(iter(curves.values()))[1]) if curves else []
+    if not kinds or any(set(accuracies) != set(kinds) for _, accuracies in curves.values()):
+        raise ValueError("curves must hold at least one method, all with the same corruptions")
+    width = min(4, len(kinds))
+    height = -(-len(kinds) // width)
+    figure = new_figure(0.6 + 2.3 * width, 0.9 + 2.0 * height)
+    grid = figure.subplots(height, width, squeeze=False, sharex=True, sharey=True)
+    for axes in grid.flat[len(kinds) :]:
+        axes.set_visible(False)
+    for axes, kind in zip(grid.flat, kinds, strict=False):
+        for name, (clean, accuracies) in curves.items():
+            values = [100 * value for value in (clean, *accuracies[kind])]
+            axes.plot([0, *severities], values, "o-", markersize=3, linewidth=1.2, label=name)
+        axes.set_title(kind, fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.set_ylim(bottom=0)
+        axes.grid(linewidth=0.4, alpha=0.6)
+    grid[0, 0].legend(fontsize=6)
+    figure.supylabel("accuracy in %", fontsize=8)
+    figure.supxlabel("severity (0: clean)", fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    return figure

@@ -135,3 +135,22 @@ def test_retrieve_writes_the_library_result(encoder: str, tmp_path: Path, capsys
     (row,) = read_rows([tmp_path])
     assert row.metrics == expected.to_row().metrics
     assert (row.method, row.protocol) == ("mine", "retrieval (training gallery)")
+
+
+def test_robustness_is_told_relative_to_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--corruptions", "jitter", "drop_local", "--severities", "2", "--C", "1", *POINTS]
+    ours, theirs, figure = tmp_path / "ours", tmp_path / "theirs", tmp_path / "figure.png"
+    assert main(["robustness", "--encoder", "descriptor", *few, "--results", str(theirs), "--method", "base"]) == 0
+    (row,) = theirs.iterdir()
+    capsys.readouterr()
+    arguments = ["robustness", "--encoder", "pca", *few, "--results", str(ours), "--figure", str(figure)]
+    assert main([*arguments, "--baseline", str(row), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["baseline"], list(printed["accuracies"])) == ("base", ["jitter", "drop_local"])
+    (written,) = read_rows([ours])
+    assert written.metrics["mce"] == printed["relative"]["mce"]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert main(arguments) == 1
+    assert "would be lost" in capsys.readouterr().err
+    assert main(["robustness", "--encoder", "pca", "--corruptions", "fog", *POINTS]) == 1
+    assert "kind must be one of" in capsys.readouterr().err

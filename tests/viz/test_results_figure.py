@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pc3d.viz import ResultsPanel, results_figure
+from pc3d.viz import ResultsPanel, results_figure, severity_figure
 
 PANEL = ResultsPanel("linear SVM", ["A", "B"], [50.0, None], [(45.0, 55.0), None], [[48.0, 52.0], []])
 
@@ -29,3 +29,15 @@ def test_panels_must_have_the_same_names() -> None:
         results_figure([])
     with pytest.raises(ValueError, match="the same names"):
         results_figure([PANEL, replace(PANEL, names=["A", "C"])])
+
+
+def test_curves_start_at_the_clean_accuracy() -> None:
+    curves = {"A": (0.9, {"scale": (0.8, 0.5)}), "B": (0.7, {"scale": (0.7, 0.6)})}
+    figure = severity_figure(curves, (1, 5), title="a title")
+    first, second = figure.axes[0].lines
+    assert list(first.get_xdata()) == [0, 1, 5]
+    assert list(first.get_ydata()) == pytest.approx([90, 80, 50])
+    assert second.get_label() == "B"
+    for wrong in ({}, {**curves, "C": (0.9, {"jitter": (0.8, 0.5)})}):
+        with pytest.raises(ValueError, match="the same corruptions"):
+            severity_figure(wrong, (1, 5))

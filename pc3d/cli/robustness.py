@@ -1,0 +1,116 @@
+"""``pc3d robustness``: score a classifier on corrupted clouds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pc3d.cli._inputs import Variant
+from pc3d.cli._judging import Frozen, judge_frozen
+from pc3d.cli._parser import run_verb
+
+if TYPE_CHECKING:
+    from pc3d.evaluation import RobustnessResult
+
+
+def robustness(
+    encoder: str,
+    data: str = "household",
+    variant: Variant | None = None,
+    corruptions: list[str] | None = None,
+    severities: list[int] | None = None,
+    C: float | None = None,
+    baseline: str | None = None,
+    figure: str | None = None,
+    pooling: str | None = None,
+    num_points: int | None = 1024,
+    batch_size: int = 32,
+    untrained: bool = False,
+    seed: int = 0,
+    seeds: list[int] | None = None,
+    results: str | None = None,
+    method: str | None = None,
+    overwrite: bool = False,
+    json: bool = False,
+) -> None:
+    """Train a linear SVM on clean frozen features and score it on corrupted test clouds, as ModelNet-C does.
+
+    Corruptions: scale, jitter, rotate, drop_global, drop_local, add_global, add_local at the published levels 1 to 5,
+    and density, the farthest 1/2 to 1/16 of the points. Every encoder sees the same clouds for the same seed.
+
+    Args:
+        encoder: Folder or Hub id of an exported encoder; or 'descriptor' or 'pca', the handcrafted baselines.
+        data: 'household' (embedded), or a folder: pc3d's shards, a published data set, or files in class sub-folders.
+        variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
+            (modelnet40, the default, or modelnet10).
+        corruptions: Which; all by default.
+        severities: Which levels; 1 to 5 by default.
+        C: Inverse regularisation of the SVM; chosen by cross-validation on the clean training features by default.
+        baseline: File of a row that --results wrote for another encoder: mCE and RmCE are relative to it.
+        figure: Picture to write, accuracy against severity: a .png, .svg or .pdf file; of the first seed.
+        pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
+            (its default), concat(max,mean), concat(cls,max,mean).
+        num_points: Points per cloud before the corruption, the first so many; null takes all.
+        batch_size: Clouds per forward pass.
+        untrained: Keep the architecture, draw fresh weights from the seed.
+        seed: Seed of the corruptions, the folds and of untrained weights.
+        seeds: Several seeds, one result each, and their mean, standard deviation and 95 % interval.
+        results: Folder for rows of pc3d results, one for each seed.
+        method: Name in the table of results; the encoder's by default.
+        overwrite: Replace an existing figure.
+        json: Print the result as JSON.
+    """
+    from pc3d import evaluation
+    from pc3d.data import CORRUPTIONS, SEVERITIES
+
+    if figure is not None and Path(figure).exists() and not overwrite:
+        raise FileExistsError(f"figure: {figure} exists and would be lost: choose another name, or add --overwrite")
+    row = None if baseline is None else evaluation.read_row(baseline)
+
+    def judge(frozen: Frozen, seed: int) -> RobustnessResult:
+        result = evaluation.robustness(
+            frozen.encoder,
+            frozen.train,
+            frozen.test,
+            frozen.test_set,
+            corruptions=corruptions or CORRUPTIONS,
+            severities=severities or SEVERITIES,
+            C=C,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        return result if row is None else result.relative_to(row)
+
+    found = judge_frozen(
+        judge,
+        encoder,
+        data,
+        variant=variant,
+        pooling=pooling,
+        num_points=num_points,
+        batch_size=batch_size,
+        untrained=untrained,
+        seed=seed,
+        seeds=seeds,
+        results=results,
+        method=method,
+        json=json,
+    )
+    if figure is not None:
+        _draw(found[0], row, Path(figure))
+
+
+def _draw(result: RobustnessResult, baseline: Any, path: Path) -> None:
+    from pc3d.viz.results import severity_figure
+
+    curves = {Path(result.encoder).name: (result.clean, result.accuracies)}
+    if baseline is not None:
+        curves[baseline.method] = (baseline.metrics["clean_accuracy"], baseline.details["accuracies"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    severity_figure(curves, result.severities, title=f"{result.data}: accuracy under corruption").savefig(path)
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run the verb."""
+    return run_verb("robustness", robustness, argv)

@@ -1,0 +1,141 @@
+"""Robustness: the classifier sees clean training features alone, every encoder the same corrupted clouds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.svm import SVC
+from torch import Tensor
+
+from pc3d.data import Corrupt, Household, Selection
+from pc3d.data.loader import sample_generator
+from pc3d.evaluation import Features, ShapeDescriptor, extract_features, relative_errors, robustness
+
+OPTIONS: dict[str, Any] = {"corruptions": ("jitter", "drop_global"), "severities": (1, 5), "C": 1.0}
+
+
+@pytest.fixture(scope="module")
+def train() -> Features:
+    return extract_features(ShapeDescriptor(), Household("train"), num_points=128)
+
+
+@pytest.fixture(scope="module")
+def test_set() -> Selection:
+    return Selection(Household("test"), range(0, 124, 3))
+
+
+@pytest.fixture(scope="module")
+def test(test_set: Selection) -> Features:
+    return extract_features(ShapeDescriptor(), test_set, num_points=128)
+
+
+def test_accuracies_are_those_of_a_plain_loop(train: Features, test: Features, test_set: Selection) -> None:
+    result = robustness(ShapeDescriptor(), train, test, test_set, seed=4, **OPTIONS)
+    x, y = train.labelled()
+    model = SVC(kernel="linear", C=1.0).fit(x, y)
+    assert result.clean == model.score(test.values, test.labels)
+    # jitter is the second corruption, five draws each, level 5.
+    clouds = []
+    for index in range(len(test_set)):
+        generator = sample_generator(4, 1 * 5 + 5, index)
+        clouds.append(Corrupt("jitter", 5)(test_set.load(index).select(slice(0, 128)), generator).xyz)
+    values = ShapeDescriptor().encode(torch.stack(clouds)).numpy()
+    assert result.accuracies["jitter"][1] == model.score(values, test.labels)
+    assert result.accuracies.keys() == {"jitter", "drop_global"}
+    assert result.mean == pytest.approx(np.mean([*result.accuracies["jitter"], *result.accuracies["drop_global"]]))
+
+
+def test_every_encoder_sees_the_same_clouds(train: Features, test: Features, test_set: Selection) -> None:
+    class Recorder(ShapeDescriptor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[Tensor] = []
+
+        def encode(self, xyz: Tensor, pooling: str = "none") -> Tensor:
+            self.seen.append(xyz)
+            return super().encode(xyz)
+
+    recorders = [Recorder(), Recorder(), Recorder()]
+    for recorder, seed, size in zip(recorders, (0, 0, 1), (32, 7, 32), strict=True):
+        robustness(recorder, train, test, test_set, seed=seed, batch_size=size, **OPTIONS)
+    first, again, other = (
+        [torch.cat([xyz for xyz in recorder.seen if xyz.shape[1] == n]) for n in (128, 32)] for recorder in recorders
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_c_is_chosen_on_clean_training_features(train: Features, test: Features, test_set: Selection) -> None:
+    options = {**OPTIONS, "C": None, "severities": (1,), "corruptions": ("jitter",)}
+    result = robustness(ShapeDescriptor(), train, test, test_set, **options)
+    assert "cross-validation on the training features" in result.selection
+    row = result.to_row("descriptor")
+    assert (row.selection, next(iter(row.metrics))) == ("tuned", "mean_corrupted_accuracy")
+    assert row.metrics["clean_accuracy"] == result.clean
+    assert row.metrics["accuracy under jitter"] == result.accuracies["jitter"][0]
+    fixed = robustness(ShapeDescriptor(), train, test, test_set, **OPTIONS).to_row()
+    assert (fixed.selection, fixed.config["C"]) == ("fixed", 1.0)
+    assert "level 5" in str(robustness(ShapeDescriptor(), train, test, test_set, **OPTIONS))
+
+
+def test_unlabelled_items_take_no_part(train: Features, test: Features, test_set: Selection) -> None:
+    some = Selection(test_set, range(len(test_set)))
+    some.labels = some.labels.clone()
+    some.labels[:5] = -1
+    fewer = replace(test, labels=some.labels.numpy())
+    result = robustness(ShapeDescriptor(), train, fewer, some, **OPTIONS)
+    assert (result.num_test, result.num_unlabelled[1]) == (len(test) - 5, 5)
+
+
+def test_relative_errors_by_hand() -> None:
+    ours, theirs = {"scale": (0.8, 0.6), "jitter": (0.5, 0.5)}, {"scale": (0.6, 0.4), "jitter": (0.7, 0.3)}
+    found = relative_errors(0.9, ours, 0.8, theirs)
+    # scale: (0.2 + 0.4) / (0.4 + 0.6), jitter: (0.5 + 0.5) / (0.3 + 0.7).
+    assert found.ce == {"scale": pytest.approx(0.6), "jitter": pytest.approx(1.0)}
+    assert found.mce == pytest.approx(0.8)
+    # scale: (0.1 + 0.3) / (0.2 + 0.4), jitter: (0.4 + 0.4) / (0.1 + 0.5).
+    assert found.rmce == pytest.approx((2 / 3 + 4 / 3) / 2)
+    itself = relative_errors(0.8, theirs, 0.8, theirs)
+    assert (itself.mce, itself.rmce) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert relative_errors(0.9, ours, 0.5, theirs).rmce is None  # the baseline is better with some corruption
+    with pytest.raises(ValueError, match="got scale x 2 for scale x 2, jitter x 2"):
+        relative_errors(0.9, ours, 0.8, {"scale": (0.6, 0.4)})
+    with pytest.raises(ValueError, match="makes no error under scale"):
+        relative_errors(0.9, ours, 1.0, {**theirs, "scale": (1.0, 1.0)})
+
+
+def test_bad_options_are_refused(train: Features, test: Features, test_set: Selection) -> None:
+    def call(**options: Any) -> None:
+        robustness(ShapeDescriptor(), train, test, **{"test_set": test_set, **OPTIONS, **options})
+
+    for options, message in (
+        ({"corruptions": ()}, "must each name at least one"),
+        ({"corruptions": ("fog",)}, "kind must be one of"),
+        ({"severities": (0,)}, "severity must be one of"),
+        ({"C": -1.0}, "C must be positive"),
+        ({"test_set": Household("test")}, "must be the data set that the test features were made of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(**options)
+
+
+def test_a_row_is_the_baseline(train: Features, test: Features, test_set: Selection) -> None:
+    result = robustness(ShapeDescriptor(), train, test, test_set, **OPTIONS)
+    row = result.to_row("descriptor")
+    weaker = robustness(ShapeDescriptor(), train, test, test_set, **{**OPTIONS, "C": 0.001}).relative_to(row)
+    assert weaker.relative == relative_errors(weaker.clean, weaker.accuracies, result.clean, result.accuracies)
+    assert weaker.relative is not None
+    assert weaker.to_row().metrics["mce"] == weaker.relative.mce > 1
+    assert f"mean corruption error mCE  {weaker.relative.mce:.3f}" in str(weaker)
+    for change, message in (
+        ({"seed": 1}, "same seed"),
+        ({"data_hash": "x"}, "same data_hash"),
+        ({"protocol": "kNN"}, "same protocol"),
+        ({"config": {**row.config, "severities": [2, 3]}}, "same severities"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            result.relative_to(replace(row, **change))
