@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
@@ -21,12 +22,13 @@ PUBLISHED = SegmentationOptimisation()
 _UNLABELLED = -1
 
 
-def segmentation_loss(logits: Tensor, label: Tensor) -> Tensor:
+def segmentation_loss(logits: Tensor, label: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Cross-entropy averaged over the labelled points of the global batch.
 
     Args:
         logits: ``(N, K)``.
         label: ``(N,)`` int64 classes, -1 for points that do not count.
+        class_weights: ``(K,)``; the mean is weighted, each point by its class. None: all alike.
 
     Returns:
         This process's share: the mean over processes is the mean over all labelled points. 0 where there are none.
@@ -40,8 +42,9 @@ def segmentation_loss(logits: Tensor, label: Tensor) -> Tensor:
             f"segment must be in 0..{logits.shape[1] - 1}, or -1 for unlabelled points, got {int(label.min())} to "
             f"{int(label.max())}: has the data set more classes than the model?"
         )
-    total = nn.functional.cross_entropy(logits.float(), label, ignore_index=_UNLABELLED, reduction="sum")
-    return total / mean_over_processes(labelled.sum().to(total.dtype)).clamp(min=1e-6)
+    total = nn.functional.cross_entropy(logits.float(), label, class_weights, ignore_index=_UNLABELLED, reduction="sum")
+    count = labelled.sum() if class_weights is None else class_weights[label[labelled]].sum()
+    return total / mean_over_processes(count.to(total.dtype)).clamp(min=1e-6)
 
 
 class SemanticSegmentation(pl.LightningModule):
@@ -64,12 +67,16 @@ class SemanticSegmentation(pl.LightningModule):
         skip: parts of that encoder to leave out, see :func:`take_weights`.
         freeze: leave the backbone as it is, in evaluation mode, and train the head alone: with ``head="linear"`` a
             linear probe.
+        class_weights: of each class in the loss, so that rare ones count in it; all alike when empty. Validation losses
+            are unweighted.
         optimisation: AdamW and its schedule.
         seed: of the random draws within the networks.
 
     Raises:
-        ValueError: names that are not ``num_classes``, or a negative seed.
+        ValueError: names or weights that are not ``num_classes``, a weight that is not positive, or a negative seed.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -80,6 +87,7 @@ class SemanticSegmentation(pl.LightningModule):
         encoder: str | None = None,
         skip: Sequence[str] = (),
         freeze: bool = False,
+        class_weights: Sequence[float] = (),
         optimisation: SegmentationOptimisation = PUBLISHED,
         seed: int = 0,
     ) -> None:
@@ -87,6 +95,10 @@ class SemanticSegmentation(pl.LightningModule):
         names = tuple(class_names) or tuple(str(k) for k in range(num_classes))
         if len(names) != num_classes:
             raise ValueError(f"class_names must be {num_classes} names, got {len(names)}")
+        if class_weights and (len(class_weights) != num_classes or not all(0 < w < math.inf for w in class_weights)):
+            raise ValueError(
+                f"class_weights must be {num_classes} positive numbers, one for each class, got {list(class_weights)}"
+            )
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
         self.initial = None if encoder is None else take_weights(backbone, encoder, skip)
@@ -94,6 +106,8 @@ class SemanticSegmentation(pl.LightningModule):
         self.freeze_backbone, self.optimisation, self.seed = freeze, optimisation, seed
         self.segmenter.backbone.requires_grad_(not freeze)
         self._matrix = ConfusionMatrix(num_classes)
+        weights = torch.tensor(class_weights, dtype=torch.float32) if class_weights else None
+        self.register_buffer("class_weights", weights, persistent=False)
 
     @property
     def encoder(self) -> nn.Module:
@@ -125,7 +139,7 @@ class SemanticSegmentation(pl.LightningModule):
         label = _labels(batch)
         with draws_of_step(self.seed, self.current_epoch, batch_idx, batch.xyz.device):
             logits = self.segmenter(batch)
-        loss = segmentation_loss(logits, label)
+        loss = segmentation_loss(logits, label, self.class_weights)
         labelled = label != _UNLABELLED
         hits = (logits.detach().argmax(1) == label)[labelled].float()
         options: dict[str, Any] = {"batch_size": len(batch), "on_step": True, "on_epoch": True, "sync_dist": True}

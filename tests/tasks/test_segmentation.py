@@ -57,6 +57,24 @@ def test_the_loss_is_the_mean_over_labelled_points() -> None:
     assert segmentation_loss(logits, label).item() == pytest.approx(by_hand.item(), rel=1e-6)
 
 
+def test_with_class_weights_the_loss_is_their_weighted_mean() -> None:
+    logits = torch.randn(50, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    label = torch.arange(50) % 7 - 1
+    weights = [0.5, 3.0, 1.0, 0.01, 10.0, 2.0]
+    total = count = 0.0
+    for row, k in zip(logits, label.tolist(), strict=True):
+        if k >= 0:
+            total += weights[k] * (row.logsumexp(0) - row[k]).item()
+            count += weights[k]
+    assert segmentation_loss(logits, label, torch.tensor(weights)).item() == pytest.approx(total / count, rel=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [[1.0], [0.0] * len(CLASSES), [float("nan")] * len(CLASSES)])
+def test_class_weights_that_do_not_fit_are_refused(wrong: list[float]) -> None:
+    with pytest.raises(ValueError, match=rf"class_weights must be {len(CLASSES)} positive numbers"):
+        task(class_weights=wrong)
+
+
 def test_a_batch_without_labels_has_loss_and_gradient_zero() -> None:
     logits = torch.randn(5, 3, requires_grad=True)
     loss = segmentation_loss(logits, torch.full((5,), -1))
@@ -98,6 +116,22 @@ def test_a_step_is_a_function_of_seed_and_index_alone(batch: PointBatch, monkeyp
     assert values["train/learning_rate"] == 0.5
     with pytest.raises(ValueError, match="has no segment"):
         method.training_step(collate([cloud.replace(segment=None) for cloud in batch.unbind()]), 0)
+
+
+def test_a_step_weighs_classes_and_validation_does_not(batch: PointBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    def losses(*class_weights: float) -> tuple[float, float]:
+        method = task(class_weights=class_weights)
+        values = logged(method, monkeypatch)
+        with torch.no_grad():
+            method.train().training_step(batch, 0)
+            method.eval().validation_step(batch, 0)
+        return values["train/loss"], values["validation/loss"]
+
+    plain, validated = losses()
+    assert losses(*[2.0] * len(CLASSES)) == pytest.approx((plain, validated))
+    uneven = losses(100.0, *[1.0] * (len(CLASSES) - 1))
+    assert uneven[0] != pytest.approx(plain, rel=1e-3)
+    assert uneven[1] == pytest.approx(validated)
 
 
 def test_a_frozen_backbone_is_left_as_it_is(tmp_path: Path) -> None:
