@@ -3,12 +3,13 @@
     python benchmarks/rooms_table.py --output runs/rooms_table
     python benchmarks/rooms_table.py --output runs/rooms_table --data DATA/rooms --seeds 0 1 2 --models unet swin3d
 
-For each seed and backbone (a sparse U-Net and a reduced Swin3D-S, on 8 cm voxels), the encoder is pre-trained on the
+For each seed and backbone (a sparse U-Net and a reduced Swin3D-S, on 10 cm voxels), the encoder is pre-trained on the
 training rooms without labels (:class:`pc3d.methods.MaskedScene`). Then the backbone is trained to segment, from scratch
 and from that encoder, with the labels of all training rooms and of 10 % of them (whole rooms, drawn by the seed, at
-least two); the budget and schedule are the same for all four. The linear probe reads the features of all levels of the
-encoder, untrained and pre-trained, without decoder. Everything is judged on all points of the test rooms; with
-``--validate``, for tuning, on every fourth training room, which then is not trained on.
+least two); budget and schedule are the same for both starts. The linear probe reads the features of all levels of the
+encoder, untrained and pre-trained, without decoder. Everything is judged on all points of the test rooms, trained
+models as ``pc3d segment eval --single_pass`` does; with ``--validate``, for tuning, on every fourth training room,
+which then is not trained on.
 
 A run that is interrupted goes on where it stopped; what is finished is not computed again. Several processes may share
 the work by ``--seeds`` and ``--models`` with one ``--output``. What results depend on is kept beside them in
@@ -28,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -41,6 +42,7 @@ from pc3d.data import (
     IsotropicScaleShift,
     PointDataset,
     RandomColorDrop,
+    RandomDropout,
     RandomFlip,
     RandomRotate,
     Rooms,
@@ -48,32 +50,28 @@ from pc3d.data import (
     Selection,
     SphereCrop,
     Transform,
-    collate,
 )
-from pc3d.evaluation import ConfusionMatrix, SegmentationScores
-from pc3d.evaluation.scene_probe import scene_linear_probe, settle_on_scenes
+from pc3d.evaluation import SegmentationScores
+from pc3d.evaluation.scene_probe import scene_linear_probe
 from pc3d.methods import MaskedScene, Optimisation, RunFolder, pretrain
 from pc3d.models import SparseUNet, Swin3D, UpcastFeatures, load_encoder
-from pc3d.tasks import SegmentationOptimisation, SemanticSegmentation, load_segmenter
+from pc3d.tasks import SegmentationOptimisation, SemanticSegmentation, evaluate_scenes, load_segmenter
 
-VOXEL_SIZE = 0.08
+VOXEL_SIZE = 0.1
 MAX_POINTS = 5_000
-"""Of a view, after sampling one point a voxel; a room has up to 25,000 voxels of 8 cm."""
-COLOR_DROP = 0.4
-"""Share of grey views when segmenting: colours of few rooms are learnt by heart."""
-VIEWS_PER_STEP = 4
-"""Batch norms need several rooms: with one large view a step, accuracy on held-out rooms was 48 % instead of 65 %."""
+"""Of a view, after sampling one point a voxel; a room has 4,000 to 23,000 voxels of 10 cm."""
+VIEWS_PER_STEP = 2
 STEPS_PER_EPOCH = 25
 """At least so many between two checkpoints; the data sets are repeated to that length."""
 
 
 def sparse_unet() -> nn.Module:
-    return SparseUNet((32, 64, 96, 128), (1, 1, 1, 1), VOXEL_SIZE, "xyz_rgb_normal")
+    return SparseUNet((16, 32, 64, 128), (1, 1, 1, 1), VOXEL_SIZE, "xyz_rgb_normal")
 
 
 def swin3d() -> nn.Module:
     return Swin3D(
-        channels=(32, 64, 128),
+        channels=(16, 48, 96),
         depths=(1, 2, 2),
         down_strides=(2, 2),
         voxel_size=VOXEL_SIZE,
@@ -83,20 +81,36 @@ def swin3d() -> nn.Module:
     )
 
 
+class Colors(NamedTuple):
+    """How much the colours of views are varied: the largest offset, and the share of grey views."""
+
+    translation: float
+    drop: float
+
+
+PRETRAINING = Colors(0.1, 0.1)
+SEGMENTING = Colors(0.3, 0.4)
+"""Strongly: with the labels of two rooms, the colour of their walls is what is learnt first. On held-out training rooms
+this made 80 % of the points right instead of 64 %; with all labels it made no difference."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a backbone is built and trained."""
 
     name: str
     build: Callable[[], nn.Module]
+    steps: dict[str, int]
+    """With all labels and with few."""
+    pretraining_steps: int
     learning_rate: float
     block_factor: float
     pretraining_rate: float
 
 
 RECIPES = {
-    "unet": Recipe("sparse U-Net", sparse_unet, 3e-3, 1.0, 3e-3),
-    "swin3d": Recipe("Swin3D-S, reduced", swin3d, 3e-3, 0.5, 2e-3),
+    "unet": Recipe("sparse U-Net", sparse_unet, {"100": 800, "10": 300}, 400, 1e-2, 1.0, 3e-3),
+    "swin3d": Recipe("Swin3D-S, reduced", swin3d, {"100": 400, "10": 150}, 200, 6e-3, 0.5, 2e-3),
 }
 STARTS = {"scratch": "from scratch", "pretrained": "pre-trained"}
 SHARES = {"100": 1.0, "10": 0.1}
@@ -117,6 +131,9 @@ class Experiment:
     def recipe(self) -> Recipe:
         return RECIPES[self.model]
 
+    def steps(self, count: int) -> int:
+        return max(1, round(self.options.steps * count))
+
     def new_backbone(self) -> nn.Module:
         torch.manual_seed(self.seed)
         return self.recipe.build()
@@ -125,8 +142,9 @@ class Experiment:
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
-    train: PointDataset = Rooms("train", options.data)
-    test: PointDataset = Rooms("test", options.data)
+    # Voxels are where training had them: the grid starts at the lower side of the room, or floors fill two layers.
+    train: PointDataset = Rooms("train", options.data, transform=CenterShift())
+    test: PointDataset = Rooms("test", options.data, transform=CenterShift())
     check_options(options, (train, test))
     if options.validate:
         held_out = range(0, len(train), 4)
@@ -150,26 +168,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights, data and few labels")
     parser.add_argument("--models", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--only", nargs="+", choices=["probe", *SHARES], default=["probe", *SHARES], help="what to do")
-    parser.add_argument("--steps", type=int, default=150, help="of training to segment")
-    parser.add_argument("--pretraining_steps", type=int, default=250)
-    parser.add_argument("--cell_size", type=float, default=0.4, help="of the hidden cubes, in metres")
-    parser.add_argument("--mask_ratio", type=float, default=0.6, help="of the hidden cubes")
-    parser.add_argument("--color_weight", type=float, default=1.0, help="of predicted colours")
-    parser.add_argument("--color_drop", type=float, default=COLOR_DROP, help="share of grey views in pre-training")
+    parser.add_argument("--steps", type=float, default=1.0, help="of all trainings, times those of the recipes")
     parser.add_argument("--validate", action="store_true", help="judge on every fourth training room instead")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 
-RESULTS_DEPEND_ON = (
-    "steps",
-    "pretraining_steps",
-    "cell_size",
-    "mask_ratio",
-    "color_weight",
-    "color_drop",
-    "validate",
-)
+RESULTS_DEPEND_ON = ("steps", "validate")
 
 
 def check_options(options: argparse.Namespace, data: tuple[PointDataset, ...]) -> None:
@@ -210,26 +215,23 @@ def jobs(experiment: Experiment, only: list[str]) -> Iterator[Callable[[], None]
             yield lambda share=share, start=start: segment(experiment, start, share)  # type: ignore[misc]
 
 
-def transforms(color_drop: float) -> list[Transform]:
-    """Views whose voxel grid differs each time.
-
-    Colours are varied strongly: with the labels of two or three rooms, the colour of a wall is all that is learnt.
-    ``color_drop`` is how often a view is grey.
-    """
+def transforms(colors: Colors) -> list[Transform]:
+    """Views whose voxel grid differs each time, up and down as well."""
     return [
+        RandomDropout(0.5, probability=1.0),  # a voxel has eight points, and every one takes its time
         CenterShift(),
         RandomRotate("z", 180.0, probability=1.0),
-        IsotropicScaleShift((0.8, 1.2), 0.0),
+        IsotropicScaleShift((0.9, 1.1), VOXEL_SIZE),
         RandomFlip(),
         ChromaticAutoContrast(probability=0.5),
-        ChromaticTranslation(probability=1.0, ratio=0.3),
-        RandomColorDrop(color_drop, value=0.5),
+        ChromaticTranslation(probability=1.0, ratio=colors.translation),
+        RandomColorDrop(colors.drop, value=0.5),
         GridSample(VOXEL_SIZE),
         SphereCrop(MAX_POINTS),
     ]
 
 
-def run(method: Any, rooms: PointDataset, folder: Path, steps: int, color_drop: float) -> None:
+def run(method: Any, rooms: PointDataset, folder: Path, steps: int, colors: Colors) -> None:
     """Train, or go on with what was interrupted; leave what is finished."""
     run_folder = RunFolder(folder)
     if run_folder.is_finished():
@@ -239,7 +241,7 @@ def run(method: Any, rooms: PointDataset, folder: Path, steps: int, color_drop: 
     length = len(rooms) * -(-VIEWS_PER_STEP * min(STEPS_PER_EPOCH, steps) // len(rooms))
     repeated = Selection(rooms, [index % len(rooms) for index in range(length)])
     data = SceneDataModule(
-        train=repeated, train_transforms=transforms(color_drop), batch_size=VIEWS_PER_STEP, seed=method.seed
+        train=repeated, train_transforms=transforms(colors), batch_size=VIEWS_PER_STEP, seed=method.seed
     )
     options: dict[str, Any] = {"accelerator": "cpu", "enable_model_summary": False, "log_every_n_steps": 25}
     epochs = max(1, round(VIEWS_PER_STEP * steps / length))
@@ -257,16 +259,13 @@ def pretrain_encoder(experiment: Experiment) -> None:
     folder = experiment.folder / "pretraining"
     if finished(folder / "time.json", "pre-training"):
         return
-    started, options = time.process_time(), experiment.options
+    started = time.process_time()
     method = MaskedScene(
         experiment.new_backbone(),
-        cell_size=options.cell_size,
-        mask_ratio=options.mask_ratio,
-        color_weight=options.color_weight,
         optimisation=Optimisation(learning_rate=experiment.recipe.pretraining_rate, warmup_epochs=2),
         seed=experiment.seed,
     )
-    run(method, experiment.train, folder, options.pretraining_steps, options.color_drop)
+    run(method, experiment.train, folder, experiment.steps(experiment.recipe.pretraining_steps), PRETRAINING)
     write_json(folder / "time.json", {"seconds": time.process_time() - started})
 
 
@@ -295,11 +294,13 @@ def segment(experiment: Experiment, start: str, share: str) -> None:
         len(rooms.classes),
         rooms.classes,
         encoder=str(experiment.folder / "pretraining") if start == "pretrained" else None,
+        class_weights=class_weights(rooms),
         optimisation=SegmentationOptimisation(learning_rate=recipe.learning_rate, block_factor=recipe.block_factor),
         seed=experiment.seed,
     )
-    run(task, rooms, folder, experiment.options.steps, COLOR_DROP)
-    keep(path, judge(folder, rooms, experiment.test), started, len(rooms))
+    run(task, rooms, folder, experiment.steps(recipe.steps[share]), SEGMENTING)
+    matrix = evaluate_scenes(load_segmenter(folder), experiment.test, use_fragments=False)
+    keep(path, matrix.scores(rooms.classes), started, len(rooms))
 
 
 def labelled(rooms: PointDataset, share: float, seed: int) -> PointDataset:
@@ -310,18 +311,18 @@ def labelled(rooms: PointDataset, share: float, seed: int) -> PointDataset:
     return Selection(rooms, order[: max(2, round(share * len(rooms)))].sort().values)
 
 
-@torch.no_grad()
-def judge(folder: Path, rooms: PointDataset, test: PointDataset) -> SegmentationScores:
-    """Every point of whole test rooms, after batch norms saw the labelled training rooms whole as well."""
-    segmenter = load_segmenter(folder)
-    settle_on_scenes(segmenter, rooms)
-    segmenter.eval()
-    matrix = ConfusionMatrix(len(test.classes))
-    for index in range(len(test)):
-        batch = collate([test[index]])
-        assert batch.segment is not None
-        matrix.update(segmenter(batch).argmax(1), batch.segment)
-    return matrix.scores(test.classes)
+def class_weights(rooms: PointDataset) -> list[float]:
+    """One over the root of each class's share of the labels, to which 1 % is added.
+
+    Three quarters of the points are wall and floor; unweighted, a short training learns little else.
+    """
+    count = torch.zeros(len(rooms.classes))
+    for index in range(len(rooms)):
+        segment = rooms[index].segment
+        assert segment is not None
+        count += segment[segment >= 0].bincount(minlength=len(count))
+    weights: list[float] = (count / count.sum() + 0.01).rsqrt().tolist()
+    return weights
 
 
 def keep(path: Path, scores: SegmentationScores, started: float, num_rooms: int) -> None:
