@@ -1,4 +1,4 @@
-#include "kernels/window_attention.cuh"
+#include "kernels/window_attention_backward.cuh"
 
 #include <vector>
 
@@ -44,7 +44,7 @@ struct WindowArguments {
     for (const Tensor* t : {&signals, &order, &offsets}) check_same_device(query, *t, "signals and windows");
   }
 
-  // Every warp keeps four values for a table row in shared memory.
+  // Every warp keeps at least four values for a table row in shared memory.
   void read_axes(const std::vector<int64_t>& rows) {
     STD_TORCH_CHECK(rows.size() <= cuda::kMostAxes, "on CUDA axis_rows must have at most ", cuda::kMostAxes,
                     " entries, got ", rows.size());
@@ -91,9 +91,20 @@ static void dispatch_dim(int64_t dim, const F& f) {
   return f(std::integral_constant<int, cuda::kMostHeadDim>());
 }
 
-static Tensor zeros_like(const Tensor& t) {
-  Tensor out = torch::stable::new_empty(t, {t.size(0), t.size(1), t.size(2)}, t.scalar_type());
+static Tensor zeros_like(const Tensor& t, ScalarType type) {
+  Tensor out = torch::stable::new_empty(t, {t.size(0), t.size(1), t.size(2)}, type);
   torch::stable::zero_(out);  // a row that no window names (only unchecked input leaves one) is zero
+  return out;
+}
+
+// Sums in the type of the features.
+template <class T, class A>
+static Tensor rounded(const Tensor& sums, ScalarType type, const Launch& launch) {
+  Tensor out = torch::stable::new_empty(sums, {sums.size(0), sums.size(1), sums.size(2)}, type);
+  if (sums.numel() > 0) {
+    launch(cuda::round_sums<T, A>, cuda::striding_blocks(sums.numel()), cuda::kAttentionThreads,
+           sums.const_data_ptr<A>(), sums.numel(), out.mutable_data_ptr<T>());
+  }
   return out;
 }
 
@@ -105,15 +116,19 @@ std::tuple<Tensor, Tensor> window_attention_cuda(const Tensor& query, const Tens
   const WindowArguments arguments(query, key, value, signals, order, window_offsets, query_table, key_table,
                                   value_table, axis_rows);
   const Launch launch(query);
-  Tensor out = zeros_like(query);
+  Tensor out = zeros_like(query, query.scalar_type());
   Tensor log_sum = torch::stable::new_empty(signals, {query.size(0), query.size(1)}, signals.scalar_type());
   torch::stable::zero_(log_sum);
+  const int64_t runs = cuda::attention_runs(query.size(0), window_offsets.size(0) - 1, query.size(1));
+  const int64_t of_block = cuda::forward_scratch(query.size(0), static_cast<int>(query.size(2)));
+  Tensor scratch = torch::stable::new_empty(signals, {runs * query.size(1) * of_block}, signals.scalar_type());
   dispatch_features(query, "window_attention", [&](auto zero) {
     using scalar_t = decltype(zero);
     using A = Accumulator<scalar_t>;
     dispatch_dim(query.size(2), [&](auto dim) {
-      cuda::window_attention<decltype(dim)::value>(arguments.task<scalar_t>(), out.mutable_data_ptr<scalar_t>(),
-                                                   log_sum.mutable_data_ptr<A>(), launch);
+      cuda::window_attention<decltype(dim)::value>(arguments.task<scalar_t>(), runs, scratch.mutable_data_ptr<A>(),
+                                                   out.mutable_data_ptr<scalar_t>(), log_sum.mutable_data_ptr<A>(),
+                                                   launch);
     });
   });
   return {out, log_sum};
@@ -135,28 +150,39 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_back
   const Tensor pushes = torch::stable::contiguous(grad);
   const Tensor outs = torch::stable::contiguous(out);
   const Tensor sums = torch::stable::contiguous(log_sum);
-  Tensor for_query = zeros_like(query), for_key = zeros_like(key), for_value = zeros_like(value);
-  Tensor for_query_table = zeros_like(query_table), for_key_table = zeros_like(key_table);
-  Tensor for_value_table = zeros_like(value_table);
+  const ScalarType type = signals.scalar_type();
+  Tensor for_features[3] = {zeros_like(query, type), zeros_like(key, type), zeros_like(value, type)};
+  Tensor for_tables[3] = {zeros_like(query_table, type), zeros_like(key_table, type), zeros_like(value_table, type)};
+  const int64_t size = query_table.numel();
+  const int64_t bytes = 3 * size * (type == ScalarType::Double ? 8 : 4);
+  const int64_t runs = cuda::backward_runs(query.size(0), window_offsets.size(0) - 1, query.size(1), bytes);
+  Tensor partial = torch::stable::new_empty(signals, {3, runs, size}, type);
+  torch::stable::zero_(partial);
+  const int64_t of_block = cuda::backward_scratch(query.size(0));
+  Tensor scratch = torch::stable::new_empty(signals, {runs * query.size(1) * of_block}, type);
   dispatch_features(query, "window_attention_backward", [&](auto zero) {
     using scalar_t = decltype(zero);
     using A = Accumulator<scalar_t>;
-    const int64_t size = query_table.numel();
-    const int64_t runs = cuda::attention_runs(query.size(0), 3 * size * static_cast<int64_t>(sizeof(A)));
-    Tensor partial = torch::stable::new_empty(signals, {3 * runs, size}, signals.scalar_type());
-    torch::stable::zero_(partial);
     const cuda::AttentionResult<scalar_t, A> forward = {pushes.const_data_ptr<scalar_t>(),
                                                         outs.const_data_ptr<scalar_t>(), sums.const_data_ptr<A>()};
-    const cuda::WindowAttentionGradients<scalar_t, A> result = {
-        for_query.mutable_data_ptr<scalar_t>(), for_key.mutable_data_ptr<scalar_t>(),
-        for_value.mutable_data_ptr<scalar_t>(), for_query_table.mutable_data_ptr<A>(),
-        for_key_table.mutable_data_ptr<A>(),    for_value_table.mutable_data_ptr<A>()};
+    A* sets = partial.mutable_data_ptr<A>();
+    const cuda::AttentionSums<A> result = {for_features[0].mutable_data_ptr<A>(),
+                                           for_features[1].mutable_data_ptr<A>(),
+                                           for_features[2].mutable_data_ptr<A>(),
+                                           sets,
+                                           sets + runs * size,
+                                           sets + 2 * runs * size};
+    A* const tables[3] = {for_tables[0].mutable_data_ptr<A>(), for_tables[1].mutable_data_ptr<A>(),
+                          for_tables[2].mutable_data_ptr<A>()};
     dispatch_dim(query.size(2), [&](auto dim) {
       cuda::window_attention_backward<decltype(dim)::value>(arguments.task<scalar_t>(), forward, runs,
-                                                            partial.mutable_data_ptr<A>(), result, launch);
+                                                            scratch.mutable_data_ptr<A>(), result, tables, launch);
     });
+    if constexpr (!std::is_same_v<scalar_t, A>) {
+      for (Tensor& t : for_features) t = rounded<scalar_t, A>(t, query.scalar_type(), launch);
+    }
   });
-  return {for_query, for_key, for_value, for_query_table, for_key_table, for_value_table};
+  return {for_features[0], for_features[1], for_features[2], for_tables[0], for_tables[1], for_tables[2]};
 }
 
 }  // namespace pc3d
