@@ -20,6 +20,7 @@ VERBS = {
     "results": "gather rows of results into a table with intervals over seeds, and a figure",
     "classify": "train and judge a classifier of objects: fine-tuned, or a head on a frozen encoder",
     "segment": "train, judge and apply a semantic segmentation of scenes",
+    "render": "draw a mesh or a point cloud from a set of views, with depth and what is behind every pixel",
     "doctor": "show versions, compiled kernels, devices and data sets, and what is missing",
     "demo": "pre-train a small Point-CMAE on the embedded objects and score it, in minutes",
 }

@@ -40,10 +40,11 @@ from pc3d.image.prompts import (
 from pc3d.image.render_mesh import MeshRenderer, render_mesh
 from pc3d.image.render_points import render_points
 from pc3d.image.rendering import Rendering
+from pc3d.image.targets import lift_frames, lift_renderings
 from pc3d.image.timm_towers import TimmImageTower, timm_tower
 from pc3d.image.towers import INSTALL_WEIGHTS, ImageTower, JointPair, MissingWeightsError, TextTower
 from pc3d.image.transformers_towers import sentence_tower, transformers_image_tower, transformers_pair
-from pc3d.image.views import VIEW_SETS, extent, view_set
+from pc3d.image.views import VIEW_SETS, extent, fit, view_set
 from pc3d.image.visibility import (
     cosine_to_camera,
     depth_edges,
@@ -95,9 +96,12 @@ __all__ = [
     "facing",
     "fill",
     "fill_unseen",
+    "fit",
     "focal_length",
     "hidden_point_removal",
     "lift",
+    "lift_frames",
+    "lift_renderings",
     "load_image_tower",
     "load_pair",
     "load_text_tower",

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
+from pc3d.image.views import fit
 
 GREY = (0.7, 0.7, 0.7)
+MESH_SUFFIXES = (".glb", ".obj", ".off", ".ply", ".stl")
 # Rows are the images of x, y and z: (x, y, z) with y up becomes (x, -z, y).
 _Y_UP = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
 
@@ -70,14 +72,7 @@ class Mesh:
         Returns:
             The mesh, the ``(3,)`` centre and the factor: ``(xyz - centre) * factor`` does the same to points.
         """
-        used = self.vertices[self.faces.unique()]
-        center = (used.amin(0) + used.amax(0)) / 2
-        if kind not in ("edge", "radius"):
-            raise ValueError(f"kind must be 'edge' or 'radius', got {kind!r}")
-        now = (used.amax(0) - used.amin(0)).max() if kind == "edge" else (used - center).norm(dim=1).max()
-        if not float(now) > 0:
-            raise ValueError("the mesh has no extent: all its vertices are at one place")
-        factor = size / float(now)
+        center, factor = fit(self.vertices[self.faces.unique()], kind, size)
         return self._with((self.vertices - center) * factor), center, factor
 
     def _with(self, vertices: Tensor) -> Mesh:

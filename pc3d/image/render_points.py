@@ -76,7 +76,7 @@ def _render(
         color, alpha = _closed(color, hit)
     rgba = torch.cat([color * alpha[:, :, None], alpha[:, :, None].float()], dim=2)
     picture = (rgba * 255).round().clamp(0, 255).to(torch.uint8).numpy()
-    return Rendering(camera, picture, depth, normal, index)
+    return Rendering(camera, picture, depth, normal, index, spacing)
 
 
 def _to_camera(camera: Camera, xyz: Tensor) -> Tensor:

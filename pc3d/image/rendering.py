@@ -25,6 +25,7 @@ class Rendering:
         normal: ``(H, W, 3)`` float64 unit normals in the world, turned to the camera; 0 where nothing was hit, or where
             points had none.
         index: ``(H, W)`` int64: of a mesh the face behind each pixel, of a cloud the point; -1 where nothing was hit.
+        spacing: of the points that were drawn as discs, which is how coarse the depth is; 0 of a mesh.
     """
 
     camera: Camera
@@ -32,6 +33,7 @@ class Rendering:
     depth: Tensor
     normal: Tensor
     index: Tensor
+    spacing: float = 0.0
 
     def position(self) -> Tensor:
         """``(H, W, 3)`` float64 the place in the world behind each pixel; not a number where nothing was hit."""

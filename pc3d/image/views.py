@@ -98,3 +98,27 @@ def view_set(name: str, size: int) -> list[Camera]:
 def extent(name: str) -> tuple[str, float]:
     """What a view set wants objects scaled to: ``("edge", 0.8)``, longest edge, or ``("radius", 1.0)``, of the ball."""
     return ("edge", 0.8) if name in ("openshape12", "ulip30") else ("radius", 1.0)
+
+
+def fit(xyz: torch.Tensor, kind: str, size: float) -> tuple[torch.Tensor, float]:
+    """How to move and scale points so that they fit a view set.
+
+    Args:
+        xyz: ``(N, 3)``, one or more points.
+        kind: ``"edge"``: the longest edge of the bounding box becomes ``size``; ``"radius"``: the farthest point is
+            ``size`` from the middle of the box.
+        size: see above.
+
+    Returns:
+        The ``(3,)`` centre and the factor: ``(xyz - centre) * factor`` fits.
+
+    Raises:
+        ValueError: all points are at one place.
+    """
+    if kind not in ("edge", "radius"):
+        raise ValueError(f"kind must be 'edge' or 'radius', got {kind!r}")
+    center = (xyz.amin(0) + xyz.amax(0)) / 2
+    now = (xyz.amax(0) - xyz.amin(0)).max() if kind == "edge" else (xyz - center).norm(dim=1).max()
+    if not float(now) > 0:
+        raise ValueError("the object has no extent: all its points are at one place")
+    return center, size / float(now)

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -412,6 +413,26 @@ def test_doctor_gives_the_command_for_what_is_missing(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "trimesh" else real(name))
     assert main(["doctor"]) == 0
     assert 'missing trimesh: pip install "pc3d[io]"' in capsys.readouterr().out
+
+
+@pytest.mark.skipif(find_spec("embreex") is None, reason='pip install "pc3d[image]"')
+def test_render_draws_meshes_and_clouds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    crate = Path(__file__).parent.parent / "assets" / "meshes" / "crate.glb"
+    drawn = ["render", "--file", str(crate), "--output", str(tmp_path / "mesh"), "--views", "axis3", "--size", "48"]
+    assert main(drawn) == 0
+    assert "3 views of" in capsys.readouterr().out
+    names = sorted(path.name for path in (tmp_path / "mesh").iterdir())
+    assert names == [f"00{i}.{kind}" for i in range(3) for kind in ("npz", "png")]
+    np.savetxt(tmp_path / "cloud.xyz", np.random.default_rng(0).normal(size=(200, 3)))
+    cloud = ["render", "--file", str(tmp_path / "cloud.xyz"), "--output", str(tmp_path / "cloud"), "--size", "32"]
+    assert main([*cloud, "--views", "pointclip6"]) == 0
+    picture = np.asarray(Image.open(tmp_path / "cloud" / "000.png"))
+    assert picture.shape == (32, 32, 4)
+    assert 0 < (picture[:, :, 3] > 0).mean() < 1
+    assert main(cloud) == 1
+    assert "has files already" in capsys.readouterr().err
 
 
 def test_doctor_lists_a_data_folder(

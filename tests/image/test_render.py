@@ -327,7 +327,7 @@ def test_wrong_axes_and_sizes_are_refused() -> None:
         mesh.turned_up("x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="kind must be 'edge' or 'radius'"):
         mesh.scaled_to("volume", 1.0)
-    with pytest.raises(ValueError, match="the mesh has no extent"):
+    with pytest.raises(ValueError, match="the object has no extent"):
         Mesh(torch.zeros(3, 3).double(), torch.tensor([[0, 1, 2]]), torch.zeros(1, 3, 3)).scaled_to("edge", 1.0)
 
 
