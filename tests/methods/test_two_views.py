@@ -178,7 +178,8 @@ def test_published_values_are_the_defaults() -> None:
     def widths(head: nn.Module) -> list[int]:
         return [layer.out_features for layer in head.modules() if isinstance(layer, nn.Linear)]
 
-    first, second, third, fourth = SimCLR(small), MoCoV3(small), VICReg(small), BarlowTwins(small)
+    with torch.device("meta"):  # nothing is computed, and a gigabyte of weights not made
+        first, second, third, fourth = SimCLR(small), MoCoV3(small), VICReg(small), BarlowTwins(small)
     assert (widths(first.projector), first.temperature) == ([2048, 128], 0.1)
     assert (widths(second.projector), widths(second.predictor)) == ([4096, 4096, 256], [4096, 256])
     assert (second.temperature, second.momentum) == (0.2, 0.99)
