@@ -1,7 +1,7 @@
 """Prepare a raw scene benchmark for pc3d: a folder per scene with coord.npy, color.npy, ... (Pointcept's layout).
 
     python data_tools/prepare_scenes.py scannet ROOT OUT --labels scannetv2-labels.combined.tsv [--workers 4]
-    python data_tools/prepare_scenes.py s3dis ROOT OUT [--align]
+    python data_tools/prepare_scenes.py s3dis ROOT OUT [--align] [--normals estimated]
     python data_tools/prepare_scenes.py structured3d ROOT OUT [--depth z|range] [--up world|mirrored]
 
 ROOT is where the download lies: for scannet any folder above the scans' own (``scans/sceneSSSS_TT``), for s3dis the
@@ -174,7 +174,7 @@ def scannet_jobs(given: argparse.Namespace) -> list[Job]:
 
 def s3dis_jobs(given: argparse.Namespace) -> list[Job]:
     rooms = [path.parent for path in find_below(given.root, "Area_[1-6]/*/Annotations", levels=(0, 1, 2))]
-    read = partial(read_s3dis_room, align=given.align)
+    read = partial(read_s3dis_room, align=given.align, normals=given.normals)
     jobs = [Job(f"{room.parent.name}/{room.name}", partial(read, room)) for room in rooms]
     return jobs or missing("S3DIS rooms", given.root / "Area_1" / "ROOM" / "Annotations", given.root, S3DIS)
 
@@ -206,7 +206,7 @@ def run(given: argparse.Namespace) -> None:
     if given.kind == "scannet":
         options.update(labels=sha256(given.labels), other_split=given.other_split)
     if given.kind == "s3dis":
-        options.update(align=given.align)
+        options.update(align=given.align, **({} if given.normals == "none" else {"normals": given.normals}))
     if given.kind == "structured3d":
         options.update(depth=given.depth, up=given.up)
     output = Output(given.out, options)
@@ -223,6 +223,8 @@ def run(given: argparse.Namespace) -> None:
     print(f"{given.out}: {len(jobs) - len(failures)} scenes, {len(failures)} left out")
     for failure in failures:
         print(f"  left out {failure}")
+    if given.kind == "s3dis" and given.normals == "none":
+        print("  without normals, which the download does not have: models on it read xyz_rgb (or --normals estimated)")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -233,6 +235,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--labels", type=Path, help="scannet: scannetv2-labels.combined.tsv")
     parser.add_argument("--other-split", help="scannet: split of scans that are not official ones (default: refuse)")
     parser.add_argument("--align", action="store_true", help="s3dis, unaligned version: turn walls along the axes")
+    parser.add_argument(
+        "--normals",
+        choices=["none", "estimated"],
+        default="none",
+        help="s3dis: the download has no normals; estimated from the 16 nearest points of each, or none (default)",
+    )
     parser.add_argument(
         "--depth", choices=["z", "range"], default="z", help="structured3d: what perspective depth means (default: z)"
     )

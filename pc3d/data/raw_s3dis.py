@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pc3d.data.dataset import BadFileError
+from pc3d.data.normals import estimate_normals
 from pc3d.data.scene_labels import S3DIS_CLASSES
 
 _STRANGE = re.compile(rb"[^0-9eE+\-. \t]+")
 
 
-def read_s3dis_room(folder: Path | str, *, align: bool = False) -> tuple[dict[str, NDArray[Any]], list[str]]:
+def read_s3dis_room(
+    folder: Path | str, *, align: bool = False, normals: Literal["none", "estimated"] = "none"
+) -> tuple[dict[str, NDArray[Any]], list[str]]:
     """A room as ``coord``, ``color``, ``segment`` and ``instance``: its annotation files one after another, by name.
 
     The class is the file's name up to the first underscore, ``clutter`` where that is not one of the 13 (``stairs``);
@@ -26,6 +30,9 @@ def read_s3dis_room(folder: Path | str, *, align: bool = False) -> tuple[dict[st
         folder: the room's.
         align: turn the room about the middle of its bounding box by the angle of ``Area_k_alignmentAngle.txt``, so that
             its walls follow the axes, as Pointcept does with its option of this name.
+        normals: the text files have none. ``"estimated"`` adds ``normal`` from the points alone, see
+            :func:`pc3d.data.normals.estimate_normals`. Pointcept's option takes them from the mesh of another
+            download, 2D-3D-S, so that models trained on either are not to be compared.
 
     Returns:
         The arrays, and notes: lines that were repaired, and names that became clutter.
@@ -55,6 +62,8 @@ def read_s3dis_room(folder: Path | str, *, align: bool = False) -> tuple[dict[st
         "segment": np.repeat(np.array(segments, np.int16), lengths),
         "instance": np.repeat(np.arange(len(paths), dtype=np.int16), lengths),
     }
+    if normals == "estimated":
+        arrays["normal"] = estimate_normals(torch.from_numpy(arrays["coord"])).numpy()
     return arrays, notes
 
 

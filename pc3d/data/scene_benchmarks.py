@@ -125,6 +125,9 @@ def _load_torch(path: Path) -> Any:
 class S3DIS(SceneFolder):
     """S3DIS (Armeni et al. 2016): 272 rooms in six areas, 13 classes, every point labelled.
 
+    The published text files have no normals, so items have none unless the set was prepared with them: by Pointcept,
+    from the mesh of the 2D-3D-S download, or by ``prepare_scenes.py s3dis --normals estimated``, from the points.
+
     Args:
         root: the folder with ``Area_1`` to ``Area_6``.
         split: ``"test"`` for ``test_area``, ``"train"`` for the other five.

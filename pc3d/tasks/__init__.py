@@ -4,6 +4,7 @@ from pc3d._extras import require
 
 require("pytorch_lightning", extra="train", purpose="downstream training")
 
+from pc3d.data.normals import estimate_normals  # noqa: E402
 from pc3d.tasks.classification import Classification, load_classifier  # noqa: E402
 from pc3d.tasks.fine_tuning import FineTuning  # noqa: E402
 from pc3d.tasks.initial_encoder import start_from  # noqa: E402
@@ -12,7 +13,6 @@ from pc3d.tasks.optimisation import SegmentationOptimisation  # noqa: E402
 from pc3d.tasks.scene_inference import (  # noqa: E402
     Block,
     SceneLabels,
-    estimate_normals,
     evaluate_scenes,
     scene_blocks,
     segment_scene,

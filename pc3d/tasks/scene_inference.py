@@ -12,17 +12,16 @@ from torch import Tensor
 
 from pc3d._extras import require
 from pc3d.data.dataset import PointDataset
+from pc3d.data.normals import NORMAL_NEIGHBORS, estimate_normals
 from pc3d.data.scene_transforms import CenterShift
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud, collate
 from pc3d.data.voting import AugmentationSet, fragments, voting_views
 from pc3d.evaluation import ConfusionMatrix
-from pc3d.ops import gather, knn, voxelize
+from pc3d.ops import voxelize
 from pc3d.tasks.segmenter import SceneSegmenter
 
 _GREY = 0.5
-_NORMAL_NEIGHBORS = 16
-_NORMAL_CHUNK = 100_000
 # Class sums exist for every point that a block predicts, however many of them share a voxel.
 _CORE_POINTS_PER_VOXEL = 16
 
@@ -316,25 +315,5 @@ def with_fields(cloud: PointCloud, fields: tuple[str, ...]) -> tuple[PointCloud,
         notes.append("no colours: the model was trained with them and sees mid-grey")
     if "normal" in fields and cloud.normal is None:
         cloud = cloud.replace(normal=estimate_normals(cloud.xyz))
-        notes.append(f"no normals: estimated from the {_NORMAL_NEIGHBORS} nearest points of each")
+        notes.append(f"no normals: estimated from the {NORMAL_NEIGHBORS} nearest points of each")
     return cloud, notes
-
-
-@torch.no_grad()
-def estimate_normals(xyz: Tensor) -> Tensor:
-    """Unit normals ``(N, 3)`` of the planes of least squares through the 16 nearest points of each.
-
-    They point towards the middle of the bounding box. Where the points span no plane, any direction is as good.
-    """
-    count = min(_NORMAL_NEIGHBORS, len(xyz))
-    if not count:
-        return xyz.clone()
-    middle = (xyz.amin(0) + xyz.amax(0)) / 2
-    pieces = []
-    for query in xyz.split(_NORMAL_CHUNK):
-        neighbors = gather(xyz, knn(xyz, count, query=query).index)
-        spread = (neighbors - neighbors.mean(1, keepdim=True)).double()
-        normal = torch.linalg.eigh(spread.mT @ spread).eigenvectors[:, :, 0].to(xyz.dtype)
-        away = ((middle - query) * normal).sum(1, keepdim=True) < 0
-        pieces.append(torch.where(away, -normal, normal))
-    return torch.cat(pieces)

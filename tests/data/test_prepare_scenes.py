@@ -13,6 +13,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pc3d.data import S3DIS, S3DIS_CLASSES, SCANNET20, SCANNET200, BadFileError, ScanNet, Structured3D
@@ -209,6 +210,22 @@ def test_lines_that_cannot_be_repaired(tmp_path: Path, text: str, message: str) 
     path.write_text(text)
     with pytest.raises(BadFileError, match=rf"wall_1\.txt: .*{message}"):
         read_s3dis_object(path)
+
+
+def test_normals_that_the_text_files_do_not_have(tmp_path: Path, tool: ModuleType, capsys) -> None:
+    call(tool, "s3dis", SCENES / "s3dis_raw", tmp_path / "without")
+    assert "without normals, which the download does not have" in capsys.readouterr().out
+    assert S3DIS(tmp_path / "without", areas=[1])[0].normal is None
+    call(tool, "s3dis", SCENES / "s3dis_raw", tmp_path / "with", "--normals", "estimated")
+    assert "without normals" not in capsys.readouterr().out
+    room = S3DIS(tmp_path / "with", areas=[1])[0]
+    torch.testing.assert_close(room.normal.norm(dim=1), torch.ones(len(room)))
+    floor = room.normal[room.segment == S3DIS_CLASSES.index("floor")]
+    assert float((floor[:, 2] > 0.95).float().mean()) > 0.8  # up, into the room, but where furniture stands
+    added = set(contents(tmp_path / "with").items()) - set(contents(tmp_path / "without").items())
+    assert {name.rpartition("/")[2] for name, _ in added} == {"normal.npy", "manifest.sha256", "preparation.json"}
+    with pytest.raises(SystemExit, match=r"preparation\.json exists with other options"):
+        call(tool, "s3dis", SCENES / "s3dis_raw", tmp_path / "without", "--normals", "estimated")
 
 
 @pytest.mark.parametrize(("degrees", "matrix"), [(90, [[0, 1], [-1, 0]]), (180, [[-1, 0], [0, -1]]), (0, np.eye(2))])

@@ -1,0 +1,31 @@
+"""Normals for scans that have none."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pc3d.ops import gather, knn
+
+NORMAL_NEIGHBORS = 16
+_CHUNK = 100_000
+
+
+@torch.no_grad()
+def estimate_normals(xyz: Tensor) -> Tensor:
+    """Unit normals ``(N, 3)`` of the planes of least squares through the 16 nearest points of each.
+
+    They point towards the middle of the bounding box. Where the points span no plane, any direction is as good.
+    """
+    count = min(NORMAL_NEIGHBORS, len(xyz))
+    if not count:
+        return xyz.clone()
+    middle = (xyz.amin(0) + xyz.amax(0)) / 2
+    pieces = []
+    for query in xyz.split(_CHUNK):
+        neighbors = gather(xyz, knn(xyz, count, query=query).index)
+        spread = (neighbors - neighbors.mean(1, keepdim=True)).double()
+        normal = torch.linalg.eigh(spread.mT @ spread).eigenvectors[:, :, 0].to(xyz.dtype)
+        away = ((middle - query) * normal).sum(1, keepdim=True) < 0
+        pieces.append(torch.where(away, -normal, normal))
+    return torch.cat(pieces)
