@@ -8,7 +8,7 @@ KERNELS := $(wildcard csrc/*/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-fast test-oldest lint format typecheck bench lock clean
+.PHONY: help install demo test test-fast test-oldest lint format typecheck bench results lock clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,9 @@ test-fast: install  ## Tests without the slow ones
 
 bench: install  ## Time the operators against their rivals
 	$(BIN)/python benchmarks/ops.py
+
+results: install  ## Pre-train and judge every method, write docs/results.md (hours; call again to go on)
+	$(BIN)/python benchmarks/results_table.py --output runs/results --docs docs $(RESULTS)
 
 # ---- checks -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,433 @@
+"""The table of results: every method that ships, pre-trained under one budget and judged by the same protocols.
+
+    python benchmarks/results_table.py --output runs/results
+    python benchmarks/results_table.py --output runs/results --data household DATA/components --seconds 60
+
+Each method of ``METHODS`` is pre-trained on the training split by its recipe for two cores (``pc3d/configs/pretrain``)
+for every seed. The budget is the recipe's epochs, or ``--epochs`` for all, or ``--seconds``: then one epoch of each
+method is timed first, and it gets as many epochs as fit into so many CPU seconds, its schedule included. Beside them
+stand what needs no training: PCA, a handcrafted descriptor, and the untrained encoder, plain and with settled batch
+norm. Features are extracted once and judged by all frozen protocols; ``finetuning`` trains the whole encoder.
+
+What is finished is not computed again, an interrupted run goes on where it stopped, and several processes may share the
+work by ``--seeds``, ``--methods`` or ``--data`` with one ``--output``; what results depend on is kept there in
+``options.json``, and a call with other options needs another ``--output``. Rows of results are in
+``DATA/seedN/METHOD/rows``; the tables are ``results.md``, ``results.csv``, ``rows.csv`` and ``results.png``, and
+``--docs FOLDER`` writes the first two there as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from pc3d import demo
+from pc3d.cli import pretrain, results
+from pc3d.cli._inputs import pooling_of
+from pc3d.data import Household, ObjectSet
+from pc3d.evaluation import (
+    Encoder,
+    Features,
+    Row,
+    extract_features,
+    few_shot,
+    knn_probe,
+    linear_svm,
+    mlp_probe,
+    read_rows,
+    retrieval,
+    robustness,
+    write_rows,
+)
+from pc3d.evaluation.cost import measured
+from pc3d.evaluation.table import rows_to_csv, tabulate, to_csv, to_markdown
+from pc3d.methods import RunFolder
+from pc3d.models import load_encoder
+
+CONFIGS = Path(pretrain.__file__).parents[1] / "configs"
+NUM_POINTS = 1024
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: a shipped recipe of ``pc3d pretrain`` and what is changed in it.
+
+    Attributes:
+        name: in the table.
+        recipe: name of the configuration.
+        overrides: dotted path in the configuration to value; None removes the entry.
+    """
+
+    name: str
+    recipe: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def configuration(self) -> dict[str, Any]:
+        """The recipe with the changes made."""
+        config: dict[str, Any] = yaml.safe_load((CONFIGS / "pretrain" / f"{self.recipe}.yaml").read_text("utf-8"))
+        for path, value in self.overrides.items():
+            *sections, last = path.split(".")
+            place = config
+            for section in sections:
+                place = place.setdefault(section, {})
+            if value is None:
+                place.pop(last, None)
+            else:
+                place[last] = value
+        return config
+
+
+_CMAE = "point_cmae_household"
+_POINT_MAE = {
+    "model.class_path": "pc3d.methods.PointMAE",
+    "model.init_args.encoder.init_args.num_cls_tokens": 0,
+}
+METHODS = (
+    Method("Point-MAE", _CMAE, _POINT_MAE),
+    Method("Point-CMAE, same token", _CMAE, {"model.init_args.contrast": "same_token"}),
+    Method("Point-CMAE, all tokens", _CMAE, {"model.init_args.contrast": "all_tokens"}),
+    Method("Point-CMAE without contrast", _CMAE, {"model.init_args.contrast_weight": 0.0}),
+    Method("PCP-MAE", "pcp_mae_household"),
+    Method("SimCLR", "simclr_household"),
+    Method("MoCo v3", "moco_v3_household"),
+    Method("VICReg", "vicreg_household"),
+    Method("Barlow Twins", "barlow_twins_household"),
+)
+UNTRAINED = (demo.PCA, demo.DESCRIPTOR, demo.UNTRAINED, demo.SETTLED)
+ORDER = (*UNTRAINED, *(method.name for method in METHODS))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the protocols need to know of one method with one seed on one data set."""
+
+    name: str
+    encoder: Encoder
+    train_set: ObjectSet
+    test_set: ObjectSet
+    data: str
+    seed: int
+    cost: dict[str, float]
+    folder: Path
+    options: argparse.Namespace
+
+    @cached_property
+    def features(self) -> tuple[Features, Features]:
+        """Of both splits; once for all frozen protocols."""
+        train, test = (
+            extract_features(
+                self.encoder,
+                dataset,
+                num_points=NUM_POINTS,
+                pooling=pooling_of(self.encoder, None),
+                data=self.data,
+                split=split,
+                name=self.name,
+            )
+            for dataset, split in ((self.train_set, "train"), (self.test_set, "test"))
+        )
+        return train, test
+
+    def row(self, result: Any) -> Row:
+        row: Row = result.to_row(self.name, self.cost)
+        return row
+
+
+def robust(judged: Judged) -> Row:
+    """The mean over all corruptions at the mildest, the middle and the worst level."""
+    return judged.row(
+        robustness(
+            judged.encoder,
+            *judged.features,
+            judged.test_set,
+            severities=judged.options.severities,
+            seed=judged.seed,
+        )
+    )
+
+
+def fine_tuned(judged: Judged) -> Row | None:
+    """``pc3d classify train --mode full`` from the pre-trained weights, or from fresh ones of the seed."""
+    if not isinstance(judged.encoder, torch.nn.Module) or judged.name == demo.SETTLED:
+        return None  # nothing to train, or batch norm that training settles anyway
+    run = RunFolder(judged.folder / "finetuning")
+    if not (run.path / "eval" / "test.json").exists():
+        config = finetuning_config(judged)
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        path = run.path.parent / "finetuning.yaml"
+        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        started = ["--resume"] if run.checkpoint.exists() else ["--config", str(path), "--overwrite"]
+        command("classify", "train", *started, "--output", str(run.path), "--seed", str(judged.seed))
+    result = json.loads((run.path / "eval" / "test.json").read_text(encoding="utf-8"))
+    of_features = judged.row(linear_svm(*judged.features, protocol="fixed"))  # for the hash of the data
+    return Row(
+        method=judged.name,
+        protocol="fine-tuning (full)",
+        selection="validation",
+        data=judged.data,
+        data_hash=of_features.data_hash,
+        seed=judged.seed,
+        metrics={name: result["scores"][name] for name in ("overall_accuracy", "mean_class_accuracy")},
+        num_train=result["num_train"],
+        num_test=result["num_test"],
+        config={"num_validation": result["num_validation"], "epochs": judged.options.finetuning_epochs},
+        details={"selection": result["selection"]},
+        versions=result["versions"],
+        cost=judged.cost,
+    )
+
+
+def finetuning_config(judged: Judged) -> dict[str, Any]:
+    """The recipe for few objects, around the encoder as it was built."""
+    encoder: Any = judged.encoder
+    config: dict[str, Any] = yaml.safe_load((CONFIGS / "classify" / "household_small.yaml").read_text("utf-8"))
+    arguments = dict(encoder.config)
+    if "num_cls_tokens" in arguments:
+        arguments["num_cls_tokens"] = 1  # that of the classifier
+    config["model"]["backbone"] = {"class_path": f"pc3d.models.{type(encoder).__name__}", "init_args": arguments}
+    if judged.name != demo.UNTRAINED:
+        config["model"]["encoder"] = str(judged.folder)
+    if judged.data != "household":
+        for split in ("train", "test"):
+            config["data"][split]["init_args"]["root"] = str(judged.train_set.root)
+    config["trainer"]["max_epochs"] = judged.options.finetuning_epochs
+    config["trainer"].update(enable_progress_bar=False, enable_model_summary=False)
+    return config
+
+
+PROTOCOLS: dict[str, Callable[[Judged], Row | None]] = {
+    "svm": lambda judged: judged.row(linear_svm(*judged.features, protocol="tuned", seed=judged.seed)),
+    "knn": lambda judged: judged.row(knn_probe(*judged.features, protocol="tuned", seed=judged.seed)),
+    "mlp3": lambda judged: judged.row(mlp_probe(*judged.features, seed=judged.seed)),
+    "fewshot": lambda judged: judged.row(few_shot(*judged.features, num_queries=None, seed=judged.seed)),
+    "retrieval": lambda judged: judged.row(retrieval(*judged.features, center=True, seed=judged.seed)),
+    "robustness": robust,
+    "finetuning": fine_tuned,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    check_options(options)
+    for data in options.data:
+        for seed in options.seeds:
+            for name in options.methods:
+                run(name, data, seed, options)
+            write_tables(options)
+    write_tables(options)
+    print((options.output / "results.md").read_text(encoding="utf-8"))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for runs, rows and tables")
+    parser.add_argument("--data", nargs="+", default=["household"], help="'household' or folders of object shards")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights, training and judging")
+    parser.add_argument("--methods", nargs="+", choices=ORDER, default=list(ORDER))
+    parser.add_argument("--protocols", nargs="+", choices=list(PROTOCOLS), default=list(PROTOCOLS))
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--seconds", type=float, help="CPU seconds of each pre-training, in place of the recipe's epochs"
+    )
+    budget.add_argument("--epochs", type=int, help="epochs of each pre-training, not the recipe's")
+    parser.add_argument("--finetuning_epochs", type=int, default=20)
+    parser.add_argument("--severities", nargs="+", type=int, default=[1, 3, 5], help="levels of the corruptions")
+    parser.add_argument("--quick", action="store_true", help="one epoch, one seed, two methods: does it all run?")
+    parser.add_argument("--docs", type=Path, help="folder for results.md and results.csv, such as docs")
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.seeds, options.epochs, options.seconds, options.finetuning_epochs = [0], 1, None, 1
+        options.severities = [3]
+        options.methods = [demo.DESCRIPTOR, "Point-MAE"]
+    for name in ("seconds", "epochs", "finetuning_epochs"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            parser.error(f"--{name} must be positive, got {value}")
+    return options
+
+
+RESULTS_DEPEND_ON = ("seconds", "epochs", "finetuning_epochs", "severities")
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Keep in the output folder what results depend on; end if those there were made with anything else."""
+    path = options.output / "options.json"
+    wanted = {name: getattr(options, name) for name in RESULTS_DEPEND_ON}
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"data": {}, **wanted}
+    contents = {Path(data).name: checksum(data) for data in options.data}
+    clash = [f"{name} {kept[name]!r}, now {value!r}" for name, value in wanted.items() if kept[name] != value]
+    clash += [f"data {name}" for name, value in contents.items() if kept["data"].get(name, value) != value]
+    if clash:
+        raise SystemExit(
+            f"{options.output} holds results of other options ({'; '.join(clash)}): choose another --output"
+        )
+    write_json(path, {**wanted, "data": {**kept["data"], **contents}})
+
+
+def checksum(data: str) -> str:
+    """Of the files of a data set, wherever they lie."""
+    digest = hashlib.sha256()
+    for dataset in open_data(data):
+        for path in sorted(dataset.root.glob(f"{dataset.split}*")):
+            digest.update(f"{path.name} ".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def open_data(data: str) -> tuple[ObjectSet, ObjectSet]:
+    if data == "household":
+        return Household("train"), Household("test")
+    return ObjectSet(data, "train"), ObjectSet(data, "test")
+
+
+def run(name: str, data: str, seed: int, options: argparse.Namespace) -> None:
+    """Pre-train one method with one seed, and judge it by every protocol that is missing."""
+    folder = options.output / Path(data).name / f"seed{seed}" / slug(name)
+    missing = [protocol for protocol in options.protocols if not (folder / "rows" / protocol).exists()]
+    if not missing:
+        print(f"{folder}: done already", flush=True)
+        return
+    train_set, test_set = open_data(data)
+    method = next((method for method in METHODS if method.name == name), None)
+    cost: dict[str, float] = {}
+    encoder: Encoder
+    if method is not None:
+        cost = train(method, data, seed, folder, options)
+        encoder = load_encoder(folder)  # type: ignore[assignment]
+    else:
+        config = METHODS[0].configuration()["model"]["init_args"]["encoder"]["init_args"]
+        with measured() as spent:
+            encoder = demo.baselines(config, train_set, num_points=NUM_POINTS, seed=seed)[name]
+        cost = {"pretraining_cpu_seconds": spent["cpu_seconds"]} if name in (demo.PCA, demo.SETTLED) else {}
+    if isinstance(encoder, torch.nn.Module):
+        cost["parameters"] = sum(parameter.numel() for parameter in encoder.parameters())
+    judged = Judged(name, encoder, train_set, test_set, Path(data).name, seed, cost, folder, options)
+    for protocol in missing:
+        with measured() as spent:
+            row = PROTOCOLS[protocol](judged)
+        partial = folder / "rows" / f".{protocol}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        if row is not None:
+            # Of the first frozen protocol, the extraction of the features included.
+            write_rows([dataclasses.replace(row, cost={**row.cost, "cpu_seconds": spent["cpu_seconds"]})], partial)
+            first = next(iter(row.metrics.items()))
+            print(f"{folder}: {row.protocol}, {first[0]} {100 * first[1]:.1f} %", flush=True)
+        partial.rename(folder / "rows" / protocol)  # a protocol that does not apply leaves an empty folder
+
+
+def train(method: Method, data: str, seed: int, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Pre-train in a process of its own, go on with what was interrupted, and say what it cost in all."""
+    path = folder / "cost.json"
+    cost: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if RunFolder(folder).is_finished() and cost:
+        return cost
+    config = method.configuration()
+    if data != "household":
+        config["data"]["train"] = {"class_path": "pc3d.data.ObjectSet", "init_args": {"root": data, "split": "train"}}
+    config["trainer"].update(enable_progress_bar=False, enable_model_summary=False)
+    if options.epochs is not None:
+        config["trainer"]["max_epochs"] = options.epochs
+    if options.seconds is not None:
+        per_epoch = seconds_per_epoch(method, config, data, options)
+        config["trainer"]["max_epochs"] = max(1, round(options.seconds / per_epoch))
+    spent, peak = pretrain_once(config, folder, seed)
+    cost = {
+        "pretraining_cpu_seconds": cost.get("pretraining_cpu_seconds", 0.0) + spent,
+        "pretraining_peak_memory_bytes": max(cost.get("pretraining_peak_memory_bytes", 0.0), peak),
+        "pretraining_epochs": config["trainer"]["max_epochs"],
+    }
+    write_json(path, cost)
+    return cost
+
+
+def seconds_per_epoch(method: Method, config: dict[str, Any], data: str, options: argparse.Namespace) -> float:
+    """CPU seconds of an epoch: what three epochs take beyond one; measured once for all seeds."""
+    path = options.output / Path(data).name / "timing" / f"{slug(method.name)}.json"
+    if not path.exists():
+        spent = []
+        for epochs in (1, 3):
+            short = {**config, "trainer": {**config["trainer"], "max_epochs": epochs}}
+            spent.append(pretrain_once(short, path.with_suffix("") / f"epochs{epochs}", seed=0)[0])
+        write_json(path, {"seconds": max((spent[1] - spent[0]) / 2, 1e-3)})
+    return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
+
+
+def pretrain_once(config: dict[str, Any], folder: Path, seed: int) -> tuple[float, float]:
+    """Run ``pc3d pretrain``, or go on with it; CPU seconds and peak memory in bytes, the start of Python included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    run = RunFolder(folder)
+    if run.checkpoint.exists() and not run.is_finished():
+        return command("pretrain", "--resume", "--output", str(folder))
+    return command("pretrain", "--config", str(path), "--output", str(folder), "--seed", str(seed), "--overwrite")
+
+
+def command(*arguments: str) -> tuple[float, float]:
+    """Run a verb of pc3d in a process of its own; its CPU seconds and peak memory in bytes."""
+    with subprocess.Popen([sys.executable, "-m", "pc3d.cli.main", *arguments]) as process:
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except KeyboardInterrupt:
+            process.terminate()
+            raise
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit(f"pc3d {' '.join(arguments)} ended with exit code {process.returncode}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024.0
+
+
+def slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name.lower())
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, json.dumps(values, indent=2) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Several processes may write the same file."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_tables(options: argparse.Namespace) -> None:
+    """Tables and figure of everything that is finished, by whichever process."""
+    rows = read_rows([options.output])
+    table = tabulate(rows, order=ORDER)
+    epochs = "the epochs of its recipe" if options.epochs is None else f"{options.epochs} epochs"
+    budget = epochs if options.seconds is None else f"{options.seconds:g} CPU seconds"
+    text = (
+        "# Results\n\nSmall encoders on small data sets, not a paper's numbers: pre-trained for "
+        f"{budget} each, fine-tuned for {options.finetuning_epochs} epochs. Written by\n"
+        "`python benchmarks/results_table.py`, which tells the rest; single results are in its `rows.csv`.\n\n"
+        f"{to_markdown(table)}"
+    )
+    replace(options.output / "results.md", text)
+    replace(options.output / "results.csv", to_csv(table))
+    replace(options.output / "rows.csv", rows_to_csv(rows))
+    results.draw(table, options.output / "results.png")
+    if options.docs is not None:
+        options.docs.mkdir(parents=True, exist_ok=True)
+        for name in ("results.md", "results.csv"):
+            shutil.copyfile(options.output / name, options.docs / name)
+
+
+if __name__ == "__main__":
+    main()
