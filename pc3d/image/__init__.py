@@ -29,7 +29,6 @@ from pc3d.image.open_clip_towers import open_clip_pair
 from pc3d.image.pictures import Preprocessing
 from pc3d.image.prompts import (
     PHOTO,
-    POINT_CLOUD_DEPTH_MAP,
     ULIP_TEMPLATES,
     class_map,
     fill,
@@ -62,7 +61,6 @@ __all__ = [
     "OFFLINE_TOWERS",
     "OPENSHAPE_PAIR",
     "PHOTO",
-    "POINT_CLOUD_DEPTH_MAP",
     "ULIP_TEMPLATES",
     "VIEW_SETS",
     "Camera",

@@ -26,7 +26,7 @@ class ConseImageTower(ImageTower):
     Args:
         classifier: a tower with logits.
         names: ``(classes, width)`` text features of the class names, in the order of the logits.
-        text_name: what they were made with, for the tower's own name.
+        name: what the tower calls itself.
         top: how many of the likeliest classes are mixed, their probabilities scaled to sum 1; None takes all. The paper
             uses 10.
         temperature: of the softmax.
@@ -36,7 +36,7 @@ class ConseImageTower(ImageTower):
         self,
         classifier: TimmImageTower,
         names: Tensor,
-        text_name: str,
+        name: str,
         *,
         top: int | None = None,
         temperature: float = 1.0,
@@ -49,7 +49,7 @@ class ConseImageTower(ImageTower):
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         super().__init__(
-            f"bridge:{classifier.name}+{text_name}",
+            name,
             classifier.preprocessing,
             width=names.shape[1],
             dense_width=names.shape[1],
@@ -137,10 +137,10 @@ def conse_pair(
     from pc3d.image.offline import efficientnet_lite0, minilm
 
     text: TextTower = minilm()
-    names, text_name = _imagenet_names(tuple(templates)), text.name
+    names, name = _imagenet_names(tuple(templates)), "offline:conse"
     if centred:
         # Probabilities sum to 1, so moving the names moves every mixture by as much.
         text, names = CentredTextTower(text, names.mean(dim=0)), names - names.mean(dim=0)
-        text_name = text.name
-    image = ConseImageTower(efficientnet_lite0(layer), names, text_name, top=top, temperature=temperature)
+        name += "-centred"
+    image = ConseImageTower(efficientnet_lite0(layer), names, name, top=top, temperature=temperature)
     return JointPair(image, text, 100.0, "bridge")

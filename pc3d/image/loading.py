@@ -41,7 +41,8 @@ def load_pair(name: str = OPENSHAPE_PAIR, weights: str | None = None) -> JointPa
     """An image tower and a text tower that lie in one space.
 
     Args:
-        name: ``open_clip:MODEL/TAG``, ``transformers:ID_OR_FOLDER`` or ``offline:conse`` (a bridge, not CLIP).
+        name: ``open_clip:MODEL/TAG``, ``transformers:ID_OR_FOLDER`` or ``offline:conse`` (a bridge, not
+            CLIP; ``offline:conse-centred`` has cosines that spread out).
         weights: of open_clip, a local file in place of the tag.
 
     Raises:
@@ -54,9 +55,9 @@ def load_pair(name: str = OPENSHAPE_PAIR, weights: str | None = None) -> JointPa
     _refuse_weights(library, weights)
     if library == "transformers":
         return transformers_pair(model)
-    if model != "conse":
-        raise ValueError(f"the offline pair is {CONSE_PAIR}, got {name!r}")
-    return conse_pair()
+    if model not in ("conse", "conse-centred"):
+        raise ValueError(f"the offline pairs are {CONSE_PAIR} and {CONSE_PAIR}-centred, got {name!r}")
+    return conse_pair(centred=model == "conse-centred")
 
 
 def load_image_tower(name: str, weights: str | None = None) -> ImageTower:
@@ -86,6 +87,7 @@ def load_image_tower(name: str, weights: str | None = None) -> ImageTower:
         "efficientnet-lite0": offline.efficientnet_lite0,
         "xfeat": offline.xfeat,
         "conse": lambda: conse_pair().image,
+        "conse-centred": lambda: conse_pair(centred=True).image,
     }
     if model not in built:
         raise ValueError(f"the offline image towers are {', '.join(f'offline:{key}' for key in built)}, got {name!r}")
@@ -97,7 +99,7 @@ def load_text_tower(name: str, weights: str | None = None) -> TextTower:
 
     Args:
         name: ``open_clip:MODEL/TAG``, ``transformers:ID_OR_FOLDER`` of a pair, ``sentence:ID_OR_FOLDER`` of a sentence
-            encoder with mean pooling, or ``offline:minilm``.
+            encoder with mean pooling, ``offline:minilm``, or ``offline:minilm-centred`` (of the centred bridge).
         weights: of open_clip, a local file.
 
     Raises:
@@ -115,6 +117,6 @@ def load_text_tower(name: str, weights: str | None = None) -> TextTower:
         return transformers_pair(model).text
     if library == "sentence":
         return sentence_tower(model)
-    if model != "minilm":
-        raise ValueError(f"the offline text tower is offline:minilm, got {name!r}")
-    return offline.minilm()
+    if model not in ("minilm", "minilm-centred"):
+        raise ValueError(f"the offline text towers are offline:minilm and offline:minilm-centred, got {name!r}")
+    return offline.minilm() if model == "minilm" else conse_pair(centred=True).text

