@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal, cast
 
 from pc3d.cli._inputs import Variant, extract, open_encoder, open_inputs, pooling_of
 from pc3d.cli._parser import run_verb
@@ -20,6 +21,7 @@ def embed(
     batch_size: int = 32,
     untrained: bool = False,
     seed: int = 0,
+    space: Literal["encoder", "text", "image", "joint"] = "encoder",
     overwrite: bool = False,
 ) -> None:
     """Write features of a data set, a folder or a file of points to an .npz file.
@@ -40,6 +42,8 @@ def embed(
         batch_size: Clouds per forward pass.
         untrained: Keep the architecture, draw fresh weights from the seed.
         seed: Seed of untrained weights.
+        space: Of an encoder aligned with texts and pictures: its own embedding, or vectors to compare with features of
+            texts, of pictures, or of both (of unit length, as pc3d index keeps them).
         overwrite: Replace an existing file.
     """
     from pc3d.evaluation import save_features
@@ -53,6 +57,10 @@ def embed(
     model, name = open_encoder(
         encoder, untrained=untrained, seed=seed, data=data, num_points=num_points, variant=variant
     )
+    if space != "encoder":
+        from pc3d.models import as_aligned
+
+        model = as_aligned(cast(Any, model)).view(space)
     options = {"batch_size": batch_size, "pooling": pooling_of(model, pooling), "num_points": num_points}
     features = extract(model, name, source, data, split, **options)
     written = save_features(features, path, overwrite=overwrite)

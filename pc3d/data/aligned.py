@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -202,7 +202,7 @@ class StoredFeatures(Protocol):
     def __contains__(self, item: object) -> bool:
         """Whether there are features of an item."""
 
-    def __getitem__(self, item: str) -> Mapping[str, Tensor]:
+    def __getitem__(self, item: str) -> dict[str, Tensor]:
         """Features of an item by name."""
 
 

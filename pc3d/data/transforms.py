@@ -311,20 +311,28 @@ class RandomPointDropout(Transform):
         max_ratio: largest probability of a point to be lost, below 1.
         keep_length: overwrite lost points with the first one, as published, so that clouds stay of equal length;
             otherwise remove them. The first point is never lost.
+        coordinates_only: overwrite the coordinates of lost points alone, so that colours and normals stay with points
+            that are not there any more: the released code of OpenShape.
+
+    Raises:
+        ValueError: a ratio out of range, or ``coordinates_only`` where points are removed.
     """
 
-    def __init__(self, max_ratio: float = 0.875, keep_length: bool = True) -> None:
+    def __init__(self, max_ratio: float = 0.875, keep_length: bool = True, coordinates_only: bool = False) -> None:
         if not 0.0 <= max_ratio < 1.0:
             raise ValueError(f"max_ratio must be in [0, 1), got {max_ratio}")
+        if coordinates_only and not keep_length:
+            raise ValueError("coordinates_only overwrites points, keep_length=False removes them: choose one")
         self.max_ratio = float(max_ratio)
-        self.keep_length = keep_length
+        self.keep_length, self.coordinates_only = keep_length, coordinates_only
 
     def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
         ratio = float(torch.rand((), generator=generator, dtype=torch.float64)) * self.max_ratio
         lost = torch.rand(len(cloud), generator=generator, dtype=torch.float64) < ratio
         lost[:1] = False
         if self.keep_length:
-            return cloud.select(torch.arange(len(cloud)).masked_fill(lost, 0))
+            source = torch.arange(len(cloud)).masked_fill(lost, 0)
+            return cloud.replace(xyz=cloud.xyz[source]) if self.coordinates_only else cloud.select(source)
         return cloud.select(~lost)
 
 

@@ -14,7 +14,9 @@ from pc3d.evaluation.retrieval import RetrievalResult, average_precision, retrie
 from pc3d.evaluation.robustness import RelativeErrors, RobustnessResult, relative_errors, robustness
 from pc3d.evaluation.rows import Row, read_row, read_rows, write_rows
 from pc3d.evaluation.segmentation import ConfusionMatrix, SegmentationScores, segmentation_scores, sum_folds
+from pc3d.evaluation.shape_index import Hit, ShapeIndex
 from pc3d.evaluation.svm import linear_svm
+from pc3d.evaluation.zero_shot import ZeroShotResult, rank_classes, zero_shot
 
 __all__ = [
     "ALPHA_GRID",
@@ -26,6 +28,7 @@ __all__ = [
     "Episode",
     "Features",
     "FewShotResult",
+    "Hit",
     "PointPCA",
     "ProbeResult",
     "RelativeErrors",
@@ -35,7 +38,9 @@ __all__ = [
     "Scores",
     "SegmentationScores",
     "ShapeDescriptor",
+    "ShapeIndex",
     "Votes",
+    "ZeroShotResult",
     "average_precision",
     "draw_episodes",
     "extract_features",
@@ -45,6 +50,7 @@ __all__ = [
     "logistic_regression",
     "mlp_probe",
     "predict_logits",
+    "rank_classes",
     "read_row",
     "read_rows",
     "relative_errors",
@@ -58,4 +64,5 @@ __all__ = [
     "vote_logits",
     "wilson_interval",
     "write_rows",
+    "zero_shot",
 ]

@@ -15,17 +15,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pc3d._extras import require
-from pc3d.data import Compose, FarthestPointSample, FirstPoints, Normalize, PointCloud, PointDataset
+from pc3d.data import Compose, FarthestPointSample, FirstPoints, Normalize, PointCloud, PointDataset, Transform
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
-Sampling = Literal["first", "farthest"]
+Sampling = Literal["first", "farthest", "random"]
 Centering = Literal["none", "centroid", "box"]
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Anything that turns clouds into vectors: a trained network, an untrained one, a handcrafted descriptor."""
+    """Anything that turns clouds into vectors: a trained network, an untrained one, a handcrafted descriptor.
+
+    One with a true attribute ``reads_rgb`` is also given the colours of clouds that have them, as ``rgb``.
+    """
 
     def encode(self, xyz: Tensor, pooling: str = "max+mean") -> Tensor:
         """``(B, N, 3)`` coordinates to ``(B, D)`` features; no masking, no augmentation."""
@@ -45,7 +48,7 @@ class Features:
         split: name of the split.
         content_hash: first 16 hexadecimal digits of SHA-256 over the coordinates that were encoded and the labels.
         num_points: points per cloud; None where clouds of different length went in whole.
-        sampling: how ``num_points`` were taken: the ``"first"`` stored, or ``"farthest"`` point sampling.
+        sampling: how ``num_points`` were taken: the ``"first"`` stored, ``"farthest"`` point sampling, or ``"random"``.
         normalize: ``"none"``, or how clouds were brought into the unit sphere: centred by ``"centroid"`` or ``"box"``.
         pooling: how the encoder pooled its tokens.
         encoder: what made the features.
@@ -124,7 +127,8 @@ def extract_features(
         batch_size: clouds per call of ``encode``.
         pooling: passed to ``encode``.
         num_points: points per cloud; None takes every point of each, clouds of equal length together.
-        sampling: ``"first"`` takes the first points in stored order, ``"farthest"`` an evenly spread subset.
+        sampling: ``"first"`` takes the first points in stored order, ``"farthest"`` an evenly spread subset,
+            ``"random"`` a random subset in random order, the same in every call (of smaller clouds, all points).
         normalize: ``"none"`` takes coordinates as stored; ``"centroid"`` and ``"box"`` centre each cloud and scale it
             into the unit sphere, after sampling.
         progress: show a progress bar on standard error.
@@ -147,10 +151,13 @@ def extract_features(
     device = next((p.device for p in encoder.parameters()), None) if isinstance(encoder, torch.nn.Module) else None
     with _frozen(encoder), _bar(len(dataset), progress) as advance:
         for clouds in batches(dataset, batch_size, prepare):
-            xyz = torch.stack([cloud.xyz for cloud in clouds])
-            digest.update(np.ascontiguousarray(xyz.to(torch.float32).numpy()).tobytes())
+            read = [torch.stack([cloud.xyz for cloud in clouds]), *_colors(encoder, clouds)]
+            for value in read:
+                digest.update(np.ascontiguousarray(value.to(torch.float32).numpy()).tobytes())
             ids += [str(cloud.meta.get("id", "")) for cloud in clouds]
-            blocks.append(encoder.encode(xyz.to(device), pooling=pooling).float().cpu())
+            xyz, *rgb = (value.to(device) for value in read)
+            colors = {"rgb": rgb[0]} if rgb else {}
+            blocks.append(encoder.encode(xyz, pooling=pooling, **colors).float().cpu())
             advance(len(clouds))
     labels = dataset.labels.numpy().astype(np.int64)
     digest.update(labels.tobytes())
@@ -171,6 +178,23 @@ def extract_features(
     )
 
 
+def _colors(encoder: Encoder, clouds: list[PointCloud]) -> list[Tensor]:
+    """The colours of a batch, where the encoder reads them and every cloud has them."""
+    colors = [cloud.rgb for cloud in clouds if cloud.rgb is not None]
+    return [torch.stack(colors)] if getattr(encoder, "reads_rgb", False) and len(colors) == len(clouds) else []
+
+
+class _RandomPoints(Transform):
+    """At most so many points, in random order."""
+
+    def __init__(self, num_points: int) -> None:
+        self.num_points = num_points
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        order = torch.randperm(len(cloud), generator=torch.Generator().manual_seed(0))
+        return cloud.select(order[: self.num_points])
+
+
 def preparation(num_points: int | None, sampling: Sampling, normalize: Centering) -> Compose:
     """What happens to a cloud before it is encoded, see :func:`extract_features`.
 
@@ -180,9 +204,10 @@ def preparation(num_points: int | None, sampling: Sampling, normalize: Centering
     for name, value, known in (("sampling", sampling, Sampling), ("normalize", normalize, Centering)):
         if value not in get_args(known):
             raise ValueError(f"{name} must be one of {get_args(known)}, got {value!r}")
-    steps: list[FirstPoints | FarthestPointSample | Normalize] = []
+    steps: list[Transform] = []
     if num_points is not None:
-        steps.append(FirstPoints(num_points) if sampling == "first" else FarthestPointSample(num_points))
+        kinds = {"first": FirstPoints, "farthest": FarthestPointSample, "random": _RandomPoints}
+        steps.append(kinds[sampling](num_points))
     if normalize != "none":
         steps.append(Normalize(normalize))
     return Compose(steps)

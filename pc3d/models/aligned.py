@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pc3d.models.openshape import OpenShapePointBERT
+from pc3d.models.openshape import OpenShapePointBERT, check_choice
 from pc3d.models.openshape_sparse import OpenShapeSparseConv
+
+Space = Literal["text", "image", "joint"]
 
 
 class AlignedShapeEncoder(nn.Module):
@@ -139,6 +141,10 @@ class AlignedShapeEncoder(nn.Module):
         """What products of a shape's and a text's or picture's joint vectors are multiplied with to be cosines."""
         return 1.0 if self.shared else math.sqrt(2.0)
 
+    def view(self, space: Space) -> AlignedView:
+        """The encoder as one whose ``encode`` gives vectors of a space."""
+        return AlignedView(self, space)
+
     def joint(self, embedding: Tensor) -> Tensor:
         """Joint vectors ``(B, joint_dim)`` of embeddings of shapes, of unit length."""
         text, image = (F.normalize(side(embedding), dim=1) for side in (self.in_text_space, self.in_image_space))
@@ -153,6 +159,33 @@ class AlignedShapeEncoder(nn.Module):
         """Joint vectors ``(M, joint_dim)`` of picture features, of unit length."""
         unit = F.normalize(self.image_targets(features), dim=1)
         return unit if self.shared else F.pad(unit, (self.text_dim, 0))
+
+
+class AlignedView(nn.Module):
+    """An aligned encoder whose ``encode`` gives vectors of one space, for what takes any encoder.
+
+    Args:
+        aligned: the encoder.
+        space: ``"text"`` or ``"image"``, to be compared with :meth:`AlignedShapeEncoder.text_targets` or
+            ``image_targets``; or ``"joint"``, of unit length.
+
+    Raises:
+        ValueError: an unknown space.
+    """
+
+    reads_rgb = True
+
+    def __init__(self, aligned: AlignedShapeEncoder, space: Space) -> None:
+        super().__init__()
+        check_choice("space", space, Space)
+        self.aligned, self.space = aligned, space
+        self.pooling = f"none (in the {space} space)"
+
+    def encode(self, xyz: Tensor, pooling: str = "none", *, rgb: Tensor | None = None) -> Tensor:
+        """``(B, N, 3)`` clouds to ``(B, D)``; ``pooling`` has no meaning here."""
+        embedding = self.aligned.encode(xyz, rgb=rgb)
+        carry = {"text": self.aligned.in_text_space, "image": self.aligned.in_image_space, "joint": self.aligned.joint}
+        return carry[self.space](embedding)
 
 
 def as_aligned(encoder: nn.Module) -> AlignedShapeEncoder:

@@ -1,0 +1,117 @@
+"""``pc3d zeroshot``: classify shapes by names alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pc3d.cli import _alignment
+from pc3d.cli._alignment import UpAxis
+from pc3d.cli._inputs import Variant, extract
+from pc3d.cli._parser import run_verb
+
+if TYPE_CHECKING:
+    from pc3d.evaluation import Features
+
+
+def zeroshot(
+    encoder: str,
+    data: str = "household",
+    variant: Variant | None = None,
+    split: str = "test",
+    classes: str | None = None,
+    templates: str = "ulip",
+    text_tower: str | None = None,
+    num_points: int | None = 10000,
+    up: UpAxis | None = None,
+    batch_size: int = 16,
+    results: str | None = None,
+    method: str | None = None,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Classify shapes by the nearest class text: top-1, 3 and 5 where there are labels, else the five nearest of each.
+
+    Args:
+        encoder: Folder or Hub id of an encoder aligned with texts: a run of the method OpenShape, or a converted
+            official checkpoint.
+        data: 'household' (embedded), a folder with a data set or with files of points or meshes, or one such file.
+        variant: Variant of ScanObjectNN or of ModelNet's text files.
+        split: Split of the data set; not used for plain files.
+        classes: Names with commas, or a file with one per line, each perhaps followed by a tab and a prompt (several
+            lines of one name: several prompts). By default the data set's own names. Scored if they hold all of these.
+        templates: What names are put into: 'ulip' (64, published), 'photo', 'none', or a file with one per line.
+        text_tower: Text tower, if the encoder does not name its own, such as 'offline:minilm'.
+        num_points: Points per shape, at most, a random subset; null takes all.
+        up: Axis that points up in the data; by default y in GLB files, else z.
+        batch_size: Shapes per forward pass.
+        results: Folder for a row of pc3d results.
+        method: Name in the table of results; the encoder's by default.
+        seed: Seed of the bootstrap interval.
+        json: Print the result as JSON.
+    """
+    import json as json_format
+
+    from pc3d.evaluation import rank_classes, write_rows, zero_shot
+
+    aligned = _alignment.open_aligned(encoder)
+    source = _alignment.shapes(data, split, num_points, variant, up)
+    own = source.dataset.classes
+    wanted = {name: [name] for name in own} if classes is None else _alignment.read_classes(classes)
+    if not wanted:
+        raise ValueError(f"classes: {data} has no class names: give some, as in --classes 'chair,table,a wooden lamp'")
+    tower = _alignment.open_text_tower(aligned, text_tower)
+    patterns = _alignment.templates_of(templates)
+    raw = _alignment.class_vectors(tower, list(wanted.values()), patterns)
+    vectors = aligned.text_targets(raw).detach().numpy()
+    options = {"batch_size": batch_size, "pooling": "none", "num_points": num_points}
+    features = extract(aligned.view("text"), encoder, source, data, split, **options)
+    names = list(wanted)
+    if (source.dataset.labels >= 0).any():
+        scored = _relabelled(features, own, names)
+        told = f"{tower.name}, {len(patterns)} template(s)"
+        result = zero_shot(scored, vectors, texts=told, seed=seed)
+        print(json_format.dumps(result.to_dict(), indent=2) if json else result)
+        if results is not None:
+            write_rows([result.to_row(method)], results)
+        return
+    if results is not None:
+        raise ValueError(f"results: {data} has no labels, there is no score to keep: leave the option out")
+    order, cosine = rank_classes(features.values, vectors)
+    best = [
+        [(names[k], round(float(value), 4)) for k, value in zip(classes_of[:5], values, strict=False)]
+        for classes_of, values in zip(order, cosine, strict=True)
+    ]
+    if json:
+        print(json_format.dumps([{"id": i, "classes": b} for i, b in zip(features.ids, best, strict=True)], indent=2))
+        return
+    for name, entry in zip(features.ids, best, strict=True):
+        print(f"{name}: " + ", ".join(f"{found} {value:.3f}" for found, value in entry))
+
+
+def _relabelled(features: Features, own: Sequence[str], names: Sequence[str]) -> Features:
+    """The features with labels that count in the order of the given names.
+
+    Raises:
+        ValueError: a class that occurs is not among them.
+    """
+    import dataclasses
+
+    import numpy as np
+
+    place = {name: row for row, name in enumerate(names)}
+    occurring = sorted({own[label] for label in features.labels.tolist() if label >= 0})
+    missing = [name for name in occurring if name not in place]
+    if missing:
+        raise ValueError(
+            f"classes: {len(missing)} of the data's are not among the {len(names)} given ({', '.join(missing[:5])}): "
+            "add them; a line of the file may give a prompt of its own, after a tab"
+        )
+    table = np.array([place.get(name, -1) for name in own], dtype=np.int64)
+    labels = np.where(features.labels >= 0, table[features.labels], -1)
+    return dataclasses.replace(features, labels=labels, classes=tuple(names))
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run the verb."""
+    return run_verb("zeroshot", zeroshot, argv)

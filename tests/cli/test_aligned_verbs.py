@@ -1,0 +1,265 @@
+"""zeroshot, index and search through ``main([...])``, with towers of known vectors in place of CLIP's."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import pc3d.image
+from pc3d.cli.main import main
+from pc3d.data import Household, Normalize
+from pc3d.evaluation import ShapeIndex
+from pc3d.image import TextTower
+from pc3d.models import AlignedShapeEncoder, OpenShapePointBERT, PointViT, load_encoder, save_encoder
+
+POINTS = 2048
+
+
+def vector(word: str, width: int) -> Tensor:
+    return torch.randn(width, generator=torch.Generator().manual_seed(zlib.crc32(word.encode())))
+
+
+class Words(TextTower):
+    """A text is the sum of random vectors of its words."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__("fake:words", width)
+        self.register_buffer("nothing", torch.zeros(1))
+
+    def _encode(self, texts: list[str]) -> Tensor:
+        rows = [[vector(word, self.width) for word in text.lower().strip(".").split()] for text in texts]
+        return torch.stack([torch.stack(words).sum(0) for words in rows])
+
+
+class Pictures:
+    """A picture is its mean colour, and so on."""
+
+    name, width = "fake:pictures", 10
+
+    def encode(self, pictures: list[Any]) -> Tensor:
+        means = [torch.from_numpy(picture[..., :3].astype(np.float32)).mean((0, 1)) for picture in pictures]
+        return torch.stack([torch.cat([mean, torch.ones(7)]) for mean in means])
+
+
+@pytest.fixture(autouse=True)
+def towers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    opened: list[str] = []
+
+    def text(name: str) -> Any:
+        opened.append(name)
+        return Words(5 if name == "fake:narrow" else 6)
+
+    def image(name: str) -> Any:
+        opened.append(name)
+        return Pictures()
+
+    monkeypatch.setattr(pc3d.image, "load_text_tower", text)
+    monkeypatch.setattr(pc3d.image, "load_image_tower", image)
+    return opened
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    inner = OpenShapePointBERT(16, 64, 1, 1, 64, 16, 8, 0.5, 8)
+    aligned = AlignedShapeEncoder(inner, 6, 10, text_space="fake:words", image_space="fake:pictures")
+    return str(save_encoder(aligned.eval(), tmp_path_factory.mktemp("aligned")))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six objects of the embedded set as files of coloured points."""
+    root, household = tmp_path_factory.mktemp("files"), Household("test", num_points=200)
+    for index in range(6):
+        cloud = household[index * 20]
+        assert cloud.rgb is not None
+        np.savez(root / f"object_{index}.npz", coord=cloud.xyz.numpy(), color=(cloud.rgb * 255).byte().numpy())
+    return root
+
+
+def embeddings(encoder: str, count: int) -> tuple[AlignedShapeEncoder, Tensor]:
+    """The first objects of the embedded test split, prepared by hand."""
+    model, normalize = load_encoder(encoder, expect=AlignedShapeEncoder), Normalize()
+    household, rows = Household("test", num_points=POINTS), []
+    for index in range(count):
+        cloud = household[index]
+        cloud = cloud.select(torch.randperm(POINTS, generator=torch.Generator().manual_seed(0)))
+        cloud = normalize(cloud, torch.Generator())
+        assert cloud.rgb is not None
+        with torch.no_grad():
+            rows.append(model.encode(cloud.xyz[None], rgb=cloud.rgb[None])[0])
+    return model, torch.stack(rows)
+
+
+# ---- zeroshot ----------------------------------------------------------------------------------------------------
+
+
+def test_zero_shot_scores_are_the_nearest_texts(
+    encoder: str, capsys: pytest.CaptureFixture[str], towers: list[str], tmp_path: Path
+) -> None:
+    assert main(["zeroshot", "--encoder", encoder, "--templates", "none", "--json", "--results", str(tmp_path)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert towers == ["fake:words"]
+    household = Household("test", num_points=POINTS)
+    assert (result["num_test"], result["num_classes"], result["feature_dim"]) == (124, len(household.classes), 6)
+    model, embedding = embeddings(encoder, 124)
+    unit = torch.nn.functional.normalize
+    words = unit(torch.stack([vector_of(name) for name in household.classes]), dim=1)
+    cosine = unit(model.in_text_space(embedding), dim=1) @ words.T
+    for k in (1, 3, 5):
+        hits = (cosine.topk(k).indices == household.labels[:, None]).any(1).float().mean().item()
+        assert result["top"][str(k)] == pytest.approx(hits, abs=1e-6)
+    rows = list(tmp_path.glob("*.row.json"))
+    assert json.loads(rows[0].read_text())["metrics"]["top@1"] == result["top"]["1"]
+
+
+def vector_of(text: str) -> Tensor:
+    return torch.stack([vector(word, 6) for word in text.lower().split()]).sum(0)
+
+
+def test_classes_and_prompts_from_a_file(encoder: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    names = [*reversed(Household("test").classes), "dragon"]
+    lines = [*names, "chair\ta thing to sit on", "chair\tseat"]
+    (tmp_path / "names.txt").write_text("\n".join(lines))
+    command = ["zeroshot", "--encoder", encoder, "--templates", "none", "--num_points", "64"]
+    assert main([*command, "--classes", str(tmp_path / "names.txt"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["num_classes"] == len(names)
+    assert main([*command, "--classes", "chair,dragon"]) == 1
+    assert "are not among the 2 given" in capsys.readouterr().err
+
+
+def test_unlabelled_files_get_their_five_nearest_names(
+    encoder: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(files / "object_0.npz")
+    command = ["zeroshot", "--encoder", encoder, "--data", path]
+    assert main([*command, "--classes", "chair,table,lamp,bed,sofa,a red car"]) == 0
+    told = capsys.readouterr().out.strip()
+    assert told.startswith("object_0: ")
+    assert len(told.split(", ")) == 5
+    assert main(command) == 1
+    assert "has no class names: give some" in capsys.readouterr().err
+
+
+def test_zero_shot_without_alignment_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], encoder: str
+) -> None:
+    save_encoder(PointViT(16, 1, 2, num_groups=8, group_size=8), tmp_path)
+    assert main(["zeroshot", "--encoder", str(tmp_path)]) == 1
+    assert "was not aligned with texts and pictures" in capsys.readouterr().err
+    assert main(["zeroshot", "--encoder", encoder, "--text_tower", "fake:narrow", "--num_points", "64"]) == 1
+    assert "has features of width 5, the encoder was aligned with 6" in capsys.readouterr().err
+    save_encoder(OpenShapePointBERT(6, 64, 1, 1, 64, 16, 8, 0.5, 8), tmp_path / "bare")
+    bare = ["zeroshot", "--encoder", str(tmp_path / "bare"), "--num_points", "64"]
+    assert main(bare) == 1
+    assert "does not say what it was aligned with: name the tower" in capsys.readouterr().err
+    assert main([*bare, "--text_tower", "fake:words", "--templates", "photo"]) == 0
+
+
+# ---- index and search --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def index(encoder: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    folder = str(tmp_path / "index")
+    assert main(["index", "build", "--encoder", encoder, "--data", str(files), "--out", folder]) == 0
+    assert "6 shapes, 6 of them new, 16 dimensions; a million such shapes take about 0.2 GB" in capsys.readouterr().out
+    return folder
+
+
+def found(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
+    assert main(["search", *arguments, "--json"]) == 0
+    result: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def test_shapes_find_themselves_texts_and_pictures_the_nearest(
+    index: str, encoder: str, files: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, towers: list[str]
+) -> None:
+    own = str(files / "object_3.npz")
+    hits = found(capsys, own, "--index", index)
+    assert hits[0]["id"] == own
+    assert hits[0]["score"] == pytest.approx(1.0, abs=2e-3)  # kept in half precision
+    assert len(hits) == 6
+    assert hits == sorted(hits, key=lambda hit: -hit["score"])
+    assert towers == []
+
+    stored = ShapeIndex(index)
+    vectors = np.stack([stored._index.get(row) for row in range(6)]).astype(np.float32)
+    model = load_encoder(encoder, expect=AlignedShapeEncoder)
+    text = torch.nn.functional.normalize(vector_of("a wooden chair")[None], dim=1)
+    expected = np.sqrt(2) * vectors[:, :6] @ text[0].numpy()
+    hits = found(capsys, "a wooden chair", "--index", index, "--top", "6")
+    assert [hit["id"] for hit in hits] == [stored.ids[row] for row in np.argsort(-expected)]
+    assert hits[0]["score"] == pytest.approx(float(expected.max()), abs=5e-3)
+
+    Image.new("RGB", (8, 8), (200, 10, 10)).save(tmp_path / "red.png")
+    picture = model.joint_image(torch.tensor([[200.0, 10, 10, *[1.0] * 7]]))[0].detach().numpy()
+    hits = found(capsys, str(tmp_path / "red.png"), "--index", index, "--top", "1", "--exact")
+    assert hits[0]["id"] == stored.ids[int((vectors @ picture).argmax())]
+
+    both = found(capsys, own, str(files / "object_1.npz"), "--index", index)
+    least = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True) @ vectors[[3, 1]].T).min(1)
+    assert {hit["id"]: hit["score"] for hit in both} == pytest.approx(
+        dict(zip(stored.ids, least, strict=True)), abs=2e-3
+    )
+    assert both == sorted(both, key=lambda hit: -hit["score"])
+
+
+def test_building_again_adds_what_is_new(
+    index: str, encoder: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    for path in files.glob("*.npz"):
+        (more / path.name).write_bytes(path.read_bytes())
+    build = ["index", "build", "--encoder", encoder, "--out", index]
+    assert main([*build, "--data", str(files)]) == 0
+    assert "6 shapes, 0 of them new" in capsys.readouterr().out
+    assert main([*build, "--data", str(more / "object_2.npz")]) == 0
+    assert "7 shapes, 1 of them new" in capsys.readouterr().out
+    assert found(capsys, "chair", "--index", index, "--top", "7")[6]["id"]
+    assert main([*build, "--data", "household", "--num_points", "64"]) == 0
+    assert f"{7 + 124} shapes, 124 of them new" in capsys.readouterr().out
+    assert main(["search", "lamp", "--index", index, "--top", "2"]) == 0
+    assert capsys.readouterr().out.count("\n") == 2
+
+
+def test_indices_of_other_encoders_and_bad_queries_are_refused(
+    index: str, encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(1)
+    other = AlignedShapeEncoder(OpenShapePointBERT(16, 64, 1, 1, 64, 16, 8, 0.5, 8), 6, 10, text_space="fake:words")
+    save_encoder(other, tmp_path / "other")
+    assert main(["index", "build", "--encoder", str(tmp_path / "other"), "--out", index]) == 1
+    assert "its vectors cannot be compared with those of" in capsys.readouterr().err
+    assert main(["search", "chair", "--index", index, "--encoder", str(tmp_path / "other")]) == 1
+    assert "has other weights than the one" in capsys.readouterr().err
+    assert main(["search", "chair", "--index", str(tmp_path / "none")]) == 1
+    assert "holds no index of shapes: make one with pc3d index build" in capsys.readouterr().err
+    assert main(["search", "missing/chair.glb", "--index", index]) == 1
+    assert "there is no file missing/chair.glb" in capsys.readouterr().err
+    assert main(["index", "bild"]) == 2
+    assert "did you mean 'build'?" in capsys.readouterr().err
+    assert main(["index"]) == 2
+    assert main(["index", "build", "--help"]) == 0
+
+
+def test_embed_writes_vectors_of_each_space(encoder: str, tmp_path: Path) -> None:
+    for space, width in (("encoder", 16), ("text", 6), ("image", 10), ("joint", 16)):
+        out = tmp_path / f"{space}.npz"
+        command = ["embed", "--encoder", encoder, "--out", str(out), "--num_points", "64", "--space", space]
+        assert main(command) == 0
+        with np.load(out) as file:
+            assert file["features"].shape == (124, width)
+            if space == "joint":
+                np.testing.assert_allclose(np.linalg.norm(file["features"], axis=1), 1.0, rtol=1e-5)

@@ -1,0 +1,226 @@
+"""Texts of shapes: which say something, what a language model is asked, captions and retrieved texts."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pc3d.data import BadFileError, Household
+from pc3d.data.aligned import Targets
+from pc3d.data.chat import ChatEndpoint, EndpointCaptioner
+from pc3d.data.enrichment import NearestTexts, enriched
+from pc3d.data.text_quality import LanguageModelJudge, by_rules, by_similarity, filter_texts, why_silent
+
+Server = Callable[[Callable[[dict[str, Any]], Any]], str]
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[Server, list[Any]]]:
+    """Starts an endpoint whose answers a function decides; and what it was asked."""
+    asked: list[Any] = []
+    running: list[HTTPServer] = []
+
+    def start(answer: Callable[[dict[str, Any]], Any]) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                asked.append((self.path, self.headers.get("Authorization"), body))
+                said = answer(body)
+                self.send_response(said if isinstance(said, int) else 200)
+                self.end_headers()
+                text = "sorry" if isinstance(said, int) else json.dumps(said)
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        one = HTTPServer(("127.0.0.1", 0), Handler)
+        running.append(one)
+        threading.Thread(target=one.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{one.server_port}/v1/"
+
+    yield start, asked
+    for one in running:
+        one.shutdown()
+        one.server_close()
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"choices": [{"message": {"content": text}}]}
+
+
+# ---- rules -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("wooden chair", None),
+        ("RockingChair_v2", None),
+        ("椅子", None),
+        ("стул", None),
+        ("Low Poly Tree", None),
+        ("  ", "empty"),
+        ("2019-04-01 12:33:10", "no letters"),
+        ("IMG_20190401", "generic words alone"),
+        ("DB9", "letters and digits that are no words"),
+        ("xkcdq", "letters and digits that are no words"),
+        ("hd7f3a91", "letters and digits that are no words"),
+        ("Untitled model", "generic words alone"),
+        ("final_test_export_03", "generic words alone"),
+        ("new scene (copy)", "generic words alone"),
+    ],
+)
+def test_rules(text: str, reason: str | None) -> None:
+    assert why_silent(text) == reason
+
+
+def test_real_names_pass_the_rules() -> None:
+    household = Household("train", num_points=1)
+    names = [household[i].text or "" for i in range(len(household))]
+    lost = [name for name, keep in zip(names, by_rules(names), strict=True) if not keep]
+    assert len(lost) <= 0.01 * len(names), lost
+
+
+def test_similarity_with_the_mean_picture() -> None:
+    texts = torch.tensor([[2.0, 0, 0], [0, 0, 1], [1, 1, 0]])
+    pictures = torch.tensor([[5.0, 0, 0], [0, 1, 0]])  # their mean points at (1, 1, 0)
+    assert by_similarity(texts, pictures, 0.7).tolist() == [True, False, True]
+    assert by_similarity(texts, pictures, 0.72).tolist() == [False, False, True]
+    with pytest.raises(ValueError, match=r"in one space, got \(3, 3\) and \(2, 2\)"):
+        by_similarity(texts, pictures[:, :2], 0.5)
+    with pytest.raises(ValueError, match="without a picture there is nothing to compare"):
+        by_similarity(texts, pictures[:0], 0.5)
+
+
+# ---- a language model --------------------------------------------------------------------------------------------
+
+
+def test_the_model_is_asked_in_numbered_lists(
+    server: tuple[Server, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, asked = server
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        lines = body["messages"][0]["content"].partition("2: N\n\n")[2].splitlines()
+        return said("\n".join(f"{line.partition(':')[0]}: {'Y' if 'chair' in line else 'N'}" for line in lines))
+
+    judge = LanguageModelJudge(ChatEndpoint(start(answer), "any-model"), batch_size=2)
+    assert judge(["a chair", "IMG 7", "chair\nof oak", "x", "armchair"]) == [True, False, True, False, True]
+    assert [path for path, _, _ in asked] == ["/v1/chat/completions"] * 3
+    assert asked[0][1] == "Bearer a key"
+    assert asked[1][2]["messages"][0]["content"].endswith("1: chair of oak\n2: x")
+    assert asked[0][2]["model"] == "any-model"
+    assert asked[0][2]["temperature"] == 0.0
+
+
+def test_entries_left_out_are_asked_again(server: tuple[Server, list[Any]]) -> None:
+    start, asked = server
+    url = start(lambda body: said("**1**: Y" if len(asked) > 1 else "Sure!\n1. N"))
+    assert LanguageModelJudge(ChatEndpoint(url, "m"))(["x", "a chair"]) == [False, True]
+    url = start(lambda body: said("I would rather not."))
+    with pytest.raises(ValueError, match="m gave no Y or N for 2 of 2 texts in 2 attempts, the first is 'x'"):
+        LanguageModelJudge(ChatEndpoint(url, "m"), attempts=2)(["x", "a chair"])
+    with pytest.raises(ValueError, match="batch_size and attempts must be at least 1, got 0 and 3"):
+        LanguageModelJudge(ChatEndpoint(url, "m"), 0)
+
+
+def test_endpoints_that_fail_are_named(server: tuple[Server, list[Any]]) -> None:
+    start, _ = server
+    with pytest.raises(OSError, match=r"/v1/chat/completions refused with 401: sorry"):
+        ChatEndpoint(start(lambda body: 401), "m").ask("?")
+    with pytest.raises(OSError, match=r"did not answer as the protocol says \(KeyError\('choices'\)\)"):
+        ChatEndpoint(start(lambda body: {"error": "?"}), "m").ask("?")
+    with pytest.raises(OSError, match=r"http://127\.0\.0\.1:9/chat/completions cannot be reached"):
+        ChatEndpoint("http://127.0.0.1:9", "m").ask("?")
+    with pytest.raises(ValueError, match="url must start with http"):
+        ChatEndpoint("localhost:8000", "m")
+
+
+def test_verdicts_are_kept_and_gone_on_with(tmp_path: Path) -> None:
+    texts, path, seen = {"a": "a chair", "b": "IMG_1", "c": "a lamp"}, tmp_path / "filter.json", []
+
+    def judge(some: Any) -> list[bool]:
+        seen.extend(some)
+        if "a lamp" in some and len(seen) < 4:
+            raise OSError("the line is down")
+        return by_rules(some)
+
+    done: list[int] = []
+    with pytest.raises(OSError, match="the line is down"):
+        filter_texts(texts, judge, path, batch_size=2, progress=done.append)
+    assert json.loads(path.read_text()) == {"a": {"flag": "Y", "name": "a chair"}, "b": {"flag": "N", "name": "IMG_1"}}
+    assert filter_texts(texts, judge, path, batch_size=2, progress=done.append) == {"a": True, "b": False, "c": True}
+    assert seen == ["a chair", "IMG_1", "a lamp", "a lamp"]
+    assert done == [2, 3]
+    with pytest.raises(BadFileError, match="has another text for 'a', and 0 more"):
+        filter_texts({**texts, "a": "a stool"}, judge, path)
+    path.write_text("{}x")
+    with pytest.raises(BadFileError, match="is not a JSON object of id"):
+        filter_texts(texts, judge, path)
+
+
+# ---- enrichment --------------------------------------------------------------------------------------------------
+
+
+def encode(texts: Any) -> Tensor:
+    return torch.tensor([[float(len(text)), 1.0] for text in texts])
+
+
+def targets(num_texts: int = 1) -> Targets:
+    images = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+    return Targets(torch.zeros(num_texts, 2), images, ("name",) * num_texts, ("raw",) * num_texts, ("rendering",) * 2)
+
+
+def test_captions_and_retrieved_texts_are_added_with_their_features() -> None:
+    bank = NearestTexts(
+        torch.tensor([[0.0, 0, 1], [2, 0.1, 0], [0, 1, 0], [1, 0, 0]]), ["far", "near", "same", "same"], 2
+    )
+    found = enriched(
+        targets(),
+        encode,
+        picture=np.zeros((4, 4, 3), np.uint8),
+        captioners={"blip": lambda picture: " a caption ", "azure": lambda picture: ""},
+        retrieve=bank,
+        encode_retrieved=lambda texts: -encode(texts),
+    )
+    assert found.texts == ("name", "a caption", "same", "near")
+    assert found.text_kinds == ("raw", "caption:blip", "retrieval", "retrieval")
+    assert found.text_features.tolist() == [[0, 0], [9, 1], [-4, -1], [-4, -1]]
+    assert enriched(targets(0), encode, retrieve=bank).text_features.tolist() == [[4, 1], [4, 1]]
+    assert enriched(targets(), encode).texts == ("name",)
+    with pytest.raises(ValueError, match="captioners need a picture"):
+        enriched(targets(), encode, captioners={"blip": lambda picture: "x"})
+
+
+def test_nearest_texts_do_not_depend_on_the_blocks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, texts = torch.randn(50, 4, generator=generator), [f"text {i}" for i in range(50)]
+    query = torch.randn(3, 4, generator=generator)
+    cosine = torch.nn.functional.cosine_similarity(features[:, None], query[None], dim=2).amax(1)
+    wanted = [f"text {i}" for i in cosine.argsort(descending=True)[:5].tolist()]
+    assert NearestTexts(features, texts)(query) == NearestTexts(features, texts, rows_at_a_time=7)(query) == wanted
+    assert NearestTexts(features, texts)(query[:0]) == []
+    with pytest.raises(ValueError, match=r"features must be \(50, D\), a row per text, got \(49, 4\)"):
+        NearestTexts(features[1:], texts)
+    with pytest.raises(ValueError, match="count and rows_at_a_time must be at least 1"):
+        NearestTexts(features, texts, 0)
+
+
+def test_pictures_are_captioned_by_an_endpoint(server: tuple[Server, list[Any]]) -> None:
+    start, asked = server
+    caption = EndpointCaptioner(ChatEndpoint(start(lambda body: said(" a red\n chair ")), "m"))
+    assert caption(np.full((2, 3, 3), 255, np.uint8)) == "a red chair"
+    text, picture = asked[0][2]["messages"][0]["content"]
+    assert text["type"] == "text"
+    assert picture["image_url"]["url"].startswith("data:image/png;base64,iVBOR")

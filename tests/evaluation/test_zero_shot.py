@@ -1,0 +1,135 @@
+"""Zero-shot scores and the index of shapes, on vectors of known angles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pc3d.evaluation import Features, ShapeIndex, rank_classes, zero_shot
+from pc3d.evaluation.shape_index import weights_digest
+
+CLASSES = ("a", "b", "c", "never", "absent")
+
+
+def directions(degrees: list[float]) -> np.ndarray:
+    angles = np.deg2rad(degrees)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def test_top_k_and_the_mean_over_the_classes_that_occur() -> None:
+    """Class texts at 0, 90, 180, 270 and 45 degrees."""
+    texts = directions([0, 90, 180, 270, 45])
+    labels = np.array([0, 0, 0, 1, 2, -1])
+    values = 3 * directions([10, 30, 80, 100, 100, 5])
+    # Nearest: a, absent, b (then absent, a), b, b (then absent, c).
+    result = zero_shot(Features(values, labels, CLASSES), texts, ranks=(1, 2, 3, 9))
+    assert result.top == {1: 2 / 5, 2: 3 / 5, 3: 5 / 5}
+    assert result.scores.mean_class_accuracy == pytest.approx((1 / 3 + 1 + 0) / 3)
+    assert (result.num_test, result.num_unlabelled, result.num_classes) == (5, 1, 5)
+    assert result.to_row("m").metrics["top@3"] == 1.0
+    assert "top-1   40.0 %" in str(result)
+
+
+def test_ranking_and_its_ties() -> None:
+    order, cosine = rank_classes(directions([0]), np.concatenate([directions([90, 0]), directions([0, 60])]))
+    assert order.tolist() == [[1, 2, 3, 0]]
+    np.testing.assert_allclose(cosine, [[1, 1, 0.5, 0]], atol=1e-7)
+    with pytest.raises(ValueError, match=r"must be \(n, D\) and \(C, D\), got \(1, 2\) and \(1, 3\)"):
+        rank_classes(directions([0]), np.ones((1, 3)))
+    with pytest.raises(ValueError, match="labels go up to 4, but there are 3 class_vectors"):
+        zero_shot(Features(directions([0]), np.array([4])), directions([0, 1, 2]))
+
+
+def test_an_index_finds_what_brute_force_finds_and_comes_back(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(500, 16)).astype(np.float32)
+    names = [f"shape {i}" for i in range(500)]
+    index = ShapeIndex(tmp_path, dim=16, made_by={"encoder": "e", "digest": "d"})
+    assert index.add(names[:300], vectors[:300], [{"row": i} for i in range(300)]) == 300
+    index.save()
+    again = ShapeIndex(tmp_path, dim=16, made_by={"digest": "d"})
+    assert again.add(names, vectors, [{"row": i} for i in range(500)]) == 200
+    again.save()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "index.json",
+        "shapes-000002.jsonl",
+        "shapes-000002.usearch",
+    ]
+    found = ShapeIndex(tmp_path)
+    assert len(found) == 500
+    assert "shape 499" in found
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for query in generator.normal(size=(5, 16)):
+        cosine = unit @ (query / np.linalg.norm(query))
+        hits = found.search(query, 10, exact=True)
+        assert [hit.id for hit in hits] == [names[i] for i in np.argsort(-cosine)[:10]]
+        np.testing.assert_allclose([hit.score for hit in hits], np.sort(cosine)[::-1][:10], atol=2e-3)
+        assert hits[0].record == {"row": int(cosine.argmax())}
+        near = found.search(query, 10)
+        assert len({hit.id for hit in near} & {hit.id for hit in hits}) >= 9
+    pair = unit[[3, 4]]
+    least = (unit @ pair.T).min(1)
+    assert found.search(pair, 3, exact=True)[0].id == names[int(least.argmax())]
+    assert ShapeIndex(tmp_path / "empty", dim=4).search(np.ones(4)) == []
+
+
+def test_memory_is_what_the_library_needs_per_vector() -> None:
+    """The file holds vectors and graph; in memory there is a pointer and a hashed key beside."""
+    index = ShapeIndex("unused", dim=64)
+    vectors = np.random.default_rng(0).normal(size=(2000, 64)).astype(np.float32)
+    index.add([str(i) for i in range(len(vectors))], vectors)
+    of_file = index._index.serialized_length / 2000
+    assert of_file < index.bytes_for(1, 64) < 1.2 * of_file
+
+
+def test_bad_vectors_and_damaged_folders_are_refused(tmp_path: Path) -> None:
+    index = ShapeIndex(tmp_path, dim=3)
+    with pytest.raises(ValueError, match=r"vectors must be \(1, 3\) with a record each, got \(1, 2\) and 1"):
+        index.add(["a"], np.ones((1, 2)))
+    with pytest.raises(ValueError, match="the vector of b is 0 or not finite"):
+        index.add(["a", "b"], np.array([[1.0, 0, 0], [0, 0, 0]]))
+    index.add(["a"], np.ones((1, 3)))
+    with pytest.raises(ValueError, match=r"queries must be \(3,\) or \(Q, 3\), got \(1, 2\)"):
+        index.search(np.ones(2))
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        index.search(np.ones(3), 0)
+    index.save()
+    with pytest.raises(ValueError, match="is an index of 3 dimensions, got vectors of 4"):
+        ShapeIndex(tmp_path, dim=4)
+    with pytest.raises(FileNotFoundError, match="holds no index of shapes"):
+        ShapeIndex(tmp_path / "none")
+    (tmp_path / "shapes-000001.jsonl").write_text("")
+    with pytest.raises(ValueError, match="is damaged: 1 vectors for 0 shapes"):
+        ShapeIndex(tmp_path)
+    head = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**head, "format": "another"}))
+    with pytest.raises(ValueError, match="is not a whole index of shapes"):
+        ShapeIndex(tmp_path)
+
+
+def test_a_failed_save_leaves_the_index_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = ShapeIndex(tmp_path, dim=3)
+    index.add(["a"], np.ones((1, 3)))
+    index.save()
+    index.add(["b"], np.ones((1, 3)))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pc3d.evaluation.shape_index.os.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        index.save()
+    assert ShapeIndex(tmp_path).ids == ["a"]
+
+
+def test_digests_tell_weights_apart() -> None:
+    layer = torch.nn.Linear(2, 2)
+    before = weights_digest(layer)
+    assert weights_digest(layer) == before
+    with torch.no_grad():
+        layer.bias += 1
+    assert weights_digest(layer) != before
