@@ -258,3 +258,18 @@ def test_keep_fields(chair: PointCloud, generator: torch.Generator) -> None:
 def test_bad_arguments_are_named(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_dropout_of_coordinates_alone_leaves_colors_in_place() -> None:
+    """As the released code of OpenShape: the colour of a lost point stays where no point is any more."""
+    cloud = PointCloud(torch.arange(300.0).view(100, 3), rgb=torch.rand(100, 3))
+    dropped = RandomPointDropout(coordinates_only=True)(cloud, torch.Generator().manual_seed(1))
+    whole = RandomPointDropout()(cloud, torch.Generator().manual_seed(1))
+    assert torch.equal(dropped.xyz, whole.xyz)
+    lost = (dropped.xyz == cloud.xyz[0]).all(1)
+    assert 1 < lost.sum() < 100
+    assert dropped.rgb is cloud.rgb
+    assert whole.rgb is not None
+    assert not torch.equal(whole.rgb, cloud.rgb)
+    with pytest.raises(ValueError, match="coordinates_only overwrites points, keep_length=False removes them"):
+        RandomPointDropout(keep_length=False, coordinates_only=True)

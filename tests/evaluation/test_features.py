@@ -285,3 +285,38 @@ def test_clouds_with_too_few_points_are_named() -> None:
     assert not encoder.running_mean.any()
     everything = extract_features(PointPCA(4).fit(train, num_points=None), train, num_points=None)
     np.testing.assert_allclose(everything.values.mean(0), 0, atol=1e-5)
+
+
+class ColorReader:
+    """Gives the mean colour, and what it was handed."""
+
+    reads_rgb = True
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def encode(self, xyz: Tensor, pooling: str = "none", *, rgb: Tensor | None = None) -> Tensor:
+        self.seen.append((xyz, rgb))
+        return xyz.mean(1) if rgb is None else rgb.mean(1)
+
+
+def test_encoders_that_read_colors_get_them() -> None:
+    household = Selection(Household("test", num_points=50), range(4))
+    reader = ColorReader()
+    features = extract_features(reader, household, num_points=20, batch_size=2, sampling="random")
+    xyz, rgb = reader.seen[0]
+    assert rgb is not None
+    order = [(household[0].xyz == point).all(1).nonzero().item() for point in xyz[0]]
+    assert len(set(order)) == 20
+    assert order != sorted(order)
+    colors = household[0].rgb
+    assert colors is not None
+    assert torch.equal(rgb[0], colors[order])
+    np.testing.assert_allclose(features.values[0], colors[order].mean(0), rtol=1e-5)
+    again = extract_features(ColorReader(), household, num_points=20, sampling="random")
+    np.testing.assert_allclose(again.values, features.values, rtol=1e-6)
+    assert again.content_hash != extract_features(ColorReader(), household, num_points=20).content_hash
+    # More points than there are: all of them, in random order.
+    whole = ColorReader()
+    extract_features(whole, household, num_points=80, sampling="random")
+    assert whole.seen[0][0].shape[1] == 50
