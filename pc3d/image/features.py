@@ -239,7 +239,8 @@ def precompute(
 
     A shard is a safetensors file with the features of up to ``shard_size`` items. Its header names the extractor's
     identity (tower, SHA-256 of its weights, preprocessing, library versions), the id of every item with the SHA-256 of
-    what it was computed from, and a SHA-256 of the features.
+    what it was computed from, and a SHA-256 of the features. One process writes into a folder at a time: split a large
+    set into folders to compute it on several machines.
 
     Args:
         items: id and content. Of ids that are stored already only the content is compared.

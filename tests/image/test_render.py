@@ -269,6 +269,35 @@ def test_a_textured_file_is_drawn_with_its_texture(tmp_path: Path) -> None:
         np.testing.assert_array_equal(stored["pose"], view.camera.pose)
 
 
+def test_an_obj_file_has_the_texture_of_its_material(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    pixels[0], pixels[1] = (250, 0, 0), (0, 0, 250)  # the upper row is red
+    Image.fromarray(pixels).save(tmp_path / "skin.png")
+    (tmp_path / "plate.mtl").write_text(
+        "newmtl skin\nKd 0.5 0.5 0.5\nmap_Kd skin.png\n\nnewmtl plain\nKd 0.0 1.0 0.0\n"
+    )
+    (tmp_path / "plate.obj").write_text(
+        "mtllib plate.mtl\nv 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nv 0 0 1\n"
+        "vt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
+        "usemtl skin\nf 1/1 2/2 3/3\nf 1/1 3/3 4/4\nusemtl plain\nf 1/1 2/2 5/3\n"
+    )
+    mesh = read_mesh(tmp_path / "plate.obj")
+    assert len(mesh.faces) == 3
+    center = torch.full((3, 3), 1 / 3)
+    color = mesh.color_at(torch.arange(3), center)
+    on_skin = mesh.texture >= 0  # type: ignore[operator]
+    assert int(on_skin.sum()) == 2
+    np.testing.assert_allclose(color[~on_skin], [[0, 1, 0]], atol=1e-6)
+    # The lower right triangle's middle is at v = 1/3, the upper left one's at 2/3: 1/6 from the middle of the picture,
+    # where the rows' centres, half a picture apart, weigh 5/6 and 1/6.
+    height = mesh.vertices[mesh.faces].mean(dim=1)[:, 1]
+    for face in torch.nonzero(on_skin).flatten().tolist():
+        red = 250 / 255 * (1 / 6 if float(height[face]) < 0.5 else 5 / 6)
+        np.testing.assert_allclose(color[face], [red, 0, 250 / 255 - red], atol=1e-5)
+
+
 @needs_rays
 @pytest.mark.parametrize("kind", ["vertex", "face", "material", "none"])
 def test_a_mesh_without_a_texture_keeps_its_colours(kind: str, tmp_path: Path) -> None:
