@@ -9,25 +9,30 @@ from torch.nn import functional as F
 
 
 class CollapseWatch:
-    """Measures the spread of a batch's features and warns, once, when there is none for a while.
+    """Measures how different a batch's features are and warns, once, when they have been alike for a while.
 
-    Agreement of views is reached trivially by giving every cloud the same feature. Looking on changes nothing in the
-    training, and nothing of it needs to be stored to resume.
+    Agreement of views is reached trivially by giving every cloud the same feature, or, in self-distillation, the same
+    distribution over prototypes. Looking on changes nothing in the training, and nothing of it needs to be stored to
+    resume.
 
     Args:
         threshold: of :func:`feature_spread`, below which a batch counts as collapsed.
         patience: collapsed batches in a row before the warning.
+        information: what the teacher's distributions must tell of a cloud, in nats: the entropy of their mean less the
+            mean of their entropies.
 
     Raises:
         ValueError: a threshold that is not positive, or a patience below 1.
     """
 
-    def __init__(self, threshold: float = 0.01, patience: int = 100) -> None:
-        if not threshold > 0.0 or patience < 1:
-            raise ValueError(f"threshold and patience must be positive, got {threshold} and {patience}")
-        self.threshold, self.patience = threshold, patience
-        self._collapsed = 0
-        self._warned = False
+    def __init__(self, threshold: float = 0.01, patience: int = 100, information: float = 0.05) -> None:
+        if not threshold > 0.0 or patience < 1 or not information > 0.0:
+            raise ValueError(
+                f"threshold, patience and information must be positive, got {threshold}, {patience} and {information}"
+            )
+        self.threshold, self.patience, self.information = threshold, patience, information
+        self._collapsed = {"features": 0, "distributions": 0}
+        self._warned: set[str] = set()
 
     @torch.no_grad()
     def __call__(self, features: Tensor, logits: Tensor | None = None) -> dict[str, Tensor]:
@@ -45,25 +50,33 @@ class CollapseWatch:
         features = features.detach().float()
         spread = feature_spread(features)
         values = {"feature_spread": spread, "effective_rank": effective_rank(features)}
+        if len(features) > 1:  # one cloud is like itself
+            self._look("features", "feature_spread", float(spread), self.threshold)
         if logits is not None:
             probability = logits.detach().float().softmax(1)
             values["mean_entropy"] = _entropy(probability).mean()
             values["entropy_of_mean"] = _entropy(probability.mean(0))
-        self._look(float(spread), len(features))
+            if len(logits) > 1:
+                told = float(values["entropy_of_mean"] - values["mean_entropy"])
+                self._look("distributions", "entropy_of_mean less mean_entropy", told, self.information)
         return values
 
-    def _look(self, spread: float, batch_size: int) -> None:
-        # One cloud has no spread; not a number is not above any threshold.
-        collapsed = batch_size > 1 and not spread > self.threshold
-        self._collapsed = self._collapsed + 1 if collapsed else 0
-        if self._collapsed < self.patience or self._warned:
+    def _look(self, what: str, measure: str, value: float, least: float) -> None:
+        # Not a number is not above any threshold.
+        self._collapsed[what] = 0 if value > least else self._collapsed[what] + 1
+        if self._collapsed[what] < self.patience or what in self._warned:
             return
-        self._warned = True
+        self._warned.add(what)
+        remedy = {
+            "features": "a lower learning rate or a longer warm-up; a teacher momentum closer to 1 or a higher weight "
+            "of the term that keeps features apart also help",
+            "distributions": "a teacher momentum closer to 1, so that the centre keeps up with the teacher; a lower "
+            "learning rate, fewer prototypes or another teacher temperature also help",
+        }[what]
         rank_zero_warn(
-            f"the features of different clouds have been the same for {self.patience} steps (feature_spread "
-            f"{spread:.2g}, of at most about 1): the encoder has collapsed and goes on to learn nothing. Stop, and "
-            "start again with a lower learning rate or a longer warm-up; a teacher momentum closer to 1, a lower "
-            "teacher temperature or a higher weight of the term that keeps features apart also help"
+            f"the {what} of different clouds have been the same for {self.patience} steps ({measure} {value:.2g}, "
+            f"which should be above {least:g}): they have collapsed, and training goes on to learn nothing from them. "
+            f"Stop, and start again with {remedy}"
         )
 
 

@@ -126,7 +126,8 @@ class Networks(nn.Module):
 
     def keys(self, features: list[Tensor]) -> list[Tensor]:
         """Projections of unit length, ``(B, d)`` for each view."""
-        return [F.normalize(view.float(), dim=1) for view in _together(self.projection, features)]
+        projected = _together(self.projection, features)
+        return [F.normalize(view.to(torch.promote_types(view.dtype, torch.float32)), dim=1) for view in projected]
 
 
 def _together(head: nn.Module | None, features: list[Tensor]) -> list[Tensor]:
@@ -322,7 +323,7 @@ class DCGLR(Method):
             remembered: from :meth:`losses`: ``logits`` of this process's clouds, ``keys`` of all.
         """
         if "logits" in remembered:
-            logits = torch.cat(remembered["logits"]).float()
+            logits = torch.cat(remembered["logits"]).to(self.center.dtype)
             count = mean_over_processes(logits.new_tensor(float(len(logits))))
             mean = mean_over_processes(logits.sum(0, keepdim=True)) / count
             self.center.lerp_(mean, 1.0 - self.distillation.center_momentum)

@@ -56,16 +56,17 @@ class StepOptimisation:
         Raises:
             ValueError: neither ``schedule_epochs`` nor the trainer says how long the schedule is.
         """
-        total = trainer.estimated_stepping_batches  # loads the data, so that their number is known below
-        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        if self.schedule_epochs is not None:
-            total = self.schedule_epochs * per_epoch
-        if not 1 <= total < math.inf:
+        per_epoch = math.ceil(_batches(trainer) / trainer.accumulate_grad_batches)
+        if self.schedule_epochs is None and trainer.max_steps > 0:
+            total = trainer.max_steps
+        else:
+            total = per_epoch * (self.schedule_epochs or trainer.max_epochs or 0)
+        if total < 1:
             raise ValueError(
                 f"the schedules need a length: set trainer.max_epochs (got {trainer.max_epochs}) or schedule_epochs "
                 f"(got {self.schedule_epochs})"
             )
-        return min(self.warmup_epochs * per_epoch, int(total)), int(total)
+        return min(self.warmup_epochs * per_epoch, total), total
 
     def rate(self, step: int, warmup: int, total: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -102,6 +103,17 @@ class StepOptimisation:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 nn.utils.clip_grad_norm_([parameter], self.clip)
+
+
+def _batches(trainer: pl.Trainer) -> int:
+    """Training batches of an epoch."""
+    data: pl.LightningDataModule | None = getattr(trainer, "datamodule", None)
+    if data is None:
+        _ = trainer.estimated_stepping_batches  # loads the data
+        return int(trainer.num_training_batches)
+    # Lightning's own estimate would set the train loader up before a resumed run gives it its place in the epoch.
+    batches, limit = len(data.train_dataloader()), trainer.limit_train_batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 PER_STEP = StepOptimisation()

@@ -72,6 +72,17 @@ def test_a_constant_backbone_is_reported_once_with_what_to_do() -> None:
             watch(backbone(torch.rand(32, 64, 3)))
 
 
+def test_distributions_that_tell_nothing_are_reported_though_features_differ() -> None:
+    watch = CollapseWatch(patience=3)
+    same, different = torch.tensor([[5.0, 0, 0, 0]]).repeat(32, 1), 10 * torch.eye(4).repeat(8, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for logits in (same, same, different, same, same):
+            watch(features(0), logits)
+    with pytest.warns(UserWarning, match=r"distributions .* same for 3 steps.*momentum closer to 1"):
+        watch(features(0), same)
+
+
 def test_healthy_features_features_of_one_cloud_and_nan() -> None:
     watch = CollapseWatch(patience=5)
     with warnings.catch_warnings():
@@ -86,5 +97,5 @@ def test_healthy_features_features_of_one_cloud_and_nan() -> None:
 
 def test_bad_arguments_are_refused() -> None:
     for threshold, patience in ((0.0, 5), (0.1, 0)):
-        with pytest.raises(ValueError, match="threshold and patience must be positive"):
+        with pytest.raises(ValueError, match="threshold, patience and information must be positive"):
             CollapseWatch(threshold, patience)

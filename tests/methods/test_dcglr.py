@@ -14,13 +14,15 @@ from small_dcglr import SIZES, dcglr, small_data
 from tiny import QUIET, same
 from torch import Tensor, nn
 
+import pc3d
 from pc3d import load_encoder
+from pc3d.cli.pretrain import build_parser
 from pc3d.data import Household, PointBatch, Selection
 from pc3d.evaluation import extract_features, linear_svm
 from pc3d.losses import info_nce, self_distillation
 from pc3d.methods import DCGLR, Distillation, InstanceContrast, MultiCrop, StepOptimisation, pretrain
 from pc3d.models import DGCNN, ObjectEncoder, PointNet, PointViT, ViT3D
-from pc3d.nn import SampleRandom, ViewAugmentation, cosine_between
+from pc3d.nn import DistillationHead, SampleRandom, ViewAugmentation, cosine_between
 
 GLOBAL, LOCAL = 58, 32  # points of views of 64 points
 
@@ -318,3 +320,23 @@ def test_bad_arguments_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             build()
+
+
+def test_the_recipe_of_paper_size() -> None:
+    parser = build_parser()
+    config = Path(pc3d.__file__).parent / "configs" / "pretrain" / "dcglr.yaml"
+    options = parser.parse_args(["--config", str(config), "--output", "nowhere"])
+    assert (options.trainer.max_epochs, options.data.batch_size) == (300, 64)
+    options.data.train = None  # ShapeNet-55 is not here
+    method = parser.instantiate(options).model
+    assert isinstance(method, DCGLR)
+    assert sum(p.numel() for p in method.student.encoder.parameters()) == 17_158_080
+    assert isinstance(method.student.distillation, DistillationHead)
+    assert method.student.distillation.prototypes.shape == (512, 256)
+    assert (method.objective, method.contrast.weight, method.queue.length) == ("both", 0.5, 4096)
+    assert (method.momentum, method.distillation.center_momentum) == ((0.996, 1.0), 0.9)
+    crops, optimisation = method.crops, method.optimisation
+    lengths = [view.length(1024) for view in (crops.global_view, crops.local_view)]
+    assert (lengths, crops.num_local, list(crops.low_resolution)) == ([922, 512], 8, [])
+    assert (optimisation.learning_rate, optimisation.warmup_epochs, optimisation.clip) == (5e-3, 20, 3.0)
+    assert optimisation.weight_decay == (0.04, 0.4)

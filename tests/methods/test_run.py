@@ -190,7 +190,9 @@ def test_a_missing_data_set_is_explained(tmp_path: Path, capsys: pytest.CaptureF
 HOUSEHOLD = [f"{name}_household" for name in ("point_cmae", "pcp_mae", "simclr", "moco_v3", "vicreg", "barlow_twins")]
 
 
-@pytest.mark.parametrize("name", ["point_mae", "point_cmae", "point_cmae_official", "pcp_mae", *HOUSEHOLD])
+@pytest.mark.parametrize(
+    "name", ["point_mae", "point_cmae", "point_cmae_official", "pcp_mae", "dcglr", "dcglr_household", *HOUSEHOLD]
+)
 def test_shipped_configurations_are_valid(name: str) -> None:
     assert name in shipped_configs()
     options = build_parser().parse_args(["--config", str(CONFIGS / f"{name}.yaml"), "--output", "nowhere"])
