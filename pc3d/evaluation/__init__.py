@@ -2,6 +2,7 @@
 
 from pc3d.evaluation.baselines import PointPCA, ShapeDescriptor, settle_batch_norm
 from pc3d.evaluation.classification import ClassificationResult, Votes, predict_logits, vote_logits
+from pc3d.evaluation.cross_modal import CrossModalRecall, cross_modal_recall
 from pc3d.evaluation.features import Encoder, Features, extract_features, save_features
 from pc3d.evaluation.fewshot import Episode, FewShotResult, draw_episodes, few_shot
 from pc3d.evaluation.knn import K_GRID, knn_probe
@@ -24,6 +25,7 @@ __all__ = [
     "K_GRID",
     "ClassificationResult",
     "ConfusionMatrix",
+    "CrossModalRecall",
     "Encoder",
     "Episode",
     "Features",
@@ -42,6 +44,7 @@ __all__ = [
     "Votes",
     "ZeroShotResult",
     "average_precision",
+    "cross_modal_recall",
     "draw_episodes",
     "extract_features",
     "few_shot",

@@ -263,3 +263,10 @@ def test_embed_writes_vectors_of_each_space(encoder: str, tmp_path: Path) -> Non
             assert file["features"].shape == (124, width)
             if space == "joint":
                 np.testing.assert_allclose(np.linalg.norm(file["features"], axis=1), 1.0, rtol=1e-5)
+
+
+def test_aligned_encoders_are_probed_as_any_other(encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "--encoder", encoder, "--classifier", "knn", "--num_points", "64", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["feature_dim"], result["pooling"]) == (16, "none (the embedding)")
+    assert 0 < result["scores"]["overall_accuracy"] < 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -12,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from openshape_release import shape, write_release
 from torch import Tensor
 
-from pc3d.data import BadFileError, Household
+from pc3d.data import BadFileError, Household, OpenShapeFiles
 from pc3d.data.aligned import Targets
 from pc3d.data.chat import ChatEndpoint, EndpointCaptioner
 from pc3d.data.enrichment import NearestTexts, enriched
@@ -224,3 +228,39 @@ def test_pictures_are_captioned_by_an_endpoint(server: tuple[Server, list[Any]])
     text, picture = asked[0][2]["messages"][0]["content"]
     assert text["type"] == "text"
     assert picture["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
+
+
+# ---- the tool ----------------------------------------------------------------------------------------------------
+
+
+def tool(*arguments: str | Path) -> str:
+    path = Path(__file__).parents[2] / "data_tools" / "filter_texts.py"
+    spec = importlib.util.spec_from_file_location("filter_texts", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        module.main([str(argument) for argument in arguments])
+    return printed.getvalue()
+
+
+def test_the_tool_judges_released_names(tmp_path: Path, server: tuple[Server, list[Any]]) -> None:
+    shapes = [shape(0, "Objaverse"), shape(1, "Objaverse", text=["IMG_7"]), shape(2, "ABO")]
+    shapes.append(shape(3, "Objaverse", text=[], text_feat=[]))
+    root, out = write_release(tmp_path, shapes), tmp_path / "filter.json"
+    assert "2 names, 1 of them say nothing" in tool(root, "split/train_all.json", out)
+    found = OpenShapeFiles(root, text_filter=out)
+    assert "raw" in found[0].meta["targets"].text_kinds
+    assert "raw" not in found[1].meta["targets"].text_kinds
+
+    start, asked = server
+    url = start(lambda body: said("1: N\n2: Y\n3: Y"))
+    model = ("--url", url, "--model", "m", "--all")
+    assert "3 names, 1 of them say nothing" in tool(root, "split/train_all.json", tmp_path / "other.json", *model)
+    assert len(asked) == 1
+    with pytest.raises(SystemExit, match="cannot be reached"):
+        tool(root, "split/train_all.json", tmp_path / "third.json", "--url", "http://127.0.0.1:9", "--model", "m")
+    with pytest.raises(SystemExit):
+        tool(root, "split/train_all.json", out, "--model", "m")
