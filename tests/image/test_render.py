@@ -156,6 +156,20 @@ def test_points_on_a_mesh_are_seen_exactly() -> None:
 
 
 @needs_rays
+def test_a_mesh_far_from_the_origin_is_drawn_as_one_near() -> None:
+    """Coordinates of a survey, millions of metres, have no room for centimetres in float32."""
+    mesh, away = sphere(subdivisions=3), torch.tensor([4.1e6, 5.2e6, 300.0], dtype=torch.float64)
+    far = Mesh(mesh.vertices + away, mesh.faces, mesh.corner_color)
+    cam = view_set("openshape12", 48)[0]
+    pose = cam.pose.clone()
+    pose[:3, 3] += away
+    near_view = MeshRenderer(mesh).render(cam)
+    far_view = MeshRenderer(far).render(Camera(cam.intrinsic, pose, 48, 48))
+    assert (near_view.index == far_view.index).float().mean() > 0.995
+    assert ((near_view.depth - far_view.depth).abs() < 1e-6).float().mean() > 0.995
+
+
+@needs_rays
 def test_discs_cover_what_rays_hit() -> None:
     import trimesh
 
