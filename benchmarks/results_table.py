@@ -96,6 +96,19 @@ _POINT_MAE = {
     "model.class_path": "pc3d.methods.PointMAE",
     "model.init_args.encoder.init_args.num_cls_tokens": 0,
 }
+
+
+def _dcglr(objective: str) -> dict[str, Any]:
+    """The recipe of DCGLR around the encoder of the others, on as many points of each object."""
+    config = Method("", _CMAE, _POINT_MAE).configuration()
+    return {
+        "model.init_args.objective": objective,
+        "model.init_args.encoder": config["model"]["init_args"]["encoder"],
+        "data.train_transforms": config["data"]["train_transforms"],
+        "trainer.max_epochs": config["trainer"]["max_epochs"],
+    }
+
+
 METHODS = (
     Method("Point-MAE", _CMAE, _POINT_MAE),
     Method("Point-CMAE, same token", _CMAE, {"model.init_args.contrast": "same_token"}),
@@ -106,6 +119,9 @@ METHODS = (
     Method("MoCo v3", "moco_v3_household"),
     Method("VICReg", "vicreg_household"),
     Method("Barlow Twins", "barlow_twins_household"),
+    Method("DCGLR, distillation", "dcglr_household", _dcglr("distill")),
+    Method("DCGLR, contrast", "dcglr_household", _dcglr("contrast")),
+    Method("DCGLR, both", "dcglr_household", _dcglr("both")),
 )
 UNTRAINED = (demo.PCA, demo.DESCRIPTOR, demo.UNTRAINED, demo.SETTLED)
 ORDER = (*UNTRAINED, *(method.name for method in METHODS))
