@@ -69,6 +69,7 @@ from pc3d.data.types import PointBatch, PointCloud, collate
 from pc3d.data.voting import fragments, voting_views
 
 if TYPE_CHECKING:
+    from pc3d.data.aligned_stream import AlignedStream
     from pc3d.data.module import PointDataModule
     from pc3d.data.object_module import ObjectDataModule
     from pc3d.data.scene_module import SceneDataModule
@@ -87,6 +88,7 @@ __all__ = [
     "STRUCTURED3D_CLASSES",
     "AlignedSet",
     "AlignedShards",
+    "AlignedStream",
     "ArrayDataset",
     "BadFileError",
     "CenterShift",
@@ -171,6 +173,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # The data modules need Lightning, which is an extra: imported only when asked for.
+    if name == "AlignedStream":
+        from pc3d.data.aligned_stream import AlignedStream
+
+        return AlignedStream
     if name == "PointDataModule":
         from pc3d.data.module import PointDataModule
 

@@ -1,0 +1,169 @@
+"""Shards read in their own order, from disks, web servers or buckets, for sets that cannot be read at random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from pc3d._extras import require
+from pc3d.data.aligned_files import unpack_cloud
+from pc3d.data.dataset import BadFileError
+from pc3d.data.loader import _process, sample_generator
+from pc3d.data.transforms import Compose, Transform
+from pc3d.data.types import PointBatch, PointCloud, collate
+
+require("pytorch_lightning", extra="train", purpose="AlignedStream")
+
+import pytorch_lightning as pl  # noqa: E402  # after the check, whose message says how to install it
+
+
+class _Stream(IterableDataset[PointBatch]):
+    """Endless batches of this worker of this process: its own share of the shards, round after round."""
+
+    def __init__(
+        self, urls: Sequence[str], transform: Transform | None, batch_size: int, buffer_size: int, seed: int
+    ) -> None:
+        self.urls, self.transform, self.batch_size = list(urls), transform, batch_size
+        self.buffer_size, self.seed, self.epoch = buffer_size, seed, 0
+        # Asked for here: workers are started anew and belong to no process group.
+        self.process, self.processes = 0, 1
+
+    def __iter__(self) -> Iterator[PointBatch]:
+        worker = get_worker_info()
+        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        part, parts = self.process * workers + number, self.processes * workers
+        if len(self.urls) < parts:
+            raise ValueError(
+                f"{len(self.urls)} shards cannot be shared by {parts} readers ({self.processes} processes of {workers} "
+                "workers): use fewer workers, or more and smaller shards"
+            )
+        samples = self._shuffled(self._samples(part, parts), sample_generator(self.seed, self.epoch, 2**62 + part))
+        for step in count():
+            clouds = [
+                self._transformed(cloud, step * self.batch_size + i, part)
+                for i, cloud in enumerate(islice(samples, self.batch_size))
+            ]
+            yield collate(clouds)
+
+    def _samples(self, part: int, parts: int) -> Iterator[PointCloud]:
+        """Shapes of the shards of one reader; every round deals the shards anew, the same to all readers."""
+        webdataset = require("webdataset", extra="train", purpose="streams of shards")
+        for turn in count():
+            order = torch.randperm(len(self.urls), generator=sample_generator(self.seed, self.epoch, 2**63 + turn))
+            found = 0
+            for url in (self.urls[i] for i in order[part::parts].tolist()):
+                plain = webdataset.WebDataset([url], shardshuffle=False, nodesplitter=None, workersplitter=None)
+                for sample in plain:
+                    if "npz" not in sample:
+                        raise BadFileError(url, f"has no KEY.npz for the key {sample.get('__key__')!r}")
+                    found += 1
+                    yield unpack_cloud(sample["npz"], url)
+            if not found:
+                raise BadFileError(self.urls[int(order[part])], "and the other shards of this reader hold no shapes")
+
+    def _shuffled(self, samples: Iterator[PointCloud], generator: torch.Generator) -> Iterator[PointCloud]:
+        """A sample drawn from a buffer each time, whose place the next one takes."""
+        buffer = list(islice(samples, self.buffer_size))
+        for sample in samples:
+            chosen = int(torch.randint(len(buffer), (), generator=generator))
+            yield buffer[chosen]
+            buffer[chosen] = sample
+
+    def _transformed(self, cloud: PointCloud, number: int, part: int) -> PointCloud:
+        if self.transform is None:
+            return cloud
+        return self.transform(cloud, sample_generator(self.seed, self.epoch, part * 2**40 + number))
+
+
+class StreamLoader:
+    """A fixed number of batches an epoch from a stream of shards.
+
+    Args:
+        stream: where they come from.
+        num_batches: per epoch and process.
+        num_workers: processes that read.
+        pin_memory: hand out batches in page-locked memory.
+    """
+
+    def __init__(self, stream: _Stream, num_batches: int, num_workers: int, pin_memory: bool) -> None:
+        self._stream, self.num_batches = stream, num_batches
+        self._options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory, "batch_size": None}
+        self.sampler = self.batch_sampler = _Epoch(stream)
+
+    def __len__(self) -> int:
+        """Batches of one epoch on this process."""
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[PointBatch]:
+        self._stream.process, self._stream.processes = _process()
+        yield from islice(DataLoader(self._stream, collate_fn=_as_is, **self._options), self.num_batches)
+        self.sampler.set_epoch(self._stream.epoch + 1)
+
+
+class _Epoch:
+    """What Lightning tells the epoch to."""
+
+    def __init__(self, stream: _Stream) -> None:
+        self._stream = stream
+
+    def set_epoch(self, epoch: int) -> None:
+        self._stream.epoch = epoch
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+class AlignedStream(pl.LightningDataModule):
+    """Training batches from shards of shapes with targets, read in their own order by WebDataset.
+
+    Where shards lie on a disk, :class:`pc3d.data.AlignedShards` is better: it reads any order, resumes exactly, and can
+    make batches of look-alikes. Here shards may be URLs (``https://...``, ``pipe:aws s3 cp s3://... -``). Each reader,
+    a worker of a process, goes through its own share of the shards, dealt anew every round, and draws from a buffer of
+    shapes. Batches are a function of (seed, epoch, number of readers). An epoch is a fixed number of batches on every
+    process, so that shards need not be of one size. A run resumed within an epoch begins the stream of that epoch anew.
+
+    Args:
+        urls: one per shard, or one with a range as in ``train-{000000..000876}.tar``.
+        num_batches: per epoch and process.
+        train_transforms: applied in turn to every shape.
+        batch_size: shapes per batch and process.
+        buffer_size: shapes that each reader draws from; they take about 250 kB each.
+        num_workers: processes that read and prepare batches, per process that trains; 0 reads in that one.
+        seed: of all draws.
+        pin_memory: hand out batches in page-locked memory.
+
+    Raises:
+        ValueError: no shard, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        num_batches: int,
+        *,
+        train_transforms: list[Transform] | None = None,
+        batch_size: int = 200,
+        buffer_size: int = 2000,
+        num_workers: int = 0,
+        seed: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        webdataset = require("webdataset", extra="train", purpose="streams of shards")
+        self.urls: list[str] = webdataset.shardlists.expand_urls(urls) if isinstance(urls, str) else list(urls)
+        sizes = {"urls": len(self.urls), "num_batches": num_batches}
+        for name, value in {**sizes, "batch_size": batch_size, "buffer_size": buffer_size}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.num_batches, self.num_workers, self.pin_memory = num_batches, num_workers, pin_memory
+        transform = Compose(train_transforms) if train_transforms else None
+        self._stream = _Stream(self.urls, transform, batch_size, buffer_size, seed)
+
+    def train_dataloader(self) -> StreamLoader:
+        """Batches of the stream."""
+        return StreamLoader(self._stream, self.num_batches, self.num_workers, self.pin_memory)
