@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from pc3d.image.bridge import CentredTextTower, ConseImageTower, conse_pair
 from pc3d.image.cameras import Camera, focal_length
-from pc3d.image.features import (
-    DenseFeatures,
-    FeatureMismatchError,
-    FeatureStore,
-    LiveFeatures,
-    PictureFeatures,
-    TextFeatures,
-    precompute,
-)
+from pc3d.image.extractors import DenseFeatures, Extractor, PictureFeatures, TextFeatures
+from pc3d.image.features import FeatureMismatchError, FeatureStore, LiveFeatures, precompute
 from pc3d.image.lifting import (
     LiftedFeatures,
     PixelPoints,
@@ -67,6 +60,7 @@ __all__ = [
     "CentredTextTower",
     "ConseImageTower",
     "DenseFeatures",
+    "Extractor",
     "FeatureMismatchError",
     "FeatureStore",
     "ImageTower",

