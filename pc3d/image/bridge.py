@@ -82,6 +82,9 @@ class ConseImageTower(ImageTower):
         # The names are among the weights, and so in their hash.
         return {**super().identity(), "top": self.top, "temperature": self.temperature}
 
+    def versions(self) -> dict[str, str]:
+        return self.classifier.versions()
+
 
 @cache
 def _imagenet_names(templates: tuple[str, ...]) -> Tensor:
@@ -109,6 +112,9 @@ class CentredTextTower(TextTower):
 
     def _encode(self, texts: list[str]) -> Tensor:
         return normalize(self.text.encode(texts), dim=1) - torch.as_tensor(self.mean).cpu()
+
+    def versions(self) -> dict[str, str]:
+        return self.text.versions()
 
 
 def conse_pair(

@@ -142,13 +142,13 @@ class FeatureStore:
 
 
 def check_identity(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuse features that were made otherwise.
+    """Refuse features that were made otherwise. Versions of libraries may differ.
 
     Raises:
         FeatureMismatchError: naming what differs.
     """
     plain = json.loads(json.dumps(dict(expected)))
-    keys = sorted({*found, *plain})
+    keys = sorted({*found, *plain} - {"versions"})
     different = [
         f"{key}: {_short(found.get(key))}, expected {_short(plain.get(key))}"
         for key in keys

@@ -14,6 +14,10 @@ from pc3d.image.pictures import Preprocessing
 from pc3d.image.towers import ImageTower, JointPair, MissingWeightsError, TextTower
 
 
+def _version() -> dict[str, str]:
+    return {"open_clip": require("open_clip", extra="image").__version__}
+
+
 class OpenClipImageTower(ImageTower):
     """The image side of an open_clip model. Built by :func:`open_clip_pair`.
 
@@ -61,7 +65,10 @@ class OpenClipImageTower(ImageTower):
         )
 
     def identity(self) -> dict[str, Any]:
-        return {**super().identity(), "dense": self.dense, "open_clip": require("open_clip", extra="image").__version__}
+        return {**super().identity(), "dense": self.dense}
+
+    def versions(self) -> dict[str, str]:
+        return {**super().versions(), **_version()}
 
 
 class OpenClipTextTower(TextTower):
@@ -75,6 +82,9 @@ class OpenClipTextTower(TextTower):
     def _encode(self, texts: list[str]) -> Tensor:
         features: Tensor = self.model.encode_text(self.tokenizer(texts).to(self.device))  # type: ignore[operator]
         return features
+
+    def versions(self) -> dict[str, str]:
+        return {**super().versions(), **_version()}
 
 
 def open_clip_pair(

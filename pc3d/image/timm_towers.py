@@ -57,7 +57,10 @@ class TimmImageTower(ImageTower):
             return torch.as_tensor(self.model(pixels.to(self.device, self.dtype))).float()
 
     def identity(self) -> dict[str, Any]:
-        return {**super().identity(), "layer": self.layer, "timm": require("timm", extra="image").__version__}
+        return {**super().identity(), "layer": self.layer}
+
+    def versions(self) -> dict[str, str]:
+        return {**super().versions(), "timm": require("timm", extra="image").__version__}
 
 
 def timm_preprocessing(config: dict[str, Any]) -> Preprocessing:

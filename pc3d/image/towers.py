@@ -67,9 +67,16 @@ class _Tower(nn.Module, ABC):
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
+    def versions(self) -> dict[str, str]:
+        """Of the libraries that compute the features."""
+        return {"torch": torch.__version__.partition("+")[0]}
+
     def identity(self) -> dict[str, Any]:
-        """What makes two features comparable, as plain data: name, weights, libraries."""
-        return {"name": self.name, "weights": self.weights_hash(), "torch": torch.__version__.partition("+")[0]}
+        """What makes two features comparable, as plain data: name and weights; and under ``versions`` the libraries.
+
+        Versions are for the record: another one of a library gives the same features but for rounding.
+        """
+        return {"name": self.name, "weights": self.weights_hash(), "versions": self.versions()}
 
 
 class ImageTower(_Tower):

@@ -67,7 +67,7 @@ def _preprocessing(name: str, config: Any) -> Preprocessing:
     )
 
 
-def _library() -> dict[str, Any]:
+def _version() -> dict[str, str]:
     return {"transformers": require("transformers", extra="image").__version__}
 
 
@@ -104,7 +104,10 @@ class TransformersClipImageTower(ImageTower):
         return to_grid(tokens, (pixels.shape[2] // self.stride, pixels.shape[3] // self.stride))
 
     def identity(self) -> dict[str, Any]:
-        return {**super().identity(), "dense": self.dense, **_library()}
+        return {**super().identity(), "dense": self.dense}
+
+    def versions(self) -> dict[str, str]:
+        return {**super().versions(), **_version()}
 
 
 class TransformersClipTextTower(TextTower):
@@ -125,8 +128,8 @@ class TransformersClipTextTower(TextTower):
         kept = {key: tokens[key] for key in (["input_ids", "attention_mask"] if masked else ["input_ids"])}
         return _projected(self.model.get_text_features(**kept))
 
-    def identity(self) -> dict[str, Any]:
-        return {**super().identity(), **_library()}
+    def versions(self) -> dict[str, str]:
+        return {**super().versions(), **_version()}
 
 
 def transformers_pair(name: str, *, dense: DenseMode = "value") -> JointPair:
@@ -188,8 +191,8 @@ class TransformersImageTower(ImageTower):
         grid = (pixels.shape[2] // self.stride, pixels.shape[3] // self.stride)
         return to_grid(self._tokens(pixels)[:, self.prefix :], grid)
 
-    def identity(self) -> dict[str, Any]:
-        return {**super().identity(), **_library()}
+    def versions(self) -> dict[str, str]:
+        return {**super().versions(), **_version()}
 
 
 def transformers_image_tower(name: str, *, dense: DenseMode = "value") -> ImageTower:
@@ -231,7 +234,10 @@ class SentenceTower(TextTower):
         return mean
 
     def identity(self) -> dict[str, Any]:
-        return {**super().identity(), "pooling": self.pooling, **_library()}
+        return {**super().identity(), "pooling": self.pooling}
+
+    def versions(self) -> dict[str, str]:
+        return {**super().versions(), **_version()}
 
 
 def sentence_tower(name: str, *, pooling: Literal["mean", "first"] = "mean") -> SentenceTower:

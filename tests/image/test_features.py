@@ -99,6 +99,13 @@ def test_features_made_otherwise_are_refused(tmp_path: Path) -> None:
     assert len(FeatureStore(tmp_path, Means().identity())) == 2
 
 
+def test_another_version_of_a_library_is_no_other_teacher(tmp_path: Path) -> None:
+    first = precompute(items(2), Means(versions={"torch": "2.13"}), tmp_path)
+    assert first.teacher["versions"] == {"torch": "2.13"}
+    assert len(precompute(items(3), Means(versions={"torch": "2.14"}), tmp_path)) == 3
+    assert len(FeatureStore(tmp_path, Means().identity())) == 3
+
+
 def test_other_content_under_the_same_id_is_refused(tmp_path: Path) -> None:
     precompute(items(2), Means(), tmp_path)
     changed = picture(11, 8, seed=1)

@@ -190,6 +190,7 @@ def test_the_identity_tells_weights_and_settings_apart(open_clip_vit: tuple[str,
     assert first == open_clip_pair(name, file).image.identity()
     assert first["preprocessing"]["size"] == SIZE
     assert len(first["weights"]) == 64
+    assert set(first["versions"]) == {"torch", "open_clip"}
     weights = torch.load(file, weights_only=True)
     weights["visual.proj"][0, 0] += 1e-3
     torch.save(weights, tmp_path / "weights.pt")
