@@ -172,7 +172,7 @@ def test_zero_shot_without_alignment_is_refused(
 def index(encoder: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     folder = str(tmp_path / "index")
     assert main(["index", "build", "--encoder", encoder, "--data", str(files), "--out", folder]) == 0
-    assert "6 shapes, 6 of them new, 16 dimensions; a million such shapes take about 0.2 GB" in capsys.readouterr().out
+    assert "6 shapes, 6 of them new, 16 dimensions; a million such shapes take about 0.3 GB" in capsys.readouterr().out
     return folder
 
 

@@ -78,12 +78,12 @@ def test_an_index_finds_what_brute_force_finds_and_comes_back(tmp_path: Path) ->
 
 
 def test_memory_is_what_the_library_needs_per_vector() -> None:
-    """The file holds vectors and graph; in memory there is a pointer and a hashed key beside."""
+    """The file holds vectors and graph; in memory there are hashed keys beside, and room to grow."""
     index = ShapeIndex("unused", dim=64)
     vectors = np.random.default_rng(0).normal(size=(2000, 64)).astype(np.float32)
     index.add([str(i) for i in range(len(vectors))], vectors)
     of_file = index._index.serialized_length / 2000
-    assert of_file < index.bytes_for(1, 64) < 1.2 * of_file
+    assert of_file < index.bytes_for(1, 64) < 1.5 * of_file
 
 
 def test_bad_vectors_and_damaged_folders_are_refused(tmp_path: Path) -> None:
