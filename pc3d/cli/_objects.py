@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,7 @@ class StoredData:
         prepare: deterministic preparation.
         augment: that of training, whose farthest points begin at the first point; None where training has none.
         seed: of the run's data.
+        settings: what of the configuration decides the result, without seeds and paths.
     """
 
     dataset: PointDataset
@@ -108,6 +110,7 @@ class StoredData:
     prepare: Compose
     augment: Compose | None
     seed: int
+    settings: dict[str, Any]
 
 
 def stored_data(run: Path, verb: str, **changes: str | None) -> StoredData:
@@ -138,7 +141,8 @@ def stored_data(run: Path, verb: str, **changes: str | None) -> StoredData:
         parser.add_argument(f"--{name}", type=list[Transform] | None)
     lists = {name: data.get(name) for name in ("eval_transforms", "train_transforms")}
     try:
-        parsed = parser.parse_object({"test": {**test, "init_args": arguments}, **lists})
+        # A copy: the parser changes what it is given.
+        parsed = parser.parse_object(deepcopy({"test": {**test, "init_args": arguments}, **lists}))
     except jsonargparse.ArgumentError as error:
         raise ValueError(f"data.test of {path} does not go with {_given(changes)}: {error}") from None
     objects = parser.instantiate(parsed)
@@ -153,7 +157,49 @@ def stored_data(run: Path, verb: str, **changes: str | None) -> StoredData:
         prepare=Compose(objects.eval_transforms or []),
         augment=Compose([_from_first(step) for step in training]) if training else None,
         seed=int(config.get("seed", 0)),
+        settings=_settings(config),
     )
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    model = {name: value for name, value in config.get("model", {}).items() if name != "encoder"}
+    names = ("train_transforms", "eval_transforms", "validation_fraction", "validation_seed", "batch_size", "drop_last")
+    trainer = ("max_epochs", "max_steps", "gradient_clip_val", "precision", "accumulate_grad_batches")
+    return {
+        "model": model,
+        "data": {name: config.get("data", {}).get(name) for name in names},
+        "trainer": {name: config.get("trainer", {}).get(name) for name in trainer},
+    }
+
+
+def result_fields(run: str, model: Any, data: StoredData, training: dict[str, Any]) -> dict[str, Any]:
+    """The fields that results of all tasks fill alike.
+
+    Args:
+        run: the run folder.
+        model: with ``encoder``.
+        data: what it is judged on.
+        training: of the head's configuration.
+    """
+    return {
+        "encoder": type(model.encoder).__name__,
+        "start": training["start"],
+        "run": run,
+        "data": data.name,
+        "split": data.split,
+        "train_hash": training["train_hash"],
+        "num_train": training["num_train"],
+        "num_validation": training["num_validation"],
+        "num_test": len(data.dataset),
+        "preparation": described(data.prepare),
+        "selection": {name: training[name] for name in ("epoch", "by", "score", "validation", "legacy")},
+        "seed": training["seed"],
+        "settings": data.settings,
+        "cost": {
+            "cpu_seconds": training["cpu_seconds"],
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        },
+    }
 
 
 def _given(changes: Mapping[str, str | None]) -> str:
@@ -189,9 +235,14 @@ def free_result_path(folder: Path, name: str, overwrite: bool) -> Path:
     return path
 
 
-def write_result(result: Any, path: Path, as_json: bool) -> None:
-    """A result to its file, and to standard output."""
+def write_result(result: Any, path: Path, as_json: bool, results: str | None, method: str | None) -> None:
+    """A result to its file, to standard output, and as rows to a folder if one is given."""
     import json
+
+    from pc3d.evaluation import write_rows
+
+    if results is not None:
+        write_rows(result.to_rows(method), results)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result.to_dict(), indent=2)

@@ -66,6 +66,8 @@ def evaluate(
     device: str = "cpu",
     output: str | None = None,
     overwrite: bool = False,
+    results: str | None = None,
+    method: str | None = None,
     json: bool = False,
 ) -> None:
     """Judge a trained classifier on the test split of its configuration, and print the whole protocol.
@@ -85,6 +87,8 @@ def evaluate(
         device: Where to compute, such as cpu or cuda.
         output: Folder for the results, in place of eval/ of the run.
         overwrite: Replace earlier results.
+        results: Folder for rows of pc3d results.
+        method: Name in the table of results; the encoder's class and how it started by default.
         json: Print the result as JSON.
     """
     from pc3d.evaluation import ClassificationResult, predict_logits, scores
@@ -107,26 +111,15 @@ def evaluate(
     model.to(device)
     options: dict[str, Any] = {"seed": data.seed, "batch_size": batch_size, "progress": True}
     logits, digest = predict_logits(model, data.dataset, data.prepare, **options)
-    truth, training = data.dataset.labels.numpy(), config["training"]
-    selection = {name: training[name] for name in ("epoch", "by", "score", "validation", "legacy")}
+    truth = data.dataset.labels.numpy()
     result = ClassificationResult(
+        **_objects.result_fields(run, model, data, config["training"]),
         mode=config["mode"],
-        encoder=type(model.encoder).__name__,
-        start=training["start"],
-        run=run,
-        data=data.name,
-        split=data.split,
         test_hash=digest,
-        num_train=training["num_train"],
-        num_validation=training["num_validation"],
-        num_test=len(truth),
-        preparation=_objects.described(data.prepare),
-        selection=selection,
-        seed=training["seed"],
         scores=scores(truth, logits.argmax(1), tuple(config["classes"])),
         votes=_vote(model, data, votes, official_best_of, options) if votes else None,
     )
-    _objects.write_result(result, path, json)
+    _objects.write_result(result, path, json, results, method)
 
 
 def _vote(model: Any, data: _objects.StoredData, votes: int, rounds: int, options: dict[str, Any]) -> Any:

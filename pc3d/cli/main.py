@@ -22,6 +22,7 @@ VERBS = {
     "embed": "write the features of a data set, or of any files of points, to an .npz file",
     "results": "gather rows of results into a table with intervals over seeds, and a figure",
     "classify": "train and judge a classifier of objects: fine-tuned, or a head on a frozen encoder",
+    "parts": "train and judge a part segmentation of objects",
     "segment": "train, judge and apply a semantic segmentation of scenes",
     "render": "draw a mesh or a point cloud from a set of views, with depth and what is behind every pixel",
     "doctor": "show versions, compiled kernels, devices and data sets, and what is missing",

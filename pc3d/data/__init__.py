@@ -20,6 +20,7 @@ from pc3d.data.dataset import (
     PointDataset,
     Selection,
     SkippedFile,
+    parts_of_categories,
     split_train_validation,
     validation_mask,
 )
@@ -161,6 +162,7 @@ __all__ = [
     "load_array_pickle",
     "load_few_shot_pickle",
     "mix3d",
+    "parts_of_categories",
     "read_points",
     "read_scene",
     "sample_generator",

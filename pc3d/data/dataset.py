@@ -70,6 +70,7 @@ class PointDataset(Dataset[PointCloud], ABC):
         groups: ``(len,)`` int64, equal for near-identical items, which no cut for validation may part; None where the
             data set does not say.
         parts: names of the per-point segments; empty where items have none.
+        category_parts: the parts that objects of each class are made of; empty where the data set does not say.
         skipped: files left out, with the reason; empty unless ``on_error="report"`` was asked for.
         transform: applied to every item, or None.
     """
@@ -78,6 +79,7 @@ class PointDataset(Dataset[PointCloud], ABC):
     labels: Tensor
     groups: Tensor | None = None
     parts: tuple[str, ...] = ()
+    category_parts: tuple[tuple[int, ...], ...] = ()
     skipped: tuple[SkippedFile, ...] = ()
     transform: Transform | None = None
 
@@ -133,7 +135,7 @@ class Selection(PointDataset):
         if out_of_range.any():
             raise IndexError(f"indices must be in 0..{len(dataset) - 1}, got {int(self.indices[out_of_range][0])}")
         self.classes, self.parts, self.skipped = dataset.classes, dataset.parts, dataset.skipped
-        self.transform = dataset.transform
+        self.category_parts, self.transform = dataset.category_parts, dataset.transform
         self.labels = dataset.labels[self.indices]
         self.groups = None if dataset.groups is None else dataset.groups[self.indices]
 
@@ -213,3 +215,29 @@ def _some_groups(members: NDArray[np.int64], size: NDArray[np.int64], fraction: 
             taken.append(member)
             room -= int(size[member])
     return taken or [int(members[size[members].argmin()])]
+
+
+def parts_of_categories(dataset: PointDataset) -> tuple[tuple[int, ...], ...]:
+    """The parts that objects of each class are made of: those that the data set names, else those found in its objects.
+
+    Args:
+        dataset: a training split; without ``category_parts`` every object of it is read.
+
+    Returns:
+        For each class its parts, ascending; none for a class without an object.
+
+    Raises:
+        ValueError: an object has no segments, or no class.
+    """
+    if dataset.category_parts:
+        return dataset.category_parts
+    found: list[set[int]] = [set() for _ in dataset.classes]
+    for index, label in enumerate(dataset.labels.tolist()):
+        segment = dataset.load(index).segment
+        if segment is None or label < 0:
+            raise ValueError(
+                f"object {index} of {type(dataset).__name__} has no {'segment' if segment is None else 'class'}: part "
+                "segmentation needs the part of each point and the class of each object"
+            )
+        found[label].update(segment[segment >= 0].unique().tolist())
+    return tuple(tuple(sorted(parts)) for parts in found)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal, get_args
 
 from pc3d._extras import require
-from pc3d.data.dataset import PointDataset, split_train_validation
+from pc3d.data.dataset import PointDataset, parts_of_categories, split_train_validation
 from pc3d.data.loader import PointLoader
 from pc3d.data.transforms import Transform
 
@@ -103,6 +104,25 @@ class ObjectDataModule(PointDataModule):
         """Names of the classes."""
         known = self.train if self.train is not None else self.test
         return () if known is None else known.classes
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts of objects; empty where there are none."""
+        known = self.train if self.train is not None else self.test
+        return () if known is None else known.parts
+
+    @cached_property
+    def category_parts(self) -> tuple[tuple[int, ...], ...]:
+        """The parts of each class in the training split, its validation part included; see :func:`parts_of_categories`.
+
+        Raises:
+            ValueError: there is no training set, or its objects have no parts.
+        """
+        if self.train is None:
+            raise ValueError("this data module has no train set to tell the parts of each class: pass train=")
+        own = parts_of_categories(self.train)
+        held_out = ((),) * len(own) if self.validation is None else parts_of_categories(self.validation)
+        return tuple(tuple(sorted({*ours, *theirs})) for ours, theirs in zip(own, held_out, strict=True))
 
 
 def check_labelled(name: str, dataset: PointDataset | None) -> None:

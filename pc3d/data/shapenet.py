@@ -213,6 +213,9 @@ class ShapeNetPart(FileDataset):
                 for name, (first, last) in SHAPENET_PARTS.items()
                 for part in range(first, last + 1)
             )
+            self.category_parts = tuple(
+                tuple(range(first, last + 1)) for first, last in (SHAPENET_PARTS[name] for name in self.classes)
+            )
         labels = [self.synsets.index(synset) for synset, _ in items]
         super().__init__(paths, labels, on_error=on_error, transform=transform)
 

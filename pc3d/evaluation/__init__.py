@@ -1,7 +1,7 @@
 """Protocols on frozen features, the baselines to beat, and the scores of a segmentation."""
 
 from pc3d.evaluation.baselines import PointPCA, ShapeDescriptor, settle_batch_norm
-from pc3d.evaluation.classification import ClassificationResult, Votes, predict_logits, vote_logits
+from pc3d.evaluation.classification import ClassificationResult, Votes, content_hash, predict_logits, vote_logits
 from pc3d.evaluation.cross_modal import CrossModalRecall, cross_modal_recall
 from pc3d.evaluation.features import Encoder, Features, extract_features, save_features
 from pc3d.evaluation.fewshot import Episode, FewShotResult, draw_episodes, few_shot
@@ -9,6 +9,7 @@ from pc3d.evaluation.knn import K_GRID, knn_probe
 from pc3d.evaluation.logistic import logistic_regression
 from pc3d.evaluation.metrics import Scores, scores, wilson_interval
 from pc3d.evaluation.mlp import ALPHA_GRID, mlp_probe
+from pc3d.evaluation.part_segmentation import PartResult, PartScores, PartTally, predict_parts, shape_iou
 from pc3d.evaluation.probe import C_GRID
 from pc3d.evaluation.result import ProbeResult
 from pc3d.evaluation.retrieval import RetrievalResult, average_precision, retrieval
@@ -31,6 +32,9 @@ __all__ = [
     "Features",
     "FewShotResult",
     "Hit",
+    "PartResult",
+    "PartScores",
+    "PartTally",
     "PointPCA",
     "ProbeResult",
     "RelativeErrors",
@@ -44,6 +48,7 @@ __all__ = [
     "Votes",
     "ZeroShotResult",
     "average_precision",
+    "content_hash",
     "cross_modal_recall",
     "draw_episodes",
     "extract_features",
@@ -53,6 +58,7 @@ __all__ = [
     "logistic_regression",
     "mlp_probe",
     "predict_logits",
+    "predict_parts",
     "rank_classes",
     "read_row",
     "read_rows",
@@ -63,6 +69,7 @@ __all__ = [
     "scores",
     "segmentation_scores",
     "settle_batch_norm",
+    "shape_iou",
     "sum_folds",
     "vote_logits",
     "wilson_interval",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from pc3d._extras import require
 from pc3d.data import PointCloud, PointDataset, Transform, sample_generator
 from pc3d.evaluation.metrics import Scores, wilson_interval
 from pc3d.evaluation.result import LEGACY_NOTE, percent, span, versions
+from pc3d.evaluation.rows import Row, data_hash
 
 Logits = NDArray[np.float32]
 OFFICIAL_NOTE = "OFFICIAL BEST OF N: the best of repeated votes, chosen on the test split; an upper envelope"
@@ -100,6 +101,18 @@ def vote_logits(
     return np.asarray(total / votes, dtype=np.float32)
 
 
+def content_hash(dataset: PointDataset) -> str:
+    """First 16 hexadecimal digits of SHA-256 over what a data set stores: coordinates, parts of points, classes."""
+    digest = hashlib.sha256()
+    for index in range(len(dataset)):
+        cloud = dataset.load(index)
+        digest.update(np.ascontiguousarray(cloud.xyz.float().numpy()).tobytes())
+        if cloud.segment is not None:
+            digest.update(np.ascontiguousarray(cloud.segment.numpy()).tobytes())
+    digest.update(dataset.labels.numpy().astype(np.int64).tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _batches(
     dataset: PointDataset, transform: Transform | None, seed: int, draw: int, size: int, progress: bool
 ) -> Iterator[list[PointCloud]]:
@@ -157,6 +170,7 @@ class ClassificationResult:
         run: the run folder.
         data: name of the data set.
         split: name of the split.
+        train_hash: hash of the training split, see :func:`content_hash`.
         test_hash: hash of the coordinates that were judged, see :func:`predict_logits`.
         num_train: objects trained on.
         num_validation: objects that chose the epoch; None where there were none.
@@ -166,6 +180,8 @@ class ClassificationResult:
         seed: of the training.
         scores: of one deterministic view of each object.
         votes: what voting makes of it, if it was asked for.
+        settings: of the training, as rows keep them.
+        cost: of the training, as rows keep it.
         versions: of the software.
     """
 
@@ -175,8 +191,9 @@ class ClassificationResult:
     run: str
     data: str
     split: str
+    train_hash: str
     test_hash: str
-    num_train: int | None
+    num_train: int
     num_validation: int | None
     num_test: int
     preparation: str
@@ -184,11 +201,35 @@ class ClassificationResult:
     seed: int
     scores: Scores
     votes: Votes | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, ready for JSON."""
         return {"task": "classification", **asdict(self)}
+
+    def to_rows(self, method: str | None = None) -> list[Row]:
+        """The result as rows of a table.
+
+        One for a single view of each object, one for votes, and, with the selection ``"legacy"``, one each for what the
+        best epoch on the test split and the best of several rounds of votes would have said.
+
+        Args:
+            method: name in the table; the encoder's class and how it started when left out.
+        """
+        protocol = f"fine-tuning ({self.mode})"
+        s = self.scores
+        values = {"overall_accuracy": s.overall_accuracy, "mean_class_accuracy": s.mean_class_accuracy}
+        rows = training_rows(self, method, protocol, values, "overall_accuracy")
+        if self.votes is not None:
+            voted = f"{protocol}, {self.votes.votes} votes"
+            rows.append(replace(rows[0], protocol=voted, metrics={"overall_accuracy": self.votes.accuracy}))
+            if self.votes.repeats > 1:
+                best = {"overall_accuracy": self.votes.best}
+                name = f"{voted}, best of {self.votes.repeats} rounds"
+                rows.append(replace(rows[0], protocol=name, selection="legacy", metrics=best))
+        return rows
 
     def __str__(self) -> str:
         s = self.scores
@@ -218,6 +259,40 @@ class ClassificationResult:
                 f"  best of {votes.repeats} rounds   {percent(votes.best)}  (their mean {percent(votes.mean)})",
             ]
         return lines
+
+
+def training_rows(
+    result: Any, method: str | None, protocol: str, metrics: dict[str, float], legacy_metric: str
+) -> list[Row]:
+    """Rows of a result of training, which has the fields that those of the tasks share.
+
+    Args:
+        result: a :class:`ClassificationResult` or its like.
+        method: name in the table.
+        protocol: how it was judged.
+        metrics: of the kept epoch.
+        legacy_metric: which of them the best epoch on the test split is known by.
+    """
+    started = "from scratch" if result.start == "fresh weights" else "pre-trained"
+    row = Row(
+        method=method or f"{result.encoder}, {started}",
+        protocol=protocol,
+        selection="fixed" if result.selection["validation"] is None else "validation",
+        data=result.data,
+        data_hash=data_hash(result.train_hash, result.test_hash),
+        seed=result.seed,
+        metrics=metrics,
+        num_train=result.num_train,
+        num_test=result.num_test,
+        config={"started": started, "preparation": result.preparation, "split": result.split, **result.settings},
+        details={"start": result.start, "selection": result.selection},
+        versions=result.versions,
+        cost=result.cost,
+    )
+    legacy = result.selection["legacy"]
+    if legacy is None:
+        return [row]
+    return [row, replace(row, selection="legacy", metrics={legacy_metric: legacy["test"]})]
 
 
 def describe_selection(selection: dict[str, Any]) -> str:

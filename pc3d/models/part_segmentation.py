@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pc3d.models.point_vit import PointViT
 from pc3d.ops import interpolate
 
-_PROPAGATED, _CATEGORY = 1024, 64
+_HEAD, _CATEGORY = (1024, 512, 256), 64
 
 
 class PointPartSegmenter(nn.Module):
@@ -27,9 +27,11 @@ class PointPartSegmenter(nn.Module):
         num_categories: object categories.
         layers: which three blocks, counted from 0; a third, two thirds and all of the depth when left out
             (3, 7, 11 of 12).
+        head_dims: hidden widths of what computes for every point: the two layers of the propagation, the two of the
+            head; 4C, 1,024, 512 and 256, as published, when left out. They cost more than a small encoder.
 
     Raises:
-        ValueError: an encoder with class tokens, or layers that it does not have.
+        ValueError: an encoder with class tokens, layers that it does not have, or not four positive widths.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class PointPartSegmenter(nn.Module):
         num_parts: int = 50,
         num_categories: int = 16,
         layers: tuple[int, int, int] | None = None,
+        head_dims: tuple[int, int, int, int] | None = None,
     ) -> None:
         super().__init__()
         if encoder.config["num_cls_tokens"]:
@@ -51,24 +54,27 @@ class PointPartSegmenter(nn.Module):
         self.category = nn.Sequential(
             nn.Linear(num_categories, _CATEGORY, bias=False), nn.BatchNorm1d(_CATEGORY), nn.LeakyReLU(0.2)
         )
-        hidden = 4 * encoder.embed_dim
+        self.head_dims = tuple(head_dims or (4 * encoder.embed_dim, *_HEAD))
+        if len(self.head_dims) != 4 or min(self.head_dims) < 1:
+            raise ValueError(f"head_dims must be four positive widths, got {self.head_dims}")
+        hidden, propagated, first, second = self.head_dims
         self.propagation = nn.Sequential(
             nn.Linear(3 + width, hidden),
             nn.BatchNorm1d(hidden),
             nn.ReLU(inplace=True),
-            nn.Linear(hidden, _PROPAGATED),
-            nn.BatchNorm1d(_PROPAGATED),
+            nn.Linear(hidden, propagated),
+            nn.BatchNorm1d(propagated),
             nn.ReLU(inplace=True),
         )
         self.head = nn.Sequential(
-            nn.Linear(_PROPAGATED + 2 * width + _CATEGORY, 512),
-            nn.BatchNorm1d(512),
+            nn.Linear(propagated + 2 * width + _CATEGORY, first),
+            nn.BatchNorm1d(first),
             nn.ReLU(inplace=True),
             nn.Dropout(0.5),
-            nn.Linear(512, 256),
-            nn.BatchNorm1d(256),
+            nn.Linear(first, second),
+            nn.BatchNorm1d(second),
             nn.ReLU(inplace=True),
-            nn.Linear(256, num_parts),
+            nn.Linear(second, num_parts),
         )
 
     def forward(self, xyz: Tensor, category: Tensor) -> Tensor:
@@ -86,15 +92,43 @@ class PointPartSegmenter(nn.Module):
         """
         if category.shape != xyz.shape[:1]:
             raise ValueError(f"category must have shape ({len(xyz)},), got {tuple(category.shape)}")
-        at_centers, centers = center_features(self.encoder, xyz, self.layers)
-        per_point = interpolate(at_centers, centers, xyz, k=3, eps=1e-8)
         batch, num_points, _ = xyz.shape
-        propagated = self.propagation(torch.cat([xyz.to(per_point.dtype), per_point], dim=-1).flatten(0, 1))
+        offsets = torch.arange(batch + 1, device=xyz.device) * num_points
+        return self.segment(xyz, category, xyz.flatten(0, 1), offsets).view(batch, num_points, -1)
+
+    def segment(self, xyz: Tensor, category: Tensor, query: Tensor, query_offsets: Tensor) -> Tensor:
+        """As :meth:`forward`, for any number of points of each cloud: the encoder sees some, others are segmented.
+
+        Args:
+            xyz: ``(B, N, 3)``, what the encoder sees.
+            category: ``(B,)`` int64.
+            query: ``(M, 3)`` points of all clouds.
+            query_offsets: ``(B + 1,)`` int64: those of cloud b are rows ``query_offsets[b]:query_offsets[b + 1]``.
+
+        Returns:
+            ``(M, num_parts)`` log-probabilities.
+        """
+        at_centers, centers = center_features(self.encoder, xyz, self.layers)
+        batch, groups, _ = centers.shape
+        per_point = interpolate(
+            at_centers.flatten(0, 1),
+            centers.flatten(0, 1),
+            query,
+            k=3,
+            eps=1e-8,
+            offsets=torch.arange(batch + 1, device=xyz.device) * groups,
+            query_offsets=query_offsets,
+        )
+        propagated = self.propagation(torch.cat([query.to(per_point.dtype), per_point], dim=-1))
         one_hot = F.one_hot(category, self.num_categories).to(at_centers.dtype)
         whole = torch.cat([at_centers.amax(1), at_centers.mean(1), self.category(one_hot)], dim=1)
-        joined = torch.cat([propagated.view(batch, num_points, -1), whole[:, None].expand(-1, num_points, -1)], dim=-1)
-        logits = self.head(joined.flatten(0, 1)).view(batch, num_points, -1)
-        return F.log_softmax(logits, dim=-1)
+        cloud = torch.repeat_interleave(query_offsets.diff(), output_size=len(query))
+        # [W_p | W_w] (point ; whole) = W_p point + W_w whole: the second term is the same for all points of a cloud.
+        joint, width = self.head[0], propagated.shape[1]
+        assert isinstance(joint, nn.Linear)
+        of_point = F.linear(propagated, joint.weight[:, :width])
+        of_cloud = F.linear(whole, joint.weight[:, width:], joint.bias)
+        return F.log_softmax(self.head[1:](of_point + of_cloud[cloud]), dim=-1)
 
 
 def three_layers(encoder: PointViT, layers: Sequence[int] | None) -> tuple[int, int, int]:

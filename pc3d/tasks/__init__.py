@@ -10,6 +10,12 @@ from pc3d.tasks.fine_tuning import FineTuning  # noqa: E402
 from pc3d.tasks.initial_encoder import start_from  # noqa: E402
 from pc3d.tasks.object_task import ObjectTask  # noqa: E402
 from pc3d.tasks.optimisation import SegmentationOptimisation  # noqa: E402
+from pc3d.tasks.part_segmentation import (  # noqa: E402
+    PartSegmentation,
+    evaluate_parts,
+    judge_parts,
+    load_part_segmenter,
+)
 from pc3d.tasks.scene_inference import (  # noqa: E402
     Block,
     SceneLabels,
@@ -30,13 +36,17 @@ __all__ = [
     "FineTuning",
     "InitialWeights",
     "ObjectTask",
+    "PartSegmentation",
     "SceneLabels",
     "SceneSegmenter",
     "SegmentationOptimisation",
     "SemanticSegmentation",
     "estimate_normals",
+    "evaluate_parts",
     "evaluate_scenes",
+    "judge_parts",
     "load_classifier",
+    "load_part_segmenter",
     "load_segmenter",
     "scene_blocks",
     "segment_scene",

@@ -19,7 +19,7 @@ from pc3d.nn import mean_over_processes
 from pc3d.tasks.fine_tuning import FineTuning
 from pc3d.tasks.initial_encoder import ClassToken, start_from
 from pc3d.tasks.model_folder import does_not_fit, head_config, head_weights, save_model
-from pc3d.tasks.object_task import ObjectTask, Tally
+from pc3d.tasks.object_task import ObjectTask
 
 PUBLISHED = FineTuning()
 _RATES = {"full": 5e-4, "mlp3": 1e-4, "linear": 1e-4}
@@ -96,12 +96,11 @@ class Classification(ObjectTask):
         count = mean_over_processes(torch.tensor(float(len(label)), device=total.device))
         return total / count, logits.detach().argmax(1) == label
 
-    def predict(self, batch: PointBatch, *, redraw: bool) -> Tensor:
-        self._labels(batch)
-        classes: Tensor = self.model(batch.dense()).argmax(1)
-        return classes
+    def judge(self, batch: PointBatch, tally: ConfusionMatrix, *, redraw: bool) -> None:
+        label = self._labels(batch)
+        tally.update(self.model(batch.dense()).argmax(1), label)
 
-    def tally(self) -> Tally:
+    def tally(self) -> _ClassTally:
         return _ClassTally(len(self.classes))
 
     def save(self, folder: Path, training: dict[str, Any]) -> None:
@@ -126,25 +125,10 @@ class Classification(ObjectTask):
         return label
 
 
-class _ClassTally:
+class _ClassTally(ConfusionMatrix):
     """Counts of (true class, predicted class) over objects."""
 
-    def __init__(self, num_classes: int) -> None:
-        self._matrix = ConfusionMatrix(num_classes)
-
-    @property
-    def counts(self) -> Tensor:
-        return self._matrix.counts
-
-    @counts.setter
-    def counts(self, value: Tensor) -> None:
-        self._matrix.counts = value
-
-    def update(self, predicted: Tensor, batch: PointBatch) -> None:
-        assert batch.label is not None  # checked when it was predicted
-        self._matrix.update(predicted, batch.label)
-
-    def scores(self) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         counts = self.counts.double()
         hits, total = counts.diagonal(), counts.sum(1)
         present = total > 0

@@ -10,6 +10,8 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
+from pc3d.evaluation.classification import content_hash
+from pc3d.evaluation.cost import cpu_seconds
 from pc3d.tasks.draws import draws_of_step
 from pc3d.tasks.fine_tuning import FineTuning
 from pc3d.tasks.selection import EpochScore, EpochSelection
@@ -20,10 +22,7 @@ class Tally(Protocol):
 
     counts: Tensor
 
-    def update(self, predicted: Tensor, batch: PointBatch) -> None:
-        """Count a batch."""
-
-    def scores(self) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Name to score."""
 
 
@@ -53,6 +52,7 @@ class ObjectTask(pl.LightningModule, ABC):
             raise ValueError(f"seed must be at least 0, got {seed}")
         self.model, self.optimisation, self.peak, self.seed = model, optimisation, peak, seed
         self.selection = EpochSelection()
+        self._spent, self._started = 0.0, cpu_seconds()
         self._tallies: list[Tally] = []
 
     @property
@@ -66,12 +66,13 @@ class ObjectTask(pl.LightningModule, ABC):
         """The loss of a batch, and whether each of its objects or points was named rightly."""
 
     @abstractmethod
-    def predict(self, batch: PointBatch, *, redraw: bool) -> Tensor:
-        """Classes of a batch in evaluation mode.
+    def judge(self, batch: PointBatch, tally: Any, *, redraw: bool) -> None:
+        """Count a batch in evaluation mode.
 
         Args:
             batch: prepared for evaluation.
-            redraw: as the literature judges the test split, with random draws.
+            tally: of this task, see :meth:`tally`.
+            redraw: as the literature judges the test split, with random draws where it draws.
         """
 
     @abstractmethod
@@ -89,6 +90,8 @@ class ObjectTask(pl.LightningModule, ABC):
         sizes = {name: None if (part := getattr(data, name, None)) is None else len(part) for name in _PARTS}
         training = {
             "seed": self.seed,
+            "train_hash": "" if data is None or data.train is None else content_hash(data.train),
+            "cpu_seconds": self._spent + cpu_seconds() - self._started,
             **self.selection.summary(self.current_epoch, self.score),
             **{f"num_{name}": size for name, size in sizes.items()},
         }
@@ -96,6 +99,7 @@ class ObjectTask(pl.LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Lightning keeps the modes it finds: an encoder that was loaded is in evaluation mode."""
+        self._started = cpu_seconds()
         self.train()
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
@@ -120,8 +124,7 @@ class ObjectTask(pl.LightningModule, ABC):
         """Count a batch of what is watched."""
         redraw = self._watched()[dataloader_idx] == "test"
         with draws_of_step(self.seed, self.current_epoch, batch_idx, batch.xyz.device):
-            predicted = self.predict(batch, redraw=redraw)
-        self._tallies[dataloader_idx].update(predicted, batch)
+            self.judge(batch, self._tallies[dataloader_idx], redraw=redraw)
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores and take them into the selection."""
@@ -132,7 +135,7 @@ class ObjectTask(pl.LightningModule, ABC):
             counts = self.all_gather(tally.counts.to(self.device))
             if isinstance(counts, Tensor):
                 tally.counts = counts.reshape(-1, *tally.counts.shape).sum(0).cpu()
-            scores = tally.scores()
+            scores = tally.means()
             found[name] = scores[self.score]
             for key, value in scores.items():
                 self.log(f"{name}/{key}", value, prog_bar=key == self.score, rank_zero_only=True)
@@ -140,11 +143,13 @@ class ObjectTask(pl.LightningModule, ABC):
         self.selection.record(score, self.model)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The selection goes with the run."""
+        """The selection goes with the run, and what it has cost."""
+        checkpoint["cpu_seconds"] = self._spent + cpu_seconds() - self._started
         checkpoint["selection"] = self.selection.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """And comes back with it."""
+        self._spent = checkpoint["cpu_seconds"]
         self.selection.load_state_dict(checkpoint["selection"])
 
     def configure_optimizers(self) -> Any:

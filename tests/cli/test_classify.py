@@ -14,6 +14,7 @@ from pc3d.cli._training import shipped_configs
 from pc3d.cli.classify import build_parser
 from pc3d.cli.main import main
 from pc3d.data import Household
+from pc3d.evaluation import read_rows
 from pc3d.models import PointViT, save_encoder
 from pc3d.tasks import load_classifier
 
@@ -96,7 +97,8 @@ def test_eval_repeats_the_judgement_and_adds_votes(run: Path, capsys: pytest.Cap
     before = json.loads((run / "eval" / "test.json").read_text())
     assert classify("eval", run) == 1
     assert "add --overwrite" in capsys.readouterr().err
-    assert classify("eval", run, "--overwrite", "--json") == 0
+    rows = run / "rows"
+    assert classify("eval", run, "--overwrite", "--results", rows, "--json") == 0
     assert json.loads(capsys.readouterr().out) == json.loads((run / "eval" / "test.json").read_text()) == before
     assert classify("eval", run, "--votes", "2", "--official_best_of", "3") == 0
     assert "OFFICIAL BEST OF N" in capsys.readouterr().out
@@ -104,6 +106,11 @@ def test_eval_repeats_the_judgement_and_adds_votes(run: Path, capsys: pytest.Cap
     assert voted["scores"] == before["scores"]
     assert voted["votes"]["best"] >= voted["votes"]["mean"]
     assert (voted["votes"]["votes"], voted["votes"]["repeats"]) == (2, 3)
+    kept = {row.selection: row for row in read_rows([rows])}
+    assert set(kept) == {"validation", "legacy"}
+    assert kept["validation"].metrics["overall_accuracy"] == before["scores"]["overall_accuracy"]
+    assert kept["validation"].config["model"]["mode"] == "linear"
+    assert "root" not in json.dumps(kept["validation"].config)
 
 
 def test_a_run_goes_on_by_its_own_configuration_and_ends_the_same(config: Path, tmp_path: Path) -> None:

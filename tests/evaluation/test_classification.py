@@ -11,7 +11,16 @@ from torch import Tensor
 
 from pc3d.data import FirstPoints, PointCloud, PointDataset, Transform, sample_generator
 from pc3d.data.arrays import ArrayDataset
-from pc3d.evaluation import ClassificationResult, Votes, predict_logits, scores, vote_logits
+from pc3d.evaluation import (
+    ClassificationResult,
+    Votes,
+    content_hash,
+    predict_logits,
+    read_rows,
+    scores,
+    vote_logits,
+    write_rows,
+)
 
 SELECTION = {
     "epoch": 2,
@@ -91,6 +100,7 @@ def result(votes: Votes | None = None, **selection: object) -> ClassificationRes
         run="run",
         data="Household",
         split="test",
+        train_hash="4567",
         test_hash="0123",
         num_train=80,
         num_validation=20,
@@ -113,6 +123,27 @@ def test_a_result_says_how_it_came_about() -> None:
     assert "overall accuracy of the best test epoch (4): 95.0 %" in legacy
     assert legacy.index("75.0 %") < legacy.index("LEGACY")  # the honest figure first
     assert result().to_dict()["scores"]["overall_accuracy"] == 0.75
+
+
+def test_a_result_becomes_rows_and_what_the_test_split_chose_is_called_legacy(tmp_path: Path) -> None:
+    truth = np.array([0, 1, 2, 0])
+    rounds = [np.eye(3, dtype=np.float32)[[0, 1, 2, n]] for n in (1, 0)]
+    rows = result(Votes.of(truth, rounds, 10), legacy={"epoch": 4, "test": 0.95}).to_rows("mine")
+    write_rows(rows, tmp_path)
+    found = {(row.protocol, row.selection): row.metrics["overall_accuracy"] for row in read_rows([tmp_path])}
+    assert found == {
+        ("fine-tuning (full)", "validation"): 0.75,
+        ("fine-tuning (full)", "legacy"): 0.95,
+        ("fine-tuning (full), 10 votes", "validation"): 0.75,
+        ("fine-tuning (full), 10 votes, best of 2 rounds", "legacy"): 1.0,
+    }
+    (only,) = result(validation=None).to_rows()
+    assert (only.method, only.selection, only.num_train) == ("PointViT, from scratch", "fixed", 80)
+
+
+def test_what_is_stored_has_a_hash() -> None:
+    assert content_hash(dataset()) == content_hash(dataset())
+    assert len({content_hash(dataset()), content_hash(dataset((5, 5))), content_hash(dataset((5, 5, 7, 7, 7, 6)))}) == 3
 
 
 def test_bad_input_is_refused() -> None:

@@ -1,0 +1,163 @@
+"""``pc3d parts``: train a part segmentation of objects and judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pc3d.cli import _objects, _training
+from pc3d.cli._parser import run_verb
+
+_DESCRIPTION = f"""Train a part segmentation of objects whose category is known.
+
+Everything is one configuration: a YAML file (--config, a path or the name of one that ships with pc3d), any field of
+which an option overrides, as in --trainer.max_epochs 10. --encoder starts from a pre-trained encoder (run folder,
+folder, Hub id, or official .pth file), whose class tokens are dropped; without it training starts from fresh weights.
+The run folder (--output) receives the resolved configuration, last.ckpt, metrics.csv, TensorBoard files, and in the end
+the model (encoder/ and head/) of the epoch that did best on the validation part, with its score on the test split,
+which nothing has looked at before, in eval/. --protocol legacy also judges the test split after each epoch, on points
+drawn with replacement as the released code does, and reports its best, beside the other. A run that was interrupted
+goes on with: pc3d parts train --output FOLDER --resume
+
+{_objects.SHORTHANDS_HELP}."""
+
+
+def build_parser() -> Any:
+    """The parser of ``train``."""
+    from pc3d.data import ObjectDataModule
+    from pc3d.tasks import PartSegmentation
+
+    parser = _training.training_parser("parts train", "parts", _DESCRIPTION)
+    parser.add_class_arguments(PartSegmentation, "model")
+    parser.add_class_arguments(ObjectDataModule, "data")
+    _training.add_trainer(parser)
+    parser.link_arguments("seed", "model.seed")
+    parser.link_arguments("seed", "data.seed")
+    # The data set says which categories and parts there are.
+    for name, compute in (
+        ("num_categories", _number_of_categories),
+        ("num_parts", _number_of_parts),
+        ("category_names", _names_of_categories),
+        ("part_names", _names_of_parts),
+        ("category_parts", _parts_of_categories),
+    ):
+        parser.link_arguments("data", f"model.{name}", compute_fn=compute, apply_on="instantiate")
+    return parser
+
+
+def train(argv: Sequence[str]) -> int | None:
+    """Run ``pc3d parts train``."""
+    trainer, run, shall_judge = _objects.train(build_parser(), argv, "parts", _objects.SHORTHANDS)
+    if not shall_judge:
+        return None
+    print(f"model written to {run.path} (encoder/ and head/)")
+    if trainer.datamodule.test is not None:
+        evaluate(str(run.path), device=str(trainer.strategy.root_device), overwrite=True)
+    return None
+
+
+def evaluate(
+    run: str,
+    root: str | None = None,
+    split: str | None = None,
+    protocol: Literal["held_out", "legacy"] = "held_out",
+    batch_size: int = 16,
+    device: str = "cpu",
+    output: str | None = None,
+    overwrite: bool = False,
+    results: str | None = None,
+    method: str | None = None,
+    json: bool = False,
+) -> None:
+    """Judge a trained part segmentation on the test split of its configuration, and print the whole protocol.
+
+    Writes SPLIT.json, with --protocol legacy SPLIT_legacy.json, into the folder eval/ of the run.
+
+    Args:
+        run: Run folder of pc3d parts train.
+        root: Folder of the data set, in place of the configuration's.
+        split: Split, in place of the configuration's.
+        protocol: 'held_out' judges every stored point once; 'legacy' points drawn with replacement, as released code
+            does, and labels the result so.
+        batch_size: Objects per forward pass.
+        device: Where to compute, such as cpu or cuda.
+        output: Folder for the results, in place of eval/ of the run.
+        overwrite: Replace earlier results.
+        results: Folder for rows of pc3d results.
+        method: Name in the table of results; the encoder's class and how it started by default.
+        json: Print the result as JSON.
+    """
+    from pc3d.evaluation import PartResult, PartTally, content_hash
+    from pc3d.tasks import evaluate_parts, load_part_segmenter
+
+    model, config = load_part_segmenter(run)
+    data = _objects.stored_data(Path(run), "parts", root=root, split=split)
+    for name, ours, theirs in (
+        ("categories", config["categories"], data.dataset.classes),
+        ("parts", config["parts"], data.dataset.parts),
+    ):
+        if list(ours) != list(theirs):
+            raise ValueError(
+                f"{data.name} has other {name} ({', '.join(theirs[:3])}, ...) than the model ({', '.join(ours[:3])}, "
+                "...): judge it on a set with those that it was trained for"
+            )
+    folder = Path(output) if output is not None else Path(run) / "eval"
+    name = data.split if protocol == "held_out" else f"{data.split}_{protocol}"
+    path = _objects.free_result_path(folder, name, overwrite)
+    tally = evaluate_parts(
+        model.to(device),
+        data.dataset,
+        PartTally(config["categories"], config["category_parts"]),
+        data.prepare,
+        protocol=protocol,
+        seed=data.seed,
+        batch_size=batch_size,
+        progress=True,
+    )
+    result = PartResult(
+        **_objects.result_fields(run, model, data, config["training"]),
+        test_hash=content_hash(data.dataset),
+        protocol=protocol,
+        num_points=model.encoder.config["num_points"],
+        scores=tally.scores(),
+    )
+    _objects.write_result(result, path, json, results, method)
+
+
+def judge(argv: Sequence[str]) -> int | None:
+    """Run ``pc3d parts eval``; the run folder may stand first, without its option."""
+    arguments = list(argv)
+    if arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--run")
+    return run_verb("parts eval", evaluate, arguments)
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run the verb."""
+    verbs = {
+        "train": ("train a part segmentation from a configuration file, and judge it once on the test split", train),
+        "eval": ("judge a trained part segmentation again, by the legacy protocol or on another split", judge),
+    }
+    return _objects.dispatch("parts", "Part segmentation of objects.", verbs, argv)
+
+
+def _number_of_categories(data: Any) -> int:
+    return len(data.classes)
+
+
+def _names_of_categories(data: Any) -> list[str]:
+    return list(data.classes)
+
+
+def _number_of_parts(data: Any) -> int:
+    return len(data.parts)
+
+
+def _names_of_parts(data: Any) -> list[str]:
+    return list(data.parts)
+
+
+def _parts_of_categories(data: Any) -> list[list[int]]:
+    # A set without parts is refused for that, by the model.
+    return [list(parts) for parts in data.category_parts] if data.parts else []

@@ -1,0 +1,243 @@
+"""Part segmentation of objects whose category is known."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pc3d._extras import require
+from pc3d.data import PointDataset, Transform, collate, sample_generator
+from pc3d.data.object_module import Protocol
+from pc3d.data.types import PointBatch
+from pc3d.evaluation import PartTally, predict_parts
+from pc3d.models import PointPartSegmenter, PointViT, load_encoder
+from pc3d.nn import mean_over_processes
+from pc3d.tasks.draws import draws_of_step
+from pc3d.tasks.fine_tuning import FineTuning
+from pc3d.tasks.initial_encoder import start_from
+from pc3d.tasks.model_folder import does_not_fit, head_config, head_weights, save_model
+from pc3d.tasks.object_task import ObjectTask
+
+PUBLISHED = FineTuning()
+_RATE = 2e-4
+_UNKNOWN = -1
+
+
+class PartSegmentation(ObjectTask):
+    """Name the part that each point of an object is on, as Point-MAE is fine-tuned on ShapeNetPart.
+
+    The loss is the negative log-likelihood over all parts of all categories, averaged over the points of a known part.
+    Predictions are restricted to the parts of the object's category. The released loop steps the optimiser twice on the
+    same gradients; here it steps once, with clipped gradients.
+
+    Args:
+        backbone: an encoder without class token, published with 128 patches of 2,048 points.
+        num_categories: K.
+        num_parts: P, over all categories.
+        category_names: names of the categories; their numbers when empty.
+        part_names: names of the parts; their numbers when empty.
+        category_parts: the parts of each category; all of them for each when empty.
+        encoder: where the backbone's weights come from (:func:`start_from`); fresh ones when None. Class tokens of a
+            pre-trained encoder are dropped. The attribute ``initial`` is the report of what was taken.
+        layers: which three blocks to read, as :class:`pc3d.models.PointPartSegmenter`.
+        head_dims: widths of what computes for every point, as :class:`pc3d.models.PointPartSegmenter`.
+        optimisation: AdamW and its schedule; published with a rate of 2e-4.
+        seed: of the random draws within the network.
+
+    Raises:
+        ValueError: class tokens in ``backbone``, names or parts that do not go with the numbers.
+    """
+
+    score = "instance_miou"
+    model: PointPartSegmenter
+
+    def __init__(
+        self,
+        backbone: PointViT,
+        num_categories: int,
+        num_parts: int,
+        category_names: Sequence[str] = (),
+        part_names: Sequence[str] = (),
+        category_parts: Sequence[Sequence[int]] = (),
+        encoder: str | None = None,
+        layers: tuple[int, int, int] | None = None,
+        head_dims: tuple[int, int, int, int] | None = None,
+        optimisation: FineTuning = PUBLISHED,
+        seed: int = 0,
+    ) -> None:
+        if num_parts < 1:
+            raise ValueError(f"num_parts must be at least 1, got {num_parts}: has the data set parts of points?")
+        categories = tuple(category_names) or tuple(map(str, range(num_categories)))
+        parts = tuple(part_names) or tuple(map(str, range(num_parts)))
+        of = tuple(map(tuple, category_parts)) or (tuple(range(num_parts)),) * num_categories
+        if len(categories) != num_categories or len(of) != num_categories or len(parts) != num_parts:
+            raise ValueError(
+                f"category_names and category_parts must be {num_categories} and part_names {num_parts}, got "
+                f"{len(categories)}, {len(of)} and {len(parts)}"
+            )
+        wrong = [part for members in of for part in members if not 0 <= part < num_parts]
+        if wrong:
+            raise ValueError(f"category_parts must be in 0..{num_parts - 1}, got {wrong[0]}")
+        model = PointPartSegmenter(backbone, num_parts, num_categories, layers, head_dims)
+        super().__init__(model, optimisation, _RATE, seed)
+        self.initial = None if encoder is None else start_from(backbone, encoder)
+        self.categories, self.parts, self.category_parts = categories, parts, of
+
+    def loss(self, batch: PointBatch) -> tuple[Tensor, Tensor]:
+        category, part = self._labels(batch)
+        scores = self.model(batch.dense(), category).flatten(0, 1).float()
+        known = part != _UNKNOWN
+        total = F.nll_loss(scores, part, ignore_index=_UNKNOWN, reduction="sum")
+        loss = total / mean_over_processes(known.sum().to(total.dtype)).clamp(min=1e-6)
+        return loss, (scores.detach().argmax(1) == part)[known]
+
+    def judge(self, batch: PointBatch, tally: PartTally, *, redraw: bool) -> None:
+        self._labels(batch)
+        judge_parts(self.model, batch, tally, redraw=redraw)
+
+    def tally(self) -> PartTally:
+        return PartTally(self.categories, self.category_parts)
+
+    def save(self, folder: Path, training: dict[str, Any]) -> None:
+        start = "fresh weights" if self.initial is None else f"weights of {self.initial.source}"
+        config = {
+            "task": "part segmentation",
+            "categories": self.categories,
+            "parts": self.parts,
+            "category_parts": self.category_parts,
+            "layers": self.model.layers,
+            "head_dims": self.model.head_dims,
+            "training": {"start": start, **training},
+        }
+        head = {name: value for name, value in self.model.state_dict().items() if not name.startswith("encoder.")}
+        save_model(folder, self.encoder, head, config)
+
+    def _labels(self, batch: PointBatch) -> tuple[Tensor, Tensor]:
+        category, part = batch.label, batch.segment
+        if category is None or category.min() < 0 or category.max() >= len(self.categories):
+            raise ValueError(f"label, the category, must be in 0..{len(self.categories) - 1} for every object")
+        if part is None or part.min() < _UNKNOWN or part.max() >= len(self.parts):
+            found = "none" if part is None else f"{int(part.min())} to {int(part.max())}"
+            raise ValueError(
+                f"segment, the part of each point, must be in 0..{len(self.parts) - 1}, or -1 for unknown, got {found}"
+            )
+        return category, part
+
+
+@torch.no_grad()
+def judge_parts(model: PointPartSegmenter, batch: PointBatch, tally: PartTally, *, redraw: bool = False) -> None:
+    """Segment a batch of objects of any numbers of points and count what is right.
+
+    Args:
+        model: in evaluation mode; its encoder sees as many points of each object as it is meant for (``num_points``).
+        batch: with categories and parts.
+        tally: counts.
+        redraw: False: the encoder sees an even selection of the stored points (some of them again where there are too
+            few), and every stored point is judged once. True: as the released evaluation of ShapeNetPart, points are
+            drawn with replacement from PyTorch's default generator, and those alone are judged.
+    """
+    category, clouds = batch.label, batch.unbind()
+    assert category is not None
+    num_points = int(model.encoder.config["num_points"])
+    rows = [
+        torch.randint(len(cloud), (num_points,)) if redraw else torch.arange(num_points) * len(cloud) // num_points
+        for cloud in clouds
+    ]
+    view = torch.stack([cloud.xyz[index.to(cloud.xyz.device)] for cloud, index in zip(clouds, rows, strict=True)])
+    query, offsets, truth = batch.xyz, batch.offsets, [cloud.segment for cloud in clouds]
+    if redraw:
+        query, offsets = view.flatten(0, 1), torch.arange(len(clouds) + 1, device=view.device) * num_points
+        truth = [part[index.to(part.device)] for part, index in zip(truth, rows, strict=True) if part is not None]
+    scores = model.segment(view, category, query, offsets)
+    of_point = category.repeat_interleave(offsets.diff())
+    predicted = predict_parts(scores, of_point, tally.category_parts).split(offsets.diff().tolist())
+    for found, part, label in zip(predicted, truth, category.tolist(), strict=True):
+        assert part is not None
+        tally.update(found.cpu(), part.cpu(), label)
+
+
+def evaluate_parts(
+    model: PointPartSegmenter,
+    dataset: PointDataset,
+    tally: PartTally,
+    transform: Transform | None = None,
+    *,
+    protocol: Protocol = "held_out",
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> PartTally:
+    """Judge a segmenter on every object of a data set.
+
+    Args:
+        model: put into evaluation mode; computes where its parameters are.
+        dataset: with categories and parts.
+        tally: an empty one.
+        transform: deterministic preparation that keeps every point.
+        protocol: ``"held_out"`` judges every stored point once; ``"legacy"`` draws, see :func:`judge_parts`.
+        seed: of the draws.
+        batch_size: objects at a time.
+        progress: show a progress bar on standard error.
+
+    Returns:
+        The tally.
+
+    Raises:
+        ValueError: an unknown protocol, an empty data set, or objects without parts.
+    """
+    if protocol not in get_args(Protocol):
+        raise ValueError(f"protocol must be one of {', '.join(get_args(Protocol))}, got {protocol!r}")
+    if len(dataset) == 0 or batch_size < 1:
+        raise ValueError(f"there must be objects to judge and a batch_size, got {len(dataset)} and {batch_size}")
+    tqdm = require("tqdm", extra="train", purpose="the progress bar")
+    device = next(model.parameters()).device
+    model.eval()
+    starts = range(0, len(dataset), batch_size)
+    for start in tqdm.tqdm(starts, desc="objects", unit="batch", disable=not progress, leave=False):
+        clouds = []
+        for index in range(start, min(start + batch_size, len(dataset))):
+            generator = sample_generator(seed, 0, index)
+            cloud = dataset.sample(index, generator)
+            clouds.append(cloud if transform is None else transform(cloud, generator))
+        batch = collate(clouds).to(device)
+        if batch.segment is None:
+            raise ValueError(f"{type(dataset).__name__} has no parts of points to judge by")
+        with draws_of_step(seed, 0, start, device):
+            judge_parts(model, batch, tally, redraw=protocol == "legacy")
+    return tally
+
+
+def load_part_segmenter(folder: str | os.PathLike[str]) -> tuple[PointPartSegmenter, dict[str, Any]]:
+    """Load what ``pc3d parts train`` wrote, in evaluation mode, on the CPU.
+
+    Args:
+        folder: the run folder.
+
+    Returns:
+        The model, and what is known of it: ``categories``, ``parts``, ``category_parts``, and ``training``, how it came
+        about.
+
+    Raises:
+        FileNotFoundError: the folder holds no part segmenter, or the run in it has not finished.
+        ValueError: the files do not fit one another.
+    """
+    config = head_config(folder, "parts", "part segmenter")
+    if config.get("task") != "part segmentation":
+        raise FileNotFoundError(f"{folder} holds no part segmenter but the model of another task")
+    encoder = load_encoder(Path(folder) / "encoder", expect=PointViT)
+    shape = tuple(config["layers"]), tuple(config["head_dims"])
+    model = PointPartSegmenter(encoder, len(config["parts"]), len(config["categories"]), *shape)
+    try:
+        missing, unknown = model.load_state_dict(head_weights(folder), strict=False)
+        lost = [name for name in missing if not name.startswith("encoder.")]
+        if lost or unknown:
+            raise RuntimeError(f"missing {lost}, unknown {unknown}")
+    except RuntimeError as error:
+        raise does_not_fit(folder, error) from error
+    return model.eval(), config

@@ -1,0 +1,148 @@
+"""``pc3d parts``: train and eval on shards of real objects cut into thirds of their height."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from pc3d.cli._training import shipped_configs
+from pc3d.cli.main import main
+from pc3d.cli.parts import build_parser
+from pc3d.data import Household
+from pc3d.tasks import load_part_segmenter
+
+CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs"
+SIZES = {"embed_dim": 16, "depth": 3, "num_heads": 2, "num_groups": 12, "group_size": 8, "num_points": 96}
+SET = "class_path: pc3d.data.ObjectSet, init_args: {root: nowhere, num_points: 128"
+TINY = f"""
+seed: 3
+model:
+  backbone:
+    class_path: pc3d.models.PointViT
+    init_args: {json.dumps({**SIZES, "tokenizer_dims": [8, 12, 16]})}
+  head_dims: [16, 24, 24, 16]
+  optimisation: {{learning_rate: 0.005, warmup_epochs: 1}}
+data:
+  train: {{{SET}}}}}
+  test: {{{SET}, split: test}}}}
+  train_transforms:
+    - {{class_path: pc3d.data.RandomSubsample, init_args: {{num_points: 96}}}}
+  validation_fraction: 0.3
+  batch_size: 32
+trainer: {{max_epochs: 1, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}}
+"""
+
+
+def parts(*arguments: str | Path) -> int:
+    return main(["parts", *map(str, arguments)])
+
+
+def write_split(folder: Path, split: str, num_items: int) -> None:
+    source = Household(split, num_points=128, labelled_only=True)
+    clouds = [source.load(i) for i in range(num_items)]
+    points = np.stack([cloud.xyz.numpy() for cloud in clouds])
+    z = points[:, :, 2]
+    low, high = z.min(1, keepdims=True), z.max(1, keepdims=True)
+    part = np.minimum(3 * (z - low) / (high - low), 2).astype(np.uint8)
+    part[:, ::9] = 255
+    ids = [str(cloud.meta["id"]) for cloud in clouds]
+    np.savez(
+        folder / f"{split}-000.npz",
+        points=points.astype(np.float16),
+        label=source.labels[:num_items].numpy().astype(np.int16),
+        id=np.array(ids),
+        part=part,
+    )
+    description = {
+        "classes": source.classes,
+        "parts": ["foot", "middle", "top"],
+        "shards": [f"{split}-000.npz"],
+        "items": [{"id": name} for name in ids],
+    }
+    (folder / f"{split}.json").write_text(json.dumps(description))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    write_split(folder, "train", 365)  # all classes
+    write_split(folder, "test", 60)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, config: Path, shards: Path) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "a"
+    assert parts("train", "--config", config, "--output", folder, "--root", shards, "--protocol", "legacy") == 0
+    return folder
+
+
+def test_a_run_folder_holds_the_model_and_its_judgement(run: Path, shards: Path) -> None:
+    resolved = yaml.safe_load((run / "config.yaml").read_text())
+    assert [resolved["data"][split]["init_args"]["root"] for split in ("train", "test")] == [str(shards)] * 2
+    _, known = load_part_segmenter(run)
+    assert known["parts"] == ["foot", "middle", "top"]
+    result = json.loads((run / "eval" / "test.json").read_text())
+    assert result["scores"]["num_points"] + result["scores"]["num_unknown"] == 60 * 128
+    assert result["scores"]["num_unknown"] == 60 * 15  # every ninth point
+    assert result["scores"]["instance_miou"] > 0.1
+    assert result["selection"]["legacy"]["test"] > 0
+
+
+def test_eval_repeats_it_and_the_legacy_protocol_is_labelled(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = json.loads((run / "eval" / "test.json").read_text())
+    assert parts("eval", run, "--overwrite", "--results", tmp_path / "rows", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == before
+    assert parts("eval", run, "--protocol", "legacy") == 0
+    assert "*** LEGACY: points drawn with replacement" in capsys.readouterr().out
+    legacy = json.loads((run / "eval" / "test_legacy.json").read_text())
+    assert legacy["scores"]["num_points"] + legacy["scores"]["num_unknown"] == 60 * 96
+    assert main(["results", str(tmp_path / "rows")]) == 0
+    assert "part segmentation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", shipped_configs("parts"))
+def test_shipped_configurations_are_valid(name: str) -> None:
+    path = CONFIGS / "parts" / f"{name}.yaml"
+    options = build_parser().parse_args(["--config", str(path), "--output", "nowhere"])
+    assert options.trainer.gradient_clip_val == 10
+    backbone = options.model.backbone.init_args
+    assert backbone.num_cls_tokens == 0
+    draws = [step.init_args for step in options.data.train_transforms if step.class_path.endswith("RandomSubsample")]
+    assert [draw.num_points for draw in draws] == [backbone.num_points]
+    if name == "shapenetpart":
+        assert (backbone.num_groups, backbone.num_points, draws[0].replacement) == (128, 2048, True)
+        assert (options.data.batch_size, options.trainer.max_epochs) == (16, 300)
+
+
+def test_what_is_wrong_is_said(
+    run: Path, config: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    household = ["--data.train", "pc3d.data.Household", "--data.train.init_args.root", "null"]
+    household += ["--data.train.init_args.labelled_only", "true"]
+    for arguments, message in (
+        (["eval", run], "add --overwrite"),
+        (["eval", run, "--split", "validation", "--output", tmp_path], "splits found there"),
+        (["eval", tmp_path], "holds no part segmenter"),
+        (["train", "--config", config, "--output", tmp_path / "new", "--root", tmp_path / "absent"], "missing"),
+        (["train", "--config", config, "--output", tmp_path / "new", "--root", shards, *household], "num_parts"),
+        (["train", "--config", "shapenet", "--output", tmp_path / "new"], "did you mean 'shapenetpart'"),
+    ):
+        assert parts(*arguments) != 0
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert parts("evaluate") == 2
+    assert "did you mean 'eval'?" in capsys.readouterr().err
