@@ -124,3 +124,23 @@ def class_map(dense: Tensor, class_vectors: Tensor, logit_scale: float = 100.0) 
         ``(B, C, h, w)``.
     """
     return zero_shot_logits(dense.movedim(1, -1), class_vectors, logit_scale).movedim(-1, 1)
+
+
+def drop_absent_classes(logits: Tensor, threshold: float = 0.5) -> Tensor:
+    """A class map without the classes that no cell is sure of (prompt denoising of MaskCLIP, section 3.3).
+
+    Args:
+        logits: ``(B, C, h, w)``, from :func:`class_map`.
+        threshold: a class stays if its probability reaches this in some cell of the picture; the surest always stays.
+
+    Returns:
+        The logits with -inf for the classes that were dropped.
+
+    Raises:
+        ValueError: ``threshold`` is not between 0 and 1.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be between 0 and 1, got {threshold}")
+    surest = logits.softmax(dim=1).flatten(2).amax(dim=2)
+    kept = (surest >= threshold) | (surest == surest.amax(dim=1, keepdim=True))
+    return torch.where(kept[:, :, None, None], logits, float("-inf"))

@@ -12,6 +12,7 @@ from pc3d.image import (
     ULIP_TEMPLATES,
     TextTower,
     class_map,
+    drop_absent_classes,
     fill,
     multi_view_logits,
     prompt_ensemble,
@@ -91,6 +92,21 @@ def test_a_class_map_classifies_every_cell() -> None:
     logits = class_map(dense, classes)
     assert logits.shape == (2, 6, 3, 4)
     torch.testing.assert_close(logits[1, :, 2, 3], zero_shot_logits(dense[1, :, 2, 3], classes))
+
+
+def test_classes_that_no_cell_is_sure_of_are_dropped() -> None:
+    # Probabilities of three classes in two cells; 0.6 and 0.55 reach a half, 0.3 does not.
+    probability = torch.tensor([[0.6, 0.15], [0.1, 0.55], [0.3, 0.3]])
+    logits = probability.log().reshape(1, 3, 1, 2).repeat(2, 1, 1, 1)
+    logits[1] = torch.tensor([[0.34, 0.34], [0.36, 0.34], [0.3, 0.32]]).log().reshape(3, 1, 2)
+    kept = drop_absent_classes(logits)
+    assert kept[0, :, 0, 0].isfinite().tolist() == [True, True, False]
+    # Where no class reaches a half, the surest is left.
+    assert kept[1, :, 0, 0].isfinite().tolist() == [False, True, False]
+    assert torch.equal(kept[0, :2], logits[0, :2])
+    assert torch.equal(drop_absent_classes(logits, 0.0), logits)
+    with pytest.raises(ValueError, match="threshold must be between 0 and 1"):
+        drop_absent_classes(logits, 2.0)
 
 
 def test_wrong_prompts_and_shapes_are_refused() -> None:
