@@ -28,6 +28,7 @@ from pc3d.image.prompts import (
     fill,
     multi_view_logits,
     prompt_ensemble,
+    smooth_by_keys,
     zero_shot_logits,
 )
 from pc3d.image.render_mesh import MeshRenderer, render_mesh
@@ -112,6 +113,7 @@ __all__ = [
     "render_points",
     "sample_map",
     "sentence_tower",
+    "smooth_by_keys",
     "timm_tower",
     "transformers_image_tower",
     "transformers_pair",

@@ -74,6 +74,16 @@ def open_clip_vit(visual: Any, pixels: Tensor, mode: DenseMode) -> Tensor:
     return to_grid(visual.ln_post(tokens[:, 1:]) @ visual.proj, grid)
 
 
+def open_clip_keys(visual: Any, pixels: Tensor) -> Tensor:
+    """Keys of the last block's attention at every patch, ``(B, width, h, w)``, all heads side by side."""
+    block = visual.transformer.resblocks[-1]
+    tokens, grid = _open_clip_tokens(visual, pixels)
+    width = tokens.shape[-1]
+    rows = slice(width, 2 * width)
+    keys = linear(block.ln_1(tokens[:, 1:]), block.attn.in_proj_weight[rows], block.attn.in_proj_bias[rows])
+    return to_grid(keys, grid)
+
+
 def _open_clip_tokens(visual: Any, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """Class and patch tokens ``(B, 1 + h * w, C)`` after all blocks but the last."""
     patches = visual.conv1(pixels)
@@ -100,13 +110,8 @@ def open_clip_resnet(visual: Any, pixels: Tensor) -> Tensor:
 
 def transformers_clip(model: Any, pixels: Tensor, mode: DenseMode) -> Tensor:
     """Dense features of a ``CLIPModel`` of transformers, ``(B, joint width, h, w)``."""
-    vision = model.vision_model
-    grid = (pixels.shape[2] // vision.config.patch_size, pixels.shape[3] // vision.config.patch_size)
-    tokens = vision.pre_layrnorm(vision.embeddings(pixels, interpolate_pos_encoding=True))
-    layers = vision.encoder.layers
-    for layer in layers[:-1]:
-        tokens = _first(layer(tokens, attention_mask=None))
-    layer = layers[-1]
+    tokens, grid = _transformers_tokens(model.vision_model, pixels)
+    layer = model.vision_model.encoder.layers[-1]
     if mode == "tokens":
         tokens = _first(layer(tokens, attention_mask=None))
     else:
@@ -119,7 +124,23 @@ def transformers_clip(model: Any, pixels: Tensor, mode: DenseMode) -> Tensor:
             "scale2": nn.Identity(),
         }
         tokens = last_block(tokens, parts, mode)
-    return to_grid(model.visual_projection(vision.post_layernorm(tokens[:, 1:])), grid)
+    return to_grid(model.visual_projection(model.vision_model.post_layernorm(tokens[:, 1:])), grid)
+
+
+def transformers_keys(model: Any, pixels: Tensor) -> Tensor:
+    """As :func:`open_clip_keys`, of a ``CLIPModel``."""
+    layer = model.vision_model.encoder.layers[-1]
+    tokens, grid = _transformers_tokens(model.vision_model, pixels)
+    return to_grid(layer.self_attn.k_proj(layer.layer_norm1(tokens[:, 1:])), grid)
+
+
+def _transformers_tokens(vision: Any, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Class and patch tokens ``(B, 1 + h * w, C)`` after all layers but the last."""
+    grid = (pixels.shape[2] // vision.config.patch_size, pixels.shape[3] // vision.config.patch_size)
+    tokens = vision.pre_layrnorm(vision.embeddings(pixels, interpolate_pos_encoding=True))
+    for layer in vision.encoder.layers[:-1]:
+        tokens = _first(layer(tokens, attention_mask=None))
+    return tokens, grid
 
 
 def _first(output: Any) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pc3d._extras import require
-from pc3d.image.dense_clip import DenseMode, open_clip_resnet, open_clip_vit
+from pc3d.image.dense_clip import DenseMode, open_clip_keys, open_clip_resnet, open_clip_vit
 from pc3d.image.pictures import Preprocessing
 from pc3d.image.towers import ImageTower, JointPair, MissingWeightsError, TextTower
 
@@ -63,6 +63,13 @@ class OpenClipImageTower(ImageTower):
         raise ValueError(
             f"{self.name}: dense features of a {self._kind} come from timm_tower, which has the same networks"
         )
+
+    @torch.no_grad()
+    def keys(self, pixels: Tensor) -> Tensor:
+        """Keys ``(B, C, h, w)`` of a vision transformer's last attention, for :func:`pc3d.image.smooth_by_keys`."""
+        if self._kind != "VisionTransformer":
+            raise ValueError(f"{self.name}: a {self._kind} has no keys of patches")
+        return open_clip_keys(self.visual, pixels.to(self.device, self.dtype)).float()
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "dense": self.dense}

@@ -126,6 +126,30 @@ def class_map(dense: Tensor, class_vectors: Tensor, logit_scale: float = 100.0) 
     return zero_shot_logits(dense.movedim(1, -1), class_vectors, logit_scale).movedim(-1, 1)
 
 
+def smooth_by_keys(logits: Tensor, keys: Tensor, threshold: float = 1.0) -> Tensor:
+    """A class map with unsure cells averaged over cells of like keys (key smoothing of MaskCLIP, section 3.3).
+
+    ``pred_i = sum_j cos(k_i, k_j) pred_j``, here divided by the sum of the absolute weights, which keeps the scale of
+    the logits and the ranking of the classes.
+
+    Args:
+        logits: ``(B, C, h, w)``, from :func:`class_map`.
+        keys: ``(B, K, h, w)``, from the tower's ``keys``.
+        threshold: cells whose largest probability is below it are averaged; 1 averages all.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    if keys.ndim != 4 or keys.shape[0] != logits.shape[0] or keys.shape[2:] != logits.shape[2:]:
+        raise ValueError(f"keys {tuple(keys.shape)} and logits {tuple(logits.shape)} must have the same batch and grid")
+    unit = normalize(keys.flatten(2), dim=1)
+    weight = unit.transpose(1, 2) @ unit
+    weight = weight / weight.abs().sum(dim=2, keepdim=True)
+    averaged = (logits.flatten(2) @ weight.transpose(1, 2)).reshape(logits.shape)
+    unsure = logits.softmax(dim=1).amax(dim=1, keepdim=True) < threshold
+    return torch.where(unsure, averaged, logits)
+
+
 def drop_absent_classes(logits: Tensor, threshold: float = 0.5) -> Tensor:
     """A class map without the classes that no cell is sure of (prompt denoising of MaskCLIP, section 3.3).
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pc3d._extras import require
-from pc3d.image.dense_clip import DenseMode, to_grid, transformers_clip
+from pc3d.image.dense_clip import DenseMode, to_grid, transformers_clip, transformers_keys
 from pc3d.image.pictures import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from pc3d.image.towers import ImageTower, JointPair, MissingWeightsError, TextTower
 
@@ -102,6 +102,13 @@ class TransformersClipImageTower(ImageTower):
             return transformers_clip(self.model, pixels, self.dense)
         tokens = self.model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
         return to_grid(tokens, (pixels.shape[2] // self.stride, pixels.shape[3] // self.stride))
+
+    @torch.no_grad()
+    def keys(self, pixels: Tensor) -> Tensor:
+        """Keys ``(B, C, h, w)`` of a CLIP model's last attention, for :func:`pc3d.image.smooth_by_keys`."""
+        if not self.is_clip:
+            raise ValueError(f"{self.name} is no CLIP: its patches have no text-aligned features to smooth")
+        return transformers_keys(self.model, pixels.to(self.device, self.dtype)).float()
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "dense": self.dense}

@@ -108,6 +108,21 @@ def test_both_libraries_agree_on_the_same_weights(
         torch.testing.assert_close(first.global_features(pixels), second.global_features(pixels), atol=1e-4, rtol=1e-4)
 
 
+def test_keys_are_those_that_attention_compares(open_clip_vit: tuple[str, str], transformers_clip: str) -> None:
+    first: Any = open_clip_pair(*open_clip_vit).image
+    second: Any = transformers_pair(transformers_clip).image
+    copy_weights(first.visual, second.model)
+    caught: list[torch.Tensor] = []
+    layer = second.model.vision_model.encoder.layers[-1]
+    handle = layer.self_attn.k_proj.register_forward_hook(lambda module, inputs, output: caught.append(output))
+    pixels = torch.randn(2, 3, SIZE, SIZE)
+    second.global_features(pixels)  # the library's own forward pass
+    handle.remove()
+    expected = caught[0][:, 1:].transpose(1, 2).reshape(2, WIDTH, GRID, GRID)
+    torch.testing.assert_close(second.keys(pixels), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(first.keys(pixels), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_a_resnet_projects_every_cell_as_the_pooling_would(open_clip_resnet: tuple[str, str]) -> None:
     tower: Any = open_clip_pair(*open_clip_resnet).image
     kept: list[torch.Tensor] = []
@@ -120,6 +135,8 @@ def test_a_resnet_projects_every_cell_as_the_pooling_would(open_clip_resnet: tup
     expected = torch.einsum("bchw,dc->bdhw", value, pool.c_proj.weight.double())
     expected = expected + pool.c_proj.bias.double()[:, None, None]
     assert tower.stride == 32
+    with pytest.raises(ValueError, match="a ModifiedResNet has no keys"):
+        tower.keys(pixels)
     torch.testing.assert_close(tower.dense_features(pixels).double(), expected, atol=1e-4, rtol=1e-4)
     assert tower.dense_features(torch.randn(1, 3, 64, 96)).shape == (1, JOINT, 2, 3)
 

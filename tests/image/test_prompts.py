@@ -16,6 +16,7 @@ from pc3d.image import (
     fill,
     multi_view_logits,
     prompt_ensemble,
+    smooth_by_keys,
     zero_shot_logits,
 )
 
@@ -92,6 +93,26 @@ def test_a_class_map_classifies_every_cell() -> None:
     logits = class_map(dense, classes)
     assert logits.shape == (2, 6, 3, 4)
     torch.testing.assert_close(logits[1, :, 2, 3], zero_shot_logits(dense[1, :, 2, 3], classes))
+
+
+def test_unsure_cells_are_averaged_by_their_keys() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, keys = torch.randn(2, 3, 2, 4, generator=generator), torch.randn(2, 5, 2, 4, generator=generator)
+    smooth = smooth_by_keys(logits, keys, threshold=0.6)
+    changed = 0
+    for batch in range(2):
+        flat, key = logits[batch].flatten(1).double(), keys[batch].flatten(1).double()
+        for i in range(8):
+            expected = flat[:, i]
+            if float(flat[:, i].softmax(dim=0).max()) < 0.6:
+                weights = [float(key[:, i] @ key[:, j] / key[:, i].norm() / key[:, j].norm()) for j in range(8)]
+                total = sum(abs(weight) for weight in weights)
+                expected = torch.stack([weight * flat[:, j] for j, weight in enumerate(weights)]).sum(0) / total
+                changed += 1
+            torch.testing.assert_close(smooth[batch].flatten(1)[:, i].double(), expected, atol=1e-5, rtol=1e-5)
+    assert 0 < changed < 16
+    with pytest.raises(ValueError, match="must have the same batch and grid"):
+        smooth_by_keys(logits, keys[:, :, :1])
 
 
 def test_classes_that_no_cell_is_sure_of_are_dropped() -> None:

@@ -251,6 +251,8 @@ def test_siglip_has_no_projection_and_squashes(tmp_path: Path, transformers_clip
     dense = pair.image.dense_features(pixels).flatten(2).transpose(1, 2)
     torch.testing.assert_close(dense, vision.last_hidden_state, atol=1e-5, rtol=1e-5)
     assert pair.image.dense_features(torch.randn(1, 3, 2 * PATCH, 5 * PATCH)).shape == (1, 32, 2, 5)
+    with pytest.raises(ValueError, match="is no CLIP"):
+        pair.image.keys(pixels)  # type: ignore[operator]
     torch.testing.assert_close(pair.text.encode(["a lamp"]), text, atol=1e-5, rtol=1e-5)
 
 
