@@ -19,8 +19,8 @@ from pc3d._extras import require
 _FORMAT = "pc3d shape index 1"
 _HEAD = "index.json"
 _CANDIDATES = 200
-# Measured on 100,000 vectors (usearch 2.26): the process grew by this much a vector beside the vectors; 149 of it is the
-# graph as it is written to the file.
+# Measured on 100,000 vectors (usearch 2.26): the process grew by this much a vector beside the vectors; 149 of it are
+# the graph as it is written to the file.
 _GRAPH_BYTES = 260
 
 

@@ -13,6 +13,7 @@ from pc3d.models.openshape_checkpoints import (
     load_official_openshape,
     to_official_openshape_state,
 )
+from pc3d.models.openshape_fcnn import OpenShapeFCNN
 from pc3d.models.openshape_sparse import OpenShapeSparseConv
 from pc3d.models.part_segmentation import PointPartSegmenter
 from pc3d.models.point_net import PointNet
@@ -48,6 +49,7 @@ __all__ = [
     "LoadReport",
     "MaskedPointModel",
     "ObjectEncoder",
+    "OpenShapeFCNN",
     "OpenShapePointBERT",
     "OpenShapeReport",
     "OpenShapeSparseConv",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pc3d.models.openshape import OpenShapePointBERT, check_choice
+from pc3d.models.openshape_fcnn import OpenShapeFCNN
 from pc3d.models.openshape_sparse import OpenShapeSparseConv
 
 Space = Literal["text", "image", "joint"]
@@ -196,7 +197,7 @@ def as_aligned(encoder: nn.Module) -> AlignedShapeEncoder:
     """
     if isinstance(encoder, AlignedShapeEncoder):
         return encoder
-    if not isinstance(encoder, OpenShapePointBERT | OpenShapeSparseConv):
+    if not isinstance(encoder, OpenShapePointBERT | OpenShapeSparseConv | OpenShapeFCNN):
         raise TypeError(
             f"a {type(encoder).__name__} was not aligned with texts and pictures: train it with the method OpenShape, "
             "or convert an official checkpoint with pc3d.models.load_official_openshape"

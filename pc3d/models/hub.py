@@ -26,6 +26,7 @@ from pc3d._version import __version__
 from pc3d.models.aligned import AlignedShapeEncoder
 from pc3d.models.dgcnn import DGCNN
 from pc3d.models.openshape import OpenShapePointBERT
+from pc3d.models.openshape_fcnn import OpenShapeFCNN
 from pc3d.models.openshape_sparse import OpenShapeSparseConv
 from pc3d.models.point_net import PointNet
 from pc3d.models.point_vit import PointViT
@@ -44,6 +45,7 @@ Encoder = (
     | SparseUNet
     | OpenShapePointBERT
     | OpenShapeSparseConv
+    | OpenShapeFCNN
     | AlignedShapeEncoder
 )
 AnyEncoder = TypeVar("AnyEncoder", bound=nn.Module)
@@ -67,6 +69,7 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "SparseUNet": SparseUNet,
     "OpenShapePointBERT": OpenShapePointBERT,
     "OpenShapeSparseConv": OpenShapeSparseConv,
+    "OpenShapeFCNN": OpenShapeFCNN,
     "AlignedShapeEncoder": _aligned,
 }
 

@@ -57,6 +57,36 @@ class LeakyConv(nn.Module):
         return F.leaky_relu(self.norm(self.conv(features, kernel_map)))
 
 
+def embedding_head(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
+    """The three linear layers after pooling, with batch norm and leaky ReLU between them."""
+    return nn.Sequential(
+        nn.Linear(inputs, hidden, bias=False),
+        GlobalBatchNorm(hidden),
+        nn.LeakyReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, hidden, bias=False),
+        GlobalBatchNorm(hidden),
+        nn.LeakyReLU(),
+        nn.Linear(hidden, outputs),
+    )
+
+
+@torch.no_grad()
+def reset_sparse_convolutions(network: nn.Module) -> None:
+    """Normal weights of variance ``2 / fan_out`` (He et al., 2015), the released code's initialisation.
+
+    Of the shortcuts' linear layers that code takes the number of *inputs* for the fan-out.
+    """
+    for module in network.modules():
+        if isinstance(module, SparseConv3d):
+            taps, _, outputs = module.weight.shape
+            nn.init.normal_(module.weight, std=math.sqrt(2.0 / (taps * outputs)))
+        elif isinstance(module, ResidualBlock):
+            for linear in module.shortcut.modules():
+                if isinstance(linear, nn.Linear):
+                    nn.init.normal_(linear.weight, std=math.sqrt(2.0 / linear.in_features))
+
+
 class OpenShapeSparseConv(nn.Module):
     """OpenShape-SparseConv (Liu et al., NeurIPS 2023, appendix): a ResNet of sparse convolutions with merged scales.
 
@@ -119,17 +149,8 @@ class OpenShapeSparseConv(nn.Module):
         )
         half = hidden_dim // 2
         self.merge = nn.ModuleList([LeakyConv(sum(_WIDTHS), half), LeakyConv(half, hidden_dim)])
-        self.head = nn.Sequential(
-            nn.Linear(2 * hidden_dim, hidden_dim, bias=False),
-            GlobalBatchNorm(hidden_dim),
-            nn.LeakyReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden_dim, hidden_dim, bias=False),
-            GlobalBatchNorm(hidden_dim),
-            nn.LeakyReLU(),
-            nn.Linear(hidden_dim, embed_dim),
-        )
-        self.reset_convolutions()
+        self.head = embedding_head(2 * hidden_dim, hidden_dim, embed_dim, dropout)
+        reset_sparse_convolutions(self)
 
     @classmethod
     def of_size(cls, size: str = "41m", **changes: Any) -> OpenShapeSparseConv:
@@ -145,21 +166,6 @@ class OpenShapeSparseConv(nn.Module):
         if size not in LAYERS:
             raise ValueError(f"size must be one of {', '.join(LAYERS)}, got {size!r}")
         return cls(**{"layers": LAYERS[size], **changes})
-
-    @torch.no_grad()
-    def reset_convolutions(self) -> None:
-        """Normal weights of variance ``2 / fan_out`` (He et al., 2015), the released code's initialisation.
-
-        Of the shortcuts' linear layers that code takes the number of *inputs* for the fan-out.
-        """
-        for module in self.modules():
-            if isinstance(module, SparseConv3d):
-                taps, _, outputs = module.weight.shape
-                nn.init.normal_(module.weight, std=math.sqrt(2.0 / (taps * outputs)))
-            elif isinstance(module, ResidualBlock):
-                for linear in module.shortcut.modules():
-                    if isinstance(linear, nn.Linear):
-                        nn.init.normal_(linear.weight, std=math.sqrt(2.0 / linear.in_features))
 
     def forward(self, xyz: Tensor, rgb: Tensor | None = None) -> Tensor:
         """As :meth:`encode`."""

@@ -131,3 +131,49 @@ def sparse_conv(state: State, xyz: Tensor, rgb: Tensor, voxel_size: float) -> Te
     for layer, norm in (("final.0.0", "final.0.1"), ("final.2.0", "final.2.1")):
         vector = F.leaky_relu(batch_norm(state, f"{norm}.bn", state[f"{layer}.linear.weight"] @ vector), 0.01)
     return state["final.3.linear.weight"] @ vector + state["final.3.linear.bias"]
+
+
+def largest(voxels: Voxels, tensor_stride: int) -> Voxels:
+    """MinkowskiEngine's maximum over 3x3x3 voxels, strided by 2."""
+    step, result = 2 * tensor_stride, {}
+    for u in {(x // step * step, y // step * step, z // step * step) for x, y, z in voxels}:
+        around = [(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)]
+        places = [tuple(a + tensor_stride * o for a, o in zip(u, offset, strict=True)) for offset in around]
+        result[u] = torch.stack([voxels[at] for at in places if at in voxels]).max(0).values  # type: ignore[index]
+    return result
+
+
+def fcnn(state: State, xyz: Tensor, rgb: Tensor, voxel_size: float) -> Tensor:
+    """One cloud ``(N, 3)`` to its embedding, over our own names: kernels have x slowest here and are turned."""
+    state = {name: value.double() for name, value in state.items()}
+
+    def leaky(name: str, voxels: Voxels, tensor_stride: int, stride: int) -> Voxels:
+        kernel = state[f"{name}.conv.weight"]
+        turned = kernel.reshape(3, 3, 3, *kernel.shape[1:]).permute(2, 1, 0, 3, 4).reshape(kernel.shape)
+        out = conv(voxels, turned, tensor_stride, stride)
+        return each(out, lambda rows: F.leaky_relu(batch_norm(state, f"{name}.norm", rows), 0.01))
+
+    rows = torch.cat([xyz, rgb], dim=1).double() @ state["points.0.weight"].T
+    rows = F.leaky_relu(batch_norm(state, "points.1", rows), 0.01)
+    members: dict[tuple[int, int, int], list[Tensor]] = {}
+    for point, row in zip(xyz.double(), rows, strict=True):
+        members.setdefault(tuple(int(v) for v in np.floor(point.numpy() / voxel_size)), []).append(row)  # type: ignore[arg-type]
+    finest: Voxels = {cell: torch.stack(found).mean(0) for cell, found in members.items()}
+    current, stride, scales = finest, 1, []
+    for stage in range(4):
+        current = leaky(f"stages.{stage}", current, stride, 1 if stage == 0 else 2)
+        stride *= 1 if stage == 0 else 2
+        current = largest(current, stride)
+        stride *= 2
+        scales.append((stride, current))
+    merged: Voxels = {
+        u: torch.cat([scale[tuple(a // s * s for a in u)] for s, scale in scales])  # type: ignore[index]
+        for u in finest
+    }
+    for i in range(3):
+        merged = leaky(f"merge.{i}", merged, 2**i, 2)
+    stacked = torch.stack(list(merged.values()))
+    vector = torch.cat([stacked.max(0).values, stacked.mean(0)])
+    for layer, norm in ((0, 1), (4, 5)):
+        vector = F.leaky_relu(batch_norm(state, f"head.{norm}", state[f"head.{layer}.weight"] @ vector), 0.01)
+    return state["head.7.weight"] @ vector + state["head.7.bias"]

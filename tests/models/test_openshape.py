@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from formula import formula_state
-from openshape_plain import ball, point_bert, sparse_conv
+from openshape_plain import ball, fcnn, point_bert, sparse_conv
 from torch import Tensor, nn
 
 from pc3d.data import Household, Normalize
 from pc3d.models import (
+    OpenShapeFCNN,
     OpenShapePointBERT,
     OpenShapeSparseConv,
     load_encoder,
@@ -34,6 +35,13 @@ def transformer(**changes: Any) -> OpenShapePointBERT:
 def sparse(**changes: Any) -> OpenShapeSparseConv:
     torch.manual_seed(0)
     return settled(OpenShapeSparseConv(**{**SPARSE, **changes}))
+
+
+def small_convolutions(**changes: Any) -> OpenShapeFCNN:
+    torch.manual_seed(0)
+    return settled(
+        OpenShapeFCNN(**{"embed_dim": 24, "merged_dim": 12, "hidden_dim": 16, "voxel_size": 0.15, **changes})
+    )
 
 
 def settled(model: Any) -> Any:
@@ -93,6 +101,11 @@ def test_parameters_of_the_convolutions(size: str, count: int) -> None:
     assert sum(p.numel() for p in model.parameters()) == count
 
 
+def test_parameters_of_the_small_convolutions() -> None:
+    with torch.device("meta"):
+        assert sum(p.numel() for p in OpenShapeFCNN().parameters()) == 5_296_544
+
+
 # ---- numbers -----------------------------------------------------------------------------------------------------
 
 
@@ -120,6 +133,16 @@ def test_the_convolutions_are_their_description(clouds: tuple[Tensor, Tensor]) -
         torch.testing.assert_close(found[b], wanted, rtol=1e-8, atol=1e-8)
 
 
+@torch.no_grad()
+def test_the_small_convolutions_are_their_description(clouds: tuple[Tensor, Tensor]) -> None:
+    model, (xyz, rgb) = small_convolutions().double(), clouds
+    xyz, rgb = xyz[:, ::2], rgb[:, ::2]
+    found = model.encode(xyz.double(), rgb=rgb.double())
+    for b in range(2):
+        wanted = fcnn(model.state_dict(), xyz[b], rgb[b], 0.15)
+        torch.testing.assert_close(found[b], wanted, rtol=1e-8, atol=1e-8)
+
+
 def test_patches_keep_the_first_points_of_the_ball_and_its_rim() -> None:
     xyz = torch.tensor([[[0.0, 0, 0], [0.5, 0, 0], [0.25, 0, 0], [0, 0.50001, 0], [0, 0, 0.125], [1, 0, 0]]])
     encoder = transformer(num_groups=1, radius=0.5, group_size=4)
@@ -144,7 +167,7 @@ def test_order_matters_only_where_balls_overflow(clouds: tuple[Tensor, Tensor]) 
         assert torch.allclose(before, after, atol=1e-4) is same
 
 
-@pytest.mark.parametrize("build", [transformer, sparse])
+@pytest.mark.parametrize("build", [transformer, sparse, small_convolutions])
 @torch.no_grad()
 def test_evaluation_is_a_function_of_each_cloud(build: Any, clouds: tuple[Tensor, Tensor]) -> None:
     model, (xyz, rgb) = build(), clouds
@@ -155,7 +178,7 @@ def test_evaluation_is_a_function_of_each_cloud(build: Any, clouds: tuple[Tensor
     assert not torch.allclose(found[0], found[1], atol=1e-2)
 
 
-@pytest.mark.parametrize("build", [transformer, sparse])
+@pytest.mark.parametrize("build", [transformer, sparse, small_convolutions])
 @torch.no_grad()
 def test_missing_colors_are_grey(build: Any, clouds: tuple[Tensor, Tensor]) -> None:
     model, (xyz, rgb) = build(), clouds
@@ -184,7 +207,7 @@ def test_frames() -> None:
     assert determinants == {"z_up": 1.0, "mirrored": -1.0, "y_up": 1.0}
 
 
-@pytest.mark.parametrize("build", [transformer, sparse])
+@pytest.mark.parametrize("build", [transformer, sparse, small_convolutions])
 @torch.no_grad()
 def test_the_frame_is_turned_before_anything_is_computed(build: Any, clouds: tuple[Tensor, Tensor]) -> None:
     xyz, rgb = clouds
@@ -197,7 +220,7 @@ def test_the_frame_is_turned_before_anything_is_computed(build: Any, clouds: tup
 # ---- training ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", [transformer, sparse])
+@pytest.mark.parametrize("build", [transformer, sparse, small_convolutions])
 def test_all_parameters_learn(build: Any, clouds: tuple[Tensor, Tensor]) -> None:
     model, (xyz, rgb) = build().train(), clouds
     model.encode(xyz, rgb=rgb).square().mean().backward()
@@ -229,7 +252,7 @@ def test_initial_convolutions_have_the_published_spread() -> None:
     assert shortcut.weight.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.05)
 
 
-@pytest.mark.parametrize("build", [transformer, sparse])
+@pytest.mark.parametrize("build", [transformer, sparse, small_convolutions])
 @torch.no_grad()
 def test_saved_and_loaded(build: Any, clouds: tuple[Tensor, Tensor], tmp_path: Path) -> None:
     model, (xyz, rgb) = build(axes="mirrored"), clouds
@@ -278,7 +301,9 @@ def test_bad_clouds_and_sizes_are_refused() -> None:
         OpenShapePointBERT.of_size("big")
     with pytest.raises(ValueError, match="size must be one of 29m, 34m, 41m, got 'big'"):
         OpenShapeSparseConv.of_size("big")
-    for model in (transformer(), sparse()):
+    with pytest.raises(ValueError, match="channels must be five positive widths, got"):
+        small_convolutions(channels=(8, 8))
+    for model in (transformer(), sparse(), small_convolutions()):
         with pytest.raises(ValueError, match=r"xyz must have shape \(B, N, 3\), got \(5, 3\)"):
             model.encode(torch.zeros(5, 3))
         with pytest.raises(ValueError, match=r"rgb must have the shape of xyz, \(1, 20, 3\), got \(1, 5, 3\)"):

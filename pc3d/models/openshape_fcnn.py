@@ -1,0 +1,148 @@
+"""OpenShape's small network of sparse convolutions, that of its comparison of backbones before scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pc3d.models.openshape import Axes, check_choice, check_cloud, to_frame, with_colors
+from pc3d.models.openshape_sparse import LeakyConv, embedding_head, reset_sparse_convolutions
+from pc3d.nn.batch_norm import GlobalBatchNorm
+from pc3d.nn.sparse import scene_of_rows
+from pc3d.ops import KernelMap, gather, gather_max, kernel_map, segment_reduce, voxelize, voxelize_coords
+
+
+class _Reads(NamedTuple):
+    """What each layer reads: ``(convolution, pooling)`` of the four stages, ancestors after each, the last three."""
+
+    stages: list[tuple[KernelMap, KernelMap]]
+    parents: list[Tensor]
+    merge: list[KernelMap]
+    shape: Tensor
+
+
+class OpenShapeFCNN(nn.Module):
+    """The 5.3 M sparse convolutions of OpenShape (Liu et al., NeurIPS 2023, section 3.3), before they were scaled up.
+
+    A linear layer on the points; of each voxel the mean. Four stages of a 3x3x3 convolution (strided by 2 but for the
+    first) and a 3x3x3 maximum strided by 2; every finest voxel gets the features of those that hold it after each stage
+    (edges of 2, 8, 32 and 128 voxels); three strided convolutions; the maximum beside the mean over a shape, and three
+    linear layers. The output is not normalised. Widths are not in the released configuration: these give the paper's
+    number of parameters.
+
+    Args:
+        embed_dim: D of the output, 1280 for OpenCLIP ViT-bigG-14.
+        channels: width of the points' features and of the four stages.
+        merged_dim: width of the last three convolutions.
+        hidden_dim: of the hidden linear layers.
+        voxel_size: edge of a voxel in the units of the points.
+        dropout: after the first linear layer.
+        axes: see :func:`pc3d.models.openshape.to_frame`.
+
+    Raises:
+        ValueError: a size that is not positive, or not five widths.
+    """
+
+    reads_rgb = True
+    pooling = "none (the embedding)"
+
+    def __init__(
+        self,
+        embed_dim: int = 1280,
+        channels: Sequence[int] = (32, 48, 64, 96, 128),
+        merged_dim: int = 128,
+        hidden_dim: int = 1024,
+        voxel_size: float = 0.02,
+        dropout: float = 0.5,
+        axes: Axes = "z_up",
+    ) -> None:
+        super().__init__()
+        if len(channels) != 5 or min(channels) < 1:
+            raise ValueError(f"channels must be five positive widths, got {list(channels)}")
+        if min(embed_dim, merged_dim, hidden_dim) < 1:
+            raise ValueError(
+                f"embed_dim, merged_dim and hidden_dim must be at least 1, got {embed_dim}, {merged_dim}, {hidden_dim}"
+            )
+        if not voxel_size > 0:
+            raise ValueError(f"voxel_size must be positive, got {voxel_size}")
+        check_choice("axes", axes, Axes)
+        self.config: dict[str, Any] = {
+            "embed_dim": embed_dim,
+            "channels": list(channels),
+            "merged_dim": merged_dim,
+            "hidden_dim": hidden_dim,
+            "voxel_size": voxel_size,
+            "dropout": dropout,
+            "axes": axes,
+        }
+        self.embed_dim = embed_dim
+        self.points = nn.Sequential(nn.Linear(6, channels[0], bias=False), GlobalBatchNorm(channels[0]), nn.LeakyReLU())
+        self.stages = nn.ModuleList([LeakyConv(a, b) for a, b in pairwise(channels)])
+        widths = (sum(channels[1:]), merged_dim, merged_dim)
+        self.merge = nn.ModuleList([LeakyConv(width, merged_dim) for width in widths])
+        self.head = embedding_head(2 * merged_dim, hidden_dim, embed_dim, dropout)
+        reset_sparse_convolutions(self)
+
+    def forward(self, xyz: Tensor, rgb: Tensor | None = None) -> Tensor:
+        """As :meth:`encode`."""
+        check_cloud(xyz, rgb)
+        if xyz.shape[1] == 0:
+            raise ValueError("clouds must have points, got none")
+        with torch.no_grad(), torch.autocast(xyz.device.type, enabled=False):
+            xyz = to_frame(xyz.float() if xyz.dtype in (torch.float16, torch.bfloat16) else xyz, self.config["axes"])
+            cuts = torch.arange(len(xyz) + 1, device=xyz.device) * xyz.shape[1]
+            found = voxelize(xyz.flatten(0, 1), self.config["voxel_size"], offsets=cuts)
+            reads = _reads(found.coords, found.offsets)
+        of_points = self.points(with_colors(xyz, rgb).flatten(0, 1))
+        features = segment_reduce(of_points, found.inverse, len(found.coords), "mean")
+        scales = []
+        for stage, (read, pooling), parents in zip(self.stages, reads.stages, reads.parents, strict=True):
+            features = gather_max(stage(features, read), pooling.neighbors.long())
+            scales.append(gather(features, parents))
+        features = torch.cat(scales, dim=1)
+        for convolution, read in zip(self.merge, reads.merge, strict=True):
+            features = convolution(features, read)
+        pooled = [segment_reduce(features, reads.shape, len(xyz), kind) for kind in ("max", "mean")]
+        embedding: Tensor = self.head(torch.cat(pooled, dim=1))
+        return embedding
+
+    def encode(self, xyz: Tensor, pooling: str = "none", *, rgb: Tensor | None = None) -> Tensor:
+        """One vector per cloud.
+
+        Args:
+            xyz: ``(B, N, 3)`` in the unit sphere, z up.
+            pooling: of no meaning here: there is one embedding.
+            rgb: ``(B, N, 3)`` in [0, 1]; grey when left out.
+
+        Returns:
+            ``(B, embed_dim)``, not normalised.
+
+        Raises:
+            ValueError: wrong shapes, clouds without points, or a voxel size far too small for the coordinates.
+        """
+        return self.forward(xyz, rgb)
+
+
+def _reads(coords: Tensor, offsets: Tensor) -> _Reads:
+    stages, parents = [], []
+    here, cuts = coords, offsets
+    parent = torch.arange(len(coords), device=coords.device)
+    for stage in range(4):
+        maps = []
+        for stride in (1 if stage == 0 else 2, 2):
+            maps.append(kernel_map(here, offsets=cuts, stride=stride))
+            if stride > 1:  # both order coarse voxels by cloud, then by coordinates
+                parent = voxelize_coords(here, stride, offsets=cuts).inverse[parent]
+            here, cuts = maps[-1].coords, maps[-1].offsets
+        stages.append((maps[0], maps[1]))
+        parents.append(parent)
+    merge = []
+    here, cuts = coords, offsets
+    for _ in range(3):
+        merge.append(kernel_map(here, offsets=cuts, stride=2))
+        here, cuts = merge[-1].coords, merge[-1].offsets
+    return _Reads(stages, parents, merge, scene_of_rows(cuts, len(here)))
