@@ -54,12 +54,15 @@ install: $(VENV)/.dev  ## Make .venv with everything, pc3d in editable form
 demo: $(VENV)/.pc3d  ## Pre-train Point-CMAE on the embedded objects and probe it (about 6 minutes, 2 cores)
 	$(BIN)/pc3d demo
 
+# One process per core with one thread each: most tests are too small for more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+
 test: install lint typecheck  ## Lint, types and every test, also against the oldest torch
-	$(BIN)/python -m pytest
+	$(PYTEST)
 	$(MAKE) test-oldest
 
 test-fast: install  ## Tests without the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 bench: install  ## Time the operators against their rivals
 	$(BIN)/python benchmarks/ops.py

@@ -130,7 +130,7 @@ def test_bad_arguments_are_refused(few: PointDataset) -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         extract_features(ShapeDescriptor(), few, batch_size=0)
     with pytest.raises(ValueError, match="sampling must be one of"):
-        extract_features(ShapeDescriptor(), few, sampling="random")  # type: ignore[arg-type]
+        extract_features(ShapeDescriptor(), few, sampling="nearest")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="normalize must be one of"):
         extract_features(ShapeDescriptor(), few, normalize="unit")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="dataset is empty"):
