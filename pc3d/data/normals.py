@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,12 +16,14 @@ _CHUNK = 100_000
 def estimate_normals(xyz: Tensor) -> Tensor:
     """Unit normals ``(N, 3)`` of the planes of least squares through the 16 nearest points of each.
 
-    They point towards the middle of the bounding box. Where the points span no plane, any direction is as good.
+    They point towards the middle of the box that holds the points between the first and the last percent along each
+    axis: a few strays far outside, as in laser scans, would turn floors upside down. Where the points span no plane,
+    any direction is as good.
     """
     count = min(NORMAL_NEIGHBORS, len(xyz))
     if not count:
         return xyz.clone()
-    middle = (xyz.amin(0) + xyz.amax(0)) / 2
+    middle = torch.from_numpy(np.percentile(xyz.cpu().numpy(), [1, 99], axis=0).mean(0)).to(xyz)
     pieces = []
     for query in xyz.split(_CHUNK):
         neighbors = gather(xyz, knn(xyz, count, query=query).index)

@@ -303,7 +303,7 @@ def with_fields(cloud: PointCloud, fields: tuple[str, ...]) -> tuple[PointCloud,
     """A scene with all the fields that a model reads, and a note for each that had to be made up.
 
     Missing colours become mid-grey. Missing normals are those of the plane through the 16 nearest points, turned
-    towards the middle of the scene's box, from where most surfaces of a room are seen.
+    towards the middle of the scene, from where most surfaces of a room are seen.
 
     Args:
         cloud: the scene.

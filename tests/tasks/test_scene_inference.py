@@ -324,6 +324,14 @@ def test_normals_are_those_of_the_surfaces_seen_from_within() -> None:
     assert estimate_normals(torch.zeros(0, 3)).shape == (0, 3)
 
 
+def test_strays_far_outside_turn_no_normal() -> None:
+    """KITTI's sweeps have some 20 m below the ground."""
+    cloud = Rooms("test")[1].select(slice(None, None, 10))
+    strays = cloud.xyz.mean(0) + torch.tensor([[0.0, 0.0, -30.0], [0.0, 60.0, -30.0], [0.0, 0.0, -31.0]])
+    floor = cloud.segment == 1
+    assert (estimate_normals(torch.cat([cloud.xyz, strays]))[:-3][floor][:, 2] > 0).float().mean() > 0.95
+
+
 def test_missing_fields_are_made_up_with_a_note(room: PointCloud) -> None:
     bare = PointCloud(room.xyz)
     filled, notes = with_fields(bare, ("rgb", "normal"))
