@@ -438,12 +438,18 @@ def write_tables(options: argparse.Namespace) -> None:
     """Tables and figure of everything that is finished, by whichever process."""
     rows = read_rows([options.output])
     table = tabulate(rows, order=ORDER)
-    epochs = "the epochs of its recipe" if options.epochs is None else f"{options.epochs} epochs"
-    budget = epochs if options.seconds is None else f"{options.seconds:g} CPU seconds"
+    budgets = {"--seconds": (options.seconds, "CPU second"), "--epochs": (options.epochs, "epoch")}
+    chosen = {flag: (value, unit) for flag, (value, unit) in budgets.items() if value is not None}
+    budget = "".join(f"{value:g} {unit}{'s' * (value != 1)}" for value, unit in chosen.values())
+    flags = [f"{flag} {value:g}" for flag, (value, _) in chosen.items()]
+    flags.append("--severities " + " ".join(map(str, options.severities)))
+    if any(row.protocol.startswith("fine-tuning") for row in rows):
+        flags.append(f"--finetuning_epochs {options.finetuning_epochs}")
     text = (
-        "# Results\n\nSmall encoders on small data sets, not a paper's numbers: pre-trained for "
-        f"{budget} each, fine-tuned for {options.finetuning_epochs} epochs. Written by\n"
-        "`python benchmarks/results_table.py`, which tells the rest; single results are in its `rows.csv`.\n\n"
+        "# Results\n\nOne small encoder on small data sets, not a paper's numbers: pre-trained for "
+        f"{budget or 'the epochs of each recipe'} by every method. Written by\n"
+        f"`python benchmarks/results_table.py {' '.join(flags)}`, which tells the rest; single results\n"
+        "are in its `rows.csv`.\n\n"
         f"{to_markdown(table)}"
     )
     replace(options.output / "results.md", text)
