@@ -56,9 +56,6 @@ class Colors(ImageTower):
         super().__init__("colors", Preprocessing(8, (0, 0, 0), (1, 1, 1)), width=None, dense_width=3, stride=1)
         self.empty = torch.nn.Parameter(torch.zeros(0))
 
-    def _global(self, pixels: Tensor) -> Tensor:
-        raise NotImplementedError
-
     def _dense(self, pixels: Tensor) -> Tensor:
         return pixels
 

@@ -109,9 +109,9 @@ class ImageTower(_Tower):
         self.width, self.dense_width, self.stride = width, dense_width, stride
         self.text_aligned, self.dense_text_aligned = text_aligned, dense_text_aligned
 
-    @abstractmethod
     def _global(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, width)."""
+        """(B, 3, H, W) to (B, width); a tower whose ``width`` is None has no such feature and leaves it."""
+        raise ValueError(f"{self.name} has no global feature, only dense ones: use dense_features, or another tower")
 
     @abstractmethod
     def _dense(self, pixels: Tensor) -> Tensor:
@@ -130,12 +130,8 @@ class ImageTower(_Tower):
         Raises:
             ValueError: wrong shape, or the tower has no global feature.
         """
-        if self.width is None:
-            raise ValueError(
-                f"{self.name} has no global feature, only dense ones: use dense_features, or another tower"
-            )
         self._check(pixels)
-        if len(pixels) == 0:
+        if len(pixels) == 0 and self.width is not None:
             return torch.zeros(0, self.width, device=self.device)
         return self._global(pixels.to(self.device, self.dtype)).float()
 

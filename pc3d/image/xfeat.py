@@ -65,9 +65,6 @@ class XFeatTower(ImageTower):
         self.model = model
         self._freeze()
 
-    def _global(self, pixels: Tensor) -> Tensor:
-        raise NotImplementedError
-
     def _dense(self, pixels: Tensor) -> Tensor:
         sides = [max(self._ROUND, round(side / self._ROUND) * self._ROUND) for side in pixels.shape[2:]]
         grid = [side // self.stride for side in pixels.shape[2:]]

@@ -39,9 +39,6 @@ class Colors(ImageTower):
         self.empty = torch.nn.Parameter(torch.zeros(0))
         self._freeze()
 
-    def _global(self, pixels: Tensor) -> Tensor:
-        raise NotImplementedError
-
     def _dense(self, pixels: Tensor) -> Tensor:
         return pixels
 
