@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,3 +42,47 @@ def shade(colors: FloatArray, nearness: FloatArray, strength: float = 0.45) -> F
     span = float(nearness.max() - nearness.min()) if nearness.size else 0.0
     far = (nearness.max() - nearness) / span if span > 0 else np.zeros(nearness.shape)
     return colors + (1.0 - colors) * (strength * far)[:, None]
+
+
+def gradient(colormap: str, steps: int = 256) -> NDArray[np.uint8]:
+    """``(steps, 3)`` uint8 colours of a matplotlib colour map from its first to its last, for scalars and their bar.
+
+    Raises:
+        ValueError: no colour map of that name.
+    """
+    matplotlib = require("matplotlib", extra="viz", purpose="pictures")
+    if colormap not in matplotlib.colormaps:
+        raise ValueError(f"colormap: matplotlib has none called {colormap!r}; viridis, turbo and magma are some")
+    # The ends of the map are near black and near white, which vanish on a page.
+    levels = np.linspace(0.06, 0.94, steps)
+    return to_bytes(matplotlib.colormaps[colormap](levels)[:, :3])
+
+
+def scalar_colors(values: NDArray[Any], low: float, high: float, colormap: str = "viridis") -> NDArray[np.uint8]:
+    """Colours of numbers.
+
+    Args:
+        values: ``(N,)``; those beyond the ends get the colours of the ends.
+        low: number of the first colour.
+        high: number of the last; where it is not above ``low``, all get the middle colour.
+        colormap: see :func:`gradient`.
+
+    Returns:
+        ``(N, 3)`` uint8.
+    """
+    table = gradient(colormap)
+    if not high > low:
+        return np.tile(table[len(table) // 2], (len(values), 1))
+    level = np.clip((values.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
+    return table[np.round(level * (len(table) - 1)).astype(np.intp)]
+
+
+def normal_colors(normal: FloatArray) -> NDArray[np.uint8]:
+    """Unit normals ``(N, 3)`` as ``(N, 3)`` uint8 colours: x, y and z from -1 to 1 are red, green and blue."""
+    return to_bytes((normal + 1) / 2)
+
+
+def to_bytes(colors: FloatArray) -> NDArray[np.uint8]:
+    """Colours in [0, 1] as uint8; what lies outside gets the nearest end."""
+    scaled: NDArray[np.uint8] = np.round(255 * np.clip(colors, 0, 1)).astype(np.uint8)
+    return scaled
