@@ -74,7 +74,8 @@ def scalar_colors(values: NDArray[Any], low: float, high: float, colormap: str =
     if not high > low:
         return np.tile(table[len(table) // 2], (len(values), 1))
     level = np.clip((values.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
-    return table[np.round(level * (len(table) - 1)).astype(np.intp)]
+    colors: NDArray[np.uint8] = table[np.round(level * (len(table) - 1)).astype(np.intp)]
+    return colors
 
 
 def normal_colors(normal: FloatArray) -> NDArray[np.uint8]:
