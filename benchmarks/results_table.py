@@ -8,7 +8,7 @@ for every seed, around one small encoder (``ENCODER``). The budget is the recipe
 ``--seconds``: then one epoch of each method is timed first, and it gets as many epochs as fit into so many CPU seconds,
 its schedule included. Beside them stand what needs no training: PCA, a handcrafted descriptor, and the untrained
 encoder, plain and with settled batch norm. Features are extracted once and judged by all frozen protocols;
-``finetuning`` trains the whole encoder.
+``finetuning`` trains the whole encoder, and so does ``parts``, where the data have parts of points.
 
 What is finished is not computed again, an interrupted run goes on where it stopped, and several processes may share the
 work by ``--seeds``, ``--methods`` or ``--data`` with one ``--output``; what results depend on is kept there in
@@ -63,7 +63,7 @@ CONFIGS = Path(pretrain.__file__).parents[1] / "configs"
 NUM_POINTS = 1024
 ENCODER = {
     "embed_dim": 128,
-    "depth": 2,
+    "depth": 3,
     "num_heads": 4,
     "num_groups": 32,
     "group_size": 32,
@@ -189,51 +189,76 @@ def robust(judged: Judged) -> Row:
 
 def fine_tuned(judged: Judged) -> Row | None:
     """``pc3d classify train --mode full`` from the pre-trained weights, or from fresh ones of the seed."""
-    if not isinstance(judged.encoder, torch.nn.Module) or judged.name == demo.SETTLED:
-        return None  # nothing to train, or batch norm that training settles anyway
-    run = RunFolder(judged.folder / "finetuning")
+    if not trainable(judged):
+        return None
+    result = trained(judged, "classify", "household_small", judged.options.finetuning_epochs, num_cls_tokens=1)
+    scores = {name: result["scores"][name] for name in ("overall_accuracy", "mean_class_accuracy")}
+    return downstream_row(judged, "fine-tuning (full)", result, scores, judged.options.finetuning_epochs)
+
+
+def parts_segmented(judged: Judged) -> Row | None:
+    """``pc3d parts train`` from the pre-trained weights, or from fresh ones of the seed, where points have parts."""
+    if not trainable(judged) or not judged.train_set.parts:
+        return None
+    result = trained(judged, "parts", "objects_small", judged.options.parts_epochs, num_cls_tokens=0)
+    scores = {name: result["scores"][name] for name in ("instance_miou", "class_miou")}
+    return downstream_row(judged, "part segmentation", result, scores, judged.options.parts_epochs)
+
+
+def trainable(judged: Judged) -> bool:
+    """Not the handcrafted ones, nor batch norm that training settles anyway."""
+    return isinstance(judged.encoder, torch.nn.Module) and judged.name != demo.SETTLED
+
+
+def trained(judged: Judged, verb: str, recipe: str, epochs: int, num_cls_tokens: int) -> dict[str, Any]:
+    """Train by the recipe of a verb around the encoder as it was built, or go on; the result on the test split."""
+    run = RunFolder(judged.folder / verb)
     if not (run.path / "eval" / "test.json").exists():
-        config = finetuning_config(judged)
+        config = downstream_config(judged, CONFIGS / verb / f"{recipe}.yaml", epochs, num_cls_tokens)
         run.path.parent.mkdir(parents=True, exist_ok=True)
-        path = run.path.parent / "finetuning.yaml"
+        path = run.path.parent / f"{verb}.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         started = ["--resume"] if run.checkpoint.exists() else ["--config", str(path), "--overwrite"]
-        command("classify", "train", *started, "--output", str(run.path), "--seed", str(judged.seed))
-    result = json.loads((run.path / "eval" / "test.json").read_text(encoding="utf-8"))
-    of_features = judged.row(linear_svm(*judged.features, protocol="fixed"))  # for the hash of the data
-    return Row(
-        method=judged.name,
-        protocol="fine-tuning (full)",
-        selection="validation",
-        data=judged.data,
-        data_hash=of_features.data_hash,
-        seed=judged.seed,
-        metrics={name: result["scores"][name] for name in ("overall_accuracy", "mean_class_accuracy")},
-        num_train=result["num_train"],
-        num_test=result["num_test"],
-        config={"num_validation": result["num_validation"], "epochs": judged.options.finetuning_epochs},
-        details={"selection": result["selection"]},
-        versions=result["versions"],
-        cost=judged.cost,
-    )
+        command(verb, "train", *started, "--output", str(run.path), "--seed", str(judged.seed))
+    result: dict[str, Any] = json.loads((run.path / "eval" / "test.json").read_text(encoding="utf-8"))
+    return result
 
 
-def finetuning_config(judged: Judged) -> dict[str, Any]:
-    """The recipe for few objects, around the encoder as it was built."""
+def downstream_config(judged: Judged, recipe: Path, epochs: int, num_cls_tokens: int) -> dict[str, Any]:
     encoder: Any = judged.encoder
-    config: dict[str, Any] = yaml.safe_load((CONFIGS / "classify" / "household_small.yaml").read_text("utf-8"))
+    config: dict[str, Any] = yaml.safe_load(recipe.read_text("utf-8"))
     arguments = dict(encoder.config)
     if "num_cls_tokens" in arguments:
-        arguments["num_cls_tokens"] = 1  # that of the classifier
+        arguments["num_cls_tokens"] = num_cls_tokens
     config["model"]["backbone"] = {"class_path": f"pc3d.models.{type(encoder).__name__}", "init_args": arguments}
     if judged.name != demo.UNTRAINED:
         config["model"]["encoder"] = str(judged.folder)
     if judged.data != "household":
         for split in ("train", "test"):
+            config["data"][split]["class_path"] = "pc3d.data.ObjectSet"
             config["data"][split]["init_args"]["root"] = str(judged.train_set.root)
-    config["trainer"]["max_epochs"] = judged.options.finetuning_epochs
+    config["trainer"]["max_epochs"] = epochs
     config["trainer"].update(enable_progress_bar=False, enable_model_summary=False)
     return config
+
+
+def downstream_row(judged: Judged, protocol: str, result: dict[str, Any], scores: dict[str, float], epochs: int) -> Row:
+    of_features = judged.row(knn_probe(*judged.features, protocol="fixed"))  # for the hash of the data
+    return Row(
+        method=judged.name,
+        protocol=protocol,
+        selection="validation",
+        data=judged.data,
+        data_hash=of_features.data_hash,
+        seed=judged.seed,
+        metrics=scores,
+        num_train=result["num_train"],
+        num_test=result["num_test"],
+        config={"num_validation": result["num_validation"], "epochs": epochs},
+        details={"selection": result["selection"]},
+        versions=result["versions"],
+        cost=judged.cost,
+    )
 
 
 PROTOCOLS: dict[str, Callable[[Judged], Row | None]] = {
@@ -244,6 +269,7 @@ PROTOCOLS: dict[str, Callable[[Judged], Row | None]] = {
     "retrieval": lambda judged: judged.row(retrieval(*judged.features, center=True, seed=judged.seed)),
     "robustness": robust,
     "finetuning": fine_tuned,
+    "parts": parts_segmented,
 }
 
 
@@ -272,22 +298,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     budget.add_argument("--epochs", type=int, help="epochs of each pre-training, not the recipe's")
     parser.add_argument("--finetuning_epochs", type=int, default=20)
+    parser.add_argument("--parts_epochs", type=int, default=10, help="of part segmentation")
     parser.add_argument("--severities", nargs="+", type=int, default=[1, 3, 5], help="levels of the corruptions")
     parser.add_argument("--quick", action="store_true", help="one epoch, one seed, two methods: does it all run?")
     parser.add_argument("--docs", type=Path, help="folder for results.md and results.csv, such as docs")
     options = parser.parse_args(argv)
     if options.quick:
-        options.seeds, options.epochs, options.seconds, options.finetuning_epochs = [0], 1, None, 1
+        options.seeds, options.epochs, options.seconds = [0], 1, None
+        options.finetuning_epochs, options.parts_epochs = 1, 1
         options.severities = [3]
         options.methods = [demo.DESCRIPTOR, "Point-MAE"]
-    for name in ("seconds", "epochs", "finetuning_epochs"):
+    for name in ("seconds", "epochs", "finetuning_epochs", "parts_epochs"):
         value = getattr(options, name)
         if value is not None and value <= 0:
             parser.error(f"--{name} must be positive, got {value}")
     return options
 
 
-RESULTS_DEPEND_ON = ("seconds", "epochs", "finetuning_epochs", "severities")
+RESULTS_DEPEND_ON = ("seconds", "epochs", "finetuning_epochs", "parts_epochs", "severities")
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -445,6 +473,8 @@ def write_tables(options: argparse.Namespace) -> None:
     flags.append("--severities " + " ".join(map(str, options.severities)))
     if any(row.protocol.startswith("fine-tuning") for row in rows):
         flags.append(f"--finetuning_epochs {options.finetuning_epochs}")
+    if any(row.protocol.startswith("part segmentation") for row in rows):
+        flags.append(f"--parts_epochs {options.parts_epochs}")
     text = (
         "# Results\n\nOne small encoder on small data sets, not a paper's numbers: pre-trained for "
         f"{budget or 'the epochs of each recipe'} by every method. Written by\n"
