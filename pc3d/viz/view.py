@@ -258,12 +258,15 @@ def similarity_layers(
     ]
 
 
-def arrange(clouds: Sequence[ViewCloud], columns: int | None = None, gap: float = 0.15) -> list[ViewCloud]:
+def arrange(
+    clouds: Sequence[ViewCloud], columns: int | None = None, *, azimuth: float = -90.0, gap: float = 0.15
+) -> list[ViewCloud]:
     """Stand clouds beside each other on a grid in the plane, each in the middle of its cell, feet on one level.
 
     Args:
-        clouds: read along x, then along -y, as lines of text are.
+        clouds: read as lines of text are, by a camera that looks from ``azimuth``.
         columns: of the grid; as many as clouds when None.
+        azimuth: degrees, direction of that camera around the z axis, counted from the x axis.
         gap: between cells, as a share of the largest extent.
 
     Returns:
@@ -271,13 +274,16 @@ def arrange(clouds: Sequence[ViewCloud], columns: int | None = None, gap: float 
     """
     clouds = list(clouds)
     columns = columns or max(len(clouds), 1)
-    boxes = [(cloud.xyz.min(0), cloud.xyz.max(0)) if len(cloud) else (np.zeros(3), np.zeros(3)) for cloud in clouds]
+    angle = np.deg2rad(azimuth)
+    axes = np.array([[-np.sin(angle), np.cos(angle), 0], [np.cos(angle), np.sin(angle), 0], [0, 0, 1]])
+    turned = [cloud.xyz @ axes.T if len(cloud) else np.zeros((1, 3)) for cloud in clouds]
+    boxes = [(xyz.min(0), xyz.max(0)) for xyz in turned]
     cell = (1 + gap) * np.max([high - low for low, high in boxes], axis=0, initial=0.0)
     placed = []
     for number, (cloud, (low, high)) in enumerate(zip(clouds, boxes, strict=True)):
         middle = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
-        place = np.array([number % columns * cell[0], -(number // columns) * cell[1], 0.0])
-        placed.append(dataclasses.replace(cloud, offset=(place - middle).astype(np.float32)))
+        place = np.array([number % columns * cell[0], number // columns * cell[1], 0.0])
+        placed.append(dataclasses.replace(cloud, offset=((place - middle) @ axes).astype(np.float32)))
     return placed
 
 
