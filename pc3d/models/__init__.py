@@ -19,6 +19,7 @@ from pc3d.models.part_segmentation import PointPartSegmenter
 from pc3d.models.point_net import PointNet
 from pc3d.models.point_vit import EncoderOutput, PointViT, Pooling
 from pc3d.models.point_vit_features import PointViTFeatures
+from pc3d.models.posbert import load_posbert_encoder
 from pc3d.models.predicted_centers import PredictedCenterModel
 from pc3d.models.pretrained import (
     LoadReport,
@@ -78,6 +79,7 @@ __all__ = [
     "load_official_openshape",
     "load_official_swin3d",
     "load_official_swin3d_encoder",
+    "load_posbert_encoder",
     "save_attention_map",
     "save_encoder",
     "to_official_openshape_state",

@@ -8,6 +8,7 @@ code.
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ class LoadReport:
     """
 
     path: Path
-    kind: Kind
+    kind: Kind | Literal["posbert"]
     used: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
@@ -217,12 +218,12 @@ def read_checkpoint(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
+        with torch.serialization.safe_globals(_plain_values()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors, plain values and NumPy numbers, or is no checkpoint; it is refused "
-            f"because reading the rest could run code from it: {error}"
+            f"{path} holds more than tensors, plain values, NumPy numbers and parsed arguments, or is no checkpoint; "
+            f"it is refused because reading the rest could run code from it: {error}"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(
@@ -247,13 +248,14 @@ def state_of(content: Any, wrappers: Sequence[str], path: Path) -> dict[str, Ten
     return {str(name): value for name, value in state.items()}
 
 
-def _numpy_scalars() -> list[Any]:
+def _plain_values() -> list[Any]:
+    # Several trainers keep their parsed arguments; a namespace is a bag of attributes, of which reading runs nothing.
     # Official files keep metrics as NumPy numbers. A number is pickled as scalar(dtype, bytes), under NumPy 1's or
     # NumPy 2's module name.
     scalar = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")]
-    return [*names, np.dtype, *kinds]
+    return [*names, np.dtype, *kinds, argparse.Namespace]
 
 
 def _recognise(state: dict[str, Tensor], path: Path) -> Kind:
