@@ -16,6 +16,7 @@ from pc3d.models.openshape_checkpoints import (
 from pc3d.models.openshape_fcnn import OpenShapeFCNN
 from pc3d.models.openshape_sparse import OpenShapeSparseConv
 from pc3d.models.part_segmentation import PointPartSegmenter
+from pc3d.models.point_features import object_features, point_attention, reads_scenes, scene_features, text_relevance
 from pc3d.models.point_net import PointNet
 from pc3d.models.point_vit import EncoderOutput, PointViT, Pooling
 from pc3d.models.point_vit_features import PointViTFeatures
@@ -80,8 +81,13 @@ __all__ = [
     "load_official_swin3d",
     "load_official_swin3d_encoder",
     "load_posbert_encoder",
+    "object_features",
+    "point_attention",
+    "reads_scenes",
     "save_attention_map",
     "save_encoder",
+    "scene_features",
+    "text_relevance",
     "to_official_openshape_state",
     "to_official_state",
     "to_official_swin3d_state",
