@@ -148,6 +148,8 @@ def stored_data(run: Path, verb: str, **changes: str | None) -> StoredData:
     objects = parser.instantiate(parsed)
     check_labelled("test", objects.test)
     kind = test["class_path"].rpartition(".")[2]
+    if isinstance(arguments.get("test"), dict):  # a data set made of another
+        kind = f"{kind} of {arguments['test']['class_path'].rpartition('.')[2]}"
     variant = arguments.get("variant")
     training = objects.train_transforms
     return StoredData(

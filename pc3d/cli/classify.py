@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pc3d.cli import _objects, _training
+from pc3d.cli import _fewshot_training, _objects, _training
 from pc3d.cli._parser import run_verb
 
 _SHORTHANDS = {
@@ -143,11 +143,17 @@ def judge(argv: Sequence[str]) -> int | None:
     return run_verb("classify eval", evaluate, arguments)
 
 
+def few_shot(argv: Sequence[str]) -> int | None:
+    """Run ``pc3d classify fewshot``."""
+    return _fewshot_training.main(argv, train)
+
+
 def main(argv: Sequence[str]) -> int | None:
     """Run the verb."""
     verbs = {
         "train": ("train a classifier from a configuration file, and judge it once on the test split", train),
         "eval": ("judge a trained classifier again, by votes or on another split", judge),
+        "fewshot": ("fine-tune on several episodes of few objects, and average", few_shot),
     }
     return _objects.dispatch("classify", "Classification of objects.", verbs, argv)
 

@@ -24,7 +24,7 @@ from pc3d.data.dataset import (
     split_train_validation,
     validation_mask,
 )
-from pc3d.data.fewshot import FewShotEpisode, few_shot_episodes, load_few_shot_pickle
+from pc3d.data.fewshot import FewShotEpisode, FewShotFile, FewShotSplit, few_shot_episodes, load_few_shot_pickle
 from pc3d.data.files import FileDataset, FolderDataset
 from pc3d.data.frames import Frame, FrameFolder
 from pc3d.data.limited_labels import LimitedLabels
@@ -105,6 +105,8 @@ __all__ = [
     "EpochSampler",
     "FarthestPointSample",
     "FewShotEpisode",
+    "FewShotFile",
+    "FewShotSplit",
     "FileDataset",
     "FirstPoints",
     "FolderDataset",

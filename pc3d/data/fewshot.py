@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from pc3d.data.types import PointCloud
 _SOURCE = (
     "ModelNetFewshot as published with Point-BERT (Yu et al. 2022), github.com/lulutang0608/Point-BERT, DATASET.md"
 )
+Split = Literal["train", "test"]
 _TERMS = "ModelNet's: academic research only, rights stay with the authors of the models"
 
 
@@ -81,46 +82,136 @@ def few_shot_episodes(
     Raises:
         ValueError: a number is not positive, the classes differ, or too few classes have enough items.
     """
-    for name, value in (("way", way), ("shot", shot), ("queries", queries), ("folds", folds)):
+    _check_positive(way=way, shot=shot, queries=queries, folds=folds)
+    members = _members(train, test)
+    usable = _usable(members, way, shot, queries)
+    # Checked now rather than at the first episode that is asked for.
+    return (_episode(train, test, members, usable, (way, shot, queries, fold, seed)) for fold in range(folds))
+
+
+class FewShotSplit(_Relabelled):
+    """One side of a drawn episode, as a data set that a configuration can name.
+
+    Args:
+        train: where the training items come from.
+        test: where the queries come from; its classes must be those of ``train``.
+        split: ``"train"`` or ``"test"``: the side of the episode.
+        way: classes per episode.
+        shot: training items per class.
+        queries: test items per class.
+        fold: number of the episode.
+        seed: decides all episodes.
+
+    Raises:
+        ValueError: a number out of range, an unknown split, or too few classes have enough items.
+    """
+
+    def __init__(
+        self,
+        train: PointDataset,
+        test: PointDataset,
+        split: Split = "train",
+        way: int = 5,
+        shot: int = 10,
+        queries: int = 20,
+        fold: int = 0,
+        seed: int = 0,
+    ) -> None:
+        _check_positive(way=way, shot=shot, queries=queries)
+        _check_side(split, fold)
+        members = _members(train, test)
+        episode = _episode(train, test, members, _usable(members, way, shot, queries), (way, shot, queries, fold, seed))
+        side = episode.train if split == "train" else episode.test
+        assert isinstance(side, _Relabelled)
+        super().__init__(side.dataset, side.indices, side.labels, side.classes)
+
+
+class FewShotFile(Selection):
+    """One side of a published episode (:func:`load_few_shot_pickle`), as a data set that a configuration can name.
+
+    Args:
+        root: the folder ``ModelNetFewshot``.
+        split: ``"train"`` or ``"test"``: the side of the episode.
+        way: 5 or 10 in the published files.
+        shot: 10 or 20.
+        fold: 0 to 9.
+        on_error: ``"refuse"`` or ``"report"`` clouds with coordinates that are not finite.
+
+    Raises:
+        MissingDataError: the file is not there.
+        BadFileError: it holds anything but arrays, or they are not as described.
+        ValueError: an unknown split, or a negative fold.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        split: Split = "train",
+        way: int = 5,
+        shot: int = 10,
+        fold: int = 0,
+        on_error: OnError = "refuse",
+    ) -> None:
+        _check_side(split, fold)
+        episode = load_few_shot_pickle(root, way, shot, fold, on_error=on_error)
+        side = episode.train if split == "train" else episode.test
+        super().__init__(side, range(len(side)))
+
+
+def _check_positive(**numbers: int) -> None:
+    for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _check_side(split: str, fold: int) -> None:
+    if split not in get_args(Split):
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    if fold < 0:
+        raise ValueError(f"fold must be at least 0, got {fold}")
+
+
+def _members(train: PointDataset, test: PointDataset) -> list[tuple[Any, Any]]:
+    """The items of each class in both splits."""
     if train.classes != test.classes:
         raise ValueError("train and test have different classes: an episode needs the same ones in both")
-    members = [
+    return [
         (np.flatnonzero(train.labels.numpy() == label), np.flatnonzero(test.labels.numpy() == label))
         for label in range(len(train.classes))
     ]
+
+
+def _usable(members: list[tuple[Any, Any]], way: int, shot: int, queries: int) -> list[int]:
     usable = [label for label, (own, other) in enumerate(members) if len(own) >= shot and len(other) >= queries]
     if len(usable) < way:
         raise ValueError(
             f"{len(usable)} of {len(members)} classes have {shot} training and {queries} test items, way={way} asks "
             "for more: lower way, shot or queries"
         )
-    return _draw(train, test, members, usable, (way, shot, queries, folds, seed))
+    return usable
 
 
-def _draw(
+def _episode(
     train: PointDataset,
     test: PointDataset,
     members: list[tuple[Any, Any]],
     usable: list[int],
     numbers: tuple[int, int, int, int, int],
-) -> Iterator[FewShotEpisode]:
-    way, shot, queries, folds, seed = numbers
-    for fold in range(folds):
-        rng = np.random.default_rng([seed, way, shot, fold])
-        chosen = [int(label) for label in rng.permutation(usable)[:way]]
-        classes = tuple(train.classes[label] for label in chosen)
-        own = np.concatenate([rng.permutation(members[label][0])[:shot] for label in chosen])
-        other = np.concatenate([rng.permutation(members[label][1])[:queries] for label in chosen])
-        yield FewShotEpisode(
-            train=_Relabelled(train, torch.from_numpy(own), torch.arange(way).repeat_interleave(shot), classes),
-            test=_Relabelled(test, torch.from_numpy(other), torch.arange(way).repeat_interleave(queries), classes),
-            way=way,
-            shot=shot,
-            fold=fold,
-            class_indices=tuple(chosen),
-        )
+) -> FewShotEpisode:
+    way, shot, queries, fold, seed = numbers
+    rng = np.random.default_rng([seed, way, shot, fold])
+    chosen = [int(label) for label in rng.permutation(usable)[:way]]
+    classes = tuple(train.classes[label] for label in chosen)
+    own = np.concatenate([rng.permutation(members[label][0])[:shot] for label in chosen])
+    other = np.concatenate([rng.permutation(members[label][1])[:queries] for label in chosen])
+    return FewShotEpisode(
+        train=_Relabelled(train, torch.from_numpy(own), torch.arange(way).repeat_interleave(shot), classes),
+        test=_Relabelled(test, torch.from_numpy(other), torch.arange(way).repeat_interleave(queries), classes),
+        way=way,
+        shot=shot,
+        fold=fold,
+        class_indices=tuple(chosen),
+    )
 
 
 def load_few_shot_pickle(

@@ -5,6 +5,7 @@ from pc3d.evaluation.classification import ClassificationResult, Votes, content_
 from pc3d.evaluation.cross_modal import CrossModalRecall, cross_modal_recall
 from pc3d.evaluation.features import Encoder, Features, extract_features, save_features
 from pc3d.evaluation.fewshot import Episode, FewShotResult, draw_episodes, few_shot
+from pc3d.evaluation.fewshot_training import FewShotTrainingResult
 from pc3d.evaluation.knn import K_GRID, knn_probe
 from pc3d.evaluation.logistic import logistic_regression
 from pc3d.evaluation.metrics import Scores, scores, wilson_interval
@@ -31,6 +32,7 @@ __all__ = [
     "Episode",
     "Features",
     "FewShotResult",
+    "FewShotTrainingResult",
     "Hit",
     "PartResult",
     "PartScores",

@@ -9,6 +9,8 @@ import torch
 
 from pc3d.data import (
     BadFileError,
+    FewShotFile,
+    FewShotSplit,
     Household,
     MissingDataError,
     few_shot_episodes,
@@ -48,6 +50,37 @@ def test_impossible_episodes_are_refused(household: Household, household_test: H
     for name in ("way", "shot", "queries", "folds"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             few_shot_episodes(household, household_test, **{"way": 2, "shot": 2, "queries": 2, name: 0})
+
+
+def test_a_split_is_one_side_of_an_episode(household: Household, household_test: Household) -> None:
+    numbers = {"way": 5, "shot": 5, "queries": 4}
+    episode = list(few_shot_episodes(household, household_test, **numbers, folds=3, seed=7))[2]
+    for side in ("train", "test"):
+        own = FewShotSplit(household, household_test, side, **numbers, fold=2, seed=7)  # type: ignore[arg-type]
+        wanted = getattr(episode, side)
+        assert torch.equal(own.indices, wanted.indices)
+        assert own.classes == wanted.classes
+        assert [own[i].label for i in range(len(own))] == [wanted[i].label for i in range(len(wanted))]
+
+
+def test_impossible_splits_are_refused(household: Household, household_test: Household) -> None:
+    with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'validation'"):
+        FewShotSplit(household, household_test, "validation", queries=4)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="fold must be at least 0, got -1"):
+        FewShotSplit(household, household_test, queries=4, fold=-1)
+    with pytest.raises(ValueError, match="way=5 asks for more"):
+        FewShotSplit(household, household_test)
+
+
+def test_a_published_file_as_a_data_set(tmp_path: Path, household: Household) -> None:
+    (tmp_path / "5way_10shot").mkdir()
+    (tmp_path / "5way_10shot" / "3.pkl").write_bytes(pickle.dumps(episode_file(household)))
+    train, test = (FewShotFile(tmp_path, side, fold=3) for side in ("train", "test"))  # type: ignore[arg-type]
+    assert (len(train), len(test)) == (10, 20)
+    assert test.classes == ("7", "8", "9", "10", "11")
+    assert torch.equal(test[4].xyz, household[14].xyz)
+    with pytest.raises(MissingDataError, match=r"0\.pkl"):
+        FewShotFile(tmp_path)
 
 
 def episode_file(household: Household) -> dict[str, list[tuple[np.ndarray, int, int]]]:

@@ -1,0 +1,104 @@
+"""``pc3d classify fewshot``: fine-tune on several episodes of few objects, and average."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pc3d.cli import _objects
+from pc3d.methods.run import RunFolder
+
+_DESCRIPTION = """Fine-tune on episodes of few objects, as Point-BERT and Point-MAE do on ModelNet40: for each of
+--folds episodes a classifier is trained on --way classes with --shot objects each, and judged on --queries others of
+each class. The accuracy is that of the last epoch, mean and sample standard deviation over the episodes; --protocol
+legacy also gives what the literature reports, the epoch that was best on the test objects of each episode.
+
+All other options are those of pc3d classify train, whose runs are kept in --output, a folder fold_N each. What is
+finished there is not trained again, and an episode that was interrupted goes on: give the same command once more.
+
+Configurations that ship for it: modelnet40_fewshot (published; --root FOLDER with the pickles of ModelNetFewshot),
+household_fewshot (two CPU cores, minutes). They name a data set of episodes, FewShotFile or FewShotSplit."""
+_NUMBERS = ("way", "shot", "queries")
+
+
+def main(argv: Sequence[str], train: Callable[[Sequence[str]], int | None]) -> int | None:
+    """Run the verb.
+
+    Args:
+        argv: its arguments.
+        train: runs ``pc3d classify train``.
+    """
+    from pc3d.evaluation import FewShotTrainingResult
+
+    options, rest = _parse(argv)
+    output = Path(options.output)
+    path = output / "fewshot.json"
+    for fold in range(options.folds):
+        folder = RunFolder(output / f"fold_{fold}")
+        if folder.is_finished() and options.overwrite is False and (folder.path / "eval" / "test.json").exists():
+            print(f"{folder.path}: finished already")
+            continue
+        started = ["--resume"] if folder.checkpoint.exists() and not options.overwrite else ["--overwrite"]
+        train([*rest, *_of_fold(fold, options), "--output", str(folder.path), *started])
+    results = [
+        json.loads((output / f"fold_{fold}" / "eval" / "test.json").read_text("utf-8")) for fold in range(options.folds)
+    ]
+    _check_alike(output, options.folds)
+    _objects.write_result(FewShotTrainingResult.of(results), path, options.json, options.results, options.method)
+    return None
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="pc3d classify fewshot",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=True,
+    )
+    parser.add_argument("--output", required=True, help="Folder of the runs and of fewshot.json.")
+    parser.add_argument("--folds", type=int, default=10, help="Episodes (published: 10).")
+    for name, what in zip(_NUMBERS, ("Classes", "Training objects per class", "Test objects per class"), strict=True):
+        parser.add_argument(f"--{name}", type=int, help=f"{what}; that of the configuration if left out.")
+    parser.add_argument("--overwrite", action="store_true", help="Remove earlier runs.")
+    parser.add_argument("--results", help="Folder for rows of pc3d results.")
+    parser.add_argument("--method", help="Name in the table of results.")
+    parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
+    options, rest = parser.parse_known_args(list(argv))
+    if options.folds < 2:
+        parser.error(f"--folds must be at least 2, or there is no standard deviation; got {options.folds}")
+    if "--resume" in rest:
+        parser.error("--resume is not needed: what is finished in --output is kept, and the rest goes on")
+    return options, rest
+
+
+def _of_fold(fold: int, options: argparse.Namespace) -> list[str]:
+    """The options of ``pc3d classify train`` that make one episode of the configuration's data."""
+    numbers = {"fold": fold, **{name: getattr(options, name) for name in _NUMBERS}}
+    return [
+        f"--data.{split}.init_args.{name}={value}"
+        for name, value in numbers.items()
+        if value is not None
+        for split in ("train", "test")
+    ]
+
+
+def _check_alike(output: Path, folds: int) -> None:
+    """Refuses an average over runs of different configurations."""
+    import yaml
+
+    found: list[Any] = []
+    for fold in range(folds):
+        config = yaml.safe_load((output / f"fold_{fold}" / "config.yaml").read_text(encoding="utf-8"))
+        for split in ("train", "test"):
+            config["data"][split]["init_args"].pop("fold", None)
+        found.append({name: config[name] for name in ("model", "data", "seed")})
+    other = [f"fold_{fold}" for fold in range(folds) if found[fold] != found[0]]
+    if other:
+        raise ValueError(
+            f"{output} holds episodes of different configurations: {', '.join(other)} differ from fold_0. Choose "
+            "another --output, or add --overwrite to train all of them again"
+        )
