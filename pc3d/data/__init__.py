@@ -27,6 +27,7 @@ from pc3d.data.dataset import (
 from pc3d.data.fewshot import FewShotEpisode, FewShotFile, FewShotSplit, few_shot_episodes, load_few_shot_pickle
 from pc3d.data.files import FileDataset, FolderDataset
 from pc3d.data.frames import Frame, FrameFolder
+from pc3d.data.lifted import LiftedSet
 from pc3d.data.limited_labels import LimitedLabels
 from pc3d.data.loader import EpochSampler, PointLoader, sample_generator
 from pc3d.data.mixing import SceneCollate, mix3d
@@ -117,6 +118,7 @@ __all__ = [
     "IsotropicScaleShift",
     "Jitter",
     "KeepFields",
+    "LiftedSet",
     "LimitedLabels",
     "MissingDataError",
     "ModelNetCache",

@@ -66,5 +66,11 @@ def mix3d(first: PointCloud, second: PointCloud) -> PointCloud:
     if any(cloud.meta.get("limited_annotations") for cloud in (first, second)):
         meta["limited_annotations"] = True
     return PointCloud(
-        xyz=batch.xyz, rgb=batch.rgb, normal=batch.normal, segment=batch.segment, instance=instance, meta=meta
+        xyz=batch.xyz,
+        rgb=batch.rgb,
+        normal=batch.normal,
+        segment=batch.segment,
+        instance=instance,
+        feature=batch.feature,
+        meta=meta,
     )

@@ -82,10 +82,10 @@ class KeepFields(Transform):
 
     Args:
         fields: what to keep besides ``xyz`` and ``meta``: any of rgb, normal, label, segment, instance, text,
-            image.
+            image, feature.
     """
 
-    _FIELDS = ("rgb", "normal", "label", "segment", "instance", "text", "image")
+    _FIELDS = ("rgb", "normal", "label", "segment", "instance", "text", "image", "feature")
 
     def __init__(self, fields: Sequence[str] = ("label",)) -> None:
         unknown = sorted(set(fields) - set(self._FIELDS) - {"xyz", "meta"})

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PER_POINT = ("xyz", "rgb", "normal", "segment", "instance")
+_PER_POINT = ("xyz", "rgb", "normal", "segment", "instance", "feature")
 _INTEGER = ("segment", "instance")
 
 
 def _check_per_point(name: str, value: Tensor, num_points: int) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}: use torch.from_numpy(...)")
-    shape = (num_points,) if name in _INTEGER else (num_points, 3)
+    width = value.shape[-1] if name == "feature" and value.ndim == 2 else 3
+    shape = (num_points,) if name in _INTEGER else (num_points, width)
     if tuple(value.shape) != shape:
         raise ValueError(f"{name} must have shape {shape} (one row per point of xyz), got {tuple(value.shape)}")
     if name in _INTEGER:
@@ -41,6 +42,8 @@ class PointCloud:
         instance: ``(N,)`` int64 number of the object that each point is on, or None; -1 for none.
         text: a name or caption, or None.
         image: ``(H, W, 3)`` uint8 picture of the object, or None.
+        feature: ``(N, C)`` float, what a tower of pictures says of each point (:class:`pc3d.data.LiftedSet`), or None;
+            a row of zeros for a point that no picture shows.
         meta: everything else: ``id``, ``radius_m`` (metres of one unit), creator, licence, path, ...
 
     Raises:
@@ -56,6 +59,7 @@ class PointCloud:
     instance: Tensor | None = None
     text: str | None = None
     image: Tensor | None = None
+    feature: Tensor | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -102,6 +106,7 @@ class PointBatch:
         instance: ``(sum N,)`` int64, or None; numbers count within each cloud.
         text: one string per cloud, or None.
         image: ``(B, H, W, 3)`` uint8, or None.
+        feature: ``(sum N, C)``, or None.
         meta: one dictionary per cloud.
     """
 
@@ -114,6 +119,7 @@ class PointBatch:
     instance: Tensor | None = None
     text: list[str] | None = None
     image: Tensor | None = None
+    feature: Tensor | None = None
     meta: list[dict[str, Any]] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -142,7 +148,7 @@ class PointBatch:
         """A per-point field as ``(B, N, ...)``, without a copy.
 
         Args:
-            name: ``"xyz"``, ``"rgb"``, ``"normal"``, ``"segment"`` or ``"instance"``.
+            name: ``"xyz"``, ``"rgb"``, ``"normal"``, ``"segment"``, ``"instance"`` or ``"feature"``.
 
         Raises:
             ValueError: the clouds differ in length, or the batch has no such field.
@@ -206,11 +212,14 @@ def collate(clouds: Sequence[PointCloud]) -> PointBatch:
         clouds: one or more samples, of any lengths (empty ones too).
 
     Raises:
-        ValueError: there is no cloud; some clouds have a field that others lack; pictures differ in size.
+        ValueError: there is no cloud; some clouds have a field that others lack; pictures or features differ in size.
     """
     if len(clouds) == 0:
         raise ValueError("collate needs at least one PointCloud, got an empty list")
     lengths = torch.tensor([0] + [len(cloud) for cloud in clouds])
+    widths = sorted({cloud.feature.shape[1] for cloud in clouds if cloud.feature is not None})
+    if len(widths) > 1:
+        raise ValueError(f"feature differs in width among the clouds, {widths}: take features of one tower")
     packed: dict[str, Any] = {
         name: None if values is None else torch.cat(values)
         for name, values in ((name, _all_or_none(clouds, name)) for name in _PER_POINT)

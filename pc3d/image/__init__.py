@@ -34,6 +34,7 @@ from pc3d.image.prompts import (
 from pc3d.image.render_mesh import MeshRenderer, render_mesh
 from pc3d.image.render_points import render_points
 from pc3d.image.rendering import Rendering
+from pc3d.image.scans import Frames, Scan, ScanFeatures
 from pc3d.image.targets import lift_frames, lift_renderings
 from pc3d.image.timm_towers import TimmImageTower, timm_tower
 from pc3d.image.towers import INSTALL_WEIGHTS, ImageTower, JointPair, MissingWeightsError, TextTower
@@ -65,6 +66,7 @@ __all__ = [
     "Extractor",
     "FeatureMismatchError",
     "FeatureStore",
+    "Frames",
     "ImageTower",
     "JointPair",
     "LiftedFeatures",
@@ -76,6 +78,8 @@ __all__ = [
     "PixelPoints",
     "Preprocessing",
     "Rendering",
+    "Scan",
+    "ScanFeatures",
     "TextFeatures",
     "TextTower",
     "TimmImageTower",

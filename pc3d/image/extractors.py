@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pc3d.image.pictures import Picture
 from pc3d.image.prompts import ULIP_TEMPLATES, prompt_ensemble
 from pc3d.image.towers import ImageTower, TextTower
 
-Content = Picture | str | Sequence[Picture] | Sequence[str]
-"""What features are computed from: a picture or a text, or several of an object."""
+Content = Picture | str | Sequence[Picture] | Sequence[str] | Iterable[NDArray[Any]]
+"""What features are computed from: a picture or a text, or several of an object, or all arrays of a scan."""
 
 
 class Extractor(Protocol):

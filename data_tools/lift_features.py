@@ -1,0 +1,75 @@
+"""Lift the dense features of an image tower onto the points of scans, once, for methods that distil them.
+
+    python data_tools/lift_features.py OUT --data rooms --root ROOMS [--split train]
+    python data_tools/lift_features.py OUT --data scannet --root PREPARED --frames SCANS --frame-step 20 \
+        --tower open_clip:ViT-B-16/laion2b_s34b_b88k --short-side 448 --unit
+
+OUT gets shards of half precision features (``pc3d.image.FeatureStore``) of the points that a picture shows, and the
+number of pictures of every point; ``pc3d.data.LiftedSet`` joins them with the scenes, as the configuration
+distill_rooms does. Several splits may go into one folder, one after the other. The rooms need their large form, which
+has pictures. The frames of a scan of ScanNet are SCANS/SCAN/SCAN.sens, or the folder SCANS/SCAN with what ScanNet's
+exporter writes (color/, depth/, pose/, intrinsic/). A shard per scan: an interrupted run goes on when called again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from pc3d.data import FrameFolder, Rooms, ScanNet, SensFile
+from pc3d.image import Frames, Scan, ScanFeatures, load_image_tower, precompute
+
+
+def scans(given: argparse.Namespace) -> tuple[int, Iterator[tuple[str, Scan]]]:
+    """How many there are, and each one's id and content."""
+    if given.data == "rooms":
+        rooms = Rooms(given.split, given.root)
+        return len(rooms), ((str(room["name"]), scan(rooms, i, given)) for i, room in enumerate(rooms.rooms))
+    if given.frames is None:
+        raise SystemExit("--frames: say where the frames of the scans are")
+    scenes = ScanNet(given.root, given.split)
+    return len(scenes), ((name, scan(scenes, i, given)) for i, name in enumerate(scenes.ids))
+
+
+def scan(scenes: Rooms | ScanNet, index: int, given: argparse.Namespace) -> Scan:
+    frames = scenes.frames(index) if isinstance(scenes, Rooms) else frames_of(given.frames / scenes.ids[index])
+    return Scan(scenes.load(index), frames, given.frame_step)
+
+
+def frames_of(folder: Path) -> Frames:
+    """A ``.sens`` file in the folder of a scan, or what was exported from it."""
+    packed = folder / f"{folder.name}.sens"
+    return SensFile(packed) if packed.is_file() else FrameFolder(folder)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument("--data", choices=["rooms", "scannet"], default="rooms", help="set of scenes (default: rooms)")
+    parser.add_argument("--root", type=Path, required=True, help="its folder")
+    parser.add_argument("--frames", type=Path, help="scannet: folder with a folder of frames per scan")
+    parser.add_argument("--split", default="train", help="of the set (default: train)")
+    parser.add_argument(
+        "--tower",
+        default="offline:efficientnet-lite0",
+        help="LIBRARY:MODEL of pc3d.image.load_image_tower (default: offline:efficientnet-lite0)",
+    )
+    parser.add_argument("--weights", help="of open_clip and timm, a local file")
+    parser.add_argument("--short-side", type=int, help="of the pictures, scaled, in pixels (default: the tower's own)")
+    parser.add_argument("--frame-step", type=int, default=1, help="lift every so manyth frame (default: 1)")
+    parser.add_argument("--tolerance", type=float, default=0.05, help="metres between point and depth (default: 0.05)")
+    parser.add_argument("--unit", action="store_true", help="normalise each picture's feature before averaging")
+    given = parser.parse_args(arguments)
+    tower = load_image_tower(given.tower, given.weights)
+    extractor = ScanFeatures(tower, tolerance=given.tolerance, short_side=given.short_side, unit=given.unit)
+    count, items = scans(given)
+    with tqdm(total=count, unit="scan", disable=None) as bar:
+        store = precompute(items, extractor, given.out, shard_size=1, progress=lambda *_: bar.update())
+    print(f"{given.out}: features of {len(store)} scans, {tower.dense_width} numbers per point, by {tower.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Scans whose pictures are lifted onto their points once, to be kept in shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pc3d.data.frames import Frame
+from pc3d.data.types import PointCloud
+from pc3d.image.targets import lift_frames
+from pc3d.image.towers import ImageTower
+
+# Whole numbers up to here are exact in half precision.
+MOST_VIEWS = 2048
+
+
+class Frames(Protocol):
+    """Frames by number: a list, a :class:`pc3d.data.FrameFolder` or a :class:`pc3d.data.SensFile`."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, index: int, /) -> Frame:
+        """One of them, decoded."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The points of a scan and its posed pictures.
+
+    Iterating gives the arrays that lifted features depend on, one frame after the other: what
+    :func:`pc3d.image.precompute` takes the hash of.
+
+    Attributes:
+        cloud: the points, in metres.
+        frames: the pictures, decoded when they are asked for.
+        step: every so manyth frame counts.
+
+    Raises:
+        ValueError: ``step`` is below 1.
+    """
+
+    cloud: PointCloud
+    frames: Frames
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        if self.step < 1:
+            raise ValueError(f"step must be at least 1, got {self.step}")
+
+    def chosen(self) -> Iterator[Frame]:
+        """The frames that count."""
+        for index in range(0, len(self.frames), self.step):
+            yield self.frames[index]
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        for field in (self.cloud.xyz, self.cloud.normal):
+            yield np.zeros(0, np.float32) if field is None else field.numpy()
+        for frame in self.chosen():
+            yield from (frame.color, frame.depth, frame.pose, frame.intrinsic, frame.intrinsic_depth)
+
+
+class ScanFeatures:
+    """Extractor of the features that a scan's pictures show at its points.
+
+    Gives ``num_views`` ``(N,)``, how many frames see each point (at most 2048 are counted), and ``feature`` ``(M, C)``
+    of the M points with at least one, in their order. :class:`pc3d.data.LiftedSet` joins them with the scans.
+
+    Args:
+        tower: whose dense features are lifted.
+        tolerance, edge, max_angle, short_side, unit: see :func:`lift_frames`.
+    """
+
+    def __init__(
+        self,
+        tower: ImageTower,
+        *,
+        tolerance: float = 0.05,
+        edge: float | None = 0.1,
+        max_angle: float = 80.0,
+        short_side: int | None = None,
+        unit: bool = False,
+    ) -> None:
+        self.tower = tower
+        self.options: dict[str, Any] = {
+            "tolerance": tolerance,
+            "edge": edge,
+            "max_angle": max_angle,
+            "short_side": short_side,
+            "unit": unit,
+        }
+
+    def __call__(self, content: Scan) -> dict[str, Tensor]:
+        lifted = lift_frames(content.cloud, content.chosen(), self.tower, **self.options)
+        return {"feature": lifted.features[lifted.mask], "num_views": lifted.num_views.clamp(max=MOST_VIEWS)}
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": "scans", **self.options, **self.tower.identity()}

@@ -1,0 +1,193 @@
+"""Scans lifted once into shards, and the script that does it for ScanNet's layout and for the rooms'."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_targets import Colors, frame, scene
+
+from pc3d.data import Frame, FrameFolder, LiftedSet, PointCloud, PointDataset, ScanNet
+from pc3d.image import FeatureMismatchError, FeatureStore, Scan, ScanFeatures, lift_frames, precompute
+from pc3d.image.features import content_hash
+
+SHOTS = [frame((0.0, 0.0, 0.0)), frame((0.0, 0.4, 0.1)), frame((0.0, -0.3, 0.0))]
+
+
+def test_an_extractor_keeps_what_was_lifted(tmp_path: Path) -> None:
+    cloud = scene()
+    lifted = lift_frames(cloud, SHOTS, Colors())
+    store = precompute([("a", Scan(cloud, SHOTS))], ScanFeatures(Colors()), tmp_path, shard_size=1)
+    stored = store["a"]
+    assert torch.equal(stored["num_views"], lifted.num_views.float())
+    assert len(stored["feature"]) == int(lifted.mask.sum()) < len(cloud)
+    torch.testing.assert_close(stored["feature"], lifted.features[lifted.mask], atol=1e-3, rtol=1e-3)
+    joined = LiftedSet(Clouds([cloud]), store)[0]
+    assert joined.feature is not None
+    torch.testing.assert_close(joined.feature, lifted.features, atol=1e-3, rtol=1e-3)
+    assert (joined.feature[~lifted.mask] == 0).all()
+    assert joined.meta["teacher"] == "colors"
+
+
+class Clouds(PointDataset):
+    def __init__(self, clouds: list[PointCloud]) -> None:
+        self.clouds, self.labels = clouds, torch.full((len(clouds),), -1)
+
+    def load(self, index: int) -> PointCloud:
+        return self.clouds[index].replace(meta={"id": "abc"[index]})
+
+
+def test_half_the_frames_are_those_frames() -> None:
+    cloud = scene()
+    some = ScanFeatures(Colors())(Scan(cloud, SHOTS, step=2))
+    lifted = lift_frames(cloud, [SHOTS[0], SHOTS[2]], Colors())
+    assert torch.equal(some["feature"], lifted.features[lifted.mask])
+    with pytest.raises(ValueError, match="step must be at least 1, got 0"):
+        Scan(cloud, SHOTS, step=0)
+
+
+def test_what_a_scan_depends_on_is_in_its_hash_and_settings_in_the_identity(tmp_path: Path) -> None:
+    cloud = scene()
+    hashes = {content_hash(Scan(cloud, SHOTS))}
+    for other in (
+        Scan(cloud, SHOTS[:2]),
+        Scan(cloud, SHOTS, step=2),
+        Scan(cloud.replace(xyz=cloud.xyz + 0.1), SHOTS),
+        Scan(cloud.replace(normal=None), SHOTS),
+    ):
+        hashes.add(content_hash(other))
+    assert len(hashes) == 5
+    precompute([("a", Scan(cloud, SHOTS))], ScanFeatures(Colors()), tmp_path)
+    with pytest.raises(FeatureMismatchError, match=r"tolerance: 0\.05, expected 0\.1"):
+        precompute([("b", Scan(cloud, SHOTS))], ScanFeatures(Colors(), tolerance=0.1), tmp_path)
+    with pytest.raises(FeatureMismatchError, match="'a' was computed from other content"):
+        precompute([("a", Scan(cloud, SHOTS[:1]))], ScanFeatures(Colors()), tmp_path)
+
+
+class Counted:
+    """Frames that say which of them were asked for."""
+
+    def __init__(self, frames: list[Frame]) -> None:
+        self.frames, self.asked = frames, 0
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int, /) -> Frame:
+        self.asked += 1
+        return self.frames[index]
+
+
+def test_what_is_broken_off_goes_on_scan_by_scan(tmp_path: Path) -> None:
+    cloud = scene()
+
+    def scans(until: int) -> Iterator[tuple[str, Scan]]:
+        for number in range(3):
+            if number == until:
+                raise KeyboardInterrupt
+            yield "abc"[number], Scan(cloud, frames[number])
+
+    frames = [Counted(SHOTS[: number + 1]) for number in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        precompute(scans(2), ScanFeatures(Colors()), tmp_path, shard_size=1)
+    assert list(FeatureStore(tmp_path)) == ["a", "b"]
+    frames = [Counted(SHOTS[: number + 1]) for number in range(3)]
+    assert list(precompute(scans(3), ScanFeatures(Colors()), tmp_path, shard_size=1)) == ["a", "b", "c"]
+    # What is stored is hashed, not lifted again.
+    assert [one.asked for one in frames] == [1, 2, 2 * 3]
+
+
+# ---- the script --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = Path(__file__).parents[2] / "data_tools" / "lift_features.py"
+    spec = importlib.util.spec_from_file_location("lift_features", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_scannet(root: Path, frames: Path) -> None:
+    """A prepared scan and its frames as ScanNet's exporter writes them."""
+    cloud, name = scene(), "scene0000_00"
+    place = root / "train" / name
+    place.mkdir(parents=True)
+    np.save(place / "coord.npy", cloud.xyz.numpy())
+    np.save(place / "normal.npy", cloud.normal.numpy())  # type: ignore[union-attr]
+    for kind in ("color", "depth", "pose", "intrinsic"):
+        (frames / name / kind).mkdir(parents=True)
+    for kind, matrix in (("color", SHOTS[0].intrinsic), ("depth", SHOTS[0].intrinsic_depth)):
+        whole = np.eye(4)
+        whole[:3, :3] = matrix
+        np.savetxt(frames / name / "intrinsic" / f"intrinsic_{kind}.txt", whole)
+    for number, shot in enumerate(SHOTS):
+        Image.fromarray(shot.color).save(frames / name / "color" / f"{number}.png")
+        depth = Image.fromarray((shot.depth * 1000).round().astype(np.uint16))
+        depth.save(frames / name / "depth" / f"{number}.png")
+        np.savetxt(frames / name / "pose" / f"{number}.txt", shot.pose)
+
+
+def test_the_script_lifts_frames_of_scannet(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scannet(tmp_path / "scannet", tmp_path / "frames")
+    monkeypatch.setattr(script, "load_image_tower", lambda name, weights: Colors())
+    options = ["--data", "scannet", "--root", str(tmp_path / "scannet"), "--frames", str(tmp_path / "frames")]
+    for _ in range(2):  # the second time there is nothing to do
+        script.main([str(tmp_path / "out"), *options, "--frame-step", "2"])
+        assert "features of 1 scans, 3 numbers per point, by colors" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["features-00000.safetensors"]
+    scans = ScanNet(tmp_path / "scannet", "train")
+    joined = LiftedSet(scans, FeatureStore(tmp_path / "out"))[0]
+    frames = FrameFolder(tmp_path / "frames" / "scene0000_00")
+    lifted = lift_frames(scans[0], [frames[0], frames[2]], Colors())
+    assert joined.feature is not None
+    torch.testing.assert_close(joined.feature, lifted.features, atol=1e-3, rtol=1e-3)
+    with pytest.raises(SystemExit, match="--frames: say where the frames"):
+        script.main([str(tmp_path / "out"), *options[:4]])
+
+
+def test_the_script_lifts_frames_of_rooms(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud = scene()
+    files: list[bytes] = []
+    for shot in SHOTS:
+        depth = (shot.depth * 1000).round().astype(np.uint16)
+        # In this format both pictures are of one size.
+        for picture in (Image.fromarray(shot.color).resize(depth.shape[::-1], 0), Image.fromarray(depth)):
+            picture.save(tmp_path / "picture.png")
+            files.append((tmp_path / "picture.png").read_bytes())
+    origin = cloud.xyz.amin(0)
+    arrays: dict[str, Any] = {
+        "coord_mm": ((cloud.xyz - origin) * 1000).round().numpy().astype(np.uint16),
+        "origin": origin.numpy(),
+        "color": (cloud.rgb * 255).numpy().astype(np.uint8),  # type: ignore[operator]
+        "normal": (cloud.normal * 127).numpy().astype(np.int8),  # type: ignore[operator]
+        "segment": np.zeros(len(cloud), np.uint8),
+        "instance": np.zeros(len(cloud), np.uint8),
+        "frames": np.frombuffer(b"".join(files), np.uint8),
+        "frame_size": np.array([len(data) for data in files]),
+        "pose": np.stack([shot.pose for shot in SHOTS]).astype(np.float32),
+        "intrinsic": SHOTS[0].intrinsic_depth.astype(np.float32),
+    }
+    np.savez(tmp_path / "room_0.npz", **arrays)
+    (tmp_path / "train.json").write_text(json.dumps({"classes": ["wall"], "rooms": [{"name": "room_0"}]}))
+    monkeypatch.setattr(script, "load_image_tower", lambda name, weights: Colors())
+    script.main([str(tmp_path / "out"), "--root", str(tmp_path)])
+    stored = FeatureStore(tmp_path / "out")["room_0"]
+    shown = stored["num_views"] > 0
+    assert 0.5 < shown.float().mean() < 1
+    assert cloud.rgb is not None
+    # Bilinear between pixels, so wrong at the rim of the board alone.
+    assert ((stored["feature"] - cloud.rgb[shown]).abs().amax(1) < 0.01).float().mean() > 0.95
