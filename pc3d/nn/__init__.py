@@ -12,6 +12,7 @@ from pc3d.nn.optim import epoch_learning_rate, warmup_cosine, weight_decay_group
 from pc3d.nn.sample_random import SampleRandom
 from pc3d.nn.sparse import ConvNormReLU, ResidualBlock, Signals, SparseConv3d, VoxelGrid, use_spconv, voxel_grid
 from pc3d.nn.spconv_backend import spconv_conv3d
+from pc3d.nn.superpoints import superpoints
 from pc3d.nn.tokenizer import MiniPointNet, Patches, PatchTokenizer, PositionEmbedding, PositionFeatures
 from pc3d.nn.transformer import Attention, Transformer, TransformerBlock, drop_path_scales
 from pc3d.nn.views import ViewAugmentation
@@ -60,6 +61,7 @@ __all__ = [
     "share_of_batch",
     "spconv_conv3d",
     "split_mask",
+    "superpoints",
     "update_teacher",
     "use_spconv",
     "voxel_grid",
