@@ -8,6 +8,7 @@ from pc3d.methods.barlow_twins import BarlowTwins  # noqa: E402
 from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint  # noqa: E402
 from pc3d.methods.collapse import CollapseWatch  # noqa: E402
 from pc3d.methods.dcglr import DCGLR, Distillation, InstanceContrast  # noqa: E402
+from pc3d.methods.distillation import DenseDistillation  # noqa: E402
 from pc3d.methods.masked_autoencoder import MaskedAutoencoder, PointCMAE, PointMAE, Reconstruction  # noqa: E402
 from pc3d.methods.masked_scene import MaskedScene  # noqa: E402
 from pc3d.methods.method import Method, Optimisation  # noqa: E402
@@ -30,6 +31,7 @@ __all__ = [
     "BarlowTwins",
     "CollapseWatch",
     "CsvMetrics",
+    "DenseDistillation",
     "Distillation",
     "InstanceContrast",
     "MaskedAutoencoder",

@@ -4,6 +4,7 @@ from pc3d.models.aligned import AlignedShapeEncoder, as_aligned
 from pc3d.models.attention_map import AttentionMap, attention_map, save_attention_map
 from pc3d.models.classifier import PointClassifier, VectorClassifier, classifier_of
 from pc3d.models.dgcnn import DGCNN
+from pc3d.models.distilled import DistilledEncoder
 from pc3d.models.hub import load_encoder, save_encoder
 from pc3d.models.masked_autoencoder import Branch, Decoder, MaskedPointModel
 from pc3d.models.object_encoder import ObjectEncoder
@@ -47,6 +48,7 @@ __all__ = [
     "AttentionMap",
     "Branch",
     "Decoder",
+    "DistilledEncoder",
     "EncoderOutput",
     "LoadReport",
     "MaskedPointModel",

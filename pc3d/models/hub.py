@@ -25,6 +25,7 @@ from torch import nn
 from pc3d._version import __version__
 from pc3d.models.aligned import AlignedShapeEncoder
 from pc3d.models.dgcnn import DGCNN
+from pc3d.models.distilled import DistilledEncoder
 from pc3d.models.openshape import OpenShapePointBERT
 from pc3d.models.openshape_fcnn import OpenShapeFCNN
 from pc3d.models.openshape_sparse import OpenShapeSparseConv
@@ -47,6 +48,7 @@ Encoder = (
     | OpenShapeSparseConv
     | OpenShapeFCNN
     | AlignedShapeEncoder
+    | DistilledEncoder
 )
 AnyEncoder = TypeVar("AnyEncoder", bound=nn.Module)
 
@@ -57,6 +59,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def _aligned(encoder: dict[str, Any], **arguments: Any) -> AlignedShapeEncoder:
     """From its configuration, which names the encoder inside."""
     return AlignedShapeEncoder(ENCODERS[encoder["class"]](**encoder["arguments"]), **arguments)
+
+
+def _distilled(encoder: dict[str, Any], **arguments: Any) -> DistilledEncoder:
+    """From its configuration, which names the encoder inside."""
+    return DistilledEncoder(ENCODERS[encoder["class"]](**encoder["arguments"]), **arguments)
 
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {
@@ -71,6 +78,7 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "OpenShapeSparseConv": OpenShapeSparseConv,
     "OpenShapeFCNN": OpenShapeFCNN,
     "AlignedShapeEncoder": _aligned,
+    "DistilledEncoder": _distilled,
 }
 
 
@@ -81,7 +89,8 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
 
     Args:
         encoder: a :class:`PointViT`, :class:`ViT3D`, :class:`PointNet`, :class:`DGCNN`, :class:`PointViTFeatures`,
-            :class:`Swin3D`, :class:`SparseUNet`, :class:`OpenShapePointBERT` or :class:`OpenShapeSparseConv`.
+            :class:`Swin3D`, :class:`SparseUNet`, :class:`OpenShapePointBERT` or :class:`OpenShapeSparseConv`, or one of
+            these in an :class:`AlignedShapeEncoder` or a :class:`DistilledEncoder`.
         folder: created if need be; an encoder in it is replaced.
 
     Returns:
@@ -91,7 +100,7 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
         TypeError: not an encoder that can be loaded back.
         OSError: the folder cannot be written.
     """
-    inner = encoder.encoder if isinstance(encoder, AlignedShapeEncoder) else encoder
+    inner = encoder.encoder if isinstance(encoder, AlignedShapeEncoder | DistilledEncoder) else encoder
     if not isinstance(encoder, Encoder) or type(inner).__name__ not in ENCODERS:
         raise TypeError(f"encoder must be one of {', '.join(ENCODERS)}, got {type(inner).__name__}")
     folder = Path(folder)

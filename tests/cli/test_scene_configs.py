@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from pc3d.cli.pretrain import resolve
 from pc3d.data import Compose, Rooms
 from pc3d.data.transforms import Transform
 from pc3d.ops import voxelize
@@ -30,7 +31,7 @@ def transform_of(steps: list[dict[str, Any]]) -> Compose:
 
 def test_all_configurations_of_scenes_are_looked_at() -> None:
     shipped = {f"segment/{path.name}" for path in (CONFIGS / "segment").glob("*.yaml")}
-    pre_training = {"masked_scene", "masked_scene_rooms", "swin3d_structured3d"}
+    pre_training = {"masked_scene", "masked_scene_rooms", "swin3d_structured3d", "distill_rooms", "distill_scannet"}
     assert set(scene_configs()) == shipped | {f"pretrain/{name}.yaml" for name in pre_training}
 
 
@@ -41,8 +42,19 @@ def test_every_sampled_point_is_a_voxel_of_the_network(name: str) -> None:
     model = config["model"]
     backbone = model["backbone"] if "backbone" in model else model["init_args"]["encoder"]
     voxel_size = backbone["init_args"]["voxel_size"]
-    transform, room = transform_of(config["data"]["train_transforms"]), Rooms("train")[0]
+    data = config["data"]
+    # Of lifted features, transforms are the data set's.
+    own = data["train"]["init_args"].get("transform", {"init_args": {"transforms": None}})["init_args"]["transforms"]
+    transform, room = transform_of(own or data["train_transforms"]), Rooms("train")[0]
     for seed in range(3):
         sampled = transform(room, torch.Generator().manual_seed(seed))
         assert 1000 < len(sampled) < len(room)
         assert len(voxelize(sampled.xyz, voxel_size).coords) == len(sampled)
+
+
+@pytest.mark.parametrize("name", ["distill_rooms", "distill_scannet"])
+def test_configurations_of_distillation_are_valid(name: str) -> None:
+    found = yaml.safe_load(resolve(["--config", name, "--output", "unused", "--model.objective", "slidr"]))
+    assert found["model"]["init_args"]["objective"] == "slidr"
+    assert found["model"]["init_args"]["embed_dim"] == 64
+    assert found["data"]["train"]["init_args"]["features"]["init_args"]["folder"].endswith("_features")

@@ -1,0 +1,82 @@
+"""An encoder of points or voxels beside a map into the feature space of an image tower."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pc3d.data.types import PointBatch
+from pc3d.models.voxel_features import ENCODER_PARTS, UpcastFeatures, as_voxel_encoder
+
+
+class DistilledEncoder(nn.Module):
+    """A backbone whose features of points are carried into another space by LayerNorm and a linear layer.
+
+    As a backbone it gives its own features; the space is for what compares them with texts.
+
+    Args:
+        encoder: has ``point_features(batch)`` and ``feature_dim``.
+        space_dim: width of the space.
+        space: name of the tower whose dense features lie in it (:func:`pc3d.image.load_image_tower`); empty for a space
+            that is no tower's.
+        decoder: read ``point_features``; False reads the features of all levels of a voxel encoder without its decoder
+            (:class:`UpcastFeatures`), and the decoder is left as it is.
+
+    Raises:
+        TypeError: the encoder gives no features of points, or, without decoder, is none of voxels.
+        ValueError: ``space_dim`` is below 1.
+    """
+
+    def __init__(self, encoder: nn.Module, space_dim: int, space: str = "", decoder: bool = True) -> None:
+        super().__init__()
+        if decoder and not (hasattr(encoder, "point_features") and hasattr(encoder, "feature_dim")):
+            raise TypeError(
+                "encoder must have point_features(batch) and feature_dim, as SparseUNet, Swin3D and PointViTFeatures "
+                f"have; {type(encoder).__name__} has not"
+            )
+        if space_dim < 1:
+            raise ValueError(f"space_dim must be at least 1, got {space_dim}")
+        self.space_dim, self.space, self.decoder = space_dim, space, decoder
+        self.encoder = encoder
+        self.feature_dim = (
+            int(cast(Any, encoder).feature_dim) if decoder else sum(as_voxel_encoder(encoder).config["channels"])
+        )
+        self.config: dict[str, Any] = {
+            "encoder": {"class": type(encoder).__name__, "arguments": getattr(encoder, "config", {})},
+            "space_dim": space_dim,
+            "space": space,
+            "decoder": decoder,
+        }
+        self.projection = nn.Sequential(nn.LayerNorm(self.feature_dim), nn.Linear(self.feature_dim, space_dim))
+        if not decoder:
+            # What takes no part would wait for gradients for ever when several processes train.
+            for name, module in encoder.named_children():
+                module.requires_grad_(name in ENCODER_PARTS)
+
+    @property
+    def signals(self) -> str:
+        """The fields that the encoder reads, as ``xyz_rgb``."""
+        return str(getattr(self.encoder, "signals", "xyz"))
+
+    @property
+    def voxel_size(self) -> float | None:
+        """Edge of the encoder's finest voxels; None where it has none."""
+        size = getattr(self.encoder, "voxel_size", None)
+        return None if size is None else float(cast(float, size))
+
+    def forward(self, batch: PointBatch) -> Tensor:
+        """As :meth:`point_features`."""
+        return self.point_features(batch)
+
+    def point_features(self, batch: PointBatch) -> Tensor:
+        """The backbone's own features ``(sum N, feature_dim)``."""
+        if not self.decoder:
+            return UpcastFeatures(self.encoder).point_features(batch)
+        features: Tensor = cast(Any, self.encoder).point_features(batch)
+        return features
+
+    def in_space(self, features: Tensor) -> Tensor:
+        """Features ``(N, feature_dim)`` as ``(N, space_dim)``, not normalised."""
+        return torch.as_tensor(self.projection(features))
