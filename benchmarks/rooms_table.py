@@ -26,7 +26,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,8 +38,10 @@ from pc3d.data import (
     CenterShift,
     ChromaticAutoContrast,
     ChromaticTranslation,
+    Compose,
     GridSample,
     IsotropicScaleShift,
+    LiftedSet,
     PointDataset,
     RandomColorDrop,
     RandomDropout,
@@ -53,6 +55,7 @@ from pc3d.data import (
 )
 from pc3d.evaluation import SegmentationScores
 from pc3d.evaluation.scene_probe import scene_linear_probe
+from pc3d.image import FeatureStore
 from pc3d.methods import MaskedScene, Optimisation, RunFolder, pretrain
 from pc3d.models import SparseUNet, Swin3D, UpcastFeatures, load_encoder
 from pc3d.tasks import SegmentationOptimisation, SemanticSegmentation, evaluate_scenes, load_segmenter
@@ -177,10 +180,12 @@ def parse() -> argparse.Namespace:
 RESULTS_DEPEND_ON = ("steps", "validate")
 
 
-def check_options(options: argparse.Namespace, data: tuple[PointDataset, ...]) -> None:
+def check_options(
+    options: argparse.Namespace, data: tuple[PointDataset, ...], names: Sequence[str] = RESULTS_DEPEND_ON
+) -> None:
     """Keep in the output folder what results depend on; end if those there were made with anything else."""
     path = options.output / "options.json"
-    wanted = {"data": checksum(data), **{name: getattr(options, name) for name in RESULTS_DEPEND_ON}}
+    wanted = {"data": checksum(data), **{name: getattr(options, name) for name in names}}
     if not path.exists():
         write_json(path, wanted)
         return
@@ -231,18 +236,21 @@ def transforms(colors: Colors) -> list[Transform]:
     ]
 
 
-def run(method: Any, rooms: PointDataset, folder: Path, steps: int, colors: Colors) -> None:
-    """Train, or go on with what was interrupted; leave what is finished."""
+def run(
+    method: Any, rooms: PointDataset, folder: Path, steps: int, colors: Colors, features: FeatureStore | None = None
+) -> None:
+    """Train, or go on with what was interrupted; leave what is finished. ``features``: lifted ones of the rooms."""
     run_folder = RunFolder(folder)
     if run_folder.is_finished():
         return
     resume = run_folder.checkpoint.exists()
     # An epoch is every room equally often.
     length = len(rooms) * -(-VIEWS_PER_STEP * min(STEPS_PER_EPOCH, steps) // len(rooms))
-    repeated = Selection(rooms, [index % len(rooms) for index in range(length)])
-    data = SceneDataModule(
-        train=repeated, train_transforms=transforms(colors), batch_size=VIEWS_PER_STEP, seed=method.seed
-    )
+    repeated: PointDataset = Selection(rooms, [index % len(rooms) for index in range(length)])
+    change: list[Transform] | None = transforms(colors)
+    if features is not None:
+        repeated, change = LiftedSet(repeated, features, transform=Compose(transforms(colors))), None
+    data = SceneDataModule(train=repeated, train_transforms=change, batch_size=VIEWS_PER_STEP, seed=method.seed)
     options: dict[str, Any] = {"accelerator": "cpu", "enable_model_summary": False, "log_every_n_steps": 25}
     epochs = max(1, round(VIEWS_PER_STEP * steps / length))
     pretrain(method, data, folder, resume=resume, overwrite=not resume, max_epochs=epochs, **options)
@@ -293,7 +301,7 @@ def segment(experiment: Experiment, start: str, share: str) -> None:
         experiment.new_backbone(),
         len(rooms.classes),
         rooms.classes,
-        encoder=str(experiment.folder / "pretraining") if start == "pretrained" else None,
+        encoder=None if start == "scratch" else str(experiment.folder / folder_of(start)),
         class_weights=class_weights(rooms),
         optimisation=SegmentationOptimisation(learning_rate=recipe.learning_rate, block_factor=recipe.block_factor),
         seed=experiment.seed,
@@ -301,6 +309,11 @@ def segment(experiment: Experiment, start: str, share: str) -> None:
     run(task, rooms, folder, experiment.steps(recipe.steps[share]), SEGMENTING)
     matrix = evaluate_scenes(load_segmenter(folder), experiment.test, use_fragments=False)
     keep(path, matrix.scores(rooms.classes), started, len(rooms))
+
+
+def folder_of(start: str) -> str:
+    """Where the encoder of a start is trained."""
+    return "pretraining" if start == "pretrained" else start
 
 
 def labelled(rooms: PointDataset, share: float, seed: int) -> PointDataset:
@@ -396,12 +409,12 @@ def write_table(output: Path) -> None:
 def line(name: str, task: str, start: str, mine: list[dict[str, Any]]) -> str:
     labels = f"{task} ({mine[0]['rooms']} rooms)" if task != "probe" else f"linear probe ({mine[0]['rooms']} rooms)"
     begun = "untrained" if (task, start) == ("probe", "scratch") else STARTS[start]
-    values = [_mean_and_deviation([100 * row[key] for row in mine]) for key in ("miou", "macc", "allacc")]
+    values = [mean_and_deviation([100 * row[key] for row in mine]) for key in ("miou", "macc", "allacc")]
     seconds = statistics.mean(row["seconds"] for row in mine)
     return f"| {name} | {labels} | {begun} | {' | '.join(values)} | {seconds:.0f} |"
 
 
-def _mean_and_deviation(values: list[float]) -> str:
+def mean_and_deviation(values: list[float]) -> str:
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{spread}"
 
