@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _training
-from pc3d.cli._parser import OK, USAGE, nearest
+from pc3d.cli._parser import OK, USAGE, nearest, run_verb
 
 if TYPE_CHECKING:
     from pc3d.data import Compose, PointDataset
@@ -53,6 +53,14 @@ def dispatch(
         print(f"error: unknown verb {name!r} of pc3d {verb}{nearest(name, verbs)}\n\n{text}", file=sys.stderr)
         return USAGE
     return verbs[name][1](rest)
+
+
+def judge(verb: str, evaluate: Callable[..., None], argv: Sequence[str]) -> int | None:
+    """Run a verb that judges a run; the run folder may stand first, without its option."""
+    arguments = list(argv)
+    if arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--run")
+    return run_verb(verb, evaluate, arguments)
 
 
 def in_full(argv: Sequence[str], shorthands: Mapping[str, tuple[str, ...]]) -> list[str]:

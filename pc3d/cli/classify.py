@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pc3d.cli import _fewshot_training, _objects, _training
-from pc3d.cli._parser import run_verb
 
 _SHORTHANDS = {
     **_objects.SHORTHANDS,
@@ -136,11 +135,8 @@ def _vote(model: Any, data: _objects.StoredData, votes: int, rounds: int, option
 
 
 def judge(argv: Sequence[str]) -> int | None:
-    """Run ``pc3d classify eval``; the run folder may stand first, without its option."""
-    arguments = list(argv)
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--run")
-    return run_verb("classify eval", evaluate, arguments)
+    """Run ``pc3d classify eval``."""
+    return _objects.judge("classify eval", evaluate, argv)
 
 
 def few_shot(argv: Sequence[str]) -> int | None:

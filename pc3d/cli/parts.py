@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pc3d.cli import _objects, _training
-from pc3d.cli._parser import run_verb
 
 _DESCRIPTION = f"""Train a part segmentation of objects whose category is known.
 
@@ -126,11 +125,8 @@ def evaluate(
 
 
 def judge(argv: Sequence[str]) -> int | None:
-    """Run ``pc3d parts eval``; the run folder may stand first, without its option."""
-    arguments = list(argv)
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--run")
-    return run_verb("parts eval", evaluate, arguments)
+    """Run ``pc3d parts eval``."""
+    return _objects.judge("parts eval", evaluate, argv)
 
 
 def main(argv: Sequence[str]) -> int | None:

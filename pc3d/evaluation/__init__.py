@@ -12,7 +12,7 @@ from pc3d.evaluation.metrics import Scores, scores, wilson_interval
 from pc3d.evaluation.mlp import ALPHA_GRID, mlp_probe
 from pc3d.evaluation.part_segmentation import PartResult, PartScores, PartTally, predict_parts, shape_iou
 from pc3d.evaluation.probe import C_GRID
-from pc3d.evaluation.result import ProbeResult
+from pc3d.evaluation.result import FrozenResult, ProbeResult
 from pc3d.evaluation.retrieval import RetrievalResult, average_precision, retrieval
 from pc3d.evaluation.robustness import RelativeErrors, RobustnessResult, relative_errors, robustness
 from pc3d.evaluation.rows import Row, read_row, read_rows, write_rows
@@ -33,6 +33,7 @@ __all__ = [
     "Features",
     "FewShotResult",
     "FewShotTrainingResult",
+    "FrozenResult",
     "Hit",
     "PartResult",
     "PartScores",

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pc3d._extras import require
 from pc3d.evaluation.features import Features, Labels
-from pc3d.evaluation.result import data_fields, describe_data, feature_settings, percent, row_fields, versions
+from pc3d.evaluation.result import FrozenResult, data_fields, percent
 from pc3d.evaluation.rows import Row
 
 USUAL_QUERIES = 20
@@ -26,8 +25,8 @@ class Episode:
     query: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class FewShotResult:
+@dataclass(frozen=True, kw_only=True)
+class FewShotResult(FrozenResult):
     """Accuracies over the draws, with the whole protocol.
 
     Attributes:
@@ -41,23 +40,10 @@ class FewShotResult:
         mean: their mean.
         standard_deviation: their sample standard deviation (``ddof=1``).
         C: regularisation of the classifier, fixed beforehand.
-        seed: seed of the draws.
 
-    The other fields are those of :class:`pc3d.evaluation.ProbeResult`.
+    The other fields are those of :class:`pc3d.evaluation.FrozenResult`.
     """
 
-    encoder: str
-    data: str
-    train_hash: str
-    test_hash: str
-    num_train: int
-    num_test: int
-    num_unlabelled: tuple[int, int]
-    num_points: int | None
-    sampling: str
-    normalize: str
-    pooling: str
-    feature_dim: int
     way: int
     shot: int
     num_queries: int
@@ -67,15 +53,9 @@ class FewShotResult:
     classifier: str
     C: float
     standardized: bool
-    seed: int
     accuracies: tuple[float, ...]
     mean: float
     standard_deviation: float
-    versions: dict[str, str] = field(default_factory=versions)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as plain data, ready for JSON."""
-        return asdict(self)
 
     def to_row(self, method: str | None = None, cost: dict[str, float] | None = None) -> Row:
         """The result as a row of a table: the mean over the draws.
@@ -86,11 +66,11 @@ class FewShotResult:
         """
         settings = ("way", "shot", "num_queries", "num_draws", "classifier", "C", "standardized")
         return Row(
-            **row_fields(self, method, cost),
+            **self.row_fields(method, cost),
             protocol=f"few-shot {self.way}-way {self.shot}-shot",
             selection="fixed",
             metrics={"accuracy": self.mean},
-            config={**feature_settings(self), **{name: getattr(self, name) for name in settings}},
+            config={**self.feature_settings(), **{name: getattr(self, name) for name in settings}},
             details={
                 "encoder": self.encoder,
                 "accuracies": self.accuracies,
@@ -107,13 +87,13 @@ class FewShotResult:
         return "\n".join(
             [
                 f"few-shot, {self.way}-way {self.shot}-shot, on frozen features of {self.encoder}",
-                *describe_data(self),
+                *self.describe_data(),
                 f"  draws       {self.num_draws}, each {self.way} of {self.num_eligible} eligible classes, "
                 f"{self.shot} train and {self.num_queries} test items per class"
                 f"{self._why_fewer()}, seed {self.seed}",
                 f"  classifier  {self.classifier}, C = {self.C:g} fixed beforehand"
                 f"{', features standardised on the training items of the draw' if self.standardized else ''}",
-                f"  versions    {', '.join(f'{key} {value}' for key, value in self.versions.items())}",
+                self.describe_versions(),
                 f"  accuracy    {percent(self.mean)} +/- {percent(self.standard_deviation)} "
                 "(mean and sample standard deviation, ddof=1, over the draws)",
             ]

@@ -32,12 +32,11 @@ def versions() -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True)
-class ProbeResult:
-    """Scores of a classifier on frozen features, with the whole protocol.
+@dataclass(frozen=True, kw_only=True)
+class FrozenResult:
+    """What every protocol on frozen features keeps of data and features.
 
     Attributes:
-        task: ``"linear SVM"``, ``"logistic regression"``, ``"kNN"`` or ``"MLP-3"``.
         encoder: what made the features.
         data: name of the data set.
         train_hash: content hash of the training split, see :class:`Features`.
@@ -50,18 +49,10 @@ class ProbeResult:
         normalize: how clouds were centred and scaled, see :class:`Features`.
         pooling: how tokens became one vector.
         feature_dim: length of that vector.
-        classifier: the classifier in scikit-learn's words.
-        parameter: name and value of the classifier's free parameter, for example ``("C", 0.012)``.
-        protocol: ``"fixed"``, ``"tuned"``, ``"validation"`` or ``"legacy"``.
-        selection: how the parameter's value was found, in words.
-        tried: the values that it was chosen from; empty where it was fixed.
-        standardized: whether features were scaled to zero mean and unit variance on the training split.
-        seed: seed of the folds, the classifier and the bootstrap.
-        scores: the scores.
+        seed: of what the protocol draws.
         versions: versions of the software.
     """
 
-    task: str
     encoder: str
     data: str
     train_hash: str
@@ -74,19 +65,71 @@ class ProbeResult:
     normalize: str
     pooling: str
     feature_dim: int
+    seed: int
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data, ready for JSON."""
+        return asdict(self)
+
+    def describe_data(self) -> list[str]:
+        """Two lines on data and features."""
+        train, test = self.num_unlabelled
+        points = "all points" if self.num_points is None else f"{self.num_points} points ({self.sampling})"
+        frame = "as stored" if self.normalize == "none" else f"centred ({self.normalize}), scaled to the unit sphere"
+        return [
+            f"  data        {self.data}: {self.num_train} train [{self.train_hash}], "
+            f"{self.num_test} test [{self.test_hash}]; unlabelled and left out: {train} train, {test} test",
+            f"  features    {points} of each cloud, {frame}, pooling {self.pooling}, {self.feature_dim} dimensions, "
+            "no masking, no augmentation",
+        ]
+
+    def describe_versions(self) -> str:
+        """A line on the software."""
+        return f"  versions    {', '.join(f'{key} {value}' for key, value in self.versions.items())}"
+
+    def feature_settings(self) -> dict[str, Any]:
+        """How the features were made."""
+        names = ("num_points", "sampling", "normalize", "pooling", "feature_dim")
+        return {name: getattr(self, name) for name in names}
+
+    def row_fields(self, method: str | None, cost: dict[str, float] | None) -> dict[str, Any]:
+        """The fields of a row that all these results fill alike."""
+        return {
+            "method": method or self.encoder,
+            "data": self.data,
+            "data_hash": data_hash(self.train_hash, self.test_hash),
+            "seed": self.seed,
+            "num_train": self.num_train,
+            "num_test": self.num_test,
+            "versions": self.versions,
+            "cost": cost or {},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult(FrozenResult):
+    """Scores of a classifier on frozen features, with the whole protocol.
+
+    Attributes:
+        task: ``"linear SVM"``, ``"logistic regression"``, ``"kNN"`` or ``"MLP-3"``.
+        classifier: the classifier in scikit-learn's words.
+        parameter: name and value of the classifier's free parameter, for example ``("C", 0.012)``.
+        protocol: ``"fixed"``, ``"tuned"``, ``"validation"`` or ``"legacy"``.
+        selection: how the parameter's value was found, in words.
+        tried: the values that it was chosen from; empty where it was fixed.
+        standardized: whether features were scaled to zero mean and unit variance on the training split.
+        scores: the scores; the seed is that of the folds, the classifier and the bootstrap.
+    """
+
+    task: str
     classifier: str
     parameter: tuple[str, float]
     protocol: str
     selection: str
     tried: tuple[float, ...]
     standardized: bool
-    seed: int
     scores: Scores
-    versions: dict[str, str] = field(default_factory=versions)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as plain data, ready for JSON."""
-        return asdict(self)
 
     def to_row(self, method: str | None = None, cost: dict[str, float] | None = None) -> Row:
         """The result as a row of a table.
@@ -98,7 +141,7 @@ class ProbeResult:
         name, value = self.parameter
         choice = {name: value} if self.protocol == "fixed" else {"tried": self.tried}
         return Row(
-            **row_fields(self, method, cost),
+            **self.row_fields(method, cost),
             protocol=self.task,
             selection=self.protocol,
             metrics={
@@ -106,7 +149,7 @@ class ProbeResult:
                 "mean_class_accuracy": self.scores.mean_class_accuracy,
             },
             config={
-                **feature_settings(self),
+                **self.feature_settings(),
                 "classifier": self.classifier,
                 "standardized": self.standardized,
                 **choice,
@@ -125,50 +168,17 @@ class ProbeResult:
         lines = [
             *([f"*** {LEGACY_NOTE} ***"] if self.protocol == "legacy" else []),
             f"{self.task} on frozen features of {self.encoder}",
-            *describe_data(self),
+            *self.describe_data(),
             f"  classifier  {self.classifier}, {name} = {value:g}"
             f"{', features standardised on train' if self.standardized else ', features as they are'}",
             f"  selection   {self.selection}",
             f"  seed        {self.seed}",
-            f"  versions    {', '.join(f'{key} {value}' for key, value in self.versions.items())}",
+            self.describe_versions(),
             f"  overall accuracy     {percent(s.overall_accuracy)}  (95 % Wilson interval {span(s.overall_interval)})",
             f"  mean class accuracy  {percent(s.mean_class_accuracy)}  "
             f"(95 % bootstrap interval {span(s.mean_class_interval)})",
         ]
         return "\n".join(lines)
-
-
-def describe_data(result: Any) -> list[str]:
-    """Two lines on data and features, from any result with the fields of :class:`ProbeResult`."""
-    train, test = result.num_unlabelled
-    points = "all points" if result.num_points is None else f"{result.num_points} points ({result.sampling})"
-    frame = "as stored" if result.normalize == "none" else f"centred ({result.normalize}), scaled to the unit sphere"
-    return [
-        f"  data        {result.data}: {result.num_train} train [{result.train_hash}], "
-        f"{result.num_test} test [{result.test_hash}]; unlabelled and left out: {train} train, {test} test",
-        f"  features    {points} of each cloud, {frame}, pooling {result.pooling}, {result.feature_dim} dimensions, "
-        "no masking, no augmentation",
-    ]
-
-
-def feature_settings(result: Any) -> dict[str, Any]:
-    """How the features of a result were made, from any with the fields of :class:`ProbeResult`."""
-    names = ("num_points", "sampling", "normalize", "pooling", "feature_dim")
-    return {name: getattr(result, name) for name in names}
-
-
-def row_fields(result: Any, method: str | None, cost: dict[str, float] | None) -> dict[str, Any]:
-    """The fields of a row that every result with the fields of :class:`ProbeResult` fills alike."""
-    return {
-        "method": method or result.encoder,
-        "data": result.data,
-        "data_hash": data_hash(result.train_hash, result.test_hash),
-        "seed": result.seed,
-        "num_train": result.num_train,
-        "num_test": result.num_test,
-        "versions": result.versions,
-        "cost": cost or {},
-    }
 
 
 def percent(fraction: float) -> str:

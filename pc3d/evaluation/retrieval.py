@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pc3d.evaluation.features import Features, Labels
-from pc3d.evaluation.result import data_fields, describe_data, feature_settings, percent, row_fields, span, versions
+from pc3d.evaluation.result import FrozenResult, data_fields, percent, span
 from pc3d.evaluation.rows import Row
 
 Gallery = Literal["test", "train"]
@@ -20,8 +20,8 @@ _RESAMPLES = 2000
 _WORDS = {"test": "every test item against the other test items", "train": "every test item against the training items"}
 
 
-@dataclass(frozen=True)
-class RetrievalResult:
+@dataclass(frozen=True, kw_only=True)
+class RetrievalResult(FrozenResult):
     """Retrieval scores with the whole protocol; all scores are fractions, means over the queries.
 
     Attributes:
@@ -34,24 +34,11 @@ class RetrievalResult:
         interval: its 95 % percentile bootstrap interval over the queries.
         recall: K to the share of queries with an item of their class among the first K.
         precision: K to the mean share of items of the query's class among the first K.
-        seed: seed of the bootstrap.
 
-    The other fields are those of :class:`pc3d.evaluation.ProbeResult`; ``num_train`` and ``num_test`` count labelled
+    The other fields are those of :class:`pc3d.evaluation.FrozenResult`; ``num_train`` and ``num_test`` count labelled
     items, ``num_unlabelled`` those that are neither asked about nor in a gallery.
     """
 
-    encoder: str
-    data: str
-    train_hash: str
-    test_hash: str
-    num_train: int
-    num_test: int
-    num_unlabelled: tuple[int, int]
-    num_points: int | None
-    sampling: str
-    normalize: str
-    pooling: str
-    feature_dim: int
     gallery: Gallery
     centered: bool
     num_queries: int
@@ -61,12 +48,6 @@ class RetrievalResult:
     interval: tuple[float, float]
     recall: dict[int, float]
     precision: dict[int, float]
-    seed: int
-    versions: dict[str, str] = field(default_factory=versions)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result as plain data, ready for JSON."""
-        return asdict(self)
 
     def to_row(self, method: str | None = None, cost: dict[str, float] | None = None) -> Row:
         """The result as a row of a table, mean average precision first.
@@ -78,11 +59,11 @@ class RetrievalResult:
         recall = {f"recall@{k}": value for k, value in self.recall.items()}
         precision = {f"precision@{k}": value for k, value in self.precision.items()}
         return Row(
-            **row_fields(self, method, cost),
+            **self.row_fields(method, cost),
             protocol=f"retrieval ({'leave one out' if self.gallery == 'test' else 'training gallery'})",
             selection="fixed",
             metrics={"map": self.mean_average_precision, **recall, **precision},
-            config={**feature_settings(self), "centered": self.centered},
+            config={**self.feature_settings(), "centered": self.centered},
             details={"encoder": self.encoder, "num_queries": self.num_queries, "map_interval": self.interval},
         )
 
@@ -93,10 +74,10 @@ class RetrievalResult:
         return "\n".join(
             [
                 f"retrieval on frozen features of {self.encoder}",
-                *describe_data(self),
+                *self.describe_data(),
                 f"  queries     {self.num_queries}, {_WORDS[self.gallery]}{left_out}{near}",
                 f"  ranking     by cosine{centre}; equal ones as in the data set; nothing is trained or chosen",
-                f"  versions    {', '.join(f'{key} {value}' for key, value in self.versions.items())}",
+                self.describe_versions(),
                 f"  mean average precision  {percent(self.mean_average_precision)}  "
                 f"(95 % bootstrap interval {span(self.interval)})",
                 *(f"  recall@{k:<5} {percent(value)}" for k, value in self.recall.items()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +13,7 @@ from pc3d.data import CORRUPTIONS, SEVERITIES, Corrupt, Corruption, PointCloud, 
 from pc3d.data.loader import sample_generator
 from pc3d.evaluation.features import Encoder, Features, extract_features, preparation
 from pc3d.evaluation.probe import C_GRID, cross_validated
-from pc3d.evaluation.result import data_fields, describe_data, feature_settings, percent, row_fields, versions
+from pc3d.evaluation.result import FrozenResult, data_fields, percent
 from pc3d.evaluation.rows import Row
 from pc3d.evaluation.svm import svm_form
 
@@ -37,8 +37,8 @@ class RelativeErrors:
     ce: dict[str, float]
 
 
-@dataclass(frozen=True)
-class RobustnessResult:
+@dataclass(frozen=True, kw_only=True)
+class RobustnessResult(FrozenResult):
     """Accuracy under every corruption and severity, with the whole protocol; fractions.
 
     Attributes:
@@ -47,35 +47,20 @@ class RobustnessResult:
         severities: levels judged.
         clean: overall accuracy on the test split as it is.
         accuracies: corruption to overall accuracy at each severity.
-        seed: of the corruptions and the folds.
         baseline: what :attr:`relative` is relative to; None where nothing was given.
         relative: ModelNet-C's errors relative to it, see :meth:`relative_to`.
 
-    The other fields are those of :class:`pc3d.evaluation.ProbeResult`.
+    The other fields are those of :class:`pc3d.evaluation.FrozenResult`.
     """
 
-    encoder: str
-    data: str
-    train_hash: str
-    test_hash: str
-    num_train: int
-    num_test: int
-    num_unlabelled: tuple[int, int]
-    num_points: int | None
-    sampling: str
-    normalize: str
-    pooling: str
-    feature_dim: int
     C: float
     tuned: bool
     selection: str
     severities: tuple[int, ...]
     clean: float
     accuracies: dict[str, tuple[float, ...]]
-    seed: int
     baseline: str | None = None
     relative: RelativeErrors | None = None
-    versions: dict[str, str] = field(default_factory=versions)
 
     def relative_to(self, row: Row) -> RobustnessResult:
         """The result with its errors relative to those of another method, which must have seen the same clouds.
@@ -120,7 +105,7 @@ class RobustnessResult:
         per_kind = {f"accuracy under {kind}": float(np.mean(values)) for kind, values in self.accuracies.items()}
         choice = {"tried": C_GRID} if self.tuned else {"C": self.C}
         return Row(
-            **row_fields(self, method, cost),
+            **self.row_fields(method, cost),
             protocol=PROTOCOL,
             selection="tuned" if self.tuned else "fixed",
             metrics={
@@ -131,7 +116,7 @@ class RobustnessResult:
                 **({} if self.relative is None or self.relative.rmce is None else {"rmce": self.relative.rmce}),
             },
             config={
-                **feature_settings(self),
+                **self.feature_settings(),
                 **choice,
                 "severities": self.severities,
                 "corruptions": list(self.accuracies),
@@ -146,11 +131,11 @@ class RobustnessResult:
         return "\n".join(
             [
                 f"{PROTOCOL}, of {self.encoder}",
-                *describe_data(self),
+                *self.describe_data(),
                 f"  classifier  SVC(kernel='linear'), C = {self.C:g}, trained on clean training features alone",
                 f"  selection   {self.selection}",
                 f"  corruptions of the test clouds after sampling, seed {self.seed}; ModelNet-C's and 'density'",
-                f"  versions    {', '.join(f'{key} {value}' for key, value in self.versions.items())}",
+                self.describe_versions(),
                 f"  {'clean':<{width}}  {percent(self.clean):>10}",
                 f"  {'':<{width}}{levels}      mean",
                 *(
