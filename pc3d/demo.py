@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from pc3d.data import Household, ObjectSet
+from pc3d.data import Household, ObjectSet, PointCloud
 from pc3d.evaluation import (
     Encoder,
     PointPCA,
@@ -183,11 +182,7 @@ def picture(method: MaskedAutoencoder, path: Path, *, seed: int = 0) -> None:
 
     test = Household("test")
     shown = [int((test.labels == test.classes.index(name)).nonzero()[0]) for name in _SHOWN]
-    num_points = int(method.encoder.config["num_points"])
-    xyz = torch.stack([test.load(index).xyz[:num_points] for index in shown])
-    with torch.no_grad():
-        made = method.reconstruct(xyz, generator=torch.Generator().manual_seed(seed))
-    rows = [_row(test, index, made.patches[i], made.mask[i], made.predicted[i]) for i, index in enumerate(shown)]
+    rows = reconstruction_rows(method, [test.load(index) for index in shown], seed=seed)
     hidden = f"{100 * method.mask_ratio:.0f} % of the patches hidden"
     figure = reconstruction_figure(rows, title=f"Point-CMAE on objects that it was not trained on, {hidden}")
     partial = path.with_name(f".{path.name}")
@@ -195,13 +190,35 @@ def picture(method: MaskedAutoencoder, path: Path, *, seed: int = 0) -> None:
     partial.replace(path)
 
 
-def _row(test: ObjectSet, index: int, patches: Tensor, mask: Tensor, predicted: Tensor) -> Any:
+def reconstruction_rows(method: MaskedAutoencoder, clouds: Sequence[PointCloud], *, seed: int = 0) -> list[Any]:
+    """What a method makes of clouds under a mask, ready for :func:`pc3d.viz.reconstruction_figure`.
+
+    Args:
+        method: trained.
+        clouds: of at least as many points as the encoder takes, which are the first ones; titled by their texts.
+        seed: of the masks.
+
+    Raises:
+        ValueError: a cloud has too few points.
+    """
     from pc3d.viz import ReconstructionRow
 
-    cloud = test.load(index)
-    visible = np.unique(patches[~mask].reshape(-1, 3).numpy(), axis=0)  # patches overlap: draw each point once
-    rgb = None if cloud.rgb is None else cloud.rgb.numpy()
-    return ReconstructionRow(cloud.text or "", cloud.xyz.numpy(), visible, predicted.reshape(-1, 3).numpy(), rgb)
+    num_points = int(method.encoder.config["num_points"])
+    short = next((cloud for cloud in clouds if len(cloud) < num_points), None)
+    if short is not None:
+        raise ValueError(
+            f"clouds must have at least the encoder's {num_points} points, {short.text!r} has {len(short)}"
+        )
+    made = method.reconstruct(
+        torch.stack([cloud.xyz[:num_points] for cloud in clouds]), generator=torch.Generator().manual_seed(seed)
+    )
+    rows = []
+    for cloud, patches, mask, predicted in zip(clouds, made.patches, made.mask, made.predicted, strict=True):
+        visible = np.unique(patches[~mask].reshape(-1, 3).numpy(), axis=0)  # patches overlap: draw each point once
+        rgb = None if cloud.rgb is None else cloud.rgb.numpy()
+        hidden = predicted.reshape(-1, 3).numpy()
+        rows.append(ReconstructionRow(cloud.text or "", cloud.xyz.numpy(), visible, hidden, rgb))
+    return rows
 
 
 def _replace(path: Path, text: str) -> None:

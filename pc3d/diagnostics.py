@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {
     "viz": {
         "matplotlib": ("matplotlib",),
         "plotly": ("plotly",),
+        "jinja2": ("jinja2",),
+        "PIL": ("pillow",),
         "viser": ("viser",),
         "open3d": ("open3d-cpu", "open3d"),
     },
@@ -50,7 +53,15 @@ EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {
     "search": {"usearch": ("usearch",)},
 }
 # Shared libraries that the Open3D window needs, with the Debian package of each.
-_VIEWER_LIBRARIES = {"GL": "libgl1", "X11": "libx11-6", "gomp": "libgomp1", "usb-1.0": "libusb-1.0-0"}
+_VIEWER_LIBRARIES = {
+    "GL": "libgl1",
+    "EGL": "libegl1",
+    "X11": "libx11-6",
+    "gomp": "libgomp1",
+    "usb-1.0": "libusb-1.0-0",
+}
+# The browser that the tests of pages drive, under the names that it is installed by.
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def diagnose() -> dict[str, Any]:
@@ -78,11 +89,25 @@ def diagnose() -> dict[str, Any]:
         "extras": {extra: _extra(extra, modules) for extra, modules in EXTRAS.items()},
         "weights": _weights(),
         "data": _data(),
-        "viewer": {
-            library: "found" if ctypes.util.find_library(library) else f"missing: apt-get install {package}"
-            for library, package in _VIEWER_LIBRARIES.items()
-        },
+        "viewer": _viewer(),
     }
+
+
+def _viewer() -> dict[str, str]:
+    """System libraries of the window, and a browser for the tests; last, what brings all that is missing."""
+    missing = {
+        library: package for library, package in _VIEWER_LIBRARIES.items() if not ctypes.util.find_library(library)
+    }
+    browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    found = {
+        library: f"missing: apt-get install {package}" if library in missing else "found"
+        for library, package in _VIEWER_LIBRARIES.items()
+    }
+    found["browser (tests)"] = browser or "missing: apt-get install chromium"
+    packages = [*missing.values(), *([] if browser else ["chromium"])]
+    if packages:
+        found["all of them"] = f"apt-get install {' '.join(packages)}"
+    return found
 
 
 def _devices() -> dict[str, Any]:

@@ -59,7 +59,7 @@ def evaluate(
         raise ValueError(f"test_area: {test_area} goes with --data s3dis, got data {data!r}")
     if data == "s3dis" and split in (None, "test"):
         _check_held_out(Path(run), 5 if test_area is None else test_area)
-    dataset, name = _of_run(Path(run), split) if data == "run" else _named(data, root, split, test_area)
+    dataset, name = dataset_of_run(Path(run), split) if data == "run" else _named(data, root, split, test_area)
     folder = Path(output) if output is not None else Path(run) / "eval"
     suffix = "" if voting == "none" else f"_{voting}_voting"
     files = [folder / f"{name}{suffix}.{ending}" for ending in ("json", "png")]
@@ -96,7 +96,8 @@ def draw_confusion(scores: Any, path: Path, title: str) -> str:
     return f", {path}"
 
 
-def _of_run(run: Path, split: str | None) -> tuple[PointDataset, str]:
+def dataset_of_run(run: Path, split: str | None = None) -> tuple[PointDataset, str]:
+    """The test set that the configuration of a run names, and a name for its results."""
     import jsonargparse
     import yaml
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pc3d.cli import pretrain
@@ -38,7 +37,7 @@ def demo(output: str = "runs/demo", seed: int = 0, overwrite: bool = False) -> N
     drawing = folder.path / "demo.png"
     try:
         if not drawing.exists():
-            parts.picture(_method(folder), drawing, seed=seed)
+            parts.picture(pretrain.load_method(folder), drawing, seed=seed)
         print(f"picture: {drawing}")
     except MissingExtraError as missing:
         print(f"picture: not drawn, {missing}; then call pc3d demo again")
@@ -74,17 +73,6 @@ def _check_is_demo(folder: Any, options: list[str]) -> None:
             f"{folder.path} holds another run than pc3d demo {' '.join(options[-2:])} trains "
             f"({' and '.join(changed)} differ from {folder.config}): {remedy}"
         )
-
-
-def _method(folder: Any) -> Any:
-    """The trained method, decoders included, from the run's configuration and checkpoint."""
-    import torch
-
-    parser = pretrain.build_parser()
-    options = parser.parse_args(["--config", str(Path(folder.config)), "--output", str(folder.path)])
-    method = parser.instantiate(options).model
-    method.load_state_dict(torch.load(folder.checkpoint, map_location="cpu", weights_only=True)["state_dict"])
-    return method
 
 
 def main(argv: Sequence[str]) -> int | None:

@@ -25,6 +25,7 @@ VERBS = {
     "parts": "train and judge a part segmentation of objects",
     "segment": "train, judge and apply a semantic segmentation of scenes",
     "render": "draw a mesh or a point cloud from a set of views, with depth and what is behind every pixel",
+    "report": "write one web page about a run: configuration, curves, cost, results, pictures, a map of embeddings",
     "doctor": "show versions, compiled kernels, devices and data sets, and what is missing",
     "demo": "pre-train a small Point-CMAE on the embedded objects and score it, in minutes",
 }

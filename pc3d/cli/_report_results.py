@@ -1,0 +1,127 @@
+"""What ``pc3d report`` says of results: scores and confusion matrices of ``eval/``, and rows of results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pc3d.cli._report_run import KIND_NAMES, NotApplicableError, Run
+
+if TYPE_CHECKING:
+    from pc3d.evaluation import Row
+    from pc3d.viz.report import Part, Section
+
+_SCENE_SCORES = ("miou", "macc", "allacc", "miou_present")
+
+
+def stored_results(run: Run) -> list[tuple[str, dict[str, Any]]]:
+    """Name and content of the files in ``eval/``.
+
+    Raises:
+        NotApplicableError: there are none.
+    """
+    paths = sorted((run.folder.path / "eval").glob("*.json"))
+    if not paths:
+        verb = "pc3d probe judges its encoder" if run.kind == "pretrain" else f"pc3d {run.kind} eval writes them"
+        raise NotApplicableError(f"there are no results in eval/; {verb}")
+    return [(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+def results(run: Run) -> Section:
+    """The scores in ``eval/``, with what chose the epoch, and those of single classes."""
+    from pc3d.viz.report import Grid, Section
+
+    parts: list[Part] = []
+    for name, result in stored_results(run):
+        scores = result.get("scores", result)
+        names = [key for key, value in scores.items() if isinstance(value, float)]
+        rows = [
+            (key.replace("_", " "), f"{100 * scores[key]:.1f} %", _interval(scores, key))
+            for key in (names if "scores" in result else _SCENE_SCORES)
+        ]
+        told = [("chosen by", str((result.get("selection") or {}).get("by", "")), "")]
+        told += [(key.replace("_", " "), str(result.get(key, "")), "") for key in ("data", "num_test", "preparation")]
+        head = ("score", name.replace("_", " "), "95 % interval")
+        parts.append(Grid(head, [*rows, *(row for row in told if row[1])]))
+        parts += _per_class(scores)
+    return Section("Results on held-out data", parts)
+
+
+def _interval(scores: Mapping[str, Any], key: str) -> str:
+    """The interval of a score, whose name ends in what is measured: ``overall_accuracy``, ``overall_interval``."""
+    span = scores.get(f"{key.rpartition('_')[0]}_interval")
+    return f"{100 * span[0]:.1f} to {100 * span[1]:.1f} %" if span else ""
+
+
+def _per_class(scores: Mapping[str, Any]) -> list[Part]:
+    from pc3d.viz.report import Grid
+
+    def shown(value: float) -> str:
+        return f"{100 * value:.1f} %"
+
+    if "per_class" in scores:  # of scenes
+        rows = [(n, shown(c["iou"]), shown(c["accuracy"]), f"{c['points']:,}") for n, c in scores["per_class"].items()]
+        return [Grid(("class", "IoU", "found", "points"), rows)]
+    for values, counts, head in (
+        ("per_class_accuracy", "per_class_count", ("class", "accuracy", "objects")),
+        ("category_iou", "category_count", ("category", "IoU", "objects")),
+    ):
+        if values in scores:
+            return [Grid(head, [(n, shown(v), str(scores[counts][n])) for n, v in scores[values].items()])]
+    return []
+
+
+def confusion(run: Run) -> Section:
+    """The confusion matrices in ``eval/``.
+
+    Raises:
+        NotApplicableError: no result has one.
+    """
+    import numpy as np
+
+    from pc3d.viz.report import Confusion, Section
+
+    found = []
+    for name, result in stored_results(run):
+        scores = result.get("scores", result)
+        if "confusion" not in scores:
+            continue
+        classes = scores.get("confusion_classes") or list(scores.get("per_class", ()))
+        unit = "points" if run.kind == "segment" else "objects"
+        found.append(Confusion(np.array(scores["confusion"]), classes, unit, name.replace("_", " ")))
+    if not found:
+        raise NotApplicableError(f"results of {KIND_NAMES[run.kind]} have none")
+    return Section("Confusion matrix", found)
+
+
+def probe_table(rows: Sequence[Row], note: str) -> Section:
+    """Rows of results, those that differ in the seed alone put together.
+
+    Raises:
+        NotApplicableError: no rows.
+    """
+    from pc3d.evaluation.table import LEGACY_MARK, tabulate
+    from pc3d.viz.report import Grid, Section
+
+    if not rows:
+        raise NotApplicableError(
+            "there are no rows of results under the run; judging verbs write them with --results, --results names "
+            "another folder, and --probe judges the encoder now"
+        )
+    table = tabulate(rows)
+    lines = [
+        (
+            method,
+            column.data,
+            column.protocol,
+            LEGACY_MARK if column.selection == "legacy" else column.selection,
+            column.metric.replace("_", " "),
+            str(cell),
+        )
+        for method in table.methods
+        for column in table.columns
+        if (cell := table.cells.get((method, column)))
+    ]
+    head = ("method", "data", "protocol", "choices", "score", "% ± deviation over seeds (95 % interval; seeds)")
+    return Section("Frozen features", [Grid(head, lines)], note)

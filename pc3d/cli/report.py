@@ -1,0 +1,119 @@
+"""``pc3d report``: one web page about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pc3d.cli._parser import run_verb
+
+if TYPE_CHECKING:
+    from pc3d.evaluation import Row
+    from pc3d.viz.report import Section
+
+
+def report(
+    run: str,
+    output: str | None = None,
+    data: str = "run",
+    split: str = "test",
+    map: Literal["tsne", "pca", "none"] = "tsne",
+    pictures: int = 6,
+    probe: bool = False,
+    results: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Write one web page about a run, which opens without a server and without the network.
+
+    It shows the configuration, the curves, the cost, scores and confusion matrices of eval/, rows of results, pictures
+    of what the networks do, and a map of the embeddings with a picture of each object. What does not apply to the run
+    is left out, with the reason.
+
+    Args:
+        run: Run folder of pc3d pretrain, classify train, parts train or segment train.
+        output: The .html file; null takes report.html in the run folder.
+        data: Objects for reconstructions, map and probes. 'run' takes the data set that the run was trained on;
+            or 'household', or a folder, as pc3d probe does.
+        split: Split of that data set; probes use train and test.
+        map: How features get into the plane; 'none' leaves the map out.
+        pictures: Objects or scenes (of these at most 3) in pictures; 0 for none.
+        probe: Also judge the frozen encoder now, beside the same one untrained: linear SVM, nearest neighbours.
+        results: Folder with rows of pc3d results; null takes those that lie in the run folder.
+        seed: Seed of masks, map, folds and untrained weights.
+        overwrite: Replace an earlier report.
+    """
+    from pc3d.cli import _report_map as features
+    from pc3d.cli import _report_pictures as drawings
+    from pc3d.cli import _report_results as judged
+    from pc3d.cli import _report_run as stored
+    from pc3d.viz.report import write_report
+
+    if pictures < 0:
+        raise ValueError(f"pictures: must be at least 0, got {pictures}")
+    opened = stored.open_run(run)
+    path = opened.folder.path / "report.html" if output is None else Path(output)
+    if path.suffix != ".html":
+        raise ValueError(f"output: must end in .html, got {str(path)!r}")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"output: {path} exists: add --overwrite to replace it, or give another --output")
+
+    def objects() -> drawings.Objects:
+        return drawings.objects_of(opened, data, split)
+
+    def drawn(make: Callable[[], Section]) -> Section:
+        if not pictures:
+            raise stored.NotApplicableError("not asked for (--pictures 0)")
+        return make()
+
+    def probes() -> Section:
+        rows = _rows(opened.folder.path if results is None else Path(results), required=results is not None)
+        note = ""
+        if probe:
+            rows += features.probe_rows(opened, objects(), seed)
+            note = f"Judged now: linear SVM (C by cross-validation) and nearest neighbours, seed {seed}."
+        return judged.probe_table(rows, note)
+
+    sections = [
+        _section("Configuration", lambda: stored.configuration(opened)),
+        _section("Training curves", lambda: stored.curves(opened)),
+        _section("Cost", lambda: stored.cost(opened)),
+        _section("Results on held-out data", lambda: judged.results(opened)),
+        _section("Confusion matrix", lambda: judged.confusion(opened)),
+        _section("Frozen features", probes),
+        _section("Reconstructions", lambda: drawn(lambda: drawings.reconstructions(opened, objects, pictures, seed))),
+        _section("Segmentation of held-out data", lambda: drawn(lambda: drawings.segmentations(opened, pictures))),
+        _section("Map of the embeddings", lambda: features.embedding_map(opened, objects(), map, seed)),
+    ]
+    write_report(path, opened.title, str(opened.folder.path.resolve()), sections)
+    left_out = [f"  left out: {section.title}: {section.note}" for section in sections if not section.parts]
+    print("\n".join([f"{path}: {path.stat().st_size / 1e6:.1f} MB", *left_out]))
+
+
+def _section(title: str, make: Callable[[], Section]) -> Section:
+    """A section, or why there is none: it does not apply, or what it is made of is not there."""
+    from pc3d._extras import MissingExtraError
+    from pc3d.cli._report_run import NotApplicableError
+    from pc3d.viz.report import Section
+
+    try:
+        return make()
+    except (NotApplicableError, FileNotFoundError, MissingExtraError) as reason:
+        return Section(title, (), str(reason))
+
+
+def _rows(folder: Path, *, required: bool) -> list[Row]:
+    from pc3d.evaluation import read_rows
+    from pc3d.evaluation.rows import SUFFIX
+
+    # A run need not have been judged; a folder that was asked for must hold rows.
+    return read_rows([folder]) if required or any(folder.rglob(f"*{SUFFIX}")) else []
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run the verb; the run folder may stand first, without its option."""
+    arguments = list(argv)
+    if arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--run")
+    return run_verb("report", report, arguments)
