@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pc3d.cli import _output
 from pc3d.cli._inputs import HANDCRAFTED, Variant, extract, open_encoder, open_split, pooling_of
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ def judge_frozen(
     seeds: Sequence[int] | None,
     results: str | None,
     method: str | None,
-    json: bool,
 ) -> list[Any]:
     """Judge the features of an encoder with each seed, print the results, and keep their rows.
 
@@ -55,7 +55,6 @@ def judge_frozen(
         seeds: several.
         results: folder for rows.
         method: name in rows.
-        json: print as JSON.
 
     Returns:
         The results, one for each seed.
@@ -78,7 +77,7 @@ def judge_frozen(
         cost["cpu_seconds"] += extraction["cpu_seconds"]
         rows.append(outcome.to_row(method, {**cost, "parameters": frozen.num_parameters}))
         outcomes.append(outcome)
-    show(outcomes, rows, json=json, several=seeds is not None)
+    show(outcomes, rows, several=seeds is not None)
     if results is not None:
         write_rows(rows, results)
     return outcomes
@@ -97,19 +96,13 @@ def chosen_seeds(seed: int, seeds: Sequence[int] | None) -> list[int]:
     return list(seeds)
 
 
-def show(outcomes: Sequence[Any], rows: Sequence[Any], *, json: bool, several: bool) -> None:
-    """Results to standard output, as text or as JSON; with several seeds also what they have in common."""
-    import json as json_format
-
+def show(outcomes: Sequence[Any], rows: Sequence[Any], *, several: bool) -> None:
+    """Results to standard output; with several seeds also what they have in common."""
     if not several:
-        print(json_format.dumps(outcomes[0].to_dict(), indent=2) if json else outcomes[0])
+        _output.result(outcomes[0].to_dict(), outcomes[0])
         return
     summary = over_seeds(rows)
-    if json:
-        print(json_format.dumps({"results": [result.to_dict() for result in outcomes], "summary": summary}, indent=2))
-        return
-    print("\n\n".join(map(str, outcomes)))
-    print(f"\nover {len(rows)} seed(s) {', '.join(str(row.seed) for row in rows)}")
+    lines = ["\n\n".join(map(str, outcomes)), f"\nover {len(rows)} seed(s) {', '.join(str(row.seed) for row in rows)}"]
     for name, values in summary.items():
         spread = ""
         if values["interval"] is not None:
@@ -118,7 +111,8 @@ def show(outcomes: Sequence[Any], rows: Sequence[Any], *, json: bool, several: b
                 f" ± {100 * values['standard_deviation']:.1f} % (sample standard deviation), "
                 f"95 % interval of the mean {100 * low:.1f} to {100 * high:.1f} % (Student's t over seeds)"
             )
-        print(f"  {name.replace('_', ' '):<20} {100 * values['mean']:.1f} %{spread}")
+        lines.append(f"  {name.replace('_', ' '):<20} {100 * values['mean']:.1f} %{spread}")
+    _output.result({"results": [result.to_dict() for result in outcomes], "summary": summary}, "\n".join(lines))
 
 
 def over_seeds(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:

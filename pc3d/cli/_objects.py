@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pc3d.cli import _training
+from pc3d.cli import _output, _training
 from pc3d.cli._parser import OK, USAGE, nearest, run_verb
 
 if TYPE_CHECKING:
@@ -88,14 +88,35 @@ def check_model(objects: Any) -> None:
     if name not in ENCODERS:
         raise ValueError(f"model.backbone must be one of {', '.join(ENCODERS)}, whose weights can be kept; got {name}")
     if objects.model.initial is not None and is_first_process():
-        print(objects.model.initial, flush=True)
+        _output.say(objects.model.initial)
 
 
-def train(parser: Any, argv: Sequence[str], folder: str, shorthands: Mapping[str, tuple[str, ...]]) -> Any:
-    """Train as the options say; the trainer and the run folder, and whether this process shall judge the result."""
+def train(
+    parser: Any,
+    argv: Sequence[str],
+    folder: str,
+    shorthands: Mapping[str, tuple[str, ...]],
+    judge: Callable[..., None],
+) -> None:
+    """Train as the options say, and judge the model where there is a test split.
+
+    Args:
+        parser: of the verb.
+        argv: the arguments.
+        folder: of the configurations that ship for the verb.
+        shorthands: see :func:`in_full`.
+        judge: judges the model of a run folder.
+    """
     arguments = _training.with_config(in_full(argv, shorthands), folder)
     trainer, run = _training.train(parser, arguments, check_model)
-    return trainer, run, trainer.is_global_zero and trainer.state.finished
+    if not (trainer.is_global_zero and trainer.state.finished):
+        return
+    written = f"model written to {run.path} (encoder/ and head/)"
+    if trainer.datamodule.test is None:
+        _output.result({"run": str(run.path)}, written)
+        return
+    _output.say(written)
+    judge(str(run.path), device=str(trainer.strategy.root_device), overwrite=True)
 
 
 @dataclass(frozen=True)
@@ -245,7 +266,7 @@ def free_result_path(folder: Path, name: str, overwrite: bool) -> Path:
     return path
 
 
-def write_result(result: Any, path: Path, as_json: bool, results: str | None, method: str | None) -> None:
+def write_result(result: Any, path: Path, results: str | None, method: str | None) -> None:
     """A result to its file, to standard output, and as rows to a folder if one is given."""
     import json
 
@@ -255,6 +276,6 @@ def write_result(result: Any, path: Path, as_json: bool, results: str | None, me
         write_rows(result.to_rows(method), results)
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result.to_dict(), indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
-    print(text if as_json else f"{result}\n\nwritten: {path}")
+    found = result.to_dict()
+    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    _output.result(found, f"{result}\n\nwritten: {path}")

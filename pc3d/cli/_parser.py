@@ -7,12 +7,18 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from pc3d._extras import require
+from pc3d.cli import _output
 
-OK, FAILURE, USAGE = 0, 1, 2
+OK, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130  # 128 + SIGINT, as shells report it
 
+_COMMON = {
+    "json": "Print the result as JSON on standard output; all else goes to standard error.",
+    "quiet": "Print the result, warnings and errors alone: no progress, no notes.",
+}
 _UNKNOWN = (
     re.compile(r"[Oo]ption '([^']+)' is not accepted"),
     re.compile(r'[Kk]ey "([^"]+)" is not (?:expected|accepted)'),
@@ -33,10 +39,51 @@ def unknown_names(message: str) -> list[str]:
     return names
 
 
-class NearestName:
-    """Mixin for a parser of argparse or jsonargparse: an unknown name is refused with the nearest right one."""
+class ParserHeld(Exception):
+    """Carries the parser that :func:`held_parser` asked for."""
+
+    def __init__(self, parser: Any) -> None:
+        super().__init__("a parser was held")
+        self.parser = parser
+
+
+_hold: ContextVar[bool] = ContextVar("hold_the_parser", default=False)
+
+
+def held_parser(call: Callable[[], object]) -> Any:
+    """The parser that a verb would have read its arguments with.
+
+    Args:
+        call: runs the verb, without arguments.
+    """
+    token = _hold.set(True)
+    try:
+        call()
+    except ParserHeld as held:
+        return held.parser
+    finally:
+        _hold.reset(token)
+    raise TypeError("the verb reads its arguments without verb_parser()")
+
+
+class VerbParser:
+    """Mixin for a parser of argparse or jsonargparse: what all verbs have in common, see :func:`verb_parser`."""
 
     _actions: list[Any]
+    is_verb = False  # jsonargparse makes parsers of the same class for what is nested
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        """The options of the verb, without those that all verbs have."""
+        if not self.is_verb:
+            return super().parse_args(*args, **options)  # type: ignore[misc]
+        if _hold.get():
+            raise ParserHeld(self)
+        found = super().parse_args(*args, **options)  # type: ignore[misc]
+        chosen = {name: bool(getattr(found, name)) for name in _COMMON}
+        for name in chosen:
+            delattr(found, name)
+        _output.choose(**chosen)
+        return found
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with exit code 2, naming the nearest right option."""
@@ -51,10 +98,23 @@ class NearestName:
         raise SystemExit(USAGE)
 
 
-def parser_class(base: type | None = None) -> type:
-    """A jsonargparse parser class (``jsonargparse.ArgumentParser`` by default) that also names the nearest option."""
-    jsonargparse = require("jsonargparse", extra="train", purpose="the command line")
-    return type("Parser", (NearestName, base or jsonargparse.ArgumentParser), {})
+def verb_parser(verb: str, description: str | None, base: type | None = None) -> Any:
+    """The parser of a verb.
+
+    It takes ``--json`` and ``--quiet``, as every verb does, which :mod:`pc3d.cli._output` follows, and refuses an
+    unknown name with the nearest right one.
+
+    Args:
+        verb: as typed after ``pc3d``.
+        description: printed by ``--help``.
+        base: parser class; that of jsonargparse by default.
+    """
+    base = base or require("jsonargparse", extra="train", purpose="the command line").ArgumentParser
+    parser = type("Parser", (VerbParser, base), {})(prog=f"pc3d {verb}", description=description, allow_abbrev=False)
+    parser.is_verb = True
+    for name, text in _COMMON.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+    return parser
 
 
 def _item_type(annotation: Any) -> Any:
@@ -68,7 +128,7 @@ def _item_type(annotation: Any) -> Any:
 def run_verb(verb: str, function: Callable[..., int | None], argv: Sequence[str]) -> int | None:
     """Build the options of a verb from the signature and docstring of a function, parse ``argv``, call it.
 
-    A parameter whose default is False becomes a switch: ``--json`` rather than ``--json true``. One whose type is a
+    A parameter whose default is False becomes a switch: ``--exact`` rather than ``--exact true``. One whose type is a
     list takes several words: ``--seeds 0 1 2``.
     """
     documentation = require("docstring_parser", extra="train", purpose="the command line").parse_from_object(function)
@@ -77,7 +137,7 @@ def run_verb(verb: str, function: Callable[..., int | None], argv: Sequence[str]
     described = {entry.arg_name: entry.description for entry in documentation.params}
     types = typing.get_type_hints(function)
     lists = [parameter for parameter in parameters if _item_type(types[parameter.name]) is not None]
-    parser = parser_class()(prog=f"pc3d {verb}", description=documentation.short_description, allow_abbrev=False)
+    parser = verb_parser(verb, documentation.short_description)
     parser.add_function_arguments(function, as_group=False, skip={*switches, *(entry.name for entry in lists)})
     for entry in lists:
         required = entry.default is inspect.Parameter.empty

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_format
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pc3d.cli import _output
 from pc3d.cli._parser import nearest, run_verb
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ def evaluate(
     device: str = "cpu",
     output: str | None = None,
     overwrite: bool = False,
-    json: bool = False,
 ) -> None:
     """Score a trained segmentation: mIoU, mAcc, allAcc, a table of the classes, the confusion matrix.
 
@@ -48,7 +48,6 @@ def evaluate(
         device: Where to compute, such as cpu or cuda.
         output: Folder for the results, in place of eval/ of the run.
         overwrite: Replace earlier results.
-        json: Print the result as JSON.
     """
     from pc3d.tasks import evaluate_scenes, load_segmenter
 
@@ -77,9 +76,9 @@ def evaluate(
     head = {"run": str(run), "data": name, "num_scenes": len(dataset), "scenes": matrix.scenes}
     result = {**head, **options, **scores.to_dict()}
     folder.mkdir(parents=True, exist_ok=True)
-    files[0].write_text(json_format.dumps(result, indent=2) + "\n", encoding="utf-8")
+    files[0].write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     drawn = draw_confusion(scores, files[1], f"{name}: mIoU {100 * scores.miou:.1f} %")
-    print(json_format.dumps(result, indent=2) if json else f"{scores}\n\nwritten: {files[0]}{drawn}")
+    _output.result(result, f"{scores}\n\nwritten: {files[0]}{drawn}")
 
 
 def draw_confusion(scores: Any, path: Path, title: str) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pc3d.cli._parser import parser_class
+from pc3d.cli import _output
+from pc3d.cli._parser import verb_parser
 
 if TYPE_CHECKING:
     from pc3d.evaluation import ConfusionMatrix
@@ -36,7 +37,7 @@ class _Fold:
 
 def build_parser() -> Any:
     """The parser of the verb."""
-    parser = parser_class()(prog="pc3d segment fold", description=_DESCRIPTION, allow_abbrev=False)
+    parser = verb_parser("segment fold", _DESCRIPTION)
     parser.add_argument(
         "results",
         type=str,
@@ -45,7 +46,6 @@ def build_parser() -> Any:
     )
     parser.add_argument("--output", type=str, help="Folder for folds.json and folds.png; without it, print only.")
     parser.add_argument("--overwrite", action="store_true", help="Replace earlier results.")
-    parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
     return parser
 
 
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int | None:
         f"{fold.path}: {fold.content['num_scenes']} scenes, mIoU {100 * fold.content['miou']:.2f} %" for fold in folds
     ]
     text = "\n".join(lines)
-    print(json.dumps(result, indent=2) if options.json else f"{text}\n\n{scores}{written}")
+    _output.result(result, f"{text}\n\n{scores}{written}")
     return None
 
 

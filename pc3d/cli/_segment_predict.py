@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pc3d.cli._parser import parser_class
+from pc3d.cli import _output
+from pc3d.cli._parser import verb_parser
 
 if TYPE_CHECKING:
     from pc3d.data import PointCloud
@@ -21,7 +22,7 @@ NAME.npz (label, confidence, classes, class_colors, in the order of the file) an
 
 def build_parser() -> Any:
     """The parser of the verb."""
-    parser = parser_class()(prog="pc3d segment predict", description=_DESCRIPTION, allow_abbrev=False)
+    parser = verb_parser("segment predict", _DESCRIPTION)
     parser.add_argument("run", type=str, help="Run folder of pc3d segment train.")
     parser.add_argument("scenes", type=str, nargs="+", help="Scene files.")
     parser.add_argument("--output", type=str, required=True, help="Folder for the results.")
@@ -58,12 +59,11 @@ def main(argv: Sequence[str]) -> int | None:
     _check_files(scenes, output, options.overwrite)
     model = load_segmenter(options.run)
     output.mkdir(parents=True, exist_ok=True)
+    found: list[dict[str, Any]] = []
     for path in scenes:
         read = read_scene(path, drop_invalid=options.drop_invalid)
         cloud, notes = with_fields(read.replace(xyz=read.xyz * options.scale), model.fields)
-        print(f"{path}: {len(cloud):,} points", flush=True)
-        for note in notes:
-            print(f"  {note}")
+        _output.say("\n".join([f"{path}: {len(cloud):,} points", *(f"  {note}" for note in notes)]))
         labels = segment_scene(
             model,
             cloud,
@@ -75,8 +75,11 @@ def main(argv: Sequence[str]) -> int | None:
             progress=True,
         )
         for note in labels.notes:
-            print(f"  {note}")
-        _write(output / path.stem, read, labels, model)
+            _output.say(f"  {note}")
+        found.append({"scene": str(path), "points": len(cloud), "notes": [*notes, *labels.notes]})
+        found[-1].update(_write(output / path.stem, read, labels, model))
+    lines = [f"{scene['scene']}: {_shares(scene['shares'])}; written: {', '.join(scene['written'])}" for scene in found]
+    _output.result(found, "\n".join(lines))
     return None
 
 
@@ -98,8 +101,8 @@ def _check_files(scenes: list[Path], output: Path, overwrite: bool) -> None:
                 raise FileExistsError(f"{target} exists: add --overwrite to replace it, or choose another --output")
 
 
-def _write(stem: Path, cloud: PointCloud, labels: SceneLabels, model: SceneSegmenter) -> None:
-    """The three files of a scene, and a line on each."""
+def _write(stem: Path, cloud: PointCloud, labels: SceneLabels, model: SceneSegmenter) -> dict[str, Any]:
+    """The three files of a scene; their names, and the share of the points that each class has."""
     from pc3d._extras import MissingExtraError
     from pc3d.tasks.scene_files import write_labelled_ply, write_labels_npz
     from pc3d.viz import class_colors, scene_figure
@@ -109,14 +112,18 @@ def _write(stem: Path, cloud: PointCloud, labels: SceneLabels, model: SceneSegme
     write_labelled_ply(targets[0], cloud, labels, colors, model.classes)
     write_labels_npz(targets[1], cloud, labels, colors, model.classes)
     counts = labels.label.bincount(minlength=len(model.classes))
-    common = counts.argsort(descending=True)[:5].tolist()
-    shares = [f"{model.classes[k]} {100 * int(counts[k]) / len(cloud):.0f} %" for k in common if counts[k] > 0]
-    print(f"  {', '.join(shares)}")
+    shares = {
+        model.classes[k]: int(counts[k]) / len(cloud) for k in counts.argsort(descending=True).tolist() if counts[k] > 0
+    }
     try:
         rgb = None if cloud.rgb is None else cloud.rgb.numpy()
         figure = scene_figure(cloud.xyz.numpy(), labels.label.numpy(), model.classes, rgb=rgb, title=stem.name)
         figure.savefig(targets[2])
     except MissingExtraError as missing:
-        print(f"  no picture: {missing}")
+        _output.say(f"  no picture: {missing}")
         targets.pop()
-    print(f"  written: {', '.join(str(target) for target in targets)}", flush=True)
+    return {"shares": shares, "written": [str(target) for target in targets]}
+
+
+def _shares(shares: dict[str, float]) -> str:
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(shares.items())[:5])

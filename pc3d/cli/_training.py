@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pc3d.cli._parser import nearest, parser_class
+from pc3d.cli._parser import nearest, verb_parser
 
 _CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -20,7 +20,7 @@ def training_parser(verb: str, folder: str, description: str) -> Any:
         folder: of the configurations that ship for it.
         description: printed by ``--help``.
     """
-    parser = parser_class()(prog=f"pc3d {verb}", description=description, allow_abbrev=False)
+    parser = verb_parser(verb, description)
     parser.add_argument(
         "--config",
         action="config",
@@ -75,17 +75,25 @@ def train(parser: Any, argv: Sequence[str], check: Callable[[Any], None] = lambd
     pl.seed_everything(options.seed, workers=True, verbose=False)
     objects = _instantiate(parser, options)
     check(objects)
-    trainer = pretrain(
-        objects.model,
-        objects.data,
-        options.output,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        every_n_steps=options.every_n_steps,
-        keep_epochs=options.keep_epochs,
-        config=resolved,
-        **objects.trainer.as_dict(),
-    )
+    try:
+        trainer = pretrain(
+            objects.model,
+            objects.data,
+            options.output,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            every_n_steps=options.every_n_steps,
+            keep_epochs=options.keep_epochs,
+            config=resolved,
+            **objects.trainer.as_dict(),
+        )
+    except KeyboardInterrupt:
+        verb = parser.prog
+        if folder.checkpoint.exists():
+            raise KeyboardInterrupt(f"go on with: {verb} --output {options.output} --resume") from None
+        raise KeyboardInterrupt(
+            f"nothing was finished yet, start again with --overwrite ({options.output} holds no checkpoint)"
+        ) from None
     return trainer, folder
 
 

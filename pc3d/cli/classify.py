@@ -45,12 +45,7 @@ def build_parser() -> Any:
 
 def train(argv: Sequence[str]) -> int | None:
     """Run ``pc3d classify train``."""
-    trainer, run, shall_judge = _objects.train(build_parser(), argv, "classify", _SHORTHANDS)
-    if not shall_judge:
-        return None
-    print(f"model written to {run.path} (encoder/ and head/)")
-    if trainer.datamodule.test is not None:
-        evaluate(str(run.path), device=str(trainer.strategy.root_device), overwrite=True)
+    _objects.train(build_parser(), argv, "classify", _SHORTHANDS, evaluate)
     return None
 
 
@@ -67,7 +62,6 @@ def evaluate(
     overwrite: bool = False,
     results: str | None = None,
     method: str | None = None,
-    json: bool = False,
 ) -> None:
     """Judge a trained classifier on the test split of its configuration, and print the whole protocol.
 
@@ -88,7 +82,6 @@ def evaluate(
         overwrite: Replace earlier results.
         results: Folder for rows of pc3d results.
         method: Name in the table of results; the encoder's class and how it started by default.
-        json: Print the result as JSON.
     """
     from pc3d.evaluation import ClassificationResult, predict_logits, scores
     from pc3d.tasks import load_classifier
@@ -118,7 +111,7 @@ def evaluate(
         scores=scores(truth, logits.argmax(1), tuple(config["classes"])),
         votes=_vote(model, data, votes, official_best_of, options) if votes else None,
     )
-    _objects.write_result(result, path, json, results, method)
+    _objects.write_result(result, path, results, method)
 
 
 def _vote(model: Any, data: _objects.StoredData, votes: int, rounds: int, options: dict[str, Any]) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
-from pc3d.cli import pretrain
+from pc3d.cli import _output, pretrain
 from pc3d.cli._parser import run_verb
 
 _CONFIG = "point_cmae_household"
@@ -30,17 +31,18 @@ def demo(output: str = "runs/demo", seed: int = 0, overwrite: bool = False) -> N
     _train(folder, seed, overwrite)
     if not parts.is_current(folder.path, seed=seed):
         parts.remove_results(folder.path)
-        print("probing ...", flush=True)
+        _output.say("probing ...")
         parts.evaluate(folder.path, seed=seed)
-    print(f"\n{parts.table(folder.path)}\n")
-    print(f"encoder: {folder.encoder}\ntable:   {folder.path / 'demo.json'}, {folder.path / 'demo.csv'}", flush=True)
     drawing = folder.path / "demo.png"
     try:
         if not drawing.exists():
             parts.picture(pretrain.load_method(folder), drawing, seed=seed)
-        print(f"picture: {drawing}")
+        picture = str(drawing)
     except MissingExtraError as missing:
-        print(f"picture: not drawn, {missing}; then call pc3d demo again")
+        picture = f"not drawn, {missing}; then call pc3d demo again"
+    files = f"table:   {folder.path / 'demo.json'}, {folder.path / 'demo.csv'}\npicture: {picture}"
+    results = json.loads((folder.path / "demo.json").read_text(encoding="utf-8"))
+    _output.result(results, f"\n{parts.table(folder.path)}\n\nencoder: {folder.encoder}\n{files}")
 
 
 def _train(folder: Any, seed: int, overwrite: bool) -> None:
@@ -51,15 +53,15 @@ def _train(folder: Any, seed: int, overwrite: bool) -> None:
     if not overwrite and (folder.is_finished() or folder.checkpoint.exists()):
         _check_is_demo(folder, options)
     if folder.is_finished() and not overwrite:
-        print(f"using the trained encoder in {folder.encoder} (--overwrite trains again)")
+        _output.say(f"using the trained encoder in {folder.encoder} (--overwrite trains again)")
         return
     if folder.checkpoint.exists() and not overwrite:
-        print(f"going on with the interrupted run in {folder.path} (--overwrite starts again)")
+        _output.say(f"going on with the interrupted run in {folder.path} (--overwrite starts again)")
         options.append("--resume")
     elif folder.is_started():
         options.append("--overwrite")  # nothing was checkpointed, or it is to be replaced
     remove_results(folder.path)
-    pretrain.main(options)
+    pretrain.train(options)
 
 
 def _check_is_demo(folder: Any, options: list[str]) -> None:

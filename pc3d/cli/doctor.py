@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 
-from pc3d.cli._parser import OK, parser_class
+from pc3d.cli import _output
+from pc3d.cli._parser import OK, verb_parser
 from pc3d.diagnostics import diagnose, report
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb."""
-    parser = parser_class(argparse.ArgumentParser)(
-        prog="pc3d doctor",
-        description="Show versions, compiled kernels, devices and data sets, and how to get what is missing.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    options = parser.parse_args(list(argv))
+    description = "Show versions, compiled kernels, devices and data sets, and how to get what is missing."
+    verb_parser("doctor", description, argparse.ArgumentParser).parse_args(list(argv))
     findings = diagnose()
-    print(json.dumps(findings, indent=2) if options.json else report(findings))
+    _output.result(findings, report(findings))
     return OK

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from pc3d.cli import _output
 from pc3d.cli._inputs import Variant, extract, open_encoder, open_inputs, pooling_of
 from pc3d.cli._parser import run_verb
 
@@ -64,7 +65,8 @@ def embed(
     options = {"batch_size": batch_size, "pooling": pooling_of(model, pooling), "num_points": num_points}
     features = extract(model, name, source, data, split, **options)
     written = save_features(features, path, overwrite=overwrite)
-    print(f"{written}: {len(features)} clouds, {features.values.shape[1]} dimensions")
+    told = {"file": str(written), "clouds": len(features), "dimensions": features.values.shape[1]}
+    _output.result(told, f"{written}: {told['clouds']} clouds, {told['dimensions']} dimensions")
 
 
 def main(argv: Sequence[str]) -> int | None:

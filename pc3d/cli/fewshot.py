@@ -31,7 +31,6 @@ def fewshot(
     seeds: list[int] | None = None,
     results: str | None = None,
     method: str | None = None,
-    json: bool = False,
 ) -> None:
     """Few-shot classification with a linear SVM on frozen features: mean and sample standard deviation over the draws.
 
@@ -56,7 +55,6 @@ def fewshot(
         seeds: Several seeds, one result each, and their mean, standard deviation and 95 % interval.
         results: Folder for rows of pc3d results, one for each seed.
         method: Name in the table of results; the encoder's by default.
-        json: Print the result as JSON.
     """
     from pc3d.evaluation import few_shot
 
@@ -86,7 +84,6 @@ def fewshot(
         seeds=seeds,
         results=results,
         method=method,
-        json=json,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pc3d.cli import _alignment
+from pc3d.cli import _alignment, _output
 from pc3d.cli._alignment import UpAxis
 from pc3d.cli._inputs import Variant, extract
 from pc3d.cli._parser import OK, USAGE, nearest, run_verb
@@ -79,9 +79,11 @@ def build(
         index.add([names[row] for row in rows], features.values, part.records)
         index.save()
     size = index.bytes_for(1_000_000, index.dim) / 1e9
-    print(
+    told = {"index": out, "shapes": len(index), "new": len(new), "dimensions": index.dim, "gigabytes_per_million": size}
+    _output.result(
+        told,
         f"{out}: {len(index)} shapes, {len(new)} of them new, {index.dim} dimensions; "
-        f"a million such shapes take about {size:.1f} GB of memory"
+        f"a million such shapes take about {size:.1f} GB of memory",
     )
 
 

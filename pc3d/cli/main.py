@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from pc3d._version import __version__
-from pc3d.cli._parser import FAILURE, OK, USAGE, nearest
+from pc3d.cli import _output
+from pc3d.cli._parser import FAILURE, INTERRUPTED, OK, USAGE, nearest
 
 VERBS = {
     "pretrain": "pre-train an encoder without labels, from a configuration file",
@@ -29,7 +30,6 @@ VERBS = {
     "doctor": "show versions, compiled kernels, devices and data sets, and what is missing",
     "demo": "pre-train a small Point-CMAE on the embedded objects and score it, in minutes",
 }
-_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 def _help() -> str:
@@ -44,8 +44,10 @@ def _help() -> str:
             "verbs:",
             *lines,
             "",
-            "pc3d VERB --help lists the options of a verb; pc3d --version prints the version.",
-            "Exit code: 0 done, 1 failed, 2 wrong usage. PC3D_TRACEBACK=1 shows where an error came from.",
+            "pc3d VERB --help lists the options of a verb; pc3d --version prints the version. Every verb takes",
+            "--json (the result as JSON, alone on standard output) and --quiet (no progress, no notes).",
+            "Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted. PC3D_TRACEBACK=1 shows where an error came",
+            "from; NO_COLOR=1 leaves colours out.",
         ]
     )
 
@@ -84,12 +86,13 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _run(verb: str, arguments: list[str]) -> int:
     try:
-        code = importlib.import_module(f"pc3d.cli.{verb}").main(arguments)
+        with _output.command():
+            code = importlib.import_module(f"pc3d.cli.{verb}").main(arguments)
     except SystemExit as stop:  # the argument parsers leave this way
         return stop.code if isinstance(stop.code, int) else OK if stop.code is None else FAILURE
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return _INTERRUPTED
+    except KeyboardInterrupt as interruption:
+        print(f"\ninterrupted{f'; {interruption}' if str(interruption) else ''}", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         raise
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:

@@ -47,12 +47,7 @@ def build_parser() -> Any:
 
 def train(argv: Sequence[str]) -> int | None:
     """Run ``pc3d parts train``."""
-    trainer, run, shall_judge = _objects.train(build_parser(), argv, "parts", _objects.SHORTHANDS)
-    if not shall_judge:
-        return None
-    print(f"model written to {run.path} (encoder/ and head/)")
-    if trainer.datamodule.test is not None:
-        evaluate(str(run.path), device=str(trainer.strategy.root_device), overwrite=True)
+    _objects.train(build_parser(), argv, "parts", _objects.SHORTHANDS, evaluate)
     return None
 
 
@@ -67,7 +62,6 @@ def evaluate(
     overwrite: bool = False,
     results: str | None = None,
     method: str | None = None,
-    json: bool = False,
 ) -> None:
     """Judge a trained part segmentation on the test split of its configuration, and print the whole protocol.
 
@@ -85,7 +79,6 @@ def evaluate(
         overwrite: Replace earlier results.
         results: Folder for rows of pc3d results.
         method: Name in the table of results; the encoder's class and how it started by default.
-        json: Print the result as JSON.
     """
     from pc3d.evaluation import PartResult, PartTally, content_hash
     from pc3d.tasks import evaluate_parts, load_part_segmenter
@@ -121,7 +114,7 @@ def evaluate(
         num_points=model.encoder.config["num_points"],
         scores=tally.scores(),
     )
-    _objects.write_result(result, path, json, results, method)
+    _objects.write_result(result, path, results, method)
 
 
 def judge(argv: Sequence[str]) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pc3d.cli import _training
+from pc3d.cli import _output, _training
 from pc3d.cli._training import changed_sections
 
 __all__ = ["build_parser", "changed_sections", "load_method", "main", "resolve", "shipped_configs"]
@@ -48,10 +48,17 @@ def main(argv: Sequence[str]) -> int | None:
         from pc3d.cli import segment
 
         return segment.main(["train", *arguments])
-    trainer, folder = _training.train(build_parser(), arguments)
+    trainer, folder = train(arguments)
     if trainer.is_global_zero:
-        print(f"encoder written to {folder.encoder}")
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        told = {"run": str(folder.path), "encoder": str(folder.encoder), "metrics": metrics}
+        _output.result(told, f"encoder written to {folder.encoder}")
     return None
+
+
+def train(argv: Sequence[str]) -> Any:
+    """Pre-train as the options say; the trainer and the run folder."""
+    return _training.train(build_parser(), _training.with_config(argv, "pretrain"))
 
 
 def resolve(argv: Sequence[str]) -> str:

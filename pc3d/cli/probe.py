@@ -33,7 +33,6 @@ def probe(
     seeds: list[int] | None = None,
     results: str | None = None,
     method: str | None = None,
-    json: bool = False,
 ) -> None:
     """Score frozen features on the test split of a data set and print the whole protocol.
 
@@ -63,7 +62,6 @@ def probe(
         seeds: Several seeds, one result each, and their mean, standard deviation and 95 % interval.
         results: Folder for rows of pc3d results, one for each seed.
         method: Name in the table of results; the encoder's by default.
-        json: Print the result as JSON.
     """
     from pc3d.evaluation import knn_probe, linear_svm, logistic_regression, mlp_probe
 
@@ -92,7 +90,6 @@ def probe(
         seeds=seeds,
         results=results,
         method=method,
-        json=json,
     )
 
 

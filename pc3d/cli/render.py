@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pc3d.cli import _output
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def render(
     count = 0
     for count, rendering in enumerate(_renderings(path, views, size, up, supersample), start=1):
         rendering.save(folder, f"{count - 1:03d}")
-    print(f"{folder}: {count} views of {path.name}")
+    _output.result({"folder": str(folder), "views": count}, f"{folder}: {count} views of {path.name}")
 
 
 def _renderings(

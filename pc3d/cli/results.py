@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pc3d.cli import _output
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
@@ -46,14 +47,15 @@ def results(
     text = {"markdown": to_markdown, "csv": to_csv}[format](table) if format != "rows" else rows_to_csv(rows)
     if figure is not None:
         draw(table, Path(figure))
-        print(f"picture: {figure}")
+        _output.say(f"picture: {figure}")
+    found = [row.to_dict() for row in rows]
     if output is None:
-        print(text, end="")
+        _output.result(found, text.removesuffix("\n"))
         return
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    print(f"{path}: {len(rows)} rows, {len(table.methods)} methods, {len(table.columns)} columns")
+    _output.result(found, f"{path}: {len(rows)} rows, {len(table.methods)} methods, {len(table.columns)} columns")
 
 
 def draw(table: Table, path: Path) -> None:

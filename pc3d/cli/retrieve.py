@@ -27,7 +27,6 @@ def retrieve(
     seeds: list[int] | None = None,
     results: str | None = None,
     method: str | None = None,
-    json: bool = False,
 ) -> None:
     """Rank objects by the cosine of frozen features: mean average precision, recall and precision at 1, 5 and 10.
 
@@ -49,7 +48,6 @@ def retrieve(
         seeds: Several seeds, one result each, and their mean, standard deviation and 95 % interval.
         results: Folder for rows of pc3d results, one for each seed.
         method: Name in the table of results; the encoder's by default.
-        json: Print the result as JSON.
     """
     from pc3d.evaluation import retrieval
 
@@ -69,7 +67,6 @@ def retrieve(
         seeds=seeds,
         results=results,
         method=method,
-        json=json,
     )
 
 

@@ -32,7 +32,6 @@ def robustness(
     results: str | None = None,
     method: str | None = None,
     overwrite: bool = False,
-    json: bool = False,
 ) -> None:
     """Train a linear SVM on clean frozen features and score it on corrupted test clouds, as ModelNet-C does.
 
@@ -59,7 +58,6 @@ def robustness(
         results: Folder for rows of pc3d results, one for each seed.
         method: Name in the table of results; the encoder's by default.
         overwrite: Replace an existing figure.
-        json: Print the result as JSON.
     """
     from pc3d import evaluation
     from pc3d.data import CORRUPTIONS, SEVERITIES
@@ -95,7 +93,6 @@ def robustness(
         seeds=seeds,
         results=results,
         method=method,
-        json=json,
     )
     if figure is not None:
         _draw(found[0], row, Path(figure))

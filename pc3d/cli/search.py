@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pc3d.cli import _alignment
+from pc3d.cli import _alignment, _output
 from pc3d.cli._alignment import UpAxis
 from pc3d.cli._parser import run_verb
 
@@ -25,7 +25,6 @@ def search(
     templates: str = "none",
     up: UpAxis | None = None,
     exact: bool = False,
-    json: bool = False,
 ) -> None:
     """Find the shapes of an index that are nearest to a text, a picture or a shape; of several queries, near to each.
 
@@ -41,10 +40,8 @@ def search(
         templates: What texts are put into: 'none', 'photo', 'ulip' (64), or a file with one per line.
         up: Axis that points up in files of shapes; by default y in GLB files, else z.
         exact: Compare with every shape instead of following the graph of neighbours.
-        json: Print the result as JSON.
     """
     import dataclasses
-    import json as json_format
 
     import numpy as np
 
@@ -63,12 +60,11 @@ def search(
     vectors = np.stack([_vector(one, aligned, name, points, towers) for one in query])
     scale = aligned.joint_scale if all(_kind(one) != "shape" for one in query) else 1.0
     hits = stored.search(vectors, top, scale=scale, exact=exact)
-    if json:
-        print(json_format.dumps([dataclasses.asdict(hit) for hit in hits], indent=2))
-        return
+    lines = []
     for hit in hits:
         told = [str(value) for value in hit.record.values() if str(value) != hit.id]
-        print(f"{hit.score:.3f}  {hit.id}" + (f"  ({', '.join(told)})" if told else ""))
+        lines.append(f"{hit.score:.3f}  {hit.id}" + (f"  ({', '.join(told)})" if told else ""))
+    _output.result([dataclasses.asdict(hit) for hit in hits], "\n".join(lines))
 
 
 def _kind(query: str) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from pc3d.cli import _training
+from pc3d.cli import _output, _training
 from pc3d.cli._parser import OK, USAGE, nearest
 
 _VERBS = {
@@ -99,9 +99,10 @@ def train(argv: Sequence[str]) -> int | None:
             for name, value in trainer.callback_metrics.items()
             if name.startswith("validation/")
         }
-        if scores:
-            print("validation: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        print(f"model written to {folder.path} (encoder/ and head/); judge it with: pc3d segment eval {folder.path}")
+        lines = ["validation: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())] if scores else []
+        lines.append(f"model written to {folder.path} (encoder/ and head/)")
+        _output.result({"run": str(folder.path), "validation": scores}, "\n".join(lines))
+        _output.say(f"judge it with: pc3d segment eval {folder.path}")
     return None
 
 
@@ -119,7 +120,7 @@ def _before(objects: Any) -> None:
     if name not in ENCODERS:
         raise ValueError(f"model.backbone must be one of {', '.join(ENCODERS)}, whose weights can be kept; got {name}")
     if objects.model.initial is not None and is_first_process():
-        print(objects.model.initial, flush=True)
+        _output.say(objects.model.initial)
 
 
 def _number_of_classes(data: Any) -> int:

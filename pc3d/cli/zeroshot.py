@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pc3d.cli import _alignment
+from pc3d.cli import _alignment, _output
 from pc3d.cli._alignment import UpAxis
 from pc3d.cli._inputs import Variant, extract
 from pc3d.cli._parser import run_verb
@@ -28,7 +28,6 @@ def zeroshot(
     results: str | None = None,
     method: str | None = None,
     seed: int = 0,
-    json: bool = False,
 ) -> None:
     """Classify shapes by the nearest class text: top-1, 3 and 5 where there are labels, else the five nearest of each.
 
@@ -48,10 +47,7 @@ def zeroshot(
         results: Folder for a row of pc3d results.
         method: Name in the table of results; the encoder's by default.
         seed: Seed of the bootstrap interval.
-        json: Print the result as JSON.
     """
-    import json as json_format
-
     from pc3d.evaluation import rank_classes, write_rows, zero_shot
 
     aligned = _alignment.open_aligned(encoder)
@@ -71,7 +67,7 @@ def zeroshot(
         scored = _relabelled(features, own, names)
         told = f"{tower.name}, {len(patterns)} template(s)"
         result = zero_shot(scored, vectors, texts=told, seed=seed)
-        print(json_format.dumps(result.to_dict(), indent=2) if json else result)
+        _output.result(result.to_dict(), result)
         if results is not None:
             write_rows([result.to_row(method)], results)
         return
@@ -82,11 +78,9 @@ def zeroshot(
         [(names[k], round(float(value), 4)) for k, value in zip(classes_of[:5], values, strict=False)]
         for classes_of, values in zip(order, cosine, strict=True)
     ]
-    if json:
-        print(json_format.dumps([{"id": i, "classes": b} for i, b in zip(features.ids, best, strict=True)], indent=2))
-        return
-    for name, entry in zip(features.ids, best, strict=True):
-        print(f"{name}: " + ", ".join(f"{found} {value:.3f}" for found, value in entry))
+    named = list(zip(features.ids, best, strict=True))
+    lines = [f"{name}: " + ", ".join(f"{found} {value:.3f}" for found, value in entry) for name, entry in named]
+    _output.result([{"id": name, "classes": entry} for name, entry in named], "\n".join(lines))
 
 
 def _relabelled(features: Features, own: Sequence[str], names: Sequence[str]) -> Features:

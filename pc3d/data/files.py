@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import zlib
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 
-from pc3d._extras import require
+from pc3d._progress import track
 from pc3d.data.dataset import BadFileError, MissingDataError, PointDataset, SkippedFile
 from pc3d.data.points import POINT_SUFFIXES, read_points
 from pc3d.data.transforms import Transform
@@ -19,15 +19,8 @@ from pc3d.data.types import PointCloud
 OnError = Literal["refuse", "report"]
 # Text is left out by default: class folders often hold a licence or a read-me.
 FOLDER_SUFFIXES = tuple(name for name in POINT_SUFFIXES if name != ".txt")
-_T = TypeVar("_T")
 # Class names; the folders to read with the label of each; the folders above them, which should hold no files.
 _Layout = tuple[tuple[str, ...], list[tuple[int, Path]], list[Path]]
-
-
-def progress(items: Sequence[_T], description: str) -> Iterable[_T]:
-    """The items, with a progress bar on a terminal. tqdm comes with huggingface_hub."""
-    bar: Iterable[_T] = require("tqdm", extra="train").tqdm(items, desc=description, disable=None)
-    return bar
 
 
 def check_on_error(on_error: str) -> None:
@@ -78,7 +71,7 @@ class FileDataset(PointDataset):
     def verify(self) -> tuple[SkippedFile, ...]:
         """Read every file once and list those that cannot be used, with the reason."""
         bad = []
-        for path in progress(self.paths, f"checking {type(self).__name__}"):
+        for path in track(self.paths, f"checking {type(self).__name__}", "files"):
             try:
                 self.read(path)
             except BadFileError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -212,6 +213,11 @@ class _Remaining(Sampler[BatchKey]):
         return len(self.keys)
 
 
+def _leave_interruptions_to_the_main_process(worker: int) -> None:
+    # Ctrl-C reaches every process of a terminal; a worker that dies of it would fail the step that is to be finished.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _as_is(batch: Any) -> Any:
     return batch
 
@@ -269,6 +275,7 @@ class PointLoader:
             collate_fn=_as_is,
             pin_memory=pin_memory,
             persistent_workers=persistent_workers and num_workers > 0,
+            worker_init_fn=_leave_interruptions_to_the_main_process,
         )
         self._handed_out = 0
         self._resume: tuple[int, int] | None = None

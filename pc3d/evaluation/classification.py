@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pc3d._extras import require
+from pc3d._progress import track
 from pc3d.data import PointCloud, PointDataset, Transform, sample_generator
 from pc3d.evaluation.metrics import Scores, wilson_interval
 from pc3d.evaluation.result import LEGACY_NOTE, percent, span, versions
@@ -116,9 +116,8 @@ def content_hash(dataset: PointDataset) -> str:
 def _batches(
     dataset: PointDataset, transform: Transform | None, seed: int, draw: int, size: int, progress: bool
 ) -> Iterator[list[PointCloud]]:
-    tqdm = require("tqdm", extra="train", purpose="the progress bar")
     pending: list[PointCloud] = []
-    for index in tqdm.tqdm(range(len(dataset)), desc="objects", unit="object", disable=not progress, leave=False):
+    for index in track(range(len(dataset)), "judge", "objects", visible=progress):
         generator = sample_generator(seed, draw, index)
         cloud = dataset.sample(index, generator)
         cloud = cloud if transform is None else transform(cloud, generator)

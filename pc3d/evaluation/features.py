@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pc3d._extras import require
+from pc3d._progress import progress_bar
 from pc3d.data import Compose, FarthestPointSample, FirstPoints, Normalize, PointCloud, PointDataset, Transform
 
 Array = NDArray[np.float32]
@@ -149,7 +149,7 @@ def extract_features(
         raise ValueError("dataset is empty: nothing to encode")
     digest, ids, blocks = hashlib.sha256(), [], []
     device = next((p.device for p in encoder.parameters()), None) if isinstance(encoder, torch.nn.Module) else None
-    with _frozen(encoder), _bar(len(dataset), progress) as advance:
+    with _frozen(encoder), progress_bar(len(dataset), "encode", "clouds", visible=progress) as advance:
         for clouds in batches(dataset, batch_size, prepare):
             read = [torch.stack([cloud.xyz for cloud in clouds]), *_colors(encoder, clouds)]
             for value in read:
@@ -245,23 +245,6 @@ def _frozen(encoder: Encoder) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextmanager
-def _bar(total: int, visible: bool) -> Iterator[_Advance]:
-    if not visible:
-        yield lambda count: None
-        return
-    rich = require("rich.progress", extra="train", purpose="the progress bar")
-    console = require("rich.console", extra="train").Console(stderr=True)
-    columns = (*rich.Progress.get_default_columns(), rich.MofNCompleteColumn())
-    with rich.Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("encode", total=total)
-        yield lambda count: bar.advance(task, count)
-
-
-class _Advance(Protocol):
-    def __call__(self, count: int, /) -> object: ...
 
 
 def save_features(features: Features, path: Path | str, *, overwrite: bool = False) -> Path:

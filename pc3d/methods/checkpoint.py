@@ -13,6 +13,8 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
 
+from pc3d.methods.interruption import Interruption
+
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[IO[bytes]]:
@@ -94,15 +96,29 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.keep_epochs = frozenset(keep_epochs)
-        self._saved_step = -1
+        self._saved_step = self._seen_step = -1
+        self._interruption = Interruption()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From now on Ctrl-C lets the step end."""
+        self._seen_step = trainer.global_step
+        if trainer.world_size == 1:  # several processes would not end at the same step
+            self._interruption.listen()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Leave, if that was asked for and ``last.ckpt`` is of this moment."""
+        # Not when it is written: what was logged for the last step or epoch is to be on the disk, too.
+        self._interruption.leave_if_saved()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Write ``last.ckpt`` if it is time."""
         step = trainer.global_step
         # After the last batch of an epoch comes its validation, which a run resumed from here would leave out; the
-        # checkpoint at the end of the epoch follows in any case.
-        due = self.every_n_steps is not None and step % self.every_n_steps == 0 and not trainer.is_last_batch
-        if due and step != self._saved_step:
+        # checkpoint at the end of the epoch follows in any case. Between two steps there are gradients to keep.
+        due = self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._saved_step
+        asked = self._interruption.requested and step != self._seen_step
+        self._seen_step = step
+        if (due or asked) and not trainer.is_last_batch:
             self._saved_step = step
             self._save(trainer, "last.ckpt")
 
@@ -120,3 +136,4 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
         trainer.save_checkpoint(self.folder / name, weights_only=False)  # the optimiser and the loops, too
+        self._interruption.saved()

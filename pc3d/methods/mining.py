@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm  # type: ignore[import-untyped]
 
+from pc3d._progress import progress_bar
 from pc3d.data.dataset import PointDataset
 from pc3d.data.loader import PointLoader
 from pc3d.data.transforms import Transform
@@ -101,12 +101,13 @@ def embed_all(
     found: Tensor | None = None
     try:
         positions = loader.sampler.batches(0)
-        bar = tqdm(loader, desc="neighbours", unit="batch", total=len(positions), disable=True if rank() else None)
-        for rows, batch in zip(positions, bar, strict=True):
-            vectors = F.normalize(embed(batch.to(device)).float(), dim=1)
-            if found is None:
-                found = torch.zeros(len(dataset), vectors.shape[1], device=device)
-            found[torch.tensor(rows, device=device)] = vectors
+        with progress_bar(len(positions), "neighbours", "batches", visible=rank() == 0) as advance:
+            for rows, batch in zip(positions, loader, strict=True):
+                vectors = F.normalize(embed(batch.to(device)).float(), dim=1)
+                if found is None:
+                    found = torch.zeros(len(dataset), vectors.shape[1], device=device)
+                found[torch.tensor(rows, device=device)] = vectors
+                advance(1)
     finally:
         model.train(was_training)
     assert found is not None  # a data set without items gives no epoch that could be mined

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -13,10 +12,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
+from pc3d._progress import is_hidden
 from pc3d.data.loader import sample_generator
 from pc3d.data.module import PointDataModule
 from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint, replace_atomically
+from pc3d.methods.interruption import interruptible
 from pc3d.methods.metrics import CsvMetrics
+from pc3d.methods.progress import run_progress
 
 
 class Trainable(Protocol):
@@ -148,6 +150,8 @@ def pretrain(
         ValueError: the data give no training batch; the folder is as it was.
         OSError: the data cannot be read, and the folder is as it was; or a checkpoint could not be written, and the
             one before is intact.
+        KeyboardInterrupt: Ctrl-C. The first one lets the step end and writes ``last.ckpt``; a second stops at once,
+            and ``last.ckpt`` is what it was. (With several processes the first stops at once.)
     """
     folder = RunFolder(output)
     # The processes that Lightning starts for further devices run this again; the folder is the first one's business.
@@ -168,18 +172,23 @@ def pretrain(
     if isinstance(data, PointDataModule) and data.val_dataloader() == []:
         trainer["limit_val_batches"] = 0
     if trainer.get("enable_progress_bar", True) is not False:
-        callbacks.append(_progress_bar())
+        bar = run_progress()
+        trainer["enable_progress_bar"] = bar is not None
+        callbacks += _as_list(bar)
+    if is_hidden():
+        trainer["enable_model_summary"] = False
     loggers = [metrics, pl.loggers.TensorBoardLogger(folder.path, name="tensorboard", version="")]
     plugins = [*_as_list(trainer.pop("plugins", None)), AtomicCheckpointIO()]
     engine = pl.Trainer(
         default_root_dir=folder.path, callbacks=callbacks, logger=loggers, plugins=plugins, **_without_none(trainer)
     )
-    engine.fit(
-        cast(pl.LightningModule, method),
-        datamodule=data,
-        ckpt_path=folder.checkpoint if resume else None,
-        weights_only=True,
-    )
+    with interruptible():
+        engine.fit(
+            cast(pl.LightningModule, method),
+            datamodule=data,
+            ckpt_path=folder.checkpoint if resume else None,
+            weights_only=True,
+        )
     if engine.is_global_zero and engine.state.finished:
         method.export(folder.path)
     return engine
@@ -205,12 +214,6 @@ def _step_of(checkpoint: Path) -> int:
         return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
     except Exception as error:
         raise ValueError(f"{checkpoint} is not a checkpoint that can be resumed: {error}") from error
-
-
-def _progress_bar() -> pl.Callback:
-    if sys.stderr.isatty() or sys.stdout.isatty():
-        return pl.callbacks.RichProgressBar()
-    return pl.callbacks.TQDMProgressBar(refresh_rate=10)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pc3d._extras import require
+from pc3d._progress import track
 from pc3d.data import PointDataset, Transform, collate, sample_generator
 from pc3d.data.object_module import Protocol
 from pc3d.data.types import PointBatch
@@ -195,11 +195,10 @@ def evaluate_parts(
         raise ValueError(f"protocol must be one of {', '.join(get_args(Protocol))}, got {protocol!r}")
     if len(dataset) == 0 or batch_size < 1:
         raise ValueError(f"there must be objects to judge and a batch_size, got {len(dataset)} and {batch_size}")
-    tqdm = require("tqdm", extra="train", purpose="the progress bar")
     device = next(model.parameters()).device
     model.eval()
     starts = range(0, len(dataset), batch_size)
-    for start in tqdm.tqdm(starts, desc="objects", unit="batch", disable=not progress, leave=False):
+    for start in track(starts, "judge", "batches", visible=progress):
         clouds = []
         for index in range(start, min(start + batch_size, len(dataset))):
             generator = sample_generator(seed, 0, index)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pc3d._extras import require
+from pc3d._progress import progress_bar, track
 from pc3d.data.dataset import PointDataset
 from pc3d.data.normals import NORMAL_NEIGHBORS, estimate_normals
 from pc3d.data.scene_transforms import CenterShift
@@ -193,13 +194,9 @@ def segment_scene(
     if len(cloud):
         centred = CenterShift()(centred, torch.Generator())
     blocks = scene_blocks(centred.xyz, max_points, context, voxel_size=finest)
-    bar = None
-    if progress:
-        bar = require("tqdm", extra="train").tqdm(total=len(cloud), unit=" points", unit_scale=True, disable=None)
     contexts = []
-    was_training = segmenter.training
-    segmenter.to(device).eval()
-    try:
+    segmenter.to(device)
+    with progress_bar(len(cloud), "segment", "points", visible=progress) as advance, _evaluating(segmenter):
         for block in blocks:
             total = _votes(segmenter, centred.select(block.rows), block.is_core, views, use_fragments, device)
             mean = total / total.sum(1, keepdim=True)
@@ -208,13 +205,18 @@ def segment_scene(
             if probabilities is not None:
                 probabilities[rows] = mean.to(probabilities.dtype)
             contexts.append(block.context)
-            if bar is not None:
-                bar.update(len(rows))
+            advance(len(rows))
+    return SceneLabels(label, confidence, _notes(contexts, context, max_points))
+
+
+@contextmanager
+def _evaluating(segmenter: SceneSegmenter) -> Iterator[None]:
+    was_training = segmenter.training
+    segmenter.eval()
+    try:
+        yield
     finally:
         segmenter.train(was_training)
-        if bar is not None:
-            bar.close()
-    return SceneLabels(label, confidence, _notes(contexts, context, max_points))
 
 
 def _scale_of(view: Transform) -> float:
@@ -285,10 +287,7 @@ def evaluate_scenes(
             f"{', '.join(dataset.classes) or 'none'}: judge it on a data set with the classes it was trained on"
         )
     matrix = ConfusionMatrix(len(segmenter.classes))
-    indices: Any = range(len(dataset))
-    if progress:
-        indices = require("tqdm", extra="train").tqdm(indices, desc="scenes", disable=None)
-    for index in indices:
+    for index in track(range(len(dataset)), "judge", "scenes", visible=progress):
         cloud = dataset[index]
         if cloud.segment is None:
             raise ValueError(f"scene {cloud.meta.get('id', index)} has no labels to judge by: take another split")

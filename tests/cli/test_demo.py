@@ -128,7 +128,7 @@ def test_a_table_is_never_that_of_another_encoder(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pc3d.cli.pretrain.main", interrupted)
+        patch.setattr("pc3d.cli.pretrain.train", interrupted)
         assert main([*call, "--overwrite"]) == 130
     assert not list(run.glob("demo.*"))
     assert main(call) == 0

@@ -1,0 +1,97 @@
+"""What a command says, and where: its result on standard output, as text or JSON; notes for people unless quiet."""
+
+from __future__ import annotations
+
+import json as json_format
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any, TextIO
+
+from pc3d import _progress
+
+
+class _Output:
+    """The choices of one command."""
+
+    def __init__(self) -> None:
+        self.json = False
+        self.quiet = False
+        self.result_to: TextIO | None = None
+        self.stack = ExitStack()
+
+
+_current: ContextVar[_Output | None] = ContextVar("output_of_the_command", default=None)
+
+
+@contextmanager
+def command() -> Iterator[None]:
+    """Everything that one call of ``pc3d`` says; a command within another says things as the outer one does."""
+    if _current.get() is not None:
+        yield
+        return
+    output = _Output()
+    token = _current.set(output)
+    try:
+        with output.stack:
+            yield
+    finally:
+        _current.reset(token)
+
+
+def choose(*, json: bool, quiet: bool) -> None:
+    """Take the choices ``--json`` and ``--quiet`` of the command that is running.
+
+    With ``json``, standard output holds the result alone: whatever else is printed goes to standard error.
+    """
+    output = _current.get()
+    if output is None:
+        return
+    if json and not output.json:
+        output.json = True
+        output.result_to, sys.stdout = sys.stdout, sys.stderr
+        output.stack.callback(setattr, sys, "stdout", output.result_to)
+    if quiet and not output.quiet:
+        output.quiet = True
+        output.stack.enter_context(_progress.hidden())
+        output.stack.enter_context(_warnings_only("pytorch_lightning"))
+
+
+def is_json() -> bool:
+    """Whether the command prints JSON."""
+    output = _current.get()
+    return output is not None and output.json
+
+
+def is_quiet() -> bool:
+    """Whether the command says nothing but its result."""
+    output = _current.get()
+    return output is not None and output.quiet
+
+
+def say(text: object) -> None:
+    """A note for whoever watches; not with ``--quiet``."""
+    if not is_quiet():
+        print(text, flush=True)
+
+
+def result(data: Any, text: object) -> None:
+    """What the command was for: ``data`` with ``--json``, else ``text``."""
+    output = _current.get()
+    if output is not None and output.json:
+        print(json_format.dumps(data, indent=2), file=output.result_to, flush=True)
+    else:
+        print(text, flush=True)
+
+
+@contextmanager
+def _warnings_only(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
