@@ -28,6 +28,7 @@ VERBS = {
     "render": "draw a mesh or a point cloud from a set of views, with depth and what is behind every pixel",
     "report": "write one web page about a run: configuration, curves, cost, results, pictures, a map of embeddings",
     "doctor": "show versions, compiled kernels, devices and data sets, and what is missing",
+    "completion": "print a script that completes verbs and options in bash, zsh or tcsh",
     "demo": "pre-train a small Point-CMAE on the embedded objects and score it, in minutes",
 }
 

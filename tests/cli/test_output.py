@@ -183,7 +183,9 @@ def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_end(recipe: str, tmp_path:
     left_alone, stopped = str(tmp_path / "a"), str(tmp_path / "b")
     assert main(["pretrain", "--config", recipe, "--output", left_alone, "--quiet"]) == 0
     arguments = [*PC3D, "pretrain", "--config", recipe, "--output", stopped]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     metrics, deadline = Path(stopped, "metrics.csv"), time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") > 4) and time.monotonic() < deadline:
         time.sleep(0.01)
