@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pc3d.cli import _objects
+from pc3d.cli import _objects, _output
+from pc3d.cli._parser import verb_parser
 from pc3d.methods.run import RunFolder
 
 _DESCRIPTION = """Fine-tune on episodes of few objects, as Point-BERT and Point-MAE do on ModelNet40: for each of
@@ -39,26 +40,22 @@ def main(argv: Sequence[str], train: Callable[[Sequence[str]], int | None]) -> i
     for fold in range(options.folds):
         folder = RunFolder(output / f"fold_{fold}")
         if folder.is_finished() and options.overwrite is False and (folder.path / "eval" / "test.json").exists():
-            print(f"{folder.path}: finished already")
+            _output.say(f"{folder.path}: finished already")
             continue
         started = ["--resume"] if folder.checkpoint.exists() and not options.overwrite else ["--overwrite"]
-        train([*rest, *_of_fold(fold, options), "--output", str(folder.path), *started])
+        with _output.parts():
+            train([*rest, *_of_fold(fold, options), "--output", str(folder.path), *started])
     results = [
         json.loads((output / f"fold_{fold}" / "eval" / "test.json").read_text("utf-8")) for fold in range(options.folds)
     ]
     _check_alike(output, options.folds)
-    _objects.write_result(FewShotTrainingResult.of(results), path, options.json, options.results, options.method)
+    _objects.write_result(FewShotTrainingResult.of(results), path, options.results, options.method)
     return None
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="pc3d classify fewshot",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        exit_on_error=True,
-    )
+    parser = verb_parser("classify fewshot", _DESCRIPTION, argparse.ArgumentParser)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--output", required=True, help="Folder of the runs and of fewshot.json.")
     parser.add_argument("--folds", type=int, default=10, help="Episodes (published: 10).")
     for name, what in zip(_NUMBERS, ("Classes", "Training objects per class", "Test objects per class"), strict=True):
@@ -66,7 +63,6 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--overwrite", action="store_true", help="Remove earlier runs.")
     parser.add_argument("--results", help="Folder for rows of pc3d results.")
     parser.add_argument("--method", help="Name in the table of results.")
-    parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
     options, rest = parser.parse_known_args(list(argv))
     if options.folds < 2:
         parser.error(f"--folds must be at least 2, or there is no standard deviation; got {options.folds}")

@@ -19,6 +19,7 @@ class _Output:
     def __init__(self) -> None:
         self.json = False
         self.quiet = False
+        self.is_part = False
         self.result_to: TextIO | None = None
         self.stack = ExitStack()
 
@@ -80,10 +81,23 @@ def say(text: object) -> None:
 def result(data: Any, text: object) -> None:
     """What the command was for: ``data`` with ``--json``, else ``text``."""
     output = _current.get()
-    if output is not None and output.json:
+    if output is not None and output.is_part:
+        say(text)
+    elif output is not None and output.json:
         print(json_format.dumps(data, indent=2), file=output.result_to, flush=True)
     else:
         print(text, flush=True)
+
+
+@contextmanager
+def parts() -> Iterator[None]:
+    """Results of verbs that are called within the block are steps on the way to another: no more than notes."""
+    output = _current.get() or _Output()
+    before, output.is_part = output.is_part, True
+    try:
+        yield
+    finally:
+        output.is_part = before
 
 
 @contextmanager

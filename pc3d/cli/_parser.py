@@ -78,12 +78,14 @@ class VerbParser:
             return super().parse_args(*args, **options)  # type: ignore[misc]
         if _hold.get():
             raise ParserHeld(self)
-        found = super().parse_args(*args, **options)  # type: ignore[misc]
-        chosen = {name: bool(getattr(found, name)) for name in _COMMON}
-        for name in chosen:
-            delattr(found, name)
-        _output.choose(**chosen)
-        return found
+        return _without_common(super().parse_args(*args, **options))  # type: ignore[misc]
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        """As :meth:`parse_args`, and the arguments that are not known here."""
+        if self.is_verb and _hold.get():
+            raise ParserHeld(self)
+        found, rest = super().parse_known_args(*args, **options)  # type: ignore[misc]
+        return (_without_common(found) if self.is_verb else found), rest
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with exit code 2, naming the nearest right option."""
@@ -96,6 +98,16 @@ class VerbParser:
             hints.append(f"\n{bare} is unknown{hint or '; known are: ' + ', '.join(sorted(keys))}")
         super().error(message + "".join(hints), *([ex] if ex is not None else []))  # type: ignore[misc]
         raise SystemExit(USAGE)
+
+
+def _without_common(found: Any) -> Any:
+    """Follow the options that all verbs have, and take them out."""
+    chosen = {name: bool(getattr(found, name, False)) for name in _COMMON}
+    for name in chosen:
+        if hasattr(found, name):
+            delattr(found, name)
+    _output.choose(**chosen)
+    return found
 
 
 def verb_parser(verb: str, description: str | None, base: type | None = None) -> Any:

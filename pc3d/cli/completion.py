@@ -15,7 +15,7 @@ from pc3d.cli._parser import held_parser, run_verb
 
 NESTED = {
     "index": ("build",),
-    "classify": ("train", "eval"),
+    "classify": ("train", "eval", "fewshot"),
     "parts": ("train", "eval"),
     "segment": ("train", "eval", "fold", "predict"),
 }
