@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pc3d.cli import _output
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
@@ -87,8 +88,10 @@ def report(
         _section("Map of the embeddings", lambda: features.embedding_map(opened, objects(), map, seed)),
     ]
     write_report(path, opened.title, str(opened.folder.path.resolve()), sections)
-    left_out = [f"  left out: {section.title}: {section.note}" for section in sections if not section.parts]
-    print("\n".join([f"{path}: {path.stat().st_size / 1e6:.1f} MB", *left_out]))
+    left_out = {section.title: section.note for section in sections if not section.parts}
+    notes = [f"  left out: {title}: {note}" for title, note in left_out.items()]
+    text = "\n".join([f"{path}: {path.stat().st_size / 1e6:.1f} MB", *notes])
+    _output.result({"file": str(path), "bytes": path.stat().st_size, "left_out": left_out}, text)
 
 
 def _section(title: str, make: Callable[[], Section]) -> Section:
