@@ -101,6 +101,7 @@ class ViewCloud:
         layers: by their names, the first is shown first.
         embedding: ``(N, C)`` float16 or float32 features of the points, for the similarity to a chosen one; or None.
         offset: ``(3,)`` where the cloud stands: its points are drawn at ``xyz + offset``.
+        rows: ``(N,)`` which points these are of the cloud that they were selected from; None for all of it.
 
     Raises:
         ValueError: arrays that do not go with ``xyz``, or a layer under another name than its own.
@@ -111,6 +112,7 @@ class ViewCloud:
     layers: dict[str, Layer]
     embedding: FloatArray | None = None
     offset: NDArray[np.float32] = field(default_factory=lambda: np.zeros(3, np.float32))
+    rows: NDArray[np.integer] | None = None
 
     def __post_init__(self) -> None:
         if self.xyz.ndim != 2 or self.xyz.shape[1] != 3 or self.xyz.dtype != np.float32:
@@ -143,7 +145,8 @@ class ViewCloud:
         """Some of the points, with all that belongs to them."""
         layers = {name: layer.select(rows) for name, layer in self.layers.items()}
         embedding = None if self.embedding is None else self.embedding[rows]
-        return dataclasses.replace(self, xyz=self.xyz[rows], layers=layers, embedding=embedding)
+        origin = rows if self.rows is None else self.rows[rows]
+        return dataclasses.replace(self, xyz=self.xyz[rows], layers=layers, embedding=embedding, rows=origin)
 
 
 @dataclass

@@ -133,6 +133,10 @@ def test_level_of_detail_keeps_points_and_what_belongs_to_them_together() -> Non
     share = len(thin.clouds[0]) / len(view.clouds[0])
     assert share == pytest.approx(len(thin.clouds[1]) / len(view.clouds[1]), rel=0.01)
     room = thin.clouds[0]
+    assert room.rows is not None
+    np.testing.assert_array_equal(view.clouds[0].xyz[room.rows], room.xyz)
+    again = room.select(np.array([3, 1]))
+    np.testing.assert_array_equal(again.rows, room.rows[[3, 1]])
     assert room.layers["height"].values is not None
     assert room.embedding is not None
     np.testing.assert_array_equal(room.layers["height"].values, room.xyz[:, 2])
