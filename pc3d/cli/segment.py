@@ -14,6 +14,7 @@ _VERBS = {
     "eval": "score a trained model on a data set: mIoU, per-class table, confusion matrix",
     "fold": "add the results of several folds up to one, as S3DIS 6-fold is scored",
     "predict": "name the class of every point of scene files",
+    "openvocab": "make a model from a distilled encoder and the names of classes, without labels",
 }
 _DESCRIPTION = """Train a semantic segmentation of scenes.
 
@@ -68,6 +69,10 @@ def main(argv: Sequence[str]) -> int | None:
         from pc3d.cli._segment_predict import main as predict
 
         return predict(rest)
+    if verb == "openvocab":
+        from pc3d.cli._segment_openvocab import main as openvocab
+
+        return openvocab(rest)
     print(f"error: unknown verb {verb!r} of pc3d segment{nearest(verb, _VERBS)}\n\n{_help()}", file=sys.stderr)
     return USAGE
 

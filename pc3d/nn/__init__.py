@@ -7,6 +7,7 @@ from pc3d.nn.ema import cosine_between, make_teacher, update_teacher
 from pc3d.nn.heads import DistillationHead, ProjectionHead, SegmentationHead
 from pc3d.nn.init import init_decoder_weights, init_encoder_weights, init_token
 from pc3d.nn.key_queue import KeyQueue
+from pc3d.nn.language import LanguageHead, TextHead
 from pc3d.nn.masking import MaskType, block_mask, check_mask, num_masked, random_mask, split_mask
 from pc3d.nn.optim import epoch_learning_rate, warmup_cosine, weight_decay_groups
 from pc3d.nn.sample_random import SampleRandom
@@ -24,6 +25,7 @@ __all__ = [
     "DistillationHead",
     "GlobalBatchNorm",
     "KeyQueue",
+    "LanguageHead",
     "MaskType",
     "MiniPointNet",
     "PatchTokenizer",
@@ -36,6 +38,7 @@ __all__ = [
     "SegmentationHead",
     "Signals",
     "SparseConv3d",
+    "TextHead",
     "Transformer",
     "TransformerBlock",
     "ViewAugmentation",

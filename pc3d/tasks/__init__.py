@@ -8,7 +8,9 @@ from pc3d.data.normals import estimate_normals  # noqa: E402
 from pc3d.tasks.classification import Classification, load_classifier  # noqa: E402
 from pc3d.tasks.fine_tuning import FineTuning  # noqa: E402
 from pc3d.tasks.initial_encoder import start_from  # noqa: E402
+from pc3d.tasks.language import LanguageGuidance  # noqa: E402
 from pc3d.tasks.object_task import ObjectTask  # noqa: E402
+from pc3d.tasks.open_vocabulary import joint_teacher, open_vocabulary_segmenter  # noqa: E402
 from pc3d.tasks.optimisation import SegmentationOptimisation  # noqa: E402
 from pc3d.tasks.part_segmentation import (  # noqa: E402
     PartSegmentation,
@@ -35,6 +37,7 @@ __all__ = [
     "EpochSelection",
     "FineTuning",
     "InitialWeights",
+    "LanguageGuidance",
     "ObjectTask",
     "PartSegmentation",
     "SceneLabels",
@@ -44,10 +47,12 @@ __all__ = [
     "estimate_normals",
     "evaluate_parts",
     "evaluate_scenes",
+    "joint_teacher",
     "judge_parts",
     "load_classifier",
     "load_part_segmenter",
     "load_segmenter",
+    "open_vocabulary_segmenter",
     "scene_blocks",
     "segment_scene",
     "segmentation_loss",

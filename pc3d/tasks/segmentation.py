@@ -15,6 +15,7 @@ from pc3d.data.types import PointBatch
 from pc3d.evaluation import ConfusionMatrix
 from pc3d.nn import mean_over_processes
 from pc3d.tasks.draws import draws_of_step
+from pc3d.tasks.language import LanguageGuidance
 from pc3d.tasks.optimisation import SegmentationOptimisation
 from pc3d.tasks.segmenter import HeadKind, SceneSegmenter, take_weights
 
@@ -61,7 +62,8 @@ class SemanticSegmentation(pl.LightningModule):
         backbone: has ``point_features(batch)`` and ``feature_dim``: :class:`pc3d.models.Swin3D`, ``SparseUNet``, ...
         num_classes: K.
         class_names: names of the classes; their numbers when empty.
-        head: ``"mlp"`` as Swin3D, or ``"linear"``.
+        head: ``"mlp"`` as Swin3D, ``"linear"``, or ``"language"``, :class:`pc3d.nn.LanguageHead`.
+        language: options of the last.
         encoder: folder or Hub id of an exported encoder to start the backbone from; the attribute ``initial`` is the
             report of what was taken.
         skip: parts of that encoder to leave out, see :func:`take_weights`.
@@ -73,7 +75,8 @@ class SemanticSegmentation(pl.LightningModule):
         seed: of the random draws within the networks.
 
     Raises:
-        ValueError: names or weights that are not ``num_classes``, a weight that is not positive, or a negative seed.
+        ValueError: names or weights that are not ``num_classes``, a weight that is not positive, a negative seed, or
+            ``language`` with another head.
     """
 
     class_weights: Tensor | None
@@ -84,6 +87,7 @@ class SemanticSegmentation(pl.LightningModule):
         num_classes: int,
         class_names: Sequence[str] = (),
         head: HeadKind = "mlp",
+        language: LanguageGuidance | None = None,
         encoder: str | None = None,
         skip: Sequence[str] = (),
         freeze: bool = False,
@@ -101,8 +105,15 @@ class SemanticSegmentation(pl.LightningModule):
             )
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
+        if language is not None and head != "language":
+            raise ValueError(f"language: these are options of head 'language', got head {head!r}")
         self.initial = None if encoder is None else take_weights(backbone, encoder, skip)
-        self.segmenter = SceneSegmenter(backbone, names, head)
+        self.language = None
+        if head == "language":
+            self.language = language or LanguageGuidance()
+            self.segmenter = SceneSegmenter(backbone, names, self.language.head(backbone, names))
+        else:
+            self.segmenter = SceneSegmenter(backbone, names, head)
         self.freeze_backbone, self.optimisation, self.seed = freeze, optimisation, seed
         self.segmenter.backbone.requires_grad_(not freeze)
         self._matrix = ConfusionMatrix(num_classes)
@@ -138,11 +149,15 @@ class SemanticSegmentation(pl.LightningModule):
         """One step."""
         label = _labels(batch)
         with draws_of_step(self.seed, self.current_epoch, batch_idx, batch.xyz.device):
-            logits = self.segmenter(batch)
+            logits, scores = self.segmenter.with_scores(batch)
         loss = segmentation_loss(logits, label, self.class_weights)
+        options: dict[str, Any] = {"batch_size": len(batch), "on_step": True, "on_epoch": True, "sync_dist": True}
+        if scores is not None and self.language is not None:
+            auxiliary = segmentation_loss(scores, label, self.class_weights)
+            self.log("train/score_loss", auxiliary.detach(), **options)
+            loss = loss + self.language.auxiliary_weight * auxiliary
         labelled = label != _UNLABELLED
         hits = (logits.detach().argmax(1) == label)[labelled].float()
-        options: dict[str, Any] = {"batch_size": len(batch), "on_step": True, "on_epoch": True, "sync_dist": True}
         self.log("train/loss", loss.detach(), prog_bar=True, **options)
         self.log("train/accuracy", hits.mean() if hits.numel() else hits.new_zeros(()), **options)
         self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]

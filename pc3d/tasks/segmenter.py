@@ -6,17 +6,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
 from pc3d.models import DistilledEncoder, load_encoder
+from pc3d.nn import LanguageHead, TextHead
 from pc3d.nn.heads import SegmentationHead
 from pc3d.tasks.model_folder import does_not_fit, head_config, head_weights, save_model
 
-HeadKind = Literal["mlp", "linear"]
+HeadKind = Literal["mlp", "linear", "language"]
+_TEXT_HEADS: dict[str, type[LanguageHead] | type[TextHead]] = {"language": LanguageHead, "text": TextHead}
 
 
 class SceneSegmenter(nn.Module):
@@ -25,14 +27,20 @@ class SceneSegmenter(nn.Module):
     Args:
         backbone: has ``point_features(batch) -> (sum N, feature_dim)`` and ``feature_dim``.
         classes: names of the K classes.
-        head: ``"mlp"``: linear, batch norm, ReLU, linear, as Swin3D; ``"linear"``: one linear layer.
+        head: ``"mlp"``: linear, batch norm, ReLU, linear, as Swin3D; ``"linear"``: one linear layer; or one that knows
+            the texts of the classes, :class:`pc3d.nn.LanguageHead` or :class:`pc3d.nn.TextHead`.
 
     Raises:
         TypeError: the backbone gives no features of points.
         ValueError: no classes, or an unknown head.
     """
 
-    def __init__(self, backbone: nn.Module, classes: Sequence[str], head: HeadKind = "mlp") -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classes: Sequence[str],
+        head: Literal["mlp", "linear"] | LanguageHead | TextHead = "mlp",
+    ) -> None:
         super().__init__()
         if not hasattr(backbone, "point_features") or not hasattr(backbone, "feature_dim"):
             raise TypeError(
@@ -41,12 +49,16 @@ class SceneSegmenter(nn.Module):
             )
         if len(classes) < 1:
             raise ValueError("classes is empty: name at least one class")
-        if head not in ("mlp", "linear"):
-            raise ValueError(f"head must be 'mlp' or 'linear', got {head!r}")
-        self.classes, self.head_kind = tuple(classes), head
+        if isinstance(head, str) and head not in ("mlp", "linear"):
+            raise ValueError(f"head must be 'mlp', 'linear', or a LanguageHead or TextHead, got {head!r}")
+        self.classes = tuple(classes)
         width = int(backbone.feature_dim)  # type: ignore[arg-type]  # nn.Module's attributes have no types
         self.backbone = backbone
-        self.head = SegmentationHead(width, len(classes)) if head == "mlp" else nn.Linear(width, len(classes))
+        self.head: nn.Module = (
+            (SegmentationHead(width, len(classes)) if head == "mlp" else nn.Linear(width, len(classes)))
+            if isinstance(head, str)
+            else head
+        )
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -62,9 +74,15 @@ class SceneSegmenter(nn.Module):
 
     def forward(self, batch: PointBatch) -> Tensor:
         """Logits ``(sum N, K)``."""
+        return self.with_scores(batch)[0]
+
+    def with_scores(self, batch: PointBatch) -> tuple[Tensor, Tensor | None]:
+        """Logits ``(sum N, K)``, and those of the auxiliary loss of a :class:`pc3d.nn.LanguageHead`, else None."""
         features = self.backbone.point_features(batch)  # type: ignore[operator]  # checked at construction
-        logits: Tensor = self.head(features)
-        return logits
+        if isinstance(self.head, LanguageHead):
+            logits, scores = self.head(features, batch.xyz, batch.offsets)
+            return logits, scores
+        return self.head(features), None
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``head/`` and ``encoder/`` into a folder; :func:`load_segmenter` reads both, ``load_encoder`` the last.
@@ -72,7 +90,12 @@ class SceneSegmenter(nn.Module):
         Raises:
             TypeError: the backbone is none that ``load_encoder`` could build again.
         """
-        config = {"classes": self.classes, "head": self.head_kind}
+        config: dict[str, Any] = {"classes": self.classes, "head": "mlp"}
+        if isinstance(self.head, LanguageHead | TextHead):
+            kind = next(name for name, known in _TEXT_HEADS.items() if isinstance(self.head, known))
+            config = {**config, "head": kind, "options": self.head.options}
+        elif isinstance(self.head, nn.Linear):
+            config["head"] = "linear"
         return save_model(folder, self.backbone, self.head.state_dict(), config)
 
 
@@ -84,7 +107,11 @@ def load_segmenter(folder: str | os.PathLike[str]) -> SceneSegmenter:
         ValueError: the files do not fit one another.
     """
     config = head_config(folder, "segment", "segmentation model")
-    segmenter = SceneSegmenter(load_encoder(Path(folder) / "encoder"), config["classes"], config["head"])
+    backbone, head = load_encoder(Path(folder) / "encoder"), config["head"]
+    if head in _TEXT_HEADS:
+        width = int(cast(Any, backbone).feature_dim)
+        head = _TEXT_HEADS[head](width, len(config["classes"]), **config["options"])
+    segmenter = SceneSegmenter(backbone, config["classes"], head)
     try:
         segmenter.head.load_state_dict(head_weights(folder))
     except RuntimeError as error:

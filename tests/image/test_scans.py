@@ -16,8 +16,18 @@ from PIL import Image
 from test_targets import Colors, frame, scene
 
 from pc3d.data import Frame, FrameFolder, LiftedSet, PointCloud, PointDataset, ScanNet
-from pc3d.image import FeatureMismatchError, FeatureStore, Scan, ScanFeatures, lift_frames, precompute
+from pc3d.image import (
+    FeatureMismatchError,
+    FeatureStore,
+    Scan,
+    ScanFeatures,
+    lift_frames,
+    load_image_tower,
+    precompute,
+)
 from pc3d.image.features import content_hash
+from pc3d.models import DistilledEncoder, SparseUNet
+from pc3d.tasks import joint_teacher, open_vocabulary_segmenter
 
 SHOTS = [frame((0.0, 0.0, 0.0)), frame((0.0, 0.4, 0.1)), frame((0.0, -0.3, 0.0))]
 
@@ -103,6 +113,21 @@ def test_what_is_broken_off_goes_on_scan_by_scan(tmp_path: Path) -> None:
     assert list(precompute(scans(3), ScanFeatures(Colors()), tmp_path, shard_size=1)) == ["a", "b", "c"]
     # What is stored is hashed, not lifted again.
     assert [one.asked for one in frames] == [1, 2, 2 * 3]
+
+
+def test_a_tower_that_is_joint_is_found_again_by_the_name_that_its_features_carry(
+    open_clip_vit: tuple[str, str], tmp_path: Path
+) -> None:
+    name, weights = open_clip_vit
+    tower = load_image_tower(f"open_clip:{name}", weights)
+    store = precompute([("a", Scan(scene(), SHOTS))], ScanFeatures(tower, short_side=64, unit=True), tmp_path)
+    feature = store["a"]["feature"]
+    teacher = LiftedSet(Clouds([scene()]), store)[0].meta["teacher"]
+    encoder = DistilledEncoder(SparseUNet((4,), (1,), signals="xyz"), feature.shape[1], teacher)
+    pair = joint_teacher(encoder, weights=weights)
+    assert pair.image.identity() == tower.identity()
+    vectors = pair.text.encode(["a red wall", "a green board"])
+    assert open_vocabulary_segmenter(encoder, ["wall", "board"], vectors).head.text.shape == (2, feature.shape[1])
 
 
 # ---- the script --------------------------------------------------------------------------------------------------

@@ -1,0 +1,61 @@
+"""``pc3d segment openvocab``: make a segmentation model from a distilled encoder and the names of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pc3d.cli._parser import run_verb
+
+
+def openvocab(
+    run: str,
+    classes: str,
+    output: str,
+    templates: str = "photo",
+    teacher: str | None = None,
+    weights: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Make a segmentation model whose classes are texts, without labels, from a distilled encoder.
+
+    The run must be one of the method DenseDistillation whose teacher is joint with texts, such as CLIP. The model is
+    what pc3d segment train leaves: pc3d segment predict names the points of any scene by these classes, pc3d segment
+    eval --data ... scores them where the data set has classes of the same names in the same order.
+
+    Args:
+        run: Run folder of pc3d pretrain, or the encoder in it.
+        classes: Names with commas, or a file with one per line, each perhaps followed by a tab and a prompt (several
+            lines of one name: several prompts).
+        output: Folder for the model.
+        templates: What names are put into: 'photo', 'ulip' (64), 'none', or a file with one per line.
+        teacher: Pair of towers, if the encoder does not name its own, such as 'open_clip:ViT-B-16/laion2b_s34b_b88k'.
+        weights: Of open_clip, a local file.
+        overwrite: Replace a model in the output folder.
+    """
+    from pc3d.cli._alignment import class_vectors, read_classes, templates_of
+    from pc3d.models import DistilledEncoder, load_encoder
+    from pc3d.tasks import joint_teacher, open_vocabulary_segmenter
+
+    folder = Path(output)
+    if (folder / "encoder").exists() and not overwrite:
+        raise FileExistsError(f"{folder} holds a model: add --overwrite to replace it, or choose another --output")
+    distilled = load_encoder(run, expect=DistilledEncoder)
+    prompts, patterns = read_classes(classes), templates_of(templates)
+    pair = joint_teacher(distilled, teacher, weights)
+    vectors = class_vectors(pair.text, list(prompts.values()), patterns)
+    model = open_vocabulary_segmenter(distilled, list(prompts), vectors, pair.logit_scale)
+    model.save(folder)
+    kind = " (a bridge, not CLIP)" if pair.kind == "bridge" else ""
+    print(
+        f"{folder}: {len(prompts)} classes by {pair.text.name}{kind}; name the points of scenes with: "
+        f"pc3d segment predict {folder} SCENE... --output FOLDER"
+    )
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run the verb; the run folder may stand first, without its option."""
+    arguments = list(argv)
+    if arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--run")
+    return run_verb("segment openvocab", openvocab, arguments)
