@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pc3d.cli import _output
 from pc3d.cli._parser import run_verb
 
 
@@ -47,10 +48,9 @@ def openvocab(
     model = open_vocabulary_segmenter(distilled, list(prompts), vectors, pair.logit_scale)
     model.save(folder)
     kind = " (a bridge, not CLIP)" if pair.kind == "bridge" else ""
-    print(
-        f"{folder}: {len(prompts)} classes by {pair.text.name}{kind}; name the points of scenes with: "
-        f"pc3d segment predict {folder} SCENE... --output FOLDER"
-    )
+    data = {"model": str(folder), "classes": list(prompts), "text_tower": pair.text.name, "kind": pair.kind}
+    _output.result(data, f"model written to {folder}: {len(prompts)} classes by {pair.text.name}{kind}")
+    _output.say(f"name the points of scenes with: pc3d segment predict {folder} SCENE... --output FOLDER")
 
 
 def main(argv: Sequence[str]) -> int | None:

@@ -17,7 +17,7 @@ NESTED = {
     "index": ("build",),
     "classify": ("train", "eval", "fewshot"),
     "parts": ("train", "eval"),
-    "segment": ("train", "eval", "fold", "predict"),
+    "segment": ("train", "eval", "fold", "predict", "openvocab"),
 }
 """Verbs that have verbs of their own."""
 _FOLDERS = {"pretrain": "pretrain", "classify": "classify", "parts": "parts", "segment": "segment"}

@@ -98,7 +98,9 @@ def test_points_are_named_by_texts_without_labels(
     model = tmp_path / "model"
     options = ["segment", "openvocab", str(run), "--classes", str(classes), "--templates", "none"]
     assert main([*options, "--output", str(model)]) == 0
-    assert "2 classes by stand-in:directions; name the points" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"model written to {model}: 2 classes by stand-in:directions\n" in said
+    assert f"pc3d segment predict {model} SCENE... --output FOLDER" in said
     assert asked == [("stand-in:normals", None)]
     assert main([*options, "--output", str(model)]) == 1
     assert "holds a model: add --overwrite" in capsys.readouterr().err
