@@ -17,22 +17,41 @@ which an option overrides, as in --trainer.max_epochs 10 or --model.mask_ratio 0
 the resolved configuration, last.ckpt, metrics.csv, TensorBoard files, and in the end encoder/, which load_encoder
 reads. A run that was interrupted goes on with: pc3d pretrain --output FOLDER --resume
 
+Data are batches of one data set (pc3d.data.PointDataModule) unless data.class_path says otherwise, as
+pc3d.data.AlignedStream for shards on a web server or in a bucket.
+
 A configuration of supervised pre-training (its model has a backbone, as swin3d_structured3d) is the task of pc3d
 segment train, and is handed to it."""
 
 
-def build_parser() -> Any:
-    """The parser of the verb; ``--help`` prints it."""
-    from pc3d.data import PointDataModule
+def build_parser(*, other_data: bool = False) -> Any:
+    """The parser of the verb; ``--help`` prints it.
+
+    Args:
+        other_data: ``data`` names its class, as :class:`pc3d.data.AlignedStream`, instead of being the fields of
+            :class:`pc3d.data.PointDataModule`.
+    """
+    from pc3d.data import AlignedStream, PointDataModule
     from pc3d.methods import Method
 
     parser = _training.training_parser("pretrain", "pretrain", _DESCRIPTION)
     parser.add_subclass_arguments(Method, "model", required=True, help="Pre-training method.")
-    parser.add_class_arguments(PointDataModule, "data")
+    if other_data:
+        parser.add_subclass_arguments((AlignedStream, PointDataModule), "data", required=True)
+    else:
+        parser.add_class_arguments(PointDataModule, "data")
     _training.add_trainer(parser)
     parser.link_arguments("seed", "model.init_args.seed")
-    parser.link_arguments("seed", "data.seed")
+    parser.link_arguments("seed", "data.init_args.seed" if other_data else "data.seed")
     return parser
+
+
+def _parser_for(arguments: Sequence[str]) -> Any:
+    """The parser for arguments from ``with_config``, whose configuration or options may name another class of data."""
+    data = _training.config_of(arguments).get("data")
+    named = isinstance(data, str) or (isinstance(data, dict) and "class_path" in data)
+    options = ("--data", "--data.class_path")
+    return build_parser(other_data=named or any(word.partition("=")[0] in options for word in arguments))
 
 
 def shipped_configs() -> list[str]:
@@ -58,13 +77,15 @@ def main(argv: Sequence[str]) -> int | None:
 
 def train(argv: Sequence[str]) -> Any:
     """Pre-train as the options say; the trainer and the run folder."""
-    return _training.train(build_parser(), _training.with_config(argv, "pretrain"))
+    arguments = _training.with_config(argv, "pretrain")
+    return _training.train(_parser_for(arguments), arguments)
 
 
 def resolve(argv: Sequence[str]) -> str:
     """The whole configuration of a run with these arguments, as its folder would keep it."""
-    parser = build_parser()
-    return _training.dump(parser, parser.parse_args(_training.with_config(argv, "pretrain")))
+    arguments = _training.with_config(argv, "pretrain")
+    parser = _parser_for(arguments)
+    return _training.dump(parser, parser.parse_args(arguments))
 
 
 def load_method(folder: Any) -> Any:
@@ -75,8 +96,9 @@ def load_method(folder: Any) -> Any:
     """
     import torch
 
-    parser = build_parser()
-    options = parser.parse_args(["--config", str(folder.config), "--output", str(folder.path)])
+    arguments = ["--config", str(folder.config), "--output", str(folder.path)]
+    parser = _parser_for(arguments)
+    options = parser.parse_args(arguments)
     method = parser.instantiate(options).model
     method.load_state_dict(torch.load(folder.checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     return method

@@ -25,8 +25,8 @@ from pc3d.data.types import PointCloud
 _WITH_THUMBNAIL = "Objaverse"
 _CAPTIONS = {"blip_caption": "caption:blip", "msft_caption": "caption:azure"}
 _SOURCE = "OpenShape's release (github.com/Colin97/OpenShape_code, section on training data)"
-_TERMS = "those of Objaverse, ShapeNetCore, 3D-FUTURE and ABO, per shape"
-_TOOL = "data_tools/convert_openshape.py makes it"
+TERMS = "those of Objaverse, ShapeNetCore, 3D-FUTURE and ABO, per shape"
+TOOL = "data_tools/convert_openshape.py makes it"
 
 
 def read_text_filter(path: Path | str) -> frozenset[str]:
@@ -80,12 +80,12 @@ class OpenShapeFiles(PointDataset):
         self.root, self.prompted, self.transform = Path(root), prompted, transform
         path = Path(split) if Path(split).is_file() else self.root / split
         if not path.is_file():
-            raise MissingDataError.of("OpenShapeFiles", [path], self.root, _SOURCE, _TERMS)
+            raise MissingDataError.of("OpenShapeFiles", [path], self.root, _SOURCE, TERMS)
         self.split = path.stem
         self.records = _read_records(path)
         first = self.root / self.records[0]["data_path"]
         if not first.is_file():
-            raise MissingDataError.of("OpenShapeFiles", [first], self.root, _SOURCE, _TERMS)
+            raise MissingDataError.of("OpenShapeFiles", [first], self.root, _SOURCE, TERMS)
         self.ids = [str(record.get("id", record.get("uid"))) for record in self.records]
         categories = [str(record.get("category", "")) for record in self.records]
         self.classes = tuple(sorted({name for name in categories if name}))
@@ -97,7 +97,7 @@ class OpenShapeFiles(PointDataset):
         record = self.records[index]
         path = self.root / record["data_path"]
         if not path.is_file():
-            raise MissingDataError.of("OpenShapeFiles", [path], self.root, _SOURCE, _TERMS)
+            raise MissingDataError.of("OpenShapeFiles", [path], self.root, _SOURCE, TERMS)
         content = load_object_array(path)
         if not isinstance(content, dict):
             raise BadFileError(path, f"holds a {type(content).__name__}, expected a dictionary")
@@ -323,12 +323,12 @@ class AlignedShards(PointDataset):
         self.root, self.split, self.transform = Path(root), split, transform
         index = self.root / f"{split}-index.npz"
         if not index.is_file():
-            raise MissingDataError.of(f"AlignedShards split {split!r}", [index], self.root, _TOOL, _TERMS)
+            raise MissingDataError.of(f"AlignedShards split {split!r}", [index], self.root, TOOL, TERMS)
         self._index = _read_index(index)
         self.shards = [self.root / str(name) for name in self._index["shards"]]
         missing: list[Path | str] = [path for path in self.shards if not path.is_file()]
         if missing:
-            raise MissingDataError.of(f"AlignedShards split {split!r}", missing, self.root, _TOOL, _TERMS)
+            raise MissingDataError.of(f"AlignedShards split {split!r}", missing, self.root, TOOL, TERMS)
         self.classes = tuple(map(str, self._index["classes"]))
         self.labels = torch.from_numpy(self._index["label"].astype(np.int64))
         self._silent = frozenset() if text_filter is None else read_text_filter(text_filter)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pc3d._extras import require
-from pc3d.data.aligned_files import unpack_cloud
-from pc3d.data.dataset import BadFileError
+from pc3d.data.aligned_files import TERMS, TOOL, unpack_cloud
+from pc3d.data.dataset import BadFileError, MissingDataError
 from pc3d.data.loader import _process, sample_generator
 from pc3d.data.transforms import Compose, Transform
 from pc3d.data.types import PointBatch, PointCloud, collate
@@ -139,6 +141,7 @@ class AlignedStream(pl.LightningDataModule):
 
     Raises:
         ValueError: no shard, or a number out of range.
+        MissingDataError: a shard that is a path is not there. What a URL gives is seen when it is read.
     """
 
     def __init__(
@@ -160,6 +163,9 @@ class AlignedStream(pl.LightningDataModule):
         for name, value in {**sizes, "batch_size": batch_size, "buffer_size": buffer_size}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        missing: list[Path | str] = [url for url in self.urls if not urlparse(url).scheme and not Path(url).is_file()]
+        if missing:
+            raise MissingDataError.of("AlignedStream", missing, Path(), TOOL, TERMS)
         self.num_batches, self.num_workers, self.pin_memory = num_batches, num_workers, pin_memory
         transform = Compose(train_transforms) if train_transforms else None
         self._stream = _Stream(self.urls, transform, batch_size, buffer_size, seed)

@@ -9,6 +9,8 @@ import pytest
 import torch
 import yaml
 
+from pc3d import load_encoder
+from pc3d.cli.main import main
 from pc3d.cli.pretrain import build_parser, resolve
 from pc3d.data import Household, PointCloud, targets_of
 from pc3d.data.aligned import Targets
@@ -16,6 +18,8 @@ from pc3d.data.aligned_files import write_index, write_shard
 from pc3d.models import OpenShapePointBERT
 
 NAMES = ["openshape", "openshape_household"]
+SIZES = {"embed_dim": 8, "width": 64, "depth": 1, "num_heads": 1, "mlp_dim": 64, "patch_dim": 16, "num_groups": 8}
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -70,3 +74,71 @@ def test_the_published_augmentation_on_shards(tmp_path: Path) -> None:
         assert len(targets.image_kinds) == 1
         assert cloud.rgb is not None
         assert cloud.xyz.norm(dim=1).max() < 1.25 + 0.1 * 3**0.5 + 1e-4
+
+
+# ---- a stream of shards ------------------------------------------------------------------------------------------
+
+
+def test_the_published_one_streams_shards_from_anywhere() -> None:
+    urls = "pipe:curl -s https://example.com/train-{000000..000015}.tar"
+    options = ["--config", "openshape_stream", "--output", "unused", "--seed", "3", "--data.urls", urls]
+    found, plain = (yaml.safe_load(resolve([*given])) for given in (options, [*options[2:4], "--config", "openshape"]))
+    assert found["data"]["class_path"] == "pc3d.data.AlignedStream"
+    assert found["data"]["init_args"]["urls"] == urls
+    assert found["model"]["init_args"]["encoder"] == plain["model"]["init_args"]["encoder"]
+    assert found["data"]["init_args"]["train_transforms"] == plain["data"]["train_transforms"]
+    assert found["data"]["init_args"]["batch_size"] == 200
+
+
+@pytest.fixture
+def streamed(tmp_path: Path) -> list[str]:
+    """Arguments of a small run on two shards of ten shapes."""
+    clouds = []
+    for index in range(20):
+        cloud = Household("test", num_points=96)[index]
+        rows = torch.randn(2, 6, generator=torch.Generator().manual_seed(index))
+        targets = Targets(rows[:1], rows[1:], (cloud.text or "",), ("raw",), ("rendering",))
+        clouds.append(PointCloud(cloud.xyz, cloud.rgb, meta={"id": f"{index}", "dataset": "a", "targets": targets}))
+    for number in range(2):
+        write_shard(tmp_path / f"train-{number:06}.tar", clouds[10 * number : 10 * number + 10])
+    config = {
+        "model": {
+            "class_path": "pc3d.methods.OpenShape",
+            "init_args": {
+                "encoder": {"class_path": "pc3d.models.OpenShapePointBERT", "init_args": {**SIZES, "group_size": 8}}
+            },
+        },
+        "data": {
+            "class_path": "pc3d.data.AlignedStream",
+            "init_args": {
+                "urls": str(tmp_path / "train-{000000..000001}.tar"),
+                "num_batches": 3,
+                "batch_size": 5,
+                "buffer_size": 8,
+                "train_transforms": [{"class_path": "pc3d.data.RandomSubsample", "init_args": {"num_points": 64}}],
+            },
+        },
+        "trainer": QUIET,
+    }
+    config["model"]["init_args"] |= {"text_dim": 6, "image_dim": 6}  # type: ignore[index]
+    (tmp_path / "stream.yaml").write_text(yaml.safe_dump(config))
+    return ["pretrain", "--config", str(tmp_path / "stream.yaml"), "--output", str(tmp_path / "run")]
+
+
+def test_a_stream_trains_and_goes_on(streamed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(streamed[-1])
+    assert main([*streamed, "--trainer.max_epochs", "2"]) == 0
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert main(["pretrain", "--output", str(run), "--resume", "--trainer.max_epochs", "3"]) == 0
+    whole = str(run.with_name("whole"))
+    assert main([*streamed[:-1], whole, "--trainer.max_epochs", "3"]) == 0
+    first, second = (load_encoder(folder).state_dict() for folder in (run, whole))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    capsys.readouterr()
+    other = [*streamed, "--overwrite", "--data.init_args.urls", str(run / "none.tar")]
+    assert main(other) == 1
+    assert "AlignedStream: 1 file(s) or folder(s) missing" in capsys.readouterr().err
+    assert (run / "encoder" / "config.json").exists()  # the earlier run is as it was
+    mined = [*streamed[:-1], str(run.with_name("mined")), "--trainer.max_epochs", "1", "--model.mining.group_size", "5"]
+    assert main(mined) == 1
+    assert "read shards on a disk with AlignedShards, or leave mining out" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pc3d.data import AlignedStream, BadFileError, ChooseTargets, PointCloud, targets_of
+from pc3d.data import AlignedStream, BadFileError, ChooseTargets, MissingDataError, PointCloud, targets_of
 from pc3d.data.aligned import Targets
 from pc3d.data.aligned_files import write_shard
 
@@ -81,6 +81,9 @@ def test_what_cannot_be_streamed_is_refused(tmp_path: Path) -> None:
             AlignedStream("x.tar", **{"num_batches": 1, **changes})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="urls must be at least 1, got 0"):
         AlignedStream([], 1)
+    with pytest.raises(MissingDataError, match=r"AlignedStream: 2 file\(s\) or folder\(s\) missing:\n.*none-0\.tar"):
+        AlignedStream(str(tmp_path / "none-{0..1}.tar"), 1)
+    assert len(AlignedStream("https://example.com/train-{000000..000007}.tar", 1).urls) == 8
     write_shard(tmp_path / "empty.tar", [])
     with pytest.raises((BadFileError, ValueError)):
         ids(AlignedStream([str(tmp_path / "empty.tar")], 1))
