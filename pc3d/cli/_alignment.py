@@ -53,7 +53,8 @@ def open_image_tower(aligned: AlignedShapeEncoder, tower: str | None) -> ImageTo
 def _named(name: str, option: str, example: str) -> str:
     if not name:
         raise ValueError(
-            f"{option}: the encoder does not say what it was aligned with: name the tower, as in --{option} {example}"
+            f"{option}: the encoder does not say what it was aligned with; if it was with such a tower at all, name "
+            f"it, as in --{option} {example}"
         )
     return name
 
@@ -90,6 +91,11 @@ def read_classes(classes: str) -> dict[str, list[str]]:
     if not found:
         raise ValueError(f"classes: {classes!r} names no class: give names with commas, or a file with one per line")
     return found
+
+
+def spoken(name: str) -> str:
+    """A class name as it is said: files write ``night_stand``, the published prompts "night stand"."""
+    return name.replace("_", " ")
 
 
 def class_vectors(tower: TextTower, prompts: Sequence[Sequence[str]], templates: Sequence[str]) -> Tensor:

@@ -38,7 +38,8 @@ def zeroshot(
         variant: Variant of ScanObjectNN or of ModelNet's text files.
         split: Split of the data set; not used for plain files.
         classes: Names with commas, or a file with one per line, each perhaps followed by a tab and a prompt (several
-            lines of one name: several prompts). By default the data set's own names. Scored if they hold all of these.
+            lines of one name: several prompts). By default the data set's own names, said with spaces for underscores.
+            Scored if they hold all of the data set's.
         templates: What names are put into: 'ulip' (64, published), 'photo', 'none', or a file with one per line.
         text_tower: Text tower, if the encoder does not name its own, such as 'offline:minilm'.
         num_points: Points per shape, at most, a random subset; null takes all.
@@ -53,7 +54,7 @@ def zeroshot(
     aligned = _alignment.open_aligned(encoder)
     source = _alignment.shapes(data, split, num_points, variant, up)
     own = source.dataset.classes
-    wanted = {name: [name] for name in own} if classes is None else _alignment.read_classes(classes)
+    wanted = {name: [_alignment.spoken(name)] for name in own} if classes is None else _alignment.read_classes(classes)
     if not wanted:
         raise ValueError(f"classes: {data} has no class names: give some, as in --classes 'chair,table,a wooden lamp'")
     tower = _alignment.open_text_tower(aligned, text_tower)
