@@ -31,7 +31,7 @@ class Targets:
         image_kinds: of each picture ``"thumbnail"`` (made by the author of the shape) or ``"rendering"``.
 
     Raises:
-        ValueError: the lists do not go with the features.
+        ValueError: the lists do not go with the features, or an unknown kind.
     """
 
     text_features: Tensor
@@ -50,6 +50,12 @@ class Targets:
                 raise ValueError(
                     f"{name} must have a row per entry of its lists {lengths}, got {tuple(features.shape)}"
                 )
+
+        known = {"text_kinds": (RAW, RETRIEVAL, CAPTION), "image_kinds": (THUMBNAIL, RENDERING)}
+        for name, kinds in known.items():
+            unknown = [kind for kind in getattr(self, name) if str(kind).partition(":")[0] not in kinds]
+            if unknown:
+                raise ValueError(f"{name} must be among {', '.join(kinds)}, got {unknown[0]!r}")
 
     def select(self, texts: Sequence[int], images: Sequence[int]) -> Targets:
         """Some of the texts and some of the pictures."""

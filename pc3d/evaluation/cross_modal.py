@@ -46,7 +46,8 @@ def cross_modal_recall(
         ranks: K of recall@K, at most N.
 
     Raises:
-        ValueError: shapes that do not fit, a query without an answer, or a rank beyond the gallery.
+        ValueError: shapes that do not fit, a query without an answer, a similarity that is not a number, or a rank
+            beyond the gallery.
     """
     if similarity.ndim != 2 or similarity.shape != relevant.shape or similarity.size == 0:
         raise ValueError(
@@ -55,6 +56,10 @@ def cross_modal_recall(
     answers = relevant.sum(axis=1)
     if (answers == 0).any():
         raise ValueError(f"query {int(np.flatnonzero(answers == 0)[0])} has no relevant shape: leave it out")
+    if np.isnan(similarity).any():
+        # It is below nothing, so its query would count as answered.
+        bad = int(np.flatnonzero(np.isnan(similarity).any(axis=1))[0])
+        raise ValueError(f"similarity of query {bad} is not a number: look at its vector, or at those of the shapes")
     num_queries, num_shapes = similarity.shape
     if min(ranks) < 1 or max(ranks) > num_shapes:
         raise ValueError(f"ranks must be between 1 and the {num_shapes} shapes, got {list(ranks)}")

@@ -214,7 +214,8 @@ def preparation(num_points: int | None, sampling: Sampling, normalize: Centering
 
 
 def batches(dataset: PointDataset, size: int, prepare: Compose) -> Iterator[list[PointCloud]]:
-    """The clouds of a data set in order, prepared, at most ``size`` at a time and all of a batch of one length.
+    """The clouds of a data set in order, prepared, at most ``size`` at a time; all of a batch of one length, and all
+    with colours or none, so that no cloud's features depend on its neighbours.
 
     Raises:
         ValueError: a cloud has fewer points than the preparation takes; the message names it.
@@ -223,12 +224,16 @@ def batches(dataset: PointDataset, size: int, prepare: Compose) -> Iterator[list
     pending: list[PointCloud] = []
     for index in range(len(dataset)):
         cloud = prepare(dataset.load(index), generator)
-        if pending and (len(pending) == size or len(pending[0]) != len(cloud)):
+        if pending and (len(pending) == size or _kind(pending[0]) != _kind(cloud)):
             yield pending
             pending = []
         pending.append(cloud)
     if pending:
         yield pending
+
+
+def _kind(cloud: PointCloud) -> tuple[int, bool]:
+    return len(cloud), cloud.rgb is None
 
 
 @contextmanager

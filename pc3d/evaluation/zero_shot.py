@@ -112,12 +112,15 @@ def rank_classes(features: NDArray[Any], class_vectors: NDArray[Any]) -> tuple[N
     """Classes by falling cosine for each feature, of equal ones the first, and those cosines: both ``(n, C)``.
 
     Raises:
-        ValueError: widths that differ.
+        ValueError: widths that differ, or a class vector that is not finite.
     """
     if features.ndim != 2 or class_vectors.ndim != 2 or features.shape[1] != class_vectors.shape[1]:
         raise ValueError(
             f"features and class_vectors must be (n, D) and (C, D), got {features.shape} and {class_vectors.shape}"
         )
+    if not np.isfinite(class_vectors).all():
+        bad = int(np.flatnonzero(~np.isfinite(class_vectors).all(axis=1))[0])
+        raise ValueError(f"class_vectors of class {bad} are not finite numbers: look at its text, or at the tower")
     units = [
         rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (features, class_vectors)
     ]

@@ -18,7 +18,7 @@ from pc3d.data.types import PointBatch
 from pc3d.losses import Dropped
 from pc3d.nn import rank, share_of_batch, world_size
 
-_ROWS_AT_ONCE = 2048
+_CELLS_AT_ONCE = 2**28  # 1 GB of cosines, whatever the size of the set
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,22 @@ class Mining:
             )
         if self.refresh_epochs is not None and self.refresh_epochs < 1:
             raise ValueError(f"refresh_epochs must be at least 1, or None for never, got {self.refresh_epochs}")
+
+    def check(self, num_samples: int, batch_size: int) -> None:
+        """Refuse a set or a batch that cannot be mined, at the start and not in the epoch that mining begins with.
+
+        Raises:
+            ValueError: fewer samples than neighbours, or a batch that is not of whole groups.
+        """
+        if num_samples < self.num_neighbors:
+            raise ValueError(
+                f"num_neighbors={self.num_neighbors} needs as many shapes, the training set has {num_samples}"
+            )
+        if batch_size % self.group_size:
+            raise ValueError(
+                f"a batch of {batch_size} is not made of whole groups of {self.group_size}: choose a multiple for "
+                "batch_size"
+            )
 
     def is_on(self, epoch: int) -> bool:
         """Whether batches of an epoch are mined."""
@@ -130,8 +146,9 @@ def nearest(vectors: Tensor, k: int) -> Tensor:
     share = -(-len(vectors) // world_size())
     start, stop = (min(share * r, len(vectors)) for r in (rank(), rank() + 1))
     result = torch.zeros(len(vectors), k, dtype=torch.int64, device=vectors.device)
-    for begin in range(start, stop, _ROWS_AT_ONCE):
-        rows = torch.arange(begin, min(begin + _ROWS_AT_ONCE, stop), device=vectors.device)
+    step = max(1, _CELLS_AT_ONCE // len(vectors))
+    for begin in range(start, stop, step):
+        rows = torch.arange(begin, min(begin + step, stop), device=vectors.device)
         cosine = vectors[rows] @ vectors.T
         cosine[torch.arange(len(rows), device=rows.device), rows] = float("inf")  # itself first, also among duplicates
         result[rows] = cosine.topk(k, dim=1).indices

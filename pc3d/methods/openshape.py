@@ -111,7 +111,7 @@ class OpenShape(Method):
         seed: of all draws within the encoder (dropout, first centres).
 
     Raises:
-        ValueError: weights that are negative or both 0, or widths that are not those of ``start_from``.
+        ValueError: weights that are negative or both 0, or widths or towers that are not those of ``start_from``.
     """
 
     def __init__(
@@ -144,13 +144,17 @@ class OpenShape(Method):
         self.loss_factor, self.mining, self.optimisation = loss_factor, mining, optimisation
         start = None if start_from is None else load_encoder(start_from)
         if isinstance(start, AlignedShapeEncoder):
-            _check_same(start, text_dim, image_dim, project_targets)
+            _check_same(start, text_dim, image_dim, project_targets, text_space, image_space)
+            start.name_spaces(text_space, image_space)
             self.model = start.train()
         else:
             inner = start or encoder or OpenShapePointBERT()
             self.model = AlignedShapeEncoder(
-                inner, text_dim, image_dim, project_targets, text_space, image_space, initial_logit_scale
+                inner, text_dim, image_dim, project_targets, logit_scale=initial_logit_scale
             ).train()
+            # A head of its own that is not trained leads into no tower's space.
+            trained = {kind: weight > 0 or self.model.shared for kind, weight in self.weights.items()}
+            self.model.name_spaces(text_space if trained["text"] else "", image_space if trained["image"] else "")
         # What takes no part would wait for gradients for ever when several processes train.
         for kind, modules in self._sides().items():
             if self.weights[kind] == 0:
@@ -274,9 +278,13 @@ class OpenShape(Method):
     # ---- mining ------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """After a resume in the middle of an epoch, go on with the neighbours that it began with."""
-        if self.mining is not None and self._neighbors is not None and self.mining.is_on(self.current_epoch):
-            self._loader().sampler.group_neighbors(self._neighbors, self.mining.group_size)
+        """Refuse what cannot be mined later, and after a resume within an epoch go on with its neighbours."""
+        if self.mining is None:
+            return
+        loader = self._loader()
+        self.mining.check(loader.sampler.num_samples, loader.batch_size)
+        if self._neighbors is not None and self.mining.is_on(self.current_epoch):
+            loader.sampler.group_neighbors(self._neighbors, self.mining.group_size)
 
     def on_train_epoch_start(self) -> None:
         """Log the learning rate; look up neighbours if it is time, and have batches made of them."""
@@ -307,7 +315,10 @@ class OpenShape(Method):
     def _loader(self) -> PointLoader:
         loader = self.trainer.train_dataloader
         if not isinstance(loader, PointLoader):
-            raise TypeError(f"mining needs the batches of PointDataModule, got a {type(loader).__name__}")
+            raise TypeError(
+                f"mining draws batches from the whole set, as PointDataModule makes them, got a {type(loader).__name__}"
+                ": read shards on a disk with AlignedShards, or leave mining out"
+            )
         return loader
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -324,8 +335,13 @@ class OpenShape(Method):
         return self.optimisation.build(self)
 
 
-def _check_same(start: AlignedShapeEncoder, text_dim: int | None, image_dim: int | None, project: bool) -> None:
-    wanted = {"text_dim": text_dim, "image_dim": image_dim, "project_targets": project or None}
+def _check_same(
+    start: AlignedShapeEncoder, text_dim: int | None, image_dim: int | None, project: bool, text: str, image: str
+) -> None:
+    wanted: dict[str, Any] = {"text_dim": text_dim, "image_dim": image_dim, "project_targets": project or None}
+    # Towers of one width may be of different spaces; an encoder that does not name its own takes the names given.
+    for name, space in (("text_space", text), ("image_space", image)):
+        wanted[name] = space if space and start.config[name] else None
     for name, value in wanted.items():
         if value is not None and start.config[name] != value:
             raise ValueError(f"start_from holds an encoder with {name}={start.config[name]}, got {name}={value}")

@@ -83,6 +83,11 @@ class AlignedShapeEncoder(nn.Module):
         )
         self.log_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
 
+    def name_spaces(self, text_space: str, image_space: str) -> None:
+        """Name the towers where they are not named yet."""
+        self.text_space, self.image_space = self.text_space or text_space, self.image_space or image_space
+        self.config |= {"text_space": self.text_space, "image_space": self.image_space}
+
     @property
     def pooling(self) -> str:
         """How features are pooled, for reports."""

@@ -119,6 +119,15 @@ def test_bad_choices_are_refused(arguments: dict[str, Any], message: str) -> Non
         ChooseTargets(**arguments)
 
 
+def test_kinds_that_nobody_draws_are_refused() -> None:
+    for kinds, message in (
+        (("raw", "sketch"), "image_kinds must be among thumbnail, rendering, got 'sketch'"),
+        (("title", "rendering"), "text_kinds must be among raw, retrieval, caption, got 'title'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Targets(torch.ones(1, 2), torch.ones(1, 2), ("a",), kinds[:1], kinds[1:])
+
+
 def test_clouds_without_targets_are_refused() -> None:
     cloud = PointCloud(torch.zeros(1, 3), meta={"id": "chair"})
     with pytest.raises(ValueError, match=r"the cloud \(chair\) has no targets to choose from"):

@@ -35,5 +35,8 @@ def test_bad_input_is_refused() -> None:
         cross_modal_recall(np.zeros((2, 3)), np.ones((2, 2), bool))
     with pytest.raises(ValueError, match="query 1 has no relevant shape"):
         cross_modal_recall(np.zeros((2, 2)), np.array([[True, False], [False, False]]), (1,))
+    unknown = np.array([[1.0, 0.0], [np.nan, 0.0]])
+    with pytest.raises(ValueError, match="similarity of query 1 is not a number"):
+        cross_modal_recall(unknown, np.eye(2, dtype=bool), (1,))
     with pytest.raises(ValueError, match=r"ranks must be between 1 and the 2 shapes, got \[1, 5, 10\]"):
         cross_modal_recall(np.zeros((2, 2)), np.eye(2, dtype=bool))

@@ -320,3 +320,15 @@ def test_encoders_that_read_colors_get_them() -> None:
     whole = ColorReader()
     extract_features(whole, household, num_points=80, sampling="random")
     assert whole.seen[0][0].shape[1] == 50
+
+
+def test_clouds_without_colors_take_none_from_their_neighbors() -> None:
+    class Partly(Selection):
+        def load(self, index: int) -> PointCloud:
+            cloud = super().load(index)
+            return cloud.replace(rgb=None) if index == 1 else cloud
+
+    household = Partly(Household("test", num_points=50), range(4))
+    alone, together = (extract_features(ColorReader(), household, num_points=20, batch_size=n) for n in (1, 4))
+    np.testing.assert_allclose(together.values, alone.values, rtol=1e-6)
+    assert np.abs(together.values[0] - household[0].xyz[:20].mean(0).numpy()).max() > 0.01  # it is the mean colour

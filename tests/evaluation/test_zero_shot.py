@@ -40,6 +40,8 @@ def test_ranking_and_its_ties() -> None:
     np.testing.assert_allclose(cosine, [[1, 1, 0.5, 0]], atol=1e-7)
     with pytest.raises(ValueError, match=r"must be \(n, D\) and \(C, D\), got \(1, 2\) and \(1, 3\)"):
         rank_classes(directions([0]), np.ones((1, 3)))
+    with pytest.raises(ValueError, match="class_vectors of class 1 are not finite"):
+        rank_classes(directions([0]), np.array([[0.0, 1.0], [np.nan, 1.0]]))
     with pytest.raises(ValueError, match="labels go up to 4, but there are 3 class_vectors"):
         zero_shot(Features(directions([0]), np.array([4])), directions([0, 1, 2]))
 

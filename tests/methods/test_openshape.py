@@ -332,3 +332,39 @@ def test_a_few_shapes_find_their_targets(tmp_path: Path) -> None:
     assert values[-1]["train/text_accuracy"] > 5 / 16
     assert values[-1]["train/image_accuracy"] > 5 / 17
     assert values[-1]["train/loss"] < 0.6 * values[0]["train/loss"]
+
+
+# ---- what is refused or forgotten in time ------------------------------------------------------------------------
+
+
+def test_what_cannot_be_mined_later_is_refused_at_the_start(tmp_path: Path) -> None:
+    late = Mining(group_size=3, num_neighbors=8, start_epoch=50)
+    with pytest.raises(ValueError, match="a batch of 10 is not made of whole groups of 3"):
+        pretrain(method(mining=late), data(20), tmp_path / "groups", max_epochs=1, **QUIET)
+    with pytest.raises(ValueError, match="num_neighbors=32 needs as many shapes, the training set has 20"):
+        pretrain(method(mining=Mining(start_epoch=50)), data(20), tmp_path / "few", max_epochs=1, **QUIET)
+
+
+def test_neighbors_do_not_depend_on_the_size_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(23, 5, generator=torch.Generator().manual_seed(0)), dim=1)
+    whole = nearest(vectors, 4)
+    monkeypatch.setattr("pc3d.methods.mining._CELLS_AT_ONCE", 50)  # two rows at a time
+    assert torch.equal(nearest(vectors, 4), whole)
+
+
+def test_a_head_that_is_not_trained_names_no_tower() -> None:
+    spaces = {"text_space": "offline:minilm", "image_space": "offline:efficientnet-lite0"}
+    pictures = method(text_weight=0.0, **spaces).encoder
+    assert (pictures.text_space, pictures.image_space) == ("", spaces["image_space"])
+    assert (pictures.config["text_space"], pictures.config["image_space"]) == ("", spaces["image_space"])
+    shared = OpenShape(encoder(), text_weight=0.0, **spaces).encoder  # pictures lie among the texts there
+    assert shared.text_space == spaces["text_space"]
+
+
+def test_a_second_stage_keeps_the_towers_of_the_first(tmp_path: Path) -> None:
+    first = method(text_space="offline:minilm").encoder
+    save_encoder(first, tmp_path)
+    again = method(start_from=str(tmp_path), image_space="offline:efficientnet-lite0").encoder
+    assert (again.text_space, again.image_space) == ("offline:minilm", "offline:efficientnet-lite0")
+    with pytest.raises(ValueError, match="an encoder with text_space=offline:minilm, got text_space=open_clip:x/y"):
+        method(start_from=str(tmp_path), text_space="open_clip:x/y")
