@@ -58,7 +58,7 @@ def evaluate(
         raise ValueError(f"test_area: {test_area} goes with --data s3dis, got data {data!r}")
     if data == "s3dis" and split in (None, "test"):
         _check_held_out(Path(run), 5 if test_area is None else test_area)
-    dataset, name = dataset_of_run(Path(run), split) if data == "run" else _named(data, root, split, test_area)
+    dataset, name = dataset_of_run(Path(run), split) if data == "run" else named_set(data, root, split, test_area)
     folder = Path(output) if output is not None else Path(run) / "eval"
     suffix = "" if voting == "none" else f"_{voting}_voting"
     files = [folder / f"{name}{suffix}.{ending}" for ending in ("json", "png")]
@@ -137,7 +137,7 @@ def _check_held_out(run: Path, area: int) -> None:
         )
 
 
-def _named(data: str, root: str | None, split: str | None, test_area: int | None) -> tuple[PointDataset, str]:
+def named_set(data: str, root: str | None, split: str | None, test_area: int | None) -> tuple[PointDataset, str]:
     from pc3d import data as sets
 
     if data not in _SETS:

@@ -25,6 +25,7 @@ VERBS = {
     "classify": "train and judge a classifier of objects: fine-tuned, or a head on a frozen encoder",
     "parts": "train and judge a part segmentation of objects",
     "segment": "train, judge and apply a semantic segmentation of scenes",
+    "view": "look at points, data, features, predictions and reconstructions: a window or a picture",
     "render": "draw a mesh or a point cloud from a set of views, with depth and what is behind every pixel",
     "report": "write one web page about a run: configuration, curves, cost, results, pictures, a map of embeddings",
     "doctor": "show versions, compiled kernels, devices and data sets, and what is missing",

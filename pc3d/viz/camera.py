@@ -136,6 +136,23 @@ def fit(
     return Viewpoint((x, y, z), distance, azimuth, elevation, field_of_view)
 
 
+def of_view_matrix(matrix: FloatArray, target: FloatArray) -> Viewpoint:
+    """The viewpoint of a camera that is given as a matrix; a roll about its axis is left out.
+
+    Args:
+        matrix: ``(4, 4)`` world to camera, which looks along its negative z axis, y up, as OpenGL has it.
+        target: ``(3,)`` a point about as far away as what is looked at: it says how far along the axis the target is.
+    """
+    rotation, shift = matrix[:3, :3], matrix[:3, 3]
+    eye, towards = -rotation.T @ shift, rotation[2]
+    distance = float(max((eye - target) @ towards, 1e-6))
+    x, y, z = (eye - distance * towards).tolist()
+    elevation = float(np.rad2deg(np.arcsin(np.clip(towards[2], -1, 1))))
+    # Straight from above the direction is told by what is up in the picture.
+    flat = towards if abs(towards[2]) < 0.9999 else -np.sign(towards[2]) * rotation[1]
+    return Viewpoint((x, y, z), distance, float(np.rad2deg(np.arctan2(flat[1], flat[0]))), elevation)
+
+
 def turntable(start: Viewpoint, frames: int) -> list[Viewpoint]:
     """Once around the target, from ``start`` on.
 

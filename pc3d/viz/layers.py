@@ -37,7 +37,13 @@ def height_layers(clouds: Sequence[FloatArray], unit: str = "") -> list[Layer]:
 
 
 def scalar_layers(
-    name: str, values: Sequence[FloatArray], *, unit: str = "", colormap: str = "magma", low: float | None = None
+    name: str,
+    values: Sequence[FloatArray],
+    *,
+    unit: str = "",
+    colormap: str = "magma",
+    low: float | None = None,
+    high: float | None = None,
 ) -> list[Layer]:
     """A number for each point ``(N,)``, on one scale over all clouds.
 
@@ -47,10 +53,11 @@ def scalar_layers(
         unit: of the numbers.
         colormap: see :func:`pc3d.viz.gradient`.
         low: where the scale begins; at the smallest number when None.
+        high: where it ends; at the largest when None.
     """
     found = [value.astype(np.float32, copy=False) for value in values]
     low = min((float(value.min()) for value in found if value.size), default=0.0) if low is None else low
-    high = max((float(value.max()) for value in found if value.size), default=low)
+    high = max((float(value.max()) for value in found if value.size), default=low) if high is None else high
     scale = Scale(low, high, unit, colormap)
     return [Layer(name, scalar_colors(value, low, high, colormap), scale=scale, values=value) for value in found]
 

@@ -95,29 +95,44 @@ def write_gif(frames: Sequence[Picture], path: str | os.PathLike[str], *, frames
 def _panel(view: View, mode: str, camera: Viewpoint, width: int, height: int, point_size: float | None) -> Picture:
     """The clouds in a mode, under the name of the mode and beside its legend, the clouds' names below them."""
     drawn = render(view, mode, camera, width, height, point_size=point_size, max_points=view.num_points)
-    legend = _legend(view, mode, height)
     drawn = _named(drawn, view, camera) if len(view.clouds) > 1 else drawn
-    return _titled(np.concatenate([drawn, legend], axis=1), mode)
+    return _titled(np.concatenate([drawn, legend(view, mode, height)], axis=1), mode)
 
 
 def _named(picture: Picture, view: View, camera: Viewpoint) -> Picture:
-    """The names of the clouds, each below its lowest pixel, all on their own place."""
+    """The names of the clouds, each below its lowest pixel, cut where the next one stands."""
     height, width = picture.shape[:2]
     canvas, draw = _canvas(picture)
+    places = []
     for cloud in view.clouds:
-        if not len(cloud):
-            continue
         pixel, depth = camera.project(cloud.placed[:: max(1, len(cloud) // 20_000)], width, height)
         pixel = pixel[depth > 0]
         if len(pixel):
-            middle, bottom = (pixel[:, 0].min() + pixel[:, 0].max()) / 2, pixel[:, 1].max()
-            place = (float(middle), float(min(bottom + _LINE, height - 2)))
-            draw.text(place, cloud.name, fill=_PALE, font=_font(), anchor="ms")
+            middle = float(pixel[:, 0].min() + pixel[:, 0].max()) / 2
+            places.append((middle, float(min(pixel[:, 1].max() + _LINE, height - 2)), cloud.name))
+    for middle, bottom, name in places:
+        beside = [abs(x - middle) for x, y, _ in places if abs(y - bottom) < 2 * _LINE and x != middle]
+        shown = _cut(name, min([*beside, width]) - _MARGIN)
+        draw.text((middle, bottom), shown, fill=_PALE, font=_font(), anchor="ms")
     return np.asarray(canvas)
 
 
-def _legend(view: View, mode: str, height: int) -> Picture:
-    """Classes with their colours, or a colour bar; of no width where colours speak for themselves."""
+def _cut(text: str, width: float) -> str:
+    """A text that is no wider than so many pixels; dots stand for the rest."""
+    if _width(text) <= width:
+        return text
+    kept = next((end for end in range(len(text), 0, -1) if _width(text[:end] + "…") <= width), 0)
+    return text[:kept] + "…"
+
+
+def legend(view: View, mode: str, height: int) -> Picture:
+    """What the colours of a mode mean, ``(height, W, 3)``: classes, or a bar; W is 0 where there is nothing to say.
+
+    Args:
+        view: what is shown.
+        mode: name of a layer.
+        height: in pixels; classes that do not fit below each other stand in several columns.
+    """
     entries, scale = view.legend(mode), view.scale(mode)
     if entries:
         lines = max(1, (height - _MARGIN) // _LINE)

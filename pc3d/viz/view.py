@@ -264,13 +264,13 @@ def similarity_layers(
 def arrange(
     clouds: Sequence[ViewCloud], columns: int | None = None, *, azimuth: float = -90.0, gap: float = 0.15
 ) -> list[ViewCloud]:
-    """Stand clouds beside each other on a grid in the plane, each in the middle of its cell, feet on one level.
+    """Stand clouds beside each other as on shelves, each in the middle of its place, those of a shelf on one level.
 
     Args:
-        clouds: read as lines of text are, by a camera that looks from ``azimuth``.
-        columns: of the grid; as many as clouds when None.
+        clouds: read as lines of text are, the first shelf being the highest, by a camera that looks from ``azimuth``.
+        columns: clouds on a shelf; all of them when None.
         azimuth: degrees, direction of that camera around the z axis, counted from the x axis.
-        gap: between cells, as a share of the largest extent.
+        gap: between places, as a share of the largest extent.
 
     Returns:
         The same clouds with other offsets.
@@ -281,11 +281,12 @@ def arrange(
     axes = np.array([[-np.sin(angle), np.cos(angle), 0], [np.cos(angle), np.sin(angle), 0], [0, 0, 1]])
     turned = [cloud.xyz @ axes.T if len(cloud) else np.zeros((1, 3)) for cloud in clouds]
     boxes = [(xyz.min(0), xyz.max(0)) for xyz in turned]
-    cell = (1 + gap) * np.max([high - low for low, high in boxes], axis=0, initial=0.0)
+    # Between shelves there is room for names.
+    cell = np.array([1 + gap, 1 + gap, 1.25 + gap]) * np.max([high - low for low, high in boxes], axis=0, initial=0.0)
     placed = []
     for number, (cloud, (low, high)) in enumerate(zip(clouds, boxes, strict=True)):
         middle = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
-        place = np.array([number % columns * cell[0], number // columns * cell[1], 0.0])
+        place = np.array([number % columns * cell[0], 0.0, -(number // columns) * cell[2]])
         placed.append(dataclasses.replace(cloud, offset=((place - middle) @ axes).astype(np.float32)))
     return placed
 

@@ -210,16 +210,19 @@ def test_components_that_say_nothing_are_grey() -> None:
         feature_colors([])
 
 
-def test_clouds_stand_beside_each_other() -> None:
+def test_clouds_stand_beside_each_other_as_on_shelves() -> None:
     clouds = household(0, 3, 7)
-    placed = arrange(clouds, columns=2)
+    placed = arrange(clouds, columns=2, azimuth=-90.0)
     boxes = [(cloud.placed.min(0), cloud.placed.max(0)) for cloud in placed]
     for a in range(3):
         for b in range(a):
-            apart = (boxes[a][0] > boxes[b][1]) | (boxes[b][0] > boxes[a][1])
-            assert apart[:2].any()
-    np.testing.assert_allclose([low[2] for low, _ in boxes], 0, atol=1e-6)
-    assert placed[1].offset[0] > placed[0].offset[0]
-    assert boxes[2][1][1] < boxes[0][0][1]  # the second line is nearer to the reader
+            assert ((boxes[a][0] > boxes[b][1]) | (boxes[b][0] > boxes[a][1])).any()
+    np.testing.assert_allclose([low[2] for low, _ in boxes[:2]], 0, atol=1e-6)
+    assert boxes[0][1][0] < boxes[1][0][0]  # read from left to right
+    assert boxes[2][1][2] < 0  # and downwards
     np.testing.assert_array_equal(placed[0].xyz, clouds[0].xyz)
+    # Seen from the x axis, right is along y.
+    turned = arrange(clouds, azimuth=0.0)
+    np.testing.assert_allclose([cloud.placed[:, 0].min() + cloud.placed[:, 0].max() for cloud in turned], 0, atol=1e-5)
+    assert turned[0].placed[:, 1].max() < turned[1].placed[:, 1].min()
     assert arrange([]) == []

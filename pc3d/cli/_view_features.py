@@ -1,0 +1,168 @@
+"""What an encoder says of the points that ``pc3d view`` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pc3d.cli._view_inputs import Shown
+from pc3d.cli._view_runs import seen_points
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from pc3d.cli._view_layers import Request
+    from pc3d.viz import Layer, View
+
+
+def add_features(view: View, shown: Sequence[Shown], stride: int, request: Request) -> View:
+    """The view with all that was asked of its encoder.
+
+    Args:
+        view: of the clouds ``shown``, each perhaps followed by others that were made of it.
+        shown: what the encoder reads.
+        stride: clouds of the view for each one shown.
+        request: what was asked for.
+    """
+    from pc3d.models import load_encoder
+    from pc3d.viz import feature_layers
+
+    assert request.encoder is not None
+    encoder: Any = load_encoder(request.encoder).to(request.device)
+    speaker = _Speaker(encoder, request)
+    where = [number * stride for number in range(len(shown))]
+    wanted = [view.clouds[number].xyz for number in where]
+    if speaker.tells_features:
+        embeddings = [speaker.features(one, xyz) for one, xyz in zip(shown, wanted, strict=True)]
+        clouds = list(view.clouds)
+        for number, embedding in zip(where, embeddings, strict=True):
+            clouds[number] = replace(clouds[number], embedding=embedding)
+        view = replace(view, clouds=clouds)
+        view = view.with_layers(_spread(feature_layers(embeddings), where, len(clouds)))
+    for text in request.text:
+        view = view.with_layers(_spread(speaker.text_layers(text, shown, wanted), where, len(view.clouds)))
+    if request.attention:
+        view = _with_attention(view, speaker, shown, wanted, where)
+    return _compared(view, request.point) if request.point is not None else view
+
+
+def _spread(layers: Sequence[Layer | None], where: Sequence[int], count: int) -> list[Layer | None]:
+    """Layers at the places of their clouds, None elsewhere."""
+    by_place = dict(zip(where, layers, strict=True))
+    return [by_place.get(number) for number in range(count)]
+
+
+def _compared(view: View, point: Sequence[int]) -> View:
+    """With the similarity to a point: a row of the first cloud, or the number of a cloud and a row of it."""
+    cloud, row = (0, point[0]) if len(point) == 1 else (point[0], point[-1])
+    if len(point) > 2 or not 0 <= cloud < len(view.clouds):
+        raise ValueError(f"point: must be ROW, or CLOUD ROW with a cloud of 0..{len(view.clouds) - 1}; got {point}")
+    if not 0 <= row < len(view.clouds[cloud]):
+        raise ValueError(f"point: {view.clouds[cloud].name} has rows 0..{len(view.clouds[cloud]) - 1}, got {row}")
+    return view.similar_to(cloud, row)
+
+
+def _with_attention(
+    view: View, speaker: _Speaker, shown: Sequence[Shown], wanted: Sequence[Any], where: Sequence[int]
+) -> View:
+    import numpy as np
+
+    from pc3d.viz import scalar_layers
+
+    maps = [speaker.attention(one, xyz) for one, xyz in zip(shown, wanted, strict=True)]
+    heads = len(maps[0])
+    for head in speaker.request.attention:
+        if not 0 <= head < heads:
+            raise ValueError(f"attention: the encoder has heads 0..{heads - 1}, got {head}")
+        values = [found[head] for found in maps]
+        # One token often has many times the attention of all others, which the scale shall not hide.
+        high = float(np.percentile(np.concatenate(values), 98))
+        layers = scalar_layers(f"attention {head}", values, unit="x even", low=0.0, high=high)
+        view = view.with_layers(_spread(layers, where, len(view.clouds)))
+    return view
+
+
+class _Speaker:
+    """An encoder that is asked about points.
+
+    Args:
+        encoder: of objects or of scenes.
+        request: what was asked for.
+    """
+
+    def __init__(self, encoder: Any, request: Request) -> None:
+        from pc3d.models import AlignedShapeEncoder, OpenShapeFCNN, OpenShapeSparseConv, reads_scenes
+
+        self.encoder, self.request = encoder, request
+        self.scenes = reads_scenes(encoder)
+        self.aligned = isinstance(encoder, AlignedShapeEncoder)
+        inner = encoder.encoder if self.aligned else encoder
+        self.tells_features = not isinstance(inner, OpenShapeFCNN | OpenShapeSparseConv)
+        if not self.tells_features:
+            request.notes.append(f"{type(inner).__name__} gives one vector for the whole shape: no features of points")
+        self.num_points = int(getattr(inner, "config", {}).get("num_points", 1024))
+
+    def features(self, one: Shown, xyz: NDArray[np.float32]) -> NDArray[np.float16]:
+        """``(N, C)`` float16."""
+        from pc3d.models import object_features, scene_features
+
+        if self.scenes:
+            return _halved(scene_features(self.encoder, self._scene(one)))
+        seen, query, rgb = self._object(one, len(xyz))
+        return _halved(object_features(self.encoder, seen, query, rgb))
+
+    def attention(self, one: Shown, xyz: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``(heads, N)`` in units of even attention."""
+        from pc3d.models import point_attention
+
+        seen, query, _ = self._object(one, len(xyz))
+        found: NDArray[np.float32] = point_attention(self.encoder, seen, query).float().cpu().numpy()
+        return found
+
+    def text_layers(self, text: str, shown: Sequence[Shown], wanted: Sequence[Any]) -> list[Layer | None]:
+        """How much points have to do with a text."""
+        from pc3d.cli import _alignment
+        from pc3d.models import as_aligned, text_relevance
+        from pc3d.viz import scalar_layers
+
+        aligned = as_aligned(self.encoder)
+        tower = _alignment.open_text_tower(aligned, self.request.text_tower)
+        vector = _alignment.class_vectors(tower, [[text]], _alignment.templates_of("none"))[0].to(self.request.device)
+        values = []
+        for one, xyz in zip(shown, wanted, strict=True):
+            seen, query, rgb = self._object(one, len(xyz))
+            values.append(text_relevance(aligned, seen, vector, query, rgb).cpu().numpy())
+        most = max(float(abs(value).max()) for value in values)
+        scale: dict[str, Any] = {"unit": "cosine lost without", "colormap": "coolwarm", "low": -most, "high": most}
+        return list(scalar_layers(f"text: {text}", values, **scale))
+
+    def _scene(self, one: Shown) -> Any:
+        """A scene as networks of scenes are given it: with all fields that are read, standing on the ground."""
+        import torch
+
+        from pc3d.data import CenterShift
+        from pc3d.tasks import with_fields
+
+        fields = str(getattr(self.encoder, "signals", "xyz")).split("_")
+        cloud, notes = with_fields(one.cloud, tuple(name for name in ("rgb", "normal") if name in fields))
+        self.request.notes.extend(f"{one.name}: {note}" for note in notes)
+        return CenterShift()(cloud, torch.Generator())
+
+    def _object(self, one: Shown, expected: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the encoder sees, the points to describe in the same frame, and colours of what it sees."""
+        if self.aligned:
+            # As pc3d zeroshot and search have it: random points, centred at their mean.
+            one = replace(one, sampling="random", normalize="centroid")
+        seen, query, rgb = seen_points(one, self.num_points)
+        if len(query) != expected:  # a masked autoencoder's input: what the encoder sees is what is shown
+            query = seen
+        device = self.request.device
+        return seen.to(device), query.to(device), None if rgb is None else rgb.to(device)
+
+
+def _halved(features: Tensor) -> NDArray[np.float16]:
+    found: NDArray[np.float16] = features.half().cpu().numpy()
+    return found

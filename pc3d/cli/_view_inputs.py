@@ -1,0 +1,190 @@
+"""What ``pc3d view`` is asked to show: files, items of data sets, run folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pc3d.cli._parser import nearest
+
+if TYPE_CHECKING:
+    from pc3d.data import PointCloud, PointDataset
+
+UpAxis = Literal["y", "z"]
+_SCENE_SETS = ("rooms", "scannet", "scannet200", "s3dis", "structured3d")
+_Y_UP = (".glb",)
+
+
+@dataclass
+class Shown:
+    """A cloud to show.
+
+    Attributes:
+        name: what it is.
+        cloud: with all its fields.
+        classes: names of the numbers in ``cloud.segment``.
+        sampling: how an encoder of objects takes its points, see :func:`pc3d.evaluation.extract_features`.
+        normalize: how they are brought into the unit sphere for it, likewise.
+        unit: of the coordinates; empty where it is not known.
+    """
+
+    name: str
+    cloud: PointCloud
+    classes: tuple[str, ...] = ()
+    sampling: Literal["first", "farthest", "random"] = "farthest"
+    normalize: Literal["none", "centroid", "box"] = "box"
+    unit: str = ""
+
+
+@dataclass
+class Opened:
+    """All that is to be shown, the run folder among it, and what the user should know."""
+
+    shown: list[Shown] = field(default_factory=list)
+    run: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def open_all(
+    what: Sequence[str],
+    *,
+    data: str | None,
+    root: str | None,
+    split: str,
+    item: Sequence[int] | None,
+    num_points: int,
+    up: UpAxis | None,
+    drop_invalid: bool,
+) -> Opened:
+    """Open what a user names.
+
+    Args:
+        what: files, ``DATA:SPLIT:ITEM``, folders of files, at most one run folder.
+        data: a data set by the name or folder that other verbs take, whose items are shown too.
+        root: folder of a data set of scenes.
+        split: of ``data``.
+        item: which items of ``data``, of a folder, or of the run's data.
+        num_points: points to sample from a mesh.
+        up: the axis that points up in files; y in GLB files and z in all others when None.
+        drop_invalid: leave out points that are not finite.
+
+    Raises:
+        FileNotFoundError, ValueError: what is named is not there, or not understood.
+    """
+    found = Opened()
+    for word in what:
+        path = Path(word)
+        if path.is_file():
+            found.shown.append(_of_file(path, num_points, up, drop_invalid))
+        elif path.is_dir() and is_run(path):
+            if found.run is not None:
+                raise ValueError(f"what: {found.run} and {path} are both run folders: show one at a time")
+            found.run = path
+        elif path.is_dir():
+            found.shown += items_of(open_dataset(word, split, root), word, item, split)
+        else:
+            name, number_split, items = _named(word)
+            found.shown += items_of(open_dataset(name, number_split or split, root), name, items or item, split)
+    if data is not None:
+        found.shown += items_of(open_dataset(data, split, root), data, item, split)
+    if not found.shown and found.run is None:
+        raise ValueError(
+            "what: name something to see: a file of points or a mesh, an item of a data set as in household:test:12 or "
+            "rooms:test:0, or a run folder"
+        )
+    return found
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is one that pc3d pretrain, segment, parts or classify trains in."""
+    return any((folder / name).exists() for name in ("encoder/config.json", "head/config.json", "last.ckpt"))
+
+
+def _of_file(path: Path, num_points: int, up: UpAxis | None, drop_invalid: bool) -> Shown:
+    import torch
+
+    from pc3d.data import TurnUp, read_points
+
+    cloud = read_points(path, num_points=num_points, drop_invalid=drop_invalid)
+    if up == "y" or (up is None and path.suffix.lower() in _Y_UP):
+        cloud = TurnUp("y", "z")(cloud, torch.Generator())
+    return Shown(path.name, cloud)
+
+
+def _named(word: str) -> tuple[str, str | None, list[int] | None]:
+    """``DATA``, ``DATA:SPLIT`` or ``DATA:SPLIT:ITEMS``; items as in ``3``, ``3,7`` or ``3-6``."""
+    name, *rest = word.split(":")
+    if len(rest) > 2:
+        raise ValueError(f"what: {word!r} is not DATA:SPLIT:ITEM, as in household:test:12")
+    items = None
+    if len(rest) == 2:
+        try:
+            ranges = [[int(end) for end in part.split("-")] for part in rest[1].split(",")]
+            items = [number for ends in ranges for number in range(ends[0], ends[-1] + 1)]
+        except ValueError:
+            raise ValueError(f"what: the items of {word!r} must be like 12, 3,7 or 3-6; got {rest[1]!r}") from None
+    return name, rest[0] if rest else None, items
+
+
+def open_dataset(data: str, split: str, root: str | None) -> PointDataset:
+    """A data set of objects or scenes.
+
+    Raises:
+        FileNotFoundError: neither a known name nor a folder.
+    """
+    from pc3d.cli._inputs import open_inputs
+    from pc3d.cli._segment_eval import named_set
+
+    if data in _SCENE_SETS:
+        return named_set(data, root, split, None)[0]
+    if root is not None:
+        raise ValueError(f"root: {root!r} goes with a set of scenes ({', '.join(_SCENE_SETS)}); got {data!r}")
+    if data != "household" and not Path(data).exists():
+        known = ["household", *_SCENE_SETS]
+        raise FileNotFoundError(
+            f"{data!r} is no file, no folder and no data set ({', '.join(known)}){nearest(data, known)}"
+        )
+    return open_inputs(data, split, None).dataset
+
+
+def items_of(dataset: PointDataset, name: str, items: Sequence[int] | None, split: str = "") -> list[Shown]:
+    """Some items of a data set, the first one when None.
+
+    Raises:
+        IndexError: there is no such item.
+    """
+    found = []
+    for number in [0] if items is None else items:
+        if not 0 <= number < len(dataset):
+            raise ValueError(f"item: {name} {split} has items 0 to {len(dataset) - 1}, got {number}")
+        found.append(shown_item(dataset, number))
+    return found
+
+
+def shown_item(dataset: PointDataset, number: int) -> Shown:
+    """An item as stored, without the transform of the data set."""
+    cloud = dataset.load(number)
+    scene = _is_scene(dataset)
+    label = cloud.label
+    named = dataset.classes[label] if not scene and label is not None and 0 <= label < len(dataset.classes) else ""
+    title = str(cloud.text or named or cloud.meta.get("id") or number)
+    classes = dataset.classes if scene else dataset.parts
+    sampling, normalize = preparation_of(dataset)
+    return Shown(f"{title} ({number})", cloud, tuple(classes), sampling, normalize, "m" if scene else "")
+
+
+def _is_scene(dataset: PointDataset) -> bool:
+    from pc3d.data import Rooms, SceneFolder
+
+    return isinstance(dataset, Rooms | SceneFolder)
+
+
+def preparation_of(dataset: PointDataset) -> tuple[Any, Any]:
+    """How an encoder of objects takes the items of a set, as :func:`pc3d.cli._inputs.open_split` says for its own."""
+    from pc3d.data import ModelNetHDF5, ModelNetResampled, ObjectSet, ScanObjectNN
+
+    if isinstance(dataset, ObjectSet | ModelNetHDF5 | ScanObjectNN):
+        return "first", "none"
+    return "farthest", "centroid" if isinstance(dataset, ModelNetResampled) else "box"

@@ -1,0 +1,223 @@
+"""How ``pc3d view`` colours clouds: what they hold, what an encoder says of them, what a run makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pc3d.cli import _view_runs
+from pc3d.cli._view_inputs import Shown
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pc3d.viz import View, ViewCloud
+
+# Features of that many points are computed and kept; a view of more is thinned before.
+MOST_POINTS = 500_000
+_DISTINCT = ("features", "similarity", "text", "attention", "prediction", "error", "mask")
+_WHY = {
+    "rgb": "nothing here has colours",
+    "normal": "nothing here has normals",
+    "label": "nothing here has labels of points",
+    "instance": "nothing here has numbers of objects",
+    "features": "features need --encoder",
+    "similarity": "similarity to a point needs --encoder and --point ROW",
+    "text": "similarity to a text needs --encoder, one aligned with texts, and --text",
+    "attention": "attention needs --encoder and --attention HEAD",
+    "prediction": "predictions need a run folder of pc3d segment or parts train",
+    "error": "errors need a run folder of pc3d segment or parts train, and labelled clouds",
+    "mask": "masks need a run folder of a masked autoencoder, such as Point-MAE",
+}
+
+
+@dataclass
+class Request:
+    """What to compute beyond what the clouds hold.
+
+    Attributes:
+        encoder: folder or Hub id; None for none.
+        text: typed texts.
+        text_tower: for them; the encoder's own when None.
+        attention: heads.
+        point: row, or cloud and row, of the point that others are compared with.
+        device: where to compute.
+        seed: of masks and draws.
+        notes: what the user should know; filled.
+    """
+
+    encoder: str | None = None
+    text: Sequence[str] = ()
+    text_tower: str | None = None
+    attention: Sequence[int] = ()
+    point: Sequence[int] | None = None
+    device: str = "cpu"
+    seed: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def build(shown: Sequence[Shown], run: Path | None, request: Request, azimuth: float) -> View:
+    """The view of some clouds.
+
+    Args:
+        shown: the clouds.
+        run: a run folder to apply to them.
+        request: what to compute.
+        azimuth: of the camera that they are arranged for.
+    """
+    from pc3d.viz import View, arrange
+
+    method = _view_runs.masked_autoencoder(run) if run is not None and _view_runs.reconstructs(run) else None
+    if method is not None:
+        clouds, columns = _reconstructed(method, shown, request), 3
+    else:
+        shown = [_thinned(one, request) for one in shown] if request.encoder is not None else shown
+        clouds = [_plain(one) for one in shown]
+        clouds = _with_heights(clouds, shown[0].unit)
+        columns = len(clouds) if len(clouds) <= 4 else 3
+    if run is not None and _view_runs.kind_of(run) in ("segment", "parts"):
+        clouds = _predicted(clouds, shown, run, request)
+    view = View(clouds if len(clouds) == 1 else arrange(clouds, columns, azimuth=azimuth))
+    if request.encoder is not None:
+        from pc3d.cli._view_features import add_features
+
+        # Of a masked autoencoder's three clouds the first is the input.
+        view = add_features(view, shown, 3 if method is not None else 1, request)
+    return view
+
+
+def choose_modes(view: View, mode: Sequence[str] | None) -> tuple[str, ...]:
+    """The modes asked for; when None the plain colours and all that was computed.
+
+    Raises:
+        ValueError: one that there is not; the message says what it needs and which there are.
+    """
+    if mode is None:
+        own = tuple(name for name in view.modes if name.partition(" ")[0].rstrip(":") in _DISTINCT)
+        return own if "mask" in own else (view.modes[0], *(("label",) if "error" in own else ()), *own)
+    chosen: list[str] = []
+    for word in mode:
+        # "attention" and "text" stand for all of their kind.
+        found = [name for name in view.modes if name == word or name.partition(" ")[0].rstrip(":") == word]
+        if not found:
+            why = _WHY.get(word.partition(" ")[0].rstrip(":"), "there is no such mode")
+            raise ValueError(f"mode: {word!r}: {why}; the modes here are {', '.join(view.modes)}")
+        chosen += found
+    return tuple(dict.fromkeys(chosen))
+
+
+def default_encoder(request: Request, run: Path | None, mode: Sequence[str] | None) -> str | None:
+    """The encoder that was named, or that of the run, where something is to be seen of it.
+
+    Raises:
+        ValueError: something was asked of an encoder, and there is none.
+    """
+    asked = {
+        "text": bool(request.text),
+        "attention": bool(request.attention),
+        "point": request.point is not None,
+    }
+    modes = {"features", "similarity", "text", "attention"} & {word.partition(" ")[0] for word in mode or ()}
+    if request.encoder is not None:
+        return request.encoder
+    if run is None:
+        for option, given in asked.items():
+            if given:
+                raise ValueError(f"{option}: is a question to an encoder: name one with --encoder")
+        return None
+    # Where there is nothing else of the run to be seen.
+    only = _view_runs.kind_of(run) in ("pretrain", "classify") and not _view_runs.reconstructs(run)
+    return str(run) if only or any(asked.values()) or modes else None
+
+
+def missing_modes(view: View) -> list[str]:
+    """The modes that cannot be seen here."""
+    there = {name.partition(" ")[0].rstrip(":") for name in view.modes}
+    return [name for name in _WHY if name not in there]
+
+
+def _plain(one: Shown) -> ViewCloud:
+    """A cloud with the layers that its own fields give, colours first."""
+    from pc3d.viz import ViewCloud, class_layer, normal_layer, rgb_layer
+    from pc3d.viz.view import layers_by_name
+
+    cloud = one.cloud
+    layers = [
+        None if cloud.rgb is None else rgb_layer(cloud.rgb.numpy()),
+        None if cloud.normal is None else normal_layer(cloud.normal.numpy()),
+        None if cloud.segment is None else class_layer("label", cloud.segment.numpy(), one.classes),
+        None if cloud.instance is None else class_layer("instance", cloud.instance.numpy()),
+    ]
+    return ViewCloud(one.name, cloud.xyz.float().numpy(), layers_by_name(layers))
+
+
+def _with_heights(clouds: Sequence[ViewCloud], unit: str) -> list[ViewCloud]:
+    """With the height as a layer: the second where there are colours, else the first."""
+    from pc3d.viz import height_layers
+
+    found = []
+    for cloud, height in zip(clouds, height_layers([cloud.xyz for cloud in clouds], unit), strict=True):
+        first = {name: cloud.layers[name] for name in ("rgb",) if name in cloud.layers}
+        found.append(replace(cloud, layers={**first, "height": height, **cloud.layers}))
+    return found
+
+
+def _predicted(clouds: list[ViewCloud], shown: Sequence[Shown], run: Path, request: Request) -> list[ViewCloud]:
+    from pc3d.viz import class_layer, error_layer
+    from pc3d.viz.view import layers_by_name
+
+    found, names = _view_runs.predictions(run, shown, request.device)
+    changed = []
+    for cloud, one, prediction in zip(clouds, shown, found, strict=True):
+        layers = [class_layer("prediction", prediction, names)]
+        if one.cloud.segment is not None and tuple(one.classes) == tuple(names):
+            layers.append(error_layer(prediction, one.cloud.segment.numpy()))
+        elif one.cloud.segment is not None:
+            request.notes.append(f"{one.name}: labelled with other classes than the run's, so no errors are shown")
+        changed.append(replace(cloud, layers={**cloud.layers, **layers_by_name(layers)}))
+    return changed
+
+
+def _reconstructed(method: Any, shown: Sequence[Shown], request: Request) -> list[ViewCloud]:
+    """Three clouds for each object: the input, what the encoder sees, the reconstruction."""
+    from pc3d.viz import ViewCloud, class_layer
+
+    clouds = [
+        ViewCloud(name, xyz, {"mask": class_layer("mask", kind, _view_runs.MASK_NAMES)})
+        for three in _view_runs.reconstructions(method, shown, request.seed)
+        for name, xyz, kind in three
+    ]
+    return _with_heights(clouds, "")
+
+
+def _thinned(one: Shown, request: Request) -> Shown:
+    import torch
+
+    if len(one.cloud) <= MOST_POINTS:
+        return one
+    request.notes.append(f"{one.name}: {MOST_POINTS:,} of {len(one.cloud):,} points, since features are computed")
+    rows = torch.randperm(len(one.cloud), generator=torch.Generator().manual_seed(request.seed))[:MOST_POINTS]
+    return replace(one, cloud=one.cloud.select(rows.sort().values))
+
+
+def cut_top(view: View, share: float) -> View:
+    """Without the points in the uppermost share of the height of each cloud, so that one sees into a room.
+
+    Raises:
+        ValueError: a share that is not in [0, 1).
+    """
+    import numpy as np
+
+    if not 0 <= share < 1:
+        raise ValueError(f"cut_top: must be a share of the height in [0, 1), got {share}")
+    if share == 0:
+        return view
+
+    def rows(z: NDArray[np.float32]) -> NDArray[np.intp]:
+        low, high = np.percentile(z, [0.1, 99.9]) if len(z) else (0.0, 0.0)
+        return np.flatnonzero(z <= high - share * (high - low))
+
+    return replace(view, clouds=[cloud.select(rows(cloud.xyz[:, 2])) for cloud in view.clouds])

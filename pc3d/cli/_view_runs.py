@@ -1,0 +1,220 @@
+"""What ``pc3d view`` shows of a run: predictions and their errors, or masked inputs and their reconstructions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pc3d.cli._view_inputs import Shown, items_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pc3d.data import PointDataset
+    from pc3d.methods import MaskedAutoencoder
+
+VISIBLE, HIDDEN, PREDICTED = range(3)
+MASK_NAMES = ("visible", "hidden", "predicted")
+
+
+def kind_of(run: Path) -> str:
+    """``"segment"``, ``"parts"``, ``"classify"`` or ``"pretrain"``.
+
+    Raises:
+        FileNotFoundError: the run has not got as far as to leave anything that could be looked at.
+    """
+    head = run / "head" / "config.json"
+    if head.is_file():
+        task = json.loads(head.read_text(encoding="utf-8")).get("task")
+        return {"part segmentation": "parts", "classification": "classify"}.get(task, "segment")
+    if not (run / "encoder" / "config.json").is_file() and not (run / "last.ckpt").is_file():
+        raise FileNotFoundError(f"{run} has neither an encoder nor a checkpoint: let the run get further")
+    return "pretrain"
+
+
+def items_of_run(run: Path, items: Sequence[int] | None) -> tuple[list[Shown], list[str]]:
+    """Items of the data of a run, of its test split where there is one, and what the user should know.
+
+    Args:
+        run: the run folder.
+        items: which; the first one, or the first three where they are objects, when None.
+    """
+    dataset, split, notes = _data_of(run)
+    if items is None:
+        items = range(min(1 if kind_of(run) == "segment" or hasattr(dataset, "rooms") else 3, len(dataset)))
+    return items_of(dataset, f"the {split} split of {run}", items), notes
+
+
+def _data_of(run: Path) -> tuple[PointDataset, str, list[str]]:
+    import yaml
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: name what the run shall be shown on, as in household:test:12")
+    data = yaml.safe_load(path.read_text(encoding="utf-8")).get("data", {})
+    section = data.get("test") or data.get("train")
+    if not section:
+        raise ValueError(f"{path} names no data: name what the run shall be shown on, as in household:test:12")
+    section = _innermost(section)
+    arguments = dict(section.get("init_args") or {})
+    if data.get("test"):
+        return _instantiated(section, path), str(arguments.get("split", "test")), []
+    try:
+        held_out = {**section, "init_args": {**arguments, "split": "test"}}
+        return _instantiated(held_out, path), "test", []
+    except (ValueError, OSError):
+        note = f"{path} names data without a test split: these are items that it was trained on"
+        return _instantiated(section, path), "train", [note]
+
+
+def _innermost(section: dict[str, Any]) -> dict[str, Any]:
+    """The data set in a data set: features that were joined to shapes are of no use here, and need not be there."""
+    inner = (section.get("init_args") or {}).get("dataset")
+    return _innermost(inner) if isinstance(inner, dict) and "class_path" in inner else section
+
+
+def _instantiated(section: dict[str, Any], path: Path) -> PointDataset:
+    import jsonargparse
+
+    from pc3d.data import PointDataset
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(PointDataset, "data", required=True)
+    try:
+        dataset: PointDataset = parser.instantiate(parser.parse_object({"data": section})).data
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return dataset
+
+
+def predictions(run: Path, shown: Sequence[Shown], device: str) -> tuple[list[NDArray[np.int64]], tuple[str, ...]]:
+    """The class, or part, of each point by a run of ``pc3d segment`` or ``pc3d parts``, and their names."""
+    return (_scene_classes if kind_of(run) == "segment" else _parts)(run, shown, device)
+
+
+def _scene_classes(run: Path, shown: Sequence[Shown], device: str) -> tuple[list[NDArray[np.int64]], tuple[str, ...]]:
+    from pc3d.tasks import load_segmenter, segment_scene, with_fields
+
+    model = load_segmenter(run)
+    found = []
+    for one in shown:
+        cloud, notes = with_fields(one.cloud, model.fields)
+        for note in notes:
+            print(f"{one.name}: {note}", flush=True)
+        found.append(segment_scene(model, cloud, use_fragments=False, device=device, progress=True).label.numpy())
+    return found, model.classes
+
+
+def _parts(run: Path, shown: Sequence[Shown], device: str) -> tuple[list[NDArray[np.int64]], tuple[str, ...]]:
+    import torch
+
+    from pc3d.evaluation import predict_parts
+    from pc3d.tasks import load_part_segmenter
+
+    model, config = load_part_segmenter(run)
+    model = model.to(device)
+    num_points = int(model.encoder.config["num_points"])
+    found = []
+    for one in shown:
+        category = one.cloud.label
+        if category is None or not 0 <= category < len(config["categories"]):
+            raise ValueError(
+                f"{one.name} has no class, and parts are named of objects whose class is known: show items of a set "
+                f"with the categories {', '.join(config['categories'][:5])}, ..."
+            )
+        xyz = one.cloud.xyz.to(device)
+        view = xyz[torch.arange(num_points) * len(xyz) // num_points]
+        kind = torch.tensor([category], device=device)
+        with torch.no_grad():
+            scores = model.segment(view[None], kind, xyz, torch.tensor([0, len(xyz)], device=device))
+        found.append(predict_parts(scores, kind.expand(len(xyz)), config["category_parts"]).cpu().numpy())
+    return found, tuple(config["parts"])
+
+
+def reconstructs(run: Path) -> bool:
+    """Whether a run is one of a masked autoencoder, with a checkpoint that holds its decoders."""
+    from pc3d import methods
+
+    name = str(_model_of(run).get("class_path", "")).rpartition(".")[2]
+    found = getattr(methods, name, None)
+    masked = isinstance(found, type) and issubclass(found, methods.MaskedAutoencoder)
+    return masked and (run / "last.ckpt").is_file()
+
+
+def masked_autoencoder(run: Path) -> MaskedAutoencoder:
+    """The method of a run with its decoders, in evaluation mode."""
+    import jsonargparse
+    import torch
+
+    from pc3d.methods import MaskedAutoencoder, Method
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Method, "model", required=True)
+    method = parser.instantiate(parser.parse_object({"model": _model_of(run)})).model
+    assert isinstance(method, MaskedAutoencoder)
+    method.load_state_dict(torch.load(run / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"])
+    return method.eval()
+
+
+def _model_of(run: Path) -> dict[str, Any]:
+    """The section of the configuration that names the method; empty where there is none."""
+    import yaml
+
+    path = run / "config.yaml"
+    model = yaml.safe_load(path.read_text(encoding="utf-8")).get("model") if path.is_file() else None
+    return model if isinstance(model, dict) else {}
+
+
+def reconstructions(method: MaskedAutoencoder, shown: Sequence[Shown], seed: int) -> list[list[tuple[str, Any, Any]]]:
+    """Of each object three clouds: the input, what the encoder sees of it, and that with the hidden patches predicted.
+
+    Returns:
+        For each object the name, the points ``(., 3)`` and what each is (:data:`MASK_NAMES`) of the three.
+    """
+    import numpy as np
+    import torch
+
+    found = []
+    for one in shown:
+        xyz = seen_points(one, int(method.encoder.config["num_points"]))[0]
+        made = method.reconstruct(xyz[None], generator=torch.Generator().manual_seed(seed))
+        mask = made.mask[0]
+        # Patches overlap: each point is drawn once, and one that a visible patch has is seen.
+        seen = torch.cdist(made.patches[0][~mask].reshape(-1, 3), xyz).argmin(1).unique().numpy()
+        visible, predicted = xyz.numpy()[seen], made.predicted[0].reshape(-1, 3).numpy()
+        kind_of_input = np.full(len(xyz), HIDDEN)
+        kind_of_input[seen] = VISIBLE
+        rebuilt = np.concatenate([visible, predicted])
+        kinds = np.where(np.arange(len(rebuilt)) < len(visible), VISIBLE, PREDICTED)
+        found.append(
+            [
+                (one.name, xyz.numpy(), kind_of_input),
+                ("what the encoder sees", visible, np.full(len(visible), VISIBLE)),
+                ("reconstruction", rebuilt, kinds),
+            ]
+        )
+    return found
+
+
+def seen_points(one: Shown, num_points: int) -> tuple[Any, Any, Any]:
+    """What an encoder of objects sees of a cloud, that cloud's points in the same frame, and colours of the former.
+
+    Returns:
+        ``(num_points, 3)``, ``(N, 3)`` and ``(num_points, 3)`` or None.
+    """
+    import torch
+
+    from pc3d.evaluation.features import preparation
+
+    cloud = one.cloud.replace(xyz=one.cloud.xyz.float())
+    generator = torch.Generator().manual_seed(0)
+    taken = preparation(min(num_points, len(cloud)), one.sampling, "none")(cloud, generator)
+    seen = preparation(None, one.sampling, one.normalize)(taken, generator).xyz
+    # The frame is one scale and one shift of what was taken.
+    spread = float((taken.xyz - taken.xyz.mean(0)).norm())
+    scale = float((seen - seen.mean(0)).norm()) / spread if spread > 0 else 1.0
+    frame = (cloud.xyz - taken.xyz.mean(0)) * scale + seen.mean(0)
+    return seen, frame, taken.rgb

@@ -1,0 +1,193 @@
+"""``pc3d view``: look at points, data, and what encoders and runs make of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pc3d.cli._parser import run_verb
+from pc3d.cli._view_inputs import UpAxis, open_all
+from pc3d.cli._view_layers import Request, build, choose_modes, cut_top, default_encoder, missing_modes
+
+if TYPE_CHECKING:
+    from pc3d.viz import View
+    from pc3d.viz.camera import Viewpoint
+    from pc3d.viz.headless import Picture
+
+_STILLS, _GIF = (".png", ".jpg", ".jpeg", ".webp"), ".gif"
+
+
+def look(
+    what: list[str] | None = None,
+    data: str | None = None,
+    root: str | None = None,
+    split: str = "test",
+    item: list[int] | None = None,
+    mode: list[str] | None = None,
+    encoder: str | None = None,
+    text: list[str] | None = None,
+    text_tower: str | None = None,
+    point: list[int] | None = None,
+    attention: list[int] | None = None,
+    output: str | None = None,
+    view: list[float] | None = None,
+    size: list[int] | None = None,
+    columns: int | None = None,
+    point_size: float | None = None,
+    top: float = 0.0,
+    frames: int = 36,
+    camera_path: str | None = None,
+    max_points: int = 2_000_000,
+    num_points: int = 50_000,
+    up: UpAxis | None = None,
+    drop_invalid: bool = False,
+    device: str = "cpu",
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Look at clouds of points: colours, normals, labels, predictions and their errors, features of an encoder.
+
+    Without --output a window opens (Open3D); with it, a picture is written, on any machine, without display and GPU.
+
+    Args:
+        what: Files of points or meshes of any kind that pc3d reads; items of data sets as in household:test:12,
+            rooms:test:0-2 or FOLDER:train:3; a run folder of pc3d pretrain, segment, parts or classify (its test items,
+            or the other things named). Given before all options, it needs no --what.
+        data: A data set as other verbs take it: 'household', 'rooms', scannet, s3dis, structured3d, or a folder.
+        root: Folder of a data set of scenes.
+        split: Split of the data set.
+        item: Items of the data set, of a folder or of the run's data; by default the first.
+        mode: What to colour by: rgb, height, normal, label, instance, prediction, error, mask, features, similarity,
+            text, attention. By default the first that there is and all that was computed.
+        encoder: Folder or Hub id of an encoder, for features, similarity, text and attention; of a run its own.
+        text: Texts to colour by, with an encoder aligned with texts (pc3d.methods.OpenShape).
+        text_tower: Text tower, if the encoder does not name its own, such as 'offline:minilm'.
+        point: Row of the first cloud, or number of a cloud and row, that all points are compared with.
+        attention: Heads whose attention to colour by, of a PointViT with class token or a ViT3D.
+        output: Picture to write (PNG, JPEG, WEBP, or a turning GIF), in place of the window.
+        view: Azimuth and elevation of the camera in degrees, as in --view -55 22.
+        size: Width and height of a panel of the picture in pixels.
+        columns: Panels in a row.
+        point_size: Diameter of points in pixels; by default as large as closes surfaces.
+        top: Share of the height that is left out at the top, to see into rooms.
+        frames: Pictures in a GIF.
+        camera_path: Camera path that the window has recorded, for a GIF; by default the camera turns around once.
+        max_points: Points that are drawn at once, at most: a random part of larger views.
+        num_points: Points to sample from a mesh.
+        up: Axis that points up in files; by default y in GLB files, else z.
+        drop_invalid: Leave out points that are not finite numbers.
+        device: Where to compute features and predictions.
+        seed: Seed of masks and of what is drawn at random.
+        overwrite: Replace an earlier picture.
+    """
+    from pc3d.cli._view_runs import items_of_run
+
+    target = None if output is None else _check_output(Path(output), overwrite)
+    azimuth, elevation = _two("view", view, (-55.0, 22.0))
+    width, height = (int(side) for side in _two("size", size, (640.0, 480.0)))
+    opened = open_all(
+        what or [],
+        data=data,
+        root=root,
+        split=split,
+        item=item,
+        num_points=num_points,
+        up=up,
+        drop_invalid=drop_invalid,
+    )
+    shown, run = opened.shown, opened.run
+    request = Request(encoder, text or (), text_tower, attention or (), point, device, seed)
+    if run is not None and not shown:
+        shown, notes = items_of_run(run, item)
+        request.notes += notes
+    request.encoder = default_encoder(request, run, mode)
+    built = cut_top(build(shown, run, request, azimuth), top)
+    modes = choose_modes(built, mode)
+    _tell(built, modes, request)
+    if target is None:
+        from pc3d.viz.window import open_window
+
+        open_window(built, modes[0], azimuth=azimuth, elevation=elevation, max_points=max_points)
+        return
+    from pc3d.viz.camera import fit
+
+    # Below several clouds stand their names.
+    margin = 0.04 if len(built.clouds) == 1 else 0.12
+    camera = fit(built, azimuth=azimuth, elevation=elevation, aspect=width / height, margin=margin)
+    draw = _Drawing(built, modes, width, height, columns, point_size, max_points)
+    if target.suffix.lower() == _GIF:
+        draw.turning(target, camera, frames, camera_path)
+    else:
+        draw.still(target, camera)
+    print(f"written: {target}")
+
+
+def _check_output(path: Path, overwrite: bool) -> Path:
+    if path.suffix.lower() not in (*_STILLS, _GIF):
+        raise ValueError(f"output: must end in {', '.join(_STILLS)} or {_GIF}, got {path}")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"output: {path} exists: add --overwrite to replace it, or choose another")
+    return path
+
+
+def _two(option: str, values: Sequence[float] | None, default: tuple[float, float]) -> tuple[float, float]:
+    if values is None:
+        return default
+    if len(values) != 2:
+        raise ValueError(f"{option}: takes two numbers, got {len(values)}")
+    return values[0], values[1]
+
+
+def _tell(view: View, modes: Sequence[str], request: Request) -> None:
+    """What is there to see, what is shown of it, and what is not there."""
+    for cloud in view.clouds:
+        print(f"{cloud.name}: {len(cloud):,} points")
+    for note in dict.fromkeys(request.notes):
+        print(f"note: {note}")
+    others = [mode for mode in view.modes if mode not in modes]
+    print(f"shown: {', '.join(modes)}" + (f"; also there: {', '.join(others)}" if others else ""))
+    absent = missing_modes(view)
+    if absent:
+        print(f"not there: {', '.join(absent)} (--mode NAME says what each needs)", flush=True)
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """How pictures are drawn."""
+
+    view: View
+    modes: Sequence[str]
+    width: int
+    height: int
+    columns: int | None
+    point_size: float | None
+    max_points: int
+
+    def panels(self, camera: Viewpoint) -> Picture:
+        from pc3d.viz.pictures import panels
+
+        options = {"columns": self.columns, "point_size": self.point_size, "max_points": self.max_points}
+        return panels(self.view, self.modes, camera, self.width, self.height, **options)  # type: ignore[arg-type]
+
+    def still(self, path: Path, camera: Viewpoint) -> None:
+        from pc3d.viz.pictures import write_picture
+
+        write_picture(self.panels(camera), path)
+
+    def turning(self, path: Path, camera: Viewpoint, frames: int, camera_path: str | None) -> None:
+        from pc3d.data.files import progress
+        from pc3d.viz.camera import along, load_path, turntable
+        from pc3d.viz.pictures import write_gif
+
+        cameras = turntable(camera, frames) if camera_path is None else along(load_path(camera_path), frames)
+        write_gif([self.panels(one) for one in progress(cameras, "frames")], path)
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run the verb; the words before the first option are what to show."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    rest = list(argv[len(words) :])
+    return run_verb("view", look, ["--what", *words, *rest] if words else rest)

@@ -1,0 +1,281 @@
+"""The window of ``pc3d view``: Open3D draws what :class:`pc3d.viz.window_state.WindowState` says."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pc3d._extras import require
+from pc3d.viz.camera import AZIMUTH, ELEVATION, FIELD_OF_VIEW, Viewpoint, fit, of_view_matrix
+from pc3d.viz.pictures import legend, write_picture
+from pc3d.viz.view import View
+from pc3d.viz.window_state import COARSE, KEYS, Change, WindowState, free_name
+
+_FRAME = 1 / 24
+_STILL_AFTER = 0.4
+_LEGEND_HEIGHT = 420
+_SIGNS = {"+": "EQUALS", "-": "MINUS", ".": "PERIOD", ",": "COMMA"}
+
+
+class NoDisplayError(RuntimeError):
+    """There is no display to open a window on."""
+
+
+def open_window(
+    view: View,
+    mode: str,
+    *,
+    azimuth: float = AZIMUTH,
+    elevation: float = ELEVATION,
+    max_points: int = 2_000_000,
+    width: int = 1280,
+    height: int = 800,
+    folder: Path | str = ".",
+) -> None:
+    """Open a window on a view and come back when it is closed.
+
+    Args:
+        view: what to show.
+        mode: whose colours come first.
+        azimuth: of the camera, see :class:`pc3d.viz.camera.Viewpoint`.
+        elevation: likewise.
+        max_points: level of detail, see :meth:`View.thin`; keys change it.
+        width: of the window in pixels.
+        height: likewise.
+        folder: where screenshots and camera paths go.
+
+    Raises:
+        NoDisplayError: there is no display; the message says what works without.
+        ImportError: Open3D, or a system library that it needs, is missing.
+        ValueError: a mode that no cloud has.
+    """
+    state = WindowState(view, mode, max_points, folder=Path(folder))
+    check_display()
+    window = Window(state, azimuth, elevation, width, height)
+    window.run()
+
+
+def check_display() -> None:
+    """Refuses to go on without a display, before a library crashes for want of one.
+
+    Raises:
+        NoDisplayError: there is none.
+    """
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise NoDisplayError(
+            "there is no display to open a window on (DISPLAY is not set): write a picture with --output picture.png, "
+            "a page with --html page.html, or serve one with --web"
+        )
+
+
+def import_open3d() -> Any:
+    """Open3D, or an error that names the system libraries that its window needs.
+
+    Raises:
+        ImportError: it is not installed, or a library is missing.
+    """
+    try:
+        return require("open3d", extra="viz", purpose="the window of pc3d view")
+    except ImportError as error:
+        if ".so" not in str(error):
+            raise
+        raise ImportError(
+            f"{error}: on Debian and Ubuntu, apt-get install libusb-1.0-0 libgl1 libegl1 libvulkan1 "
+            "mesa-vulkan-drivers brings what Open3D needs; --output, --html and --web need none of it"
+        ) from error
+
+
+class Window:
+    """An Open3D window that shows a state.
+
+    Args:
+        state: changed by keys and clicks.
+        azimuth: of the first camera.
+        elevation: likewise.
+        width: in pixels.
+        height: likewise.
+    """
+
+    def __init__(self, state: WindowState, azimuth: float, elevation: float, width: int, height: int) -> None:
+        self.open3d: Any = import_open3d()
+        self.gui, self.rendering = self.open3d.visualization.gui, self.open3d.visualization.rendering
+        self.state, self.directions = state, (azimuth, elevation)
+        self.moved, self.last_frame, self.is_open, self.coarse = 0.0, 0.0, True, False
+        self.target = np.zeros(3)
+        self.app = self.gui.Application.instance
+        self.app.initialize()
+        self.window = self.app.create_window(state.view.title or "pc3d view", width, height)
+        self._add_widgets()
+        state.here, state.fitted = self.viewpoint, self._fit
+        self.keys = {getattr(self.gui.KeyName, _SIGNS.get(key, key.upper())): key for key in KEYS}
+        self.window.set_on_key(self._on_key)
+        self.window.set_on_tick_event(self._on_tick)
+        self.window.set_on_close(self._on_close)
+        self.apply(Change.CLOUDS | Change.CAMERA | Change.TEXT)
+
+    def _add_widgets(self) -> None:
+        self.scene = self.gui.SceneWidget()
+        self.scene.scene = self.rendering.Open3DScene(self.window.renderer)
+        self.scene.scene.set_background([1.0, 1.0, 1.0, 1.0])
+        self.scene.set_on_mouse(self._on_mouse)
+        # Colours as they are: no tone mapping.
+        self.scene.scene.view.set_post_processing(False)
+        self.text = self.gui.Label("")
+        self.legend = self.gui.ImageWidget()
+        for widget in (self.scene, self.text, self.legend):
+            self.window.add_child(widget)
+        self.window.set_on_layout(self._on_layout)
+
+    def run(self) -> None:
+        """Show the window until it is closed."""
+        while self.is_open and self.app.run_one_tick():
+            pass
+
+    def apply(self, change: Change) -> None:
+        """Draw anew what changed."""
+        if Change.CLOUDS in change or Change.COLORS in change:
+            self._upload(new_points=Change.CLOUDS in change)
+        if Change.POINT_SIZE in change:
+            material = self._material()
+            for name in self._names():
+                self.scene.scene.modify_geometry_material(name, material)
+        if Change.CAMERA in change:
+            self.look(self._fit(self.state.shown))
+        if change & (Change.TEXT | Change.COLORS | Change.CLOUDS):
+            self._write_text()
+        if Change.SCREENSHOT in change:
+            self.scene.scene.scene.render_to_image(self._save_screenshot)
+        self.window.post_redraw()
+        if Change.CLOSE in change:
+            self.window.close()
+
+    def press(self, key: str) -> None:
+        """Do what a key does."""
+        self.apply(self.state.press(key))
+
+    def viewpoint(self) -> Viewpoint:
+        """Where the camera is now; its roll, if any, is left out."""
+        matrix = np.asarray(self.scene.scene.camera.get_view_matrix(), np.float64)
+        return of_view_matrix(matrix, self.target)
+
+    def look(self, viewpoint: Viewpoint) -> None:
+        """Put the camera somewhere."""
+        box = self.scene.scene.bounding_box
+        self.target = np.array(viewpoint.target)
+        self.scene.setup_camera(viewpoint.field_of_view, box, self.target.astype(np.float32))
+        up = viewpoint.axes[1]
+        self.scene.look_at(*(place.astype(np.float32) for place in (self.target, viewpoint.eye, up)))
+
+    def _fit(self, view: View) -> Viewpoint:
+        frame = self.scene.frame
+        aspect = frame.width / frame.height if frame.height > 0 and frame.width > 0 else 1.6
+        azimuth, elevation = self.directions
+        # Open3D's field of view is that of the height.
+        return fit(view, azimuth=azimuth, elevation=elevation, aspect=max(aspect, 1.0), field_of_view=FIELD_OF_VIEW)
+
+    def _names(self) -> list[str]:
+        several = self.state.detail().num_points > COARSE
+        return ["fine", "coarse"] if several else ["fine"]
+
+    def _upload(self, *, new_points: bool) -> None:
+        """Points, or colours alone, to the renderer: all that are drawn, and the fewer for a moving camera."""
+        scene, core = self.scene.scene, self.open3d.core
+        for name in self._names():
+            view = self.state.detail(moving=name == "coarse")
+            colors = np.concatenate([cloud.colors(self.state.mode) for cloud in view.clouds])
+            cloud = self.open3d.t.geometry.PointCloud(
+                core.Tensor(np.concatenate([one.placed for one in view.clouds]).astype(np.float32))
+            )
+            cloud.point.colors = core.Tensor((colors / np.float32(255)).astype(np.float32))
+            if not new_points and scene.has_geometry(name):
+                scene.scene.update_geometry(name, cloud, self.rendering.Scene.UPDATE_COLORS_FLAG)
+                continue
+            if scene.has_geometry(name):
+                scene.remove_geometry(name)
+            scene.add_geometry(name, cloud, self._material())
+        if "coarse" not in self._names() and scene.has_geometry("coarse"):
+            scene.remove_geometry("coarse")
+        self._show(coarse=False)
+
+    def _material(self) -> Any:
+        material = self.rendering.MaterialRecord()
+        material.shader, material.point_size = "defaultUnlit", self.state.point_size * self.window.scaling
+        return material
+
+    def _show(self, *, coarse: bool) -> None:
+        self.coarse = coarse and self.scene.scene.has_geometry("coarse")
+        self.scene.scene.show_geometry("fine", not self.coarse)
+        if self.scene.scene.has_geometry("coarse"):
+            self.scene.scene.show_geometry("coarse", self.coarse)
+
+    def _write_text(self) -> None:
+        self.text.text = self.state.text()
+        picture = legend(self.state.shown, self.state.mode, _LEGEND_HEIGHT)
+        self.legend.visible = picture.shape[1] > 0
+        if picture.shape[1]:
+            self.legend.update_image(self.open3d.geometry.Image(np.ascontiguousarray(picture)))
+        self.window.set_needs_layout()
+
+    def _on_layout(self, context: Any) -> None:
+        rect = self.window.content_rect
+        self.scene.frame = rect
+        size = self.text.calc_preferred_size(context, self.gui.Widget.Constraints())
+        self.text.frame = self.gui.Rect(rect.x + 10, rect.y + 10, min(size.width, rect.width - 20), size.height)
+        size = self.legend.calc_preferred_size(context, self.gui.Widget.Constraints())
+        self.legend.frame = self.gui.Rect(rect.get_right() - size.width - 10, rect.y + 10, size.width, size.height)
+
+    def _on_key(self, event: Any) -> bool:
+        key = self.keys.get(event.key)
+        if key is None or event.type != self.gui.KeyEvent.Type.DOWN:
+            return False
+        self.press(key)
+        return True
+
+    def _on_mouse(self, event: Any) -> Any:
+        results, kinds = self.gui.Widget.EventCallbackResult, self.gui.MouseEvent.Type
+        control = event.is_modifier_down(self.gui.KeyModifier.CTRL)
+        if event.type == kinds.BUTTON_DOWN and control:
+            self.click(event.x - self.scene.frame.x, event.y - self.scene.frame.y)
+            return results.CONSUMED
+        if event.type in (kinds.DRAG, kinds.WHEEL):
+            self.moved = time.monotonic()
+            self.state.playing = []
+            if not self.coarse:
+                self._show(coarse=True)
+        return results.IGNORED  # the camera follows the mouse as Open3D has it
+
+    def click(self, column: float, row: float) -> None:
+        """Choose the point under a place of the picture, if there is one."""
+        camera, frame = self.scene.scene.camera, self.scene.frame
+        clip = np.asarray(camera.get_projection_matrix(), np.float64) @ np.asarray(camera.get_view_matrix(), np.float64)
+        found = self.state.pick(column, row, frame.width, frame.height, clip)
+        if found is not None:
+            self.apply(self.state.choose(*found))
+
+    def _on_tick(self) -> bool:
+        now = time.monotonic()
+        if self.coarse and now - self.moved > _STILL_AFTER:
+            self._show(coarse=False)
+            return True
+        if not self.state.playing or now - self.last_frame < _FRAME:
+            return False
+        self.last_frame = now
+        viewpoint = self.state.tick()
+        if viewpoint is not None:
+            self.look(viewpoint)
+        return True
+
+    def _on_close(self) -> bool:
+        self.is_open = False
+        return True
+
+    def _save_screenshot(self, picture: Any) -> None:
+        file = free_name(self.state.folder, "view", ".png")
+        write_picture(np.asarray(picture), file)
+        self.state.message = f"written: {file}"
+        self._write_text()

@@ -1,0 +1,402 @@
+"""``pc3d view`` without a display: what it opens, what it colours, what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pc3d.cli import _view_runs
+from pc3d.cli._view_features import _Speaker
+from pc3d.cli._view_inputs import Shown, items_of, open_all, open_dataset, shown_item
+from pc3d.cli._view_layers import Request, build, choose_modes, cut_top
+from pc3d.cli.main import main
+from pc3d.data import Household, PointCloud, Rooms
+from pc3d.models import PointNet, PointViT, ViT3D, load_encoder, save_encoder
+from pc3d.viz.camera import Viewpoint, save_path
+
+CONFIGS = """
+seed: 0
+model:
+  class_path: pc3d.methods.PointMAE
+  init_args:
+    encoder:
+      class_path: pc3d.models.PointViT
+      init_args: {embed_dim: 24, depth: 1, num_heads: 2, num_groups: 12, group_size: 16, num_points: 256,
+                  tokenizer_dims: [8, 8, 16]}
+    decoder_depth: 1
+    decoder_num_heads: 2
+data:
+  train: {class_path: pc3d.data.Household, init_args: {split: train}}
+  train_transforms:
+    - {class_path: pc3d.data.KeepFields, init_args: {fields: [label]}}
+    - {class_path: pc3d.data.RandomSubsample, init_args: {num_points: 256}}
+  batch_size: 64
+trainer: {max_epochs: 1, limit_train_batches: 2, accelerator: cpu, enable_progress_bar: false}
+"""
+SEGMENT = """
+seed: 0
+model:
+  backbone:
+    class_path: pc3d.models.SparseUNet
+    init_args: {channels: [8, 12], blocks: [1, 1], voxel_size: 0.3, signals: xyz_rgb_normal}
+data:
+  train: {class_path: pc3d.data.Rooms}
+  test: {class_path: pc3d.data.Rooms, init_args: {split: test}}
+  train_transforms:
+    - {class_path: pc3d.data.CenterShift}
+    - {class_path: pc3d.data.GridSample, init_args: {voxel_size: 0.3}}
+  batch_size: 4
+trainer: {max_epochs: 1, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def masked_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("masked")
+    (folder / "config.yaml").write_text(CONFIGS)
+    assert main(["pretrain", "--config", str(folder / "config.yaml"), "--output", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def segment_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("segment")
+    (folder / "config.yaml").write_text(SEGMENT)
+    arguments = ["--config", str(folder / "config.yaml"), "--output", str(folder / "run")]
+    assert main(["segment", "train", *arguments]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    made = ViT3D(embed_dim=24, depth=1, num_heads=3, group_size=16, point_dim=8, num_points=256)
+    return save_encoder(made, tmp_path_factory.mktemp("encoder"))
+
+
+def view(*arguments: str | Path | float) -> int:
+    return main(["view", *map(str, arguments)])
+
+
+def objects(*items: int) -> list[Shown]:
+    return items_of(Household("test"), "household", items)
+
+
+# ---- what is opened ----------------------------------------------------------------------------------------------
+
+
+def test_items_are_named_as_in_other_verbs() -> None:
+    def opened(*what: str, **options: object) -> list[Shown]:
+        usual = {"data": None, "root": None, "split": "test", "item": None, "num_points": 500, "up": None}
+        return open_all(what, **{**usual, "drop_invalid": False, **options}).shown  # type: ignore[arg-type]
+
+    first = opened("household:test:12,3-4")
+    assert [one.name.rpartition(" ")[2] for one in first] == ["(12)", "(3)", "(4)"]
+    torch.testing.assert_close(first[0].cloud.xyz, Household("test")[12].xyz)
+    assert (first[0].sampling, first[0].normalize) == ("first", "none")
+    same = opened(data="household", item=[12])
+    torch.testing.assert_close(same[0].cloud.xyz, first[0].cloud.xyz)
+    room = opened("rooms")[0]
+    assert room.classes == Rooms("test").classes
+    assert room.unit == "m"
+    assert len(opened("rooms:train:1", "household:train:0")) == 2
+    for word, message in (
+        ("household:test:x", "must be like 12, 3,7 or 3-6; got 'x'"),
+        ("household:test:1:2", "is not DATA:SPLIT:ITEM"),
+        ("household:test:999", "has items 0 to 123, got 999"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            opened(word)
+    with pytest.raises(FileNotFoundError, match=r"'houshold' is no file, no folder .*did you mean"):
+        opened("houshold:test:1")
+    with pytest.raises(ValueError, match="name something to see"):
+        opened()
+    with pytest.raises(ValueError, match="goes with a set of scenes"):
+        open_dataset("household", "test", "folder")
+
+
+def test_files_of_points_and_meshes(tmp_path: Path) -> None:
+    trimesh = pytest.importorskip("trimesh")
+    box = trimesh.creation.box((1, 2, 3))
+    box.export(tmp_path / "box.glb")
+    box.export(tmp_path / "box.off")
+    np.save(tmp_path / "points.npy", np.random.default_rng(0).uniform(0, 1, (200, 3)))
+    usual = {"data": None, "root": None, "split": "test", "item": None, "num_points": 400, "drop_invalid": False}
+    names = ["box.glb", "box.off", "points.npy"]
+    found = open_all([str(tmp_path / name) for name in names], up=None, **usual).shown  # type: ignore[arg-type]
+    assert [one.name for one in found] == names
+    extents = [one.cloud.xyz.amax(0) - one.cloud.xyz.amin(0) for one in found]
+    assert extents[0].round().tolist() == [1, 3, 2]  # y up by the standard of GLB
+    assert extents[1].round().tolist() == [1, 2, 3]
+    assert [len(one.cloud) for one in found] == [400, 400, 200]
+
+
+def test_runs_know_their_data(masked_run: Path, segment_run: Path, tmp_path: Path) -> None:
+    shown, notes = _view_runs.items_of_run(masked_run, None)
+    assert len(shown) == 3
+    torch.testing.assert_close(shown[1].cloud.xyz, Household("test")[1].xyz)  # the test split, not that of training
+    assert notes == []
+    rooms, _ = _view_runs.items_of_run(segment_run, [1])
+    torch.testing.assert_close(rooms[0].cloud.xyz, Rooms("test")[1].xyz)
+    assert [_view_runs.kind_of(run) for run in (masked_run, segment_run)] == ["pretrain", "segment"]
+    assert _view_runs.reconstructs(masked_run)
+    assert not _view_runs.reconstructs(segment_run)
+    (tmp_path / "last.ckpt").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="name what the run shall be shown on"):
+        _view_runs.items_of_run(tmp_path, None)
+    with pytest.raises(FileNotFoundError, match="let the run get further"):
+        _view_runs.kind_of(tmp_path / "nothing")
+
+
+# ---- what is seen ------------------------------------------------------------------------------------------------
+
+
+def test_plain_colours_and_their_order() -> None:
+    room = build([shown_item(Rooms("test"), 0)], None, Request(), -55.0)
+    assert room.modes == ("rgb", "height", "normal", "label", "instance")
+    assert choose_modes(room, None) == ("rgb",)
+    assert choose_modes(room, ["label", "rgb", "label"]) == ("label", "rgb")
+    scale = room.scale("height")
+    assert scale is not None
+    assert scale.unit == "m"
+    bare = PointCloud(xyz=torch.rand(50, 3))
+    view = build([Shown("bare", bare)], None, Request(), -55.0)
+    assert view.modes == ("height",)
+    with pytest.raises(ValueError, match="mode: 'rgb': nothing here has colours; the modes here are height"):
+        choose_modes(view, ["rgb"])
+    with pytest.raises(ValueError, match="predictions need a run folder"):
+        choose_modes(view, ["prediction"])
+    with pytest.raises(ValueError, match="'colour': there is no such mode"):
+        choose_modes(view, ["colour"])
+
+
+def test_features_are_joint_and_similarity_is_to_the_chosen_point(encoder: Path) -> None:
+    shown = objects(0, 7)
+    view = build(shown, None, Request(str(encoder), point=[1, 5], attention=[0, 2]), -55.0)
+    assert view.modes == ("rgb", "height", "normal", "features", "attention 0", "attention 2", "similarity")
+    assert choose_modes(view, ["attention"]) == ("attention 0", "attention 2")
+    first, second = (cloud.embedding for cloud in view.clouds)
+    assert first is not None
+    assert second is not None
+    assert first.shape == (2048, 24)
+    # What the encoder says of the points that it sees, carried to all others.
+    from pc3d.models import object_features
+
+    cloud = shown[0].cloud
+    expected = object_features(load_encoder(encoder), cloud.xyz[:256], cloud.xyz)
+    np.testing.assert_allclose(first.astype(np.float32), expected.numpy(), atol=2e-2)
+    from pc3d.viz import feature_colors
+
+    np.testing.assert_array_equal(view.clouds[1].layers["features"].colors, feature_colors([first, second])[1])
+    similar = view.clouds[1].layers["similarity"].values
+    assert similar is not None
+    assert similar.argmax() == 5
+    even = view.clouds[0].layers["attention 0"].values
+    assert even is not None
+    assert 0.5 < even.mean() < 2
+    for wrong, message in (
+        ({"attention": [7]}, r"attention: the encoder has heads 0\.\.2, got 7"),
+        ({"point": [2, 0]}, r"cloud of 0\.\.1; got \[2, 0\]"),
+        ({"point": [0, 5000]}, r"has rows 0\.\.2047, got 5000"),
+        ({"text": ["a chair"]}, "ViT3D was not aligned with texts and pictures"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            build(shown, None, Request(str(encoder), **wrong), -55.0)  # type: ignore[arg-type]
+
+
+def test_features_of_a_file_are_those_of_its_points_in_the_unit_sphere(tmp_path: Path) -> None:
+    """A cloud in other units and at another place has the same features."""
+    torch.manual_seed(0)
+    folder = save_encoder(PointNet(16), tmp_path)
+    xyz = Household("test")[7].xyz
+    moved = [Shown("a", PointCloud(xyz=xyz)), Shown("b", PointCloud(xyz=40 * xyz + torch.tensor([5.0, -3, 100])))]
+    first, second = (cloud.embedding for cloud in build(moved, None, Request(str(folder)), 0.0).clouds)
+    assert first is not None
+    assert second is not None
+    np.testing.assert_allclose(first.astype(np.float32), second.astype(np.float32), atol=0.02)
+
+
+def test_texts_colour_shapes_of_an_aligned_encoder(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from pc3d.image.towers import MissingWeightsError
+    from pc3d.models import AlignedShapeEncoder, OpenShapePointBERT
+
+    torch.manual_seed(0)
+    sizes = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 32, "patch_dim": 16, "num_groups": 10, "group_size": 8}
+    inner = OpenShapePointBERT(8, **sizes, num_points=256)  # type: ignore[arg-type]
+    folder = save_encoder(AlignedShapeEncoder(inner, 384, 16, text_space="offline:minilm"), tmp_path)
+    try:
+        view = build(objects(7, 8), None, Request(str(folder), text=["chair", "plant"]), -55.0)
+    except MissingWeightsError as missing:
+        pytest.skip(str(missing))
+    assert view.modes[-3:] == ("features", "text: chair", "text: plant")
+    assert choose_modes(view, ["text"]) == ("text: chair", "text: plant")
+    scale = view.scale("text: chair")
+    assert scale is not None
+    assert scale.minimum == -scale.maximum < 0
+    chair, plant = (view.clouds[0].layers[f"text: {text}"].values for text in ("chair", "plant"))
+    assert chair is not None
+    assert plant is not None
+    assert np.abs(chair - plant).max() > 1e-4
+
+
+def test_masked_input_and_reconstruction_stand_side_by_side(masked_run: Path) -> None:
+    shown = objects(0, 7)
+    view = build(shown, masked_run, Request(encoder=str(masked_run), seed=1), -55.0)
+    assert [cloud.name for cloud in view.clouds[:3]] == ["Bed (0)", "what the encoder sees", "reconstruction"]
+    assert len(view.clouds) == 6
+    assert choose_modes(view, None) == ("mask", "features")
+    given, seen, rebuilt = view.clouds[:3]
+    np.testing.assert_array_equal(given.xyz, shown[0].cloud.xyz[:256].numpy())
+    kinds = [cloud.layers["mask"].values for cloud in (given, seen, rebuilt)]
+    assert all(kind is not None for kind in kinds)
+    # Of 12 patches of 16 points, 7 are hidden; what is predicted stands in their place.
+    assert (kinds[2] == _view_runs.PREDICTED).sum() == 7 * 16
+    np.testing.assert_array_equal(given.xyz[kinds[0] == _view_runs.VISIBLE], seen.xyz)
+    # Each visible point is in one of the 5 patches that the encoder sees, and none of the others is.
+    method = _view_runs.masked_autoencoder(masked_run)
+    made = method.reconstruct(torch.from_numpy(given.xyz)[None], generator=torch.Generator().manual_seed(1))
+    patches = made.patches[0][~made.mask[0]].reshape(-1, 3)
+    away = torch.cdist(torch.from_numpy(given.xyz), patches).amin(1).numpy()
+    np.testing.assert_array_equal(away < 1e-4, kinds[0] == _view_runs.VISIBLE)
+    assert 0 < (kinds[0] == _view_runs.HIDDEN).sum() < 256
+    again = build(shown, masked_run, Request(seed=1), -55.0)
+    np.testing.assert_array_equal(again.clouds[2].xyz, rebuilt.xyz)
+    assert again.clouds[0].embedding is None
+    assert given.embedding is not None
+    assert seen.embedding is None
+
+
+def test_predictions_and_errors(segment_run: Path) -> None:
+    from pc3d.tasks import load_segmenter, segment_scene
+
+    shown = [shown_item(Rooms("test"), 0)]
+    view = build(shown, segment_run, Request(), -55.0)
+    assert choose_modes(view, None) == ("rgb", "label", "prediction", "error")
+    layers = view.clouds[0].layers
+    expected = segment_scene(load_segmenter(segment_run), shown[0].cloud, use_fragments=False).label.numpy()
+    np.testing.assert_array_equal(layers["prediction"].values, expected)
+    label = shown[0].cloud.segment
+    assert label is not None
+    wrong = np.array([214, 38, 41])
+    np.testing.assert_array_equal((layers["error"].colors == wrong).all(1), expected != label.numpy())
+    # Other labels than the run's: a prediction without errors, and it is said.
+    request = Request()
+    other = [Shown("other", shown[0].cloud.select(slice(None, None, 50)), ("a", "b"))]
+    assert "error" not in build(other, segment_run, request, -55.0).modes
+    assert "other classes than the run's" in request.notes[0]
+
+
+def test_parts_need_the_class_of_the_object(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from pc3d.models import PointPartSegmenter
+
+    torch.manual_seed(0)
+    made = PointPartSegmenter(
+        PointViT(embed_dim=24, depth=3, num_heads=2, num_groups=12, group_size=16, num_points=256),
+        num_parts=4,
+        num_categories=2,
+        head_dims=(8, 8, 8, 8),
+    ).eval()
+    config = {"categories": ["a", "b"], "parts": ["w", "x", "y", "z"], "category_parts": [[0, 1], [2, 3]]}
+    monkeypatch.setattr("pc3d.tasks.load_part_segmenter", lambda run: (made, config))
+    monkeypatch.setattr(_view_runs, "kind_of", lambda run: "parts")
+    cloud = PointCloud(xyz=Household("test")[7].xyz, label=1)
+    found, names = _view_runs.predictions(tmp_path, [Shown("a", cloud)], "cpu")
+    assert names == ("w", "x", "y", "z")
+    assert found[0].shape == (2048,)
+    assert set(np.unique(found[0])) <= {2, 3}  # those of its category
+    with pytest.raises(ValueError, match="has no class, and parts are named of objects whose class is known"):
+        _view_runs.predictions(tmp_path, [Shown("a", cloud.replace(label=None))], "cpu")
+
+
+def test_scenes_are_prepared_as_networks_know_them(segment_run: Path) -> None:
+    shown = [shown_item(Rooms("test"), 0)]
+    cloud = shown[0].cloud.select(slice(None, None, 5))
+    raised = cloud.replace(xyz=cloud.xyz + torch.tensor([10.0, 20, 30]), rgb=None)
+    request = Request(str(segment_run))
+    speaker = _Speaker(load_encoder(segment_run), request)
+    scene = speaker._scene(Shown("raised", raised))
+    assert float(scene.xyz[:, 2].min()) == pytest.approx(0, abs=1e-4)
+    assert "no colours: the model was trained with them" in request.notes[0]
+    assert speaker.features(Shown("raised", raised), raised.xyz.numpy()).shape == (len(raised), 20)
+
+
+def test_the_top_is_cut_off() -> None:
+    view = build([shown_item(Rooms("test"), 0)], None, Request(), -55.0)
+    z = view.clouds[0].xyz[:, 2]
+    cut = cut_top(view, 0.2).clouds[0]
+    low, high = np.percentile(z, [0.1, 99.9])
+    assert len(cut) == (z <= high - 0.2 * (high - low)).sum() < len(z)
+    assert cut_top(view, 0.0) is view
+    with pytest.raises(ValueError, match="must be a share of the height in"):
+        cut_top(view, 1.0)
+
+
+# ---- the verb ----------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_on_one_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "pictures" / "chair.png"
+    assert view("household:test:7", "--output", output, "--size", 120, 90, "--view", -30, 10) == 0
+    told = capsys.readouterr().out
+    assert "Stool (7): 2,048 points" in told
+    assert "shown: rgb; also there: height, normal" in told
+    assert "not there: label, instance, features" in told
+    picture = np.asarray(Image.open(output))
+    assert picture.shape == (90 + 24, 120, 3)
+    assert 0.03 < (picture[24:] < 200).any(2).mean() < 0.9
+    assert view("household:test:7", "--output", output) == 1
+    assert "exists: add --overwrite" in capsys.readouterr().err
+    arguments = ["household:test:7", "--output", output, "--overwrite", "--size", 120, 160]
+    assert view(*arguments, "--mode", "normal", "height", "--view", 60, 10) == 0
+    assert np.asarray(Image.open(output)).shape[1] > 240
+
+
+def test_a_room_through_a_run_to_a_picture(segment_run: Path, tmp_path: Path) -> None:
+    options = ["--top", 0.15, "--view", -55, 50, "--size", 160, 120, "--output", tmp_path / "room.jpg"]
+    assert view(segment_run, *options, "--mode", "prediction", "features") == 0
+    assert Image.open(tmp_path / "room.jpg").size[0] > 320
+
+
+def test_turning_and_along_a_path(tmp_path: Path) -> None:
+    arguments = ["household:test:7", "--size", 60, 50, "--frames", 3]
+    assert view(*arguments, "--output", tmp_path / "turn.gif") == 0
+    assert Image.open(tmp_path / "turn.gif").n_frames == 3  # type: ignore[attr-defined]
+    path = [Viewpoint((0.0, 0.0, 0.0), 4.0), Viewpoint((0.0, 0.0, 0.0), 8.0)]
+    save_path(path, tmp_path / "path.json")
+    assert view(*arguments, "--camera_path", tmp_path / "path.json", "--output", tmp_path / "away.gif") == 0
+    gif = Image.open(tmp_path / "away.gif")
+    covered = []
+    for frame in range(3):
+        gif.seek(frame)
+        covered.append((np.asarray(gif.convert("L")) < 200).mean())
+    assert covered[0] > 2 * covered[2] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["household:test:7", "--output", "a.pdf"], "output: must end in .png"),
+        (["household:test:7", "--output", "a.png", "--view", "1"], "view: takes two numbers, got 1"),
+        (["household:test:7", "--output", "a.png", "--text", "chair"], "text: is a question to an encoder"),
+        (["household:test:7", "--output", "a.png", "--mode", "label"], "nothing here has labels of points"),
+        (["missing.ply", "--output", "a.png"], "'missing.ply' is no file, no folder and no data set"),
+        (["--output", "a.png"], "name something to see"),
+    ],
+)
+def test_what_is_wrong_is_said(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["view", *arguments]) == 1
+    assert message in capsys.readouterr().err
