@@ -123,7 +123,30 @@ class _Speaker:
         return found
 
     def text_layers(self, text: str, shown: Sequence[Shown], wanted: Sequence[Any]) -> list[Layer | None]:
-        """How much points have to do with a text."""
+        """How near the features of points are to a text, or how much the points have to do with it.
+
+        An encoder distilled from a tower that is joint with texts gives a feature in their space for every point; one
+        aligned with texts a single vector for the shape, of which :func:`pc3d.models.text_relevance` asks the parts.
+        """
+        from pc3d.models import DistilledEncoder
+
+        if isinstance(self.encoder, DistilledEncoder):
+            return self._cosines(text, shown)
+        return self._relevances(text, shown, wanted)
+
+    def _cosines(self, text: str, shown: Sequence[Shown]) -> list[Layer | None]:
+        from pc3d.cli._alignment import class_vectors, templates_of
+        from pc3d.models import scene_features
+        from pc3d.tasks import joint_teacher
+        from pc3d.viz import similarity_layers
+
+        pair = joint_teacher(self.encoder, self.request.text_tower)
+        vector = class_vectors(pair.text, [[text]], templates_of("none"))[0].cpu().numpy()
+        features = [scene_features(self.encoder, self._scene(one)) for one in shown]
+        in_space = [self.encoder.in_space(found).detach().float().cpu().numpy() for found in features]
+        return similarity_layers(in_space, vector, f"text: {text}")
+
+    def _relevances(self, text: str, shown: Sequence[Shown], wanted: Sequence[Any]) -> list[Layer | None]:
         from pc3d.cli import _alignment
         from pc3d.models import as_aligned, text_relevance
         from pc3d.viz import scalar_layers

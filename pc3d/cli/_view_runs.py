@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pc3d.cli import _output
 from pc3d.cli._view_inputs import Shown, items_of
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _scene_classes(run: Path, shown: Sequence[Shown], device: str) -> tuple[list
     for one in shown:
         cloud, notes = with_fields(one.cloud, model.fields)
         for note in notes:
-            print(f"{one.name}: {note}", flush=True)
+            _output.say(f"note: {one.name}: {note}")
         found.append(segment_scene(model, cloud, use_fragments=False, device=device, progress=True).label.numpy())
     return found, model.classes
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pc3d.cli import _output
 from pc3d.cli._parser import run_verb
 from pc3d.cli._view_inputs import UpAxis, open_all
 from pc3d.cli._view_layers import Request, build, choose_modes, cut_top, default_encoder, missing_modes
@@ -63,8 +64,9 @@ def look(
         mode: What to colour by: rgb, height, normal, label, instance, prediction, error, mask, features, similarity,
             text, attention. By default the first that there is and all that was computed.
         encoder: Folder or Hub id of an encoder, for features, similarity, text and attention; of a run its own.
-        text: Texts to colour by, with an encoder aligned with texts (pc3d.methods.OpenShape).
-        text_tower: Text tower, if the encoder does not name its own, such as 'offline:minilm'.
+        text: Texts to colour by, with an encoder aligned with texts (OpenShape) or distilled from a tower that is joint
+            with them (DenseDistillation).
+        text_tower: Text tower, or for a distilled encoder its teacher, where it does not name its own.
         point: Row of the first cloud, or number of a cloud and row, that all points are compared with.
         attention: Heads whose attention to colour by, of a PointViT with class token or a ViT3D.
         output: Picture to write (PNG, JPEG, WEBP, or a turning GIF), in place of the window.
@@ -122,7 +124,8 @@ def look(
         draw.turning(target, camera, frames, camera_path)
     else:
         draw.still(target, camera)
-    print(f"written: {target}")
+    clouds = {cloud.name: len(cloud) for cloud in built.clouds}
+    _output.result({"file": str(target), "modes": list(modes), "clouds": clouds}, f"written: {target}")
 
 
 def _check_output(path: Path, overwrite: bool) -> Path:
@@ -144,14 +147,14 @@ def _two(option: str, values: Sequence[float] | None, default: tuple[float, floa
 def _tell(view: View, modes: Sequence[str], request: Request) -> None:
     """What is there to see, what is shown of it, and what is not there."""
     for cloud in view.clouds:
-        print(f"{cloud.name}: {len(cloud):,} points")
+        _output.say(f"{cloud.name}: {len(cloud):,} points")
     for note in dict.fromkeys(request.notes):
-        print(f"note: {note}")
+        _output.say(f"note: {note}")
     others = [mode for mode in view.modes if mode not in modes]
-    print(f"shown: {', '.join(modes)}" + (f"; also there: {', '.join(others)}" if others else ""))
+    _output.say(f"shown: {', '.join(modes)}" + (f"; also there: {', '.join(others)}" if others else ""))
     absent = missing_modes(view)
     if absent:
-        print(f"not there: {', '.join(absent)} (--mode NAME says what each needs)", flush=True)
+        _output.say(f"not there: {', '.join(absent)} (--mode NAME says what each needs)")
 
 
 @dataclass(frozen=True)
@@ -178,12 +181,12 @@ class _Drawing:
         write_picture(self.panels(camera), path)
 
     def turning(self, path: Path, camera: Viewpoint, frames: int, camera_path: str | None) -> None:
-        from pc3d.data.files import progress
+        from pc3d._progress import track
         from pc3d.viz.camera import along, load_path, turntable
         from pc3d.viz.pictures import write_gif
 
         cameras = turntable(camera, frames) if camera_path is None else along(load_path(camera_path), frames)
-        write_gif([self.panels(one) for one in progress(cameras, "frames")], path)
+        write_gif([self.panels(one) for one in track(cameras, "draw", "frames")], path)
 
 
 def main(argv: Sequence[str]) -> int | None:

@@ -33,7 +33,7 @@ def scene_features(encoder: nn.Module, cloud: PointCloud) -> Tensor:
     trained; of others their ``point_features``.
 
     Args:
-        encoder: one that reads scenes.
+        encoder: one that reads scenes; computes where its parameters are.
         cloud: with the fields that it reads.
 
     Returns:
@@ -46,8 +46,9 @@ def scene_features(encoder: nn.Module, cloud: PointCloud) -> Tensor:
     if not reads_scenes(encoder):
         raise TypeError(f"{type(encoder).__name__} is an encoder of objects: see object_features")
     described: Any = UpcastFeatures(encoder) if isinstance(encoder, SparseUNet | Swin3D) else encoder
+    device = next(encoder.parameters()).device
     with _Evaluation(encoder):
-        features: Tensor = described.point_features(collate([cloud]))
+        features: Tensor = described.point_features(collate([cloud]).to(device))
     return features
 
 

@@ -253,6 +253,36 @@ def test_texts_colour_shapes_of_an_aligned_encoder(tmp_path: Path) -> None:
     assert np.abs(chair - plant).max() > 1e-4
 
 
+def test_texts_colour_scenes_of_a_distilled_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cosine of the points' features in the teacher's space with the text, by hand."""
+    from types import SimpleNamespace
+
+    from pc3d.models import DistilledEncoder, SparseUNet, scene_features
+
+    torch.manual_seed(0)
+    made = DistilledEncoder(SparseUNet((8, 12), (1, 1), 0.3, "xyz_rgb"), 6, "offline:somewhere")
+    folder = save_encoder(made, tmp_path)
+    text = torch.tensor([1.0, 0, 0, 0, 0, 0])
+    tower = SimpleNamespace(text=None)
+    monkeypatch.setattr("pc3d.tasks.joint_teacher", lambda encoder, name: tower)
+    monkeypatch.setattr("pc3d.cli._alignment.class_vectors", lambda tower, prompts, templates: text[None])
+    cloud = Rooms("test")[0].select(slice(None, None, 20))
+    view = build([Shown("room", cloud)], None, Request(str(folder), text=["floor"]), -55.0)
+    assert view.modes[-2:] == ("features", "text: floor")
+    standing = cloud.replace(
+        xyz=cloud.xyz
+        - torch.tensor([*((cloud.xyz.amin(0) + cloud.xyz.amax(0)) / 2)[:2].tolist(), float(cloud.xyz[:, 2].min())])
+    )
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(made.in_space(scene_features(made, standing)), dim=1)[:, 0]
+    found = view.clouds[0].layers["text: floor"].values
+    assert found is not None
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    scale = view.scale("text: floor")
+    assert scale is not None
+    assert scale.unit == "cosine"
+
+
 def test_masked_input_and_reconstruction_stand_side_by_side(masked_run: Path) -> None:
     shown = objects(0, 7)
     view = build(shown, masked_run, Request(encoder=str(masked_run), seed=1), -55.0)
