@@ -68,7 +68,7 @@ bench: install  ## Time the operators against their rivals
 	$(BIN)/python benchmarks/ops.py
 
 results: install  ## Pre-train and judge every method, write docs/results.md (hours; call again to go on)
-	$(BIN)/python benchmarks/results_table.py --output runs/results --docs docs $(RESULTS)
+	$(BIN)/python benchmarks/results_table.py --output runs/results --docs docs/results $(RESULTS)
 
 # ---- checks -----------------------------------------------------------------------------------------------------
 

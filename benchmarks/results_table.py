@@ -8,13 +8,14 @@ for every seed, around one small encoder (``ENCODER``). The budget is the recipe
 ``--seconds``: then one epoch of each method is timed first, and it gets as many epochs as fit into so many CPU seconds,
 its schedule included. Beside them stand what needs no training: PCA, a handcrafted descriptor, and the untrained
 encoder, plain and with settled batch norm. Features are extracted once and judged by all frozen protocols;
-``finetuning`` trains the whole encoder, and so does ``parts``, where the data have parts of points.
+``finetuning`` trains the whole encoder, and so does ``parts``, where the data have parts of points; it reads three
+blocks, so it needs ``--depth 3`` or more.
 
 What is finished is not computed again, an interrupted run goes on where it stopped, and several processes may share the
 work by ``--seeds``, ``--methods`` or ``--data`` with one ``--output``; what results depend on is kept there in
 ``options.json``, and a call with other options needs another ``--output``. Rows of results are in
 ``DATA/seedN/METHOD/rows``; the tables are ``results.md``, ``results.csv``, ``rows.csv`` and ``results.png``, and
-``--docs FOLDER`` writes the first two there as well.
+``--docs docs/results`` writes the first two there as well.
 """
 
 from __future__ import annotations
@@ -63,13 +64,14 @@ CONFIGS = Path(pretrain.__file__).parents[1] / "configs"
 NUM_POINTS = 1024
 ENCODER = {
     "embed_dim": 128,
-    "depth": 3,
+    "depth": 2,
     "num_heads": 4,
     "num_groups": 32,
     "group_size": 32,
     "tokenizer_dims": [16, 32, 64],
 }
-"""In place of the recipes', for all methods: so small that a minute or two of one core is many epochs."""
+"""In place of the recipes', for all methods: so small that a minute or two of one core is many epochs. The depth is
+``--depth``'s default."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Method:
     recipe: str
     overrides: dict[str, Any] = field(default_factory=dict)
 
-    def configuration(self) -> dict[str, Any]:
+    def configuration(self, depth: int = ENCODER["depth"]) -> dict[str, Any]:
         """The recipe with the changes made."""
         config: dict[str, Any] = yaml.safe_load((CONFIGS / "pretrain" / f"{self.recipe}.yaml").read_text("utf-8"))
         for path, value in self.overrides.items():
@@ -98,7 +100,7 @@ class Method:
                 place.pop(last, None)
             else:
                 place[last] = value
-        config["model"]["init_args"]["encoder"]["init_args"].update(ENCODER)
+        config["model"]["init_args"]["encoder"]["init_args"].update(ENCODER, depth=depth)
         return config
 
 
@@ -198,7 +200,7 @@ def fine_tuned(judged: Judged) -> Row | None:
 
 def parts_segmented(judged: Judged) -> Row | None:
     """``pc3d parts train`` from the pre-trained weights, or from fresh ones of the seed, where points have parts."""
-    if not trainable(judged) or not judged.train_set.parts:
+    if not trainable(judged) or not judged.train_set.parts or judged.options.depth < 3:
         return None
     result = trained(judged, "parts", "objects_small", judged.options.parts_epochs, num_cls_tokens=0)
     scores = {name: result["scores"][name] for name in ("instance_miou", "class_miou")}
@@ -298,24 +300,27 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     budget.add_argument("--epochs", type=int, help="epochs of each pre-training, not the recipe's")
     parser.add_argument("--finetuning_epochs", type=int, default=20)
+    parser.add_argument("--depth", type=int, default=ENCODER["depth"], help="blocks of the encoder (default: 2)")
     parser.add_argument("--parts_epochs", type=int, default=10, help="of part segmentation")
     parser.add_argument("--severities", nargs="+", type=int, default=[1, 3, 5], help="levels of the corruptions")
     parser.add_argument("--quick", action="store_true", help="one epoch, one seed, two methods: does it all run?")
-    parser.add_argument("--docs", type=Path, help="folder for results.md and results.csv, such as docs")
+    parser.add_argument(
+        "--docs", type=Path, help="also write results.md and .csv there, under this name, such as docs/results"
+    )
     options = parser.parse_args(argv)
     if options.quick:
         options.seeds, options.epochs, options.seconds = [0], 1, None
         options.finetuning_epochs, options.parts_epochs = 1, 1
         options.severities = [3]
         options.methods = [demo.DESCRIPTOR, "Point-MAE"]
-    for name in ("seconds", "epochs", "finetuning_epochs", "parts_epochs"):
+    for name in ("seconds", "epochs", "finetuning_epochs", "parts_epochs", "depth"):
         value = getattr(options, name)
         if value is not None and value <= 0:
             parser.error(f"--{name} must be positive, got {value}")
     return options
 
 
-RESULTS_DEPEND_ON = ("seconds", "epochs", "finetuning_epochs", "parts_epochs", "severities")
+RESULTS_DEPEND_ON = ("seconds", "epochs", "finetuning_epochs", "parts_epochs", "severities", "depth")
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -363,7 +368,7 @@ def run(name: str, data: str, seed: int, options: argparse.Namespace) -> None:
         cost = train(method, data, seed, folder, options)
         encoder = load_encoder(folder)  # type: ignore[assignment]
     else:
-        config = METHODS[0].configuration()["model"]["init_args"]["encoder"]["init_args"]
+        config = METHODS[0].configuration(options.depth)["model"]["init_args"]["encoder"]["init_args"]
         with measured() as spent:
             encoder = demo.baselines(config, train_set, num_points=NUM_POINTS, seed=seed)[name]
         cost = {"pretraining_cpu_seconds": spent["cpu_seconds"]} if name in (demo.PCA, demo.SETTLED) else {}
@@ -390,7 +395,7 @@ def train(method: Method, data: str, seed: int, folder: Path, options: argparse.
     cost: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if RunFolder(folder).is_finished() and cost:
         return cost
-    config = method.configuration()
+    config = method.configuration(options.depth)
     if data != "household":
         config["data"]["train"] = {"class_path": "pc3d.data.ObjectSet", "init_args": {"root": data, "split": "train"}}
     config["trainer"].update(enable_progress_bar=False, enable_model_summary=False)
@@ -473,6 +478,8 @@ def write_tables(options: argparse.Namespace) -> None:
     flags.append("--severities " + " ".join(map(str, options.severities)))
     if any(row.protocol.startswith("fine-tuning") for row in rows):
         flags.append(f"--finetuning_epochs {options.finetuning_epochs}")
+    if options.depth != ENCODER["depth"]:
+        flags.append(f"--depth {options.depth}")
     if any(row.protocol.startswith("part segmentation") for row in rows):
         flags.append(f"--parts_epochs {options.parts_epochs}")
     text = (
@@ -487,9 +494,9 @@ def write_tables(options: argparse.Namespace) -> None:
     replace(options.output / "rows.csv", rows_to_csv(rows))
     results.draw(table, options.output / "results.png")
     if options.docs is not None:
-        options.docs.mkdir(parents=True, exist_ok=True)
-        for name in ("results.md", "results.csv"):
-            shutil.copyfile(options.output / name, options.docs / name)
+        options.docs.parent.mkdir(parents=True, exist_ok=True)
+        for ending in (".md", ".csv"):
+            shutil.copyfile(options.output / f"results{ending}", options.docs.with_suffix(ending))
 
 
 if __name__ == "__main__":

@@ -68,13 +68,15 @@ def test_what_is_finished_is_not_computed_again_and_the_rest_is(
     monkeypatch.setitem(table.PROTOCOLS, "knn", knn)
     monkeypatch.delitem(table.PROTOCOLS, "svm")
     arguments = ["--output", str(folder), "--seeds", "0", "--methods", demo.PCA, demo.DESCRIPTOR, *FROZEN]
-    table.main([*arguments, "--docs", str(tmp_path / "docs")])
+    table.main([*arguments, "--docs", str(tmp_path / "docs" / "table")])
     assert judged == [demo.PCA]
     assert {row.key for row in read_rows([folder])} == {row.key for row in read_rows([output])}
-    assert (tmp_path / "docs" / "results.md").read_text() == (folder / "results.md").read_text()
+    assert (tmp_path / "docs" / "table.md").read_text() == (folder / "results.md").read_text()
 
 
-@pytest.mark.parametrize("other", [["--epochs", "3"], ["--seconds", "9"], ["--severities", "1"]], ids=lambda o: o[0])
+@pytest.mark.parametrize(
+    "other", [["--epochs", "3"], ["--seconds", "9"], ["--severities", "1"], ["--depth", "3"]], ids=lambda o: o[0]
+)
 def test_other_options_are_refused(table: ModuleType, output: Path, other: list[str]) -> None:
     with pytest.raises(SystemExit, match=rf"results of other options \({other[0][2:]} .*choose another --output"):
         table.main(["--output", str(output), *other, *FROZEN])
@@ -125,7 +127,7 @@ def test_bad_budgets_are_wrong_usage(table: ModuleType, tmp_path: Path, wrong: l
 def test_the_quick_form_pre_trains_judges_and_tells_the_cost(table: ModuleType, tmp_path: Path) -> None:
     table.main(["--output", str(tmp_path), "--quick"])
     rows = [row for row in read_rows([tmp_path]) if row.method == "Point-MAE"]
-    assert len(rows) == len(table.PROTOCOLS)
+    assert len(rows) == len(table.PROTOCOLS) - 1  # household has no parts
     assert len({row.data_hash for row in rows}) == 1
     encoder = load_encoder(tmp_path / "household" / "seed0" / "point_mae")
     for row in rows:
