@@ -10,31 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pc3d.data import Rooms
-from pc3d.viz import View, ViewCloud, arrange, class_layer, height_layers, normal_layer, rgb_layer, similarity
+from pc3d.viz import View, ViewCloud, similarity
 from pc3d.viz.html import write_html
 
-NASTY = "<img src=x onerror=document.title='broken'>"
-
-
-@pytest.fixture(scope="module")
-def rooms() -> View:
-    """Two test rooms beside each other; their features are made of colour, normal and class."""
-    dataset, clouds = Rooms("test"), []
-    items = [dataset.load(index) for index in (0, 1)]
-    heights = height_layers([item.xyz.numpy() for item in items], "m")
-    for number, (item, height) in enumerate(zip(items, heights, strict=True)):
-        assert item.rgb is not None
-        assert item.normal is not None
-        assert item.segment is not None
-        label = item.segment.numpy()
-        features = np.concatenate([item.rgb, item.normal, np.eye(40)[label]], 1).astype(np.float16)
-        layers = [rgb_layer(item.rgb.numpy()), height, class_layer("label", label, [NASTY, *dataset.classes[1:]])]
-        if number:
-            layers.append(normal_layer(item.normal.numpy()))
-        named = {layer.name: layer for layer in layers}
-        clouds.append(ViewCloud(f"{NASTY} {number}", item.xyz.numpy(), named, embedding=features))
-    return View(arrange(clouds), title=NASTY)
+NASTY = "<img src=x onerror=document.title='broken'>"  # also in the fixture
 
 
 def picture(page: Any) -> Any:

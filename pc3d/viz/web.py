@@ -1,0 +1,360 @@
+"""A view in a browser, served from this machine: viser draws, this module answers."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import io
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pc3d._extras import require
+from pc3d.viz.colors import gradient
+from pc3d.viz.view import View, similarity_layers
+
+FloatArray = NDArray[np.floating]
+SIMILARITY = "similarity to point"
+MAX_POINTS = 1_000_000
+_LEVELS = (20_000, 100_000, 300_000, 1_000_000, 3_000_000)
+_CHOSEN = (255, 0, 205)
+_STYLE = "padding:0 1em;font-size:0.85em;overflow-wrap:anywhere"
+_NOTHING = "Click a point to select it."
+# How far beside the line of sight a click may be, as a share of the distance: a few pixels of a usual window.
+_REACH = 0.006
+
+
+def serve(view: View, host: str = "127.0.0.1", port: int = 8080, *, max_points: int = MAX_POINTS) -> None:
+    """Serve a view until Ctrl-C, which ends the server and returns.
+
+    Args:
+        view: what to show.
+        host: address to listen on; the default is reached from this machine alone, ``"0.0.0.0"`` from everywhere.
+        port: the next free one is taken, and said, where this is busy.
+        max_points: that are sent at first; the page can ask for more and fewer.
+
+    Raises:
+        ValueError: no points, a port that is none, or an address that is not one of this machine.
+    """
+    web = WebView(view, host, port, max_points=max_points)
+    try:
+        if web.port != port:
+            print(f"port {port} of {host} is busy: using {web.port}")
+        print(f"serving on {web.url} (Ctrl-C ends it)", flush=True)
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        print("\nstopped")
+    finally:
+        web.stop()
+
+
+def nearest_to_ray(
+    points: FloatArray, origin: FloatArray, direction: FloatArray, radius: float = 0.0, reach: float = _REACH
+) -> int | None:
+    """The row of the point that a line of sight meets: of those close to it, the one in front; None for none.
+
+    Args:
+        points: ``(N, 3)``.
+        origin: ``(3,)`` where the line begins.
+        direction: ``(3,)`` of any length.
+        radius: of the points as they are drawn.
+        reach: how far beside the line a point may be besides, as a share of its distance along the line.
+    """
+    unit = direction / np.linalg.norm(direction)
+    relative = points - origin
+    along = relative @ unit
+    beside = np.linalg.norm(relative - along[:, None] * unit, axis=1)
+    near = radius + reach * along
+    close = np.flatnonzero((along > 0) & (beside <= near))
+    if not len(close):
+        return None
+    # Of a surface several points are close: of those about as near as the nearest, the one nearest to the line.
+    first = along[close].min()
+    front = close[along[close] <= first + 4 * (radius + reach * first)]
+    return int(front[beside[front].argmin()])
+
+
+class WebView:
+    """A running server of a view; all browsers that are connected see, and change, the same.
+
+    Args:
+        view: what to show.
+        host: see :func:`serve`.
+        port: see :func:`serve`; 0 for any free one.
+        max_points: that are sent at first.
+
+    Attributes:
+        port: that the server listens on.
+        mode: name of the layer shown.
+        chosen: cloud and row, in the whole view, of the selected point; None for none.
+    """
+
+    def __init__(self, view: View, host: str = "127.0.0.1", port: int = 8080, *, max_points: int = MAX_POINTS) -> None:
+        viser = require("viser", extra="viz", purpose="the web page of pc3d view")
+        if not view.num_points:
+            raise ValueError("view has no points: there is nothing to show")
+        _check_address(host, port)
+        # Rows are counted in the view that was given, even if that is itself a part of another.
+        self.view = replace(view, clouds=[replace(cloud, rows=None) for cloud in view.clouds])
+        self._origins = [cloud.rows for cloud in view.clouds]
+        self.chosen: tuple[int, int] | None = None
+        self.modes = [*view.modes] or ["plain"]
+        if any(cloud.embedding is not None for cloud in view.clouds):
+            self.modes.append(SIMILARITY)
+        self.mode = self.modes[0]
+        self._lock = threading.RLock()
+        self._host = host
+        self._handles: dict[int, Any] = {}
+        self._set_detail(max_points)
+        with contextlib.redirect_stdout(io.StringIO()):  # its own words on where it listens
+            self._server = viser.ViserServer(host=host, port=port, label=view.title or "pc3d view", verbose=False)
+        self.port = int(self._server.get_port())
+        self._build_scene()
+        self._build_panel(max_points)
+        self._draw()
+
+    @property
+    def url(self) -> str:
+        """Where a browser on this machine finds the page."""
+        host = "127.0.0.1" if self._host in ("", "0.0.0.0", "::") else self._host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def stop(self) -> None:
+        """End the server."""
+        self._server.stop()
+
+    # ---- what is shown ----------------------------------------------------------------------------------------------
+
+    def _set_detail(self, max_points: int) -> None:
+        self._thin = self.view.thin(max(max_points, len(self.view.clouds)))
+        self._low = np.min([c.placed.min(0) for c in self._thin.clouds if len(c)], axis=0)
+        self._high = np.max([c.placed.max(0) for c in self._thin.clouds if len(c)], axis=0)
+        sizes = [float(np.linalg.norm(np.ptp(c.xyz, axis=0))) / len(c) ** 0.5 for c in self._thin.clouds if len(c)]
+        self._spacing = max(float(np.median(sizes)), 1e-6)
+        self._compare()
+
+    def _compare(self) -> None:
+        """The layer of similarities to the selected point, at this level of detail."""
+        if self.chosen is None:
+            return
+        embedding = self.view.clouds[self.chosen[0]].embedding
+        if embedding is not None:
+            others = [cloud.embedding for cloud in self._thin.clouds]
+            layers = similarity_layers(others, embedding[self.chosen[1]], SIMILARITY)
+            self._thin = self._thin.with_layers(layers)
+
+    def show(self, mode: str) -> None:
+        """Colour by a layer, or by the similarity to the selected point.
+
+        Raises:
+            ValueError: there is no such mode.
+        """
+        if mode not in self.modes:
+            raise ValueError(f"mode must be one of {', '.join(self.modes)}, got {mode!r}")
+        with self._lock:
+            self.mode = mode
+            self._draw()
+
+    def select(self, cloud: int, row: int) -> None:
+        """Select a point by its cloud and its row in the whole view."""
+        with self._lock:
+            self.chosen = (cloud, row)
+            self._compare()
+            self._draw()
+
+    def deselect(self) -> None:
+        """Select nothing."""
+        with self._lock:
+            self.chosen = None
+            self._draw()
+
+    def click(self, origin: Sequence[float], direction: Sequence[float]) -> None:
+        """Select the point that a line of sight meets, or nothing."""
+        start, towards = np.asarray(origin, dtype=np.float64), np.asarray(direction, dtype=np.float64)
+        best: tuple[float, int, int] | None = None
+        for number, cloud in enumerate(self._thin.clouds):
+            shown = self._shown(number)
+            row = nearest_to_ray(cloud.placed[shown], start, towards, self._point_size / 2) if len(shown) else None
+            if row is not None:
+                row = int(shown[row])
+                distance = float(np.linalg.norm(cloud.placed[row] - start))
+                if best is None or distance < best[0]:
+                    best = (distance, number, row if cloud.rows is None else int(cloud.rows[row]))
+        if best is None:
+            self.deselect()
+        else:
+            self.select(*best[1:])
+
+    def _shown(self, number: int) -> NDArray[np.intp]:
+        """Rows of a cloud that are not cut away."""
+        cut = float(self._top.value)
+        if cut >= 1:
+            return np.arange(len(self._thin.clouds[number]))
+        return np.flatnonzero(
+            self._thin.clouds[number].placed[:, 2] <= self._low[2] + cut * (self._high - self._low)[2]
+        )
+
+    # ---- scene and panel --------------------------------------------------------------------------------------------
+
+    def _build_scene(self) -> None:
+        server, middle = self._server, (self._low + self._high) / 2
+        server.scene.set_up_direction("+z")
+        reach = max(float(np.linalg.norm(self._high - self._low)), 1e-3)
+        server.initial_camera.position = tuple(middle + reach * np.array([0.42, -0.6, 0.42]))
+        server.initial_camera.look_at = tuple(middle)
+        for number, cloud in enumerate(self.view.clouds):
+            if len(cloud):
+                placed = cloud.placed
+                top = (placed.min(0) + placed.max(0)) / 2
+                place = (float(top[0]), float(top[1]), float(placed[:, 2].max()))
+                server.scene.add_label(f"/names/{number}", cloud.name, position=place)
+
+        @server.scene.on_click()  # type: ignore[untyped-decorator]
+        def _(event: Any) -> None:
+            self.click(event.ray_origin, event.ray_direction)
+
+    def _build_panel(self, max_points: int) -> None:
+        gui = self._server.gui
+        gui.configure_theme(show_share_button=False, control_width="medium")
+        self._mode = gui.add_dropdown("Colour by", self.modes, initial_value=self.mode)
+        self._key = gui.add_html("")
+        self._words = gui.add_html("")
+        self._size = gui.add_slider("Point size", 0.25, 4.0, 0.05, 1.0)
+        self._top = gui.add_slider("Cut away above", 0.02, 1.0, 0.01, 1.0)
+        total = self.view.num_points
+        levels = sorted({min(level, total) for level in (*_LEVELS, max_points)} | ({total} if total <= 3e6 else set()))
+        texts = {f"{level:,} points": level for level in levels}
+        detail = gui.add_dropdown("Detail", list(texts), initial_value=f"{min(max_points, total):,} points")
+        picture = gui.add_button("Save picture")
+
+        @self._mode.on_update  # type: ignore[untyped-decorator]
+        def _(event: Any) -> None:
+            self.show(self._mode.value)
+
+        @self._size.on_update  # type: ignore[untyped-decorator]
+        def _(event: Any) -> None:
+            with self._lock:
+                for handle in self._handles.values():
+                    handle.point_size = self._point_size
+
+        @self._top.on_update  # type: ignore[untyped-decorator]
+        def _(event: Any) -> None:
+            with self._lock:
+                self._draw()
+
+        @detail.on_update  # type: ignore[untyped-decorator]
+        def _(event: Any) -> None:
+            with self._lock:
+                self._set_detail(texts[detail.value])
+                self._draw()
+
+        @picture.on_click  # type: ignore[untyped-decorator]
+        def _(event: Any) -> None:
+            event.client.send_file_download("view.png", self._picture(event.client), save_immediately=True)
+
+    @property
+    def _point_size(self) -> float:
+        return float(self._size.value) * self._spacing
+
+    def _draw(self) -> None:
+        scene = self._server.scene
+        with self._server.atomic():
+            for number, cloud in enumerate(self._thin.clouds):
+                rows = self._shown(number)
+                points, colors = cloud.placed[rows], cloud.colors(self.mode)[rows]
+                handle = self._handles.get(number)
+                if handle is not None and handle.points.shape == points.shape and (handle.points == points).all():
+                    handle.colors = colors  # the places, which are more, need not be sent again
+                    continue
+                self._handles[number] = scene.add_point_cloud(
+                    f"/clouds/{number}",
+                    points,
+                    colors,
+                    point_size=self._point_size,
+                    point_shape="circle",
+                    point_shading="flat",
+                    precision="float32",
+                )
+            self._mark()
+            self._key.content = self._key_html()
+            self._words.content = self._selection_html()
+
+    def _mark(self) -> None:
+        if self.chosen is None:
+            self._server.scene.remove_by_name("/chosen")
+            return
+        number, row = self.chosen
+        # One large point: a sphere would bring lights and shadows, which software draws in seconds.
+        self._server.scene.add_point_cloud(
+            "/chosen",
+            self.view.clouds[number].placed[row][None],
+            _CHOSEN,
+            point_size=2.5 * self._spacing,
+            point_shape="circle",
+            precision="float32",
+        )
+
+    def _key_html(self) -> str:
+        """Legend or colour bar of the mode."""
+        if self.mode == SIMILARITY and SIMILARITY not in self._thin.modes:
+            return ""
+        lines = []
+        for text, color in self._thin.legend(self.mode):
+            swatch = f'<span style="color:rgb{tuple(color)}">&#9632;</span>'
+            lines.append(f"<div>{swatch} {html.escape(text)}</div>")
+        scale = self._thin.scale(self.mode)
+        if scale is not None:
+            stops = ", ".join(f"rgb{tuple(color)}" for color in gradient(scale.colormap, 16).tolist())
+            lines.append(f'<div style="height:10px;background:linear-gradient(to right, {stops})"></div>')
+            ends = (f"{value:.3g} {html.escape(scale.unit)}" for value in (scale.minimum, scale.maximum))
+            lines.append(
+                '<div style="display:flex;justify-content:space-between"><span>{}</span><span>{}</span></div>'.format(
+                    *ends
+                )
+            )
+        return f'<div style="padding:0 1em;max-height:16em;overflow:auto">{"".join(lines)}</div>'
+
+    def _selection_html(self) -> str:
+        if self.chosen is None:
+            return f'<div style="{_STYLE}">{_NOTHING}</div>'
+        number, row = self.chosen
+        cloud = self.view.clouds[number]
+        place = ", ".join(f"{value:.3f}" for value in cloud.xyz[row].tolist())
+        lines = [f"at {place}", *(layer.text(row) for layer in cloud.layers.values())]
+        origin = self._origins[number]
+        head = f"<b>{html.escape(cloud.name)}, point {row if origin is None else int(origin[row])}</b>"
+        return f'<div style="{_STYLE}">{head}{"".join(f"<div>{html.escape(line)}</div>" for line in lines)}</div>'
+
+    def _picture(self, client: Any) -> bytes:
+        """What a client sees, as PNG on white."""
+        pillow = require("PIL.Image", extra="viz", purpose="pictures of the web page")
+        seen = client.get_render(
+            client.camera.image_height, client.camera.image_width, transport_format="png", timeout=60
+        )
+        layer = pillow.fromarray(np.asarray(seen))
+        image = pillow.new("RGB", layer.size, "white")
+        image.paste(layer, mask=layer.getchannel("A") if layer.mode == "RGBA" else None)
+        data = io.BytesIO()
+        image.save(data, "PNG")
+        return data.getvalue()
+
+
+def _check_address(host: str, port: int) -> None:
+    """Refuses what the server would try in vain."""
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port must be between 0 and 65535, got {port}")
+    try:
+        family, *_, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind(address)
+    except OSError as error:
+        raise ValueError(
+            f"host: cannot listen on {host!r} ({error}): give an address of this machine, 127.0.0.1 or 0.0.0.0"
+        ) from error
