@@ -59,6 +59,8 @@ _VIEWER_LIBRARIES = {
     "X11": "libx11-6",
     "gomp": "libgomp1",
     "usb-1.0": "libusb-1.0-0",
+    # Mesa's driver draws without a GPU; a GPU's own driver does as well.
+    "vulkan": "libvulkan1 mesa-vulkan-drivers",
 }
 # The browser that the tests of pages drive, under the names that it is installed by.
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")

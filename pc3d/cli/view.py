@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pc3d.viz.headless import Picture
 
 _STILLS, _GIF = (".png", ".jpg", ".jpeg", ".webp"), ".gif"
+_MAX_POINTS = 2_000_000
 
 
 def look(
@@ -34,6 +35,10 @@ def look(
     point: list[int] | None = None,
     attention: list[int] | None = None,
     output: str | None = None,
+    html: str | None = None,
+    web: bool = False,
+    host: str = "127.0.0.1",
+    port: int = 8080,
     view: list[float] | None = None,
     size: list[int] | None = None,
     columns: int | None = None,
@@ -41,7 +46,7 @@ def look(
     top: float = 0.0,
     frames: int = 36,
     camera_path: str | None = None,
-    max_points: int = 2_000_000,
+    max_points: int | None = None,
     num_points: int = 50_000,
     up: UpAxis | None = None,
     drop_invalid: bool = False,
@@ -51,7 +56,8 @@ def look(
 ) -> None:
     """Look at clouds of points: colours, normals, labels, predictions and their errors, features of an encoder.
 
-    Without --output a window opens (Open3D); with it, a picture is written, on any machine, without display and GPU.
+    A window opens (Open3D). With --output, a picture is written, on any machine, without display and GPU; with --html,
+    a page that opens in any browser without a server; with --web, a server runs, and a browser shows the clouds.
 
     Args:
         what: Files of points or meshes of any kind that pc3d reads; items of data sets as in household:test:12,
@@ -70,6 +76,10 @@ def look(
         point: Row of the first cloud, or number of a cloud and row, that all points are compared with.
         attention: Heads whose attention to colour by, of a PointViT with class token or a ViT3D.
         output: Picture to write (PNG, JPEG, WEBP, or a turning GIF), in place of the window.
+        html: Page to write (.html, at most 10 MB), in place of the window.
+        web: Serve the clouds to browsers until Ctrl-C, in place of the window.
+        host: Address that --web listens on; 0.0.0.0 lets other machines in.
+        port: Port of --web; the next free one, if it is busy.
         view: Azimuth and elevation of the camera in degrees, as in --view -55 22.
         size: Width and height of a panel of the picture in pixels.
         columns: Panels in a row.
@@ -77,17 +87,20 @@ def look(
         top: Share of the height that is left out at the top, to see into rooms.
         frames: Pictures in a GIF.
         camera_path: Camera path that the window has recorded, for a GIF; by default the camera turns around once.
-        max_points: Points that are drawn at once, at most: a random part of larger views.
+        max_points: Points that are drawn at once, at most: a random part of larger views. By default 2,000,000; 300,000
+            in a page, and at first 1,000,000 from a server.
         num_points: Points to sample from a mesh.
         up: Axis that points up in files; by default y in GLB files, else z.
         drop_invalid: Leave out points that are not finite numbers.
         device: Where to compute features and predictions.
         seed: Seed of masks and of what is drawn at random.
-        overwrite: Replace an earlier picture.
+        overwrite: Replace an earlier picture or page.
     """
     from pc3d.cli._view_runs import items_of_run
 
-    target = None if output is None else _check_output(Path(output), overwrite)
+    _check_one_target(output=output, html=html, web=web)
+    target = None if output is None else _check_output(Path(output), overwrite, (*_STILLS, _GIF), "output")
+    page = None if html is None else _check_output(Path(html), overwrite, (".html",), "html")
     azimuth, elevation = _two("view", view, (-55.0, 22.0))
     width, height = (int(side) for side in _two("size", size, (640.0, 480.0)))
     opened = open_all(
@@ -109,6 +122,20 @@ def look(
     built = cut_top(build(shown, run, request, azimuth), top)
     modes = choose_modes(built, mode)
     _tell(built, modes, request)
+    clouds = {cloud.name: len(cloud) for cloud in built.clouds}
+    if page is not None:
+        from pc3d.viz.html import MAX_POINTS, write_html
+
+        write_html(built, page, mode=modes[0], max_points=max_points or MAX_POINTS)
+        said = f"written: {page} ({page.stat().st_size / 1e6:.1f} MB)"
+        _output.result({"file": str(page), "modes": list(built.modes), "clouds": clouds}, said)
+        return
+    if web:
+        from pc3d.viz import web as server
+
+        server.serve(built, host, port, mode=modes[0], max_points=max_points or server.MAX_POINTS, say=_output.say)
+        return
+    max_points = max_points or _MAX_POINTS
     if target is None:
         from pc3d.viz.window import open_window
 
@@ -124,15 +151,20 @@ def look(
         draw.turning(target, camera, frames, camera_path)
     else:
         draw.still(target, camera)
-    clouds = {cloud.name: len(cloud) for cloud in built.clouds}
     _output.result({"file": str(target), "modes": list(modes), "clouds": clouds}, f"written: {target}")
 
 
-def _check_output(path: Path, overwrite: bool) -> Path:
-    if path.suffix.lower() not in (*_STILLS, _GIF):
-        raise ValueError(f"output: must end in {', '.join(_STILLS)} or {_GIF}, got {path}")
+def _check_one_target(**targets: object) -> None:
+    given = [f"--{name}" for name, value in targets.items() if value]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other: give one of them")
+
+
+def _check_output(path: Path, overwrite: bool, endings: Sequence[str], option: str) -> Path:
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"{option}: must end in {' or '.join(endings)}, got {path}")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"output: {path} exists: add --overwrite to replace it, or choose another")
+        raise FileExistsError(f"{option}: {path} exists: add --overwrite to replace it, or choose another")
     return path
 
 

@@ -25,7 +25,9 @@ COMPONENTS = 32
 _LEVELS = 65535  # coordinates and numbers are kept to 16 bits of their range
 
 
-def write_html(view: View, path: str | os.PathLike[str], *, max_points: int = MAX_POINTS) -> Path:
+def write_html(
+    view: View, path: str | os.PathLike[str], *, mode: str | None = None, max_points: int = MAX_POINTS
+) -> Path:
     """Write a view as one page of at most 10 MB: modes, point size, selection by a click, legend, colour bar.
 
     Coordinates and numbers are kept to 16 bits of their range, colours as they are. Where clouds have features of
@@ -35,6 +37,7 @@ def write_html(view: View, path: str | os.PathLike[str], *, max_points: int = MA
     Args:
         view: what to show.
         path: the ``.html`` file.
+        mode: name of the layer that is shown first; the first one when None.
         max_points: of all clouds together; of more, as many are drawn at random (:meth:`View.thin`), and so of a view
             whose page would be too large. The page says how many.
 
@@ -42,7 +45,7 @@ def write_html(view: View, path: str | os.PathLike[str], *, max_points: int = MA
         The path.
 
     Raises:
-        ValueError: no points, a coordinate that is not a finite number, or another suffix.
+        ValueError: no points, a coordinate that is not a finite number, no such mode, or another suffix.
     """
     path = Path(path)
     if path.suffix != ".html":
@@ -52,21 +55,25 @@ def write_html(view: View, path: str | os.PathLike[str], *, max_points: int = MA
     bad = next((cloud.name for cloud in view.clouds if not np.isfinite(cloud.xyz).all()), None)
     if bad is not None:
         raise ValueError(f"coordinates of {bad} are not all finite numbers: leave such points out")
+    if mode is not None and mode not in view.modes:
+        raise ValueError(f"mode must be one of {', '.join(view.modes) or 'none'}, got {mode!r}")
     axes = _leading_components(view)
     while True:
         thin = view.thin(max_points)
-        page = _page(thin, view.num_points, axes)
+        page = _page(thin, view.num_points, axes, mode)
         if len(page) <= PAGE_LIMIT:
             return write_page(page, path)
         max_points = int(0.95 * thin.num_points * PAGE_LIMIT / len(page))
 
 
-def _page(view: View, num_points: int, axes: NDArray[np.float32] | None) -> str:
+def _page(view: View, num_points: int, axes: NDArray[np.float32] | None, mode: str | None) -> str:
     blob = _Blob()
     clouds = [_cloud(cloud, blob, axes) for cloud in view.clouds if len(cloud)]
     shown = view.num_points
     count = f"{shown:,} points" if shown == num_points else f"{shown:,} of {num_points:,} points, drawn at random"
-    manifest = {"clouds": clouds, "modes": _modes(view, axes), "gradient": gradient("turbo").tolist()}
+    modes = _modes(view, axes)
+    first = next((place for place, entry in enumerate(modes) if entry["name"] == mode), 0)
+    manifest = {"clouds": clouds, "modes": modes, "first": first, "gradient": gradient("turbo").tolist()}
     return render_page(
         "view.html", title=view.title or "Point clouds", count=count, manifest=manifest, data=blob.packed()
     )

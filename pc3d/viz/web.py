@@ -8,7 +8,7 @@ import io
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,27 +30,37 @@ _NOTHING = "Click a point to select it."
 _REACH = 0.006
 
 
-def serve(view: View, host: str = "127.0.0.1", port: int = 8080, *, max_points: int = MAX_POINTS) -> None:
+def serve(
+    view: View,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    *,
+    mode: str | None = None,
+    max_points: int = MAX_POINTS,
+    say: Callable[[str], object] = print,
+) -> None:
     """Serve a view until Ctrl-C, which ends the server and returns.
 
     Args:
         view: what to show.
         host: address to listen on; the default is reached from this machine alone, ``"0.0.0.0"`` from everywhere.
         port: the next free one is taken, and said, where this is busy.
+        mode: name of the layer that is shown first; the first one when None.
         max_points: that are sent at first; the page can ask for more and fewer.
+        say: takes what there is to tell.
 
     Raises:
-        ValueError: no points, a port that is none, or an address that is not one of this machine.
+        ValueError: no points, no such mode, a port that is none, or an address that is not one of this machine.
     """
-    web = WebView(view, host, port, max_points=max_points)
+    web = WebView(view, host, port, mode=mode, max_points=max_points)
     try:
         if web.port != port:
-            print(f"port {port} of {host} is busy: using {web.port}")
-        print(f"serving on {web.url} (Ctrl-C ends it)", flush=True)
+            say(f"port {port} of {host} is busy: using {web.port}")
+        say(f"serving on {web.url} (Ctrl-C ends it)")
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
-        print("\nstopped")
+        say("stopped")
     finally:
         web.stop()
 
@@ -88,6 +98,7 @@ class WebView:
         view: what to show.
         host: see :func:`serve`.
         port: see :func:`serve`; 0 for any free one.
+        mode: see :func:`serve`.
         max_points: that are sent at first.
 
     Attributes:
@@ -96,7 +107,15 @@ class WebView:
         chosen: cloud and row, in the whole view, of the selected point; None for none.
     """
 
-    def __init__(self, view: View, host: str = "127.0.0.1", port: int = 8080, *, max_points: int = MAX_POINTS) -> None:
+    def __init__(
+        self,
+        view: View,
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        *,
+        mode: str | None = None,
+        max_points: int = MAX_POINTS,
+    ) -> None:
         viser = require("viser", extra="viz", purpose="the web page of pc3d view")
         if not view.num_points:
             raise ValueError("view has no points: there is nothing to show")
@@ -108,7 +127,9 @@ class WebView:
         self.modes = [*view.modes] or ["plain"]
         if any(cloud.embedding is not None for cloud in view.clouds):
             self.modes.append(SIMILARITY)
-        self.mode = self.modes[0]
+        if mode is not None and mode not in self.modes:
+            raise ValueError(f"mode must be one of {', '.join(self.modes)}, got {mode!r}")
+        self.mode = mode or self.modes[0]
         self._lock = threading.RLock()
         self._host = host
         self._handles: dict[int, Any] = {}

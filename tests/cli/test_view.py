@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -420,6 +421,9 @@ def test_turning_and_along_a_path(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["household:test:7", "--output", "a.pdf"], "output: must end in .png"),
+        (["household:test:7", "--html", "a.png"], "html: must end in .html, got a.png"),
+        (["household:test:7", "--html", "a.html", "--web"], "--html and --web exclude each other"),
+        (["household:test:7", "--web", "--port", "-1"], "port must be between 0 and 65535, got -1"),
         (["household:test:7", "--output", "a.png", "--view", "1"], "view: takes two numbers, got 1"),
         (["household:test:7", "--output", "a.png", "--text", "chair"], "text: is a question to an encoder"),
         (["household:test:7", "--output", "a.png", "--mode", "label"], "nothing here has labels of points"),
@@ -430,3 +434,29 @@ def test_turning_and_along_a_path(tmp_path: Path) -> None:
 def test_what_is_wrong_is_said(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["view", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_page_starts_in_the_mode_that_was_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    call = ["view", "household:test:7", "household:test:9", "--mode", "normal", "--html", str(page)]
+    assert main(call) == 0
+    assert f"written: {page}" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    manifest = json.loads(text.partition('<script id="manifest" type="application/json">')[2].partition("</script>")[0])
+    assert manifest["modes"][manifest["first"]]["name"] == "normal"
+    assert [cloud["count"] for cloud in manifest["clouds"]] == [2048, 2048]
+    assert main(call) == 1
+    assert "add --overwrite to replace it" in capsys.readouterr().err
+
+
+def test_the_server_gets_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("pc3d.viz.web.serve", lambda *arguments, **options: calls.append((arguments, options)))
+    assert main(["view", "household:test:7", "--web", "--host", "0.0.0.0", "--port", "9", "--max_points", "5"]) == 0
+    assert main(["view", "household:test:7", "--web"]) == 0
+    (view, *address), options = calls[0]
+    assert view.num_points == 2048
+    assert address == ["0.0.0.0", 9]
+    assert (options["mode"], options["max_points"]) == ("rgb", 5)
+    assert calls[1][0][1:] == ("127.0.0.1", 8080)
+    assert calls[1][1]["max_points"] == 1_000_000

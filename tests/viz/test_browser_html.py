@@ -34,8 +34,9 @@ def on_screen(page: Any, xyz: Any) -> Any:
 
 
 def test_modes_click_and_similarity(page: Any, tmp_path: Path, rooms: View) -> None:
-    page.goto(write_html(rooms, tmp_path / "rooms.html", max_points=20_000).as_uri())
+    page.goto(write_html(rooms, tmp_path / "rooms.html", mode="label", max_points=20_000).as_uri())
     page.wait_for_selector("body[data-ready=yes]")
+    assert page.locator("#modes [aria-pressed=true]").all_text_contents() == ["label"]
     assert page.title() == NASTY
     assert page.locator("img").count() == 0
     thin = rooms.thin(20_000)
@@ -155,6 +156,8 @@ def test_wrong_views_are_refused(tmp_path: Path) -> None:
         write_html(View([ViewCloud("none", np.zeros((0, 3), np.float32), {})]), tmp_path / "x.html")
     with pytest.raises(ValueError, match="coordinates of bad are not all finite"):
         write_html(View([cloud, ViewCloud("bad", np.full((1, 3), np.nan, np.float32), {})]), tmp_path / "x.html")
+    with pytest.raises(ValueError, match="mode must be one of none, got 'rgb'"):
+        write_html(View([cloud]), tmp_path / "x.html", mode="rgb")
     narrow, wide = (
         ViewCloud(name, np.zeros((1, 3), np.float32), {}, embedding=np.ones((1, channels), np.float32))
         for name, channels in (("a", 2), ("b", 3))

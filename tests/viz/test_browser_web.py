@@ -18,13 +18,6 @@ import pytest
 from pc3d.viz import View, ViewCloud, similarity
 from pc3d.viz.web import SIMILARITY, WebView, nearest_to_ray
 
-PROGRAM = """
-import numpy as np
-from pc3d.viz import View, ViewCloud
-from pc3d.viz.web import serve
-serve(View([ViewCloud("one", np.zeros((9, 3), np.float32), {})]), port=PORT)
-"""
-
 
 @pytest.fixture
 def web(rooms: View) -> Iterator[WebView]:
@@ -171,16 +164,17 @@ def test_the_server_listens_where_it_was_told_to_and_ends_on_ctrl_c() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         busy = taken.getsockname()[1]
-        program = PROGRAM.replace("PORT", str(busy))
-        process = subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, "-m", "pc3d.cli.main", "view", "household:test:3", "--web", "--port", str(busy)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None
-            first, second = process.stdout.readline(), process.stdout.readline()
-            port = int(second.split(":")[2].split()[0])
-            assert first == f"port {busy} of 127.0.0.1 is busy: using {port}\n"
-            assert second == f"serving on http://127.0.0.1:{port} (Ctrl-C ends it)\n"
+            lines = []
+            while not lines or not lines[-1].startswith("serving on"):
+                lines.append(process.stdout.readline())
+                assert lines[-1], process.stderr.read() if process.stderr else ""
+            port = int(lines[-1].split(":")[2].split()[0])
+            assert lines[-2] == f"port {busy} of 127.0.0.1 is busy: using {port}\n"
+            assert lines[-1] == f"serving on http://127.0.0.1:{port} (Ctrl-C ends it)\n"
             with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=20) as answer:
                 assert b"<html" in answer.read()
             # Another address of this machine is not served.
@@ -207,3 +201,5 @@ def test_wrong_addresses_and_modes_are_refused(web: WebView) -> None:
         ValueError, match="mode must be one of rgb, height, label, normal, similarity to point, got 'x'"
     ):
         web.show("x")
+    with pytest.raises(ValueError, match="mode must be one of plain, got 'rgb'"):
+        WebView(view, mode="rgb")

@@ -214,7 +214,7 @@ class Viewer {
       return label;
     });
     for (const mode of manifest.modes) this.addMode(mode);
-    this.show(manifest.modes[0]);
+    this.show(manifest.modes[manifest.first]);
     this.listen();
   }
 
