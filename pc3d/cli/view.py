@@ -97,10 +97,13 @@ def look(
         overwrite: Replace an earlier picture or page.
     """
     from pc3d.cli._view_runs import items_of_run
+    from pc3d.viz.window import check_display
 
     _check_one_target(output=output, html=html, web=web)
     target = None if output is None else _check_output(Path(output), overwrite, (*_STILLS, _GIF), "output")
     page = None if html is None else _check_output(Path(html), overwrite, (".html",), "html")
+    if target is None and page is None and not web:
+        check_display()  # before minutes of work for a window that cannot open
     azimuth, elevation = _two("view", view, (-55.0, 22.0))
     width, height = (int(side) for side in _two("size", size, (640.0, 480.0)))
     opened = open_all(

@@ -54,7 +54,10 @@ def open_window(
         ImportError: Open3D, or a system library that it needs, is missing.
         ValueError: a mode that no cloud has.
     """
-    state = WindowState(view, mode, max_points, folder=Path(folder))
+    # Discs about as wide as points are apart, if the clouds cover a third of the window.
+    apart = (0.33 * width * height / max(min(view.num_points, max_points), 1)) ** 0.5
+    size = min(max(1.2 * apart, 2.0), 8.0)
+    state = WindowState(view, mode, max_points, point_size=size, folder=Path(folder))
     check_display()
     window = Window(state, azimuth, elevation, width, height)
     window.run()
@@ -106,7 +109,7 @@ class Window:
         self.gui, self.rendering = self.open3d.visualization.gui, self.open3d.visualization.rendering
         self.state, self.directions = state, (azimuth, elevation)
         self.moved, self.last_frame, self.is_open, self.coarse = 0.0, 0.0, True, False
-        self.target = np.zeros(3)
+        self.target, self.uploaded = np.zeros(3), dict[str, Any]()
         self.app = self.gui.Application.instance
         self.app.initialize()
         self.window = self.app.create_window(state.view.title or "pc3d view", width, height)
@@ -123,6 +126,7 @@ class Window:
         self.scene.scene = self.rendering.Open3DScene(self.window.renderer)
         self.scene.scene.set_background([1.0, 1.0, 1.0, 1.0])
         self.scene.set_on_mouse(self._on_mouse)
+        self.scene.set_view_controls(self.gui.SceneWidget.Controls.ROTATE_CAMERA_SPHERE)  # up stays up
         # Colours as they are: no tone mapping.
         self.scene.scene.view.set_post_processing(False)
         self.text = self.gui.Label("")
@@ -192,6 +196,7 @@ class Window:
                 core.Tensor(np.concatenate([one.placed for one in view.clouds]).astype(np.float32))
             )
             cloud.point.colors = core.Tensor((colors / np.float32(255)).astype(np.float32))
+            self.uploaded[name] = cloud  # the renderer reads an update's memory later, on a thread of its own
             if not new_points and scene.has_geometry(name):
                 scene.scene.update_geometry(name, cloud, self.rendering.Scene.UPDATE_COLORS_FLAG)
                 continue
@@ -233,7 +238,8 @@ class Window:
         key = self.keys.get(event.key)
         if key is None or event.type != self.gui.KeyEvent.Type.DOWN:
             return False
-        self.press(key)
+        if not event.is_repeat:  # of a key that is held down
+            self.press(key)
         return True
 
     def _on_mouse(self, event: Any) -> Any:

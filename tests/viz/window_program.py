@@ -34,15 +34,24 @@ for item, height in zip(items, height_layers([item.xyz.numpy() for item in items
     assert item.rgb is not None
     layers = {"rgb": rgb_layer(item.rgb.numpy()), "height": height}
     clouds.append(ViewCloud(str(item.text), item.xyz.numpy(), layers, item.xyz.numpy()))
-state = WindowState(View(arrange(clouds, azimuth=-55.0), "objects"), "rgb", folder=folder)
+state = WindowState(View(arrange(clouds, azimuth=-55.0), "objects"), "rgb", point_size=9.0, folder=folder)
 window = Window(state, -55.0, 22.0, 640, 480)
-told: dict[str, Any] = {"shots": []}
+told: dict[str, Any] = {"shots": [], "own_colors": {}}
 
 
 def run(seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         window.app.run_one_tick()
+
+
+def own_colors(picture: Any) -> float:
+    """The share of what is drawn that has one of the colours of the mode."""
+    drawn = picture[..., :3].reshape(-1, 3)
+    drawn, count = np.unique(drawn[(drawn < 250).any(1)], axis=0, return_counts=True)
+    colors = np.concatenate([cloud.colors(state.mode) for cloud in state.shown.clouds]).astype(int)
+    away = np.abs(drawn.astype(int)[:, None] - np.unique(colors, axis=0)).max(2).min(1)
+    return float(count[away <= 3].sum() / count.sum())
 
 
 def shoot(name: str) -> None:
@@ -54,6 +63,7 @@ def shoot(name: str) -> None:
         window.window.post_redraw()
         window.app.run_one_tick()
     Image.fromarray(got[0]).save(folder / f"{name}.png")
+    told["own_colors"][name] = own_colors(got[0])
     told["shots"].append(name)
 
 
