@@ -53,7 +53,7 @@ def build(
     class Recorded(PointDataset):
         """A set that keeps what is to be stored with each shape, as it is read in order."""
 
-        def __init__(self, dataset: PointDataset) -> None:
+        def __init__(self, dataset: Selection) -> None:
             self.dataset, self.labels, self.classes = dataset, dataset.labels, dataset.classes
             self.records: list[dict[str, object]] = []
 
@@ -62,12 +62,18 @@ def build(
             labelled = cloud.label is not None and 0 <= cloud.label < len(self.classes)
             known = {"path": cloud.meta.get("path"), "text": cloud.text}
             known["class"] = self.classes[cloud.label or 0] if labelled else None
-            self.records.append({name: value for name, value in known.items() if value})
+            place = {"source": number, "row": int(self.dataset.indices[index])}  # where pc3d search draws it from
+            self.records.append({name: value for name, value in known.items() if value} | place)
             return cloud
 
     aligned = _alignment.open_aligned(encoder)
     made_by = {"encoder": encoder, "digest": weights_digest(aligned), "num_points": num_points}
     index = ShapeIndex(out, dim=aligned.joint_dim, made_by=made_by)
+    sources = index.made_by.setdefault("sources", [])
+    origin = {"data": data, "split": split, "variant": variant, "up": up}
+    if origin not in sources:
+        sources.append(origin)
+    number = sources.index(origin)
     source = _alignment.shapes(data, split, num_points, variant, up)
     names = _alignment.names_of(source.dataset)
     new = [row for row, name in enumerate(names) if name not in index]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pc3d.cli import _alignment, _output
+from pc3d.cli import _alignment, _output, _search_picture
 from pc3d.cli._alignment import UpAxis
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
+    from pc3d.evaluation import Hit
     from pc3d.models import AlignedShapeEncoder
 
 
@@ -25,6 +27,8 @@ def search(
     templates: str = "none",
     up: UpAxis | None = None,
     exact: bool = False,
+    each: bool = False,
+    picture: str | None = None,
 ) -> None:
     """Find the shapes of an index that are nearest to a text, a picture or a shape; of several queries, near to each.
 
@@ -40,6 +44,8 @@ def search(
         templates: What texts are put into: 'none', 'photo', 'ulip' (64), or a file with one per line.
         up: Axis that points up in files of shapes; by default y in GLB files, else z.
         exact: Compare with every shape instead of following the graph of neighbours.
+        each: Search for every query on its own.
+        picture: File (PNG, JPEG, PDF, SVG) to draw the queries and what was found into.
     """
     import dataclasses
 
@@ -48,6 +54,8 @@ def search(
     from pc3d.evaluation import ShapeIndex
     from pc3d.evaluation.shape_index import weights_digest
 
+    if picture is not None:
+        _search_picture.check_target(picture)
     stored = ShapeIndex(index)
     name = encoder or str(stored.made_by.get("encoder"))
     aligned = _alignment.open_aligned(name)
@@ -55,16 +63,42 @@ def search(
         raise ValueError(
             f"encoder: {name} has other weights than the one that {index} was built with: use that one, or build anew"
         )
-    towers = {"text_tower": text_tower, "image_tower": image_tower, "templates": templates, "up": up}
+    towers = {
+        # Opened once, and only if a query needs them.
+        "text_tower": functools.cache(lambda: _alignment.open_text_tower(aligned, text_tower)),
+        "image_tower": functools.cache(lambda: _alignment.open_image_tower(aligned, image_tower)),
+        "templates": templates,
+        "up": up,
+    }
     points = stored.made_by.get("num_points")
     vectors = np.stack([_vector(one, aligned, name, points, towers) for one in query])
-    scale = aligned.joint_scale if all(_kind(one) != "shape" for one in query) else 1.0
-    hits = stored.search(vectors, top, scale=scale, exact=exact)
+    kinds = [_kind(one) for one in query]
+    groups = [[row] for row in range(len(query))] if each else [list(range(len(query)))]
+    found = []
+    for rows in groups:
+        scale = aligned.joint_scale if all(kinds[row] != "shape" for row in rows) else 1.0
+        found.append(stored.search(vectors[rows], top, scale=scale, exact=exact))
+    if picture is not None:
+        asked = [[(kinds[row], query[row]) for row in rows] for rows in groups]
+        _search_picture.write(picture, stored, list(zip(asked, found, strict=True)), up)
+    told = [[dataclasses.asdict(hit) for hit in hits] for hits in found]
+    if not each:
+        _output.result(told[0], _lines(found[0]))
+        return
+    pairs = list(zip(query, found, strict=True))
+    _output.result(
+        [{"query": one, "hits": hits} for one, hits in zip(query, told, strict=True)],
+        "\n".join(f"{one}:\n{_lines(hits)}" for one, hits in pairs),
+    )
+
+
+def _lines(hits: Sequence[Hit]) -> str:
     lines = []
     for hit in hits:
-        told = [str(value) for value in hit.record.values() if str(value) != hit.id]
+        shown = [hit.record.get(name) for name in ("path", "text", "class")]
+        told = [str(value) for value in shown if value and str(value) != hit.id]
         lines.append(f"{hit.score:.3f}  {hit.id}" + (f"  ({', '.join(told)})" if told else ""))
-    _output.result([dataclasses.asdict(hit) for hit in hits], "\n".join(lines))
+    return "\n".join(lines)
 
 
 def _kind(query: str) -> str:
@@ -87,12 +121,12 @@ def _vector(
     kind = _kind(query)
     with torch.no_grad():
         if kind == "text":
-            tower = _alignment.open_text_tower(aligned, options["text_tower"])
-            features = _alignment.class_vectors(tower, [[query]], _alignment.templates_of(options["templates"]))
+            features = _alignment.class_vectors(
+                options["text_tower"](), [[query]], _alignment.templates_of(options["templates"])
+            )
             return aligned.joint_text(features)[0].numpy()
         if kind == "picture":
-            images = _alignment.open_image_tower(aligned, options["image_tower"])
-            return aligned.joint_image(images.encode([_alignment.read_picture(query)]))[0].numpy()
+            return aligned.joint_image(options["image_tower"]().encode([_alignment.read_picture(query)]))[0].numpy()
     source = _alignment.shapes(query, "test", num_points, None, options["up"])
     found = extract(aligned.view("joint"), name, source, query, "", batch_size=1, pooling="none", num_points=num_points)
     return found.values[0]

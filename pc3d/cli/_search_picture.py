@@ -1,0 +1,89 @@
+"""The picture of a search: queries, and the shapes that were found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pc3d.cli import _alignment
+
+if TYPE_CHECKING:
+    from pc3d.data import PointCloud
+    from pc3d.evaluation import Hit, ShapeIndex
+
+FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
+_SIZE = 200
+_VIEW = 3  # of OpenShape's twelve: from the front and the right, 30 degrees above
+_RADIUS = 0.46  # of the ball that a shape is scaled into: it and the discs of its points fill that view
+
+
+def check_target(path: str) -> None:
+    """Refuse a file that no picture can be written to, before anything is computed."""
+    if Path(path).suffix.lower() not in FORMATS:
+        raise ValueError(f"picture: must end in one of {', '.join(FORMATS)}, got {path!r}")
+
+
+def write(
+    path: str, stored: ShapeIndex, searches: Sequence[tuple[Sequence[tuple[str, str]], Sequence[Hit]]], up: Any
+) -> None:
+    """Draw searches.
+
+    Args:
+        path: the picture.
+        stored: the index.
+        searches: of each the kinds and the words of its queries, and what was found.
+        up: axis that points up in files of query shapes.
+    """
+    from pc3d.viz.search import SearchRow, search_figure
+
+    rows = [
+        SearchRow(
+            [_query(kind, query, up) for kind, query in queries],
+            [(draw(_load(stored, hit)), _caption(hit)) for hit in hits],
+        )
+        for queries, hits in searches
+    ]
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    search_figure(rows).savefig(target)
+
+
+def draw(cloud: PointCloud) -> Any:
+    """A picture of a shape on white, ``(H, W, 3)`` uint8."""
+    from pc3d.image import fit, render_points, view_set
+
+    center, factor = fit(cloud.xyz, "radius", _RADIUS)
+    placed = cloud.replace(xyz=(cloud.xyz - center) * factor)
+    return render_points(placed, [view_set("openshape12", _SIZE)[_VIEW]])[0].on()
+
+
+def _query(kind: str, query: str, up: Any) -> Any:
+    if kind == "text":
+        return query
+    if kind == "picture":
+        return _alignment.read_picture(query)
+    return draw(_alignment.shapes(query, "test", None, None, up).dataset.load(0))
+
+
+def _caption(hit: Hit) -> str:
+    name = hit.record.get("text") or (Path(hit.record["path"]).stem if "path" in hit.record else hit.id)
+    return f"{hit.score:.2f} {name}"
+
+
+def _load(stored: ShapeIndex, hit: Hit) -> PointCloud:
+    """The shape from where it was when it was added to the index.
+
+    Raises:
+        ValueError: it is not there any more.
+    """
+    if "source" not in hit.record:
+        raise ValueError(f"picture: {stored.folder} does not say where {hit.id} came from: build the index anew")
+    source = stored.made_by["sources"][hit.record["source"]]
+    where = hit.record.get("path", source["data"])
+    dataset = _alignment.shapes(where, source["split"], None, source["variant"], source["up"]).dataset
+    row = 0 if "path" in hit.record else int(hit.record["row"])
+    cloud = dataset.load(row) if row < len(dataset) else None
+    if cloud is None or ("path" not in hit.record and str(cloud.meta["id"]) != hit.id):
+        raise ValueError(f"picture: {hit.id} is not where it was in {where}: build the index anew")
+    return cloud
