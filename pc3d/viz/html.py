@@ -125,7 +125,7 @@ def _cloud(cloud: ViewCloud, blob: _Blob, axes: NDArray[np.float32] | None) -> d
         "extent": extent.tolist(),
         "offset": cloud.offset.tolist(),
         # Points are drawn as wide as those of a surface are apart.
-        "spacing": 1.7 * float(np.linalg.norm(high - low)) / len(cloud) ** 0.5,
+        "spacing": 1.3 * float(np.linalg.norm(high - low)) / len(cloud) ** 0.5,
         "places": blob.add(places),
         "rows": None if cloud.rows is None else blob.add(cloud.rows.astype("<u4")),
         "layers": [_layer(layer, blob) for layer in cloud.layers.values()],

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import io
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,18 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pc3d._extras import require
-from pc3d.viz.colors import gradient
 from pc3d.viz.view import View, similarity_layers
+from pc3d.viz.web_panel import check_address, key_html, nearest_to_ray, png_on_white, selection_html
 
-FloatArray = NDArray[np.floating]
 SIMILARITY = "similarity to point"
 MAX_POINTS = 1_000_000
 _LEVELS = (20_000, 100_000, 300_000, 1_000_000, 3_000_000)
 _CHOSEN = (255, 0, 205)
-_STYLE = "padding:0 1em;font-size:0.85em;overflow-wrap:anywhere"
-_NOTHING = "Click a point to select it."
-# How far beside the line of sight a click may be, as a share of the distance: a few pixels of a usual window.
-_REACH = 0.006
 
 
 def serve(
@@ -65,32 +58,6 @@ def serve(
         web.stop()
 
 
-def nearest_to_ray(
-    points: FloatArray, origin: FloatArray, direction: FloatArray, radius: float = 0.0, reach: float = _REACH
-) -> int | None:
-    """The row of the point that a line of sight meets: of those close to it, the one in front; None for none.
-
-    Args:
-        points: ``(N, 3)``.
-        origin: ``(3,)`` where the line begins.
-        direction: ``(3,)`` of any length.
-        radius: of the points as they are drawn.
-        reach: how far beside the line a point may be besides, as a share of its distance along the line.
-    """
-    unit = direction / np.linalg.norm(direction)
-    relative = points - origin
-    along = relative @ unit
-    beside = np.linalg.norm(relative - along[:, None] * unit, axis=1)
-    near = radius + reach * along
-    close = np.flatnonzero((along > 0) & (beside <= near))
-    if not len(close):
-        return None
-    # Of a surface several points are close: of those about as near as the nearest, the one nearest to the line.
-    first = along[close].min()
-    front = close[along[close] <= first + 4 * (radius + reach * first)]
-    return int(front[beside[front].argmin()])
-
-
 class WebView:
     """A running server of a view; all browsers that are connected see, and change, the same.
 
@@ -119,7 +86,7 @@ class WebView:
         viser = require("viser", extra="viz", purpose="the web page of pc3d view")
         if not view.num_points:
             raise ValueError("view has no points: there is nothing to show")
-        _check_address(host, port)
+        check_address(host, port)
         # Rows are counted in the view that was given, even if that is itself a part of another.
         self.view = replace(view, clouds=[replace(cloud, rows=None) for cloud in view.clouds])
         self._origins = [cloud.rows for cloud in view.clouds]
@@ -304,8 +271,8 @@ class WebView:
                     precision="float32",
                 )
             self._mark()
-            self._key.content = self._key_html()
-            self._words.content = self._selection_html()
+            self._key.content = key_html(self._thin, self.mode)
+            self._words.content = self._selection()
 
     def _mark(self) -> None:
         if self.chosen is None:
@@ -322,60 +289,16 @@ class WebView:
             precision="float32",
         )
 
-    def _key_html(self) -> str:
-        """Legend or colour bar of the mode."""
-        if self.mode == SIMILARITY and SIMILARITY not in self._thin.modes:
-            return ""
-        lines = []
-        for text, color in self._thin.legend(self.mode):
-            swatch = f'<span style="color:rgb{tuple(color)}">&#9632;</span>'
-            lines.append(f"<div>{swatch} {html.escape(text)}</div>")
-        scale = self._thin.scale(self.mode)
-        if scale is not None:
-            stops = ", ".join(f"rgb{tuple(color)}" for color in gradient(scale.colormap, 16).tolist())
-            lines.append(f'<div style="height:10px;background:linear-gradient(to right, {stops})"></div>')
-            ends = (f"{value:.3g} {html.escape(scale.unit)}" for value in (scale.minimum, scale.maximum))
-            lines.append(
-                '<div style="display:flex;justify-content:space-between"><span>{}</span><span>{}</span></div>'.format(
-                    *ends
-                )
-            )
-        return f'<div style="padding:0 1em;max-height:16em;overflow:auto">{"".join(lines)}</div>'
-
-    def _selection_html(self) -> str:
+    def _selection(self) -> str:
         if self.chosen is None:
-            return f'<div style="{_STYLE}">{_NOTHING}</div>'
+            return selection_html(None, 0)
         number, row = self.chosen
-        cloud = self.view.clouds[number]
-        place = ", ".join(f"{value:.3f}" for value in cloud.xyz[row].tolist())
-        lines = [f"at {place}", *(layer.text(row) for layer in cloud.layers.values())]
         origin = self._origins[number]
-        head = f"<b>{html.escape(cloud.name)}, point {row if origin is None else int(origin[row])}</b>"
-        return f'<div style="{_STYLE}">{head}{"".join(f"<div>{html.escape(line)}</div>" for line in lines)}</div>'
+        return selection_html(self.view.clouds[number], row, None if origin is None else int(origin[row]))
 
     def _picture(self, client: Any) -> bytes:
         """What a client sees, as PNG on white."""
-        pillow = require("PIL.Image", extra="viz", purpose="pictures of the web page")
         seen = client.get_render(
             client.camera.image_height, client.camera.image_width, transport_format="png", timeout=60
         )
-        layer = pillow.fromarray(np.asarray(seen))
-        image = pillow.new("RGB", layer.size, "white")
-        image.paste(layer, mask=layer.getchannel("A") if layer.mode == "RGBA" else None)
-        data = io.BytesIO()
-        image.save(data, "PNG")
-        return data.getvalue()
-
-
-def _check_address(host: str, port: int) -> None:
-    """Refuses what the server would try in vain."""
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port must be between 0 and 65535, got {port}")
-    try:
-        family, *_, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.bind(address)
-    except OSError as error:
-        raise ValueError(
-            f"host: cannot listen on {host!r} ({error}): give an address of this machine, 127.0.0.1 or 0.0.0.0"
-        ) from error
+        return png_on_white(np.asarray(seen))

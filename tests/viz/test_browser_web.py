@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from pc3d.viz import View, ViewCloud, similarity
-from pc3d.viz.web import SIMILARITY, WebView, nearest_to_ray
+from pc3d.viz.web import SIMILARITY, WebView
+from pc3d.viz.web_panel import nearest_to_ray
 
 
 @pytest.fixture
