@@ -11,6 +11,10 @@ reconstruction has there. The linear probe reads the features of all levels of t
 The row "lifted features" probes the tower's own, zeros where no picture shows a point. ``--only 10`` trains backbones
 to segment with 10 % of the rooms, as ``rooms_table.py`` does, from scratch and from the distilled encoder.
 
+``--only names`` distils a tower whose dense features are joint with texts instead, and names points by the classes'
+names without a single label: ConSE by default, an ImageNet classifier's probabilities as mixtures of its class names'
+texts, which is a bridge and not CLIP, and whose names know furniture but neither walls nor floors nor ceilings.
+
 A run that is interrupted goes on where it stopped. Writes ``results.csv`` (a row per score) and ``table.md``.
 """
 
@@ -21,7 +25,8 @@ import csv
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +49,35 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pc3d.data import CenterShift, LiftedSet, PointBatch, PointDataset, Rooms, Selection
+from pc3d.evaluation import ConfusionMatrix
 from pc3d.evaluation.scene_probe import scene_linear_probe
-from pc3d.image import FeatureStore, Scan, ScanFeatures, load_image_tower, precompute
+from pc3d.image import (
+    FeatureStore,
+    Scan,
+    ScanFeatures,
+    load_image_tower,
+    load_pair,
+    precompute,
+    prompt_ensemble,
+    zero_shot_logits,
+)
 from pc3d.methods import DenseDistillation, Optimisation
-from pc3d.models import UpcastFeatures, load_encoder
+from pc3d.models import DistilledEncoder, UpcastFeatures, load_encoder
+from pc3d.tasks import evaluate_scenes, open_vocabulary_segmenter
 
 OBJECTIVES = {
     "cosine": "regression, cosine",
     "ppkt": "contrast of points (PPKT)",
     "slidr": "contrast of superpoints (SLidR)",
 }
-STARTS = {"teacher": "the tower's own", "scratch": "untrained", **OBJECTIVES}
+STARTS = {
+    "constant": "none, all by the most frequent class",
+    "teacher": "the tower's own",
+    "scratch": "untrained",
+    **OBJECTIVES,
+    "joint": "regression, cosine",
+}
+TASKS = {"probe": "linear probe", "10 %": "10 %", "names": "named by texts"}
 TITLES = {"lifted": "lifted features", **{name: recipe.name for name, recipe in RECIPES.items()}}
 
 
@@ -64,13 +87,16 @@ def main() -> None:
     # Voxels are where training had them: the grid starts at the lower side of the room, or floors fill two layers.
     train: PointDataset = Rooms("train", options.data, transform=CenterShift())
     test: PointDataset = Rooms("test", options.data, transform=CenterShift())
-    check_options(options, (train, test), ("steps", "validate", "tower", "short_side"))
-    store = lifted(options)
+    check_options(options, (train, test), ("steps", "validate", "tower", "joint_tower", "short_side"))
+    store = lifted(options, options.tower, "features")
     if options.validate:
         held_out = range(0, len(train), 4)
         test = Selection(train, held_out)
         train = Selection(train, [room for room in range(len(train)) if room not in held_out])
-    lifted_probe(options, store, train, test)
+    if "probe" in options.only:
+        lifted_probe(options, store, train, test)
+    if "names" in options.only:
+        lifted_names(options, train, test)
     for seed in options.seeds:
         for model in options.models:
             folder = options.output / model / f"seed{seed}"
@@ -89,8 +115,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights, data and few labels")
     parser.add_argument("--models", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
-    parser.add_argument("--only", nargs="+", choices=["probe", "10"], default=["probe"], help="what to do")
+    parser.add_argument("--only", nargs="+", choices=["probe", "10", "names"], default=["probe"], help="what to do")
     parser.add_argument("--tower", default="offline:efficientnet-lite0", help="teacher, see pc3d.image")
+    parser.add_argument("--joint_tower", default="offline:conse-centred", help="teacher of --only names")
     parser.add_argument("--short_side", type=int, default=288, help="of the pictures, scaled; they are 192 x 144")
     parser.add_argument("--steps", type=float, default=1.0, help="of all trainings, times those of the recipes")
     parser.add_argument("--validate", action="store_true", help="judge on every fourth training room instead")
@@ -98,15 +125,15 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def lifted(options: argparse.Namespace) -> FeatureStore:
-    """The tower's features on the points of all rooms, computed once."""
-    extractor = ScanFeatures(load_image_tower(options.tower), short_side=options.short_side)
+def lifted(options: argparse.Namespace, tower: str, folder: str) -> FeatureStore:
+    """A tower's features on the points of all rooms, computed once."""
+    extractor = ScanFeatures(load_image_tower(tower), short_side=options.short_side)
     sets = [Rooms(split, options.data) for split in ("train", "test")]
     items = (
         (rooms.rooms[i]["name"], Scan(rooms.load(i), rooms.frames(i))) for rooms in sets for i in range(len(rooms))
     )
     with tqdm(total=sum(map(len, sets)), desc="lifting", unit="room", disable=None) as bar:
-        return precompute(items, extractor, options.output / "features", shard_size=1, progress=lambda *_: bar.update())
+        return precompute(items, extractor, options.output / folder, shard_size=1, progress=lambda *_: bar.update())
 
 
 class Shown(nn.Module):
@@ -126,11 +153,58 @@ def lifted_probe(options: argparse.Namespace, store: FeatureStore, train: PointD
     keep(path, scores, started, len(train))
 
 
+def class_texts(options: argparse.Namespace, names: Sequence[str]) -> Tensor:
+    return prompt_ensemble(load_pair(options.joint_tower).text, names)
+
+
+def lifted_names(options: argparse.Namespace, train: PointDataset, test: PointDataset) -> None:
+    """Points named by the joint tower's own features, and for comparison all of them by the most frequent class."""
+    store = lifted(options, options.joint_tower, "joint_features")
+    folder = options.output / "lifted" / "seed0"
+    if finished(folder / "names-teacher.json", "naming"):
+        return
+    started = time.process_time()
+    texts, count = class_texts(options, test.classes), torch.zeros(len(train.classes))
+    for index in range(len(train)):
+        segment = train[index].segment
+        assert segment is not None
+        count += segment[segment >= 0].bincount(minlength=len(count))
+    named, constant = (ConfusionMatrix(len(test.classes)) for _ in range(2))
+    for cloud in (LiftedSet(test, store)[index] for index in range(len(test))):
+        assert cloud.feature is not None
+        assert cloud.segment is not None
+        shown = cloud.feature.any(1)
+        label = torch.full((len(cloud),), int(count.argmax()))
+        constant.update(label, cloud.segment)
+        named.update(torch.where(shown, zero_shot_logits(cloud.feature, texts).argmax(1), label), cloud.segment)
+    keep(folder / "names-constant.json", constant.scores(test.classes), started, len(train))
+    keep(folder / "names-teacher.json", named.scores(test.classes), started, len(train))
+
+
+def names(experiment: Experiment) -> None:
+    """Distil the joint tower; name the points of the test rooms by texts."""
+    path = experiment.folder / "names-joint.json"
+    if finished(path, "naming"):
+        return
+    options, started = experiment.options, time.process_time()
+    store = lifted(options, options.joint_tower, "joint_features")
+    distil(experiment, "joint", store)
+    encoder = load_encoder(experiment.folder / "joint", expect=DistilledEncoder)
+    classes = experiment.test.classes
+    model = open_vocabulary_segmenter(encoder, classes, class_texts(options, classes))
+    matrix = evaluate_scenes(model, experiment.test, use_fragments=False)
+    keep(path, matrix.scores(classes), started, len(experiment.train))
+
+
 def jobs(experiment: Experiment, store: FeatureStore) -> Iterator[Callable[[], None]]:
     """What is to do, in an order that shows first what was asked first."""
     options = experiment.options
     if "probe" in options.only:
         yield lambda: probe(experiment, "scratch")
+    if "names" in options.only:
+        yield lambda: names(experiment)
+    if options.only == ["names"]:
+        return
     for objective in options.objectives:
         yield lambda objective=objective: distil(experiment, objective, store)  # type: ignore[misc]
         if "probe" in options.only:
@@ -142,7 +216,7 @@ def jobs(experiment: Experiment, store: FeatureStore) -> Iterator[Callable[[], N
 
 
 def distil(experiment: Experiment, objective: Any, store: FeatureStore) -> None:
-    """Teach the encoder the features of the training rooms."""
+    """Teach the encoder the features of the training rooms; ``"joint"`` is regression of the joint tower's."""
     folder = experiment.folder / objective
     if finished(folder / "time.json", "distillation"):
         return
@@ -150,8 +224,8 @@ def distil(experiment: Experiment, objective: Any, store: FeatureStore) -> None:
     method = DenseDistillation(
         experiment.new_backbone(),
         teacher_dim=next(iter(store[item] for item in store))["feature"].shape[1],
-        teacher=experiment.options.tower,
-        objective=objective,
+        teacher=str(store.identity()["name"]),
+        objective="cosine" if objective == "joint" else objective,
         decoder=False,
         pairs_per_scene=4096 // VIEWS_PER_STEP,
         optimisation=Optimisation(learning_rate=experiment.recipe.pretraining_rate, warmup_epochs=2),
@@ -178,13 +252,14 @@ FIELDS = ("model", "seed", "task", "start", "rooms", "miou", "macc", "allacc", "
 
 def rows(output: Path) -> Iterator[dict[str, Any]]:
     """A row per score of everything that is finished."""
-    for path in sorted([*output.glob("*/seed*/probe-*.json"), *output.glob("*/seed*/*/scores.json")]):
-        of_probe = path.stem.startswith("probe-")
-        start = path.stem.removeprefix("probe-") if of_probe else path.parent.name.partition("-")[0]
-        folder = path.parent if of_probe else path.parent.parent
+    found = [output.glob(f"*/seed*/{name}") for name in ("probe-*.json", "names-*.json", "*/scores.json")]
+    for path in sorted(chain(*found)):
+        trained = path.stem == "scores"
+        start, _, share = path.parent.name.partition("-") if trained else path.stem.partition("-")[::-1]
+        folder = path.parent.parent if trained else path.parent
         values = json.loads(path.read_text(encoding="utf-8"))
         row = {"model": folder.parent.name, "seed": int(folder.name.removeprefix("seed")), "start": start}
-        yield row | {"task": "probe" if of_probe else "10 %"} | {k: values[k] for k in FIELDS if k in values}
+        yield row | {"task": f"{share} %" if trained else share} | {k: values[k] for k in FIELDS if k in values}
 
 
 def write_table(output: Path) -> None:
@@ -207,7 +282,7 @@ def write_table(output: Path) -> None:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for model in TITLES:
-        for task in ("probe", "10 %"):
+        for task in TASKS:
             for start in STARTS:
                 mine = [row for row in found if (row["model"], row["task"], row["start"]) == (model, task, start)]
                 if mine:
@@ -216,7 +291,7 @@ def write_table(output: Path) -> None:
 
 
 def line(model: str, task: str, start: str, mine: list[dict[str, Any]]) -> str:
-    labels = "linear probe" if task == "probe" else task
+    labels = TASKS[task]
     begun = "from scratch" if (task, start) == ("10 %", "scratch") else STARTS[start]
     values = [mean_and_deviation([100 * row[key] for row in mine]) for key in ("miou", "macc", "allacc")]
     return f"| {TITLES[model]} | {labels} ({mine[0]['rooms']} rooms) | {begun} | {' | '.join(values)} |"

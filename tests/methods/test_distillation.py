@@ -187,6 +187,22 @@ def test_points_that_no_picture_shows_do_not_count_but_are_seen(
     loss.backward()
 
 
+def test_regression_of_two_processes_is_that_of_one(
+    clouds: list[PointCloud], batch: PointBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process divides by the mean number of targets, since the mean over processes is what is minimised."""
+    scene = method().eval()
+    quiet(scene, monkeypatch)
+    whole = scene.training_step(batch, 0).item()
+    fewer = clouds[1].select(slice(300))
+    uneven = scene.training_step(collate([clouds[0], fewer]), 0).item()
+    assert uneven != pytest.approx(whole, rel=1e-4)
+    counts = [int(c.feature.any(1).sum()) for c in (clouds[0], fewer)]  # type: ignore[union-attr]
+    monkeypatch.setattr("pc3d.methods.distillation.mean_over_processes", lambda _: torch.tensor(sum(counts) / 2))
+    shares = [scene.training_step(collate([cloud]), 0).item() for cloud in (clouds[0], fewer)]
+    assert sum(shares) / 2 == pytest.approx(uneven, rel=1e-5)
+
+
 @pytest.mark.parametrize("encoder", [unet, swin, objects])
 @pytest.mark.parametrize("decoder", [True, False])
 def test_gradients_reach_all_that_is_trained(

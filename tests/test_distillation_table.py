@@ -1,0 +1,51 @@
+"""The table of distilled encoders: what is written from finished scores."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def table() -> ModuleType:
+    modules = {}
+    for name in ("rooms_table", "distillation"):  # the second imports the first, as it lies beside it
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        modules[name] = importlib.util.module_from_spec(spec)
+        sys.modules[name] = modules[name]
+        spec.loader.exec_module(modules[name])
+    return modules["distillation"]
+
+
+def test_scores_of_all_seeds_make_a_row(table: ModuleType, tmp_path: Path) -> None:
+    scores = {
+        "lifted/seed0/probe-teacher.json": 0.1,
+        "unet/seed0/probe-scratch.json": 0.2,
+        "unet/seed1/probe-scratch.json": 0.3,
+        "unet/seed0/probe-cosine.json": 0.5,
+        "swin3d/seed0/scratch-10/scores.json": 0.35,
+        "swin3d/seed0/slidr-10/scores.json": 0.4,
+    }
+    for name, score in scores.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"miou": score, "macc": 0.5, "allacc": 0.75, "rooms": 3, "seconds": 1.0}))
+    table.write_table(tmp_path)
+    rows = (tmp_path / "table.md").read_text().splitlines()[4:]
+    assert rows == [
+        "| lifted features | linear probe (3 rooms) | the tower's own | 10.0 | 50.0 | 75.0 |",
+        "| sparse U-Net | linear probe (3 rooms) | untrained | 25.0 ± 7.1 | 50.0 ± 0.0 | 75.0 ± 0.0 |",
+        "| sparse U-Net | linear probe (3 rooms) | regression, cosine | 50.0 | 50.0 | 75.0 |",
+        "| Swin3D-S, reduced | 10 % (3 rooms) | from scratch | 35.0 | 50.0 | 75.0 |",
+        "| Swin3D-S, reduced | 10 % (3 rooms) | contrast of superpoints (SLidR) | 40.0 | 50.0 | 75.0 |",
+    ]
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(scores)
