@@ -33,10 +33,10 @@ class DenseDistillation(Method):
       of one picture; here targets are means over pictures already, and segments are pieces of surface in cubes whose
       grid is moved at random (:func:`pc3d.nn.superpoints`).
 
-    Contrast is within the process's batch, as in SLidR's code. The published teachers are a network of pictures with a
-    trainable last layer, whose input this package calls the teacher's feature: ``embed_dim`` is the width that this
-    layer and the projection end in. What papers train for days on point clouds of cars, or with towers of hundreds of
-    millions of weights, is here a choice of the recipe.
+    Contrast is within the process's batch, as in SLidR's code. There, a trainable last layer on a frozen network of
+    pictures gives what points are compared with; here that layer reads the lifted feature, and it and the projection of
+    points end in ``embed_dim`` numbers. The published runs are of outdoor scans; for rooms nothing is published, so
+    sizes of superpoints and numbers of pairs are defaults of ours where not said otherwise.
 
     A batch's draws, and those within the encoder, are a function of (seed, epoch, batch index, position in the global
     batch): nothing of them needs to be stored to resume.
