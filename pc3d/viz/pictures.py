@@ -71,7 +71,7 @@ def write_picture(picture: Picture, path: str | os.PathLike[str]) -> None:
     """Write a picture; the ending of the path says in which format (``.png``, ``.jpg``, ``.webp``)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _pillow("Image").fromarray(picture).save(path, optimize=True)
+    _pillow("Image").fromarray(picture).save(path, optimize=True, quality=88)
 
 
 def write_gif(frames: Sequence[Picture], path: str | os.PathLike[str], *, frames_per_second: float = 12.0) -> None:

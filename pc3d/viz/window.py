@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pc3d._extras import require
 from pc3d.viz.camera import AZIMUTH, ELEVATION, FIELD_OF_VIEW, Viewpoint, fit, of_view_matrix
 from pc3d.viz.pictures import legend, write_picture
 from pc3d.viz.view import View
-from pc3d.viz.window_state import COARSE, KEYS, Change, WindowState, free_name
+from pc3d.viz.window_state import KEYS, Change, WindowState, free_name
 
 _FRAME = 1 / 24
 _STILL_AFTER = 0.4
@@ -109,7 +110,9 @@ class Window:
         self.gui, self.rendering = self.open3d.visualization.gui, self.open3d.visualization.rendering
         self.state, self.directions = state, (azimuth, elevation)
         self.moved, self.last_frame, self.is_open, self.coarse = 0.0, 0.0, True, False
-        self.target, self.uploaded = np.zeros(3), dict[str, Any]()
+        self.target = np.zeros(3)
+        self.drawn: dict[str, View] = {}
+        self.uploaded: dict[str, Any] = {}
         self.app = self.gui.Application.instance
         self.app.initialize()
         self.window = self.app.create_window(state.view.title or "pc3d view", width, height)
@@ -183,19 +186,18 @@ class Window:
         return fit(view, azimuth=azimuth, elevation=elevation, aspect=max(aspect, 1.0), field_of_view=FIELD_OF_VIEW)
 
     def _names(self) -> list[str]:
-        several = self.state.detail().num_points > COARSE
-        return ["fine", "coarse"] if several else ["fine"]
+        return ["fine", "coarse"] if self.state.has_coarse else ["fine"]
 
     def _upload(self, *, new_points: bool) -> None:
         """Points, or colours alone, to the renderer: all that are drawn, and the fewer for a moving camera."""
         scene, core = self.scene.scene, self.open3d.core
         for name in self._names():
-            view = self.state.detail(moving=name == "coarse")
-            colors = np.concatenate([cloud.colors(self.state.mode) for cloud in view.clouds])
+            if new_points or name not in self.drawn:
+                self.drawn[name] = self.state.detail(moving=name == "coarse")
             cloud = self.open3d.t.geometry.PointCloud(
-                core.Tensor(np.concatenate([one.placed for one in view.clouds]).astype(np.float32))
+                core.Tensor(np.concatenate([one.placed for one in self.drawn[name].clouds]))
             )
-            cloud.point.colors = core.Tensor((colors / np.float32(255)).astype(np.float32))
+            cloud.point.colors = core.Tensor(self._colors(self.drawn[name]))
             self.uploaded[name] = cloud  # the renderer reads an update's memory later, on a thread of its own
             if not new_points and scene.has_geometry(name):
                 scene.scene.update_geometry(name, cloud, self.rendering.Scene.UPDATE_COLORS_FLAG)
@@ -203,9 +205,18 @@ class Window:
             if scene.has_geometry(name):
                 scene.remove_geometry(name)
             scene.add_geometry(name, cloud, self._material())
-        if "coarse" not in self._names() and scene.has_geometry("coarse"):
+        if not self.state.has_coarse and scene.has_geometry("coarse"):
             scene.remove_geometry("coarse")
         self._show(coarse=False)
+
+    def _colors(self, drawn: View) -> NDArray[np.float32]:
+        """Colours in the mode that is shown now, of points that were chosen before."""
+        found = []
+        for whole, part in zip(self.state.shown.clouds, drawn.clouds, strict=True):
+            colors = whole.colors(self.state.mode)
+            found.append(colors if part.rows is None else colors[part.rows])
+        level: NDArray[np.float32] = np.concatenate(found).astype(np.float32) / np.float32(255)
+        return level
 
     def _material(self) -> Any:
         material = self.rendering.MaterialRecord()

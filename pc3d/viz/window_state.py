@@ -77,8 +77,18 @@ class WindowState:
         return self.view if self.only is None else dataclasses.replace(self.view, clouds=[clouds[self.only]])
 
     def detail(self, moving: bool = False) -> View:
-        """The points that are drawn: few while the camera moves, and then as many as allowed."""
-        return self.shown.thin(max(min(self.most, COARSE) if moving else self.most, len(self.shown.clouds)))
+        """The points that are drawn: few while the camera moves, and then as many as allowed.
+
+        The ``rows`` of its clouds are those of the clouds of :attr:`shown`.
+        """
+        whole = [dataclasses.replace(cloud, rows=None) for cloud in self.shown.clouds]
+        most = min(self.most, COARSE) if moving else self.most
+        return dataclasses.replace(self.view, clouds=whole).thin(max(most, len(whole)))
+
+    @property
+    def has_coarse(self) -> bool:
+        """Whether fewer points are drawn while the camera moves."""
+        return min(self.most, self.shown.num_points) > COARSE
 
     def press(self, key: str) -> Change:
         """Do what a key says; an unknown one does nothing.

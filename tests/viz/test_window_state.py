@@ -146,6 +146,13 @@ def test_level_of_detail() -> None:
     xyz = rng.uniform(0, 1, (1_000_000, 3)).astype(np.float32)
     state = WindowState(View([ViewCloud("scan", xyz, {"height": height_layers([xyz])[0]})]), "height", most=600_000)
     assert state.detail().num_points == 600_000
+    # Rows are those of what is shown, also where that is a part of something larger.
+    cut = WindowState(View([state.view.clouds[0].select(np.arange(500_000, 1_000_000))]), "height", most=1000)
+    drawn = cut.detail().clouds[0]
+    assert drawn.rows is not None
+    np.testing.assert_array_equal(cut.shown.clouds[0].xyz[drawn.rows], drawn.xyz)
+    assert state.has_coarse
+    assert not cut.has_coarse
     assert state.detail(moving=True).num_points == COARSE
     assert "1,000,000 points, 600,000 drawn" in state.text()
     assert state.press(".") == Change.CLOUDS | Change.TEXT
