@@ -7,9 +7,11 @@ For each seed and backbone (a sparse U-Net and a reduced Swin3D-S, on 10 cm voxe
 training rooms without labels (:class:`pc3d.methods.MaskedScene`). Then the backbone is trained to segment, from scratch
 and from that encoder, with the labels of all training rooms and of 10 % of them (whole rooms, drawn by the seed, at
 least two); budget and schedule are the same for both starts. The linear probe reads the features of all levels of the
-encoder, untrained and pre-trained, without decoder. Everything is judged on all points of the test rooms, trained
-models as ``pc3d segment eval --single_pass`` does; with ``--validate``, for tuning, on every fourth training room,
-which then is not trained on.
+encoder, untrained and pre-trained, without decoder. With few labels the same is also done without decoder: a head reads
+the features of all levels (:class:`pc3d.models.UpcastFeatures`), so that all but the head is pre-trained; the
+pre-trained encoder then learns at 0.3 of the rate, which was chosen on held-out training rooms. Everything is judged on
+all points of the test rooms, trained models as ``pc3d segment eval --single_pass`` does; with ``--validate``, for
+tuning, on every fourth training room, which then is not trained on.
 
 A run that is interrupted goes on where it stopped; what is finished is not computed again. Several processes may share
 the work by ``--seeds`` and ``--models`` with one ``--output``. What results depend on is kept beside them in
@@ -117,6 +119,10 @@ RECIPES = {
 }
 STARTS = {"scratch": "from scratch", "pretrained": "pre-trained"}
 SHARES = {"100": 1.0, "10": 0.1}
+FEW = "10-encoder"
+"""Few labels, and no decoder."""
+PRETRAINED_FACTOR = 0.3
+TASKS = {"100": "100 %", "10": "10 %", FEW: "10 %, no decoder"}
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ class Experiment:
     def recipe(self) -> Recipe:
         return RECIPES[self.model]
 
-    def steps(self, count: int) -> int:
+    def steps(self, count: float) -> int:
         return max(1, round(self.options.steps * count))
 
     def new_backbone(self) -> nn.Module:
@@ -170,14 +176,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder of the large form; the rooms inside the package if left out")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights, data and few labels")
     parser.add_argument("--models", nargs="+", choices=list(RECIPES), default=list(RECIPES))
-    parser.add_argument("--only", nargs="+", choices=["probe", *SHARES], default=["probe", *SHARES], help="what to do")
+    parser.add_argument("--only", nargs="+", choices=["probe", *TASKS], default=["probe", *TASKS], help="what to do")
     parser.add_argument("--steps", type=float, default=1.0, help="of all trainings, times those of the recipes")
+    parser.add_argument("--pretraining", type=float, default=1.0, help="its steps, times those of the recipes")
     parser.add_argument("--validate", action="store_true", help="judge on every fourth training room instead")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 
-RESULTS_DEPEND_ON = ("steps", "validate")
+RESULTS_DEPEND_ON = ("steps", "pretraining", "validate")
 
 
 def check_options(
@@ -215,9 +222,9 @@ def jobs(experiment: Experiment, only: list[str]) -> Iterator[Callable[[], None]
     yield lambda: pretrain_encoder(experiment)
     if "probe" in only:
         yield lambda: probe(experiment, "pretrained")
-    for share in sorted(set(only) & set(SHARES)):
+    for task in sorted(set(only) & set(TASKS)):
         for start in STARTS:
-            yield lambda share=share, start=start: segment(experiment, start, share)  # type: ignore[misc]
+            yield lambda task=task, start=start: segment(experiment, start, task)  # type: ignore[misc]
 
 
 def transforms(colors: Colors) -> list[Transform]:
@@ -273,7 +280,13 @@ def pretrain_encoder(experiment: Experiment) -> None:
         optimisation=Optimisation(learning_rate=experiment.recipe.pretraining_rate, warmup_epochs=2),
         seed=experiment.seed,
     )
-    run(method, experiment.train, folder, experiment.steps(experiment.recipe.pretraining_steps), PRETRAINING)
+    run(
+        method,
+        experiment.train,
+        folder,
+        experiment.steps(experiment.options.pretraining * experiment.recipe.pretraining_steps),
+        PRETRAINING,
+    )
     write_json(folder / "time.json", {"seconds": time.process_time() - started})
 
 
@@ -288,32 +301,31 @@ def probe(experiment: Experiment, start: str) -> None:
     keep(path, scores, started, len(experiment.train))
 
 
-def segment(experiment: Experiment, start: str, share: str) -> None:
+def segment(experiment: Experiment, start: str, task: str) -> None:
     """Train to segment with the labels of a share of the rooms, and judge."""
-    folder = experiment.folder / f"{start}-{share}"
+    folder = experiment.folder / f"{start}-{task}"
     path = folder / "scores.json"
     if finished(path, "training"):
         return
     started = time.process_time()
+    share = task.partition("-")[0]
     rooms = labelled(experiment.train, SHARES[share], experiment.seed)
-    recipe = experiment.recipe
-    task = SemanticSegmentation(
-        experiment.new_backbone(),
+    recipe, backbone = experiment.recipe, experiment.new_backbone()
+    factor = PRETRAINED_FACTOR if (task, start) == (FEW, "pretrained") else 1.0
+    module = SemanticSegmentation(
+        UpcastFeatures(backbone) if task == FEW else backbone,
         len(rooms.classes),
         rooms.classes,
-        encoder=None if start == "scratch" else str(experiment.folder / folder_of(start)),
+        encoder=str(experiment.folder / "pretraining") if start == "pretrained" else None,
         class_weights=class_weights(rooms),
-        optimisation=SegmentationOptimisation(learning_rate=recipe.learning_rate, block_factor=recipe.block_factor),
+        optimisation=SegmentationOptimisation(
+            learning_rate=recipe.learning_rate, block_factor=recipe.block_factor, backbone_factor=factor
+        ),
         seed=experiment.seed,
     )
-    run(task, rooms, folder, experiment.steps(recipe.steps[share]), SEGMENTING)
+    run(module, rooms, folder, experiment.steps(recipe.steps[share]), SEGMENTING)
     matrix = evaluate_scenes(load_segmenter(folder), experiment.test, use_fragments=False)
     keep(path, matrix.scores(rooms.classes), started, len(rooms))
-
-
-def folder_of(start: str) -> str:
-    """Where the encoder of a start is trained."""
-    return "pretraining" if start == "pretrained" else start
 
 
 def labelled(rooms: PointDataset, share: float, seed: int) -> PointDataset:
@@ -371,11 +383,11 @@ def rows(output: Path) -> Iterator[dict[str, Any]]:
     """A row per score of everything that is finished."""
     for path in sorted([*output.glob("*/seed*/probe-*.json"), *output.glob("*/seed*/*/scores.json")]):
         of_probe = path.stem.startswith("probe-")
-        start, _, share = (path.stem.removeprefix("probe-") if of_probe else path.parent.name).partition("-")
+        start, _, task = (path.stem.removeprefix("probe-") if of_probe else path.parent.name).partition("-")
         folder = path.parent if of_probe else path.parent.parent
         values = json.loads(path.read_text(encoding="utf-8"))
         row = {"model": folder.parent.name, "seed": int(folder.name.removeprefix("seed")), "start": start}
-        yield row | {"task": "probe" if of_probe else f"{share} %"} | {k: values[k] for k in FIELDS if k in values}
+        yield row | {"task": "probe" if of_probe else TASKS[task]} | {k: values[k] for k in FIELDS if k in values}
 
 
 def write_table(output: Path) -> None:
@@ -398,7 +410,7 @@ def write_table(output: Path) -> None:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for model, recipe in RECIPES.items():
-        for task in ("100 %", "10 %", "probe"):
+        for task in (*TASKS.values(), "probe"):
             for start in STARTS:
                 mine = [row for row in found if (row["model"], row["task"], row["start"]) == (model, task, start)]
                 if mine:
@@ -407,7 +419,10 @@ def write_table(output: Path) -> None:
 
 
 def line(name: str, task: str, start: str, mine: list[dict[str, Any]]) -> str:
-    labels = f"{task} ({mine[0]['rooms']} rooms)" if task != "probe" else f"linear probe ({mine[0]['rooms']} rooms)"
+    share, _, how = task.partition(", ")
+    labels = (
+        f"{share} ({mine[0]['rooms']} rooms){how}" if task != "probe" else f"linear probe ({mine[0]['rooms']} rooms)"
+    )
     begun = "untrained" if (task, start) == ("probe", "scratch") else STARTS[start]
     values = [mean_and_deviation([100 * row[key] for row in mine]) for key in ("miou", "macc", "allacc")]
     seconds = statistics.mean(row["seconds"] for row in mine)

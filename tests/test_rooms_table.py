@@ -58,7 +58,7 @@ def test_results_without_options_are_taken_over(
     assert (output / "options.json").read_text() == kept
 
 
-@pytest.mark.parametrize("other", [("--steps", 8), ("--validate",)], ids=lambda other: other[0])
+@pytest.mark.parametrize("other", [("--steps", 8), ("--pretraining", 2), ("--validate",)], ids=lambda other: other[0])
 def test_other_options_are_refused(
     table: ModuleType, output: Path, monkeypatch: pytest.MonkeyPatch, other: tuple[object, ...]
 ) -> None:

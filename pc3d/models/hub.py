@@ -35,6 +35,7 @@ from pc3d.models.point_vit_features import PointViTFeatures
 from pc3d.models.sparse_unet import SparseUNet
 from pc3d.models.swin3d import Swin3D
 from pc3d.models.vit3d import ViT3D
+from pc3d.models.voxel_features import UpcastFeatures
 
 Encoder = (
     PointViT
@@ -49,9 +50,11 @@ Encoder = (
     | OpenShapeFCNN
     | AlignedShapeEncoder
     | DistilledEncoder
+    | UpcastFeatures
 )
 AnyEncoder = TypeVar("AnyEncoder", bound=nn.Module)
 
+_AROUND = (AlignedShapeEncoder, DistilledEncoder, UpcastFeatures)
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -64,6 +67,11 @@ def _aligned(encoder: dict[str, Any], **arguments: Any) -> AlignedShapeEncoder:
 def _distilled(encoder: dict[str, Any], **arguments: Any) -> DistilledEncoder:
     """From its configuration, which names the encoder inside."""
     return DistilledEncoder(ENCODERS[encoder["class"]](**encoder["arguments"]), **arguments)
+
+
+def _upcast(encoder: dict[str, Any]) -> UpcastFeatures:
+    """From its configuration, which names the encoder inside."""
+    return UpcastFeatures(ENCODERS[encoder["class"]](**encoder["arguments"]))
 
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {
@@ -79,6 +87,7 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "OpenShapeFCNN": OpenShapeFCNN,
     "AlignedShapeEncoder": _aligned,
     "DistilledEncoder": _distilled,
+    "UpcastFeatures": _upcast,
 }
 
 
@@ -90,7 +99,7 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
     Args:
         encoder: a :class:`PointViT`, :class:`ViT3D`, :class:`PointNet`, :class:`DGCNN`, :class:`PointViTFeatures`,
             :class:`Swin3D`, :class:`SparseUNet`, :class:`OpenShapePointBERT` or :class:`OpenShapeSparseConv`, or one of
-            these in an :class:`AlignedShapeEncoder` or a :class:`DistilledEncoder`.
+            these in an :class:`AlignedShapeEncoder`, a :class:`DistilledEncoder` or :class:`UpcastFeatures`.
         folder: created if need be; an encoder in it is replaced.
 
     Returns:
@@ -100,7 +109,7 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
         TypeError: not an encoder that can be loaded back.
         OSError: the folder cannot be written.
     """
-    inner = encoder.encoder if isinstance(encoder, AlignedShapeEncoder | DistilledEncoder) else encoder
+    inner = encoder.encoder if isinstance(encoder, _AROUND) else encoder
     if not isinstance(encoder, Encoder) or type(inner).__name__ not in ENCODERS:
         raise TypeError(f"encoder must be one of {', '.join(ENCODERS)}, got {type(inner).__name__}")
     folder = Path(folder)

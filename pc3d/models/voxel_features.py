@@ -88,8 +88,10 @@ def upcast(scene: VoxelScene, encoded: Sequence[Tensor]) -> Tensor:
 class UpcastFeatures(nn.Module):
     """A voxel encoder without its decoder as a backbone: features of all levels at every point.
 
+    Fine-tuned with few labels, all of it but a head may come from pre-training, as in Sonata (Wu et al., 2025).
+
     Args:
-        encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`.
+        encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`; its decoder, if any, is left as it is.
 
     Raises:
         TypeError: not an encoder of voxels.
@@ -101,6 +103,15 @@ class UpcastFeatures(nn.Module):
         self.encoder = encoder
         self.voxel_size, self.signals = voxels.voxel_size, voxels.signals
         self.feature_dim: int = sum(voxels.config["channels"])
+        self.config: dict[str, Any] = {"encoder": {"class": type(encoder).__name__, "arguments": voxels.config}}
+
+    def train_encoder(self, trained: bool = True) -> None:
+        """Make the encoder trainable, or not; its decoder, which takes no part, never.
+
+        Several processes that train would wait for its gradients for ever.
+        """
+        for name, module in self.encoder.named_children():
+            module.requires_grad_(trained and name in ENCODER_PARTS)
 
     def forward(self, batch: PointBatch) -> Tensor:
         """As :meth:`point_features`."""

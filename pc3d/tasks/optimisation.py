@@ -55,6 +55,7 @@ class SegmentationOptimisation:
     Attributes:
         learning_rate: peak of the schedule; not scaled by the batch size.
         block_factor: of the rate of transformer blocks.
+        backbone_factor: of the rate of the whole backbone, blocks included; below 1 keeps more of a pre-trained one.
         weight_decay: of every parameter.
         betas: of AdamW; ``"one_cycle"`` moves the first between 0.95 and 0.85, against the rate.
         schedule: ``"one_cycle"``: :func:`one_cycle`; ``"warmup_cosine"``: linear from ``min_learning_rate`` over
@@ -70,6 +71,7 @@ class SegmentationOptimisation:
 
     learning_rate: float = 6e-3
     block_factor: float = 0.1
+    backbone_factor: float = 1.0
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     schedule: Schedule = "one_cycle"
@@ -80,18 +82,20 @@ class SegmentationOptimisation:
     schedule_epochs: int | None = None
 
     def groups(self, module: nn.Module) -> list[dict[str, Any]]:
-        """The trainable parameters in groups for an optimiser: those of blocks last; an empty group is left out.
+        """The trainable parameters in groups of one rate for an optimiser, from the highest.
 
         Raises:
             ValueError: nothing is trainable.
         """
         of_blocks = {id(p) for block in module.modules() if isinstance(block, _BLOCKS) for p in block.parameters()}
-        trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        members = (
-            ([p for p in trainable if id(p) not in of_blocks], self.learning_rate),
-            ([p for p in trainable if id(p) in of_blocks], self.learning_rate * self.block_factor),
-        )
-        found = [{"params": parameters, "lr": rate} for parameters, rate in members if parameters]
+        backbone = getattr(getattr(module, "segmenter", None), "backbone", None)
+        of_backbone = set() if backbone is None else {id(p) for p in backbone.parameters()}
+        members: dict[float, list[nn.Parameter]] = {}
+        for parameter in (parameter for parameter in module.parameters() if parameter.requires_grad):
+            rate = self.learning_rate * (self.block_factor if id(parameter) in of_blocks else 1.0)
+            rate *= self.backbone_factor if id(parameter) in of_backbone else 1.0
+            members.setdefault(rate, []).append(parameter)
+        found = [{"params": parameters, "lr": rate} for rate, parameters in sorted(members.items(), reverse=True)]
         if not found:
             raise ValueError(f"{type(module).__name__} has no trainable parameter: unfreeze some")
         return found

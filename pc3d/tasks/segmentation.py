@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
 from pc3d.evaluation import ConfusionMatrix
+from pc3d.models import UpcastFeatures
 from pc3d.nn import mean_over_processes
 from pc3d.tasks.draws import draws_of_step
 from pc3d.tasks.language import LanguageGuidance
@@ -59,7 +60,8 @@ class SemanticSegmentation(pl.LightningModule):
     a run that was broken off and resumed ends as one that was left alone, bit for bit on a CPU.
 
     Args:
-        backbone: has ``point_features(batch)`` and ``feature_dim``: :class:`pc3d.models.Swin3D`, ``SparseUNet``, ...
+        backbone: has ``point_features(batch)`` and ``feature_dim``: :class:`pc3d.models.Swin3D`, ``SparseUNet``, one of
+            them without decoder (:class:`pc3d.models.UpcastFeatures`), ...
         num_classes: K.
         class_names: names of the classes; their numbers when empty.
         head: ``"mlp"`` as Swin3D, ``"linear"``, or ``"language"``, :class:`pc3d.nn.LanguageHead`.
@@ -116,6 +118,8 @@ class SemanticSegmentation(pl.LightningModule):
             self.segmenter = SceneSegmenter(backbone, names, head)
         self.freeze_backbone, self.optimisation, self.seed = freeze, optimisation, seed
         self.segmenter.backbone.requires_grad_(not freeze)
+        if isinstance(self.segmenter.backbone, UpcastFeatures):
+            self.segmenter.backbone.train_encoder(not freeze)
         self._matrix = ConfusionMatrix(num_classes)
         weights = torch.tensor(class_weights, dtype=torch.float32) if class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)

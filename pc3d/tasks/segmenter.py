@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
-from pc3d.models import DistilledEncoder, load_encoder
+from pc3d.models import DistilledEncoder, UpcastFeatures, load_encoder
 from pc3d.nn import LanguageHead, TextHead
 from pc3d.nn.heads import SegmentationHead
 from pc3d.tasks.model_folder import does_not_fit, head_config, head_weights, save_model
@@ -157,7 +157,7 @@ def take_weights(backbone: nn.Module, encoder: str | os.PathLike[str], skip: Seq
     """Start a backbone from an exported encoder, tensor by tensor where name and shape agree.
 
     The encoder may have been built with other arguments or lack a decoder; of a distilled one the projection into the
-    teacher's space is left out. Swin3D is fine-tuned with
+    teacher's space is left out. A backbone of :class:`UpcastFeatures` is the encoder inside. Swin3D is fine-tuned with
     ``skip=("upsamples",)`` and, on ScanNet, also without its stem (released code): see the report for what that leaves.
 
     Args:
@@ -169,8 +169,8 @@ def take_weights(backbone: nn.Module, encoder: str | os.PathLike[str], skip: Seq
         ValueError: not a single tensor fits, or an entry of ``skip`` names nothing.
     """
     loaded = load_encoder(encoder)
-    given = (loaded.encoder if isinstance(loaded, DistilledEncoder) else loaded).state_dict()
-    own = backbone.state_dict()
+    given = (loaded.encoder if isinstance(loaded, DistilledEncoder | UpcastFeatures) else loaded).state_dict()
+    own = (backbone.encoder if isinstance(backbone, UpcastFeatures) else backbone).state_dict()
     idle = [part for part in skip if not any(part in name for name in given)]
     if idle:
         raise ValueError(

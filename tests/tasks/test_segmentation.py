@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pc3d.data import PointBatch, PointDataModule, collate
 from pc3d.methods import pretrain
-from pc3d.models import save_encoder
+from pc3d.models import UpcastFeatures, save_encoder
+from pc3d.nn.swin3d import SwinBlock
 from pc3d.tasks import (
     SceneSegmenter,
     SegmentationOptimisation,
@@ -142,6 +143,39 @@ def test_a_frozen_backbone_is_left_as_it_is(tmp_path: Path) -> None:
     assert changed == {"segmenter.head.weight", "segmenter.head.bias"}  # not even statistics of batch norm
 
 
+def without_decoder(**changes: Any) -> SemanticSegmentation:
+    torch.manual_seed(0)
+    arguments: dict[str, Any] = {"optimisation": FAST, **changes}
+    return SemanticSegmentation(UpcastFeatures(unet()), len(CLASSES), CLASSES, **arguments)
+
+
+def test_an_encoder_without_decoder_is_trained_kept_and_read_back(tmp_path: Path, batch: PointBatch) -> None:
+    torch.manual_seed(1)
+    start = unet()
+    save_encoder(start, tmp_path / "start")
+    method = without_decoder(encoder=str(tmp_path / "start"))
+    assert method.initial is not None
+    assert method.initial.fresh == ()
+    pretrain(method, data(), tmp_path / "run", max_epochs=1, **QUIET)
+
+    before, after = start.state_dict(), method.encoder.encoder.state_dict()  # type: ignore[union-attr,operator]
+    parameters = dict(start.named_parameters())
+    changed = {name for name in parameters if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in parameters if name.startswith(("stem.", "levels.", "downsamples."))}
+
+    loaded = load_segmenter(tmp_path / "run")
+    assert isinstance(loaded.backbone, UpcastFeatures)
+    with torch.no_grad():
+        assert torch.equal(loaded(batch), method.segmenter.eval()(batch))
+
+
+def test_a_decoder_that_takes_no_part_waits_for_no_gradient() -> None:
+    for freeze in (False, True):
+        backbone = without_decoder(freeze=freeze).segmenter.backbone
+        trained = {name.split(".")[1] for name, value in backbone.named_parameters() if value.requires_grad}
+        assert trained == (set() if freeze else {"stem", "levels", "downsamples"})
+
+
 # ---- optimisation ------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +195,25 @@ def test_blocks_learn_at_a_tenth_and_everything_decays() -> None:
     assert not any(".levels." in name for name in rest)
     assert blocks["initial_lr"] == pytest.approx(others["initial_lr"] / 10)
     assert (others["weight_decay"], blocks["weight_decay"]) == (0.05, 0.05)
+
+
+def test_a_backbone_learns_at_its_share_of_the_rate() -> None:
+    from pc3d.models import Swin3D
+
+    method = SemanticSegmentation(Swin3D.tiny(), 3)
+    groups = SegmentationOptimisation(learning_rate=0.1, block_factor=0.5, backbone_factor=0.3).groups(method)
+    rate = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    in_blocks = {
+        id(parameter)
+        for module in method.modules()
+        if isinstance(module, SwinBlock)
+        for parameter in module.parameters()
+    }
+    for name, parameter in method.named_parameters():
+        expected = (0.1 if ".head." in name else 0.03) * (0.5 if id(parameter) in in_blocks else 1.0)
+        assert rate[id(parameter)] == pytest.approx(expected)
+    assert {round(group["lr"], 6) for group in groups} == {0.1, 0.03, 0.015}
+    assert sum(len(group["params"]) for group in groups) == len(list(method.parameters()))
 
 
 def rates(optimisation: SegmentationOptimisation, steps: int) -> list[float]:
