@@ -10,7 +10,7 @@ from pc3d.cli._report_run import KIND_NAMES, NotApplicableError, Run
 
 if TYPE_CHECKING:
     from pc3d.evaluation import Row
-    from pc3d.viz.report import Part, Section
+    from pc3d.viz.report import Grid, Part, Section
 
 _SCENE_SCORES = ("miou", "macc", "allacc", "miou_present")
 
@@ -95,15 +95,34 @@ def confusion(run: Run) -> Section:
     return Section("Confusion matrix", found)
 
 
-def probe_table(rows: Sequence[Row], note: str) -> Section:
-    """Rows of results, those that differ in the seed alone put together.
+def demo_table(run: Run) -> Grid | None:
+    """What ``pc3d demo`` found, the encoder beside its baselines; None where the run is not of the demonstration."""
+    from pc3d.viz.report import Grid
+
+    path = run.folder.path / "demo.json"
+    if not path.is_file():
+        return None
+    rows = []
+    for name, result in json.loads(path.read_text(encoding="utf-8")).items():
+        scores = result["scores"]
+        means = (f"{100 * scores[key]:.1f} %" for key in ("overall_accuracy", "mean_class_accuracy"))
+        rows.append((name, *means, _interval(scores, "overall_accuracy")))
+    head = ("encoder", "overall accuracy", "mean class accuracy", "95 % interval of the former")
+    return Grid(head, rows, f"{path.name}: {result['task']}, {result['selection']}")
+
+
+def probe_table(run: Run, rows: Sequence[Row], note: str) -> Section:
+    """Rows of results, those that differ in the seed alone put together, and the table of a demonstration.
 
     Raises:
-        NotApplicableError: no rows.
+        NotApplicableError: there is neither.
     """
     from pc3d.evaluation.table import LEGACY_MARK, tabulate
     from pc3d.viz.report import Grid, Section
 
+    demo = demo_table(run)
+    if demo is not None and not rows:
+        return Section("Frozen features", [demo], note)
     if not rows:
         raise NotApplicableError(
             "there are no rows of results under the run; judging verbs write them with --results, --results names "
@@ -124,4 +143,4 @@ def probe_table(rows: Sequence[Row], note: str) -> Section:
         if (cell := table.cells.get((method, column)))
     ]
     head = ("method", "data", "protocol", "choices", "score", "% ± deviation over seeds (95 % interval; seeds)")
-    return Section("Frozen features", [Grid(head, lines)], note)
+    return Section("Frozen features", [*([demo] if demo else []), Grid(head, lines)], note)

@@ -74,7 +74,7 @@ def report(
         if probe:
             rows += features.probe_rows(opened, objects(), seed)
             note = f"Judged now: linear SVM (C by cross-validation) and nearest neighbours, seed {seed}."
-        return judged.probe_table(rows, note)
+        return judged.probe_table(opened, rows, note)
 
     sections = [
         _section("Configuration", lambda: stored.configuration(opened)),

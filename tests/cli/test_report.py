@@ -199,6 +199,18 @@ def test_a_classification_shows_scores_and_confusion(tmp_path: Path, capsys: pyt
     assert matrix["layout"]["xaxis"]["ticktext"][0].startswith("&lt;img")
 
 
+def test_the_table_of_a_demonstration_is_shown(tmp_path: Path) -> None:
+    run = judged_run(tmp_path / "run", {"class_path": "pc3d.methods.PointCMAE"}, "test", {"scores": {}})
+    scores = {"overall_accuracy": 0.25, "overall_interval": [0.2, 0.375], "mean_class_accuracy": 0.125}
+    result = {"scores": scores, "task": "linear SVM", "selection": "by cross-validation"}
+    (run / "demo.json").write_text(json.dumps({NASTY: result}))
+    assert main(["report", str(run), "--output", str(tmp_path / "page.html")]) == 0
+    page = Page(tmp_path / "page.html")
+    place = page.texts.index(NASTY)
+    assert page.texts[place : place + 4] == [NASTY, "25.0 %", "12.5 %", "20.0 to 37.5 %"]
+    assert "demo.json: linear SVM, by cross-validation" in page.texts
+
+
 def test_a_scene_segmentation_shows_its_scores(tmp_path: Path) -> None:
     per_class = {
         "wall": {"iou": 0.25, "accuracy": 0.5, "points": 4321},
