@@ -273,13 +273,12 @@ def write_table(output: Path) -> None:
         writer.writeheader()
         writer.writerows(found)
     os.replace(partial, output / "results.csv")
-    seeds = sorted({row["seed"] for row in found})
     lines = [
-        f"Scanned rooms, mean ± sample standard deviation over seeds {', '.join(map(str, seeds))}; all points of all "
-        "test rooms, means over the classes that occur in them, in %",
+        "Scanned rooms, mean ± sample standard deviation over seeds; all points of all test rooms, means over the "
+        "classes that occur in them, in %",
         "",
-        "| backbone | task | start | mIoU | mAcc | allAcc |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| backbone | task | start | seeds | mIoU | mAcc | allAcc |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for model in TITLES:
         for task in TASKS:
@@ -294,7 +293,9 @@ def line(model: str, task: str, start: str, mine: list[dict[str, Any]]) -> str:
     labels = TASKS[task]
     begun = "from scratch" if (task, start) == ("10 %", "scratch") else STARTS[start]
     values = [mean_and_deviation([100 * row[key] for row in mine]) for key in ("miou", "macc", "allacc")]
-    return f"| {TITLES[model]} | {labels} ({mine[0]['rooms']} rooms) | {begun} | {' | '.join(values)} |"
+    labels += ", no labels" if task == "names" else f" ({mine[0]['rooms']} rooms)"
+    seeds = ", ".join(str(row["seed"]) for row in mine)
+    return f"| {TITLES[model]} | {labels} | {begun} | {seeds} | {' | '.join(values)} |"
 
 
 if __name__ == "__main__":

@@ -42,10 +42,10 @@ def test_scores_of_all_seeds_make_a_row(table: ModuleType, tmp_path: Path) -> No
     table.write_table(tmp_path)
     rows = (tmp_path / "table.md").read_text().splitlines()[4:]
     assert rows == [
-        "| lifted features | linear probe (3 rooms) | the tower's own | 10.0 | 50.0 | 75.0 |",
-        "| sparse U-Net | linear probe (3 rooms) | untrained | 25.0 ± 7.1 | 50.0 ± 0.0 | 75.0 ± 0.0 |",
-        "| sparse U-Net | linear probe (3 rooms) | regression, cosine | 50.0 | 50.0 | 75.0 |",
-        "| Swin3D-S, reduced | 10 % (3 rooms) | from scratch | 35.0 | 50.0 | 75.0 |",
-        "| Swin3D-S, reduced | 10 % (3 rooms) | contrast of superpoints (SLidR) | 40.0 | 50.0 | 75.0 |",
+        "| lifted features | linear probe (3 rooms) | the tower's own | 0 | 10.0 | 50.0 | 75.0 |",
+        "| sparse U-Net | linear probe (3 rooms) | untrained | 0, 1 | 25.0 ± 7.1 | 50.0 ± 0.0 | 75.0 ± 0.0 |",
+        "| sparse U-Net | linear probe (3 rooms) | regression, cosine | 0 | 50.0 | 50.0 | 75.0 |",
+        "| Swin3D-S, reduced | 10 % (3 rooms) | from scratch | 0 | 35.0 | 50.0 | 75.0 |",
+        "| Swin3D-S, reduced | 10 % (3 rooms) | contrast of superpoints (SLidR) | 0 | 40.0 | 50.0 | 75.0 |",
     ]
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(scores)
