@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from pc3d.cli.main import main
+from pc3d.cli.pretrain import resolve
 from pc3d.data import Household, Selection
 from pc3d.evaluation import extract_features
-from pc3d.image import load_image_tower, load_text_tower, prompt_ensemble
+from pc3d.image import OPENSHAPE_PAIR, load_image_tower, load_text_tower, prompt_ensemble
 from pc3d.models import AlignedShapeEncoder, OpenShapePointBERT, save_encoder
 
 pytestmark = pytest.mark.skipif(
@@ -90,3 +92,22 @@ def test_zero_shot_says_what_the_text_tower_says_of_the_names(
         best = expected.topk(5)
         assert [name for name, _ in shape["classes"]] == [classes[k] for k in best.indices]
         assert [value for _, value in shape["classes"]] == pytest.approx(best.values.tolist(), abs=2e-3)
+
+
+def test_without_the_published_weights_there_are_three_ways(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe of paper size names OpenCLIP's ViT-bigG-14; zero-shot with its encoder wants that, and no other."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    recipe = yaml.safe_load(resolve(["--config", "openshape", "--output", "unused"]))["model"]["init_args"]
+    assert recipe["text_space"] == recipe["image_space"] == OPENSHAPE_PAIR
+    inner = OpenShapePointBERT(1280, 64, 1, 1, 64, 16, 8, 0.5, 8)
+    aligned = AlignedShapeEncoder(inner, text_space=recipe["text_space"], image_space=recipe["image_space"])
+    folder = str(save_encoder(aligned.eval(), tmp_path / "encoder"))
+    assert main(["zeroshot", "--encoder", folder, "--num_points", "64"]) == 1
+    told = capsys.readouterr().err
+    for way in (OPENSHAPE_PAIR, "1. by name, with a network", "2. from a local file", "3. small ones from PyPI"):
+        assert way in told
