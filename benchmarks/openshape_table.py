@@ -337,14 +337,15 @@ def work(experiment: Experiment, gallery: Gallery) -> None:
         fresh = experiment.given.output / "fresh" / f"seed{experiment.seed}" / "scores.json"
         write_json(fresh, judge(objects.model.encoder, gallery, objects.model))
     run, started = RunFolder(experiment.folder), time.process_time()
+    resume = run.checkpoint.exists()
     if not run.is_finished():
-        resume = run.checkpoint.exists()
         trainer: dict[str, Any] = {"max_epochs": experiment.given.epochs, "accelerator": "cpu"}
         trainer |= {"enable_model_summary": False, "enable_progress_bar": False, "log_every_n_steps": 8}
         pretrain(objects.model, objects.data, run.path, resume=resume, overwrite=not resume, **trainer)
     seconds = time.process_time() - started
     scores = judge(load_encoder(run.path, expect=AlignedShapeEncoder), gallery, objects.model)
-    write_json(path, scores | {"seconds": seconds})
+    # How long the part before an interruption took is not known.
+    write_json(path, scores if resume else scores | {"seconds": seconds})
     told = ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
     print(f"{experiment.name}, seed {experiment.seed}: {told} ({seconds:.0f} s)", flush=True)
 
@@ -404,8 +405,8 @@ def write_table(output: Path) -> None:
         "there are several; recall of the object by its name (text) or its preview picture; classes by their names "
         "alone (zero-shot); seconds of one core",
         "",
-        f"| | {' | '.join(FIELDS)} | seconds |",
-        f"| --- {'| ---: ' * (len(FIELDS) + 1)}|",
+        f"| | seeds | {' | '.join(FIELDS)} | seconds |",
+        f"| --- {'| ---: ' * (len(FIELDS) + 2)}|",
     ]
     titles = REFERENCES | {name: variant.title for name, variant in VARIANTS.items()}
     for name, title in titles.items():
@@ -413,7 +414,9 @@ def write_table(output: Path) -> None:
         if mine:
             cells = [_mean_and_deviation([100 * row[key] for row in mine if key in row]) for key in FIELDS]
             seconds = [row["seconds"] for row in mine if "seconds" in row]
-            lines.append(f"| {title} | {' | '.join(cells)} | {f'{statistics.mean(seconds):.0f}' if seconds else ''} |")
+            told = f"{statistics.mean(seconds):.0f}" if seconds else ""
+            seeds = ", ".join(str(row["seed"]) for row in mine) if name in ("fresh", *VARIANTS) else ""
+            lines.append(f"| {title} | {seeds} | {' | '.join(cells)} | {told} |")
     replace(output / "table.md", "\n".join([*lines, ""]))
 
 

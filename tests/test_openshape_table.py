@@ -112,9 +112,9 @@ def test_the_table_is_what_was_kept(table: ModuleType, tmp_path: Path) -> None:
     table.write_table(tmp_path)
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert (
-        lines[-1].split(" | ")[4] == "50.0 ± 35.4"
+        lines[-1].split(" | ")[5] == "50.0 ± 35.4"
     )  # the sample deviation of two is their distance over the root of 2
-    assert lines[-1] == f"| {table.VARIANTS['image'].title} |  |  |  | 50.0 ± 35.4 |  |  |  |  | 15 |"
+    assert lines[-1] == f"| {table.VARIANTS['image'].title} | 0, 1 |  |  |  | 50.0 ± 35.4 |  |  |  |  | 15 |"
     assert (tmp_path / "results.csv").read_text().splitlines()[1] == "image,0,,,,0.25,,,,,10.0"
 
 
