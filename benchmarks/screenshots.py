@@ -83,7 +83,7 @@ def served(page: Any, options: argparse.Namespace) -> None:
         warning = page.locator(".mantine-Notification-closeButton")  # of drawing without a GPU
         if warning.count():
             warning.first.click()
-        page.mouse.click(400, 420)
+        page.mouse.click(440, 380)
         page.wait_for_timeout(5_000)
         keep(page, options.output / "web_server.png")
     finally:

@@ -91,6 +91,7 @@ class WebView:
         self.view = replace(view, clouds=[replace(cloud, rows=None) for cloud in view.clouds])
         self._origins = [cloud.rows for cloud in view.clouds]
         self.chosen: tuple[int, int] | None = None
+        self._towards = np.zeros(3)  # from the selected point to the eye
         self.modes = [*view.modes] or ["plain"]
         if any(cloud.embedding is not None for cloud in view.clouds):
             self.modes.append(SIMILARITY)
@@ -178,6 +179,7 @@ class WebView:
         if best is None:
             self.deselect()
         else:
+            self._towards = -towards / np.linalg.norm(towards)
             self.select(*best[1:])
 
     def _shown(self, number: int) -> NDArray[np.intp]:
@@ -279,12 +281,13 @@ class WebView:
             self._server.scene.remove_by_name("/chosen")
             return
         number, row = self.chosen
-        # One large point: a sphere would bring lights and shadows, which software draws in seconds.
+        # One large point, in front of its neighbours: a sphere would bring lights and shadows, which software draws in
+        # seconds.
         self._server.scene.add_point_cloud(
             "/chosen",
-            self.view.clouds[number].placed[row][None],
+            (self.view.clouds[number].placed[row] + 3 * self._spacing * self._towards)[None].astype(np.float32),
             _CHOSEN,
-            point_size=2.5 * self._spacing,
+            point_size=6 * self._spacing,
             point_shape="circle",
             precision="float32",
         )
