@@ -187,6 +187,10 @@ def _tell(view: View, modes: Sequence[str], request: Request) -> None:
         _output.say(f"note: {note}")
     others = [mode for mode in view.modes if mode not in modes]
     _output.say(f"shown: {', '.join(modes)}" + (f"; also there: {', '.join(others)}" if others else ""))
+    for mode in modes:
+        lacking = [cloud.name for cloud in view.clouds if mode not in cloud.layers]
+        if lacking:
+            _output.say(f"grey, since without {mode}: {', '.join(dict.fromkeys(lacking))}")
     absent = missing_modes(view)
     if absent:
         _output.say(f"not there: {', '.join(absent)} (--mode NAME says what each needs)")

@@ -396,6 +396,13 @@ def test_a_picture_on_one_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert np.asarray(Image.open(output)).shape[1] > 240
 
 
+def test_clouds_without_a_mode_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "bare.npy", np.random.default_rng(0).uniform(0, 1, (200, 3)))
+    options = ["--size", 80, 60, "--output", tmp_path / "both.png"]
+    assert view("household:test:7", tmp_path / "bare.npy", *options) == 0
+    assert "grey, since without rgb: bare.npy" in capsys.readouterr().out
+
+
 def test_a_room_through_a_run_to_a_picture(segment_run: Path, tmp_path: Path) -> None:
     options = ["--top", 0.15, "--view", -55, 50, "--size", 160, 120, "--output", tmp_path / "room.jpg"]
     assert view(segment_run, *options, "--mode", "prediction", "features") == 0
