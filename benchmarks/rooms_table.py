@@ -419,10 +419,8 @@ def write_table(output: Path) -> None:
 
 
 def line(name: str, task: str, start: str, mine: list[dict[str, Any]]) -> str:
-    share, _, how = task.partition(", ")
-    labels = (
-        f"{share} ({mine[0]['rooms']} rooms){how}" if task != "probe" else f"linear probe ({mine[0]['rooms']} rooms)"
-    )
+    what, comma, how = task.replace("probe", "linear probe").partition(",")
+    labels = f"{what} ({mine[0]['rooms']} rooms){comma}{how}"
     begun = "untrained" if (task, start) == ("probe", "scratch") else STARTS[start]
     values = [mean_and_deviation([100 * row[key] for row in mine]) for key in ("miou", "macc", "allacc")]
     seconds = statistics.mean(row["seconds"] for row in mine)
