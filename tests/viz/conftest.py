@@ -44,7 +44,7 @@ def chromium() -> Iterator[Any]:
 def page(chromium: Any) -> Iterator[Any]:
     """An empty page; the test fails if anything on it reports an error or asks for another host."""
     context = chromium.new_context(viewport={"width": 1100, "height": 760})
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)  # a page is slow where other programs keep the cores busy
     page, wrong = context.new_page(), []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))

@@ -37,7 +37,7 @@ def test_a_report_draws_and_answers_the_mouse(page: Any, tmp_path: Path) -> None
         Section("Nothing", (), NASTY),
     ]
     page.goto(write_report(tmp_path / "report.html", NASTY, NASTY, sections).as_uri())
-    page.wait_for_selector("body[data-ready=yes]", timeout=30_000)
+    page.wait_for_selector("body[data-ready=yes]")
     assert page.title() == NASTY
     assert page.locator("main img, header img").count() == 0
     assert page.locator("section").count() == 5
