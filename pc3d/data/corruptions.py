@@ -13,9 +13,13 @@ from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
 
 Corruption = Literal["scale", "jitter", "rotate", "drop_global", "drop_local", "add_global", "add_local", "density"]
+"""Name of a corruption."""
 CORRUPTIONS: tuple[str, ...] = get_args(Corruption)
+"""Names of all corruptions: those of ModelNet-C, and lower density."""
 MODELNET_C = CORRUPTIONS[:7]
+"""The corruptions of ModelNet-C (Ren et al. 2022)."""
 SEVERITIES = (1, 2, 3, 4, 5)
+"""Levels of severity of a corruption."""
 _POINTS = 1024  # of a cloud of ModelNet-C, whose counts are shares of it here
 _SCALE = (1.6, 1.7, 1.8, 1.9, 2.0)
 _DROPPED = (0.25, 0.375, 0.5, 0.625, 0.75)

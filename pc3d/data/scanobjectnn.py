@@ -30,6 +30,7 @@ SCANOBJECTNN_CLASSES = (
     "sofa",
     "toilet",
 )
+"""The 15 classes of ScanObjectNN, in the order of its labels."""
 Variant = Literal["obj_bg", "obj_only", "pb_t25", "pb_t25_r", "pb_t50_r", "pb_t50_rs"]
 _SUFFIX = {
     "obj_bg": "",

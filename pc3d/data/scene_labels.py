@@ -17,9 +17,12 @@ NYU40 = tuple(
 # The train id of a class is its position.
 SCANNET20_IDS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 24, 28, 33, 34, 36, 39)
 SCANNET20 = tuple(NYU40[number - 1] for number in SCANNET20_IDS)
+"""The 20 classes of the ScanNet benchmark, in the order of its labels."""
 STRUCTURED3D_IDS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 14, 15, 16, 17, 18, 19, 22, 24, 25, 32, 34, 35, 38, 39, 40)
 STRUCTURED3D_CLASSES = tuple(NYU40[number - 1] for number in STRUCTURED3D_IDS)
+"""The 25 classes of Structured3D that Swin3D pre-trains on, in the order of their labels."""
 S3DIS_CLASSES = tuple("ceiling floor wall beam column window door table chair sofa bookcase board clutter".split())
+"""The 13 classes of S3DIS, in the order of its labels."""
 
 # Raw id and name of the 200 classes of ScanNet200.
 _SCANNET200 = [
@@ -57,6 +60,7 @@ _SCANNET200 = [
 ]
 SCANNET200_IDS = tuple(int(number) for number, _ in _SCANNET200)
 SCANNET200 = tuple(name for _, name in _SCANNET200)
+"""The 200 classes of the ScanNet200 benchmark, in the order of its labels."""
 
 # Every scan of these spaces is in ScanNet's official validation set.
 # fmt: off

@@ -75,6 +75,7 @@ SHAPENET55 = {
     "04530566": "watercraft",
     "04554684": "washer",
 }
+"""The 55 categories of ShapeNetCore: WordNet offset to name."""
 
 # Parts of each category of ShapeNetPart, first and last, in the order of synsetoffset2category.txt.
 SHAPENET_PARTS = {
@@ -95,6 +96,7 @@ SHAPENET_PARTS = {
     "Skateboard": (44, 46),
     "Table": (47, 49),
 }
+"""First and last part of each category of ShapeNetPart, as its files number them."""
 
 
 class ShapeNet55(FileDataset):

@@ -9,6 +9,7 @@ from pc3d.evaluation.probe import FOLDS, VALIDATION_FRACTION, Classifier, probe
 from pc3d.evaluation.result import ProbeResult
 
 K_GRID = (1, 3, 5, 10, 20)
+"""Numbers of neighbours that kNN is tuned over."""
 
 
 def knn_probe(

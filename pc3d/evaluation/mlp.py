@@ -9,6 +9,7 @@ from pc3d.evaluation.probe import VALIDATION_FRACTION, Classifier, probe
 from pc3d.evaluation.result import ProbeResult
 
 ALPHA_GRID = (1e-4, 1e-3, 1e-2, 1e-1)
+"""Penalties that the perceptron is tuned over."""
 
 
 def mlp_probe(

@@ -16,6 +16,7 @@ from pc3d.evaluation.metrics import scores
 from pc3d.evaluation.result import LEGACY_NOTE, PROTOCOLS, ProbeResult, data_fields
 
 C_GRID = (0.001, 0.003, 0.01, 0.012, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""Inverse regularisations that linear classifiers are tuned over."""
 FOLDS = 5
 VALIDATION_FRACTION = 0.2
 

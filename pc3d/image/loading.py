@@ -14,6 +14,7 @@ from pc3d.image.transformers_towers import sentence_tower, transformers_image_to
 OPENSHAPE_PAIR = "open_clip:ViT-bigG-14/laion2b_s39b_b160k"
 """The pair that OpenShape was trained with (Liu et al. 2023, section 3.2)."""
 CONSE_PAIR = "offline:conse"
+"""Name of the bridge of small weights, for :func:`load_pair`."""
 
 
 def _split(name: str, libraries: dict[str, str]) -> tuple[str, str]:

@@ -35,6 +35,7 @@ _FILES = {
     ),
 }
 OFFLINE_TOWERS = tuple(_FILES)
+"""Names of the towers whose weights are packages, for the ``load`` functions."""
 OFFLINE_PACKAGES = {tower: package for tower, (package, _, _) in _FILES.items()}
 
 

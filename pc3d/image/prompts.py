@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from pc3d.image.towers import TextTower
 
 PHOTO = ("a photo of a {}.",)
+"""One prompt template: a photo of a class."""
 
 
 def _expand(pattern: str, *choices: str) -> list[str]:

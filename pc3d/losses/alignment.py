@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Dropped = Literal["remove", "zero"]
+"""What becomes of rows without a text or picture."""
 
 
 class Alignment(NamedTuple):

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Contrast = Literal["same_token", "all_tokens"]
+"""Which tokens are compared: those of the same place, or all of a cloud."""
 
 
 def token_contrast(

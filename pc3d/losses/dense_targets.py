@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from pc3d.losses.info_nce import info_nce
 
 Regression = Literal["cosine", "l1", "smooth_l1"]
+"""How a feature is compared with its target."""
 
 
 def feature_regression(

@@ -10,6 +10,7 @@ from torch import Tensor
 from pc3d.ops import chamfer_distance
 
 ChamferKind = Literal["l2", "l1"]
+"""Squared distances (``"l2"``) or distances (``"l1"``)."""
 
 
 def patch_chamfer(

@@ -21,6 +21,7 @@ from pc3d.nn import (
 from pc3d.nn.transformer import AddPosition
 
 Pooling = Literal["max", "mean", "max+mean", "concat(max,mean)", "concat(cls,max,mean)", "cls"]
+"""How an encoder makes one vector of its tokens."""
 POOLINGS: tuple[str, ...] = ("max", "mean", "max+mean", "concat(max,mean)", "concat(cls,max,mean)", "cls")
 
 

@@ -15,6 +15,7 @@ from pc3d.nn.sample_random import SampleRandom
 from pc3d.ops import gather, knn
 
 Completion = Literal["midpoints", "duplicates"]
+"""How crops that are too small get their number of points."""
 NEIGHBORS = 4
 """Points whose mean is a new point: a point and its three nearest."""
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 MaskType = Literal["random", "block"]
+"""How patches to hide are chosen."""
 
 
 def num_masked(num_tokens: int, mask_ratio: float) -> int:

@@ -14,6 +14,7 @@ from pc3d.ops import KernelMap, sparse_conv3d, voxelize
 
 Module = TypeVar("Module", bound=nn.Module)
 Signals = Literal["xyz", "xyz_rgb", "xyz_rgb_normal"]
+"""What a network of voxels reads of each point."""
 SIGNALS: tuple[str, ...] = ("xyz", "xyz_rgb", "xyz_rgb_normal")
 """What a network reads of a voxel's point: where it is, its colour, its normal."""
 

@@ -13,6 +13,7 @@ from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.ops import farthest_point_sample, gather, group, knn
 
 PositionFeatures = Literal["coordinates", "sinusoids"]
+"""What a position embedding reads."""
 
 
 class Patches(NamedTuple):
