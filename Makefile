@@ -8,7 +8,7 @@ KERNELS := $(wildcard csrc/*/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-fast test-oldest lint format typecheck bench results lock clean
+.PHONY: help install demo test test-fast test-oldest lint format typecheck docs bench results lock clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,6 +64,10 @@ test: install lint typecheck  ## Lint, types and every test, also against the ol
 test-fast: install  ## Tests without the slow ones
 	$(PYTEST) -m "not slow"
 
+docs: install  ## Build the documentation into build/docs; a broken link or an undocumented name fails
+	$(BIN)/sphinx-build --fail-on-warning --keep-going -b html docs build/docs
+	@echo "open build/docs/index.html"
+
 bench: install  ## Time the operators against their rivals
 	$(BIN)/python benchmarks/ops.py
 
@@ -105,7 +109,7 @@ test-oldest: install
 
 lock:  ## Resolve the requirements anew
 	$(PIP) install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --all-extras --group dev \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --all-extras --group dev --group docs \
 	  --constraint requirements/newest.txt pyproject.toml --output-file requirements/dev.lock
 	echo matplotlib | $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --extra train \
 	  --constraint requirements/dev.lock pyproject.toml - --output-file requirements/train.lock

@@ -1,0 +1,49 @@
+"""The documentation builds without a warning, and its reference has every public name."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sphinx")
+
+from sphinx.util.inventory import InventoryFile
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = [
+    f"pc3d.{path.parent.name}" for path in sorted(ROOT.glob("pc3d/*/__init__.py")) if "__all__" in path.read_text()
+]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages."""
+    out = tmp_path_factory.mktemp("docs")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    arguments = ["--fail-on-warning", "--keep-going", "-q", "-b", "html", str(ROOT / "docs"), str(out)]
+    done = subprocess.run([sys.executable, "-m", "sphinx", *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.slow
+def test_every_public_name_is_in_the_reference(built: Path) -> None:
+    inventory = InventoryFile.loads((built / "objects.inv").read_bytes(), uri="")
+    documented = {name for kind, names in inventory.data.items() if kind.startswith("py:") for name in names}
+    assert len(PACKAGES) == 11
+    for package in ["pc3d", *PACKAGES]:
+        names = importlib.import_module(package).__all__
+        assert [name for name in names if f"{package}.{name}" not in documented] == [], package
+
+
+@pytest.mark.slow
+def test_every_verb_has_its_help_in_the_reference(built: Path) -> None:
+    from pc3d.cli.main import VERBS
+
+    text = (built / "reference" / "commands.html").read_text(encoding="utf-8")
+    assert all(f"usage: pc3d {verb}" in text for verb in VERBS)
