@@ -53,7 +53,8 @@ LANGUAGES = ("bash", "python", "yaml", "text")
 def blocks(page: str) -> list[tuple[str, str]]:
     """Language and content of each block of code; directives such as ``{include}`` are none."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```([^\n]*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [(language, block) for language, block in found if not language.startswith("{")]
 
 
 def commands(block: str) -> list[str]:
