@@ -41,6 +41,7 @@ def test_every_sampled_point_is_a_voxel_of_the_network(name: str) -> None:
     config = yaml.safe_load((CONFIGS / name).read_text())
     model = config["model"]
     backbone = model["backbone"] if "backbone" in model else model["init_args"]["encoder"]
+    backbone = backbone["init_args"].get("encoder", backbone)  # of one without decoder
     voxel_size = backbone["init_args"]["voxel_size"]
     data = config["data"]
     # Of lifted features, transforms are the data set's.
