@@ -21,9 +21,7 @@ A run that is interrupted goes on where it stopped. Writes ``results.csv`` (a ro
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -43,6 +41,7 @@ from rooms_table import (
     replace,
     run,
     segment,
+    write_csv,
     write_json,
 )
 from torch import Tensor, nn
@@ -267,12 +266,7 @@ def write_table(output: Path) -> None:
     found = list(rows(output))
     if not found:
         return
-    partial = output / f".results.csv.{os.getpid()}"
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
-    os.replace(partial, output / "results.csv")
+    write_csv(output / "results.csv", FIELDS, found)
     lines = [
         "Scanned rooms, mean ± sample standard deviation over seeds; all points of all test rooms, means over the "
         "classes that occur in them, in %",

@@ -390,17 +390,22 @@ def rows(output: Path) -> Iterator[dict[str, Any]]:
         yield row | {"task": "probe" if of_probe else TASKS[task]} | {k: values[k] for k in FIELDS if k in values}
 
 
+def write_csv(path: Path, fields: Sequence[str], found: list[dict[str, Any]]) -> None:
+    """A row per score; several processes may write the same file."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+    os.replace(partial, path)
+
+
 def write_table(output: Path) -> None:
     """``results.csv`` and ``table.md`` from everything that is finished."""
     found = list(rows(output))
     if not found:
         return
-    partial = output / f".results.csv.{os.getpid()}"
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
-    os.replace(partial, output / "results.csv")
+    write_csv(output / "results.csv", FIELDS, found)
     seeds = sorted({row["seed"] for row in found})
     lines = [
         f"Scanned rooms, mean ± sample standard deviation over seeds {', '.join(map(str, seeds))}; all points of all "

@@ -6,9 +6,8 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from pc3d.cli import _objects, _output
+from pc3d.cli import _objects, _output, _training
 from pc3d.cli._parser import verb_parser
 from pc3d.methods.run import RunFolder
 
@@ -25,12 +24,15 @@ household_fewshot (two CPU cores, minutes). They name a data set of episodes, Fe
 _NUMBERS = ("way", "shot", "queries")
 
 
-def main(argv: Sequence[str], train: Callable[[Sequence[str]], int | None]) -> int | None:
+def main(
+    argv: Sequence[str], train: Callable[[Sequence[str]], int | None], resolve: Callable[[Sequence[str]], str]
+) -> int | None:
     """Run the verb.
 
     Args:
         argv: its arguments.
         train: runs ``pc3d classify train``.
+        resolve: the configuration that arguments of ``pc3d classify train`` make, as its run folder keeps it.
     """
     from pc3d.evaluation import FewShotTrainingResult
 
@@ -39,16 +41,17 @@ def main(argv: Sequence[str], train: Callable[[Sequence[str]], int | None]) -> i
     path = output / "fewshot.json"
     for fold in range(options.folds):
         folder = RunFolder(output / f"fold_{fold}")
-        if folder.is_finished() and options.overwrite is False and (folder.path / "eval" / "test.json").exists():
+        arguments = [*rest, *_of_fold(fold, options), "--output", str(folder.path)]
+        if folder.is_finished() and not options.overwrite and (folder.path / "eval" / "test.json").exists():
+            _check_unchanged(resolve(arguments), folder.config)
             _output.say(f"{folder.path}: finished already")
             continue
         started = ["--resume"] if folder.checkpoint.exists() and not options.overwrite else ["--overwrite"]
         with _output.parts():
-            train([*rest, *_of_fold(fold, options), "--output", str(folder.path), *started])
+            train([*arguments, *started])
     results = [
         json.loads((output / f"fold_{fold}" / "eval" / "test.json").read_text("utf-8")) for fold in range(options.folds)
     ]
-    _check_alike(output, options.folds)
     _objects.write_result(FewShotTrainingResult.of(results), path, options.results, options.method)
     return None
 
@@ -82,19 +85,16 @@ def _of_fold(fold: int, options: argparse.Namespace) -> list[str]:
     ]
 
 
-def _check_alike(output: Path, folds: int) -> None:
-    """Refuses an average over runs of different configurations."""
+def _check_unchanged(resolved: str, stored: Path) -> None:
+    """Refuses to take an episode of another configuration for the one that is asked for."""
     import yaml
 
-    found: list[Any] = []
-    for fold in range(folds):
-        config = yaml.safe_load((output / f"fold_{fold}" / "config.yaml").read_text(encoding="utf-8"))
-        for split in ("train", "test"):
-            config["data"][split]["init_args"].pop("fold", None)
-        found.append({name: config[name] for name in ("model", "data", "seed")})
-    other = [f"fold_{fold}" for fold in range(folds) if found[fold] != found[0]]
-    if other:
+    changed = _training.changed_sections(resolved, stored)
+    epochs = [yaml.safe_load(text)["trainer"]["max_epochs"] for text in (stored.read_text(encoding="utf-8"), resolved)]
+    if epochs[0] != epochs[1]:
+        changed.append(f"trainer.max_epochs ({epochs[0]}, now {epochs[1]})")
+    if changed:
         raise ValueError(
-            f"{output} holds episodes of different configurations: {', '.join(other)} differ from fold_0. Choose "
-            "another --output, or add --overwrite to train all of them again"
+            f"{stored.parent} is a finished episode of another configuration, which differs in {' and '.join(changed)}"
+            ": choose another --output, or add --overwrite to train all episodes again"
         )

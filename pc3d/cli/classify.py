@@ -132,9 +132,17 @@ def judge(argv: Sequence[str]) -> int | None:
     return _objects.judge("classify eval", evaluate, argv)
 
 
+def resolve(argv: Sequence[str]) -> str:
+    """The configuration that arguments of ``pc3d classify train`` make, as its run folder keeps it."""
+    parser = build_parser()
+    return _training.dump(
+        parser, parser.parse_args(_training.with_config(_objects.in_full(argv, _SHORTHANDS), "classify"))
+    )
+
+
 def few_shot(argv: Sequence[str]) -> int | None:
     """Run ``pc3d classify fewshot``."""
-    return _fewshot_training.main(argv, train)
+    return _fewshot_training.main(argv, train, resolve)
 
 
 def main(argv: Sequence[str]) -> int | None:

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pc3d.cli.main import main
 from pc3d.evaluation import FewShotTrainingResult, read_rows
@@ -91,18 +90,24 @@ def test_what_is_finished_stays_and_what_is_missing_is_trained(
     assert again["accuracies"] == before["accuracies"]
 
 
-def test_episodes_of_another_configuration_are_not_averaged(
-    run: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (["--label_smoothing", "0.2"], "differs in model"),
+        (["--way", "2"], "differs in data"),
+        (["--trainer.max_epochs", "4"], r"differs in trainer.max_epochs (3, now 4)"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_finished_episode_is_not_taken_for_one_of_other_options(
+    run: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], other: list[str], what: str
 ) -> None:
     folder = tmp_path / "a"
     shutil.copytree(run, folder)
-    (folder / "fewshot.json").unlink()
-    stored = folder / "fold_1" / "config.yaml"
-    changed = yaml.safe_load(stored.read_text())
-    changed["model"]["label_smoothing"] = 0.2
-    stored.write_text(yaml.safe_dump(changed))
-    assert few_shot("--config", config, "--output", folder, "--folds", "2", "--protocol", "legacy") == 1
-    assert "different configurations: fold_1 differ from fold_0" in capsys.readouterr().err
+    before = (folder / "fewshot.json").read_text()
+    assert few_shot("--config", config, "--output", folder, "--folds", "2", "--protocol", "legacy", *other) == 1
+    assert f"fold_0 is a finished episode of another configuration, which {what}" in capsys.readouterr().err
+    assert (folder / "fewshot.json").read_text() == before
 
 
 @pytest.mark.parametrize(
