@@ -103,7 +103,7 @@ test-oldest: install
 	python=$$PWD/$(OLD_VENV)/bin/python; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
 	mkdir $$away/tests && cp -r tests/ops tests/conftest.py tests/test_installed.py $$away/tests/ && \
 	grep -A5 '^\[tool.pytest' pyproject.toml > $$away/pyproject.toml && \
-	cd $$away && $$python -m pytest tests
+	cd $$away && OMP_NUM_THREADS=1 $$python -m pytest --numprocesses auto tests
 
 # ---- housekeeping -----------------------------------------------------------------------------------------------
 

@@ -13,14 +13,13 @@ it stopped; what is finished is not computed again. Writes ``results.csv`` (a ro
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from records import mean_and_deviation, write_csv
 
 from pc3d import demo
 from pc3d.cli import pretrain
@@ -117,10 +116,7 @@ def write_table(output: Path) -> None:
     found = list(rows(output))
     if not found:
         return
-    with (output / "results.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
+    write_csv(output / "results.csv", list(found[0]), found)
     lines = []
     for data in dict.fromkeys(row["data"] for row in found):
         mine = [row for row in found if row["data"] == data]
@@ -134,16 +130,13 @@ def write_table(output: Path) -> None:
         ]
         for name in ORDER:
             of_name = [row for row in mine if row["encoder"] == name]
-            values = [_mean_and_deviation(of_name, key) for key in ("overall_accuracy", "mean_class_accuracy")]
+            values = [
+                mean_and_deviation([100 * row[key] for row in of_name])
+                for key in ("overall_accuracy", "mean_class_accuracy")
+            ]
             lines.append(f"| {name} | {values[0]} | {values[1]} |")
         lines.append("")
     (output / "table.md").write_text("\n".join(lines), encoding="utf-8")
-
-
-def _mean_and_deviation(of_name: list[dict[str, Any]], key: str) -> str:
-    values = [100 * row[key] for row in of_name]
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
 
 
 if __name__ == "__main__":

@@ -29,21 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rooms_table import (
-    PRETRAINING,
-    RECIPES,
-    VIEWS_PER_STEP,
-    Experiment,
-    check_options,
-    finished,
-    keep,
-    mean_and_deviation,
-    replace,
-    run,
-    segment,
-    write_csv,
-    write_json,
-)
+from records import finished, keep_options, mean_and_deviation, replace, write_csv, write_json
+from rooms_table import PRETRAINING, RECIPES, VIEWS_PER_STEP, Experiment, checksum, keep, run, segment
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -86,7 +73,10 @@ def main() -> None:
     # Voxels are where training had them: the grid starts at the lower side of the room, or floors fill two layers.
     train: PointDataset = Rooms("train", options.data, transform=CenterShift())
     test: PointDataset = Rooms("test", options.data, transform=CenterShift())
-    check_options(options, (train, test), ("steps", "validate", "tower", "joint_tower", "short_side"))
+    depend_on = ("steps", "validate", "tower", "joint_tower", "short_side")
+    keep_options(
+        options.output, {"data": checksum((train, test)), **{name: getattr(options, name) for name in depend_on}}
+    )
     store = lifted(options, options.tower, "features")
     if options.validate:
         held_out = range(0, len(train), 4)

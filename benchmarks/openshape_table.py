@@ -17,9 +17,7 @@ seed) and ``table.md``.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -32,6 +30,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
+from records import keep_options, mean_and_deviation, replace, write_csv, write_json
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -108,7 +107,7 @@ VARIANTS = {
 def main() -> None:
     given = parse()
     torch.set_num_threads(1)
-    check_options(given)
+    keep_options(given.output, {"epochs": given.epochs, "validate": given.validate})
     train_set, test_set = (Household(split, pictures=True) for split in ("train", "test"))
     train: PointDataset = train_set
     test: PointDataset = test_set
@@ -138,14 +137,6 @@ def parse() -> argparse.Namespace:
     if given.epochs < 2:
         parser.error(f"--epochs must be at least 2, got {given.epochs}")
     return given
-
-
-def check_options(given: argparse.Namespace) -> None:
-    """End if the output folder holds results of other options, else keep these beside them."""
-    path, wanted = given.output / "options.json", {"epochs": given.epochs, "validate": given.validate}
-    if path.exists() and (kept := json.loads(path.read_text(encoding="utf-8"))) != wanted:
-        raise SystemExit(f"{given.output} holds results of {kept}, now {wanted}: choose another --output")
-    write_json(path, wanted)
 
 
 # ---- what shapes are compared with -------------------------------------------------------------------------------
@@ -369,18 +360,6 @@ def judge(model: AlignedShapeEncoder, gallery: Gallery, method: OpenShape) -> di
 # ---- files -------------------------------------------------------------------------------------------------------
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, json.dumps(values, indent=2) + "\n")
-
-
-def replace(path: Path, text: str) -> None:
-    """Several processes may write the same table."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def rows(output: Path) -> Iterator[dict[str, Any]]:
     """A row per seed of everything that is finished, in the order of the table."""
     for name in (*REFERENCES, *VARIANTS):
@@ -392,12 +371,7 @@ def rows(output: Path) -> Iterator[dict[str, Any]]:
 def write_table(output: Path) -> None:
     """``results.csv`` and ``table.md`` from everything that is finished."""
     found = list(rows(output))
-    partial = output / f".results.csv.{os.getpid()}"
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ("row", "seed", *FIELDS, "seconds"), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
-    os.replace(partial, output / "results.csv")
+    write_csv(output / "results.csv", ("row", "seed", *FIELDS, "seconds"), found)
     given = json.loads((output / "options.json").read_text(encoding="utf-8"))
     judged = "a fifth of the training objects, held out" if given["validate"] else "the embedded test objects"
     lines = [
@@ -412,19 +386,12 @@ def write_table(output: Path) -> None:
     for name, title in titles.items():
         mine = [row for row in found if row["row"] == name]
         if mine:
-            cells = [_mean_and_deviation([100 * row[key] for row in mine if key in row]) for key in FIELDS]
+            cells = [mean_and_deviation([100 * row[key] for row in mine if key in row]) for key in FIELDS]
             seconds = [row["seconds"] for row in mine if "seconds" in row]
             told = f"{statistics.mean(seconds):.0f}" if seconds else ""
             seeds = ", ".join(str(row["seed"]) for row in mine) if name in ("fresh", *VARIANTS) else ""
             lines.append(f"| {title} | {seeds} | {' | '.join(cells)} | {told} |")
     replace(output / "table.md", "\n".join([*lines, ""]))
-
-
-def _mean_and_deviation(values: list[float]) -> str:
-    if not values:
-        return ""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
 
 
 if __name__ == "__main__":

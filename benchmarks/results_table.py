@@ -36,6 +36,7 @@ from typing import Any
 
 import torch
 import yaml
+from records import keep_options, replace, write_json
 
 from pc3d import demo
 from pc3d.cli import pretrain, results
@@ -324,18 +325,9 @@ RESULTS_DEPEND_ON = ("seconds", "epochs", "finetuning_epochs", "parts_epochs", "
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Keep in the output folder what results depend on; end if those there were made with anything else."""
-    path = options.output / "options.json"
-    wanted = {name: getattr(options, name) for name in RESULTS_DEPEND_ON}
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"data": {}, **wanted}
+    """Results in the output folder depend on these; data sets may join those there."""
     contents = {Path(data).name: checksum(data) for data in options.data}
-    clash = [f"{name} {kept[name]!r}, now {value!r}" for name, value in wanted.items() if kept[name] != value]
-    clash += [f"data {name}" for name, value in contents.items() if kept["data"].get(name, value) != value]
-    if clash:
-        raise SystemExit(
-            f"{options.output} holds results of other options ({'; '.join(clash)}): choose another --output"
-        )
-    write_json(path, {**wanted, "data": {**kept["data"], **contents}})
+    keep_options(options.output, {**{name: getattr(options, name) for name in RESULTS_DEPEND_ON}, "data": contents})
 
 
 def checksum(data: str) -> str:
@@ -453,18 +445,6 @@ def command(*arguments: str) -> tuple[float, float]:
 
 def slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in name.lower())
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, json.dumps(values, indent=2) + "\n")
-
-
-def replace(path: Path, text: str) -> None:
-    """Several processes may write the same file."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def write_tables(options: argparse.Namespace) -> None:

@@ -22,18 +22,17 @@ score) and ``table.md``. The budget that is the default is a small one.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from records import finished, keep_options, mean_and_deviation, replace, write_csv, write_json
 from torch import nn
 
 from pc3d.data import (
@@ -154,7 +153,15 @@ def main() -> None:
     # Voxels are where training had them: the grid starts at the lower side of the room, or floors fill two layers.
     train: PointDataset = Rooms("train", options.data, transform=CenterShift())
     test: PointDataset = Rooms("test", options.data, transform=CenterShift())
-    check_options(options, (train, test))
+    keep_options(
+        options.output,
+        {
+            "data": checksum((train, test)),
+            "steps": options.steps,
+            "pretraining": options.pretraining,
+            "validate": options.validate,
+        },
+    )
     if options.validate:
         held_out = range(0, len(train), 4)
         test = Selection(train, held_out)
@@ -182,27 +189,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--validate", action="store_true", help="judge on every fourth training room instead")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
-
-
-RESULTS_DEPEND_ON = ("steps", "pretraining", "validate")
-
-
-def check_options(
-    options: argparse.Namespace, data: tuple[PointDataset, ...], names: Sequence[str] = RESULTS_DEPEND_ON
-) -> None:
-    """Keep in the output folder what results depend on; end if those there were made with anything else."""
-    path = options.output / "options.json"
-    wanted = {"data": checksum(data), **{name: getattr(options, name) for name in names}}
-    if not path.exists():
-        write_json(path, wanted)
-        return
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    others = [f"{name} {kept.get(name)!r}, now {wanted[name]!r}" for name in wanted if kept.get(name) != wanted[name]]
-    if others:
-        raise SystemExit(
-            f"{options.output} holds results of other options ({'; '.join(others)}): choose another --output, or give "
-            "the options of before"
-        )
 
 
 def checksum(data: tuple[PointDataset, ...]) -> str:
@@ -261,12 +247,6 @@ def run(
     options: dict[str, Any] = {"accelerator": "cpu", "enable_model_summary": False, "log_every_n_steps": 25}
     epochs = max(1, round(VIEWS_PER_STEP * steps / length))
     pretrain(method, data, folder, resume=resume, overwrite=not resume, max_epochs=epochs, **options)
-
-
-def finished(path: Path, what: str) -> bool:
-    if path.exists():
-        print(f"{path.parent}: {what} done already")
-    return path.exists()
 
 
 def pretrain_encoder(experiment: Experiment) -> None:
@@ -364,18 +344,6 @@ def keep(path: Path, scores: SegmentationScores, started: float, num_rooms: int)
     print(f"{path}: mIoU {100 * scores.miou_present:.1f}, allAcc {100 * scores.allacc:.1f}")
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, json.dumps(values, indent=2) + "\n")
-
-
-def replace(path: Path, text: str) -> None:
-    """Several processes may write the same table."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 FIELDS = ("model", "seed", "task", "start", "rooms", "miou", "macc", "allacc", "seconds")
 
 
@@ -388,16 +356,6 @@ def rows(output: Path) -> Iterator[dict[str, Any]]:
         values = json.loads(path.read_text(encoding="utf-8"))
         row = {"model": folder.parent.name, "seed": int(folder.name.removeprefix("seed")), "start": start}
         yield row | {"task": "probe" if of_probe else TASKS[task]} | {k: values[k] for k in FIELDS if k in values}
-
-
-def write_csv(path: Path, fields: Sequence[str], found: list[dict[str, Any]]) -> None:
-    """A row per score; several processes may write the same file."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
-    os.replace(partial, path)
 
 
 def write_table(output: Path) -> None:
@@ -430,11 +388,6 @@ def line(name: str, task: str, start: str, mine: list[dict[str, Any]]) -> str:
     values = [mean_and_deviation([100 * row[key] for row in mine]) for key in ("miou", "macc", "allacc")]
     seconds = statistics.mean(row["seconds"] for row in mine)
     return f"| {name} | {labels} | {begun} | {' | '.join(values)} | {seconds:.0f} |"
-
-
-def mean_and_deviation(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
 
 
 if __name__ == "__main__":

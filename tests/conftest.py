@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 import torch
 
@@ -16,3 +22,18 @@ if torch.cuda.is_available() and build_info()["cuda"] == "loaded":
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device that has compiled kernels here."""
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def import_script() -> Callable[[str], ModuleType]:
+    """Import a script by its path in the repository; what lies beside it can be imported as when it is run."""
+
+    def load(path: str) -> ModuleType:
+        file = Path(__file__).parents[1] / path
+        if not file.is_file():
+            pytest.skip(f"{path} is not part of an installed package")
+        if str(file.parent) not in sys.path:
+            sys.path.append(str(file.parent))
+        return importlib.import_module(file.stem)
+
+    return load

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def table() -> ModuleType:
-    modules = {}
-    for name in ("rooms_table", "distillation"):  # the second imports the first, as it lies beside it
-        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        modules[name] = importlib.util.module_from_spec(spec)
-        sys.modules[name] = modules[name]
-        spec.loader.exec_module(modules[name])
-    return modules["distillation"]
+def table(import_script: Callable[[str], ModuleType]) -> ModuleType:
+    return import_script("benchmarks/distillation.py")
 
 
 def test_scores_of_all_seeds_make_a_row(table: ModuleType, tmp_path: Path) -> None:

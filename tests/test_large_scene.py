@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,17 +11,10 @@ import torch
 
 from pc3d.data import Rooms, read_scene
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "large_scene.py"
-
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("large_scene", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(import_script: Callable[[str], ModuleType]) -> ModuleType:
+    return import_script("benchmarks/large_scene.py")
 
 
 def test_rooms_stand_side_by_side_and_come_again(script: ModuleType) -> None:

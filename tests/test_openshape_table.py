@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,18 +15,10 @@ from torch import Tensor
 from pc3d.data import Household, Selection, targets_of
 from pc3d.image import precompute
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "openshape_table.py"
-
 
 @pytest.fixture(scope="module")
-def table() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("openshape_table", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["openshape_table"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+def table(import_script: Callable[[str], ModuleType]) -> ModuleType:
+    return import_script("benchmarks/openshape_table.py")
 
 
 class Numbered:
@@ -116,12 +106,3 @@ def test_the_table_is_what_was_kept(table: ModuleType, tmp_path: Path) -> None:
     )  # the sample deviation of two is their distance over the root of 2
     assert lines[-1] == f"| {table.VARIANTS['image'].title} | 0, 1 |  |  |  | 50.0 ± 35.4 |  |  |  |  | 15 |"
     assert (tmp_path / "results.csv").read_text().splitlines()[1] == "image,0,,,,0.25,,,,,10.0"
-
-
-def test_results_of_other_options_are_refused(table: ModuleType, tmp_path: Path) -> None:
-    given = argparse.Namespace(output=tmp_path, epochs=7, validate=False)
-    table.check_options(given)
-    assert json.loads((tmp_path / "options.json").read_text()) == {"epochs": 7, "validate": False}
-    table.check_options(given)
-    with pytest.raises(SystemExit, match="choose another --output"):
-        table.check_options(argparse.Namespace(output=tmp_path, epochs=8, validate=False))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,20 +16,13 @@ from pc3d import demo
 from pc3d.evaluation import read_rows
 from pc3d.models import load_encoder
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "results_table.py"
 HOUSEHOLD = Path(pc3d.data.__file__).parent / "household"
 FROZEN = ["--protocols", "knn", "retrieval"]
 
 
 @pytest.fixture(scope="module")
-def table() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("results_table", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["results_table"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+def table(import_script: Callable[[str], ModuleType]) -> ModuleType:
+    return import_script("benchmarks/results_table.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,19 +16,12 @@ import pc3d.data
 from pc3d.data import PointCloud
 from pc3d.data.dataset import PointDataset
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "rooms_table.py"
 ROOMS = Path(pc3d.data.__file__).parent / "rooms"
 
 
 @pytest.fixture(scope="module")
-def table() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("rooms_table", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["rooms_table"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+def table(import_script: Callable[[str], ModuleType]) -> ModuleType:
+    return import_script("benchmarks/rooms_table.py")
 
 
 @pytest.fixture

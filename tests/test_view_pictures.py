@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -10,19 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SCRIPT = Path(__file__).parents[1] / "docs" / "make_view_pictures.py"
-
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    if not SCRIPT.is_file():
-        pytest.skip("the docs are not part of an installed package")
-    spec = importlib.util.spec_from_file_location("make_view_pictures", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(import_script: Callable[[str], ModuleType]) -> ModuleType:
+    return import_script("docs/make_view_pictures.py")
 
 
 def test_every_picture_is_there_small_and_not_empty(script: ModuleType) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -8,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -21,12 +21,8 @@ TOOLS = Path(__file__).parents[2] / "data_tools"
 
 
 @pytest.fixture(scope="module")
-def convert() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("convert", TOOLS / "convert.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["convert"] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    return module
+def convert(import_script: Callable[[str], ModuleType]) -> ModuleType:
+    return import_script("data_tools/convert.py")
 
 
 def call(convert: ModuleType, *arguments: object) -> None:

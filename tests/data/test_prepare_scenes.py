@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import math
@@ -8,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -47,12 +47,8 @@ TABLE = """id\traw_category\tcategory\tcount\tnyu40id\teigen13id
 
 
 @pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_scenes", TOOLS / "prepare_scenes.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["prepare_scenes"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+def tool(import_script: Callable[[str], ModuleType]) -> ModuleType:
+    return import_script("data_tools/prepare_scenes.py")
 
 
 @pytest.fixture

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -134,14 +133,8 @@ def test_a_tower_that_is_joint_is_found_again_by_the_name_that_its_features_carr
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    path = Path(__file__).parents[2] / "data_tools" / "lift_features.py"
-    spec = importlib.util.spec_from_file_location("lift_features", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(import_script: Callable[[str], ModuleType]) -> ModuleType:
+    return import_script("data_tools/lift_features.py")
 
 
 def write_scannet(root: Path, frames: Path) -> None:
