@@ -71,6 +71,8 @@ docs: install  ## Build the documentation into build/docs; a broken link or an u
 bench: install  ## Time the operators against their rivals
 	$(BIN)/python benchmarks/ops.py
 
+# The budget of the committed table; another one needs another --output. Data of your own: RESULTS="... --data FOLDER".
+RESULTS ?= --seconds 100 --severities 3 --finetuning_epochs 20
 results: install  ## Pre-train and judge every method, write docs/results.md (hours; call again to go on)
 	$(BIN)/python benchmarks/results_table.py --output runs/results --docs docs/results $(RESULTS)
 

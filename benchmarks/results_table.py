@@ -34,6 +34,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import comparisons
 import torch
 import yaml
 from records import keep_options, replace, write_json
@@ -467,7 +468,7 @@ def write_tables(options: argparse.Namespace) -> None:
         f"{budget or 'the epochs of each recipe'} by every method. Written by\n"
         f"`python benchmarks/results_table.py {' '.join(flags)}`, which tells the rest; single results\n"
         "are in its `rows.csv`.\n\n"
-        f"{to_markdown(table)}"
+        f"{to_markdown(table)}\n{comparisons.to_markdown(table, rows)}"
     )
     replace(options.output / "results.md", text)
     replace(options.output / "results.csv", to_csv(table))
