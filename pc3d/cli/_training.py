@@ -101,9 +101,13 @@ def _instantiate(parser: Any, options: Any) -> Any:
     try:
         return parser.instantiate(options)
     except ValueError as error:
-        # The parser wraps what a constructor says. That data is missing, and where to get it, is better said alone.
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise error.__cause__ from None
+        # The parser wraps what a constructor says, once for each class that it is nested in. That data is missing, and
+        # where to get it, is better said alone.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, FileNotFoundError):
+            cause = cause.__cause__
+        if cause is not None:
+            raise cause from None
         raise
 
 

@@ -87,7 +87,12 @@ class FeatureStore:
         self.folder = Path(folder)
         paths = sorted(self.folder.glob("features-*.safetensors"))
         if not paths:
-            raise FileNotFoundError(f"{self.folder} has no features-*.safetensors: precompute() writes them")
+            raise FileNotFoundError(
+                f"{self.folder} has no features-*.safetensors. They are written once: for objects with names and "
+                f"pictures by python data_tools/target_features.py {self.folder.parent} (into texts/ and images/ there), "
+                f"for scans with posed pictures by python data_tools/lift_features.py {self.folder} --root ROOT, for "
+                "anything else by pc3d.image.precompute()"
+            )
         self.teacher: dict[str, Any] = _header(paths[0])["teacher"]
         self._places: dict[str, tuple[Path, int]] = {}
         self._hashes: dict[str, str] = {}
