@@ -15,6 +15,7 @@ from pc3d.models.openshape_checkpoints import (
     to_official_openshape_state,
 )
 from pc3d.models.openshape_fcnn import OpenShapeFCNN
+from pc3d.models.openshape_official import load_aligned_openshape
 from pc3d.models.openshape_sparse import OpenShapeSparseConv
 from pc3d.models.part_segmentation import PointPartSegmenter
 from pc3d.models.point_features import object_features, point_attention, reads_scenes, scene_features, text_relevance
@@ -76,6 +77,7 @@ __all__ = [
     "as_aligned",
     "attention_map",
     "classifier_of",
+    "load_aligned_openshape",
     "load_encoder",
     "load_official_encoder",
     "load_official_model",

@@ -205,7 +205,7 @@ def as_aligned(encoder: nn.Module) -> AlignedShapeEncoder:
     if not isinstance(encoder, OpenShapePointBERT | OpenShapeSparseConv | OpenShapeFCNN):
         raise TypeError(
             f"a {type(encoder).__name__} was not aligned with texts and pictures: train it with the method OpenShape, "
-            "or convert an official checkpoint with pc3d.models.load_official_openshape"
+            "or convert an official checkpoint with data_tools/convert_openshape_checkpoint.py"
         )
     return AlignedShapeEncoder(encoder).eval()
 

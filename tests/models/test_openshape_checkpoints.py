@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,10 +13,15 @@ from formula import formula_state, formula_tensor
 from openshape_plain import point_bert, sparse_conv
 from torch import Tensor
 
+from pc3d import load_encoder
+from pc3d.image import OPENSHAPE_PAIR
+from pc3d.methods import OpenShape
 from pc3d.models import (
+    AlignedShapeEncoder,
     OpenShapePointBERT,
     OpenShapeSparseConv,
     PointViT,
+    load_aligned_openshape,
     load_official_openshape,
     to_official_openshape_state,
 )
@@ -162,6 +169,41 @@ def test_models_for_generation(tmp_path: Path) -> None:
     encoder, _ = load_official_openshape(tmp_path / "b32.pt")
     assert (encoder.config["project"], encoder.embed_dim) == (False, 512)
     assert to_official_openshape_state(encoder).keys() == {n.removeprefix("pc_encoder.") for n in bare}
+
+
+def test_a_file_becomes_an_encoder_for_search_and_for_going_on(
+    import_script: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = import_script("data_tools/convert_openshape_checkpoint.py")
+    path, out = training_file(tmp_path / "x.pt", formula_state(transformer(128, 2, 2, 200, 48))), tmp_path / "official"
+    with pytest.raises(FileNotFoundError, match=r"OpenShape by .*data_tools/convert_openshape_checkpoint\.py"):
+        load_encoder(path)
+    patches = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL_PATCHES.items()]
+    tool.main([str(path), str(out), *patches])
+    assert "OpenShapePointBERT in the space of open_clip:ViT-bigG-14/laion2b_s39b_b160k" in capsys.readouterr().out
+    found = load_encoder(out, expect=AlignedShapeEncoder)
+    bare, _ = load_official_openshape(path, **SMALL_PATCHES)
+    for name, value in bare.state_dict().items():
+        assert torch.equal(found.encoder.state_dict()[name], value)
+    assert found.encoder.config["axes"] == "mirrored"
+    second = OpenShape(start_from=str(out)).encoder
+    assert second.logit_scale.item() == pytest.approx(99.484, abs=1e-3)  # not 14.28 again
+    assert second.text_space == second.image_space == "open_clip:ViT-bigG-14/laion2b_s39b_b160k"
+    with pytest.raises(SystemExit, match=r"say .*group_size.*no tensor tells them"):
+        tool.main([str(path), str(out)])
+
+
+def test_the_towers_of_released_models_follow_from_their_width(tmp_path: Path) -> None:
+    names = {768: "open_clip:ViT-L-14/openai", 512: "open_clip:ViT-B-32/openai", 1280: OPENSHAPE_PAIR}
+    for width, name in names.items():
+        state = formula_state(transformer(64, 1, 1, 64, 16, width))
+        found, _ = load_aligned_openshape(training_file(tmp_path / "x.pt", state), **SMALL_PATCHES)
+        assert (found.text_space, found.image_space) == (name, name)
+    path = training_file(tmp_path / "x.pt", formula_state(SMALL))
+    with pytest.raises(ValueError, match="tower must be given, no released model has embeddings of width 24"):
+        load_aligned_openshape(path, **SMALL_PATCHES)
+    assert load_aligned_openshape(path, tower="", **SMALL_PATCHES)[0].text_space == ""
+    assert load_aligned_openshape(path, tower="a:b", **SMALL_PATCHES)[0].image_space == "a:b"
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
