@@ -8,6 +8,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,27 @@ from pc3d.data.types import PointCloud
 _WITH_THUMBNAIL = "Objaverse"
 _CAPTIONS = {"blip_caption": "caption:blip", "msft_caption": "caption:azure"}
 _SOURCE = "OpenShape's release (github.com/Colin97/OpenShape_code, section on training data)"
+RELEASED_TOWER = "open_clip:ViT-bigG-14/laion2b_s39b_b160k"
+"""The pair of towers that OpenShape's released features were made with (Liu et al. 2023, section 3.2)."""
 TERMS = "those of Objaverse, ShapeNetCore, 3D-FUTURE and ABO, per shape"
 TOOL = "data_tools/convert_openshape.py makes it"
 
 
-def read_text_filter(path: Path | str) -> frozenset[str]:
+def read_text_filter(path: Path | str | None) -> frozenset[str]:
     """Ids whose raw texts say nothing: those flagged ``"N"`` in a file like OpenShape's ``gpt4_filtering.json``.
 
+    Args:
+        path: the file; None for no filter.
+
     Raises:
+        MissingDataError: there is no such file.
         BadFileError: the file is not a JSON object of ``id: {"flag": ...}``.
     """
+    if path is None:
+        return frozenset()
+    if not Path(path).is_file():
+        made = f"{_SOURCE}, data_tools/filter_texts.py makes one, and without a filter text_filter is null"
+        raise MissingDataError.of("text_filter", [path], Path(), made, TERMS)
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
         return frozenset(name for name, entry in entries.items() if entry["flag"] == "N")
@@ -46,6 +58,13 @@ def without_raw_texts(targets: Targets) -> Targets:
     """The targets but for the texts of the kind ``"raw"``."""
     kept = [i for i, kind in enumerate(targets.text_kinds) if kind != RAW]
     return targets.select(kept, range(len(targets.image_kinds)))
+
+
+def without_silent_texts(cloud: PointCloud, silent: frozenset[str]) -> PointCloud:
+    """The shape, without its raw texts where its id is among those of :func:`read_text_filter`."""
+    if cloud.meta["id"] not in silent:
+        return cloud
+    return cloud.replace(meta={**cloud.meta, "targets": without_raw_texts(cloud.meta["targets"])})
 
 
 class OpenShapeFiles(PointDataset):
@@ -61,6 +80,7 @@ class OpenShapeFiles(PointDataset):
             ``category``; a path, or one relative to ``root``.
         prompted: use names and captions averaged over prompt templates, as published; retrieved texts never are.
         text_filter: a file like ``gpt4_filtering.json``: shapes flagged ``"N"`` in it lose their raw texts.
+        tower: name of the pair that made the features, that of the release; empty if not known.
         transform: applied to every item.
 
     Raises:
@@ -75,9 +95,10 @@ class OpenShapeFiles(PointDataset):
         *,
         prompted: bool = True,
         text_filter: Path | str | None = None,
+        tower: str = RELEASED_TOWER,
         transform: Transform | None = None,
     ) -> None:
-        self.root, self.prompted, self.transform = Path(root), prompted, transform
+        self.root, self.prompted, self.tower, self.transform = Path(root), prompted, tower, transform
         path = Path(split) if Path(split).is_file() else self.root / split
         if not path.is_file():
             raise MissingDataError.of("OpenShapeFiles", [path], self.root, _SOURCE, TERMS)
@@ -91,7 +112,7 @@ class OpenShapeFiles(PointDataset):
         self.classes = tuple(sorted({name for name in categories if name}))
         number = {name: i for i, name in enumerate(self.classes)}
         self.labels = torch.tensor([number.get(name, -1) for name in categories], dtype=torch.int64)
-        self._silent = frozenset() if text_filter is None else read_text_filter(text_filter)
+        self._silent = read_text_filter(text_filter)
 
     def load(self, index: int) -> PointCloud:
         record = self.records[index]
@@ -105,11 +126,9 @@ class OpenShapeFiles(PointDataset):
             cloud = _cloud_of(content, self.prompted)
         except (KeyError, TypeError, ValueError) as error:
             raise BadFileError(path, f"is not a shape of OpenShape: {error!r}") from error
-        targets = cloud.meta["targets"]
-        if self.ids[index] in self._silent:
-            targets = without_raw_texts(targets)
+        targets = replace(cloud.meta["targets"], text_tower=self.tower, image_tower=self.tower)
         meta = {"id": self.ids[index], "dataset": content.get("dataset", record.get("dataset", "")), "targets": targets}
-        return cloud.replace(label=int(self.labels[index]), meta=meta)
+        return without_silent_texts(cloud.replace(label=int(self.labels[index]), meta=meta), self._silent)
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
@@ -164,7 +183,7 @@ def pack_cloud(cloud: PointCloud, dtype: str = "float16") -> bytes:
     """A shape with its targets as an ``.npz`` file: what a shard holds of it.
 
     Keys: ``xyz`` (float32), ``rgb`` uint8 if there are colours, ``text_features`` and ``image_features`` in ``dtype``,
-    ``texts``, ``text_kinds``, ``image_kinds``, ``id``, ``dataset``.
+    ``texts``, ``text_kinds``, ``image_kinds``, ``text_tower``, ``image_tower``, ``id``, ``dataset``.
 
     Raises:
         ValueError: a feature is not finite in ``dtype``.
@@ -179,6 +198,8 @@ def pack_cloud(cloud: PointCloud, dtype: str = "float16") -> bytes:
         "texts": np.array(targets.texts, np.str_),
         "text_kinds": np.array(targets.text_kinds, np.str_),
         "image_kinds": np.array(targets.image_kinds, np.str_),
+        "text_tower": np.array(targets.text_tower),
+        "image_tower": np.array(targets.image_tower),
         "id": np.array(str(cloud.meta["id"])),
         "dataset": np.array(str(cloud.meta.get("dataset", ""))),
     }
@@ -203,7 +224,8 @@ def unpack_cloud(data: bytes, path: Path | str) -> PointCloud:
             arrays = {name: file[name] for name in file.files}
         text, image = (torch.from_numpy(arrays[f"{name}_features"].astype(np.float32)) for name in ("text", "image"))
         texts, kinds, image_kinds = (tuple(map(str, arrays[name])) for name in ("texts", "text_kinds", "image_kinds"))
-        targets = Targets(text, image, texts, kinds, image_kinds)
+        towers = (str(arrays.get(name, "")) for name in ("text_tower", "image_tower"))  # older shards name none
+        targets = Targets(text, image, texts, kinds, image_kinds, *towers)
         rgb = torch.from_numpy(arrays["rgb"].astype(np.float32) / 255.0) if "rgb" in arrays else None
         meta = {"id": str(arrays["id"]), "dataset": str(arrays["dataset"]), "targets": targets}
         return PointCloud(xyz=torch.from_numpy(arrays["xyz"]), rgb=rgb, meta=meta)
@@ -331,7 +353,7 @@ class AlignedShards(PointDataset):
             raise MissingDataError.of(f"AlignedShards split {split!r}", missing, self.root, TOOL, TERMS)
         self.classes = tuple(map(str, self._index["classes"]))
         self.labels = torch.from_numpy(self._index["label"].astype(np.int64))
-        self._silent = frozenset() if text_filter is None else read_text_filter(text_filter)
+        self._silent = read_text_filter(text_filter)
 
     def key(self, index: int) -> str:
         """WebDataset key of an item."""
@@ -342,10 +364,8 @@ class AlignedShards(PointDataset):
         with path.open("rb") as file:
             file.seek(int(self._index["offset"][index]))
             data = file.read(int(self._index["size"][index]))
-        cloud = unpack_cloud(data, path)
-        if cloud.meta["id"] in self._silent:
-            cloud.meta["targets"] = without_raw_texts(cloud.meta["targets"])
-        return cloud.replace(label=int(self.labels[index]))
+        cloud = unpack_cloud(data, path).replace(label=int(self.labels[index]))
+        return without_silent_texts(cloud, self._silent)
 
 
 def _read_index(path: Path) -> dict[str, NDArray[Any]]:

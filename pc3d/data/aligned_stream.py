@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pc3d._extras import require
-from pc3d.data.aligned_files import TERMS, TOOL, unpack_cloud
+from pc3d.data.aligned_files import TERMS, TOOL, read_text_filter, unpack_cloud, without_silent_texts
 from pc3d.data.dataset import BadFileError, MissingDataError
 from pc3d.data.loader import _process, sample_generator
 from pc3d.data.transforms import Compose, Transform
@@ -27,9 +27,15 @@ class _Stream(IterableDataset[PointBatch]):
     """Endless batches of this worker of this process: its own share of the shards, round after round."""
 
     def __init__(
-        self, urls: Sequence[str], transform: Transform | None, batch_size: int, buffer_size: int, seed: int
+        self,
+        urls: Sequence[str],
+        silent: frozenset[str],
+        transform: Transform | None,
+        batch_size: int,
+        buffer_size: int,
+        seed: int,
     ) -> None:
-        self.urls, self.transform, self.batch_size = list(urls), transform, batch_size
+        self.urls, self.silent, self.transform, self.batch_size = list(urls), silent, transform, batch_size
         self.buffer_size, self.seed, self.epoch = buffer_size, seed, 0
         # Asked for here: workers are started anew and belong to no process group.
         self.process, self.processes = 0, 1
@@ -63,7 +69,7 @@ class _Stream(IterableDataset[PointBatch]):
                     if "npz" not in sample:
                         raise BadFileError(url, f"has no KEY.npz for the key {sample.get('__key__')!r}")
                     found += 1
-                    yield unpack_cloud(sample["npz"], url)
+                    yield without_silent_texts(unpack_cloud(sample["npz"], url), self.silent)
             if not found:
                 raise BadFileError(self.urls[int(order[part])], "and the other shards of this reader hold no shapes")
 
@@ -132,6 +138,7 @@ class AlignedStream(pl.LightningDataModule):
     Args:
         urls: one per shard, or one with a range as in ``train-{000000..000876}.tar``.
         num_batches: per epoch and process.
+        text_filter: a file like ``gpt4_filtering.json``: shapes flagged ``"N"`` in it lose their raw texts.
         train_transforms: applied in turn to every shape.
         batch_size: shapes per batch and process.
         buffer_size: shapes that each reader draws from; they take about 250 kB each.
@@ -141,7 +148,7 @@ class AlignedStream(pl.LightningDataModule):
 
     Raises:
         ValueError: no shard, or a number out of range.
-        MissingDataError: a shard that is a path is not there. What a URL gives is seen when it is read.
+        MissingDataError: a shard that is a path, or the filter, is not there. What a URL gives is seen when it is read.
     """
 
     def __init__(
@@ -149,6 +156,7 @@ class AlignedStream(pl.LightningDataModule):
         urls: str | Sequence[str],
         num_batches: int,
         *,
+        text_filter: Path | str | None = None,
         train_transforms: list[Transform] | None = None,
         batch_size: int = 200,
         buffer_size: int = 2000,
@@ -168,7 +176,8 @@ class AlignedStream(pl.LightningDataModule):
             raise MissingDataError.of("AlignedStream", missing, Path(), TOOL, TERMS)
         self.num_batches, self.num_workers, self.pin_memory = num_batches, num_workers, pin_memory
         transform = Compose(train_transforms) if train_transforms else None
-        self._stream = _Stream(self.urls, transform, batch_size, buffer_size, seed)
+        silent = read_text_filter(text_filter)
+        self._stream = _Stream(self.urls, silent, transform, batch_size, buffer_size, seed)
 
     def train_dataloader(self) -> StreamLoader:
         """Batches of the stream."""

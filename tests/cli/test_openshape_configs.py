@@ -19,6 +19,7 @@ from pc3d.models import OpenShapePointBERT
 
 NAMES = ["openshape", "openshape_household"]
 SIZES = {"embed_dim": 8, "width": 64, "depth": 1, "num_heads": 1, "mlp_dim": 64, "patch_dim": 16, "num_groups": 8}
+CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs" / "pretrain"
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
 
 
@@ -48,6 +49,36 @@ def test_the_published_one_is_the_published_size() -> None:
     assert found["data"]["batch_size"] == 200
 
 
+@pytest.mark.parametrize("name", ["openshape", "openshape_stream"])
+def test_the_published_ones_read_shapes_and_names_as_the_released_code(name: str) -> None:
+    found = yaml.safe_load(resolve(["--config", name, "--output", "unused"]))
+    assert found["model"]["init_args"]["encoder"]["init_args"]["axes"] == "mirrored"
+    data = found["data"]["init_args"] if name == "openshape_stream" else found["data"]["train"]["init_args"]
+    assert data["text_filter"] == "data/openshape/gpt4_filtering.json"
+
+
+@pytest.mark.parametrize("name", ["openshape", "openshape_stream"])
+def test_multi_positive_is_one_line_of_a_published_one(name: str, tmp_path: Path) -> None:
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    (tmp_path / "several.yaml").write_text(text.replace("# init_args: {num_texts", "init_args: {num_texts"))
+    found = yaml.safe_load(resolve(["--config", str(tmp_path / "several.yaml"), "--output", "unused"]))["data"]
+    first, *_ = found.get("init_args", found)["train_transforms"]
+    assert first["class_path"] == "pc3d.data.ChooseTargets"
+    assert (first["init_args"]["num_texts"], first["init_args"]["num_images"]) == (3, 4)
+
+
+def test_missing_features_name_the_command_that_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["pretrain", "--config", "openshape_household", "--output", "run"]) == 1
+    said = capsys.readouterr().err
+    assert "data/household_features/texts has no features-*.safetensors" in said
+    assert "python data_tools/target_features.py data/household_features (into texts/ and images/ there)" in said
+    assert "Union" not in said
+    assert "Namespace" not in said
+
+
 def big(index: int) -> PointCloud:
     """An object with 10,000 points, a text, a thumbnail and two renderings."""
     cloud = Household("test", num_points=2048)[index]
@@ -61,7 +92,7 @@ def test_the_published_augmentation_on_shards(tmp_path: Path) -> None:
     write_index(tmp_path / "train-index.npz", [tmp_path / "train-000000.tar"])
     (tmp_path / "filter.json").write_text('{"1": {"flag": "N", "name": "x"}}')
     parser: Any = build_parser()
-    config = Path(__file__).parents[2] / "pc3d" / "configs" / "pretrain" / "openshape.yaml"
+    config = CONFIGS / "openshape.yaml"
     train = {"data.train.init_args.root": tmp_path, "data.train.init_args.text_filter": tmp_path / "filter.json"}
     options = [f"--{name}={value}" for name, value in train.items()]
     options += ["--data.batch_size=3", "--data.num_workers=0", "--model.encoder.init_args.depth=1"]

@@ -75,6 +75,17 @@ def test_transforms_are_seeded_per_shape(urls: str) -> None:
     assert set(drawn()) == {"a", "b"}
 
 
+def test_names_that_say_nothing_are_not_streamed(urls: str, tmp_path: Path) -> None:
+    path = tmp_path / "filter.json"
+    path.write_text('{"3": {"flag": "N", "name": "x"}, "4": {"flag": "Y", "name": "y"}}')
+    stream = AlignedStream(urls, 14, text_filter=path, batch_size=1, buffer_size=1)
+    seen = {meta["id"]: meta["targets"] for batch in stream.train_dataloader() for meta in batch.meta}
+    assert {number: len(found.texts) for number, found in seen.items() if number in "345"} == {"3": 0, "4": 2, "5": 2}
+    assert len(seen["3"].image_features) == 1
+    with pytest.raises(MissingDataError, match=r"text_filter: 1 .* missing"):
+        AlignedStream(urls, 1, text_filter=tmp_path / "none.json")
+
+
 def test_what_cannot_be_streamed_is_refused(tmp_path: Path) -> None:
     for changes, message in (({"num_batches": 0}, "num_batches"), ({"batch_size": 0}, "batch_size")):
         with pytest.raises(ValueError, match=f"{message} must be at least 1, got 0"):
