@@ -1,6 +1,7 @@
 """Convert OpenShape's released training files into WebDataset shards with an index, as pc3d reads them at any size.
 
     python data_tools/convert_openshape.py ROOT SPLIT.json OUT [--name train] [--plain-texts] [--shard-size 1000]
+        [--teacher open_clip:ViT-bigG-14/laion2b_s39b_b160k]
 
 ROOT is where the paths of the list start; the list has records ``{dataset, group, id, data_path}``, or for evaluation
 ``{uid, group, category, data_path}``. OUT gets ``NAME-000000.tar``, ... with one ``DATASET/ID.npz`` a shape,
@@ -8,7 +9,8 @@ ROOT is where the paths of the list start; the list has records ``{dataset, grou
 
 Of each shape the points (float32, turned to z up), colours (uint8), texts and the features of texts and pictures
 (float16) are kept; of names and captions the features averaged over prompt templates, or with ``--plain-texts`` those
-of the text alone. 876 thousand shapes of 10,000 points take about 170 GB.
+of the text alone. 876 thousand shapes of 10,000 points take about 170 GB. Shards name the pair of towers that made the
+features, and training for other towers refuses them: say ``--teacher`` where they are not the release's.
 
 An interrupted run goes on where it stopped when called again with the same options. A damaged file stops the run by
 name; ``--on-error report`` leaves it out and lists it at the end and in ``NAME-conversion.json``.
@@ -30,7 +32,7 @@ import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pc3d.data import BadFileError, MissingDataError, OpenShapeFiles, PointCloud
-from pc3d.data.aligned_files import key_part, shard_members, write_index, write_shard
+from pc3d.data.aligned_files import RELEASED_TOWER, key_part, shard_members, write_index, write_shard
 
 
 def clouds(dataset: OpenShapeFiles, rows: range, refuse: bool, skipped: list[str]) -> Iterator[PointCloud]:
@@ -64,9 +66,10 @@ def keep_options(path: Path, options: dict[str, Any]) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    dataset = OpenShapeFiles(given.root, given.split, prompted=not given.plain_texts)
+    dataset = OpenShapeFiles(given.root, given.split, prompted=not given.plain_texts, tower=given.teacher)
     given.out.mkdir(parents=True, exist_ok=True)
-    options = {name: str(getattr(given, name)) for name in ("root", "split", "plain_texts", "shard_size", "on_error")}
+    names = ("root", "split", "plain_texts", "shard_size", "on_error", "teacher")
+    options = {name: str(getattr(given, name)) for name in names}
     keep_options(given.out / f"{given.name}-conversion.json", {**options, "shapes": len(dataset)})
     starts = range(0, len(dataset), given.shard_size)
     plan = {
@@ -117,6 +120,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--name", default="train", help="of the split in OUT (default: train)")
     parser.add_argument("--plain-texts", action="store_true", help="features of texts alone, without templates")
+    parser.add_argument(
+        "--teacher",
+        default=RELEASED_TOWER,
+        metavar="LIBRARY:MODEL",
+        help=f"pair of towers that made the features, '' if not known (default: {RELEASED_TOWER}, the release's)",
+    )
     parser.add_argument("--shard-size", type=int, default=1000, help="shapes per shard (default: 1000)")
     parser.add_argument("--on-error", choices=["refuse", "report"], default="refuse", help="what to do with bad files")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -29,6 +29,8 @@ class Targets:
         text_kinds: of each text ``"raw"`` (a name that the shape came with), ``"caption:WHO"`` (by the captioner WHO)
             or ``"retrieval"`` (of a similar picture on the web).
         image_kinds: of each picture ``"thumbnail"`` (made by the author of the shape) or ``"rendering"``.
+        text_tower: name of the tower that made the text features; empty if not known.
+        image_tower: of the one that made the picture features, likewise.
 
     Raises:
         ValueError: the lists do not go with the features, or an unknown kind.
@@ -39,6 +41,8 @@ class Targets:
     texts: tuple[str, ...]
     text_kinds: tuple[str, ...]
     image_kinds: tuple[str, ...]
+    text_tower: str = ""
+    image_tower: str = ""
 
     def __post_init__(self) -> None:
         for name, features, lists in (
@@ -59,12 +63,13 @@ class Targets:
 
     def select(self, texts: Sequence[int], images: Sequence[int]) -> Targets:
         """Some of the texts and some of the pictures."""
-        return Targets(
-            self.text_features[list(texts)],
-            self.image_features[list(images)],
-            tuple(self.texts[i] for i in texts),
-            tuple(self.text_kinds[i] for i in texts),
-            tuple(self.image_kinds[i] for i in images),
+        return replace(
+            self,
+            text_features=self.text_features[list(texts)],
+            image_features=self.image_features[list(images)],
+            texts=tuple(self.texts[i] for i in texts),
+            text_kinds=tuple(self.text_kinds[i] for i in texts),
+            image_kinds=tuple(self.image_kinds[i] for i in images),
         )
 
 
@@ -203,7 +208,10 @@ class TurnSlightly(Transform):
 
 
 class StoredFeatures(Protocol):
-    """Features by id, as :class:`pc3d.image.FeatureStore` keeps them."""
+    """Features by id, as :class:`pc3d.image.FeatureStore` keeps them.
+
+    Where there is also ``identity()``, its ``"name"`` is that of the tower that made them.
+    """
 
     def __contains__(self, item: object) -> bool:
         """Whether there are features of an item."""
@@ -219,7 +227,8 @@ class AlignedSet(PointDataset):
         dataset: clouds with ``meta["id"]``; a cloud's ``text`` is its one raw text.
         texts: features of each text under ``text_feature``, ``(1, D)``; None for none. An id that is not there is a
             shape without text.
-        images: features of the pictures under ``"image"``, ``(V, E)``, likewise.
+        images: features of the pictures under ``"image"``, ``(V, E)``, likewise. Targets keep the names of the towers
+            that made texts and images, so that a method which expects others can refuse them.
         text_feature: ``"prompt_avg"`` (over templates, published for names) or ``"original"``.
         transform: applied to every item, such as :class:`ChooseTargets`.
 
@@ -242,6 +251,7 @@ class AlignedSet(PointDataset):
         self.text_feature, self.transform = text_feature, transform
         self.classes, self.parts, self.skipped = dataset.classes, dataset.parts, dataset.skipped
         self.labels, self.groups = dataset.labels, dataset.groups
+        self._towers = _tower_of(texts), _tower_of(images)
 
     def load(self, index: int) -> PointCloud:
         cloud = self.dataset.load(index)
@@ -249,12 +259,17 @@ class AlignedSet(PointDataset):
         text = _rows(self.texts, item, self.text_feature)
         image = _rows(self.images, item, "image")
         names = (cloud.text or "",) * len(text)
-        targets = Targets(text, image, names, (RAW,) * len(text), (RENDERING,) * len(image))
+        targets = Targets(text, image, names, (RAW,) * len(text), (RENDERING,) * len(image), *self._towers)
         return cloud.replace(meta={**cloud.meta, "targets": targets})
 
 
 def _rows(stored: StoredFeatures | None, item: str, name: str) -> Tensor:
     return torch.zeros(0, 0) if stored is None or item not in stored else stored[item][name]
+
+
+def _tower_of(stored: StoredFeatures | None) -> str:
+    identity = getattr(stored, "identity", None)
+    return "" if identity is None else str(identity().get("name", ""))
 
 
 class Ensemble(PointDataset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -91,10 +92,9 @@ def enriched(
         return targets
     rows = torch.cat([encoder([text]).float() for _, text, encoder in added])
     have = targets.text_features if len(targets.texts) else rows[:0]
-    return Targets(
-        torch.cat([have, rows]),
-        targets.image_features,
-        (*targets.texts, *(text for _, text, _ in added)),
-        (*targets.text_kinds, *(kind for kind, _, _ in added)),
-        targets.image_kinds,
+    return replace(
+        targets,
+        text_features=torch.cat([have, rows]),
+        texts=(*targets.texts, *(text for _, text, _ in added)),
+        text_kinds=(*targets.text_kinds, *(kind for kind, _, _ in added)),
     )

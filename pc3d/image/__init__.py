@@ -15,7 +15,7 @@ from pc3d.image.lifting import (
     pixels_to_points,
     sample_map,
 )
-from pc3d.image.loading import CONSE_PAIR, OPENSHAPE_PAIR, load_image_tower, load_pair, load_text_tower
+from pc3d.image.loading import CONSE_PAIR, OPENSHAPE_PAIR, load_image_tower, load_pair, load_text_tower, tower_name
 from pc3d.image.meshes import Mesh, read_mesh
 from pc3d.image.offline import OFFLINE_TOWERS, efficientnet_lite0, minilm, offline_file, xfeat
 from pc3d.image.open_clip_towers import open_clip_pair
@@ -119,6 +119,7 @@ __all__ = [
     "sentence_tower",
     "smooth_by_keys",
     "timm_tower",
+    "tower_name",
     "transformers_image_tower",
     "transformers_pair",
     "view_set",

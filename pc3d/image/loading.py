@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+from pc3d.data.aligned_files import RELEASED_TOWER
 from pc3d.image import offline
 from pc3d.image.bridge import conse_pair
 from pc3d.image.open_clip_towers import open_clip_pair
@@ -11,7 +13,7 @@ from pc3d.image.timm_towers import timm_tower
 from pc3d.image.towers import ImageTower, JointPair, TextTower
 from pc3d.image.transformers_towers import sentence_tower, transformers_image_tower, transformers_pair
 
-OPENSHAPE_PAIR = "open_clip:ViT-bigG-14/laion2b_s39b_b160k"
+OPENSHAPE_PAIR = RELEASED_TOWER
 """The pair that OpenShape was trained with (Liu et al. 2023, section 3.2)."""
 CONSE_PAIR = "offline:conse"
 """Name of the bridge of small weights, for :func:`load_pair`."""
@@ -31,6 +33,21 @@ def _open_clip(model: str, weights: str | None) -> JointPair:
     if not chosen:
         raise ValueError(f"open_clip:{model} says not which weights: open_clip:{model}/TAG, or weights=FILE")
     return open_clip_pair(model, chosen)
+
+
+def tower_name(name: str) -> str:
+    """What the tower that a name opens calls itself, and stored features carry: of a file or folder the last part.
+
+    Args:
+        name: as :func:`load_pair`, :func:`load_image_tower` and :func:`load_text_tower` take it; nothing is opened.
+    """
+    library, _, model = name.partition(":")
+    if library == "open_clip":
+        model, slash, weights = model.partition("/")
+        return f"open_clip:{model}{slash}{Path(weights).name}"
+    if library in ("transformers", "sentence") and Path(model).is_dir():
+        return f"{library}:{Path(model).name}"
+    return name
 
 
 def _refuse_weights(library: str, weights: str | None) -> None:

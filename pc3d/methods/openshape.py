@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pc3d.data.aligned import Targets, targets_of
 from pc3d.data.loader import PointLoader
 from pc3d.data.types import PointBatch
+from pc3d.image.loading import tower_name
 from pc3d.losses import Alignment, negatives_to_keep, shape_contrast
 from pc3d.methods.method import Method
 from pc3d.methods.mining import Mining, embed_all, group_numbers, nearest
@@ -80,8 +81,11 @@ class OpenShape(Method):
 
     Shapes are contrasted with features of their texts and with features of their pictures, both computed beforehand
     (:func:`pc3d.losses.shape_contrast`). A shape without text, or without picture, takes part in the other pairing
-    alone. Several texts and pictures of a shape are positives together (:class:`pc3d.data.ChooseTargets` with
-    ``num_texts`` or ``num_images`` above 1; ours, the paper has one of each).
+    alone.
+
+    The ``multi_positive`` loss, several texts and pictures of a shape as positives together, is the same loss on more
+    targets: :class:`pc3d.data.ChooseTargets` with ``num_texts`` or ``num_images`` above 1 (ours; the paper has one of
+    each). A shape's targets share its weight, and each of them is to find the shape.
 
     With mining, batches are made of look-alikes, found by the encoder itself in an extra pass over the training set
     (with the data module's ``eval_transforms``), and pairs of them that may well be of one kind are no negatives. How
@@ -92,7 +96,8 @@ class OpenShape(Method):
     code's, with which the released weights were trained, but for masked pairs, which are removed as in the paper.
 
     Args:
-        encoder: the published transformer when left out; any encoder with ``encode(xyz)`` and ``embed_dim``.
+        encoder: the published transformer in the released code's mirrored frame when left out (an encoder that is given
+            has the frame of its own ``axes``, ``"z_up"`` by default); any encoder with ``encode(xyz)`` and ``embed_dim``.
         text_dim: width of the text features; the encoder's ``embed_dim`` when left out, as published.
         image_dim: of the picture features, likewise. See :class:`pc3d.models.AlignedShapeEncoder` for other widths.
         project_targets: learn linear maps g_T and g_I of the frozen features, which the paper describes and the
@@ -105,7 +110,7 @@ class OpenShape(Method):
         start_from: folder of a run or an encoder to go on from, such as the first stage's before mining; an aligned
             encoder brings its heads and logit scale along, any other goes in as the encoder.
         text_space: name of the text tower (``open_clip:ViT-bigG-14/laion2b_s39b_b160k``), kept with the encoder so that
-            ``pc3d zeroshot`` and ``pc3d search`` can open it.
+            ``pc3d zeroshot`` and ``pc3d search`` can open it. Features that say they are of another are refused.
         image_space: name of the image tower, likewise.
         optimisation: AdamW and its steps.
         seed: of all draws within the encoder (dropout, first centres).
@@ -148,7 +153,7 @@ class OpenShape(Method):
             start.name_spaces(text_space, image_space)
             self.model = start.train()
         else:
-            inner = start or encoder or OpenShapePointBERT()
+            inner = start or encoder or OpenShapePointBERT(axes="mirrored")
             self.model = AlignedShapeEncoder(
                 inner, text_dim, image_dim, project_targets, logit_scale=initial_logit_scale
             ).train()
@@ -200,17 +205,23 @@ class OpenShape(Method):
         return embedding
 
     def sides(self, batch: PointBatch) -> dict[str, Side]:
-        """The frozen targets of the global batch that have a weight."""
+        """The frozen targets of the global batch that have a weight.
+
+        Raises:
+            ValueError: features of another width, or of another tower than the encoder is aligned with.
+        """
         targets, device = targets_of(batch), batch.xyz.device
         start, _ = share_of_batch(len(batch), device)
-        read: dict[str, tuple[Callable[[Targets], Tensor], int]] = {
-            "text": (lambda one: one.text_features, self.model.text_dim),
-            "image": (lambda one: one.image_features, self.model.image_dim),
+        read: dict[str, tuple[Callable[[Targets], tuple[Tensor, str]], int, str]] = {
+            "text": (lambda one: (one.text_features, one.text_tower), self.model.text_dim, self.model.text_space),
+            "image": (lambda one: (one.image_features, one.image_tower), self.model.image_dim, self.model.image_space),
         }
         result = {}
         for kind in [kind for kind, weight in self.weights.items() if weight > 0]:
-            pick, width = read[kind]
-            rows = [pick(one) for one in targets]
+            pick, width, space = read[kind]
+            found = [pick(one) for one in targets]
+            rows = [features for features, _ in found]
+            _check_towers({tower for features, tower in found if len(features)}, kind, space)
             counts = torch.tensor([len(one) for one in rows])
             own = torch.cat([_checked(one, kind, width) for one in rows]).to(device)
             owner = torch.repeat_interleave(torch.arange(len(rows)), counts).to(device) + start
@@ -355,6 +366,20 @@ def _checked(rows: Tensor, kind: str, width: int) -> Tensor:
             f"{kind} features of the data have {rows.shape[1]} dimensions, the method was built with {kind}_dim={width}"
         )
     return rows.float()
+
+
+def _check_towers(found: set[str], kind: str, space: str) -> None:
+    """Refuse features of another tower: the width may be the same, the space is not."""
+    named = sorted(found - {""})
+    if space and named and named not in ([space], [tower_name(space)]):
+        raise ValueError(
+            f"{kind} features of the data are of {', '.join(named)}, the method aligns with {kind}_space={space}: "
+            f"compute them with {space}, or name the tower that made them, --model.{kind}_space {named[0]}"
+        )
+    if len(named) > 1:
+        raise ValueError(
+            f"{kind} features of one batch are of several towers, which share no space: {', '.join(named)}"
+        )
 
 
 def _mean_target(side: Side, num_shapes: int) -> Tensor:

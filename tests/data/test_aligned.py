@@ -240,6 +240,8 @@ def test_filtered_texts_go_and_shapes_stay(root: Path, tmp_path: Path) -> None:
     path.write_text("[1]")
     with pytest.raises(BadFileError, match="is not a JSON object of id"):
         OpenShapeFiles(root, text_filter=path)
+    with pytest.raises(MissingDataError, match=r"text_filter: 1 .* missing:\n.*none\.json\n(.|\n)*filter_texts\.py"):
+        OpenShapeFiles(root, text_filter=tmp_path / "none.json")
 
 
 def test_categories_are_classes_in_the_order_of_their_names(root: Path, tmp_path: Path) -> None:
@@ -329,6 +331,28 @@ def test_shards_hold_what_the_released_files_hold(root: Path, shards: Path) -> N
         assert one.meta["id"] == other.meta["id"]
         assert one.meta["dataset"] == other.meta["dataset"]
         assert same_targets(one.meta["targets"], other.meta["targets"])  # small whole numbers are exact in float16
+
+
+def test_features_keep_the_name_of_their_tower(root: Path, shards: Path, tmp_path: Path) -> None:
+    released = "open_clip:ViT-bigG-14/laion2b_s39b_b160k"
+    convert(root, tmp_path, "--teacher", "open_clip:ViT-B-32/openai")
+    for dataset, tower in (
+        (OpenShapeFiles(root), released),
+        (OpenShapeFiles(root, tower=""), ""),
+        (AlignedShards(shards), released),
+        (AlignedShards(tmp_path), "open_clip:ViT-B-32/openai"),
+    ):
+        found = ChooseTargets()(dataset[0], torch.Generator()).meta["targets"]
+        assert (found.text_tower, found.image_tower) == (tower, tower)
+    assert re.match(r"stopped: .*made with other options", convert(root, tmp_path))
+    # Shards from before there were names have none.
+    data = (shards / "train-000000.tar").read_bytes()
+    key, start, size = shard_members(shards / "train-000000.tar")[0]
+    with np.load(io.BytesIO(data[start : start + size])) as file:
+        arrays = {name: file[name] for name in file.files if not name.endswith("_tower")}
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)
+    assert unpack_cloud(packed.getvalue(), key).meta["targets"].text_tower == ""
 
 
 def test_webdataset_reads_the_same_shapes(shards: Path) -> None:

@@ -15,7 +15,7 @@ from tiny import QUIET, same
 from torch import Tensor
 
 from pc3d import load_encoder
-from pc3d.data import EpochSampler, PointBatch, targets_of
+from pc3d.data import AlignedSet, EpochSampler, PointBatch, collate, targets_of
 from pc3d.losses import negatives_to_keep, shape_contrast
 from pc3d.methods import Mining, OpenShape, StepDecay, pretrain
 from pc3d.methods.mining import group_numbers, nearest
@@ -123,6 +123,45 @@ def test_targets_of_another_width_are_refused() -> None:
         one.sides(batch_of(range(3)))
     with pytest.raises(TypeError, match=r"encoder must have encode\(\) and embed_dim, got Linear"):
         OpenShape(torch.nn.Linear(2, 2))
+
+
+def test_features_of_another_tower_are_refused(tmp_path: Path) -> None:
+    """Of one width, so that nothing else would notice."""
+
+    class Stored(dict[str, dict[str, Tensor]]):
+        def __init__(self, rows: Any, name: str) -> None:
+            super().__init__(rows)
+            self.name = name
+
+        def identity(self) -> dict[str, str]:
+            return {"name": self.name, "weights": "0"}
+
+    def batch(text: str, image: str = "offline:b") -> PointBatch:
+        plain = aligned()
+        joined = AlignedSet(plain.dataset, Stored(plain.texts, text), Stored(plain.images, image))
+        return collate([joined[i].select(slice(64)) for i in range(1, 4)])
+
+    one = method(text_space="offline:a", image_space="offline:b")
+    assert {found.text_tower for found in targets_of(batch("offline:a"))} == {"offline:a"}
+    assert one.sides(batch("offline:a"))["text"].features.shape == (3, TEXT)
+    assert one.sides(batch_of(range(3))).keys() == {"text", "image"}  # what names no tower may be of any
+    with pytest.raises(
+        ValueError,
+        match="text features of the data are of offline:a-centred, the method aligns with text_space=offline:a: "
+        r"compute them with offline:a, or name the tower that made them, --model\.text_space offline:a-centred",
+    ):
+        one.sides(batch("offline:a-centred"))
+    with pytest.raises(ValueError, match="image features of the data are of offline:c, .* image_space=offline:b"):
+        one.sides(batch("offline:a", "offline:c"))
+    assert method(text_weight=0.0, image_space="offline:b").sides(batch("offline:x")).keys() == {"image"}
+    # One that says not what it aligns with still needs one space.
+    several = collate([*batch("offline:a").unbind(), *batch("offline:x").unbind()])
+    with pytest.raises(ValueError, match=r"text features of one batch are of several towers, .*: offline:a, offline:x"):
+        method().sides(several)
+    # A tower from a local folder calls itself by the last part of its name.
+    (tmp_path / "clip").mkdir()
+    local = method(text_space=f"transformers:{tmp_path / 'clip'}", image_space="open_clip:M//w/x.bin")
+    assert local.sides(batch("transformers:clip", "open_clip:M/x.bin")).keys() == {"text", "image"}
 
 
 # ---- the optimiser -----------------------------------------------------------------------------------------------
