@@ -89,7 +89,7 @@ class FeatureStore:
         if not paths:
             raise FileNotFoundError(
                 f"{self.folder} has no features-*.safetensors. They are written once: for objects with names and "
-                f"pictures by python data_tools/target_features.py {self.folder.parent} (into texts/ and images/ there), "
+                f"pictures by python data_tools/target_features.py {self.folder.parent} (texts/ and images/ in it), "
                 f"for scans with posed pictures by python data_tools/lift_features.py {self.folder} --root ROOT, for "
                 "anything else by pc3d.image.precompute()"
             )

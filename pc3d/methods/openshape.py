@@ -96,8 +96,8 @@ class OpenShape(Method):
     code's, with which the released weights were trained, but for masked pairs, which are removed as in the paper.
 
     Args:
-        encoder: the published transformer in the released code's mirrored frame when left out (an encoder that is given
-            has the frame of its own ``axes``, ``"z_up"`` by default); any encoder with ``encode(xyz)`` and ``embed_dim``.
+        encoder: any with ``encode(xyz)`` and ``embed_dim``. When left out, the published transformer in the released
+            code's mirrored frame; one that is given has the frame of its own ``axes``, by default ``"z_up"``.
         text_dim: width of the text features; the encoder's ``embed_dim`` when left out, as published.
         image_dim: of the picture features, likewise. See :class:`pc3d.models.AlignedShapeEncoder` for other widths.
         project_targets: learn linear maps g_T and g_I of the frozen features, which the paper describes and the

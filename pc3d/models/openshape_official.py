@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -44,5 +45,7 @@ def load_aligned_openshape(
             "pair that it was aligned with, or an empty name if it is not known"
         )
     name = RELEASED_TOWERS[encoder.embed_dim] if tower is None else tower
-    scale = {} if report.logit_scale is None else {"logit_scale": report.logit_scale}
-    return AlignedShapeEncoder(encoder, text_space=name, image_space=name, **scale).eval(), report
+    aligned = AlignedShapeEncoder(encoder, text_space=name, image_space=name)
+    if report.logit_scale is not None:
+        aligned.log_scale.data.fill_(math.log(report.logit_scale))
+    return aligned.eval(), report

@@ -74,7 +74,7 @@ def test_missing_features_name_the_command_that_writes_them(
     assert main(["pretrain", "--config", "openshape_household", "--output", "run"]) == 1
     said = capsys.readouterr().err
     assert "data/household_features/texts has no features-*.safetensors" in said
-    assert "python data_tools/target_features.py data/household_features (into texts/ and images/ there)" in said
+    assert "python data_tools/target_features.py data/household_features (texts/ and images/ in it)" in said
     assert "Union" not in said
     assert "Namespace" not in said
 

@@ -151,7 +151,7 @@ def test_features_of_another_tower_are_refused(tmp_path: Path) -> None:
         r"compute them with offline:a, or name the tower that made them, --model\.text_space offline:a-centred",
     ):
         one.sides(batch("offline:a-centred"))
-    with pytest.raises(ValueError, match="image features of the data are of offline:c, .* image_space=offline:b"):
+    with pytest.raises(ValueError, match=r"image features of the data are of offline:c, .* image_space=offline:b"):
         one.sides(batch("offline:a", "offline:c"))
     assert method(text_weight=0.0, image_space="offline:b").sides(batch("offline:x")).keys() == {"image"}
     # One that says not what it aligns with still needs one space.
