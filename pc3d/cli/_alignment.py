@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pc3d.cli._inputs import Source, Variant, open_inputs
+from pc3d.cli._inputs import NUM_POINTS, Points, Source, Variant, open_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pc3d.data import PointCloud, PointDataset
+    from pc3d.data.files import OnError
     from pc3d.image import ImageTower, TextTower
     from pc3d.models import AlignedShapeEncoder
 
 UpAxis = Literal["y", "z"]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _Y_UP = (".glb",)
+_PUBLISHED_POINTS = 10_000
 
 
 def open_aligned(encoder: str) -> AlignedShapeEncoder:
@@ -111,29 +113,83 @@ def class_vectors(tower: TextTower, prompts: Sequence[Sequence[str]], templates:
     return normalize(torch.zeros(len(prompts), rows.shape[1]).index_add(0, owner, rows), dim=1)
 
 
-def shapes(data: str, split: str, num_points: int | None, variant: Variant | None, up: UpAxis | None) -> Source:
+def shapes(data: str, split: str, variant: Variant | None, up: UpAxis | None, on_error: OnError = "refuse") -> Source:
     """Shapes as aligned encoders want them: at random points, centred at their mean, z up.
 
     Args:
         data: see :func:`pc3d.cli._inputs.open_inputs`.
         split: of a data set.
-        num_points: points per shape, at most; None for all.
         variant: of a data set.
         up: the axis that points up; None for y in GLB files and z in all others.
+        on_error: see :func:`pc3d.cli._inputs.open_split`.
     """
-    from pc3d.data import AlignedShards
+    return as_wanted(open_inputs(data, split, None, variant, on_error), up)
 
-    if (Path(data) / f"{split}-index.npz").is_file():
-        source = Source(AlignedShards(data, split), "random", "centroid")
-    else:
-        source = open_inputs(data, split, None, variant)
+
+def as_wanted(source: Source, up: UpAxis | None) -> Source:
+    """A source whose clouds are whole, prepared as aligned encoders want it, see :func:`shapes`."""
     return replace(source, dataset=_upright(source.dataset, up), sampling="random", normalize="centroid")
 
 
-def names_of(dataset: PointDataset) -> list[str]:
-    """What tells the shapes of a set from :func:`shapes` apart: paths of files, or ids."""
+def points_for(encoder: Any, num_points: Points) -> int | None:
+    """Points per cloud: what was asked for, or by default what an aligned encoder was made for, and 1,024 for others.
+
+    Where an aligned encoder does not say, it is the published 10,000.
+    """
+    from pc3d.models import AlignedShapeEncoder, is_aligned
+
+    if num_points != "default":
+        return num_points
+    if not is_aligned(encoder):
+        return NUM_POINTS
+    inner = encoder.encoder if isinstance(encoder, AlignedShapeEncoder) else encoder
+    return int(getattr(inner, "config", {}).get("num_points", _PUBLISHED_POINTS))
+
+
+def inputs_for(
+    encoder: Any,
+    data: str,
+    split: str,
+    num_points: int | None,
+    variant: Variant | None,
+    up: UpAxis | None,
+    open_source: Callable[[str, str, int | None, Variant | None], Source] = open_inputs,
+) -> Source:
+    """A split of a data set as an encoder wants it: of an aligned one see :func:`shapes`, of all others the opener.
+
+    Args:
+        encoder: the encoder itself.
+        data: see ``open_source``.
+        split: likewise.
+        num_points: likewise.
+        variant: likewise.
+        up: of an aligned encoder, see :func:`shapes`.
+        open_source: :func:`pc3d.cli._inputs.open_inputs` or :func:`pc3d.cli._inputs.open_split`.
+
+    Raises:
+        ValueError: ``up`` is given and the encoder is not aligned.
+    """
+    from pc3d.models import is_aligned
+
+    if is_aligned(encoder):
+        return as_wanted(open_source(data, split, None, variant), up)
+    if up is not None:
+        raise ValueError(
+            f"up: {up!r} is for encoders aligned with texts and pictures, which want z up; a {type(encoder).__name__} "
+            "takes clouds as they are stored: leave the option out"
+        )
+    return open_source(data, split, num_points, variant)
+
+
+def file_of(dataset: PointDataset, row: int) -> Path | None:
+    """The file that holds a shape of a set from :func:`shapes` and nothing else; None where a set has no such files."""
     paths = getattr(dataset, "paths", None)
-    return [str(path) for path in paths or ()] or [str(dataset.load(row).meta["id"]) for row in range(len(dataset))]
+    return Path(paths[row]) if paths else None
+
+
+def name_of(dataset: PointDataset, row: int, cloud: PointCloud) -> str:
+    """What tells a shape of a set from :func:`shapes` apart: the path of its file, or its id."""
+    return str(file_of(dataset, row) or cloud.meta["id"])
 
 
 def _upright(dataset: PointDataset, up: UpAxis | None) -> PointDataset:
@@ -144,7 +200,7 @@ def _upright(dataset: PointDataset, up: UpAxis | None) -> PointDataset:
     class Upright(PointDataset):
         def __init__(self) -> None:
             self.classes, self.labels, self.groups = dataset.classes, dataset.labels, dataset.groups
-            self.paths = getattr(dataset, "paths", None)
+            self.skipped, self.paths = dataset.skipped, getattr(dataset, "paths", None)
 
         def load(self, index: int) -> PointCloud:
             cloud = dataset.load(index)

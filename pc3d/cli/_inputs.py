@@ -12,9 +12,14 @@ from pc3d.cli._parser import nearest
 
 if TYPE_CHECKING:
     from pc3d.data import PointCloud, PointDataset
+    from pc3d.data.files import OnError
     from pc3d.evaluation import Encoder, Features
 
 HANDCRAFTED = ("descriptor", "pca")
+NUM_POINTS = 1024
+"""Points per cloud, where nothing says otherwise."""
+Points = int | Literal["default"] | None
+"""Points per cloud: a number, all for None, or what :func:`pc3d.cli._alignment.points_for` says."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +35,23 @@ class Source:
 Variant = Literal["obj_bg", "obj_only", "pb_t25", "pb_t25_r", "pb_t50_r", "pb_t50_rs", "modelnet40", "modelnet10"]
 
 
-def open_split(data: str, split: str, num_points: int | None, variant: Variant | None = None) -> Source:
+def open_split(
+    data: str, split: str, num_points: int | None, variant: Variant | None = None, on_error: OnError = "refuse"
+) -> Source:
     """A split of a data set.
 
     Sets whose points are in random or farthest-point order and whose clouds are in the unit sphere already are taken as
-    stored; of everything else, farthest points are taken and brought into the unit sphere.
+    stored; of everything else, farthest points are taken and brought into the unit sphere. What encoders that are
+    aligned with texts and pictures want is another matter: :func:`pc3d.cli._alignment.inputs_for`.
 
     Args:
-        data: ``"household"``; or a folder with shards in pc3d's own format, a published data set, or files by class.
+        data: ``"household"``; or a folder with shards in pc3d's own format or of shapes with their targets, a published
+            data set, or files by class.
         split: ``"train"`` or ``"test"``.
         num_points: points per item, where the set is cut when it is read.
         variant: which one of ScanObjectNN, or of ModelNet's text files; None takes the usual one.
+        on_error: ``"report"`` lists in ``skipped`` what is known to be bad without reading files one by one; those that
+            are read only when they are asked for may still raise :class:`pc3d.data.BadFileError`.
 
     Raises:
         FileNotFoundError: neither a known name nor a folder.
@@ -50,8 +61,9 @@ def open_split(data: str, split: str, num_points: int | None, variant: Variant |
 
     root = Path(data)
     shards = _has_shards(root) or ((root / f"{split}.json").is_file() and not (root / split).is_dir())
-    published = data != "household" and root.is_dir() and not shards
-    if published and (chosen := _with_variants(root, split, variant)):
+    aligned = data != "household" and has_aligned_shards(root)
+    published = data != "household" and root.is_dir() and not shards and not aligned
+    if published and (chosen := _with_variants(root, split, variant, on_error)):
         return chosen
     if variant is not None:
         raise ValueError(
@@ -66,14 +78,25 @@ def open_split(data: str, split: str, num_points: int | None, variant: Variant |
             f"data: {data!r} is neither the name of an embedded data set ('household') nor a folder"
             f"{nearest(data, ['household'])}; looked for in {root.absolute()}"
         )
+    if aligned:
+        return Source(sets.AlignedShards(root, split), "farthest", "centroid")
     if shards:
         return Source(sets.ObjectSet(root, split, **cut), "first", "none")
     if any(root.glob("ply_data_*.h5")):
-        return Source(sets.ModelNetHDF5(root, cast(Any, split)), "first", "none")
-    return Source(sets.FolderDataset(root, split), "farthest", "box")
+        return Source(sets.ModelNetHDF5(root, cast(Any, split), on_error=on_error), "first", "none")
+    return Source(_folder(root, split, on_error), "farthest", "box")
 
 
-def _with_variants(root: Path, split: str, variant: Variant | None) -> Source | None:
+def _folder(root: Path, split: str | None, on_error: OnError) -> PointDataset:
+    """A folder of files; under ``"report"`` without reading them all beforehand, as the set itself would."""
+    from pc3d.data import FolderDataset
+
+    unread = type("FolderDataset", (FolderDataset,), {"verify": lambda self: ()})
+    chosen: type[FolderDataset] = FolderDataset if on_error == "refuse" else unread
+    return chosen(root, split, on_error=on_error)
+
+
+def _with_variants(root: Path, split: str, variant: Variant | None, on_error: OnError) -> Source | None:
     """A split of ScanObjectNN or of ModelNet's text files, None if the folder holds neither."""
     from pc3d import data as sets
 
@@ -87,11 +110,18 @@ def _with_variants(root: Path, split: str, variant: Variant | None) -> Source | 
         return None
     # The folder without background says so in its name alone.
     chosen = variant or ("obj_only" if root.name.endswith("_nobg") else "obj_bg")
-    return Source(sets.ScanObjectNN(root, cast(Any, split), variant=cast(Any, chosen)), "first", "none", chosen)
+    found = sets.ScanObjectNN(root, cast(Any, split), variant=cast(Any, chosen), on_error=on_error)
+    return Source(found, "first", "none", chosen)
 
 
 def _has_shards(root: Path) -> bool:
     return any(any(root.glob(f"{escape(path.stem)}-*.npz")) for path in root.glob("*.json"))
+
+
+def has_aligned_shards(root: Path) -> bool:
+    """Whether a folder holds a split of :class:`pc3d.data.AlignedShards`."""
+    names = (path.name.removesuffix("-index.npz") for path in root.glob("*-index.npz"))
+    return any(any(root.glob(f"{escape(name)}-*.tar")) for name in names)
 
 
 def _is_scanobjectnn(root: Path) -> bool:
@@ -99,21 +129,21 @@ def _is_scanobjectnn(root: Path) -> bool:
     return any(folder.is_dir() for folder in folders) or any(root.glob("*_objectdataset*.h5"))
 
 
-def open_inputs(data: str, split: str, num_points: int | None, variant: Variant | None = None) -> Source:
+def open_inputs(
+    data: str, split: str, num_points: int | None, variant: Variant | None = None, on_error: OnError = "refuse"
+) -> Source:
     """As :func:`open_split`, and also a single file of points, or a folder of such files without splits."""
-    from pc3d.data import FolderDataset
-
     path = Path(data)
     if path.is_file():
         return Source(_one_file(path), "farthest", "box")
     if data == "household" or not path.is_dir() or variant is not None or _has_splits(path, split):
-        return open_split(data, split, num_points, variant)
-    return Source(FolderDataset(path), "farthest", "box")
+        return open_split(data, split, num_points, variant, on_error)
+    return Source(_folder(path, None, on_error), "farthest", "box")
 
 
 def _has_splits(root: Path, split: str) -> bool:
     """Whether a folder holds a data set with splits; any other is taken as files of points, whatever their names."""
-    if _has_shards(root):
+    if _has_shards(root) or has_aligned_shards(root):
         return True  # of another split perhaps: then the error says which there are
     published = ("ply_data_*.h5", "modelnet40_shape_names.txt", "modelnet10_shape_names.txt")
     if any(any(root.glob(pattern)) for pattern in published) or _is_scanobjectnn(root):
@@ -129,6 +159,7 @@ def _one_file(path: Path) -> PointDataset:
 
     class OneFile(PointDataset):
         labels = torch.full((1,), -1, dtype=torch.int64)
+        paths = (path,)
 
         def load(self, index: int) -> PointCloud:
             return read_points(path)
@@ -142,7 +173,7 @@ def open_encoder(
     untrained: bool,
     seed: int,
     data: str,
-    num_points: int | None,
+    num_points: Points,
     variant: Variant | None = None,
 ) -> tuple[Encoder, str]:
     """An encoder and its name for reports.
@@ -160,9 +191,10 @@ def open_encoder(
     if encoder == "descriptor":
         return ShapeDescriptor(seed), "the handcrafted shape descriptor"
     if encoder == "pca":
-        source = open_split(data, "train", num_points, variant)
+        points = NUM_POINTS if num_points == "default" else num_points
+        source = open_split(data, "train", points, variant)
         prepared: dict[str, Any] = {"sampling": source.sampling, "normalize": source.normalize}
-        return PointPCA().fit(source.dataset, num_points=num_points, **prepared), "PCA of raw points"
+        return PointPCA().fit(source.dataset, num_points=points, **prepared), "PCA of raw points"
     import torch
 
     from pc3d.models import load_encoder

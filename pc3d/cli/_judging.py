@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _output
-from pc3d.cli._inputs import HANDCRAFTED, Variant, extract, open_encoder, open_split, pooling_of
+from pc3d.cli._alignment import UpAxis, inputs_for, points_for
+from pc3d.cli._inputs import HANDCRAFTED, Points, Variant, extract, open_encoder, open_split, pooling_of
 
 if TYPE_CHECKING:
     from pc3d.data import PointDataset
@@ -32,7 +33,8 @@ def judge_frozen(
     *,
     variant: Variant | None,
     pooling: str | None,
-    num_points: int | None,
+    num_points: Points,
+    up: UpAxis | None,
     batch_size: int,
     untrained: bool,
     seed: int,
@@ -48,7 +50,8 @@ def judge_frozen(
         data: see :func:`pc3d.cli._inputs.open_split`.
         variant: of the data set.
         pooling: None for the encoder's own.
-        num_points: points per cloud.
+        num_points: points per cloud, see :func:`pc3d.cli._alignment.points_for`.
+        up: see :func:`pc3d.cli._alignment.inputs_for`.
         batch_size: clouds per forward pass.
         untrained: draw fresh weights from the seed.
         seed: where there are no ``seeds``.
@@ -70,7 +73,7 @@ def judge_frozen(
         if frozen is None or untrained or encoder in HANDCRAFTED:
             with measured() as extraction:
                 frozen = features_of(
-                    *(encoder, data, variant, num_points, pooling, batch_size), untrained=untrained, seed=number
+                    *(encoder, data, variant, num_points, pooling, batch_size), up=up, untrained=untrained, seed=number
                 )
         with measured() as cost:
             outcome = judge(frozen, number)
@@ -138,22 +141,24 @@ def features_of(
     encoder: str,
     data: str,
     variant: Variant | None,
-    num_points: int | None,
+    num_points: Points,
     pooling: str | None,
     batch_size: int,
     *,
+    up: UpAxis | None = None,
     untrained: bool,
     seed: int,
 ) -> Frozen:
-    """Features of both splits, with a progress bar."""
+    """Features of both splits, prepared as the encoder wants them, with a progress bar."""
     import torch
 
-    sources = {split: open_split(data, split, num_points, variant) for split in ("train", "test")}
     model, name = open_encoder(
         encoder, untrained=untrained, seed=seed, data=data, num_points=num_points, variant=variant
     )
+    points = points_for(model, num_points)
+    sources = {split: inputs_for(model, data, split, points, variant, up, open_split) for split in ("train", "test")}
     options: dict[str, Any] = {
-        "num_points": num_points,
+        "num_points": points,
         "pooling": pooling_of(model, pooling),
         "batch_size": batch_size,
     }

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pc3d.cli._inputs import Source, extract, open_encoder, pooling_of
+from pc3d.cli._alignment import as_wanted
+from pc3d.cli._inputs import NUM_POINTS, Source, extract, open_encoder, pooling_of
 from pc3d.cli._report_pictures import Objects
 from pc3d.cli._report_run import NotApplicableError, Run
 
@@ -30,6 +31,7 @@ def embedding_map(run: Run, objects: Objects, how: Method, seed: int) -> Section
     import numpy as np
 
     from pc3d.data import Selection
+    from pc3d.models import is_aligned
     from pc3d.viz.report import EmbeddingMap, Section
 
     if how == "none":
@@ -44,13 +46,15 @@ def embedding_map(run: Run, objects: Objects, how: Method, seed: int) -> Section
     folder = run.need_encoder()
     num_points = encoder_points(folder)
     model, name = open_encoder(str(folder), untrained=False, seed=seed, data=objects.data, num_points=num_points)
+    if is_aligned(model):
+        source = as_wanted(source, None)
     pooling = pooling_of(model, None)
     options: dict[str, Any] = {"batch_size": 32, "pooling": pooling, "num_points": num_points}
     features = extract(model, name, source, objects.data, objects.split, **options)
     xy, words = _in_plane(features.values, how, seed)
     share = f"all {len(chosen):,}" if len(chosen) == len(dataset) else f"{len(chosen):,} drawn of {len(dataset):,}"
     caption = f"{words} of the frozen features ({features.values.shape[1]} dimensions, pooling {pooling}) of "
-    caption += f"{share} objects: {objects.in_words}, {num_points:,} points each. Colours are classes."
+    caption += f"{share} objects: {objects.in_words}, {features.num_points:,} points each. Colours are classes."
     pictures, source_of_pictures = _pictures(objects, chosen.tolist())
     titles = [cloud_title(dataset.load(int(index)), int(index)) for index in chosen]
     caption += f" Pictures: {source_of_pictures}."
@@ -61,7 +65,9 @@ def embedding_map(run: Run, objects: Objects, how: Method, seed: int) -> Section
 def encoder_points(folder: Path) -> int:
     """How many points the encoder of a run is meant for; 1,024 where it does not say."""
     config = json.loads((folder / "encoder" / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("arguments", {}).get("num_points", 1024))
+    arguments = config.get("arguments", {})
+    inner = arguments.get("encoder", {}).get("arguments", {})  # of an encoder around another
+    return int(arguments.get("num_points", inner.get("num_points", NUM_POINTS)))
 
 
 def _in_plane(values: Any, how: Method, seed: int) -> tuple[Any, str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _alignment
 
 if TYPE_CHECKING:
-    from pc3d.data import PointCloud
+    from pc3d.data import PointCloud, PointDataset
     from pc3d.evaluation import Hit, ShapeIndex
 
 FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
@@ -37,10 +38,15 @@ def write(
     """
     from pc3d.viz.search import SearchRow, search_figure
 
+    @functools.cache
+    def opened(number: int) -> PointDataset:
+        source = stored.made_by["sources"][number]
+        return _alignment.shapes(**source).dataset
+
     rows = [
         SearchRow(
             [_query(kind, query, up) for kind, query in queries],
-            [(draw(_load(stored, hit)), _caption(hit)) for hit in hits],
+            [(draw(_load(stored, hit, opened)), _caption(hit)) for hit in hits],
         )
         for queries, hits in searches
     ]
@@ -63,16 +69,26 @@ def _query(kind: str, query: str, up: Any) -> Any:
         return query
     if kind == "picture":
         return _alignment.read_picture(query)
-    return draw(_alignment.shapes(query, "test", None, None, up).dataset.load(0))
+    return draw(_alignment.shapes(query, "test", None, up).dataset.load(0))
 
 
 def _caption(hit: Hit) -> str:
-    name = hit.record.get("text") or (Path(hit.record["path"]).stem if "path" in hit.record else hit.id)
+    name = hit.record.get("text") or (Path(hit.id).stem if _has_file(hit) else hit.id)
     return f"{hit.score:.2f} {name}"
 
 
-def _load(stored: ShapeIndex, hit: Hit) -> PointCloud:
+def _has_file(hit: Hit) -> bool:
+    """Whether a file holds the shape and nothing else; many a set has one file for all."""
+    return hit.record.get("path") == hit.id
+
+
+def _load(stored: ShapeIndex, hit: Hit, opened: Callable[[int], PointDataset]) -> PointCloud:
     """The shape from where it was when it was added to the index.
+
+    Args:
+        stored: the index.
+        hit: what was found.
+        opened: gives the data set of a source by number.
 
     Raises:
         ValueError: it is not there any more.
@@ -80,10 +96,14 @@ def _load(stored: ShapeIndex, hit: Hit) -> PointCloud:
     if "source" not in hit.record:
         raise ValueError(f"picture: {stored.folder} does not say where {hit.id} came from: build the index anew")
     source = stored.made_by["sources"][hit.record["source"]]
-    where = hit.record.get("path", source["data"])
-    dataset = _alignment.shapes(where, source["split"], None, source["variant"], source["up"]).dataset
-    row = 0 if "path" in hit.record else int(hit.record["row"])
+    gone = ValueError(f"picture: {hit.id} is not where it was in {source['data']}: build the index anew")
+    if _has_file(hit):
+        if not Path(hit.id).is_file():
+            raise gone
+        dataset, row = _alignment.shapes(**{**source, "data": hit.id}).dataset, 0
+    else:
+        dataset, row = opened(int(hit.record["source"])), int(hit.record["row"])
     cloud = dataset.load(row) if row < len(dataset) else None
-    if cloud is None or ("path" not in hit.record and str(cloud.meta["id"]) != hit.id):
-        raise ValueError(f"picture: {hit.id} is not where it was in {where}: build the index anew")
+    if cloud is None or _alignment.name_of(dataset, row, cloud) != hit.id:
+        raise gone
     return cloud

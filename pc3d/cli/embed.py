@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from pc3d.cli import _output
-from pc3d.cli._inputs import Variant, extract, open_encoder, open_inputs, pooling_of
+from pc3d.cli._alignment import UpAxis, inputs_for, points_for
+from pc3d.cli._inputs import Points, Variant, extract, open_encoder, pooling_of
 from pc3d.cli._parser import run_verb
 
 
@@ -18,7 +19,8 @@ def embed(
     variant: Variant | None = None,
     split: str = "test",
     pooling: str | None = None,
-    num_points: int | None = 1024,
+    num_points: Points = "default",
+    up: UpAxis | None = None,
     batch_size: int = 32,
     untrained: bool = False,
     seed: int = 0,
@@ -33,18 +35,21 @@ def embed(
     Args:
         encoder: Folder or Hub id of an exported encoder; or 'descriptor' or 'pca', the handcrafted baselines.
         out: The .npz file to write.
-        data: 'household' (embedded), a folder with a data set or with files of points, or one such file.
+        data: 'household' (embedded), a folder with a data set or with files of points or meshes, or one such file.
         variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
             (modelnet40, the default, or modelnet10).
         split: Split of the data set; not used for plain files.
         pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
             (its default), concat(max,mean), concat(cls,max,mean), cls.
-        num_points: Points per cloud, the first so many; null takes all.
+        num_points: Points per cloud, by default 1024, the first so many. Of an encoder aligned with texts and pictures
+            by default as many as it was made for, at most, a random subset. null takes all.
+        up: Of an encoder aligned with texts and pictures, the axis that points up in the data; by default y in GLB
+            files, else z.
         batch_size: Clouds per forward pass.
         untrained: Keep the architecture, draw fresh weights from the seed.
         seed: Seed of untrained weights.
         space: Of an encoder aligned with texts and pictures: its own embedding, or vectors to compare with features of
-            texts, of pictures, or of both (of unit length, as pc3d index keeps them).
+            texts, of pictures, or of both (of unit length, as pc3d index keeps them of the same shapes).
         overwrite: Replace an existing file.
     """
     from pc3d.evaluation import save_features
@@ -54,15 +59,16 @@ def embed(
         raise ValueError(f"out: must end in .npz, got {out!r}; did you mean {out + '.npz'!r}?")
     if path.exists() and not overwrite:
         raise FileExistsError(f"out: {path} exists and would be lost: choose another name, or add --overwrite")
-    source = open_inputs(data, split, num_points, variant)
     model, name = open_encoder(
         encoder, untrained=untrained, seed=seed, data=data, num_points=num_points, variant=variant
     )
+    points = points_for(model, num_points)
+    source = inputs_for(model, data, split, points, variant, up)
     if space != "encoder":
         from pc3d.models import as_aligned
 
         model = as_aligned(cast(Any, model)).view(space)
-    options = {"batch_size": batch_size, "pooling": pooling_of(model, pooling), "num_points": num_points}
+    options = {"batch_size": batch_size, "pooling": pooling_of(model, pooling), "num_points": points}
     features = extract(model, name, source, data, split, **options)
     written = save_features(features, path, overwrite=overwrite)
     told = {"file": str(written), "clouds": len(features), "dimensions": features.values.shape[1]}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pc3d.cli._inputs import Variant
+from pc3d.cli._alignment import UpAxis
+from pc3d.cli._inputs import Points, Variant
 from pc3d.cli._judging import Frozen, judge_frozen
 from pc3d.cli._parser import run_verb
 
@@ -24,7 +25,8 @@ def fewshot(
     C: float = 1.0,
     standardize: bool = True,
     pooling: str | None = None,
-    num_points: int | None = 1024,
+    num_points: Points = "default",
+    up: UpAxis | None = None,
     batch_size: int = 32,
     untrained: bool = False,
     seed: int = 0,
@@ -48,7 +50,10 @@ def fewshot(
         standardize: Scale features by the training items of the draw.
         pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
             (its default), concat(max,mean), concat(cls,max,mean), cls.
-        num_points: Points per cloud, the first so many; null takes all.
+        num_points: Points per cloud, by default 1024, the first so many. Of an encoder aligned with
+            texts and pictures by default as many as it was made for, at most, a random subset. null takes all.
+        up: Of an encoder aligned with texts and pictures, the axis that points up in the data; by default y in GLB
+            files, else z.
         batch_size: Clouds per forward pass.
         untrained: Keep the architecture, draw fresh weights from the seed.
         seed: Seed of the draws and of untrained weights.
@@ -78,6 +83,7 @@ def fewshot(
         variant=variant,
         pooling=pooling,
         num_points=num_points,
+        up=up,
         batch_size=batch_size,
         untrained=untrained,
         seed=seed,

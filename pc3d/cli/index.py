@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from pc3d.cli import _alignment, _output
 from pc3d.cli._alignment import UpAxis
-from pc3d.cli._inputs import Variant, extract
+from pc3d.cli._inputs import Points, Source, Variant
 from pc3d.cli._parser import OK, USAGE, nearest, run_verb
 
-_CHUNK = 5000
+if TYPE_CHECKING:
+    from pc3d.data import PointCloud
+    from pc3d.evaluation import Encoder, ShapeIndex
+
+_CHUNK = 5000  # embedded shapes between two times that the index is written
 _USAGE = """usage: pc3d index build [options]
 
 An index of shapes on disk: embed them once, find them by text, picture or shape with pc3d search.
@@ -25,14 +33,16 @@ def build(
     data: str = "household",
     variant: Variant | None = None,
     split: str = "test",
-    num_points: int | None = 10000,
+    num_points: Points = "default",
     up: UpAxis | None = None,
     batch_size: int = 16,
+    on_error: Literal["refuse", "report"] = "refuse",
 ) -> None:
-    """Embed shapes and add those that are new to an index of shapes.
+    """Embed shapes and add those that are new or have changed to an index of shapes.
 
-    Shapes are told apart by their ids, or where there are none by the paths of their files: building again after files
-    were added embeds these alone, and an interrupted build goes on where it was.
+    Shapes are told apart by the paths of their files, or by their ids where they have no file each. Building again
+    embeds what was added, and what is not as it was: another size or time of a file, other points in a set, another
+    num_points or up. Shapes that are gone stay in the index. An interrupted build goes on where it was.
 
     Args:
         encoder: Folder or Hub id of an encoder aligned with texts and pictures.
@@ -40,57 +50,197 @@ def build(
         data: 'household' (embedded), a folder with a data set or with files of points or meshes, or one such file.
         variant: Variant of ScanObjectNN or of ModelNet's text files.
         split: Split of the data set; not used for plain files.
-        num_points: Points per shape, at most, a random subset; null takes all.
+        num_points: Points per shape, at most, a random subset; by default as many as the encoder was made for; null
+            takes all.
         up: Axis that points up in the data; by default y in GLB files, else z.
         batch_size: Shapes per forward pass.
+        on_error: What happens to a file that cannot be used: 'refuse' stops there and keeps what was embedded, 'report'
+            leaves it out and lists it with the reason.
     """
-    from dataclasses import replace
-
-    from pc3d.data import PointCloud, PointDataset, Selection
+    from pc3d._progress import progress_bar
+    from pc3d.data import BadFileError
     from pc3d.evaluation import ShapeIndex
     from pc3d.evaluation.shape_index import weights_digest
 
-    class Recorded(PointDataset):
-        """A set that keeps what is to be stored with each shape, as it is read in order."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    aligned = _alignment.open_aligned(encoder)
+    points = _alignment.points_for(aligned, num_points)
+    made_by = {"encoder": _in_full(encoder), "digest": weights_digest(aligned), "num_points": points}
+    index = ShapeIndex(out, dim=aligned.joint_dim, made_by=made_by)
+    index.made_by["encoder"] = made_by["encoder"]  # of the same weights, where it is now
+    # As _alignment.shapes takes it: where pc3d search draws shapes from.
+    origin = {"data": _in_full(data), "split": split, "variant": variant, "up": up, "on_error": on_error}
+    source = _alignment.shapes(_in_full(data), split, variant, up, on_error)
+    work = _Work(index, aligned.view("joint"), source, origin, points)
+    left_out = [{"path": str(file.path), "reason": file.reason} for file in source.dataset.skipped]
+    try:
+        with progress_bar(len(source.dataset), "index", "shapes") as advance:
+            for row in range(len(source.dataset)):
+                try:
+                    work.read(row)
+                except BadFileError as error:
+                    if on_error == "refuse":
+                        work.embed()
+                        raise _refused(error, work) from error
+                    left_out.append({"path": str(error.path), "reason": error.reason})
+                if len(work.pending) == batch_size:
+                    work.embed()
+                advance(1)
+            work.embed()
+    finally:
+        work.save()
+    if len(index) == 0:
+        raise ValueError(f"data: nothing in {data} can be read, first {left_out[0]['path']}: {left_out[0]['reason']}")
+    _tell(out, work, left_out)
 
-        def __init__(self, dataset: Selection) -> None:
-            self.dataset, self.labels, self.classes = dataset, dataset.labels, dataset.classes
-            self.records: list[dict[str, object]] = []
+
+def _in_full(place: str) -> str:
+    """A path that means the same in every working folder; whatever is no path stays as it is."""
+    path = Path(place)
+    if place == "household" or not path.exists():
+        return place
+    # The name of a file stays as it is: a link's target may have another ending.
+    return str(path.resolve() if path.is_dir() else path.parent.resolve() / path.name)
+
+
+@dataclass
+class _Work:
+    """Shapes on their way into an index.
+
+    Attributes:
+        index: what they are added to.
+        encoder: gives joint vectors.
+        source: where they come from.
+        origin: the same as plain data.
+        points: per shape.
+        pending: name, cloud and record of those that were read and are yet to be embedded.
+        embedded: so many were embedded.
+        new: so many of these were not in the index before.
+        unsaved: so many were added since the index was written.
+    """
+
+    index: ShapeIndex
+    encoder: Encoder
+    source: Source
+    origin: dict[str, Any]
+    points: int | None
+    pending: list[tuple[str, PointCloud, dict[str, Any]]] = field(default_factory=list)
+    embedded: int = 0
+    new: int = 0
+    unsaved: int = 0
+
+    def __post_init__(self) -> None:
+        sources = self.index.made_by.setdefault("sources", [])
+        if self.origin not in sources:
+            sources.append(self.origin)
+        self.number = sources.index(self.origin)
+
+    def read(self, row: int) -> None:
+        """Read a shape, unless it is in the index as it is now."""
+        dataset = self.source.dataset
+        file, cloud = _alignment.file_of(dataset, row), None
+        if file is None:
+            cloud = dataset.load(row)
+            name, state = str(cloud.meta["id"]), _hash_of(cloud)
+        else:
+            found = file.stat()
+            name, state = str(file), f"{found.st_size} {found.st_mtime_ns}"
+        state += f" {self.points} {self.origin['up']}"
+        if (self.index.record(name) or {}).get("state") == state:
+            return
+        cloud = dataset.load(row) if cloud is None else cloud
+        labelled = cloud.label is not None and 0 <= cloud.label < len(dataset.classes)
+        known = {
+            "path": None if file is None else name,
+            "text": cloud.text,
+            "class": dataset.classes[cloud.label or 0] if labelled else None,
+        }
+        place = {"source": self.number, "row": row, "state": state}
+        self.pending.append((name, cloud, {key: value for key, value in known.items() if value} | place))
+
+    def embed(self) -> None:
+        """Embed what is pending, and write the index now and then."""
+        from pc3d.evaluation import extract_features
+
+        if not self.pending:
+            return
+        names, clouds, records = zip(*self.pending, strict=True)
+        features = extract_features(
+            self.encoder,
+            _held(clouds),
+            batch_size=len(clouds),
+            pooling="none",
+            num_points=self.points,
+            sampling=self.source.sampling,
+            normalize=self.source.normalize,
+        )
+        self.new += self.index.add(names, features.values, records, renew=True)
+        self.pending.clear()
+        self.embedded += len(names)
+        self.unsaved += len(names)
+        if self.unsaved >= _CHUNK:
+            self.save()
+
+    def save(self) -> None:
+        """Write the index, if anything was added."""
+        if self.unsaved:
+            self.index.save()
+            self.unsaved = 0
+
+
+def _hash_of(cloud: PointCloud) -> str:
+    """First 16 hexadecimal digits of SHA-256 over the coordinates and colours."""
+    digest = hashlib.sha256(cloud.xyz.contiguous().numpy().tobytes())
+    if cloud.rgb is not None:
+        digest.update(cloud.rgb.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _held(clouds: Sequence[PointCloud]) -> Any:
+    """A data set of clouds in memory."""
+    import torch
+
+    from pc3d.data import PointDataset
+
+    class Held(PointDataset):
+        labels = torch.full((len(clouds),), -1, dtype=torch.int64)
 
         def load(self, index: int) -> PointCloud:
-            cloud = self.dataset.load(index)
-            labelled = cloud.label is not None and 0 <= cloud.label < len(self.classes)
-            known = {"path": cloud.meta.get("path"), "text": cloud.text}
-            known["class"] = self.classes[cloud.label or 0] if labelled else None
-            place = {"source": number, "row": int(self.dataset.indices[index])}  # where pc3d search draws it from
-            self.records.append({name: value for name, value in known.items() if value} | place)
-            return cloud
+            return clouds[index]
 
-    aligned = _alignment.open_aligned(encoder)
-    made_by = {"encoder": encoder, "digest": weights_digest(aligned), "num_points": num_points}
-    index = ShapeIndex(out, dim=aligned.joint_dim, made_by=made_by)
-    sources = index.made_by.setdefault("sources", [])
-    origin = {"data": data, "split": split, "variant": variant, "up": up}
-    if origin not in sources:
-        sources.append(origin)
-    number = sources.index(origin)
-    source = _alignment.shapes(data, split, num_points, variant, up)
-    names = _alignment.names_of(source.dataset)
-    new = [row for row, name in enumerate(names) if name not in index]
-    options = {"batch_size": batch_size, "pooling": "none", "num_points": num_points}
-    for start in range(0, len(new), _CHUNK):
-        rows = new[start : start + _CHUNK]
-        part = Recorded(Selection(source.dataset, rows))
-        features = extract(aligned.view("joint"), encoder, replace(source, dataset=part), data, split, **options)
-        index.add([names[row] for row in rows], features.values, part.records)
-        index.save()
-    size = index.bytes_for(1_000_000, index.dim) / 1e9
-    told = {"index": out, "shapes": len(index), "new": len(new), "dimensions": index.dim, "gigabytes_per_million": size}
-    _output.result(
-        told,
-        f"{out}: {len(index)} shapes, {len(new)} of them new, {index.dim} dimensions; "
-        f"a million such shapes take about {size:.1f} GB of memory",
+    return Held()
+
+
+def _refused(error: Any, work: _Work) -> Exception:
+    from pc3d.data import BadFileError
+
+    return BadFileError(
+        error.path,
+        f"{error.reason}; the index keeps the {work.embedded} shape(s) embedded before it. --on_error report leaves "
+        "such files out and lists them",
     )
+
+
+def _tell(out: str, work: _Work, left_out: Sequence[dict[str, str]]) -> None:
+    index, renewed = work.index, work.embedded - work.new
+    size = index.bytes_for(1_000_000, index.dim) / 1e9
+    told = {
+        "index": out,
+        "shapes": len(index),
+        "new": work.new,
+        "renewed": renewed,
+        "dimensions": index.dim,
+        "gigabytes_per_million": size,
+        "left_out": list(left_out),
+    }
+    changed = f", {renewed} renewed" if renewed else ""
+    lines = [
+        f"{out}: {len(index)} shapes, {work.new} of them new{changed}, {index.dim} dimensions; "
+        f"a million such shapes take about {size:.1f} GB of memory",
+        *(f"left out: {file['path']}: {file['reason']}" for file in left_out),
+    ]
+    _output.result(told, "\n".join(lines))
 
 
 def main(argv: Sequence[str]) -> int | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pc3d.cli._inputs import Variant
+from pc3d.cli._alignment import UpAxis
+from pc3d.cli._inputs import Points, Variant
 from pc3d.cli._judging import Frozen, judge_frozen
 from pc3d.cli._parser import run_verb
 
@@ -26,7 +27,8 @@ def probe(
     validation_fraction: float = 0.2,
     standardize: bool | None = None,
     pooling: str | None = None,
-    num_points: int | None = 1024,
+    num_points: Points = "default",
+    up: UpAxis | None = None,
     batch_size: int = 32,
     untrained: bool = False,
     seed: int = 0,
@@ -55,7 +57,10 @@ def probe(
         standardize: Scale features by the training split; the default is no (svm) or yes (logistic, mlp3).
         pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
             (its default), concat(max,mean), concat(cls,max,mean), cls.
-        num_points: Points per cloud, the first so many; null takes all.
+        num_points: Points per cloud, by default 1024, the first so many. Of an encoder aligned with
+            texts and pictures by default as many as it was made for, at most, a random subset. null takes all.
+        up: Of an encoder aligned with texts and pictures, the axis that points up in the data; by default y in GLB
+            files, else z.
         batch_size: Clouds per forward pass.
         untrained: Keep the architecture, draw fresh weights from the seed: the baseline of the encoder itself.
         seed: Seed of folds or validation part, of the perceptron, the bootstrap and untrained weights.
@@ -84,6 +89,7 @@ def probe(
         variant=variant,
         pooling=pooling,
         num_points=num_points,
+        up=up,
         batch_size=batch_size,
         untrained=untrained,
         seed=seed,

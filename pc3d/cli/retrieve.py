@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pc3d.cli._inputs import Variant
+from pc3d.cli._alignment import UpAxis
+from pc3d.cli._inputs import Points, Variant
 from pc3d.cli._judging import Frozen, judge_frozen
 from pc3d.cli._parser import run_verb
 
@@ -20,7 +21,8 @@ def retrieve(
     gallery: Literal["test", "train"] = "test",
     center: bool = False,
     pooling: str | None = None,
-    num_points: int | None = 1024,
+    num_points: Points = "default",
+    up: UpAxis | None = None,
     batch_size: int = 32,
     untrained: bool = False,
     seed: int = 0,
@@ -41,7 +43,10 @@ def retrieve(
         center: Take the mean training feature off before the angles.
         pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
             (its default), concat(max,mean), concat(cls,max,mean).
-        num_points: Points per cloud, the first so many; null takes all.
+        num_points: Points per cloud, by default 1024, the first so many. Of an encoder aligned with
+            texts and pictures by default as many as it was made for, at most, a random subset. null takes all.
+        up: Of an encoder aligned with texts and pictures, the axis that points up in the data; by default y in GLB
+            files, else z.
         batch_size: Clouds per forward pass.
         untrained: Keep the architecture, draw fresh weights from the seed.
         seed: Seed of the bootstrap interval and of untrained weights.
@@ -61,6 +66,7 @@ def retrieve(
         variant=variant,
         pooling=pooling,
         num_points=num_points,
+        up=up,
         batch_size=batch_size,
         untrained=untrained,
         seed=seed,

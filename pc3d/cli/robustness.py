@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pc3d.cli._inputs import Variant
+from pc3d.cli._alignment import UpAxis
+from pc3d.cli._inputs import Points, Variant
 from pc3d.cli._judging import Frozen, judge_frozen
 from pc3d.cli._parser import run_verb
 
@@ -24,7 +25,8 @@ def robustness(
     baseline: str | None = None,
     figure: str | None = None,
     pooling: str | None = None,
-    num_points: int | None = 1024,
+    num_points: Points = "default",
+    up: UpAxis | None = None,
     batch_size: int = 32,
     untrained: bool = False,
     seed: int = 0,
@@ -50,7 +52,10 @@ def robustness(
         figure: Picture to write, accuracy against severity: a .png, .svg or .pdf file; of the first seed.
         pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
             (its default), concat(max,mean), concat(cls,max,mean).
-        num_points: Points per cloud before the corruption, the first so many; null takes all.
+        num_points: Points per cloud before the corruption, by default 1024, the first so many. Of an encoder aligned
+            with texts and pictures by default as many as it was made for, at most, a random subset. null takes all.
+        up: Of an encoder aligned with texts and pictures, the axis that points up in the data; by default y in GLB
+            files, else z.
         batch_size: Clouds per forward pass.
         untrained: Keep the architecture, draw fresh weights from the seed.
         seed: Seed of the corruptions, the folds and of untrained weights.
@@ -87,6 +92,7 @@ def robustness(
         variant=variant,
         pooling=pooling,
         num_points=num_points,
+        up=up,
         batch_size=batch_size,
         untrained=untrained,
         seed=seed,

@@ -13,7 +13,7 @@ from pc3d.cli._alignment import UpAxis
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
-    from pc3d.evaluation import Hit
+    from pc3d.evaluation import Hit, ShapeIndex
     from pc3d.models import AlignedShapeEncoder
 
 
@@ -57,8 +57,7 @@ def search(
     if picture is not None:
         _search_picture.check_target(picture)
     stored = ShapeIndex(index)
-    name = encoder or str(stored.made_by.get("encoder"))
-    aligned = _alignment.open_aligned(name)
+    name, aligned = _encoder_of(stored, encoder)
     if weights_digest(aligned) != stored.made_by.get("digest"):
         raise ValueError(
             f"encoder: {name} has other weights than the one that {index} was built with: use that one, or build anew"
@@ -92,11 +91,24 @@ def search(
     )
 
 
+def _encoder_of(stored: ShapeIndex, encoder: str | None) -> tuple[str, AlignedShapeEncoder]:
+    """The encoder that was asked for, or that an index was built with, and its name."""
+    if encoder is not None:
+        return encoder, _alignment.open_aligned(encoder)
+    name = str(stored.made_by.get("encoder"))
+    try:
+        return name, _alignment.open_aligned(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"encoder: {stored.folder} was built with {name}, which cannot be opened any more ({error}); where it has "
+            "moved, say so with --encoder FOLDER"
+        ) from error
+
+
 def _lines(hits: Sequence[Hit]) -> str:
     lines = []
     for hit in hits:
-        shown = [hit.record.get(name) for name in ("path", "text", "class")]
-        told = [str(value) for value in shown if value and str(value) != hit.id]
+        told = [str(hit.record[name]) for name in ("text", "class") if name in hit.record]
         lines.append(f"{hit.score:.3f}  {hit.id}" + (f"  ({', '.join(told)})" if told else ""))
     return "\n".join(lines)
 
@@ -127,7 +139,7 @@ def _vector(
             return aligned.joint_text(features)[0].numpy()
         if kind == "picture":
             return aligned.joint_image(options["image_tower"]().encode([_alignment.read_picture(query)]))[0].numpy()
-    source = _alignment.shapes(query, "test", num_points, None, options["up"])
+    source = _alignment.shapes(query, "test", None, options["up"])
     found = extract(aligned.view("joint"), name, source, query, "", batch_size=1, pooling="none", num_points=num_points)
     return found.values[0]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pc3d.cli import _alignment, _output
 from pc3d.cli._alignment import UpAxis
-from pc3d.cli._inputs import Variant, extract
+from pc3d.cli._inputs import Points, Variant, extract
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def zeroshot(
     classes: str | None = None,
     templates: str = "ulip",
     text_tower: str | None = None,
-    num_points: int | None = 10000,
+    num_points: Points = "default",
     up: UpAxis | None = None,
     batch_size: int = 16,
     results: str | None = None,
@@ -42,7 +42,8 @@ def zeroshot(
             Scored if they hold all of the data set's.
         templates: What names are put into: 'ulip' (64, published), 'photo', 'none', or a file with one per line.
         text_tower: Text tower, if the encoder does not name its own, such as 'offline:minilm'.
-        num_points: Points per shape, at most, a random subset; null takes all.
+        num_points: Points per shape, at most, a random subset; by default as many as the encoder was made for; null
+            takes all.
         up: Axis that points up in the data; by default y in GLB files, else z.
         batch_size: Shapes per forward pass.
         results: Folder for a row of pc3d results.
@@ -52,7 +53,7 @@ def zeroshot(
     from pc3d.evaluation import rank_classes, write_rows, zero_shot
 
     aligned = _alignment.open_aligned(encoder)
-    source = _alignment.shapes(data, split, num_points, variant, up)
+    source = _alignment.shapes(data, split, variant, up)
     own = source.dataset.classes
     wanted = {name: [_alignment.spoken(name)] for name in own} if classes is None else _alignment.read_classes(classes)
     if not wanted:
@@ -61,7 +62,7 @@ def zeroshot(
     patterns = _alignment.templates_of(templates)
     raw = _alignment.class_vectors(tower, list(wanted.values()), patterns)
     vectors = aligned.text_targets(raw).detach().numpy()
-    options = {"batch_size": batch_size, "pooling": "none", "num_points": num_points}
+    options = {"batch_size": batch_size, "pooling": "none", "num_points": _alignment.points_for(aligned, num_points)}
     features = extract(aligned.view("text"), encoder, source, data, split, **options)
     names = list(wanted)
     if (source.dataset.labels >= 0).any():

@@ -47,8 +47,10 @@ class Features:
         data: name of the data set.
         split: name of the split.
         content_hash: first 16 hexadecimal digits of SHA-256 over the coordinates that were encoded and the labels.
-        num_points: points per cloud; None where clouds of different length went in whole.
-        sampling: how ``num_points`` were taken: the ``"first"`` stored, ``"farthest"`` point sampling, or ``"random"``.
+        num_points: points per cloud, of the largest where ``"random"`` sampling found smaller ones; None where clouds
+            of different length went in whole.
+        sampling: how ``num_points`` were taken: the ``"first"`` stored, ``"farthest"`` point sampling, or ``"random"``,
+            which takes all points of smaller clouds.
         normalize: ``"none"``, or how clouds were brought into the unit sphere: centred by ``"centroid"`` or ``"box"``.
         pooling: how the encoder pooled its tokens.
         encoder: what made the features.
@@ -148,10 +150,12 @@ def extract_features(
     if len(dataset) == 0:
         raise ValueError("dataset is empty: nothing to encode")
     digest, ids, blocks = hashlib.sha256(), [], []
+    largest = 0
     device = next((p.device for p in encoder.parameters()), None) if isinstance(encoder, torch.nn.Module) else None
     with _frozen(encoder), progress_bar(len(dataset), "encode", "clouds", visible=progress) as advance:
         for clouds in batches(dataset, batch_size, prepare):
             read = [torch.stack([cloud.xyz for cloud in clouds]), *_colors(encoder, clouds)]
+            largest = max(largest, len(clouds[0]))
             for value in read:
                 digest.update(np.ascontiguousarray(value.to(torch.float32).numpy()).tobytes())
             ids += [str(cloud.meta.get("id", "")) for cloud in clouds]
@@ -169,7 +173,7 @@ def extract_features(
         data=data or type(dataset).__name__,
         split=split or str(getattr(dataset, "split", "")),
         content_hash=digest.hexdigest()[:16],
-        num_points=num_points,
+        num_points=None if num_points is None else largest,
         sampling=sampling,
         normalize=normalize,
         pooling=getattr(encoder, "pooling", pooling),

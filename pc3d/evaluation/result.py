@@ -32,6 +32,13 @@ def versions() -> dict[str, str]:
     }
 
 
+def points_in_words(num_points: int | None, sampling: str) -> str:
+    """How many points of each cloud went in, see :class:`Features`."""
+    if num_points is None:
+        return "all points"
+    return f"{'at most ' if sampling == 'random' else ''}{num_points} points ({sampling})"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrozenResult:
     """What every protocol on frozen features keeps of data and features.
@@ -75,7 +82,7 @@ class FrozenResult:
     def describe_data(self) -> list[str]:
         """Two lines on data and features."""
         train, test = self.num_unlabelled
-        points = "all points" if self.num_points is None else f"{self.num_points} points ({self.sampling})"
+        points = points_in_words(self.num_points, self.sampling)
         frame = "as stored" if self.normalize == "none" else f"centred ({self.normalize}), scaled to the unit sphere"
         return [
             f"  data        {self.data}: {self.num_train} train [{self.train_hash}], "
@@ -199,6 +206,8 @@ def data_fields(train: Features, test: Features) -> dict[str, Any]:
     """
     for name in ("classes", "num_points", "sampling", "normalize", "pooling"):
         ours, theirs = getattr(train, name), getattr(test, name)
+        if name == "num_points" and train.sampling == "random" and None not in (ours, theirs):
+            continue  # of the largest cloud of each
         if ours != theirs:
             raise ValueError(f"train and test must agree in {name}, got {ours!r} and {theirs!r}")
     if train.values.shape[1] != test.values.shape[1]:
@@ -213,7 +222,7 @@ def data_fields(train: Features, test: Features) -> dict[str, Any]:
         "num_train": len(train) - train.num_unlabelled,
         "num_test": len(test) - test.num_unlabelled,
         "num_unlabelled": (train.num_unlabelled, test.num_unlabelled),
-        "num_points": train.num_points,
+        "num_points": max((train.num_points, test.num_points), key=lambda points: points or 0),
         "sampling": train.sampling,
         "normalize": train.normalize,
         "pooling": train.pooling,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pc3d._extras import require
 
-_FORMAT = "pc3d shape index 1"
+_FORMAT = "pc3d shape index 2"
 _HEAD = "index.json"
 _CANDIDATES = 200
 # Measured on 100,000 vectors (usearch 2.26): the process grew by this much a vector beside the vectors; 149 of it are
@@ -95,7 +95,7 @@ class ShapeIndex:
         try:
             head = json.loads(path.read_text(encoding="utf-8"))
             if head["format"] != _FORMAT:
-                raise ValueError(f"format {head['format']!r}, expected {_FORMAT!r}")
+                raise ValueError(f"format {head['format']!r}, expected {_FORMAT!r}; build it anew in another folder")
             self._generation, width, made_by = int(head["generation"]), int(head["dim"]), dict(head["made_by"])
             self._index = self._empty(width)
             self._index.load(str(self._file("usearch")))
@@ -134,13 +134,26 @@ class ShapeIndex:
         """Memory that an index of so many vectors takes, about."""
         return count * (2 * dim + _GRAPH_BYTES)
 
-    def add(self, names: Sequence[str], vectors: NDArray[Any], records: Iterable[dict[str, Any]] = ()) -> int:
-        """Add shapes; those whose name is there already are passed over.
+    def record(self, name: str) -> dict[str, Any] | None:
+        """What was stored with a shape; None where there is no such shape."""
+        row = self._known.get(name)
+        return None if row is None else self.records[row]
+
+    def add(
+        self,
+        names: Sequence[str],
+        vectors: NDArray[Any],
+        records: Iterable[dict[str, Any]] = (),
+        *,
+        renew: bool = False,
+    ) -> int:
+        """Add shapes; those whose name is there already are passed over, or renewed.
 
         Args:
             names: one per vector.
             vectors: ``(n, dim)``, any length but 0.
             records: plain data to keep with each.
+            renew: vector and record take the place of those that are there under the same name.
 
         Returns:
             How many were new.
@@ -157,18 +170,25 @@ class ShapeIndex:
         if not (np.isfinite(length) & (length > 0)).all():
             bad = int(np.flatnonzero(~(np.isfinite(length) & (length > 0)))[0])
             raise ValueError(f"the vector of {names[bad]} is 0 or not finite: look at its points, or the encoder")
-        rows = []
+        before, places = len(self.ids), {}
         for row, name in enumerate(names):
             if name not in self._known:
                 self._known[name] = len(self.ids)
                 self.ids.append(name)
                 self.records.append(kept[row])
-                rows.append(row)
-        if rows:
-            keys = np.arange(len(self.ids) - len(rows), len(self.ids), dtype=np.uint64)
+            elif not renew or self._known[name] in places:
+                continue
+            places[self._known[name]] = row
+        there = [place for place in places if place < before]
+        for place in there:
+            self.records[place] = kept[places[place]]
+        if there:
+            self._index.remove(np.array(there, dtype=np.uint64))
+        if places:
+            rows = list(places.values())
             unit = (vectors[rows] / length[rows, None]).astype(np.float32)
-            self._index.add(keys, unit, threads=torch.get_num_threads())
-        return len(rows)
+            self._index.add(np.array(list(places), dtype=np.uint64), unit, threads=torch.get_num_threads())
+        return len(self.ids) - before
 
     def search(self, queries: NDArray[Any], count: int = 10, *, scale: float = 1.0, exact: bool = False) -> list[Hit]:
         """The shapes nearest to a query, or to all of several.
@@ -211,7 +231,11 @@ class ShapeIndex:
 
         Raises:
             OSError: the folder cannot be written; the index there is as it was.
+            RuntimeError: an interruption left shapes without vectors; likewise.
         """
+        if len(self._index) != len(self.ids):
+            counts = f"{len(self._index)} vectors for {len(self.ids)} shapes"
+            raise RuntimeError(f"{counts}, an addition was broken off: {self.folder} is left as it was")
         self.folder.mkdir(parents=True, exist_ok=True)
         before = [self._file("usearch"), self._file("jsonl")] if self._generation else []
         self._generation += 1

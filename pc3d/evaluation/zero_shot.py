@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pc3d.evaluation.features import Features
 from pc3d.evaluation.metrics import Scores, scores
-from pc3d.evaluation.result import percent, span, versions
+from pc3d.evaluation.result import percent, points_in_words, span, versions
 from pc3d.evaluation.rows import Row, data_hash
 
 RANKS = (1, 3, 5)
@@ -28,7 +28,7 @@ class ZeroShotResult:
         test_hash: content hash, see :class:`pc3d.evaluation.Features`.
         num_test: labelled items that were scored.
         num_unlabelled: items left out because they have no label.
-        num_points: points per cloud, None for all.
+        num_points: points per cloud, of the largest; None for all.
         sampling: how they were taken.
         normalize: how clouds were centred and scaled.
         feature_dim: width of the space.
@@ -89,7 +89,7 @@ class ZeroShotResult:
         )
 
     def __str__(self) -> str:
-        points = "all points" if self.num_points is None else f"{self.num_points} points ({self.sampling})"
+        points = points_in_words(self.num_points, self.sampling)
         frame = "as stored" if self.normalize == "none" else f"centred ({self.normalize}), scaled to the unit sphere"
         s = self.scores
         return "\n".join(

@@ -1,6 +1,6 @@
 """Whole encoders, the networks around them, and how they are stored."""
 
-from pc3d.models.aligned import AlignedShapeEncoder, as_aligned
+from pc3d.models.aligned import AlignedShapeEncoder, as_aligned, is_aligned
 from pc3d.models.attention_map import AttentionMap, attention_map, save_attention_map
 from pc3d.models.classifier import PointClassifier, VectorClassifier, classifier_of
 from pc3d.models.dgcnn import DGCNN
@@ -77,6 +77,7 @@ __all__ = [
     "as_aligned",
     "attention_map",
     "classifier_of",
+    "is_aligned",
     "load_aligned_openshape",
     "load_encoder",
     "load_official_encoder",

@@ -194,6 +194,11 @@ class AlignedView(nn.Module):
         return carry[self.space](embedding)
 
 
+def is_aligned(encoder: object) -> bool:
+    """Whether an encoder was aligned with texts and pictures, see :func:`as_aligned`."""
+    return isinstance(encoder, AlignedShapeEncoder | OpenShapePointBERT | OpenShapeSparseConv | OpenShapeFCNN)
+
+
 def as_aligned(encoder: nn.Module) -> AlignedShapeEncoder:
     """The encoder, if need be in an :class:`AlignedShapeEncoder`: one that lies in a space as it is.
 
@@ -202,7 +207,7 @@ def as_aligned(encoder: nn.Module) -> AlignedShapeEncoder:
     """
     if isinstance(encoder, AlignedShapeEncoder):
         return encoder
-    if not isinstance(encoder, OpenShapePointBERT | OpenShapeSparseConv | OpenShapeFCNN):
+    if not is_aligned(encoder):
         raise TypeError(
             f"a {type(encoder).__name__} was not aligned with texts and pictures: train it with the method OpenShape, "
             "or convert an official checkpoint with data_tools/convert_openshape_checkpoint.py"

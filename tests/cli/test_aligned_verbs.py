@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 import pc3d.image
+from pc3d.cli._alignment import points_for
+from pc3d.cli._judging import features_of
 from pc3d.cli.main import main
-from pc3d.data import Household, Normalize
+from pc3d.data import AlignedShards, FolderDataset, Household, Normalize, Targets
+from pc3d.data.aligned_files import write_index, write_shard
 from pc3d.evaluation import ShapeIndex
 from pc3d.image import TextTower
 from pc3d.models import AlignedShapeEncoder, OpenShapePointBERT, PointViT, load_encoder, save_encoder
@@ -236,6 +240,95 @@ def test_building_again_adds_what_is_new(
     assert capsys.readouterr().out.count("\n") == 2
 
 
+def test_a_file_that_was_replaced_is_embedded_again(
+    index: str, encoder: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = ["index", "build", "--encoder", encoder, "--out", index]
+    first, second = files / "object_0.npz", files / "object_1.npz"
+    content = first.read_bytes()
+    try:
+        first.write_bytes(second.read_bytes())
+        assert main([*build, "--data", str(files)]) == 0
+        assert "6 shapes, 0 of them new, 1 renewed, 16 dimensions" in capsys.readouterr().out
+        vectors = stored_vectors(index)
+        np.testing.assert_array_equal(vectors[0], vectors[1])
+        assert main([*build, "--data", str(files)]) == 0
+        assert "6 shapes, 0 of them new, 16" in capsys.readouterr().out
+        assert main([*build, "--data", str(files), "--up", "y"]) == 0
+        assert "6 shapes, 0 of them new, 6 renewed" in capsys.readouterr().out
+    finally:
+        first.write_bytes(content)
+
+
+def test_shapes_of_a_set_are_renewed_where_their_points_changed(
+    encoder: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = ["index", "build", "--encoder", encoder, "--data", str(tmp_path / "set"), "--out", str(tmp_path / "index")]
+    shutil.copytree(shards, tmp_path / "set")
+    for expected in ("8 shapes, 8 of them new", "8 shapes, 0 of them new, 16 dim"):
+        assert main(build) == 0
+        assert expected in capsys.readouterr().out
+    clouds = list(map(AlignedShards(shards, "test").load, range(8)))
+    clouds[3] = clouds[3].replace(xyz=clouds[3].xyz * torch.tensor([1.0, 2.0, 3.0]))
+    write_shard(tmp_path / "set" / "test-000000.tar", clouds)
+    write_index(tmp_path / "set" / "test-index.npz", [tmp_path / "set" / "test-000000.tar"])
+    assert main(build) == 0
+    assert "8 shapes, 0 of them new, 1 renewed" in capsys.readouterr().out
+
+
+def test_paths_mean_the_same_in_every_working_folder(
+    encoder: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(encoder, tmp_path / "home" / "mine")
+    shutil.copytree(files, tmp_path / "home" / "files")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    index = str(tmp_path / "index")
+    build = ["index", "build", "--encoder", "mine", "--out", index]
+    assert main([*build, "--data", "files"]) == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    build[3] = str(tmp_path / "home" / "mine")
+    for same in ("../home/files", str(tmp_path / "home" / "files"), "../home/files/object_2.npz"):
+        capsys.readouterr()
+        assert main([*build, "--data", same]) == 0
+        assert "6 shapes, 0 of them new, 16" in capsys.readouterr().out
+    sheet = str(tmp_path / "sheet.png")
+    assert found(capsys, "a chair", "--index", index, "--top", "2", "--picture", sheet)
+    (tmp_path / "home" / "mine").rename(tmp_path / "moved")
+    assert main(["search", "a chair", "--index", index]) == 1
+    told = capsys.readouterr().err
+    assert f"was built with {tmp_path / 'home' / 'mine'}, which cannot be opened any more" in told
+    assert "say so with --encoder FOLDER" in told
+    assert found(capsys, "a chair", "--index", index, "--encoder", str(tmp_path / "moved"))
+
+
+def test_unreadable_files_cost_nothing_else(
+    encoder: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(files, tmp_path / "files")
+    bad = tmp_path / "files" / "object_4.npz"
+    bad.write_bytes(bad.read_bytes()[:300])
+    index = str(tmp_path / "index")
+    build = ["index", "build", "--encoder", encoder, "--data", str(tmp_path / "files"), "--out", index]
+    assert main([*build, "--batch_size", "3"]) == 1
+    told = capsys.readouterr().err
+    assert f"{bad}: cannot be read as NPZ" in told
+    assert "the index keeps the 4 shape(s) embedded before it. --on_error report leaves such files out" in told
+    assert len(ShapeIndex(index)) == 4
+    (tmp_path / "files" / "list.xlsx").write_text("a stranger")
+    assert main([*build, "--on_error", "report"]) == 0
+    told = capsys.readouterr().out
+    assert "5 shapes, 1 of them new" in told
+    assert f"left out: {bad}: cannot be read as NPZ" in told
+    assert f"left out: {tmp_path / 'files' / 'list.xlsx'}: has the ending '.xlsx'" in told
+    assert main([*build, "--on_error", "report", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["shapes"], result["new"], result["renewed"]) == (5, 0, 0)
+    assert [Path(file["path"]).name for file in result["left_out"]] == ["list.xlsx", "object_4.npz"]
+    assert main([*build[:-1], str(tmp_path / "other"), "--data", str(bad), "--on_error", "report"]) == 1
+    assert f"can be read, first {bad}: cannot be read as NPZ" in capsys.readouterr().err
+
+
 def test_indices_of_other_encoders_and_bad_queries_are_refused(
     index: str, encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,6 +358,108 @@ def test_embed_writes_vectors_of_each_space(encoder: str, tmp_path: Path) -> Non
             assert file["features"].shape == (124, width)
             if space == "joint":
                 np.testing.assert_allclose(np.linalg.norm(file["features"], axis=1), 1.0, rtol=1e-5)
+
+
+def stored_vectors(folder: str) -> Any:
+    stored = ShapeIndex(folder)
+    return np.stack([stored._index.get(row) for row in range(len(stored))]).astype(np.float32)
+
+
+def embedded(encoder: str, data: Path | str, out: Path, *options: str) -> Any:
+    assert main(["embed", "--encoder", encoder, "--data", str(data), "--out", str(out), *options]) == 0
+    with np.load(out) as file:
+        return file["features"]
+
+
+@pytest.mark.parametrize(("suffix", "options"), [(".glb", []), (".ply", ["--up", "y"]), (".glb", ["--up", "z"])])
+def test_embedded_shapes_are_those_of_the_index(encoder: str, tmp_path: Path, suffix: str, options: list[str]) -> None:
+    """Meshes whose y is up, prepared by hand: turned, in random order, centred at their mean."""
+    trimesh = pytest.importorskip("trimesh")
+    folder = tmp_path / "meshes"
+    folder.mkdir()
+    for number, extents in enumerate([(1, 2, 4), (3, 1, 1)]):
+        trimesh.creation.box(extents).export(folder / f"{number}{suffix}")
+    index = str(tmp_path / "index")
+    assert main(["index", "build", "--encoder", encoder, "--data", str(folder), "--out", index, *options]) == 0
+    joint = embedded(encoder, folder, tmp_path / "joint.npz", "--space", "joint", *options)
+    np.testing.assert_allclose(joint, stored_vectors(index), atol=1e-3)  # kept in half precision
+    model, rows = load_encoder(encoder, expect=AlignedShapeEncoder), []
+    for number in range(2):
+        cloud = FolderDataset(folder).load(number)
+        x, y, z = cloud.xyz.T
+        cloud = cloud.replace(xyz=cloud.xyz if options == ["--up", "z"] else torch.stack([x, -z, y], dim=1))
+        cloud = cloud.select(torch.randperm(len(cloud), generator=torch.Generator().manual_seed(0)))
+        cloud = Normalize()(cloud, torch.Generator())
+        rgb = None if cloud.rgb is None else cloud.rgb[None]
+        with torch.no_grad():
+            rows.append(model.joint(model.encode(cloud.xyz[None], rgb=rgb))[0].numpy())
+    np.testing.assert_allclose(joint, np.stack(rows), atol=1e-5)
+
+
+def test_embedded_household_is_that_of_the_index_and_what_is_judged(encoder: str, tmp_path: Path) -> None:
+    index = str(tmp_path / "index")
+    assert main(["index", "build", "--encoder", encoder, "--out", index]) == 0
+    joint = embedded(encoder, "household", tmp_path / "joint.npz", "--space", "joint")
+    np.testing.assert_allclose(joint, stored_vectors(index), atol=1e-3)
+    frozen = features_of(encoder, "household", None, "default", None, 32, untrained=False, seed=0)
+    own = embedded(encoder, "household", tmp_path / "own.npz")
+    np.testing.assert_allclose(frozen.test.values, own, atol=1e-5)
+    model, by_hand = embeddings(encoder, 5)
+    np.testing.assert_allclose(own[:5], by_hand, atol=1e-5)
+    np.testing.assert_allclose(joint[:5], model.joint(by_hand).detach(), atol=1e-5)
+    assert (frozen.test.num_points, frozen.test.sampling) == (POINTS, "random")  # of the 10,000 that were asked for
+
+
+def test_only_aligned_encoders_have_an_up_axis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_encoder(PointViT(16, 1, 2, num_groups=8, group_size=8), tmp_path)
+    for verb in ("probe", "fewshot"):
+        assert main([verb, "--encoder", str(tmp_path), "--up", "y"]) == 1
+        assert "up: 'y' is for encoders aligned with texts and pictures" in capsys.readouterr().err
+
+
+def test_points_are_by_default_those_of_the_encoder(tmp_path: Path) -> None:
+    bare = OpenShapePointBERT(6, 64, 1, 1, 64, 16, 8, 0.5, 8, num_points=300)
+    assert points_for(bare, "default") == points_for(AlignedShapeEncoder(bare, 6, 10), "default") == 300
+    assert points_for(PointViT(16, 1, 2, num_groups=8, group_size=8), "default") == 1024
+    assert points_for(bare, 7) == 7
+    assert points_for(bare, None) is None
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training and a test split of shards as data_tools/convert_openshape.py leaves them, of two classes."""
+    root = tmp_path_factory.mktemp("shards")
+    nothing = Targets(torch.zeros(0, 0), torch.zeros(0, 0), (), (), ())
+    for split in ("train", "test"):
+        household, clouds = Household(split, num_points=100), []
+        for row in range(8):
+            cloud = household.load(row)
+            clouds.append(cloud.replace(meta={"id": f"{split}{row}", "dataset": "ours", "targets": nothing}))
+        write_shard(root / f"{split}-000000.tar", clouds)
+        (root / f"{split}-000000.skipped").write_text("")
+        labels = {f"{split}{row}": row % 2 for row in range(8)}
+        write_index(root / f"{split}-index.npz", [root / f"{split}-000000.tar"], labels, ["a", "b"])
+    return root
+
+
+def test_every_verb_reads_shards_of_aligned_shapes(
+    encoder: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index, data = str(tmp_path / "index"), ["--data", str(shards)]
+    assert main(["index", "build", "--encoder", encoder, "--out", index, *data, "--split", "train"]) == 0
+    joint = embedded(encoder, shards, tmp_path / "joint.npz", "--space", "joint", "--split", "train")
+    np.testing.assert_allclose(joint, stored_vectors(index), atol=1e-3)
+    capsys.readouterr()
+    assert main(["probe", "--encoder", encoder, *data, "--classifier", "knn", "--k", "1", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["num_train"], result["num_test"], result["num_points"]) == (8, 8, 100)
+    few = ["--way", "2", "--shot", "1", "--num_queries", "2", "--num_draws", "2"]
+    assert main(["fewshot", "--encoder", encoder, *data, *few]) == 0
+    assert (
+        main(["probe", "--encoder", "descriptor", *data, "--num_points", "64", "--classifier", "knn", "--k", "1"]) == 0
+    )
+    assert main(["embed", "--encoder", encoder, *data, "--split", "val", "--out", str(tmp_path / "val.npz")]) == 1
+    assert "val-index.npz" in capsys.readouterr().err
 
 
 def test_aligned_encoders_are_probed_as_any_other(encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,6 +518,36 @@ def test_shapes_of_a_set_are_drawn_from_where_they_were(
     stored.save()
     assert main(["search", "lamp", "--index", folder, "--top", "130", "--picture", str(tmp_path / "all.png")]) == 1
     assert "is not where it was in household: build the index anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["modelnet", "scanobjectnn"])
+def test_shapes_that_share_a_file_are_drawn_each_as_itself(
+    encoder: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    household = Household("test", num_points=64)
+    points = np.stack([household.load(20 * row).xyz.numpy() for row in range(4)])
+    folder = tmp_path / "data"
+    name = "ply_data_test0.h5" if kind == "modelnet" else "main_split/test_objectdataset.h5"
+    (folder / name).parent.mkdir(parents=True)
+    with h5py.File(folder / name, "w") as file:
+        file["data"], file["label"] = points, np.arange(4)
+    (folder / "shape_names.txt").write_text("\n".join(f"class {i}" for i in range(40)))
+    index = str(tmp_path / "index")
+    assert main(["index", "build", "--encoder", encoder, "--out", index, "--data", str(folder)]) == 0
+    drawn: list[Any] = []
+    monkeypatch.setattr("pc3d.cli._search_picture.draw", lambda cloud: drawn.append(cloud) or np.zeros((4, 4, 3), "u1"))
+    capsys.readouterr()
+    hits = found(capsys, "lamp", "--index", index, "--picture", str(tmp_path / "all.png"))
+    assert len(hits) == len(drawn) == 4
+    for hit, cloud in zip(hits, drawn, strict=True):
+        row = int(hit["id"].rpartition("/")[2])
+        np.testing.assert_array_equal(cloud.xyz.numpy(), points[row].astype(np.float32))
+    with h5py.File(folder / name, "a") as file:
+        del file["data"], file["label"]
+        file["data"], file["label"] = points[:1], np.arange(1)
+    assert main(["search", "lamp", "--index", index, "--picture", str(tmp_path / "all.png")]) == 1
+    assert f"is not where it was in {folder}: build the index anew" in capsys.readouterr().err
 
 
 def test_few_shot_of_an_aligned_encoder(encoder: str, capsys: pytest.CaptureFixture[str]) -> None:

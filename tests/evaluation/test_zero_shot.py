@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,6 +78,40 @@ def test_an_index_finds_what_brute_force_finds_and_comes_back(tmp_path: Path) ->
     least = (unit @ pair.T).min(1)
     assert found.search(pair, 3, exact=True)[0].id == names[int(least.argmax())]
     assert ShapeIndex(tmp_path / "empty", dim=4).search(np.ones(4)) == []
+
+
+def test_renewed_shapes_have_their_new_vectors_after_another_opening(tmp_path: Path) -> None:
+    index = ShapeIndex(tmp_path, dim=4)
+    index.add(["a", "b", "c"], np.eye(4)[:3], [{"row": 0}, {"row": 1}, {"row": 2}])
+    assert index.add(["b", "d"], np.eye(4)[[0, 1]], [{"row": 5}, {"row": 3}]) == 1  # b is passed over
+    assert index.record("b") == {"row": 1}
+    assert index.add(["b", "d", "e"], np.eye(4)[[3, 2, 2]], [{"row": 6}, {"row": 7}, {"row": 8}], renew=True) == 1
+    index.save()
+    found = ShapeIndex(tmp_path)
+    assert found.ids == ["a", "b", "c", "d", "e"]
+    assert [found.record(name) for name in ("b", "d", "none")] == [{"row": 6}, {"row": 7}, None]
+    for exact in (True, False):
+        assert [hit.id for hit in found.search(np.eye(4)[3], 1, exact=exact)] == ["b"]
+        assert {hit.id for hit in found.search(np.eye(4)[2], 3, exact=exact)} == {"c", "d", "e"}
+        assert found.search(np.eye(4)[1], 1, exact=exact)[0].score == pytest.approx(0, abs=1e-6)
+
+
+def test_an_addition_that_was_broken_off_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = ShapeIndex(tmp_path, dim=3)
+    index.add(["a"], np.ones((1, 3)))
+    index.save()
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    whole = index._index
+    monkeypatch.setattr(index, "_index", SimpleNamespace(ndim=3, add=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        index.add(["b"], np.ones((1, 3)))
+    monkeypatch.setattr(index, "_index", whole)
+    with pytest.raises(RuntimeError, match="1 vectors for 2 shapes, an addition was broken off"):
+        index.save()
+    assert ShapeIndex(tmp_path).ids == ["a"]
 
 
 def test_memory_is_what_the_library_needs_per_vector() -> None:
