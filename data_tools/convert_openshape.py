@@ -61,7 +61,7 @@ def keep_options(path: Path, options: dict[str, Any]) -> None:
     """Write what the shards depend on, or refuse to mix them with others."""
     text = json.dumps(options, indent=1) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") != text:
-        sys.exit(f"{path} says that the shards there were made with other options: choose another folder or --name")
+        sys.exit(f"{path} says that the shards there were made with other options: choose another folder or name")
     path.write_text(text, encoding="utf-8")
 
 

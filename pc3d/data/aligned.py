@@ -16,6 +16,7 @@ from pc3d.data.types import PointBatch, PointCloud
 
 RAW, RETRIEVAL, CAPTION = "raw", "retrieval", "caption"
 THUMBNAIL, RENDERING = "thumbnail", "rendering"
+RELEASED_CAPTIONERS = ("blip", "azure")
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,13 @@ class ChooseTargets(Transform):
         num_texts: texts, 1 as published; more are further positives. A shape with fewer gives all.
         num_images: pictures, likewise.
         kinds: which kinds of text are used.
-        captioners: who may be drawn; None draws among those that wrote something for the shape.
+        captioners: who may be drawn; None draws among those that wrote something for the shape. By default the two of
+            the release, and a shape with captions by anyone else is refused, since those would never be drawn first.
         thumbnail_probability: see above.
 
     Raises:
-        ValueError: a number below 0, an unknown kind, or a probability outside of [0, 1].
+        ValueError: a number below 0, an unknown kind, or a probability outside of [0, 1]; when a shape is seen,
+            captions by others than the release's two, and no captioners named.
     """
 
     def __init__(
@@ -113,7 +116,7 @@ class ChooseTargets(Transform):
         num_texts: int = 1,
         num_images: int = 1,
         kinds: Sequence[str] = (RAW, CAPTION, RETRIEVAL),
-        captioners: Sequence[str] | None = ("blip", "azure"),
+        captioners: Sequence[str] | None = RELEASED_CAPTIONERS,
         thumbnail_probability: float = 0.5,
     ) -> None:
         if num_texts < 0 or num_images < 0:
@@ -151,12 +154,22 @@ class ChooseTargets(Transform):
         wanted = kind
         if kind == CAPTION:
             wrote = sorted({k for k in targets.text_kinds if k.startswith(f"{CAPTION}:")})
+            self._check_captioners([k.partition(":")[2] for k in wrote])
             named = wrote if self.captioners is None else [f"{CAPTION}:{who}" for who in self.captioners]
             if not named:
                 return None
             wanted = _draw(named, generator)
         members = [i for i, found in enumerate(targets.text_kinds) if found == wanted]
         return _draw(members, generator) if members else None
+
+    def _check_captioners(self, wrote: Sequence[str]) -> None:
+        others = [who for who in wrote if who not in RELEASED_CAPTIONERS]
+        if others and self.captioners == RELEASED_CAPTIONERS:
+            raise ValueError(
+                f"captioners are {' and '.join(RELEASED_CAPTIONERS)}, OpenShape's two, but a shape has captions by "
+                f"{', '.join(others)} as well, which would never be drawn first: name all that may be, captioners: "
+                f"[{', '.join(wrote)}], or null for whoever wrote something"
+            )
 
     def _images(self, targets: Targets, generator: torch.Generator) -> list[int]:
         thumbnails = [i for i, kind in enumerate(targets.image_kinds) if kind == THUMBNAIL]

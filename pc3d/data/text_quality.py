@@ -15,7 +15,7 @@ from pc3d.data.chat import ChatEndpoint
 from pc3d.data.dataset import BadFileError
 
 Judge = Callable[[Sequence[str]], Sequence[bool]]
-"""Of each text, whether it says something about an object."""
+"""Of each text, or of the text of each id, whether it says something about an object."""
 
 # Words that names of uploaded models consist of where nobody named them.
 _WORDS = (
@@ -58,17 +58,15 @@ def by_rules(texts: Sequence[str]) -> list[bool]:
     return [why_silent(text) is None for text in texts]
 
 
-def by_similarity(text_features: Tensor, image_features: Tensor, threshold: float) -> Tensor:
-    """Of each text of a shape, whether it goes with the shape's pictures.
+def text_picture_cosines(text_features: Tensor, image_features: Tensor) -> Tensor:
+    """How well each text of a shape goes with the shape's pictures; what is too little depends on the towers.
 
     Args:
         text_features: ``(T, D)``, in one space with the pictures.
         image_features: ``(V, D)``, V at least 1.
-        threshold: least cosine with the mean of the unit picture features. It depends on the towers: look at the
-            cosines of texts that are known to be right.
 
     Returns:
-        ``(T,)`` bool.
+        ``(T,)`` cosines with the mean of the unit picture features.
 
     Raises:
         ValueError: shapes that do not fit, or no picture.
@@ -81,7 +79,7 @@ def by_similarity(text_features: Tensor, image_features: Tensor, threshold: floa
     if len(image_features) == 0:
         raise ValueError("image_features must have a row: without a picture there is nothing to compare texts with")
     mean = F.normalize(image_features.float(), dim=1).mean(0)
-    return F.cosine_similarity(text_features.float(), mean[None], dim=1) >= threshold
+    return F.cosine_similarity(text_features.float(), mean[None], dim=1)
 
 
 class LanguageModelJudge:
@@ -143,6 +141,7 @@ def filter_texts(
     judge: Judge,
     path: Path | str,
     *,
+    by_id: bool = False,
     batch_size: int = 2560,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, bool]:
@@ -154,6 +153,7 @@ def filter_texts(
         texts: by id.
         judge: :func:`by_rules`, a :class:`LanguageModelJudge`, or any other.
         path: the JSON file, which the data sets take as ``text_filter``.
+        by_id: hand the judge ids in place of texts, such as one that looks at the shapes' pictures.
         batch_size: texts between two writings.
         progress: called with the number of texts done.
 
@@ -171,7 +171,7 @@ def filter_texts(
     waiting = [name for name in texts if name not in entries]
     for start in range(0, len(waiting), batch_size):
         names = waiting[start : start + batch_size]
-        verdicts = judge([texts[name] for name in names])
+        verdicts = judge(names if by_id else [texts[name] for name in names])
         for name, keep in zip(names, verdicts, strict=True):
             entries[name] = {"flag": "Y" if keep else "N", "name": texts[name]}
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

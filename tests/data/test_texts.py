@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib.util
 import io
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from openshape_release import shape, write_release
+from PIL import Image
 from torch import Tensor
 
-from pc3d.data import BadFileError, Household, OpenShapeFiles
+from pc3d.data import AlignedShards, BadFileError, ChooseTargets, Household, OpenShapeFiles, Selection
 from pc3d.data.aligned import Targets
+from pc3d.data.aligned_files import write_index, write_shard
 from pc3d.data.chat import ChatEndpoint, EndpointCaptioner
 from pc3d.data.enrichment import NearestTexts, enriched
-from pc3d.data.text_quality import LanguageModelJudge, by_rules, by_similarity, filter_texts, why_silent
+from pc3d.data.text_quality import LanguageModelJudge, by_rules, filter_texts, text_picture_cosines, why_silent
+from pc3d.image import precompute
 
 Server = Callable[[Callable[[dict[str, Any]], Any]], str]
 
@@ -98,12 +105,11 @@ def test_real_names_pass_the_rules() -> None:
 def test_similarity_with_the_mean_picture() -> None:
     texts = torch.tensor([[2.0, 0, 0], [0, 0, 1], [1, 1, 0]])
     pictures = torch.tensor([[5.0, 0, 0], [0, 1, 0]])  # their mean points at (1, 1, 0)
-    assert by_similarity(texts, pictures, 0.7).tolist() == [True, False, True]
-    assert by_similarity(texts, pictures, 0.72).tolist() == [False, False, True]
+    assert text_picture_cosines(texts, pictures).tolist() == pytest.approx([0.5**0.5, 0, 1])
     with pytest.raises(ValueError, match=r"in one space, got \(3, 3\) and \(2, 2\)"):
-        by_similarity(texts, pictures[:, :2], 0.5)
+        text_picture_cosines(texts, pictures[:, :2])
     with pytest.raises(ValueError, match="without a picture there is nothing to compare"):
-        by_similarity(texts, pictures[:0], 0.5)
+        text_picture_cosines(texts, pictures[:0])
 
 
 # ---- a language model --------------------------------------------------------------------------------------------
@@ -246,6 +252,30 @@ def tool(*arguments: str | Path) -> str:
     return printed.getvalue()
 
 
+def test_the_tool_judges_names_by_their_pictures(tmp_path: Path) -> None:
+    """Pictures start with (index, 99 or more), names with (index, 0, 1): the cosines differ by the index alone."""
+    images = np.array([[[0.0, 0, 0, 1, 0, 0]], [[0, 0, 0, 3, 0, 0]]], np.float32)
+    near = {"text_feat": [{"prompt_avg": images[0], "original": images[0]}], "thumbnail_feat": None}
+    far = {"text_feat": [{"prompt_avg": np.eye(6)[:1] + images[0], "original": images[0]}], "thumbnail_feat": None}
+    shapes = [
+        shape(0, "Objaverse", image_feat=images, **near),
+        shape(1, "Objaverse", image_feat=images, **far),
+        shape(2, "Objaverse", image_feat=images[:0], **far),
+    ]
+    root, out = write_release(tmp_path, shapes), tmp_path / "filter.json"
+    printed = tool(root, "split/train_all.json", out, "--similarity", "0.8")
+    assert "3 names, 1 of them say nothing" in printed
+    assert "cosines of 2 names: 1%: 0.710, 10%: 0.736, 30%: 0.795, 50%: 0.854, 90%: 0.971; 1 without" in printed
+    assert {name: entry["flag"] for name, entry in json.loads(out.read_text()).items()} == {
+        "uid.0": "Y",
+        "uid.1": "N",  # cosine 1 / sqrt(2)
+        "uid.2": "Y",
+    }
+    assert "no cosines in this run" in tool(root, "split/train_all.json", out, "--similarity", "0.8")
+    with pytest.raises(SystemExit):
+        tool(root, "split/train_all.json", out, "--similarity", "0.8", "--url", "http://x", "--model", "m")
+
+
 def test_the_tool_judges_released_names(tmp_path: Path, server: tuple[Server, list[Any]]) -> None:
     shapes = [shape(0, "Objaverse"), shape(1, "Objaverse", text=["IMG_7"]), shape(2, "ABO")]
     shapes.append(shape(3, "Objaverse", text=[], text_feat=[]))
@@ -264,3 +294,154 @@ def test_the_tool_judges_released_names(tmp_path: Path, server: tuple[Server, li
         tool(root, "split/train_all.json", tmp_path / "third.json", "--url", "http://127.0.0.1:9", "--model", "m")
     with pytest.raises(SystemExit):
         tool(root, "split/train_all.json", out, "--model", "m")
+
+
+# ---- the tool that adds texts ------------------------------------------------------------------------------------
+
+
+class Lengths:
+    """A text tower: the length of a text, and 1."""
+
+    name, width = "fake:lengths", 2
+
+    def encode(self, texts: Any) -> Tensor:
+        return encode(texts)
+
+
+@pytest.fixture
+def enrich(import_script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    module = import_script("data_tools/enrich_texts.py")
+    monkeypatch.setattr(module, "load_text_tower", lambda name: Lengths())
+    monkeypatch.setattr(
+        module, "Household", lambda split, pictures: Selection(Household(split, pictures=pictures), [0])
+    )
+    monkeypatch.setattr(module, "CAPTIONS_BETWEEN_WRITINGS", 1)
+    return lambda *arguments: module.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """Three shapes in two shards, the last one without a name."""
+    household = Household("test", num_points=200)
+    for number, rows in enumerate(((0, 1), (2,))):
+        clouds = []
+        for row in rows:
+            found = replace(targets(int(row < 2)), text_tower="fake:lengths", image_tower="fake:eye")
+            clouds.append(household[row].replace(meta={"id": f"s{row}", "targets": found}))
+        write_shard(tmp_path / f"train-{number:06}.tar", clouds)
+    write_index(tmp_path / "train-index.npz", sorted(tmp_path.glob("*.tar")), {"s0": 0, "s2": 1}, ("a", "b"))
+    np.savez(
+        tmp_path / "bank.npz",
+        features=np.array([[0.0, 0, 1], [2, 0.1, 0], [1, 0, 0]]),
+        texts=np.array(["far", "near", "same"]),
+        image_tower=np.array("fake:eye"),
+    )
+    return tmp_path
+
+
+def test_shapes_get_captions_and_texts_of_a_bank(
+    enrich: Callable[..., None], packed: Path, server: tuple[Server, list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, asked = server
+    url = start(lambda body: 500 if len(asked) == 2 else said(f"caption {len(asked)}"))
+    out = packed / "out"
+    options = (packed, out, "--url", url, "--model", "m", "--bank", packed / "bank.npz", "--bank-count", 2)
+    with pytest.raises(SystemExit, match="refused with 500"):
+        enrich(*options, "--shard-size", 2)
+    enrich(*options, "--shard-size", 2)  # the caption that is there is not asked for again
+    assert len(asked) == 4
+    assert "3 shapes with more texts" in capsys.readouterr().out
+    assert sorted(path.name for path in out.glob("*.tar")) == ["train-000000.tar", "train-000001.tar"]
+    found = AlignedShards(out)
+    assert (found.labels.tolist(), found.classes) == ([0, -1, 1], ("a", "b"))
+    first, last = found[0].meta["targets"], found[2].meta["targets"]
+    assert first.texts == ("name", "caption 1", "same", "near")
+    assert first.text_kinds == ("raw", "caption:vlm", "retrieval", "retrieval")
+    average = first.text_features[1]  # over templates, of unit length
+    assert average.norm() == pytest.approx(1, abs=1e-3)
+    assert first.text_features[2:].tolist() == [[4, 1], [4, 1]]
+    assert (last.texts, last.text_tower, last.image_tower) == (
+        ("caption 4", "same", "near"),
+        *("fake:lengths", "fake:eye"),
+    )
+    assert torch.equal(found[1].xyz, AlignedShards(packed)[1].xyz)
+    with pytest.raises(SystemExit, match="made with other options"):
+        enrich(*options, "--shard-size", 3)
+    # What the default would never draw is refused, and drawn where it is named.
+    with pytest.raises(ValueError, match=r"as well, which would never be drawn first: .* captioners: \[vlm\], or null"):
+        ChooseTargets()(found[0], torch.Generator())
+    kinds = {
+        ChooseTargets(captioners=["vlm"])(found[0], torch.Generator().manual_seed(seed)).meta["targets"].text_kinds[0]
+        for seed in range(20)
+    }
+    assert kinds == {"raw", "caption:vlm", "retrieval"}
+    assert len(ChooseTargets(kinds=("raw",))(found[0], torch.Generator()).meta["targets"].texts) == 1
+
+
+def test_what_is_shown_to_a_captioner(
+    enrich: Callable[..., None], packed: Path, server: tuple[Server, list[Any]]
+) -> None:
+    """A picture from a folder, the set's own, or one that is drawn."""
+    start, asked = server
+    url = start(lambda body: said("x"))
+
+    def shown() -> NDArray[np.uint8]:
+        address = asked[-1][2]["messages"][0]["content"][1]["image_url"]["url"]
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))))
+
+    model = ("--url", url, "--model", "m")
+    enrich(packed, packed / "drawn", *model)
+    assert shown().shape == (384, 384, 3)
+    assert 0.02 < (shown() < 250).any(2).mean() < 0.9  # something, on white
+    own = np.random.default_rng(0).integers(0, 255, (5, 7, 3), np.uint8)
+    for number in range(3):
+        Image.fromarray(own).save(packed / f"s{number}.png")
+    enrich(packed, packed / "given", *model, "--pictures", packed)
+    assert np.array_equal(shown(), own)
+    (packed / "s1.png").unlink()
+    with pytest.raises(SystemExit, match=r"--pictures: there is no .*s1\.png, and no \.jpg"):
+        enrich(packed, packed / "lost", *model, "--pictures", packed)
+
+    cloud = Household("train", pictures=True)[0]
+
+    class Fake:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self, content: Any) -> dict[str, Tensor]:
+            return {name: torch.ones(1, 2) for name in ("original", "prompt_avg", "image")}
+
+        def identity(self) -> dict[str, Any]:
+            return {"name": self.name}
+
+    for kind, tower in (("texts", "fake:lengths"), ("images", "fake:eye")):
+        precompute([(str(cloud.meta["id"]), "x")], Fake(tower), packed / "features" / kind)
+    enrich("household", packed / "objects", "--features", packed / "features", *model)
+    assert cloud.image is not None
+    assert np.array_equal(shown(), cloud.image.numpy())
+    assert AlignedShards(packed / "objects")[0].meta["targets"].text_kinds == ("raw", "caption:vlm")
+
+
+def test_texts_of_another_space_are_not_mixed_in(enrich: Callable[..., None], packed: Path, tmp_path: Path) -> None:
+    bank = packed / "bank.npz"
+    with np.load(bank) as file:
+        arrays = dict(file)
+    np.savez(packed / "other.npz", **{**arrays, "image_tower": np.array("fake:ear")})
+    with pytest.raises(SystemExit, match=r"other\.npz is of fake:ear, the shapes' picture features are of fake:eye"):
+        enrich(packed, packed / "a", "--bank", packed / "other.npz")
+    np.savez(packed / "nameless.npz", features=arrays["features"], texts=arrays["texts"])
+    with pytest.raises(SystemExit, match="has no image_tower: a bank is"):
+        enrich(packed, packed / "b", "--bank", packed / "nameless.npz")
+    write_shard(packed / "plain-000000.tar", [Household("test")[0].replace(meta={"id": "x", "targets": targets()})])
+    write_index(packed / "plain-index.npz", [packed / "plain-000000.tar"])
+    with pytest.raises(SystemExit, match="do not say which tower made their features: name it"):
+        enrich(packed, packed / "c", "--split", "plain", "--bank", bank)
+    write_shard(
+        packed / "far-000000.tar",
+        [Household("test")[0].replace(meta={"id": "x", "targets": replace(targets(), text_tower="fake:other")})],
+    )
+    write_index(packed / "far-index.npz", [packed / "far-000000.tar"])
+    with pytest.raises(SystemExit, match="are of fake:other, fake:lengths has another space"):
+        enrich(packed, packed / "d", "--split", "far", "--bank", bank, "--text-tower", "fake:lengths")
+    with pytest.raises(SystemExit):
+        enrich(packed, packed / "e")
