@@ -38,14 +38,15 @@ def robustness(
     """Train a linear SVM on clean frozen features and score it on corrupted test clouds, as ModelNet-C does.
 
     Corruptions: scale, jitter, rotate, drop_global, drop_local, add_global, add_local at the published levels 1 to 5,
-    and density, the farthest 1/2 to 1/16 of the points. Every encoder sees the same clouds for the same seed.
+    and density, the farthest 1/2 to 1/16 of the points. Every encoder sees the same clouds for the same seed, their
+    colours included if it reads them; then there is also drop_color, 20 to 100 % of the points turned grey, on its own.
 
     Args:
         encoder: Folder or Hub id of an exported encoder; or 'descriptor' or 'pca', the handcrafted baselines.
         data: 'household' (embedded), or a folder: pc3d's shards, a published data set, or files in class sub-folders.
         variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
             (modelnet40, the default, or modelnet10).
-        corruptions: Which; all by default.
+        corruptions: Which; all that make a difference by default.
         severities: Which levels; 1 to 5 by default.
         C: Inverse regularisation of the SVM; chosen by cross-validation on the clean training features by default.
         baseline: File of a row that --results wrote for another encoder: mCE and RmCE are relative to it.
@@ -65,7 +66,7 @@ def robustness(
         overwrite: Replace an existing figure.
     """
     from pc3d import evaluation
-    from pc3d.data import CORRUPTIONS, SEVERITIES
+    from pc3d.data import SEVERITIES
 
     if figure is not None and Path(figure).exists() and not overwrite:
         raise FileExistsError(f"figure: {figure} exists and would be lost: choose another name, or add --overwrite")
@@ -77,7 +78,7 @@ def robustness(
             frozen.train,
             frozen.test,
             frozen.test_set,
-            corruptions=corruptions or CORRUPTIONS,
+            corruptions=corruptions,
             severities=severities or SEVERITIES,
             C=C,
             batch_size=batch_size,
@@ -107,9 +108,13 @@ def robustness(
 def _draw(result: RobustnessResult, baseline: Any, path: Path) -> None:
     from pc3d.viz.results import severity_figure
 
-    curves = {Path(result.encoder).name: (result.clean, result.accuracies)}
-    if baseline is not None:
-        curves[baseline.method] = (baseline.metrics["clean_accuracy"], baseline.details["accuracies"])
+    if baseline is None:
+        curves = {Path(result.encoder).name: (result.clean, result.curves)}
+    else:  # what both were judged under, whichever of them reads colours
+        curves = {
+            Path(result.encoder).name: (result.clean, result.accuracies),
+            baseline.method: (baseline.metrics["clean_accuracy"], baseline.details["accuracies"]),
+        }
     path.parent.mkdir(parents=True, exist_ok=True)
     severity_figure(curves, result.severities, title=f"{result.data}: accuracy under corruption").savefig(path)
 

@@ -12,10 +12,12 @@ from torch import Tensor
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
 
-Corruption = Literal["scale", "jitter", "rotate", "drop_global", "drop_local", "add_global", "add_local", "density"]
+Corruption = Literal[
+    "scale", "jitter", "rotate", "drop_global", "drop_local", "add_global", "add_local", "density", "drop_color"
+]
 """Name of a corruption."""
 CORRUPTIONS: tuple[str, ...] = get_args(Corruption)
-"""Names of all corruptions: those of ModelNet-C, and lower density."""
+"""Names of all corruptions: those of ModelNet-C, lower density, and lost colours."""
 MODELNET_C = CORRUPTIONS[:7]
 """The corruptions of ModelNet-C (Ren et al. 2022)."""
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -24,6 +26,8 @@ _POINTS = 1024  # of a cloud of ModelNet-C, whose counts are shares of it here
 _SCALE = (1.6, 1.7, 1.8, 1.9, 2.0)
 _DROPPED = (0.25, 0.375, 0.5, 0.625, 0.75)
 _KEPT = (1 / 2, 1 / 4, 1 / 8, 1 / 12, 1 / 16)
+_GREYED = (0.2, 0.4, 0.6, 0.8, 1.0)
+_GREY = 0.4  # what OpenShape's encoders are given where there are no colours
 
 
 class Corrupt(Transform):
@@ -40,18 +44,24 @@ class Corrupt(Transform):
                       U[0.075, 0.125]) around points of the cloud; those outside the unit sphere are inverted into it
     ``density``       the farthest points alone, 1/2, 1/4, 1/8, 1/12, 1/16 of them: not of ModelNet-C, but what a
                       coarser sensor sees
+    ``drop_color``    20, 40, 60, 80, 100 % of the points, drawn at random, turned grey: not of ModelNet-C, whose clouds
+                      have no colours; the shares are ours
     ================  =============================================================================================
 
     Magnitudes are those of the released benchmark, whose clouds have 1,024 points; for others the counts follow in
-    proportion. Scaling keeps the centre that the cloud has, the centroid or the box. Other fields of the points, such
-    as colours, are dropped: nothing says what they would be.
+    proportion. Scaling keeps the centre that the cloud has, the centroid or the box.
+
+    Every kind but the last leaves colours as they are, and the other fields of a point stay with it. Normals turn with
+    the surface. Added points are grey (0.4, what OpenShape's encoders are given where there are no colours) and of no
+    part or instance (-1); nothing says what their normals or features would be, so that clouds with added points have
+    none.
 
     Args:
         kind: which.
         severity: 1 (mild) to 5.
 
     Raises:
-        ValueError: an unknown kind or severity.
+        ValueError: an unknown kind or severity, an empty cloud, or ``"drop_color"`` of a cloud without colours.
     """
 
     def __init__(self, kind: Corruption, severity: int) -> None:
@@ -64,8 +74,37 @@ class Corrupt(Transform):
     def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
         if len(cloud) == 0:
             raise ValueError("an empty cloud cannot be corrupted")
-        xyz = _APPLY[self.kind](cloud.xyz.double(), self.severity, generator).to(cloud.xyz.dtype)
-        return cloud.replace(xyz=xyz, rgb=None, normal=None, segment=None, instance=None)
+        if self.kind == "drop_color":
+            return _drop_color(cloud, self.severity, generator)
+        xyz = cloud.xyz.double()
+        if self.kind in _DROP:
+            return cloud.select(_DROP[self.kind](xyz, self.severity, generator))
+        if self.kind in _ADD:
+            return _with_points(cloud, _ADD[self.kind](xyz, self.severity, generator))
+        moved, normal = _MOVE[self.kind](xyz, cloud.normal, self.severity, generator)
+        return cloud.replace(xyz=moved.to(cloud.xyz.dtype), normal=normal)
+
+
+def _with_points(cloud: PointCloud, added: Tensor) -> PointCloud:
+    """The cloud with more points behind its own."""
+    none = torch.full((len(added),), -1)
+    more = {
+        "xyz": added,
+        "rgb": torch.full_like(added, _GREY),
+        "segment": none,
+        "instance": none,
+    }
+    own = {name: value for name in more if (value := getattr(cloud, name)) is not None}
+    joined = {name: torch.cat([value, more[name].to(value.dtype)]) for name, value in own.items()}
+    return cloud.replace(normal=None, feature=None, **joined)
+
+
+def _drop_color(cloud: PointCloud, severity: int, generator: torch.Generator) -> PointCloud:
+    if cloud.rgb is None:
+        raise ValueError("drop_color needs a cloud with colours: its rgb is None")
+    rgb = cloud.rgb.clone()
+    rgb[torch.randperm(len(rgb), generator=generator)[: round(len(rgb) * _GREYED[severity - 1])]] = _GREY
+    return cloud.replace(rgb=rgb)
 
 
 def _uniform(low: float, high: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -76,18 +115,28 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def _scale(xyz: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+def _scale(
+    xyz: Tensor, normal: Tensor | None, severity: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
     largest = _SCALE[severity - 1]
-    scaled = xyz * _uniform(1 / largest, largest, (3,), generator)
+    factor = _uniform(1 / largest, largest, (3,), generator)
+    scaled = xyz * factor
     radius = float(scaled.norm(dim=1).amax())
-    return scaled / radius if radius > 0 else scaled
+    if normal is not None:
+        # A plane's normal transforms by the inverse transpose of the map.
+        normal = torch.nn.functional.normalize(normal / factor.to(normal.dtype), dim=1)
+    return scaled / radius if radius > 0 else scaled, normal
 
 
-def _jitter(xyz: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    return xyz + 0.01 * severity * _normal(tuple(xyz.shape), generator)
+def _jitter(
+    xyz: Tensor, normal: Tensor | None, severity: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    return xyz + 0.01 * severity * _normal(tuple(xyz.shape), generator), normal
 
 
-def _rotate(xyz: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+def _rotate(
+    xyz: Tensor, normal: Tensor | None, severity: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
     bound = math.pi / 30 * severity
     turned = xyz
     # Rows times Rz Ry Rx: z first.
@@ -99,46 +148,48 @@ def _rotate(xyz: Tensor, severity: int, generator: torch.Generator) -> Tensor:
         matrix[first, first] = matrix[second, second] = cosine
         matrix[first, second], matrix[second, first] = -sine, sine
         turned = turned @ matrix
-    return turned
+        normal = None if normal is None else normal @ matrix.to(normal.dtype)
+    return turned, normal
 
 
 def _drop_global(xyz: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     kept = max(1, int(len(xyz) * (1 - _DROPPED[severity - 1])))
-    return xyz[torch.randperm(len(xyz), generator=generator)[:kept]]
+    return torch.randperm(len(xyz), generator=generator)[:kept]
 
 
 def _drop_local(xyz: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    left = torch.arange(len(xyz))
     for size in _cluster_sizes(min(_share(100, severity, xyz), len(xyz) - 1), generator):
-        center = xyz[int(torch.randint(len(xyz), (), generator=generator))]
-        nearest_first = (xyz - center).square().sum(1).argsort(stable=True)
-        xyz = xyz[nearest_first[size:].sort().values]
-    return xyz
-
-
-def _add_global(xyz: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    count = _share(10, severity, xyz)
-    direction = torch.nn.functional.normalize(_normal((count, 3), generator), dim=1)
-    return torch.cat([xyz, direction * _uniform(0, 1, (count, 1), generator) ** (1 / 3)])
-
-
-def _add_local(xyz: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    sizes = _cluster_sizes(_share(100, severity, xyz), generator)
-    order = torch.randperm(len(xyz), generator=generator)
-    centers = xyz[order[torch.arange(len(sizes)) % len(xyz)]]
-    added = [xyz]
-    for center, size in zip(centers, sizes, strict=True):
-        width = _uniform(0.075, 0.125, (1,), generator)
-        points = center + width * _normal((size, 3), generator)
-        # As the released code: divided by the squared distance, so what is at r comes to 1 / r.
-        added.append(points / points.square().sum(1, keepdim=True).clamp_min(1.0))
-    return torch.cat(added)
+        center = xyz[left[int(torch.randint(len(left), (), generator=generator))]]
+        nearest_first = (xyz[left] - center).square().sum(1).argsort(stable=True)
+        left = left[nearest_first[size:].sort().values]
+    return left
 
 
 def _density(xyz: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     from pc3d.ops import farthest_point_sample
 
     kept = max(1, int(len(xyz) * _KEPT[severity - 1]))
-    return xyz[farthest_point_sample(xyz[None], kept)[0]]
+    return farthest_point_sample(xyz[None], kept)[0]
+
+
+def _add_global(xyz: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    count = _share(10, severity, xyz)
+    direction = torch.nn.functional.normalize(_normal((count, 3), generator), dim=1)
+    return direction * _uniform(0, 1, (count, 1), generator) ** (1 / 3)
+
+
+def _add_local(xyz: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    sizes = _cluster_sizes(_share(100, severity, xyz), generator)
+    order = torch.randperm(len(xyz), generator=generator)
+    centers = xyz[order[torch.arange(len(sizes)) % len(xyz)]]
+    added = []
+    for center, size in zip(centers, sizes, strict=True):
+        width = _uniform(0.075, 0.125, (1,), generator)
+        points = center + width * _normal((size, 3), generator)
+        # As the released code: divided by the squared distance, so what is at r comes to 1 / r.
+        added.append(points / points.square().sum(1, keepdim=True).clamp_min(1.0))
+    return torch.cat(added)
 
 
 def _share(per_severity: int, severity: int, xyz: Tensor) -> int:
@@ -152,13 +203,13 @@ def _cluster_sizes(total: int, generator: torch.Generator) -> list[int]:
     return torch.bincount(drawn, minlength=clusters).tolist()
 
 
-_APPLY: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
+_Points = Callable[[Tensor, int, torch.Generator], Tensor]
+_MOVE: dict[str, Callable[[Tensor, Tensor | None, int, torch.Generator], tuple[Tensor, Tensor | None]]] = {
     "scale": _scale,
     "jitter": _jitter,
     "rotate": _rotate,
-    "drop_global": _drop_global,
-    "drop_local": _drop_local,
-    "add_global": _add_global,
-    "add_local": _add_local,
-    "density": _density,
 }
+_DROP: dict[str, _Points] = {"drop_global": _drop_global, "drop_local": _drop_local, "density": _density}
+"""To the rows that are left."""
+_ADD: dict[str, _Points] = {"add_global": _add_global, "add_local": _add_local}
+"""To the points that are added."""

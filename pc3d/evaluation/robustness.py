@@ -18,6 +18,8 @@ from pc3d.evaluation.rows import Row
 from pc3d.evaluation.svm import svm_form
 
 PROTOCOL = "robustness, linear SVM trained on clean features"
+_COLOR = "drop_color"
+_SHAPE = tuple(kind for kind in CORRUPTIONS if kind != _COLOR)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,10 @@ class RobustnessResult(FrozenResult):
         selection: how it was found, in words.
         severities: levels judged.
         clean: overall accuracy on the test split as it is.
-        accuracies: corruption to overall accuracy at each severity.
+        accuracies: corruption of the shape to overall accuracy at each severity.
+        without_color: overall accuracy at each severity of ``"drop_color"``; None where it was not judged. It is in no
+            mean, so that encoders with and without colours are compared under the same corruptions.
+        reads_rgb: whether the encoder was given colours, clean and corrupted.
         baseline: what :attr:`relative` is relative to; None where nothing was given.
         relative: ModelNet-C's errors relative to it, see :meth:`relative_to`.
 
@@ -59,6 +64,8 @@ class RobustnessResult(FrozenResult):
     severities: tuple[int, ...]
     clean: float
     accuracies: dict[str, tuple[float, ...]]
+    without_color: tuple[float, ...] | None = None
+    reads_rgb: bool = False
     baseline: str | None = None
     relative: RelativeErrors | None = None
 
@@ -87,8 +94,13 @@ class RobustnessResult(FrozenResult):
         return replace(self, baseline=row.method, relative=found)
 
     @property
+    def curves(self) -> dict[str, tuple[float, ...]]:
+        """Corruption to overall accuracy at each severity, that of colours included."""
+        return {**self.accuracies, **({} if self.without_color is None else {_COLOR: self.without_color})}
+
+    @property
     def mean(self) -> float:
-        """Mean accuracy over corruptions and severities."""
+        """Mean accuracy over corruptions of the shape and severities."""
         return float(np.mean(list(self.accuracies.values())))
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,13 +108,13 @@ class RobustnessResult(FrozenResult):
         return {**asdict(self), "mean": self.mean}
 
     def to_row(self, method: str | None = None, cost: dict[str, float] | None = None) -> Row:
-        """The result as a row of a table, the mean over corruptions and severities first.
+        """The result as a row of a table, the mean over corruptions of the shape and severities first.
 
         Args:
             method: name in the table; what made the features when left out.
             cost: see :class:`pc3d.evaluation.Row`.
         """
-        per_kind = {f"accuracy under {kind}": float(np.mean(values)) for kind, values in self.accuracies.items()}
+        per_kind = {f"accuracy under {kind}": float(np.mean(values)) for kind, values in self.curves.items()}
         choice = {"tried": C_GRID} if self.tuned else {"C": self.C}
         return Row(
             **self.row_fields(method, cost),
@@ -121,12 +133,20 @@ class RobustnessResult(FrozenResult):
                 "severities": self.severities,
                 "corruptions": list(self.accuracies),
                 "baseline": self.baseline,
+                # Only where there are some: rows of encoders without colours stay what they are.
+                **({"colors": "kept"} if self.reads_rgb else {}),
+                **({} if self.without_color is None else {"color_corruptions": [_COLOR]}),
             },
-            details={"encoder": self.encoder, "C": self.C, "accuracies": self.accuracies},
+            details={
+                "encoder": self.encoder,
+                "C": self.C,
+                "accuracies": self.accuracies,
+                **({} if self.without_color is None else {"without_color": self.without_color}),
+            },
         )
 
     def __str__(self) -> str:
-        width = max(map(len, self.accuracies))
+        width = max(map(len, self.curves))
         levels = "".join(f"{f'level {level}':>10}" for level in self.severities)
         return "\n".join(
             [
@@ -134,16 +154,18 @@ class RobustnessResult(FrozenResult):
                 *self.describe_data(),
                 f"  classifier  SVC(kernel='linear'), C = {self.C:g}, trained on clean training features alone",
                 f"  selection   {self.selection}",
-                f"  corruptions of the test clouds after sampling, seed {self.seed}; ModelNet-C's and 'density'",
+                f"  corruptions of the test clouds after sampling, seed {self.seed}; ModelNet-C's and 'density'"
+                f"{'; points keep their colours' if self.reads_rgb else ''}",
                 self.describe_versions(),
                 f"  {'clean':<{width}}  {percent(self.clean):>10}",
                 f"  {'':<{width}}{levels}      mean",
-                *(
-                    f"  {kind:<{width}}{''.join(f'{percent(value):>10}' for value in values)}"
-                    f"{percent(float(np.mean(values))):>10}"
-                    for kind, values in self.accuracies.items()
-                ),
+                *(_line(kind, values, width) for kind, values in self.accuracies.items()),
                 f"  mean over corruptions and levels  {percent(self.mean)}",
+                *(
+                    []
+                    if self.without_color is None
+                    else [f"{_line(_COLOR, self.without_color, width)}  (not in the mean)"]
+                ),
                 *self._describe_relative(),
             ]
         )
@@ -157,6 +179,11 @@ class RobustnessResult(FrozenResult):
             f"  relative to {self.baseline} (1 is as good, below is better):",
             f"  mean corruption error mCE  {self.relative.mce:.3f}; relative to the clean accuracy RmCE  {rmce}",
         ]
+
+
+def _line(kind: str, values: Sequence[float], width: int) -> str:
+    levels = "".join(f"{percent(value):>10}" for value in values)
+    return f"  {kind:<{width}}{levels}{percent(float(np.mean(values))):>10}"
 
 
 def relative_errors(
@@ -206,7 +233,7 @@ def robustness(
     test: Features,
     test_set: PointDataset,
     *,
-    corruptions: Sequence[str] = CORRUPTIONS,
+    corruptions: Sequence[str] | None = None,
     severities: Sequence[int] = SEVERITIES,
     C: float | None = None,
     batch_size: int = 32,
@@ -215,31 +242,42 @@ def robustness(
     """Train a linear SVM on clean training features, then judge it on corrupted test clouds.
 
     Clouds are sampled and normalised as for the clean features and corrupted after that, each with draws that are a
-    function of the seed, the corruption, the severity and the item, so that every encoder sees the same clouds.
+    function of the seed, the corruption, the severity and the item, so that every encoder sees the same clouds. Points
+    keep their colours, for encoders that read them; what the loss of colours does is told apart from the rest.
 
     Args:
         encoder: what made the features.
         train: features of the training split.
         test: features of the clean test split.
         test_set: the clouds behind ``test``.
-        corruptions: of :data:`pc3d.data.CORRUPTIONS`.
+        corruptions: of :data:`pc3d.data.CORRUPTIONS`; None takes all that make a difference: ``"drop_color"`` where the
+            encoder reads colours and all clouds have them, and the others.
         severities: from 1 to 5.
         C: of the SVM; None takes it out of the usual grid by cross-validation on the clean training features.
         batch_size: clouds per call of ``encode``.
         seed: of the corruptions and the folds.
 
     Raises:
-        ValueError: nothing to judge, an unknown corruption or severity, a ``C`` that is not positive, or splits and
-            data set that do not match.
+        ValueError: nothing to judge, an unknown corruption or severity, ``"drop_color"`` without colours or alone, a
+            ``C`` that is not positive, or splits and data set that do not match.
     """
     fields = data_fields(train, test)
-    if not corruptions or not severities:
+    if (corruptions is not None and not corruptions) or not severities:
         raise ValueError("corruptions and severities must each name at least one")
     if C is not None and not C > 0:
         raise ValueError(f"C must be positive, got {C}")
     if len(test_set) != len(test) or test_set.labels.tolist() != test.labels.tolist():
         raise ValueError("test_set must be the data set that the test features were made of")
-    transforms = {(k, s): Corrupt(cast(Corruption, k), s) for k in corruptions for s in severities}
+    colored = _colored(encoder, test_set, test)
+    chosen = (*_SHAPE, *((_COLOR,) if colored else ())) if corruptions is None else tuple(corruptions)
+    transforms = {(k, s): Corrupt(cast(Corruption, k), s) for k in chosen for s in severities}
+    if _COLOR in chosen and not colored:
+        raise ValueError(
+            f"corruptions: {_COLOR} makes no difference here: the encoder reads no colours, or not all clouds of the "
+            "test split have some; leave it out"
+        )
+    if set(chosen) == {_COLOR}:
+        raise ValueError(f"corruptions: {_COLOR} stands beside corruptions of the shape: name at least one of those")
     (x, y), (x_test, y_test) = train.labelled(), test.labelled()
     kind, _ = svm_form("svc_linear", seed)
     value, selection = (
@@ -248,11 +286,12 @@ def robustness(
         else (C, f"C = {C:g} fixed beforehand")
     )
     model = kind.build(value, False).fit(x, y)
-    found: dict[str, list[float]] = {name: [] for name in corruptions}
+    found: dict[str, list[float]] = {name: [] for name in chosen}
     for (name, _), transform in transforms.items():
         clouds = _Corrupted(test_set, test, transform, seed)
         corrupted = extract_features(encoder, clouds, num_points=None, pooling=test.pooling, batch_size=batch_size)
         found[name].append(float(model.score(corrupted.values, y_test)))
+    judged = {name: tuple(values) for name, values in found.items()}
     return RobustnessResult(
         **fields,
         C=float(value),
@@ -260,9 +299,18 @@ def robustness(
         selection=selection,
         severities=tuple(severities),
         clean=float(model.score(x_test, y_test)),
-        accuracies={name: tuple(values) for name, values in found.items()},
+        without_color=judged.pop(_COLOR, None),
+        accuracies=judged,
+        reads_rgb=colored,
         seed=seed,
     )
+
+
+def _colored(encoder: Encoder, dataset: PointDataset, features: Features) -> bool:
+    """Whether the encoder reads colours and all labelled clouds have some."""
+    if not getattr(encoder, "reads_rgb", False):
+        return False
+    return all(dataset.load(int(row)).rgb is not None for row in np.flatnonzero(features.labels >= 0))
 
 
 class _Corrupted(PointDataset):

@@ -42,8 +42,6 @@ class AlignedShapeEncoder(nn.Module):
         ValueError: a width below 1, or a scale that is not positive.
     """
 
-    reads_rgb = True
-
     def __init__(
         self,
         encoder: nn.Module,
@@ -89,6 +87,11 @@ class AlignedShapeEncoder(nn.Module):
         self.config |= {"text_space": self.text_space, "image_space": self.image_space}
 
     @property
+    def reads_rgb(self) -> bool:
+        """Whether colours make a difference: they do if they do to the encoder within."""
+        return bool(getattr(self.encoder, "reads_rgb", False))
+
+    @property
     def pooling(self) -> str:
         """How features are pooled, for reports."""
         return str(getattr(self.encoder, "pooling", "max+mean"))
@@ -100,7 +103,7 @@ class AlignedShapeEncoder(nn.Module):
 
     def forward(self, xyz: Tensor, rgb: Tensor | None = None) -> Tensor:
         """As :meth:`encode`."""
-        colors = {"rgb": rgb} if getattr(self.encoder, "reads_rgb", False) else {}
+        colors = {"rgb": rgb} if self.reads_rgb else {}
         embedding: Tensor = cast(Any, self.encoder).encode(xyz, **colors)
         return embedding
 
@@ -179,13 +182,11 @@ class AlignedView(nn.Module):
         ValueError: an unknown space.
     """
 
-    reads_rgb = True
-
     def __init__(self, aligned: AlignedShapeEncoder, space: Space) -> None:
         super().__init__()
         check_choice("space", space, Space)
         self.aligned, self.space = aligned, space
-        self.pooling = f"none (in the {space} space)"
+        self.pooling, self.reads_rgb = f"none (in the {space} space)", aligned.reads_rgb
 
     def encode(self, xyz: Tensor, pooling: str = "none", *, rgb: Tensor | None = None) -> Tensor:
         """``(B, N, 3)`` clouds to ``(B, D)``; ``pooling`` has no meaning here."""

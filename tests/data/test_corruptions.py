@@ -24,7 +24,7 @@ def corrupt(kind: str, severity: int, cloud: PointCloud, seed: int = 0) -> Tenso
 
 def test_the_seven_of_the_benchmark_are_there() -> None:
     assert MODELNET_C == ("scale", "jitter", "rotate", "drop_global", "drop_local", "add_global", "add_local")
-    assert (*MODELNET_C, "density") == CORRUPTIONS
+    assert (*MODELNET_C, "density", "drop_color") == CORRUPTIONS
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,7 @@ def test_the_seven_of_the_benchmark_are_there() -> None:
         ("add_global", (1034, 1044, 1054, 1064, 1074)),
         ("add_local", (1124, 1224, 1324, 1424, 1524)),
         ("density", (512, 256, 128, 85, 64)),
+        ("drop_color", (1024,) * 5),
     ],
 )
 def test_counts_are_exact_at_every_level(kind: str, counts: tuple[int, ...], cloud: PointCloud) -> None:
@@ -50,7 +51,7 @@ def test_same_seed_same_cloud_and_the_given_one_is_left_alone(kind: str, cloud: 
     before = cloud.xyz.clone()
     first, again, other = (corrupt(kind, 3, cloud, seed) for seed in (5, 5, 6))
     assert torch.equal(first, again)
-    assert kind == "density" or first.shape != other.shape or not torch.equal(first, other)
+    assert kind in ("density", "drop_color") or first.shape != other.shape or not torch.equal(first, other)
     assert torch.equal(cloud.xyz, before)
     assert torch.isfinite(first).all()
     assert first.dtype == cloud.xyz.dtype
@@ -98,10 +99,77 @@ def test_rotations_are_proper_and_their_angles_bounded(severity: int) -> None:
     assert largest > 0.9 * bound
 
 
+def marked(cloud: PointCloud) -> PointCloud:
+    """The cloud with fields that say which point each is."""
+    rows = torch.arange(len(cloud))
+    normal = torch.nn.functional.normalize(cloud.xyz.flip(1) + 0.1, dim=1)
+    feature = rows[:, None].repeat(1, 2).float()
+    return cloud.replace(normal=normal, segment=rows, instance=rows + 7, feature=feature)
+
+
 @pytest.mark.parametrize("kind", ["drop_global", "drop_local", "density"])
-def test_what_is_left_was_there(kind: str, cloud: PointCloud) -> None:
-    left = {tuple(point) for point in corrupt(kind, 4, cloud).tolist()}
-    assert left <= {tuple(point) for point in cloud.xyz.tolist()}
+def test_what_is_left_was_there_and_keeps_its_fields(kind: str, cloud: PointCloud) -> None:
+    before = marked(cloud)
+    done = Corrupt(kind, 4)(before, torch.Generator().manual_seed(1))  # type: ignore[arg-type]
+    assert done.segment is not None
+    assert 0 < len(done.segment.unique()) == len(done) < len(before)
+    for name in ("xyz", "rgb", "normal", "instance", "feature"):
+        assert torch.equal(getattr(done, name), getattr(before, name)[done.segment]), name
+
+
+@pytest.mark.parametrize("kind", ["scale", "jitter", "rotate"])
+def test_points_that_move_keep_colors_and_parts(kind: str, cloud: PointCloud) -> None:
+    before = marked(cloud)
+    done = Corrupt(kind, 4)(before, torch.Generator().manual_seed(1))  # type: ignore[arg-type]
+    assert not torch.equal(done.xyz, before.xyz)
+    for name in ("rgb", "segment", "instance", "feature"):
+        assert torch.equal(getattr(done, name), getattr(before, name)), name
+
+
+def test_normals_stay_perpendicular_to_the_surface() -> None:
+    """A triangle through three points, and its normal by the cross product, before and after."""
+    corners = torch.tensor([[0.1, 0.2, 0.9], [0.5, -0.4, 0.3], [-0.6, 0.1, 0.2]], dtype=torch.float64)
+
+    def normals(xyz: Tensor) -> Tensor:
+        across = torch.linalg.cross(xyz[1] - xyz[0], xyz[2] - xyz[0])
+        return torch.nn.functional.normalize(across, dim=0).repeat(3, 1)
+
+    for kind in ("rotate", "scale"):
+        done = Corrupt(kind, 5)(PointCloud(corners, normal=normals(corners)), torch.Generator().manual_seed(3))  # type: ignore[arg-type]
+        assert done.normal is not None
+        torch.testing.assert_close(done.normal, normals(done.xyz))
+    still = Corrupt("jitter", 5)(PointCloud(corners, normal=normals(corners)), torch.Generator())
+    assert still.normal is not None
+    assert torch.equal(still.normal, normals(corners))
+
+
+@pytest.mark.parametrize("kind", ["add_global", "add_local"])
+def test_added_points_are_grey_and_of_no_part(kind: str, cloud: PointCloud) -> None:
+    before = marked(cloud)
+    done = Corrupt(kind, 2)(before, torch.Generator())  # type: ignore[arg-type]
+    assert done.rgb is not None
+    assert before.rgb is not None
+    assert torch.equal(done.rgb[:1024], before.rgb)
+    assert (done.rgb[1024:] == 0.4).all()
+    for name in ("segment", "instance"):
+        assert getattr(done, name).tolist() == [*getattr(before, name).tolist(), *[-1] * (len(done) - 1024)]
+    assert (done.normal, done.feature, done.label) == (None, None, cloud.label)
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_lost_colors_are_grey_and_nothing_else_changes(severity: int, cloud: PointCloud) -> None:
+    before = marked(cloud).replace(rgb=cloud.xyz.abs().clamp(0.01, 0.39))
+    done = Corrupt("drop_color", severity)(before, torch.Generator().manual_seed(2))
+    assert done.rgb is not None
+    assert before.rgb is not None
+    grey = (done.rgb == 0.4).all(1)
+    assert int(grey.sum()) == round(1024 * 0.2 * severity)
+    assert torch.equal(done.rgb[~grey], before.rgb[~grey])
+    assert severity == 5 or not grey[: int(grey.sum())].all()
+    for name in ("xyz", "normal", "segment"):
+        assert torch.equal(getattr(done, name), getattr(before, name))
+    with pytest.raises(ValueError, match="drop_color needs a cloud with colours"):
+        Corrupt("drop_color", severity)(before.replace(rgb=None), torch.Generator())
 
 
 def test_local_loss_makes_holes_where_global_loss_does_not(cloud: PointCloud) -> None:
@@ -139,13 +207,10 @@ def test_even_thinning_is_even(cloud: PointCloud) -> None:
     assert spacing.min() > 2 * prefix.min()
 
 
-def test_counts_follow_the_number_of_points_and_other_fields_go(cloud: PointCloud) -> None:
+def test_counts_follow_the_number_of_points(cloud: PointCloud) -> None:
     half = cloud.select(slice(0, 512))
     assert len(corrupt("drop_local", 2, half)) == 512 - 100
     assert len(corrupt("add_local", 2, half)) == 512 + 100
-    done = Corrupt("jitter", 1)(cloud, torch.Generator())
-    assert cloud.rgb is not None
-    assert (done.rgb, done.normal, done.label) == (None, None, cloud.label)
     for kind in CORRUPTIONS:
         assert len(corrupt(kind, 5, cloud.select(slice(0, 1)))) >= 1
 

@@ -11,7 +11,7 @@ import torch
 from sklearn.svm import SVC
 from torch import Tensor
 
-from pc3d.data import Corrupt, Household, Selection
+from pc3d.data import Corrupt, Household, PointCloud, Selection
 from pc3d.data.loader import sample_generator
 from pc3d.evaluation import Features, ShapeDescriptor, extract_features, relative_errors, robustness
 
@@ -139,3 +139,58 @@ def test_a_row_is_the_baseline(train: Features, test: Features, test_set: Select
     ):
         with pytest.raises(ValueError, match=message):
             result.relative_to(replace(row, **change))
+
+
+class ColorHistogram:
+    """Reads nothing but colours."""
+
+    reads_rgb = True
+
+    def encode(self, xyz: Tensor, pooling: str = "none", *, rgb: Tensor | None = None) -> Tensor:
+        assert rgb is not None
+        return torch.cat([rgb.mean(1), rgb.std(1)], 1)
+
+
+def test_corruptions_of_the_shape_leave_colors_and_lost_colors_stand_apart(test_set: Selection) -> None:
+    encoder = ColorHistogram()
+    train, test = (extract_features(encoder, data, num_points=128) for data in (Household("train"), test_set))
+    result = robustness(encoder, train, test, test_set, severities=(3, 5), C=1.0)
+    # Points that only move have the colours that they had.
+    for kind in ("scale", "jitter", "rotate"):
+        assert result.accuracies[kind] == (result.clean, result.clean)
+    assert len(result.accuracies) == 8
+    assert result.mean == pytest.approx(np.mean(list(result.accuracies.values())))
+    # All grey, every object is the same one: the accuracy is the share of one class.
+    x, y = train.labelled()
+    grey = SVC(kernel="linear", C=1.0).fit(x, y).predict([[0.4] * 3 + [0.0] * 3])[0]
+    assert result.without_color is not None
+    assert result.without_color[1] == np.mean(test.labels == grey)
+    assert "drop_color" in result.curves
+    row = result.to_row("colours")
+    assert row.metrics["mean_corrupted_accuracy"] == result.mean
+    assert row.metrics["accuracy under drop_color"] == np.mean(result.without_color)
+    assert "(not in the mean)" in str(result)
+    # ModelNet-C's errors are of the shape alone, whether or not the baseline saw colours.
+    row.details.pop("without_color")
+    assert result.relative_to(row).relative is not None
+
+
+def test_without_colors_there_is_nothing_of_them(train: Features, test: Features, test_set: Selection) -> None:
+    result = robustness(ShapeDescriptor(), train, test, test_set, severities=(1,), C=1.0)
+    assert (result.without_color, result.reads_rgb) == (None, False)
+    row = result.to_row()
+    assert not any("color" in name for name in (*row.metrics, *row.config, *row.details))
+    with pytest.raises(ValueError, match="drop_color makes no difference here: the encoder reads no colours"):
+        robustness(ShapeDescriptor(), train, test, test_set, corruptions=("jitter", "drop_color"), C=1.0)
+
+    class Bleached(Selection):
+        def load(self, index: int) -> PointCloud:
+            return super().load(index).replace(rgb=None)
+
+    class Reader(ShapeDescriptor):
+        reads_rgb = True
+
+    bleached = Bleached(test_set, range(len(test_set)))
+    assert robustness(Reader(), train, test, bleached, severities=(1,), C=1.0).without_color is None
+    with pytest.raises(ValueError, match="drop_color stands beside corruptions of the shape"):
+        robustness(ColorHistogram(), train, test, test_set, corruptions=("drop_color",), C=1.0)

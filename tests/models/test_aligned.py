@@ -73,6 +73,12 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert not torch.equal(loaded.encode(xyz, rgb=rgb), loaded.encode(xyz))
 
 
+def test_colors_are_read_where_the_encoder_within_reads_them() -> None:
+    without = AlignedShapeEncoder(PointViT(16, 1, 1, num_groups=8, group_size=4, num_points=32), 6, 10)
+    for aligned, reads in ((AlignedShapeEncoder(encoder()), True), (without, False)):
+        assert (aligned.reads_rgb, aligned.view("joint").reads_rgb) == (reads, reads)
+
+
 def test_what_is_not_aligned_is_refused() -> None:
     with pytest.raises(TypeError, match="a PointViT was not aligned with texts and pictures: train it with"):
         as_aligned(PointViT(16, 1, 2))
