@@ -8,6 +8,7 @@ from pc3d.data.normals import estimate_normals  # noqa: E402
 from pc3d.tasks.classification import Classification, load_classifier  # noqa: E402
 from pc3d.tasks.fine_tuning import FineTuning  # noqa: E402
 from pc3d.tasks.initial_encoder import start_from  # noqa: E402
+from pc3d.tasks.initial_weights import InitialWeights, take_weights  # noqa: E402
 from pc3d.tasks.language import LanguageGuidance  # noqa: E402
 from pc3d.tasks.object_task import ObjectTask  # noqa: E402
 from pc3d.tasks.open_vocabulary import joint_teacher, open_vocabulary_segmenter  # noqa: E402
@@ -27,7 +28,7 @@ from pc3d.tasks.scene_inference import (  # noqa: E402
     with_fields,
 )
 from pc3d.tasks.segmentation import SemanticSegmentation, segmentation_loss  # noqa: E402
-from pc3d.tasks.segmenter import InitialWeights, SceneSegmenter, load_segmenter, take_weights  # noqa: E402
+from pc3d.tasks.segmenter import SceneSegmenter, load_segmenter  # noqa: E402
 from pc3d.tasks.selection import EpochScore, EpochSelection  # noqa: E402
 
 __all__ = [

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pc3d.models import PointViT, load_encoder, load_official_encoder
-from pc3d.tasks.segmenter import InitialWeights
+from pc3d.tasks.initial_weights import InitialWeights, difference
 
 ClassToken = Literal["fresh", "pretrained"]
 _CLASS_TOKENS = ("cls_token", "cls_position")  # of a PointViT; other encoders keep theirs
@@ -52,7 +52,7 @@ def start_from(encoder: nn.Module, source: str | os.PathLike[str], class_token: 
         raise ValueError(
             f"encoder: the weights of {source} do not fit model.backbone: {'; '.join(problems[:3])}"
             f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. Give model.backbone the arguments that "
-            f"it was built with{_difference(encoder, given_encoder)}"
+            f"it was built with{difference(encoder, given_encoder)}"
         )
     taken = [name for name in own if name not in exempt]
     for name in taken:
@@ -84,12 +84,3 @@ def _take_class_token(own: dict[str, torch.Tensor], given: dict[str, torch.Tenso
     for name in _CLASS_TOKENS:
         own[name].copy_(given[name][: len(own[name])])
     return list(_CLASS_TOKENS)
-
-
-def _difference(ours: nn.Module, theirs: nn.Module) -> str:
-    """Which arguments differ, where both sides say how they were built."""
-    if type(ours) is not type(theirs):
-        return f": class_path pc3d.models.{type(theirs).__name__}"
-    here, there = getattr(ours, "config", {}), getattr(theirs, "config", {})
-    names = [name for name in there if here.get(name) != there[name] and name != "num_cls_tokens"]
-    return ": " + ", ".join(f"{name}={there[name]} (here {here.get(name)})" for name in names) if names else ""

@@ -16,9 +16,10 @@ from pc3d.evaluation import ConfusionMatrix
 from pc3d.models import UpcastFeatures
 from pc3d.nn import mean_over_processes
 from pc3d.tasks.draws import draws_of_step
+from pc3d.tasks.initial_weights import take_weights
 from pc3d.tasks.language import LanguageGuidance
 from pc3d.tasks.optimisation import SegmentationOptimisation
-from pc3d.tasks.segmenter import HeadKind, SceneSegmenter, take_weights
+from pc3d.tasks.segmenter import HeadKind, SceneSegmenter
 
 PUBLISHED = SegmentationOptimisation()
 _UNLABELLED = -1

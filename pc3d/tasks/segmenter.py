@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
-from pc3d.models import DistilledEncoder, UpcastFeatures, load_encoder
+from pc3d.models import load_encoder
 from pc3d.nn import LanguageHead, TextHead
 from pc3d.nn.heads import SegmentationHead
 from pc3d.tasks.model_folder import does_not_fit, head_config, head_weights, save_model
@@ -107,6 +105,11 @@ def load_segmenter(folder: str | os.PathLike[str]) -> SceneSegmenter:
         ValueError: the files do not fit one another.
     """
     config = head_config(folder, "segment", "segmentation model")
+    if "head" not in config:
+        raise FileNotFoundError(
+            f"{folder} holds no segmentation model but the model of another task: give the run folder of pc3d segment "
+            "train"
+        )
     backbone, head = load_encoder(Path(folder) / "encoder"), config["head"]
     if head in _TEXT_HEADS:
         width = int(cast(Any, backbone).feature_dim)
@@ -117,76 +120,3 @@ def load_segmenter(folder: str | os.PathLike[str]) -> SceneSegmenter:
     except RuntimeError as error:
         raise does_not_fit(folder, error) from error
     return segmenter.eval()
-
-
-@dataclass(frozen=True)
-class InitialWeights:
-    """What :func:`take_weights` did; all are names of tensors.
-
-    Attributes:
-        source: where the weights are from.
-        taken: copied into the backbone.
-        skipped: left out because ``skip`` names them.
-        other_shape: left out because the backbone's has another shape.
-        unknown: the backbone has no tensor of that name.
-        fresh: of the backbone, left at their initial values.
-    """
-
-    source: str
-    taken: tuple[str, ...]
-    skipped: tuple[str, ...]
-    other_shape: tuple[str, ...]
-    unknown: tuple[str, ...]
-    fresh: tuple[str, ...]
-
-    def __str__(self) -> str:
-        def some(names: tuple[str, ...]) -> str:
-            more = ", ..." if len(names) > 4 else ""
-            return f" ({', '.join(names[:4])}{more})" if names else ""
-
-        return (
-            f"weights of {self.source}: {len(self.taken)} tensors taken, {len(self.skipped)} skipped as asked, "
-            f"{len(self.other_shape)} of another shape{some(self.other_shape)}, {len(self.unknown)} that this backbone "
-            f"does not have{some(self.unknown)}; {len(self.fresh)} of the backbone left at their initial values"
-            f"{some(self.fresh)}"
-        )
-
-
-@torch.no_grad()
-def take_weights(backbone: nn.Module, encoder: str | os.PathLike[str], skip: Sequence[str] = ()) -> InitialWeights:
-    """Start a backbone from an exported encoder, tensor by tensor where name and shape agree.
-
-    The encoder may have been built with other arguments or lack a decoder; of a distilled one the projection into the
-    teacher's space is left out. A backbone of :class:`UpcastFeatures` is the encoder inside. Swin3D is fine-tuned with
-    ``skip=("upsamples",)`` and, on ScanNet, also without its stem (released code): see the report for what that leaves.
-
-    Args:
-        backbone: changed in place.
-        encoder: folder or Hub id, as for :func:`pc3d.load_encoder`.
-        skip: leave out tensors whose name contains one of these.
-
-    Raises:
-        ValueError: not a single tensor fits, or an entry of ``skip`` names nothing.
-    """
-    loaded = load_encoder(encoder)
-    given = (loaded.encoder if isinstance(loaded, DistilledEncoder | UpcastFeatures) else loaded).state_dict()
-    own = (backbone.encoder if isinstance(backbone, UpcastFeatures) else backbone).state_dict()
-    idle = [part for part in skip if not any(part in name for name in given)]
-    if idle:
-        raise ValueError(
-            f"skip: no tensor of {encoder} has {idle[0]!r} in its name; there are {', '.join(given)[:400]}"
-        )
-    skipped = tuple(name for name in given if any(part in name for part in skip))
-    rest = [name for name in given if name not in skipped]
-    unknown = tuple(name for name in rest if name not in own)
-    other_shape = tuple(name for name in rest if name in own and own[name].shape != given[name].shape)
-    taken = tuple(name for name in rest if name in own and own[name].shape == given[name].shape)
-    if not taken:
-        raise ValueError(
-            f"encoder: no tensor of {encoder} fits the backbone {type(backbone).__name__} in name and shape: "
-            "give an encoder of the same class"
-        )
-    for name in taken:
-        own[name].copy_(given[name])
-    fresh = tuple(name for name in own if name not in taken)
-    return InitialWeights(str(encoder), taken, skipped, other_shape, unknown, fresh)

@@ -12,11 +12,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from tiny_scenes import QUIET, Pointwise, SmallRooms, unet
-from torch import Tensor
+from torch import Tensor, nn
 
 from pc3d.data import PointBatch, PointDataModule, collate
 from pc3d.methods import pretrain
-from pc3d.models import UpcastFeatures, save_encoder
+from pc3d.models import Swin3D, UpcastFeatures, save_encoder
+from pc3d.nn.sparse import Signals
 from pc3d.nn.swin3d import SwinBlock
 from pc3d.tasks import (
     SceneSegmenter,
@@ -26,6 +27,7 @@ from pc3d.tasks import (
     segmentation_loss,
     take_weights,
 )
+from pc3d.tasks.model_folder import save_model
 
 CLASSES = SmallRooms("test").classes
 FAST = SegmentationOptimisation(learning_rate=0.03)
@@ -180,8 +182,6 @@ def test_a_decoder_that_takes_no_part_waits_for_no_gradient() -> None:
 
 
 def test_blocks_learn_at_a_tenth_and_everything_decays() -> None:
-    from pc3d.models import Swin3D
-
     method = SemanticSegmentation(Swin3D.tiny(), 3)
     others, blocks = SegmentationOptimisation().build(method, 10)["optimizer"].param_groups
     names = {id(parameter): name for name, parameter in method.named_parameters()}
@@ -198,8 +198,6 @@ def test_blocks_learn_at_a_tenth_and_everything_decays() -> None:
 
 
 def test_a_backbone_learns_at_its_share_of_the_rate() -> None:
-    from pc3d.models import Swin3D
-
     method = SemanticSegmentation(Swin3D.tiny(), 3)
     groups = SegmentationOptimisation(learning_rate=0.1, block_factor=0.5, backbone_factor=0.3).groups(method)
     rate = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
@@ -365,24 +363,120 @@ def test_a_finished_run_goes_on_for_more_epochs(schedule_epochs: int | None, tmp
 
 def test_weights_are_taken_by_name_and_shape_and_the_report_says_which(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    source = unet()
+    source = swin()
     folder = save_encoder(source, tmp_path / "encoder")
-    own = unet(signals="xyz_rgb_normal")  # a wider stem
+    own = swin(window_sizes=(3, 7))
     before = {name: value.clone() for name, value in own.state_dict().items()}
-    report = take_weights(own, folder, skip=["upsamples", "decoder"])
-    decoder = {name for name in before if name.startswith(("upsamples", "decoder"))}
+    report = take_weights(own, folder, skip=["upsamples"])
+    decoder = {name for name in before if name.startswith("upsamples")}
     assert set(report.skipped) == decoder
-    assert len(report.other_shape) == 1
-    assert report.other_shape[0].startswith("stem.")
-    assert set(report.fresh) == decoder | set(report.other_shape)
+    tables = {f"levels.0.0.attention.{name}_table" for name in ("query", "key", "value")}
+    assert set(report.other_shape) == tables
+    assert report.in_part == ()
+    assert set(report.fresh) == decoder | tables
     assert set(report.taken) == set(before) - set(report.fresh)
     for name, value in own.state_dict().items():
         assert torch.equal(value, source.state_dict()[name] if name in report.taken else before[name]), name
-    assert f"{len(report.taken)} tensors taken, {len(decoder)} skipped as asked, 1 of another shape" in str(report)
-    with pytest.raises(ValueError, match=r"no tensor .* fits the backbone Pointwise"):
+    assert f"{len(report.taken)} tensors taken, {len(decoder)} skipped as asked, 3 of another shape" in str(report)
+    with pytest.raises(ValueError, match=r"0 % of the weights of .* fit the backbone Pointwise"):
         take_weights(Pointwise(), folder)
-    with pytest.raises(ValueError, match="has 'attention' in its name"):
-        take_weights(own, folder, skip=["attention"])
+    with pytest.raises(ValueError, match="has 'norm3' in its name"):
+        take_weights(own, folder, skip=["norm3"])
+    with pytest.raises(ValueError, match="0 % of the weights of"):
+        take_weights(own, folder, skip=["."])
+
+
+def swin(**changes: Any) -> Swin3D:
+    sizes: dict[str, Any] = {"channels": (8, 16), "depths": (1, 1), "down_strides": (2,), "voxel_size": 0.4}
+    return Swin3D(**{**sizes, "num_heads": (2, 2), "drop_path": 0.0, **changes})
+
+
+@pytest.mark.parametrize(
+    ("own", "source", "message"),
+    [
+        (lambda: swin(), lambda: swin(channels=(12, 20)), r"channels=\[12, 20\] \(here \[8, 16\]\)"),
+        (lambda: UpcastFeatures(unet()), lambda: unet(channels=(16, 24)), r"channels=\[16, 24\] \(here \[8, 12\]\)"),
+        (lambda: swin(), lambda: unet(), r"class_path pc3d\.models\.SparseUNet"),
+    ],
+)
+def test_an_encoder_of_another_size_is_refused_and_nothing_is_changed(
+    own: Callable[[], nn.Module], source: Callable[[], nn.Module], message: str, tmp_path: Path
+) -> None:
+    """Counters of batch norm are scalars, which fit whatever the network."""
+    backbone, folder = own(), save_encoder(source(), tmp_path)
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"\d % of the weights of .* that it was built with: .*{message}"):
+        take_weights(backbone, folder)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+def test_what_fits_half_of_the_smaller_network_is_taken(tmp_path: Path) -> None:
+    """More or fewer blocks, no decoder attention, and a part that is left out on purpose."""
+    shallow, deep = save_encoder(unet(), tmp_path / "shallow"), save_encoder(unet(blocks=(6, 6)), tmp_path / "deep")
+    assert take_weights(unet(blocks=(6, 6)), shallow).unknown == ()
+    assert take_weights(unet(), deep).fresh == ()
+    assert take_weights(UpcastFeatures(unet()), deep).fresh == ()
+    with_attention = save_encoder(swin(), tmp_path / "attention")
+    assert take_weights(swin(decoder_attention=False), with_attention).fresh == ()
+    own, narrower = unet(channels=(8, 48)), save_encoder(unet(channels=(8, 40)), tmp_path / "narrower")
+    with pytest.raises(ValueError, match="name with skip what is to stay fresh"):
+        take_weights(own, narrower)
+    rest = take_weights(own, narrower, skip=["levels.1", "downsamples", "upsamples"])
+    assert {name.split(".")[0] for name in rest.taken} == {"stem", "levels", "decoder"}
+
+
+@pytest.mark.parametrize(
+    ("there", "here"), [("xyz_rgb_normal", "xyz_rgb"), ("xyz_rgb_normal", "xyz"), ("xyz_rgb", "xyz")]
+)
+def test_of_other_signals_what_both_read_is_taken(
+    there: Signals, here: Signals, batch: PointBatch, tmp_path: Path
+) -> None:
+    """The wider network computes what the narrower one does once all that it knows of its other signals is 0.
+
+    And they are alike at all points, since of the voxels within a coarser one they too choose which stands for it.
+
+    As S3DIS, which has colours alone, is fine-tuned from Structured3D.
+    """
+    torch.manual_seed(1)
+    wide, narrow = swin(signals=there).eval(), swin(signals=here).eval()
+    with torch.no_grad():
+        for parameter in wide.parameters():  # tables as large as the rest, so that one of them cannot hide
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    report = take_weights(narrow, save_encoder(wide, tmp_path))
+    assert report.fresh == report.other_shape == ()
+    assert len(report.in_part) == 1 + 3 * 3  # the stem, and three tables in each of three blocks
+    assert "tensors taken, 10 for the signals that both read (stem.conv.weight, " in str(report)
+
+    # The stem reads colour, normal, place; tables have rows of x, y, z, then 32 for each further scalar.
+    scalars = {"xyz": 0, "xyz_rgb": 3, "xyz_rgb_normal": 6}
+    extra = scalars[there] - scalars[here]
+    with torch.no_grad():
+        wide.stem.conv.weight[:, scalars[here] : scalars[there]] = 0
+        for name, parameter in wide.named_parameters():
+            if name.endswith("_table"):
+                parameter[-32 * extra :] = 0
+        alike = PointBatch(batch.xyz, batch.offsets, rgb=batch.rgb, normal=torch.ones_like(batch.xyz))
+        if here == "xyz":
+            alike = PointBatch(batch.xyz, batch.offsets, rgb=torch.ones_like(batch.xyz), normal=alike.normal)
+        expected, found = wide.point_features(alike), narrow.point_features(alike)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_signals_that_the_source_lacks_stay_fresh(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    source, own = swin(signals="xyz_rgb"), swin(signals="xyz_rgb_normal")
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    report = take_weights(own, save_encoder(source, tmp_path))
+    given, after = source.state_dict(), own.state_dict()
+    for name in report.in_part:
+        columns = [0, 1, 2, 6, 7, 8] if name == "stem.conv.weight" else range(len(given[name]))
+        dim = 1 if name == "stem.conv.weight" else 0
+        index = torch.tensor(list(columns))
+        assert torch.equal(after[name].index_select(dim, index), given[name])
+        others = torch.tensor([k for k in range(after[name].shape[dim]) if k not in set(columns)])
+        assert torch.equal(after[name].index_select(dim, others), before[name].index_select(dim, others))
+    unread = unet(signals="xyz_rgb_normal")
+    assert take_weights(unread, save_encoder(unet(), tmp_path / "unet")).in_part == ("stem.conv.weight",)
 
 
 def test_bad_models_are_refused() -> None:
@@ -399,6 +493,9 @@ def test_folders_without_a_model_are_explained(tmp_path: Path) -> None:
         load_segmenter(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="holds no segmentation model: give the run folder"):
         load_segmenter(tmp_path)
+    save_model(tmp_path / "parts", unet(), {}, {"task": "part segmentation", "categories": ["a"]})
+    with pytest.raises(FileNotFoundError, match=r"no segmentation model but the model of another task: give the run"):
+        load_segmenter(tmp_path / "parts")
     (tmp_path / "last.ckpt").touch()
     with pytest.raises(FileNotFoundError, match=r"has not finished: pc3d segment train .* --resume"):
         load_segmenter(tmp_path)

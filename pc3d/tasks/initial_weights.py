@@ -1,0 +1,126 @@
+"""Starting a backbone from an exported encoder, tensor by tensor where they fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pc3d.models import DistilledEncoder, UpcastFeatures, load_encoder
+from pc3d.models.signal_layout import common_signals
+
+_COUNTER = "num_batches_tracked"  # a number that fits whatever the network: no weight
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What :func:`take_weights` did; all are names of tensors.
+
+    Attributes:
+        source: where the weights are from.
+        taken: copied into the backbone.
+        skipped: left out because ``skip`` names them.
+        other_shape: left out because the backbone's has another shape.
+        unknown: the backbone has no tensor of that name.
+        fresh: of the backbone, left at their initial values.
+        in_part: copied for the signals that both sides read; what else they hold is left at its initial values.
+    """
+
+    source: str
+    taken: tuple[str, ...]
+    skipped: tuple[str, ...]
+    other_shape: tuple[str, ...]
+    unknown: tuple[str, ...]
+    fresh: tuple[str, ...]
+    in_part: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        def some(names: tuple[str, ...]) -> str:
+            more = ", ..." if len(names) > 4 else ""
+            return f" ({', '.join(names[:4])}{more})" if names else ""
+
+        part = f"{len(self.in_part)} for the signals that both read{some(self.in_part)}, " if self.in_part else ""
+        return (
+            f"weights of {self.source}: {len(self.taken)} tensors taken, {part}{len(self.skipped)} skipped as asked, "
+            f"{len(self.other_shape)} of another shape{some(self.other_shape)}, {len(self.unknown)} that this backbone "
+            f"does not have{some(self.unknown)}; {len(self.fresh)} of the backbone left at their initial values"
+            f"{some(self.fresh)}"
+        )
+
+
+@torch.no_grad()
+def take_weights(backbone: nn.Module, encoder: str | os.PathLike[str], skip: Sequence[str] = ()) -> InitialWeights:
+    """Start a backbone from an exported encoder, tensor by tensor where name and shape agree.
+
+    The encoder may have been built with other arguments or lack a decoder; of a distilled one the projection into the
+    teacher's space is left out. A backbone of :class:`UpcastFeatures` is the encoder inside. Swin3D is fine-tuned with
+    ``skip=("upsamples",)`` and, on ScanNet, also without its stem (released code): see the report for what that leaves.
+
+    Of two voxel encoders that read other signals (``xyz_rgb_normal`` and ``xyz_rgb``), the columns of the stem and the
+    rows of Swin3D's attention tables that belong to the signals of both are taken, the tables as the released loader
+    does, which keeps one for each signal.
+
+    Args:
+        backbone: changed in place.
+        encoder: folder or Hub id, as for :func:`pc3d.load_encoder`.
+        skip: leave out tensors whose name contains one of these.
+
+    Raises:
+        ValueError: less than half of the smaller of the two (what ``skip`` names left aside) fits, or an entry of
+            ``skip`` names nothing. The backbone is as before.
+    """
+    source, target = _inside(load_encoder(encoder)), _inside(backbone)
+    given, own = source.state_dict(), target.state_dict()
+    idle = [part for part in skip if not any(part in name for name in given)]
+    if idle:
+        raise ValueError(
+            f"skip: no tensor of {encoder} has {idle[0]!r} in its name; there are {', '.join(given)[:400]}"
+        )
+    skipped = tuple(name for name in given if any(part in name for part in skip))
+    rest = [name for name in given if name not in skipped]
+    unknown = tuple(name for name in rest if name not in own)
+    taken = tuple(name for name in rest if name in own and own[name].shape == given[name].shape)
+    common = common_signals(source, target)
+    in_part = tuple(name for name in rest if name in common and name not in taken)
+    other_shape = tuple(name for name in rest if name in own and name not in {*taken, *in_part})
+
+    there = _numbers(given[name] for name in rest if not name.endswith(_COUNTER))
+    here = _numbers(value for name, value in own.items() if not any(part in name for part in (*skip, _COUNTER)))
+    fitting = _numbers(given[name] for name in taken if not name.endswith(_COUNTER))
+    fitting += sum(common[name].numbers for name in in_part)
+    if 2 * fitting < min(there, here) or not fitting:
+        raise ValueError(
+            f"encoder: {100 * fitting / max(there, 1):.0f} % of the weights of {encoder} fit the backbone "
+            f"{type(target).__name__} in name and shape, so training would start all but from scratch. Give "
+            f"model.backbone the arguments that it was built with{difference(target, source)}. Or name with skip what "
+            "is to stay fresh"
+        )
+    for name in taken:
+        own[name].copy_(given[name])
+    for name in in_part:
+        common[name].copy(given[name], own[name])
+    fresh = tuple(name for name in own if name not in {*taken, *in_part})
+    return InitialWeights(str(encoder), taken, skipped, other_shape, unknown, fresh, in_part)
+
+
+def difference(ours: nn.Module, theirs: nn.Module) -> str:
+    """Which arguments differ, where both sides say how they were built."""
+    if type(ours) is not type(theirs):
+        return f": class_path pc3d.models.{type(theirs).__name__}"
+    here, there = getattr(ours, "config", {}), getattr(theirs, "config", {})
+    names = [name for name in there if here.get(name) != there[name] and name != "num_cls_tokens"]
+    return ": " + ", ".join(f"{name}={there[name]} (here {here.get(name)})" for name in names) if names else ""
+
+
+def _inside(module: nn.Module) -> nn.Module:
+    """The encoder whose tensors have names of their own, of what is built around it."""
+    while isinstance(module, DistilledEncoder | UpcastFeatures):
+        module = module.encoder
+    return module
+
+
+def _numbers(tensors: Iterable[Tensor]) -> int:
+    return sum(value.numel() for value in tensors)
