@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +41,17 @@ def test_every_public_name_is_in_the_reference(built: Path) -> None:
     for package in ["pc3d", *PACKAGES]:
         names = importlib.import_module(package).__all__
         assert [name for name in names if f"{package}.{name}" not in documented] == [], package
+
+
+@pytest.mark.slow
+def test_every_page_is_there_under_its_own_title(built: Path) -> None:
+    # Sphinx writes pages of its own, such as search.html, over those of the same name.
+    for source in sorted((ROOT / "docs").glob("*.md")):
+        title = source.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        page = (built / f"{source.stem}.html").read_text(encoding="utf-8")
+        shown = re.search(r"<h1>(.*?)<a", page, re.DOTALL)
+        assert shown is not None, source.name
+        assert html.unescape(re.sub("<[^>]*>", "", shown[1])) == title.replace("`", ""), source.name
 
 
 @pytest.mark.slow
