@@ -38,7 +38,10 @@ def open_text_tower(aligned: AlignedShapeEncoder, tower: str | None) -> TextTowe
     """The text tower of an encoder, or the one that is named."""
     from pc3d.image import load_text_tower
 
-    found = load_text_tower(_named(tower or aligned.text_space, "text_tower", "offline:minilm"))
+    aligned.check_side("text")
+    name = _named(tower or aligned.text_space, "text_tower", "offline:minilm")
+    _check_known_width("text_tower", name, aligned.text_dim)
+    found = load_text_tower(name)
     _check_width("text_tower", found.name, found.width, aligned.text_dim)
     return found
 
@@ -47,7 +50,10 @@ def open_image_tower(aligned: AlignedShapeEncoder, tower: str | None) -> ImageTo
     """The image tower of an encoder, or the one that is named."""
     from pc3d.image import load_image_tower
 
-    found = load_image_tower(_named(tower or aligned.image_space, "image_tower", "offline:efficientnet-lite0"))
+    aligned.check_side("image")
+    name = _named(tower or aligned.image_space, "image_tower", "offline:efficientnet-lite0")
+    _check_known_width("image_tower", name, aligned.image_dim)
+    found = load_image_tower(name)
     _check_width("image_tower", found.name, found.width, aligned.image_dim)
     return found
 
@@ -61,21 +67,39 @@ def _named(name: str, option: str, example: str) -> str:
     return name
 
 
+def _check_known_width(option: str, name: str, wanted: int) -> None:
+    """Before gigabytes are fetched for nothing."""
+    from pc3d.image.loading import known_width
+
+    width = known_width(name)
+    if width is not None:
+        _check_width(option, name, width, wanted)
+
+
 def _check_width(option: str, name: str, width: int | None, wanted: int) -> None:
     if width != wanted:
         raise ValueError(f"{option}: {name} has features of width {width}, the encoder was aligned with {wanted}")
 
 
 def templates_of(name: str) -> tuple[str, ...]:
-    """Prompt templates: ``"ulip"``, ``"photo"``, ``"none"``, or a file with one of them per line, with ``{}``."""
-    from pc3d.image import PHOTO, ULIP_TEMPLATES
+    """Prompt templates: ``"ulip"``, ``"photo"``, ``"none"``, or a file with one of them per line, with ``{}``.
+
+    Raises:
+        ValueError: neither a name nor a file, or a file of anything but templates.
+    """
+    from pc3d.image import PHOTO, ULIP_TEMPLATES, fill
 
     known: dict[str, tuple[str, ...]] = {"ulip": ULIP_TEMPLATES, "photo": PHOTO, "none": ("{}",)}
     if name in known:
         return known[name]
     if not Path(name).is_file():
         raise ValueError(f"templates: {name!r} is none of {', '.join(known)}, and no file")
-    return tuple(line for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip())
+    lines = tuple(line for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        fill(lines, "")
+    except ValueError as error:
+        raise ValueError(f"templates: {name}: {error}") from error
+    return lines
 
 
 def read_classes(classes: str) -> dict[str, list[str]]:

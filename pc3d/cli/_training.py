@@ -24,7 +24,8 @@ def training_parser(verb: str, folder: str, description: str) -> Any:
     parser.add_argument(
         "--config",
         action="config",
-        help=f"YAML file, or one of: {', '.join(shipped_configs(folder))}; later options override it.",
+        help=f"YAML file, or one of: {', '.join(shipped_configs(folder))}; later options override it, a second "
+        "--config among them.",
     )
     parser.add_argument("--output", type=str, required=True, help="Run folder.")
     parser.add_argument("--resume", action="store_true", help="Go on from last.ckpt of the run folder.")
@@ -115,39 +116,65 @@ def with_config(argv: Sequence[str], folder: str) -> list[str]:
     """The arguments, with names of shipped configurations turned into paths and a resumed run's own put in front."""
     argv = list(argv)
     look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    look.add_argument("--config")
     look.add_argument("--output")
     look.add_argument("--resume", action="store_true")
     known, _ = look.parse_known_args(argv)
-    if known.config is None:
+    named = _configs_in(argv)
+    if not named:
         stored = Path(known.output or "", "config.yaml")
         return ["--config", str(stored), *argv] if known.resume and known.output and stored.is_file() else argv
-    if Path(known.config).is_file():
-        return argv
-    names = shipped_configs(folder)
-    if known.config not in names:
-        hint = nearest(known.config, names) or f" (there are: {', '.join(names)})"
-        raise FileNotFoundError(
-            f"--config: there is no file {known.config}, and no configuration of that name ships with pc3d{hint}"
-        )
-    path = str(_CONFIGS / folder / f"{known.config}.yaml")
-    joined = f"--config={known.config}"
+    paths = {name: _path_of(name, folder) for name in named}
+    joined = {f"--config={name}": f"--config={path}" for name, path in paths.items()}
     # Only the value of the option: a run folder may have the name of its configuration.
     return [
-        f"--config={path}" if argument == joined else path if before == "--config" else argument
+        joined.get(argument, paths[argument] if before == "--config" else argument)
         for before, argument in zip(["", *argv], argv, strict=False)
     ]
 
 
+def _configs_in(argv: Sequence[str]) -> list[str]:
+    """What the options ``--config`` name, in order: later ones override earlier ones."""
+    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    look.add_argument("--config", action="append", default=[])
+    named: list[str] = look.parse_known_args(list(argv))[0].config
+    return named
+
+
+def _path_of(config: str, folder: str) -> str:
+    """A file, or a shipped configuration by name, as a path.
+
+    Raises:
+        FileNotFoundError: neither.
+    """
+    if Path(config).is_file():
+        return config
+    names = shipped_configs(folder)
+    if config not in names:
+        hint = nearest(config, names) or f" (there are: {', '.join(names)})"
+        raise FileNotFoundError(
+            f"--config: there is no file {config}, and no configuration of that name ships with pc3d{hint}"
+        )
+    return str(_CONFIGS / folder / f"{config}.yaml")
+
+
 def config_of(argv: Sequence[str]) -> dict[str, Any]:
-    """The configuration file that arguments from :func:`with_config` name; empty where there is none."""
+    """What the configuration files say that arguments from :func:`with_config` name; empty where there is none."""
     import yaml
 
-    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    look.add_argument("--config")
-    path = look.parse_known_args(list(argv))[0].config
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else None
-    return content if isinstance(content, dict) else {}
+    found: dict[str, Any] = {}
+    for path in _configs_in(argv):
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        found = _overridden(found, content) if isinstance(content, dict) else found
+    return found
+
+
+def _overridden(before: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Two configurations as one, the later one on top."""
+    merged = dict(before)
+    for key, value in later.items():
+        old = merged.get(key)
+        merged[key] = _overridden(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def dump(parser: Any, options: Any) -> str:

@@ -56,6 +56,11 @@ def search(
 
     if picture is not None:
         _search_picture.check_target(picture)
+    kinds = [_kind(one) for one in query]
+    _check_used(kinds, {"text_tower": text_tower, "image_tower": image_tower, "templates": templates, "up": up})
+    if top < 1:
+        raise ValueError(f"top: must be at least 1, got {top}")
+    patterns = _alignment.templates_of(templates)
     stored = ShapeIndex(index)
     name, aligned = _encoder_of(stored, encoder)
     if weights_digest(aligned) != stored.made_by.get("digest"):
@@ -66,17 +71,17 @@ def search(
         # Opened once, and only if a query needs them.
         "text_tower": functools.cache(lambda: _alignment.open_text_tower(aligned, text_tower)),
         "image_tower": functools.cache(lambda: _alignment.open_image_tower(aligned, image_tower)),
-        "templates": templates,
+        "templates": patterns,
         "up": up,
     }
     points = stored.made_by.get("num_points")
     vectors = np.stack([_vector(one, aligned, name, points, towers) for one in query])
-    kinds = [_kind(one) for one in query]
+    # What is near to a shape is so in both spaces; a text or a picture lies in one of them.
+    scales = [1.0 if kind == "shape" else aligned.joint_scale for kind in kinds]
     groups = [[row] for row in range(len(query))] if each else [list(range(len(query)))]
     found = []
     for rows in groups:
-        scale = aligned.joint_scale if all(kinds[row] != "shape" for row in rows) else 1.0
-        found.append(stored.search(vectors[rows], top, scale=scale, exact=exact))
+        found.append(stored.search(vectors[rows], top, scale=[scales[row] for row in rows], exact=exact))
     if picture is not None:
         asked = [[(kinds[row], query[row]) for row in rows] for rows in groups]
         _search_picture.write(picture, stored, list(zip(asked, found, strict=True)), up)
@@ -114,12 +119,29 @@ def _lines(hits: Sequence[Hit]) -> str:
 
 
 def _kind(query: str) -> str:
+    if not query.strip():
+        raise ValueError("query: an empty text finds nothing; a text reads like 'a wooden rocking chair'")
     path = Path(query)
     if not path.is_file():
         if path.suffix and " " not in query and (path.suffix.lower() in _alignment.PICTURES or path.parent.name):
             raise FileNotFoundError(f"query: there is no file {query}; a text reads like 'a wooden rocking chair'")
         return "text"
     return "picture" if path.suffix.lower() in _alignment.PICTURES else "shape"
+
+
+def _check_used(kinds: Sequence[str], options: dict[str, str | None]) -> None:
+    """Refuse an option that none of the queries makes use of.
+
+    Raises:
+        ValueError: there is one.
+    """
+    of_kind = {"text_tower": "text", "image_tower": "picture", "templates": "text", "up": "shape"}
+    for option, value in options.items():
+        unset = "none" if option == "templates" else None
+        if value != unset and of_kind[option] not in kinds:
+            raise ValueError(
+                f"{option}: {value!r} is for a {of_kind[option]}, and no query is one: leave the option out"
+            )
 
 
 def _vector(
@@ -133,9 +155,7 @@ def _vector(
     kind = _kind(query)
     with torch.no_grad():
         if kind == "text":
-            features = _alignment.class_vectors(
-                options["text_tower"](), [[query]], _alignment.templates_of(options["templates"])
-            )
+            features = _alignment.class_vectors(options["text_tower"](), [[query]], options["templates"])
             return aligned.joint_text(features)[0].numpy()
         if kind == "picture":
             return aligned.joint_image(options["image_tower"]().encode([_alignment.read_picture(query)]))[0].numpy()

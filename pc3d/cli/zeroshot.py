@@ -52,6 +52,7 @@ def zeroshot(
     """
     from pc3d.evaluation import rank_classes, write_rows, zero_shot
 
+    patterns = _alignment.templates_of(templates)
     aligned = _alignment.open_aligned(encoder)
     source = _alignment.shapes(data, split, variant, up)
     own = source.dataset.classes
@@ -59,7 +60,6 @@ def zeroshot(
     if not wanted:
         raise ValueError(f"classes: {data} has no class names: give some, as in --classes 'chair,table,a wooden lamp'")
     tower = _alignment.open_text_tower(aligned, text_tower)
-    patterns = _alignment.templates_of(templates)
     raw = _alignment.class_vectors(tower, list(wanted.values()), patterns)
     vectors = aligned.text_targets(raw).detach().numpy()
     options = {"batch_size": batch_size, "pooling": "none", "num_points": _alignment.points_for(aligned, num_points)}

@@ -105,14 +105,14 @@ class ShapeIndex:
             raise ValueError(f"{path} is not a whole index of shapes: {error}") from error
         if len(self._index) != len(self.ids):
             raise ValueError(f"{path} is damaged: {len(self._index)} vectors for {len(self.ids)} shapes")
-        if dim is not None and dim != width:
-            raise ValueError(f"{self.folder} is an index of {width} dimensions, got vectors of {dim}")
         given = self.made_by.get("digest")
         if given is not None and given != made_by.get("digest"):
             raise ValueError(
                 f"{self.folder} was made by {made_by.get('encoder')} [{made_by.get('digest')}], its vectors cannot be "
                 f"compared with those of {self.made_by.get('encoder')} [{given}]: use that encoder, or another folder"
             )
+        if dim is not None and dim != width:
+            raise ValueError(f"{self.folder} is an index of {width} dimensions, got vectors of {dim}")
         self.made_by = made_by
 
     def _file(self, suffix: str) -> Path:
@@ -190,25 +190,31 @@ class ShapeIndex:
             self._index.add(np.array(list(places), dtype=np.uint64), unit, threads=torch.get_num_threads())
         return len(self.ids) - before
 
-    def search(self, queries: NDArray[Any], count: int = 10, *, scale: float = 1.0, exact: bool = False) -> list[Hit]:
+    def search(
+        self, queries: NDArray[Any], count: int = 10, *, scale: float | Sequence[float] = 1.0, exact: bool = False
+    ) -> list[Hit]:
         """The shapes nearest to a query, or to all of several.
 
         Args:
             queries: ``(dim,)``, or ``(Q, dim)`` for shapes that are near to each of them: the smallest of the Q cosines
                 counts (OpenShape, section 4.4), among 200 candidates or more of each query.
             count: how many.
-            scale: what cosines are multiplied with (:attr:`pc3d.models.AlignedShapeEncoder.joint_scale`).
+            scale: what cosines are multiplied with (:attr:`pc3d.models.AlignedShapeEncoder.joint_scale`), of all
+                queries or of each.
             exact: compare with every vector instead of following the graph.
 
         Returns:
             Best first; fewer than ``count`` where there are no more.
 
         Raises:
-            ValueError: a width that does not fit, or a count below 1.
+            ValueError: a width or a number of scales that does not fit, or a count below 1.
         """
         queries = np.atleast_2d(np.asarray(queries, dtype=np.float32))
         if queries.shape[1] != self.dim or len(queries) == 0:
             raise ValueError(f"queries must be ({self.dim},) or (Q, {self.dim}), got {queries.shape}")
+        scales = np.atleast_1d(np.asarray(scale, dtype=np.float32))
+        if scales.shape not in ((1,), (len(queries),)):
+            raise ValueError(f"scale must be a number, or one for each of {len(queries)} queries, got {scales.shape}")
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         if len(self) == 0:
@@ -222,7 +228,7 @@ class ShapeIndex:
         vectors = np.asarray(self._index.get(np.array(rows, dtype=np.uint64)), dtype=np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         units = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-        score = (vectors @ units.T).min(1) * scale
+        score = (vectors @ units.T * scales).min(1)
         order = np.argsort(-score, kind="stable")[:count]
         return [Hit(self.ids[rows[i]], float(score[i]), self.records[rows[i]]) for i in order]
 

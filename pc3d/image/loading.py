@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from pc3d._extras import require
 from pc3d.data.aligned_files import RELEASED_TOWER
 from pc3d.image import offline
 from pc3d.image.bridge import conse_pair
@@ -53,6 +54,19 @@ def tower_name(name: str) -> str:
 def _refuse_weights(library: str, weights: str | None) -> None:
     if weights is not None:
         raise ValueError(f"weights: {library} takes no file; give a folder or an id as the model's name")
+
+
+def known_width(name: str) -> int | None:
+    """Width of a tower's features where its name alone says it, before any weights are there; None where it does not.
+
+    That is so of the models of open_clip, as long as it knows them.
+    """
+    library, _, model = name.partition(":")
+    if library != "open_clip":
+        return None
+    towers = require("open_clip", extra="image", purpose="towers by that library")
+    config = towers.get_model_config(model.partition("/")[0])
+    return None if config is None else int(config["embed_dim"])
 
 
 def load_pair(name: str = OPENSHAPE_PAIR, weights: str | None = None) -> JointPair:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pc3d._extras import require
+from pc3d._progress import is_hidden
 from pc3d.image.dense_clip import DenseMode, to_grid, transformers_clip, transformers_keys
 from pc3d.image.pictures import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from pc3d.image.towers import ImageTower, JointPair, MissingWeightsError, TextTower
@@ -28,13 +32,35 @@ def load_whole(name: str, automatic: str = "AutoModel") -> Any:
     """
     transformers = require("transformers", extra="image", purpose="towers by that library")
     try:
-        model, report = getattr(transformers, automatic).from_pretrained(name, output_loading_info=True)
+        with _without_loading_bar():
+            model, report = getattr(transformers, automatic).from_pretrained(name, output_loading_info=True)
     except Exception as error:  # whatever the network and its libraries come up with
         raise MissingWeightsError.of(f"transformers:{name}", _short(error)) from error
     fresh = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if fresh:
         raise ValueError(f"transformers:{name} has no weights for {len(fresh)} tensors of its model, first {fresh[0]}")
     return model.float()
+
+
+@contextmanager
+def _without_loading_bar() -> Iterator[None]:
+    """Without the bar of reading weights that are here; that of a download stays, unless progress is hidden."""
+    bars = require("transformers.utils.logging", extra="image")
+    hub = require("huggingface_hub.utils", extra="image")
+    reading, downloads = bars.is_progress_bar_enabled(), not hub.are_progress_bars_disabled()
+
+    def show(reading: bool, downloads: bool) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # where the environment has decided on the hub's bars
+            (bars.enable_progress_bar if reading else bars.disable_progress_bar)()
+            # Last: the library switches the hub's bars along with its own.
+            (hub.enable_progress_bars if downloads else hub.disable_progress_bars)()
+
+    show(False, downloads and not is_hidden())
+    try:
+        yield
+    finally:
+        show(reading, downloads)
 
 
 def _short(error: Exception) -> str:

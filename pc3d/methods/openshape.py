@@ -110,7 +110,8 @@ class OpenShape(Method):
         start_from: folder of a run or an encoder to go on from, such as the first stage's before mining; an aligned
             encoder brings its heads and logit scale along, any other goes in as the encoder.
         text_space: name of the text tower (``open_clip:ViT-bigG-14/laion2b_s39b_b160k``), kept with the encoder so that
-            ``pc3d zeroshot`` and ``pc3d search`` can open it. Features that say they are of another are refused.
+            ``pc3d zeroshot`` and ``pc3d search`` can open it. Features that say they are of another are refused. Of two
+            spaces, name both or none: the one without a name counts as not trained.
         image_space: name of the image tower, likewise.
         optimisation: AdamW and its steps.
         seed: of all draws within the encoder (dropout, first centres).

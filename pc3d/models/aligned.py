@@ -25,7 +25,8 @@ class AlignedShapeEncoder(nn.Module):
 
     For search every shape has one *joint* vector of unit length: the embedding itself where the space is shared, else
     the two heads' outputs side by side, made unit and divided by the square root of 2. A text's is its feature beside
-    zeros, so that ``joint(shape) . joint_text(text)`` is the cosine (with two spaces, divided by the root of 2).
+    zeros, so that ``joint(shape) . joint_text(text)`` is the cosine (with two spaces, divided by the root of 2). A head
+    that was not trained takes no part (:attr:`sides`).
 
     Args:
         encoder: anything with ``embed_dim`` and ``encode(xyz)``, and ``encode(xyz, rgb=...)`` if it has ``reads_rgb``.
@@ -33,7 +34,8 @@ class AlignedShapeEncoder(nn.Module):
         image_dim: of the picture features, likewise.
         project_targets: also learn a linear map of the frozen text features and one of the picture features, g_T and
             g_I of the paper. Off as in the released configuration, whose models are compared with CLIP's own features.
-        text_space: name of the text tower, which :func:`pc3d.image.load_text_tower` opens; empty if not known.
+        text_space: name of the text tower, which :func:`pc3d.image.load_text_tower` opens; empty if not known. Of two
+            spaces the one without a name counts as not trained, if the other has one.
         image_space: name of the image tower, likewise.
         logit_scale: the initial scale of the cosines, learned as its logarithm, not clamped (published 14.28).
 
@@ -141,14 +143,35 @@ class AlignedShapeEncoder(nn.Module):
         return result
 
     @property
+    def sides(self) -> tuple[Literal["text", "image"], ...]:
+        """The kinds that shapes can be compared with: both, or of two spaces the only one that has a name."""
+        named = {"text": self.text_space, "image": self.image_space}
+        if self.shared or all(named.values()) or not any(named.values()):
+            return ("text", "image")
+        return ("text",) if self.text_space else ("image",)
+
+    @property
     def joint_dim(self) -> int:
         """Width of a joint vector."""
-        return self.embed_dim if self.shared else self.text_dim + self.image_dim
+        widths = {"text": self.text_dim, "image": self.image_dim}
+        return self.embed_dim if self.shared else sum(widths[side] for side in self.sides)
 
     @property
     def joint_scale(self) -> float:
         """What products of a shape's and a text's or picture's joint vectors are multiplied with to be cosines."""
-        return 1.0 if self.shared else math.sqrt(2.0)
+        return 1.0 if self.shared else math.sqrt(len(self.sides))
+
+    def check_side(self, side: str) -> None:
+        """Refuse ``"text"`` or ``"image"`` where :attr:`sides` lacks it.
+
+        Raises:
+            ValueError: the head of that side was not trained.
+        """
+        if side not in self.sides:
+            raise ValueError(
+                f"the encoder was aligned with {self.text_space or self.image_space} alone, its {side} head was not "
+                f"trained; if it was, name its tower: name_spaces(...), then save_encoder"
+            )
 
     def view(self, space: Space) -> AlignedView:
         """The encoder as one whose ``encode`` gives vectors of a space."""
@@ -156,18 +179,21 @@ class AlignedShapeEncoder(nn.Module):
 
     def joint(self, embedding: Tensor) -> Tensor:
         """Joint vectors ``(B, joint_dim)`` of embeddings of shapes, of unit length."""
-        text, image = (F.normalize(side(embedding), dim=1) for side in (self.in_text_space, self.in_image_space))
-        return text if self.shared else torch.cat([text, image], dim=1) / math.sqrt(2.0)
+        carry = {"text": self.in_text_space, "image": self.in_image_space}
+        units = [F.normalize(carry[side](embedding), dim=1) for side in self.sides]
+        return units[0] if self.shared else torch.cat(units, dim=1) / math.sqrt(len(units))
 
     def joint_text(self, features: Tensor) -> Tensor:
         """Joint vectors ``(M, joint_dim)`` of text features, of unit length."""
+        self.check_side("text")
         unit = F.normalize(self.text_targets(features), dim=1)
-        return unit if self.shared else F.pad(unit, (0, self.image_dim))
+        return F.pad(unit, (0, self.joint_dim - self.text_dim))
 
     def joint_image(self, features: Tensor) -> Tensor:
         """Joint vectors ``(M, joint_dim)`` of picture features, of unit length."""
+        self.check_side("image")
         unit = F.normalize(self.image_targets(features), dim=1)
-        return unit if self.shared else F.pad(unit, (self.text_dim, 0))
+        return F.pad(unit, (self.joint_dim - self.image_dim, 0))
 
 
 class AlignedView(nn.Module):
@@ -179,12 +205,14 @@ class AlignedView(nn.Module):
             ``image_targets``; or ``"joint"``, of unit length.
 
     Raises:
-        ValueError: an unknown space.
+        ValueError: an unknown space, or one whose head was not trained.
     """
 
     def __init__(self, aligned: AlignedShapeEncoder, space: Space) -> None:
         super().__init__()
         check_choice("space", space, Space)
+        if space != "joint":
+            aligned.check_side(space)
         self.aligned, self.space = aligned, space
         self.pooling, self.reads_rgb = f"none (in the {space} space)", aligned.reads_rgb
 

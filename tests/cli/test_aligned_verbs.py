@@ -221,6 +221,79 @@ def test_shapes_find_themselves_texts_and_pictures_the_nearest(
     assert both == sorted(both, key=lambda hit: -hit["score"])
 
 
+def test_a_text_beside_a_shape_counts_as_a_cosine(index: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hits = found(capsys, "a wooden chair", str(files / "object_3.npz"), "--index", index, "--exact")
+    vectors = stored_vectors(index)
+    in_text = vectors[:, :6] / np.linalg.norm(vectors[:, :6], axis=1, keepdims=True)
+    text = torch.nn.functional.normalize(vector_of("a wooden chair"), dim=0).numpy()
+    expected = np.minimum(in_text @ text, vectors @ vectors[3])
+    assert {hit["id"]: hit["score"] for hit in hits} == pytest.approx(
+        dict(zip(ShapeIndex(index).ids, expected, strict=True)), abs=5e-3
+    )
+
+
+def test_what_cannot_be_searched_for_is_refused_before_a_tower_is_loaded(
+    index: str, encoder: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], towers: list[str]
+) -> None:
+    (tmp_path / "bad.txt").write_text("a photo of a {}\na photo\n")
+    shape = str(files / "object_0.npz")
+    for arguments, told in (
+        ([" "], "query: an empty text finds nothing"),
+        (["a chair", ""], "query: an empty text finds nothing"),
+        (["a chair", "--image_tower", "x:y"], "image_tower: 'x:y' is for a picture, and no query is one"),
+        ([shape, "--text_tower", "x:y"], "text_tower: 'x:y' is for a text, and no query is one"),
+        ([shape, "--templates", "ulip"], "templates: 'ulip' is for a text, and no query is one"),
+        (["a chair", "--up", "y"], "up: 'y' is for a shape, and no query is one"),
+        (["a chair", "--top", "0"], "top: must be at least 1, got 0"),
+        (["a chair", "--templates", "nothing"], "templates: 'nothing' is none of ulip, photo, none, and no file"),
+        (
+            ["a chair", "--templates", str(tmp_path / "bad.txt")],
+            "a template must have the place {} once, got 'a photo'",
+        ),
+    ):
+        assert main(["search", *arguments, "--index", index]) == 1
+        assert told in capsys.readouterr().err
+    assert main(["zeroshot", "--encoder", encoder, "--templates", str(tmp_path / "bad.txt")]) == 1
+    assert "a template must have the place {} once" in capsys.readouterr().err
+    assert towers == []
+
+
+def test_a_tower_of_another_width_is_not_fetched(
+    index: str, capsys: pytest.CaptureFixture[str], towers: list[str]
+) -> None:
+    pytest.importorskip("open_clip")
+    assert main(["search", "a chair", "--index", index, "--text_tower", "open_clip:ViT-B-32/openai"]) == 1
+    told = capsys.readouterr().err
+    assert "open_clip:ViT-B-32/openai has features of width 512, the encoder was aligned with 6" in told
+    assert towers == []
+
+
+def test_an_encoder_of_words_alone_has_no_other_side(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], towers: list[str]
+) -> None:
+    torch.manual_seed(0)
+    words = AlignedShapeEncoder(OpenShapePointBERT(16, 64, 1, 1, 64, 16, 8, 0.5, 8), 6, 10, text_space="fake:words")
+    encoder = str(save_encoder(words.eval(), tmp_path / "words"))
+    index = str(tmp_path / "index")
+    assert main(["index", "build", "--encoder", encoder, "--data", str(files), "--out", index]) == 0
+    assert "6 shapes, 6 of them new, 6 dimensions" in capsys.readouterr().out
+    text = embedded(encoder, files, tmp_path / "text.npz", "--space", "text")
+    unit = text / np.linalg.norm(text, axis=1, keepdims=True)
+    np.testing.assert_allclose(stored_vectors(index), unit, atol=1e-3)
+    capsys.readouterr()
+    hits = found(capsys, str(files / "object_2.npz"), "--index", index)
+    assert {hit["id"]: hit["score"] for hit in hits} == pytest.approx(
+        dict(zip(ShapeIndex(index).ids, unit @ unit[2], strict=True)), abs=2e-3
+    )
+    Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+    told = "the encoder was aligned with fake:words alone, its image head was not trained"
+    assert main(["search", str(tmp_path / "black.png"), "--index", index, "--image_tower", "fake:pictures"]) == 1
+    assert told in capsys.readouterr().err
+    assert main(["embed", "--encoder", encoder, "--space", "image", "--out", str(tmp_path / "image.npz")]) == 1
+    assert told in capsys.readouterr().err
+    assert towers == []
+
+
 def test_building_again_adds_what_is_new(
     index: str, encoder: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,21 @@ def test_they_are_valid_and_can_be_overridden(name: str) -> None:
     assert arguments["mining"]["num_neighbors"] == 32
 
 
+def test_a_second_configuration_overrides_the_first(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model: {init_args: {image_weight: 0}}\ndata: {batch_size: 7}")
+    shipped, mine = ["--config", "openshape_household"], ["--config", str(tmp_path / "mine.yaml")]
+    once = yaml.safe_load(resolve([*shipped, "--output", "unused"]))
+    both = yaml.safe_load(resolve([*shipped, *mine, "--output", "unused"]))
+    assert (both["model"]["init_args"]["image_weight"], both["data"]["batch_size"]) == (0, 7)
+    both["model"]["init_args"]["image_weight"] = once["model"]["init_args"]["image_weight"]
+    both["data"]["batch_size"] = once["data"]["batch_size"]
+    assert both == once
+    # The class of the data is looked for in all of them, before the parser is made.
+    (tmp_path / "batch.yaml").write_text("data: {init_args: {batch_size: 7}}")
+    streamed = ["--config", "openshape_stream", "--config", str(tmp_path / "batch.yaml"), "--output", "unused"]
+    assert yaml.safe_load(resolve(streamed))["data"]["init_args"]["batch_size"] == 7
+
+
 def test_the_published_one_is_the_published_size() -> None:
     found = yaml.safe_load(resolve(["--config", "openshape", "--output", "unused"]))
     with torch.device("meta"):

@@ -412,3 +412,11 @@ def test_only_the_value_of_config_names_a_configuration() -> None:
     path = str(CONFIGS / "segment" / f"{name}.yaml")
     assert with_config(["--config", name, "--output", name], "segment") == ["--config", path, "--output", name]
     assert with_config([f"--config={name}", "--encoder", name], "segment") == [f"--config={path}", "--encoder", name]
+    second = ["--config", path, f"--config={name}"]
+    assert with_config(["--config", name, *second], "segment") == [
+        "--config",
+        path,
+        "--config",
+        path,
+        f"--config={path}",
+    ]

@@ -80,6 +80,18 @@ def test_an_index_finds_what_brute_force_finds_and_comes_back(tmp_path: Path) ->
     assert ShapeIndex(tmp_path / "empty", dim=4).search(np.ones(4)) == []
 
 
+def test_each_query_has_a_scale_of_its_own() -> None:
+    index = ShapeIndex("unused", dim=2)
+    index.add(["a", "b"], directions([0, 60]))
+    # Cosines with the queries at 0 and 90 degrees: a 1 and 0, b 1/2 and 0.866; the second counts half.
+    hits = index.search(directions([0, 90]), exact=True, scale=[1.0, 0.5])
+    assert [(hit.id, round(hit.score, 2)) for hit in hits] == [("b", 0.43), ("a", 0.0)]
+    hits = index.search(directions([0, 90]), exact=True, scale=[0.5, 1.0])
+    assert [(hit.id, round(hit.score, 2)) for hit in hits] == [("b", 0.25), ("a", 0.0)]
+    with pytest.raises(ValueError, match=r"scale must be a number, or one for each of 2 queries, got \(3,\)"):
+        index.search(directions([0, 90]), scale=[1, 1, 1])
+
+
 def test_renewed_shapes_have_their_new_vectors_after_another_opening(tmp_path: Path) -> None:
     index = ShapeIndex(tmp_path, dim=4)
     index.add(["a", "b", "c"], np.eye(4)[:3], [{"row": 0}, {"row": 1}, {"row": 2}])

@@ -69,6 +69,23 @@ def test_a_transformers_pair_gives_the_features_of_its_library(transformers_clip
     assert torch.equal(pair.text.encode(CHAIR)[0], pair.text.encode(CHAIR)[2])
 
 
+def test_weights_are_read_without_a_bar(transformers_clip: str, capfd: pytest.CaptureFixture[str]) -> None:
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging
+
+    from pc3d._progress import hidden
+    from pc3d.image.transformers_towers import _without_loading_bar
+
+    before = (logging.is_progress_bar_enabled(), are_progress_bars_disabled())
+    transformers_pair(transformers_clip)
+    assert "Loading weights" not in capfd.readouterr().err
+    for hide in (False, True):
+        with hidden(hide), _without_loading_bar():
+            inside = (logging.is_progress_bar_enabled(), are_progress_bars_disabled())
+        assert inside == (False, hide or before[1])  # downloads are shown unless progress is hidden
+        assert (logging.is_progress_bar_enabled(), are_progress_bars_disabled()) == before
+
+
 def test_projected_features_come_as_a_tensor_or_in_an_object() -> None:
     from types import SimpleNamespace
 

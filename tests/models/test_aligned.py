@@ -61,6 +61,26 @@ def test_a_shared_space_is_the_encoders_own() -> None:
     assert AlignedShapeEncoder(encoder(), 6, 10).joint_scale == math.sqrt(2)
 
 
+@pytest.mark.parametrize(("side", "other"), [("text", "image"), ("image", "text")])
+@torch.no_grad()
+def test_a_head_that_was_not_trained_takes_no_part(side: str, other: str) -> None:
+    aligned = AlignedShapeEncoder(encoder(), 6, 10, **{f"{side}_space": "x:y"}).eval()
+    width = {"text": 6, "image": 10}[side]
+    assert (aligned.sides, aligned.joint_dim, aligned.joint_scale) == ((side,), width, 1.0)
+    embedding, features = torch.randn(4, 16), torch.randn(3, width)
+    head = getattr(aligned, f"{side}_head")
+    torch.testing.assert_close(aligned.joint(embedding), unit(embedding @ head.weight.T + head.bias))
+    joint_side = aligned.joint_text if side == "text" else aligned.joint_image
+    torch.testing.assert_close(joint_side(features), unit(features))
+    told = rf"aligned with x:y alone, its {other} head was not trained"
+    with pytest.raises(ValueError, match=told):
+        (aligned.joint_image if side == "text" else aligned.joint_text)(torch.randn(1, 16 - width))
+    with pytest.raises(ValueError, match=told):
+        aligned.view(other)  # type: ignore[arg-type]
+    aligned.name_spaces("a:b", "c:d")
+    assert (aligned.sides, aligned.joint_dim) == (("text", "image"), 16)
+
+
 @torch.no_grad()
 def test_saved_and_loaded(tmp_path: Path) -> None:
     aligned = AlignedShapeEncoder(encoder(), 6, 10, True, "offline:minilm", "offline:efficientnet-lite0", 20.0).eval()
@@ -84,7 +104,7 @@ def test_what_is_not_aligned_is_refused() -> None:
         as_aligned(PointViT(16, 1, 2))
     with pytest.raises(TypeError, match=r"must have encode\(\) and embed_dim, got ReLU"):
         AlignedShapeEncoder(torch.nn.ReLU())
-    aligned = AlignedShapeEncoder(encoder(), 6, 10, text_space="offline:minilm")
+    aligned = AlignedShapeEncoder(encoder(), 6, 10, text_space="offline:minilm", image_space="x:y")
     with pytest.raises(ValueError, match=r"text features must be \(M, 6\), those of offline:minilm .* got \(2, 5\)"):
         aligned.joint_text(torch.zeros(2, 5))
     with pytest.raises(ValueError, match=r"image features must be \(M, 10\)"):
