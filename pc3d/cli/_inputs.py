@@ -227,10 +227,11 @@ def _default_pooling(model: Any) -> str | None:
 
 def extract(model: Encoder, name: str, source: Source, data: str, split: str, **options: Any) -> Features:
     """Features of a split, prepared as its data set wants, with a progress bar."""
+    from pc3d.data.dataset import folder_name
     from pc3d.evaluation import extract_features
 
     prepared: dict[str, Any] = {"sampling": source.sampling, "normalize": source.normalize}
-    data = data if source.variant is None else f"{data} ({source.variant})"
+    named = folder_name(data, source.variant)
     return extract_features(
-        model, source.dataset, progress=True, data=data, split=split, name=name, **prepared, **options
+        model, source.dataset, progress=True, data=named, split=split, name=name, **prepared, **options
     )

@@ -125,7 +125,7 @@ class StoredData:
 
     Attributes:
         dataset: the test split.
-        name: of its class, with its variant.
+        name: see :func:`pc3d.data.dataset.data_name`.
         split: name of the split.
         prepare: deterministic preparation.
         augment: that of training, whose farthest points begin at the first point; None where training has none.
@@ -153,6 +153,7 @@ def stored_data(run: Path, verb: str, **changes: str | None) -> StoredData:
     import yaml
 
     from pc3d.data import Compose, PointDataset, Transform
+    from pc3d.data.dataset import data_name
     from pc3d.data.object_module import check_labelled
 
     path = run / "config.yaml"
@@ -176,14 +177,10 @@ def stored_data(run: Path, verb: str, **changes: str | None) -> StoredData:
         raise ValueError(f"data.test of {path} does not go with {_given(changes)}: {error}") from None
     objects = parser.instantiate(parsed)
     check_labelled("test", objects.test)
-    kind = test["class_path"].rpartition(".")[2]
-    if isinstance(arguments.get("test"), dict):  # a data set made of another
-        kind = f"{kind} of {arguments['test']['class_path'].rpartition('.')[2]}"
-    variant = arguments.get("variant")
     training = objects.train_transforms
     return StoredData(
         dataset=objects.test,
-        name=f"{kind} ({variant})" if variant else kind,
+        name=data_name(objects.test),
         split=str(arguments.get("split", "test")),
         prepare=Compose(objects.eval_transforms or []),
         augment=Compose([_from_first(step) for step in training]) if training else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,6 +116,29 @@ class PointDataset(Dataset[PointCloud], ABC):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {type(self).__name__} of {len(self)} items")
         return index % len(self)
+
+
+def folder_name(root: Path | str, variant: str | None = None) -> str:
+    """How results name a data set in a folder: by the folder, and by the variant where there are several.
+
+    Args:
+        root: the folder, or ``"household"`` for the embedded set.
+        variant: None where there is one alone.
+    """
+    name = Path(os.path.abspath(root)).name
+    return f"{name} ({variant})" if variant else name
+
+
+def data_name(dataset: PointDataset) -> str:
+    """How results name a data set, see :func:`folder_name`.
+
+    Args:
+        dataset: a :class:`Selection` goes by the name of what it is made of. One without a folder goes by its class.
+    """
+    root = getattr(dataset, "root", None)
+    if root is not None:
+        return folder_name(root, getattr(dataset, "variant", None))
+    return data_name(dataset.dataset) if isinstance(dataset, Selection) else type(dataset).__name__
 
 
 class Selection(PointDataset):

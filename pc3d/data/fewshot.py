@@ -156,6 +156,7 @@ class FewShotFile(Selection):
         episode = load_few_shot_pickle(root, way, shot, fold, on_error=on_error)
         side = episode.train if split == "train" else episode.test
         super().__init__(side, range(len(side)))
+        self.root = Path(root)
 
 
 def _check_positive(**numbers: int) -> None:

@@ -107,7 +107,7 @@ class ModelNetResampled(FileDataset):
         _check_split(split, ("train", "test"))
         if variant not in ("modelnet40", "modelnet10"):
             raise ValueError(f"variant must be 'modelnet40' or 'modelnet10', got {variant!r}")
-        self.root, self.split = Path(root), split
+        self.root, self.split, self.variant = Path(root), split, variant
         names, listing = self.root / f"{variant}_shape_names.txt", self.root / f"{variant}_{split}.txt"
         self._require([path for path in (names, listing) if not path.is_file()])
         self.classes = tuple(_lines(names))
@@ -253,7 +253,7 @@ class ModelNetCache(ArrayDataset):
         transform: Transform | None = None,
     ) -> None:
         _check_split(split, ("train", "test"))
-        self.root, self.split = Path(root), split
+        self.root, self.split, self.variant = Path(root), split, variant
         path, names = (
             self.root / f"{variant}_{split}_{stored_points}pts_fps.dat",
             self.root / f"{variant}_shape_names.txt",

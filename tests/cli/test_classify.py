@@ -111,6 +111,9 @@ def test_eval_repeats_the_judgement_and_adds_votes(run: Path, capsys: pytest.Cap
     assert kept["validation"].metrics["overall_accuracy"] == before["scores"]["overall_accuracy"]
     assert kept["validation"].config["model"]["mode"] == "linear"
     assert "root" not in json.dumps(kept["validation"].config)
+    # One name for one data set, whichever verb judges on it.
+    assert main(["probe", "--encoder", "descriptor", "--num_points", "16", "--C", "1", "--results", str(rows)]) == 0
+    assert {row.data for row in read_rows([rows])} == {"household"}
 
 
 def test_a_run_goes_on_by_its_own_configuration_and_ends_the_same(config: Path, tmp_path: Path) -> None:

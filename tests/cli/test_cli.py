@@ -390,7 +390,7 @@ def test_lists_of_modelnet_text_files(
     chosen = [] if variant is None else ["--variant", variant]
     assert main(["probe", "--encoder", "descriptor", "--data", str(tmp_path), *chosen, "--json", *POINTS]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert (result["num_train"], result["data"]) == (6, f"{tmp_path} ({lists})")
+    assert (result["num_train"], result["data"]) == (6, f"{tmp_path.name} ({lists})")
     assert result["normalize"] == "centroid"
 
 

@@ -65,7 +65,7 @@ def test_the_result_is_the_mean_over_the_episodes(run: Path) -> None:
 def test_episodes_are_of_different_objects(run: Path) -> None:
     folds = [json.loads((run / f"fold_{k}" / "eval" / "test.json").read_text()) for k in range(2)]
     assert folds[0]["test_hash"] != folds[1]["test_hash"]
-    assert folds[0]["data"] == "FewShotSplit of Household"
+    assert folds[0]["data"] == "household"
 
 
 def test_rows_tell_the_last_epoch_from_the_best_on_the_test_split(run: Path) -> None:

@@ -98,6 +98,7 @@ def test_a_run_folder_holds_the_model_and_its_judgement(run: Path, shards: Path)
     assert result["scores"]["num_unknown"] == 60 * 15  # every ninth point
     assert result["scores"]["instance_miou"] > 0.1
     assert result["selection"]["legacy"]["test"] > 0
+    assert result["data"] == shards.name
 
 
 def test_eval_repeats_it_and_the_legacy_protocol_is_labelled(

@@ -11,7 +11,18 @@ import pytest
 import torch
 
 import pc3d.data
-from pc3d.data import BadFileError, Household, MissingDataError, ObjectSet, Selection, collate, split_train_validation
+from pc3d.data import (
+    BadFileError,
+    FewShotSplit,
+    Household,
+    MissingDataError,
+    ObjectSet,
+    PointDataset,
+    Selection,
+    collate,
+    split_train_validation,
+)
+from pc3d.data.dataset import data_name, folder_name
 
 EMBEDDED = Path(pc3d.data.__file__).parent / "household"
 
@@ -282,3 +293,23 @@ def test_parts_and_absent_fields(tmp_path: Path) -> None:
     assert cloud.text is None
     assert "radius_m" not in cloud.meta
     assert collate([objects[0], objects[1]]).dense("segment").shape == (2, 2048)
+
+
+def test_results_name_a_set_by_its_folder(tmp_path: Path) -> None:
+    def set_of(**fields: object) -> PointDataset:
+        return type("Own", (PointDataset,), {"load": lambda self, index: None, **fields})()
+
+    household = Household("train", num_points=8, labelled_only=True)
+    few = FewShotSplit(household, Household("test", num_points=8, labelled_only=True), queries=2)
+    for dataset, name in (
+        (household, "household"),
+        (Selection(Selection(household, [0, 1]), [1]), "household"),
+        (few, "household"),
+        (set_of(root=tmp_path / "scans" / "h5" / "..", variant="obj_bg"), "scans (obj_bg)"),
+        (set_of(root="rooms/", variant=None), "rooms"),
+        (set_of(root="."), Path.cwd().name),
+        (set_of(), "Own"),
+    ):
+        assert data_name(dataset) == name
+    # What the command line is given for the embedded set.
+    assert folder_name("household") == data_name(household)
