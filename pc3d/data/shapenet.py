@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from pc3d._progress import track
 from pc3d.data.dataset import BadFileError, MissingDataError
-from pc3d.data.files import FileDataset, OnError
+from pc3d.data.files import FileDataset, OnError, check_on_error
 from pc3d.data.modelnet import read_table
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
@@ -160,6 +161,15 @@ class ShapeNet55(FileDataset):
         return PointCloud(xyz=torch.from_numpy(xyz.astype(np.float32)))
 
 
+def _part_names(classes: tuple[str, ...], category_parts: tuple[tuple[int, ...], ...]) -> tuple[str, ...]:
+    """As the official parts are named; one that several categories share, or none has, goes by its number."""
+    names = {}
+    for name, parts in zip(classes, category_parts, strict=True):
+        for part in parts:
+            names[part] = f"part {part}" if part in names else f"{name} {part - parts[0]}"
+    return tuple(names.get(part, f"part {part}") for part in range(max(names, default=-1) + 1))
+
+
 class ShapeNetPart(FileDataset):
     """ShapeNetPart with normals: 16 categories, 50 parts, a few hundred to a few thousand points per object.
 
@@ -167,15 +177,19 @@ class ShapeNetPart(FileDataset):
     categories. y is up. The protocols normalise to the unit sphere and draw 2,048 points with replacement
     (``RandomSubsample(2048, replacement=True)``), and train on ``"trainval"``.
 
+    A folder of the same layout with other categories works too: its parts are those that the objects of all its lists
+    have, which are read once for that (with a progress bar). Numbers stay those of the files, whether or not all are
+    in use.
+
     Args:
-        root: the folder ``shapenetcore_partanno_segmentation_benchmark_v0_normal``.
+        root: the folder ``shapenetcore_partanno_segmentation_benchmark_v0_normal``, or one of its layout.
         split: ``"train"`` (12,137), ``"val"`` (1,870), ``"trainval"`` or ``"test"`` (2,874).
         on_error: see :class:`FileDataset`.
         transform: applied to every item.
 
     Raises:
         MissingDataError: a list or a listed file is not there.
-        BadFileError: a list is not as described.
+        BadFileError: a list is not as described, or a file with other categories than the official ones is bad.
     """
 
     source = (
@@ -218,8 +232,32 @@ class ShapeNetPart(FileDataset):
             self.category_parts = tuple(
                 tuple(range(first, last + 1)) for first, last in (SHAPENET_PARTS[name] for name in self.classes)
             )
+        else:
+            check_on_error(on_error)
+            self.category_parts = self._found_parts(on_error)
+            self.parts = _part_names(self.classes, self.category_parts)
         labels = [self.synsets.index(synset) for synset, _ in items]
         super().__init__(paths, labels, on_error=on_error, transform=transform)
+
+    def _found_parts(self, on_error: OnError) -> tuple[tuple[int, ...], ...]:
+        """The parts of each category: of all splits, so that every split has the same."""
+        lists = [
+            self.root / "train_test_split" / f"shuffled_{name}_file_list.json" for name in ("train", "val", "test")
+        ]
+        items = dict.fromkeys(item for path in lists if path.is_file() for item in self._listed(path))
+        found: list[set[int]] = [set() for _ in self.classes]
+        for synset, model in track(list(items), f"parts of {self.root.name}", "files"):
+            path = self.root / synset / f"{model}.txt"
+            self._require([] if path.is_file() else [path])
+            try:
+                segment = self.read(path).segment
+            except BadFileError:
+                if on_error == "refuse":
+                    raise
+                continue  # it is listed in skipped, if it is of this split
+            assert segment is not None
+            found[self.synsets.index(synset)].update(segment.unique().tolist())
+        return tuple(tuple(sorted(parts)) for parts in found)
 
     def _listed(self, path: Path) -> list[tuple[str, str]]:
         try:

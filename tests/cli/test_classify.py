@@ -16,7 +16,7 @@ from pc3d.cli.main import main
 from pc3d.data import Household
 from pc3d.evaluation import read_rows
 from pc3d.models import PointViT, save_encoder
-from pc3d.tasks import load_classifier
+from pc3d.tasks import Classification, FineTuning, load_classifier
 
 CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs"
 ENCODER = {
@@ -157,6 +157,30 @@ def test_published_recipes_are_the_published_ones() -> None:
         assert steps["FarthestPointSample"].num_points == more if more else "FarthestPointSample" not in steps
 
 
+@pytest.mark.parametrize("mode", ["linear", "mlp3", "full"])
+def test_every_mode_of_a_published_recipe_has_its_published_rate(mode: str) -> None:
+    """Point-CMAE's released code: the frozen modes learn at another rate with 8,192 points and in few-shot episodes."""
+    for name, frozen in (
+        ("modelnet40_1k", 1e-4),
+        ("modelnet40_8k", 5e-4),
+        ("modelnet40_fewshot", 1e-3),
+        ("scanobjectnn", 1e-4),
+        ("scanobjectnn_rotation", 1e-4),
+    ):
+        path = CONFIGS / "classify" / f"{name}.yaml"
+        options = build_parser().parse_args(["--config", str(path), "--output", "nowhere", "--model.mode", mode])
+        model = options.model.as_dict()
+        task = Classification(
+            PointViT(**ENCODER, num_cls_tokens=1),  # type: ignore[arg-type]
+            5,
+            mode=model["mode"],
+            optimisation=FineTuning(**model["optimisation"]),
+            frozen_rate=model["frozen_rate"],
+        )
+        groups = task.optimisation.build(task.model, task.encoder, task.peak, 2)["optimizer"].param_groups
+        assert {group["initial_lr"] for group in groups} == {5e-4 if mode == "full" else frozen}, name
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -182,6 +206,7 @@ def test_train_says_what_is_wrong(config: Path, tmp_path: Path, capsys: pytest.C
         (["--root", tmp_path / "absent"], "missing"),
         (["--data.train.init_args.labelled_only", "false"], "have no class"),
         (["--mode", "mlp"], "mode"),
+        (["--model.frozen_rate", "0"], "frozen_rate must be positive, got 0"),
         (["--protocol", "test"], "protocol"),
     ):
         assert classify(*start, *arguments) != 0

@@ -266,6 +266,38 @@ def test_shapenetpart_names_and_limits_the_official_parts(shapenetpart: Path) ->
             official[0]
 
 
+def test_shapenetpart_of_other_categories_has_the_parts_of_all_splits(shapenetpart: Path) -> None:
+    """By hand: numbers 0 and 1 of tables, 2 and 3 of chairs; one test object alone has an 8, one chair a 1."""
+    for split, synset, number, part in (("test", 90000001, 3, 8), ("train", 90000002, 0, 1)):
+        path = shapenetpart / str(synset) / f"model{number}.txt"
+        table = np.loadtxt(path)
+        table[0, 6] = part
+        np.savetxt(path, table, fmt="%.6f")
+        dataset = ShapeNetPart(shapenetpart, split)  # type: ignore[arg-type]
+        assert part in {int(value) for i in range(len(dataset)) for value in dataset[i].segment}
+    for split in ("train", "val", "test"):
+        dataset = ShapeNetPart(shapenetpart, split)  # type: ignore[arg-type]
+        assert dataset.category_parts == ((0, 1, 8), (1, 2, 3))
+        assert dataset.parts == (
+            "Table 0",
+            "part 1",
+            "Chair 1",
+            "Chair 2",
+            *(f"part {n}" for n in (4, 5, 6, 7)),
+            "Table 8",
+        )
+    bad = shapenetpart / "90000001" / "model0.txt"
+    bad.write_text("1 2 3\n")
+    with pytest.raises(BadFileError, match="7 columns are expected"):
+        ShapeNetPart(shapenetpart, "test")
+    reported = ShapeNetPart(shapenetpart, "train", on_error="report")
+    assert [file.path for file in reported.skipped] == [bad]
+    assert reported.category_parts[0] == (0, 1, 8)
+    bad.unlink()
+    with pytest.raises(MissingDataError, match="model0"):
+        ShapeNetPart(shapenetpart, "test")
+
+
 def test_bad_shapenetpart_lists(shapenetpart: Path) -> None:
     listing = shapenetpart / "train_test_split" / "shuffled_train_file_list.json"
     for content, message in [
