@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NoReturn
 
@@ -40,11 +40,11 @@ def unknown_names(message: str) -> list[str]:
 
 
 class ParserHeld(Exception):
-    """Carries the parser that :func:`held_parser` asked for."""
+    """Carries the parser that :func:`held_call` asked for, and what it would have read."""
 
-    def __init__(self, parser: Any) -> None:
+    def __init__(self, parser: Any, arguments: Sequence[str]) -> None:
         super().__init__("a parser was held")
-        self.parser = parser
+        self.parser, self.arguments = parser, list(arguments)
 
 
 _hold: ContextVar[bool] = ContextVar("hold_the_parser", default=False)
@@ -56,11 +56,20 @@ def held_parser(call: Callable[[], object]) -> Any:
     Args:
         call: runs the verb, without arguments.
     """
+    return held_call(call)[0]
+
+
+def held_call(call: Callable[[], object]) -> tuple[Any, list[str]]:
+    """The parser that a verb would have read its arguments with, and these, as the verb has made them up.
+
+    Args:
+        call: runs the verb.
+    """
     token = _hold.set(True)
     try:
         call()
     except ParserHeld as held:
-        return held.parser
+        return held.parser, held.arguments
     finally:
         _hold.reset(token)
     raise TypeError("the verb reads its arguments without verb_parser()")
@@ -71,19 +80,21 @@ class VerbParser:
 
     _actions: list[Any]
     is_verb = False  # jsonargparse makes parsers of the same class for what is nested
+    shorthands: Mapping[str, Sequence[str]] = {}
+    """Options that the verb writes out before it parses, and what each stands for; what completes them asks."""
 
     def parse_args(self, *args: Any, **options: Any) -> Any:
         """The options of the verb, without those that all verbs have."""
         if not self.is_verb:
             return super().parse_args(*args, **options)  # type: ignore[misc]
         if _hold.get():
-            raise ParserHeld(self)
+            raise ParserHeld(self, *args)
         return _without_common(super().parse_args(*args, **options))  # type: ignore[misc]
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:
         """As :meth:`parse_args`, and the arguments that are not known here."""
         if self.is_verb and _hold.get():
-            raise ParserHeld(self)
+            raise ParserHeld(self, *args)
         found, rest = super().parse_known_args(*args, **options)  # type: ignore[misc]
         return (_without_common(found) if self.is_verb else found), rest
 

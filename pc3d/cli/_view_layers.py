@@ -32,6 +32,8 @@ _WHY = {
     "error": "errors need a run folder of pc3d segment or parts train, and labelled clouds",
     "mask": "masks need a run folder of a masked autoencoder, such as Point-MAE",
 }
+MODES = ("height", *_WHY)
+"""What ``--mode`` may say; every cloud has a height."""
 
 
 @dataclass

@@ -32,6 +32,7 @@ def build_parser() -> Any:
     from pc3d.tasks import Classification
 
     parser = _training.training_parser("classify train", "classify", _DESCRIPTION)
+    parser.shorthands = _SHORTHANDS
     parser.add_class_arguments(Classification, "model")
     parser.add_class_arguments(ObjectDataModule, "data")
     _training.add_trainer(parser)

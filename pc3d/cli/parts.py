@@ -28,6 +28,7 @@ def build_parser() -> Any:
     from pc3d.tasks import PartSegmentation
 
     parser = _training.training_parser("parts train", "parts", _DESCRIPTION)
+    parser.shorthands = _objects.SHORTHANDS
     parser.add_class_arguments(PartSegmentation, "model")
     parser.add_class_arguments(ObjectDataModule, "data")
     _training.add_trainer(parser)

@@ -83,6 +83,7 @@ def build_parser() -> Any:
     from pc3d.tasks import SemanticSegmentation
 
     parser = _training.training_parser("segment train", "segment", _DESCRIPTION)
+    parser.shorthands = {name: (target,) for name, target in _SHORTHANDS.items()}
     parser.add_class_arguments(SemanticSegmentation, "model")
     parser.add_class_arguments(SceneDataModule, "data")
     _training.add_trainer(parser)
