@@ -40,6 +40,7 @@ def evaluate(
         data: 'run' takes the test set of the run's configuration; or rooms, scannet, scannet200, s3dis, structured3d.
         root: Folder of that data set; rooms has a small form inside the package.
         split: Split; null takes test (rooms, s3dis, structured3d) or val (scannet, whose test labels are not public).
+            The published figures of structured3d are of its val.
         test_area: Area of s3dis that is held out, 1 to 6 (default 5): split test is its rooms, train the others'.
         voting: Sum predictions over the published views, with quarter turns (scannet), scales and flips (s3dis).
         single_pass: One forward pass for all points, in place of fragments with one point per voxel.
@@ -49,10 +50,11 @@ def evaluate(
         output: Folder for the results, in place of eval/ of the run.
         overwrite: Replace earlier results.
     """
-    from pc3d.tasks import evaluate_scenes, load_segmenter
+    from pc3d.tasks import check_bounds, evaluate_scenes, load_segmenter
 
     if data == "run" and root is not None:
         raise ValueError(f"root: {root!r} goes with --data; data 'run' reads where the configuration says")
+    check_bounds(max_points, context)
     model = load_segmenter(run)
     if test_area is not None and data != "s3dis":
         raise ValueError(f"test_area: {test_area} goes with --data s3dis, got data {data!r}")

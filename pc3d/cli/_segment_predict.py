@@ -49,12 +49,13 @@ def build_parser() -> Any:
 def main(argv: Sequence[str]) -> int | None:
     """Run the verb."""
     from pc3d.data import read_scene
-    from pc3d.tasks import load_segmenter, segment_scene, with_fields
+    from pc3d.tasks import check_bounds, load_segmenter, segment_scene, unit_notes, with_fields
 
     options = build_parser().parse_args(list(argv))
     output = Path(options.output)
     if not options.scale > 0:
         raise ValueError(f"scale must be positive, got {options.scale}")
+    check_bounds(options.max_points, options.context)
     scenes = [Path(scene) for scene in options.scenes]
     _check_files(scenes, output, options.overwrite)
     model = load_segmenter(options.run)
@@ -62,7 +63,10 @@ def main(argv: Sequence[str]) -> int | None:
     found: list[dict[str, Any]] = []
     for path in scenes:
         read = read_scene(path, drop_invalid=options.drop_invalid)
-        cloud, notes = with_fields(read.replace(xyz=read.xyz * options.scale), model.fields)
+        in_metres = read.replace(xyz=read.xyz * options.scale)
+        units = unit_notes(in_metres, model.voxel_size)
+        cloud, notes = with_fields(in_metres, model.fields)
+        notes = [*units, *notes]
         _output.say("\n".join([f"{path}: {len(cloud):,} points", *(f"  {note}" for note in notes)]))
         labels = segment_scene(
             model,

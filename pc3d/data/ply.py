@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pc3d._extras import require
+from pc3d.data.dataset import BadFileError
 from pc3d.data.file_fields import Array, Fields, check_complete, colours
 
 
@@ -16,6 +17,8 @@ def load_ply(path: Path, trimesh: Any) -> Any:
     """A PLY file as trimesh reads it, vertices in their order; refused if it is shorter than its header says."""
     loaded = trimesh.load(path, file_type="ply", process=False)
     raw = loaded.metadata.get("_ply_raw", {})
+    if not hasattr(loaded, "vertices"):  # an empty scene, where the header promises no vertex
+        raise BadFileError(path, "holds no points")
     lengths = [int(raw.get(element, {}).get("length", 0)) for element in ("vertex", "face")]
     check_complete(path, loaded, (lengths[0], lengths[1]))
     return loaded

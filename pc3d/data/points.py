@@ -332,7 +332,8 @@ def as_cloud(fields: Fields, path: Path, drop_invalid: bool, resolution: float |
         if not drop_invalid:
             raise BadFileError(
                 path,
-                f"{int((~finite).sum())} of {len(finite)} points are not finite; drop_invalid=True leaves them out",
+                f"{int((~finite).sum())} of {len(finite)} points are not finite; drop_invalid=True (--drop_invalid of "
+                "a command) leaves them out",
             )
         meta.update(dropped_points=int((~finite).sum()), kept_rows=torch.from_numpy(finite))
         fields = {name: values[finite] for name, values in fields.items()}

@@ -19,6 +19,7 @@ from pc3d.tasks.part_segmentation import (  # noqa: E402
     judge_parts,
     load_part_segmenter,
 )
+from pc3d.tasks.scene_checks import check_bounds, unit_notes  # noqa: E402
 from pc3d.tasks.scene_inference import (  # noqa: E402
     Block,
     SceneLabels,
@@ -45,6 +46,7 @@ __all__ = [
     "SceneSegmenter",
     "SegmentationOptimisation",
     "SemanticSegmentation",
+    "check_bounds",
     "estimate_normals",
     "evaluate_parts",
     "evaluate_scenes",
@@ -59,5 +61,6 @@ __all__ = [
     "segmentation_loss",
     "start_from",
     "take_weights",
+    "unit_notes",
     "with_fields",
 ]

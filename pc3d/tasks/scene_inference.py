@@ -20,6 +20,7 @@ from pc3d.data.types import PointCloud, collate
 from pc3d.data.voting import AugmentationSet, fragments, voting_views
 from pc3d.evaluation import ConfusionMatrix
 from pc3d.ops import voxelize
+from pc3d.tasks.scene_checks import check_bounds
 from pc3d.tasks.segmenter import SceneSegmenter
 
 _GREY = 0.5
@@ -77,10 +78,7 @@ def scene_blocks(xyz: Tensor, max_points: int, context: float, *, voxel_size: fl
     Raises:
         ValueError: ``max_points`` below 2, a negative ``context``, or a ``voxel_size`` that is not positive.
     """
-    if max_points < 2:
-        raise ValueError(f"max_points must be at least 2, got {max_points}")
-    if context < 0:
-        raise ValueError(f"context must not be negative, got {context}")
+    check_bounds(max_points, context)
     if voxel_size is None:
         return _blocks(xyz, torch.ones(len(xyz), dtype=torch.int64), max_points, context)
     voxels = voxelize(xyz, voxel_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,8 @@ def test_shipped_configurations_are_valid(folder: str, name: str) -> None:
         return  # a method's, tested with the methods
     options = build_parser().parse_args(["--config", str(path), "--output", "nowhere"])
     assert options.trainer.max_epochs > 0
+    # Validation while training sees scenes as eval and predict do, which centre them.
+    assert [transform.class_path for transform in options.data.eval_transforms] == ["pc3d.data.CenterShift"]
     assert options.model.backbone.class_path.startswith("pc3d.models.")
 
 
@@ -346,11 +349,14 @@ def test_predict_labels_any_scene(
         assert (tmp_path / "out" / f"{path.stem}.png").stat().st_size > 10_000
 
 
-def test_predict_keeps_georeferenced_coordinates_and_rows_of_the_file(run: Path, tmp_path: Path) -> None:
+def test_predict_keeps_georeferenced_coordinates_and_rows_of_the_file(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     xyz = Rooms("test")[0].xyz[::40].double().numpy() + np.array([5e5, 4e6, 100.0])
     xyz[5] = np.nan
     np.save(tmp_path / "site.npy", xyz)
-    assert segment("predict", run, tmp_path / "site.npy", "--output", tmp_path / "out") == 1  # not finite
+    assert segment("predict", run, tmp_path / "site.npy", "--output", tmp_path / "out") == 1
+    assert "1 of 2564 points are not finite; drop_invalid=True (--drop_invalid of a" in capsys.readouterr().err
     assert segment("predict", run, tmp_path / "site.npy", "--output", tmp_path / "out", "--drop_invalid") == 0
     with np.load(tmp_path / "out" / "site.npz") as archive:
         label = archive["label"]
@@ -364,10 +370,15 @@ def test_predict_keeps_georeferenced_coordinates_and_rows_of_the_file(run: Path,
     np.testing.assert_array_equal(rows["label"], np.delete(label, 5))
 
 
-def test_units_of_a_file_are_told(run: Path, scenes: list[Path], tmp_path: Path) -> None:
+def test_units_of_a_file_are_told(
+    run: Path, scenes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.save(tmp_path / "second.npy", 1000 * np.load(scenes[1]))
     assert segment("predict", run, tmp_path / "second.npy", "--output", tmp_path / "mm", "--scale", "0.001") == 0
     assert segment("predict", run, scenes[1], "--output", tmp_path / "m") == 0
+    assert "coordinates must be metres" not in capsys.readouterr().out
+    assert segment("predict", run, tmp_path / "second.npy", "--output", tmp_path / "out") == 0
+    assert re.search(r"is [\d,]{5} m long: coordinates must be metres \(--scale 0.001", capsys.readouterr().out)
     found = [np.load(tmp_path / unit / "second.npz")["label"] for unit in ("mm", "m")]
     assert (found[0] == found[1]).mean() > 0.99  # points on a voxel's border may fall to either side
 
@@ -375,10 +386,15 @@ def test_units_of_a_file_are_told(run: Path, scenes: list[Path], tmp_path: Path)
 def test_predict_refuses_before_any_work(
     run: Path, scenes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    broken = tmp_path / "empty.ply"
+    vertices = [f"property float {axis}" for axis in "xyz"]
+    broken.write_text("\n".join(["ply", "format ascii 1.0", "element vertex 0", *vertices, "end_header", ""]))
     cases: list[tuple[list[str | Path], str]] = [
         ([tmp_path / "absent.ply"], "does not exist"),
         ([scenes[0], scenes[0]], "two scenes are called 'first'"),
         ([scenes[0], "--scale", "0"], "scale must be positive"),
+        ([broken, "--max_points", "1"], "max_points must be at least 2, got 1"),
+        ([broken, "--context", "-1"], "context must not be negative, got -1.0"),
     ]
     for arguments, message in cases:
         assert segment("predict", run, *arguments, "--output", tmp_path / "out") == 1
@@ -390,6 +406,8 @@ def test_predict_refuses_before_any_work(
     assert segment("predict", tmp_path, scenes[0], "--output", tmp_path / "new") == 1
     assert "holds no segmentation model" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+    assert segment("predict", run, broken, "--output", tmp_path / "new") == 1
+    assert "empty.ply: holds no points" in capsys.readouterr().err
 
 
 # ---- the verb ----------------------------------------------------------------------------------------------------

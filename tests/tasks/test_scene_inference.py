@@ -22,6 +22,7 @@ from pc3d.tasks import (
     scene_blocks,
     scene_inference,
     segment_scene,
+    unit_notes,
     with_fields,
 )
 
@@ -306,6 +307,22 @@ def test_scores_count_every_labelled_point_of_a_data_set() -> None:
     assert torch.equal(matrix.counts.sum(1), labels[labels >= 0].bincount(minlength=24))
     with pytest.raises(ValueError, match="the model knows the classes 0, 1, the data set has wall"):
         evaluate_scenes(pointwise(2), rooms)
+
+
+# ---- units -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_scene_that_is_hardly_in_metres_is_told(room: PointCloud) -> None:
+    """The room has one point in each cell of 20 cm."""
+    assert unit_notes(room, 0.1) == unit_notes(room, 0.2) == unit_notes(room, None) == []
+    assert unit_notes(room.select(slice(0)), 0.1) == []
+    (far,) = unit_notes(room.replace(xyz=1000 * room.xyz), 0.1)
+    assert re.fullmatch(r"the scene is \d,\d{3} m long: coordinates must be metres \(--scale 0.001 .*\)", far)
+    # In units of 5 cm, points are 4 m apart.
+    (lonely,) = unit_notes(room.replace(xyz=20 * room.xyz), 0.1)
+    cells = len({tuple(cell) for cell in (20 * room.xyz / 0.4).floor().int().tolist()})
+    assert f"{len(room):,} points lie in {cells:,} cubes of 0.4 m" in lonely
+    assert unit_notes(room.replace(xyz=20 * room.xyz), None) == []
 
 
 # ---- fields that a scene lacks -----------------------------------------------------------------------------------

@@ -1,0 +1,51 @@
+"""What can be said of a scene, and of the bounds for it, before a network sees it."""
+
+from __future__ import annotations
+
+from pc3d.data.types import PointCloud
+from pc3d.ops import voxelize
+
+_LARGEST = 500.0  # metres; surveys of streets are larger, and say so in vain
+_NEIGHBOURHOOD = 4  # voxels along an edge
+_LONELY = 1.5  # points in such a cube; a surface sampled once a voxel has some 16
+
+
+def check_bounds(max_points: int, context: float) -> None:
+    """Refuse bounds of blocks that are none.
+
+    Raises:
+        ValueError: ``max_points`` below 2, or a negative ``context``.
+    """
+    if max_points < 2:
+        raise ValueError(f"max_points must be at least 2, got {max_points}")
+    if context < 0:
+        raise ValueError(f"context must not be negative, got {context}")
+
+
+def unit_notes(cloud: PointCloud, voxel_size: float | None) -> list[str]:
+    """Notes on a scene whose numbers are hardly metres, as one in millimetres, which would be labelled all the same.
+
+    Args:
+        cloud: the scene.
+        voxel_size: edge of the network's finest voxels in metres; None where it has none.
+
+    Returns:
+        A note if the box is longer than 500 m; else one if cubes of four voxels hold no two points on average, so that
+        the network sees each point by itself.
+    """
+    if len(cloud) == 0:
+        return []
+    longest = float((cloud.xyz.amax(0) - cloud.xyz.amin(0)).max())
+    remedy = "coordinates must be metres (--scale 0.001 for a file in millimetres)"
+    if longest > _LARGEST:
+        return [f"the scene is {longest:,.0f} m long: {remedy}"]
+    if voxel_size is None:
+        return []
+    edge = _NEIGHBOURHOOD * voxel_size
+    cubes = len(voxelize(cloud.xyz, edge).coords)
+    if len(cloud) < _LONELY * cubes:
+        return [
+            f"{len(cloud):,} points lie in {cubes:,} cubes of {edge:g} m, each nearly by itself, where the network "
+            f"looks for surfaces on voxels of {voxel_size:g} m: {remedy}, and a scan so sparse gets no useful labels"
+        ]
+    return []
