@@ -45,7 +45,7 @@ def judge_frozen(
     """Judge the features of an encoder with each seed, print the results, and keep their rows.
 
     Args:
-        judge: from features and a seed to a result, which has ``to_dict`` and ``to_row`` and prints itself.
+        judge: from features and a seed to a result, which has ``to_dict`` and ``to_rows`` and prints itself.
         encoder: see :func:`pc3d.cli._inputs.open_encoder`.
         data: see :func:`pc3d.cli._inputs.open_split`.
         variant: of the data set.
@@ -78,11 +78,11 @@ def judge_frozen(
         with measured() as cost:
             outcome = judge(frozen, number)
         cost["cpu_seconds"] += extraction["cpu_seconds"]
-        rows.append(outcome.to_row(method, {**cost, "parameters": frozen.num_parameters}))
+        rows.append(outcome.to_rows(method, {**cost, "parameters": frozen.num_parameters}))
         outcomes.append(outcome)
     show(outcomes, rows, several=seeds is not None)
     if results is not None:
-        write_rows(rows, results)
+        write_rows([row for of_seed in rows for row in of_seed], results)
     return outcomes
 
 
@@ -99,13 +99,34 @@ def chosen_seeds(seed: int, seeds: Sequence[int] | None) -> list[int]:
     return list(seeds)
 
 
-def show(outcomes: Sequence[Any], rows: Sequence[Any], *, several: bool) -> None:
-    """Results to standard output; with several seeds also what they have in common."""
+def show(outcomes: Sequence[Any], rows: Sequence[Sequence[Any]], *, several: bool) -> None:
+    """Results to standard output; with several seeds also what they have in common.
+
+    Args:
+        outcomes: one for each seed.
+        rows: of each outcome, in the same order of protocols.
+        several: whether several seeds were asked for.
+    """
     if not several:
         _output.result(outcomes[0].to_dict(), outcomes[0])
         return
-    summary = over_seeds(rows)
-    lines = ["\n\n".join(map(str, outcomes)), f"\nover {len(rows)} seed(s) {', '.join(str(row.seed) for row in rows)}"]
+    summaries = [(alike[0], over_seeds(alike)) for alike in zip(*rows, strict=True)]
+    seeds = ", ".join(str(of_seed[0].seed) for of_seed in rows)
+    lines = ["\n\n".join(map(str, outcomes)), f"\nover {len(rows)} seed(s) {seeds}"]
+    for row, summary in summaries:
+        lines += [f"  {row.protocol}, {row.selection}:"] if len(summaries) > 1 else []
+        lines += in_words(summary)
+    found = {"results": [result.to_dict() for result in outcomes], "summary": summaries[0][1]}
+    if len(summaries) > 1:
+        found["summaries"] = [
+            {"protocol": row.protocol, "selection": row.selection, **summary} for row, summary in summaries
+        ]
+    _output.result(found, "\n".join(lines))
+
+
+def in_words(summary: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each metric of :func:`over_seeds`."""
+    lines = []
     for name, values in summary.items():
         spread = ""
         if values["interval"] is not None:
@@ -115,7 +136,7 @@ def show(outcomes: Sequence[Any], rows: Sequence[Any], *, several: bool) -> None
                 f"95 % interval of the mean {100 * low:.1f} to {100 * high:.1f} % (Student's t over seeds)"
             )
         lines.append(f"  {name.replace('_', ' '):<20} {100 * values['mean']:.1f} %{spread}")
-    _output.result({"results": [result.to_dict() for result in outcomes], "summary": summary}, "\n".join(lines))
+    return lines
 
 
 def over_seeds(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:

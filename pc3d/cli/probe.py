@@ -49,7 +49,7 @@ def probe(
             loss, on features of length 1.
         protocol: How C, k or alpha is chosen. 'fixed' takes the given value; 'tuned' cross-validates on the training
             features; 'validation' holds a part of them out; 'legacy' takes the best on the test split, as much of the
-            literature does, and labels the result so.
+            literature does, labels the result so, and prints that of 'validation' beside it.
         C: Inverse regularisation for 'fixed'; the default is 0.012 (svc_linear) or 1 (linearsvc_l2, logistic).
         k: Neighbours for 'fixed'.
         alpha: L2 penalty of the perceptron for 'fixed'.

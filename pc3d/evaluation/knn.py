@@ -48,6 +48,6 @@ def knn_probe(
     if protocol == "fixed" and not 1 <= k <= labelled:
         raise ValueError(f"k must be between 1 and the {labelled} labelled training items, got {k}")
     # What is held back, a fold or the validation part, cannot be among the neighbours.
-    share = max(1 / FOLDS, validation_fraction if protocol == "validation" else 0.0)
+    share = max(1 / FOLDS, validation_fraction if protocol in ("validation", "legacy") else 0.0)
     usable = [value for value in grid if value <= int(labelled * (1 - share))] or [1]
     return probe(kind, train, test, k, protocol, usable, False, seed, validation_fraction)

@@ -69,6 +69,7 @@ def probe(
         value = grid[int(np.argmax(accuracy))]
         selection = f"{LEGACY_NOTE} ({kind.parameter} out of {_list(grid)} by test accuracy)"
     predicted = kind.build(value, standardize).fit(x, y).predict(x_test)
+    honest = (kind, train, test, value, "validation", grid, standardize, seed, validation_fraction)
     return ProbeResult(
         **fields,
         task=kind.task,
@@ -80,6 +81,7 @@ def probe(
         standardized=standardize,
         seed=seed,
         scores=scores(y_test, predicted, train.classes, seed=seed),
+        honest=probe(*honest) if protocol == "legacy" else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -40,7 +41,7 @@ def points_in_words(num_points: int | None, sampling: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrozenResult:
+class FrozenResult(ABC):
     """What every protocol on frozen features keeps of data and features.
 
     Attributes:
@@ -78,6 +79,19 @@ class FrozenResult:
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, ready for JSON."""
         return asdict(self)
+
+    def to_rows(self, method: str | None = None, cost: dict[str, float] | None = None) -> list[Row]:
+        """The result as rows of a table, that of the protocol that was asked for first.
+
+        Args:
+            method: name in the table; what made the features when left out.
+            cost: see :class:`pc3d.evaluation.Row`.
+        """
+        return [self.to_row(method, cost)]
+
+    @abstractmethod
+    def to_row(self, method: str | None = None, cost: dict[str, float] | None = None) -> Row:
+        """The result as one row, see :meth:`to_rows`."""
 
     def describe_data(self) -> list[str]:
         """Two lines on data and features."""
@@ -127,6 +141,7 @@ class ProbeResult(FrozenResult):
         tried: the values that it was chosen from; empty where it was fixed.
         standardized: whether features were scaled to zero mean and unit variance on the training split.
         scores: the scores; the seed is that of the folds, the classifier and the bootstrap.
+        honest: beside ``"legacy"``, what ``"validation"`` gives on the same features; None for the others.
     """
 
     task: str
@@ -137,6 +152,17 @@ class ProbeResult(FrozenResult):
     tried: tuple[float, ...]
     standardized: bool
     scores: Scores
+    honest: ProbeResult | None = None
+
+    def to_rows(self, method: str | None = None, cost: dict[str, float] | None = None) -> list[Row]:
+        """The result as rows of a table: with ``"legacy"`` also the one that did not look at the test split.
+
+        Args:
+            method: name in the table; what made the features when left out.
+            cost: see :class:`pc3d.evaluation.Row`.
+        """
+        beside = [] if self.honest is None else self.honest.to_rows(method, cost)
+        return [self.to_row(method, cost), *beside]
 
     def to_row(self, method: str | None = None, cost: dict[str, float] | None = None) -> Row:
         """The result as a row of a table.
@@ -171,7 +197,7 @@ class ProbeResult(FrozenResult):
         )
 
     def __str__(self) -> str:
-        s, (name, value) = self.scores, self.parameter
+        name, value = self.parameter
         lines = [
             *([f"*** {LEGACY_NOTE} ***"] if self.protocol == "legacy" else []),
             f"{self.task} on frozen features of {self.encoder}",
@@ -181,11 +207,24 @@ class ProbeResult(FrozenResult):
             f"  selection   {self.selection}",
             f"  seed        {self.seed}",
             self.describe_versions(),
-            f"  overall accuracy     {percent(s.overall_accuracy)}  (95 % Wilson interval {span(s.overall_interval)})",
-            f"  mean class accuracy  {percent(s.mean_class_accuracy)}  "
-            f"(95 % bootstrap interval {span(s.mean_class_interval)})",
+            *_describe_scores(self.scores),
         ]
+        if self.honest is not None:
+            name, value = self.honest.parameter
+            lines += [
+                "  beside it, chosen without the test split:",
+                f"  selection   {name} = {value:g}; {self.honest.selection}",
+                *_describe_scores(self.honest.scores),
+            ]
         return "\n".join(lines)
+
+
+def _describe_scores(scores: Scores) -> list[str]:
+    overall, mean = scores.overall_accuracy, scores.mean_class_accuracy
+    return [
+        f"  overall accuracy     {percent(overall)}  (95 % Wilson interval {span(scores.overall_interval)})",
+        f"  mean class accuracy  {percent(mean)}  (95 % bootstrap interval {span(scores.mean_class_interval)})",
+    ]
 
 
 def percent(fraction: float) -> str:

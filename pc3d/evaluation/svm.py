@@ -62,7 +62,8 @@ def linear_svm(
             cross-validation accuracy on the training features, near-identical items (``train.groups``) in one fold, the
             smallest value among equals; ``"validation"`` the one with the best accuracy on a part held out of the
             training split, groups on one side, and then trains on all of it; ``"legacy"`` takes the value with the best
-            accuracy on the test split, the field's habit, and labels the result so.
+            accuracy on the test split, the field's habit, labels the result so, and has that of ``"validation"`` beside
+            it.
         grid: values that ``"tuned"``, ``"validation"`` and ``"legacy"`` try.
         standardize: scale each feature to zero mean and unit variance of the training split.
         seed: seed of the folds or the validation part, of ``"linearsvc_l2"``, and of the bootstrap.

@@ -158,11 +158,13 @@ def test_probe_prints_the_library_result(encoder: str, capsys: pytest.CaptureFix
     assert (result["data"], result["encoder"], result["num_points"]) == ("household", encoder, 128)
 
 
-@pytest.mark.parametrize("classifier", ["svm", "logistic", "knn", "mlp3"])
-def test_classifiers_and_legacy_label(classifier: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["probe", "--encoder", "descriptor", "--classifier", classifier, "--protocol", "legacy", *POINTS]) == 0
+@pytest.mark.parametrize(
+    ("classifier", "protocol"), [("svm", "legacy"), ("logistic", "legacy"), ("knn", "legacy"), ("mlp3", "fixed")]
+)
+def test_classifiers_and_legacy_label(classifier: str, protocol: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "--encoder", "pca", "--classifier", classifier, "--protocol", protocol, *POINTS]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("*** LEGACY: selected on the test split")
+    assert text.startswith("*** LEGACY: selected on the test split") == (protocol == "legacy")
     names = {"svm": "linear SVM", "logistic": "logistic regression", "knn": "kNN", "mlp3": "MLP-3"}
     assert names[classifier] in text
 

@@ -63,6 +63,18 @@ def test_several_seeds_print_their_spread_and_write_a_row_each(
     assert "over 2 seed(s) 3, 4" in capsys.readouterr().out
 
 
+def test_the_honest_results_beside_legacy_ones_are_averaged_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    knn = ["probe", "--encoder", "pca", "--classifier", "knn", "--protocol", "legacy", *POINTS]
+    assert main([*knn, "--seeds", "3", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [summary["selection"] for summary in found["summaries"]] == ["legacy", "validation"]
+    for summary, results in zip(
+        found["summaries"], (found["results"], [result["honest"] for result in found["results"]]), strict=True
+    ):
+        mean = sum(result["scores"]["overall_accuracy"] for result in results) / 2
+        assert summary["overall_accuracy"]["mean"] == pytest.approx(mean)
+
+
 def test_the_table_has_everything_and_tells_what_is_missing(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["results", str(rows), "--order", "ours"]) == 0
     text = capsys.readouterr().out
@@ -72,14 +84,15 @@ def test_the_table_has_everything_and_tells_what_is_missing(rows: Path, capsys: 
     assert "n=3 of 5" in ours
     assert "n=1 of 5" in theirs
     assert main(["results", "--folders", str(rows), "--format", "rows"]) == 0
-    assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == 7
+    # The legacy result has the honest one beside it.
+    assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == 8
 
 
 def test_files_are_written_and_never_lost(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, figure = tmp_path / "new" / "table.csv", tmp_path / "new" / "figure.png"
     arguments = ["results", str(rows), "--format", "csv", "--output", str(table), "--figure", str(figure)]
     assert main(arguments) == 0
-    assert len(table.read_text().splitlines()) == 5
+    assert len(table.read_text().splitlines()) == 6
     assert figure.read_bytes().startswith(b"\x89PNG")
     table.write_text("mine")
     assert main(arguments) == 1

@@ -101,6 +101,21 @@ def test_legacy_is_the_best_of_the_grid_and_never_below_tuned(planted: Make) -> 
     assert legacy >= linear_svm(train, test, protocol="tuned").scores.overall_accuracy
 
 
+def test_legacy_has_the_honest_result_beside_it(planted: Make) -> None:
+    train, test = planted(10, signal=1.0, seed=1), planted(15, signal=1.0, seed=2)
+    for probe in (linear_svm, knn_probe):
+        legacy = probe(train, test, protocol="legacy", seed=3, validation_fraction=0.4)
+        honest = probe(train, test, protocol="validation", seed=3, validation_fraction=0.4)
+        assert legacy.honest == honest
+        assert honest.honest is None
+        assert [row.selection for row in legacy.to_rows("a")] == ["legacy", "validation"]
+        assert legacy.to_rows("a")[1] == honest.to_row("a")
+        _, beside = str(legacy).split("beside it, chosen without the test split:")
+        assert honest.selection in beside
+        assert f"{100 * honest.scores.overall_accuracy:.1f} %" in beside
+        assert legacy.to_dict()["honest"]["protocol"] == "validation"
+
+
 @every_probe
 def test_unlabelled_items_take_no_part_and_are_counted(probe: Probe, planted: Make) -> None:
     plain = probe(planted(seed=1), planted(5, seed=2))
