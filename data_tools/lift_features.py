@@ -19,8 +19,8 @@ from pathlib import Path
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from pc3d.data import FrameFolder, Rooms, ScanNet, SensFile
-from pc3d.image import Frames, Scan, ScanFeatures, load_image_tower, precompute
+from pc3d.data import Rooms, ScanNet, open_frames
+from pc3d.image import Scan, ScanFeatures, load_image_tower, precompute
 
 
 def scans(given: argparse.Namespace) -> tuple[int, Iterator[tuple[str, Scan]]]:
@@ -35,14 +35,9 @@ def scans(given: argparse.Namespace) -> tuple[int, Iterator[tuple[str, Scan]]]:
 
 
 def scan(scenes: Rooms | ScanNet, index: int, given: argparse.Namespace) -> Scan:
-    frames = scenes.frames(index) if isinstance(scenes, Rooms) else frames_of(given.frames / scenes.ids[index])
-    return Scan(scenes.load(index), frames, given.frame_step)
-
-
-def frames_of(folder: Path) -> Frames:
-    """A ``.sens`` file in the folder of a scan, or what was exported from it."""
-    packed = folder / f"{folder.name}.sens"
-    return SensFile(packed) if packed.is_file() else FrameFolder(folder)
+    if isinstance(scenes, Rooms):
+        return Scan(scenes.load(index), scenes.frames(index), given.frame_step)
+    return Scan(scenes.load(index), open_frames(given.frames / scenes.ids[index]), given.frame_step)
 
 
 def main(arguments: list[str] | None = None) -> None:

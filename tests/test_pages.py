@@ -34,7 +34,7 @@ COURSES = {
         "docs/finetune.md",
         "docs/view.md",
     ),
-    "scenes": ("docs/scenes.md", "docs/search-shapes.md"),
+    "scenes": ("docs/scenes.md", "docs/search-shapes.md", "docs/texts.md"),
     "code": (
         *("docs/concepts.md", "docs/images.md", "docs/operators.md", "docs/commands.md", "docs/coming-from.md"),
         *(

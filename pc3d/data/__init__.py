@@ -50,7 +50,7 @@ from pc3d.data.scene_transforms import (
     SphereCrop,
 )
 from pc3d.data.scenes import SceneFolder
-from pc3d.data.sens import SensFile
+from pc3d.data.sens import SensFile, open_frames
 from pc3d.data.shapenet import SHAPENET55, SHAPENET_PARTS, ShapeNet55, ShapeNetPart
 from pc3d.data.transforms import (
     Compose,
@@ -166,6 +166,7 @@ __all__ = [
     "load_array_pickle",
     "load_few_shot_pickle",
     "mix3d",
+    "open_frames",
     "parts_of_categories",
     "read_points",
     "read_scene",

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pc3d.data.dataset import BadFileError
-from pc3d.data.frames import Frame, decode_picture
+from pc3d.data.frames import Frame, FrameFolder, decode_picture
 
 _VERSION = 4
 _COLOR = {0: "raw", 1: "png", 2: "jpeg"}
@@ -161,3 +161,15 @@ class SensFile:
             raise BadFileError(self.path, f"is truncated: the header promises {count} frames, {number} are whole")
         file.seek(color_bytes + depth_bytes, 1)
         return _Place(offset, color_bytes, depth_bytes, tuple(values[:16]), values[16], values[17])
+
+
+def open_frames(folder: Path | str) -> SensFile | FrameFolder:
+    """The frames of a scan: ``SCAN/SCAN.sens`` where it is there, else what ScanNet's exporter wrote into ``SCAN/``.
+
+    Raises:
+        FileNotFoundError: the folder has neither.
+        BadFileError: it has, but they cannot be used.
+    """
+    folder = Path(folder)
+    packed = folder / f"{folder.name}.sens"
+    return SensFile(packed) if packed.is_file() else FrameFolder(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pc3d.image.bridge import CentredTextTower, ConseImageTower, conse_pair
 from pc3d.image.cameras import Camera, focal_length
 from pc3d.image.extractors import DenseFeatures, Extractor, PictureFeatures, TextFeatures
-from pc3d.image.features import FeatureMismatchError, FeatureStore, LiveFeatures, precompute
+from pc3d.image.features import FeatureMismatchError, FeatureStore, precompute
 from pc3d.image.lifting import (
     LiftedFeatures,
     PixelPoints,
@@ -15,6 +15,7 @@ from pc3d.image.lifting import (
     pixels_to_points,
     sample_map,
 )
+from pc3d.image.live import LiveFeatures, LivePictures, LiveScans, LiveTexts
 from pc3d.image.loading import CONSE_PAIR, OPENSHAPE_PAIR, load_image_tower, load_pair, load_text_tower, tower_name
 from pc3d.image.meshes import Mesh, read_mesh
 from pc3d.image.offline import OFFLINE_TOWERS, efficientnet_lite0, minilm, offline_file, xfeat
@@ -71,6 +72,9 @@ __all__ = [
     "JointPair",
     "LiftedFeatures",
     "LiveFeatures",
+    "LivePictures",
+    "LiveScans",
+    "LiveTexts",
     "Mesh",
     "MeshRenderer",
     "MissingWeightsError",

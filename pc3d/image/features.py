@@ -37,36 +37,6 @@ def content_hash(content: Content) -> str:
     return digest.hexdigest()
 
 
-class LiveFeatures:
-    """Features computed when they are asked for, with the same access as :class:`FeatureStore`.
-
-    Args:
-        contents: what to compute from, by id.
-        extractor: how.
-    """
-
-    def __init__(self, contents: Mapping[str, Content], extractor: Extractor) -> None:
-        self.contents, self.extractor = contents, extractor
-
-    def __len__(self) -> int:
-        return len(self.contents)
-
-    def __contains__(self, item: object) -> bool:
-        return item in self.contents
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.contents)
-
-    def __getitem__(self, item: str) -> dict[str, Tensor]:
-        if item not in self.contents:
-            raise KeyError(f"{item!r} is none of the {len(self)} items")
-        return self.extractor(self.contents[item])
-
-    def identity(self) -> dict[str, Any]:
-        """What the features are made with."""
-        return self.extractor.identity()
-
-
 class FeatureStore:
     """Stored features by id: ``store["chair_12"]["image"]``. Tensors are read when asked for.
 
