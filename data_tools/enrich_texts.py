@@ -10,11 +10,12 @@ new ones beside them, read with ``pc3d.data.AlignedShards(OUT, SPLIT)``.
 
 Captions come from any endpoint that speaks OpenAI's protocol (the key is read from OPENAI_API_KEY, if it is set), which
 is shown a picture of each shape: of ``--pictures FOLDER`` ID.png or ID.jpg, else the set's own, else one drawn of the
-points. They are of the kind ``caption:CAPTIONER``: train with ``ChooseTargets(captioners=[CAPTIONER])``. The bank, an
-``.npz`` file with ``features`` (M, D) of pictures by the tower that made the shapes' picture features, ``texts`` (M)
-and ``image_tower``, that tower's name, gives the texts of the pictures nearest to a shape's (OpenShape took LAION-5B
-and says not how many texts). New texts get features of the tower that made those of before, captions over templates
-and texts of the bank alone, as in the paper.
+points. They are of the kind ``caption:CAPTIONER``, which ``ChooseTargets`` draws beside those that are there.
+
+The bank, an ``.npz`` file with ``features`` (M, D) of pictures by the tower that made the shapes' picture features,
+``texts`` (M) and ``image_tower``, that tower's name, gives the texts of the pictures nearest to a shape's (OpenShape
+took LAION-5B and says not how many texts). New texts get features of the tower that made those of before, captions over
+templates and texts of the bank alone, as in the paper.
 
 An interrupted run goes on when called again with the same options: captions are kept every few shapes.
 """
@@ -226,8 +227,6 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on from here")
     print(f"{given.out / given.split}-index.npz: {count} shapes with more texts")
-    if given.url is not None:
-        print(f"train with ChooseTargets(captioners=[{given.captioner}]), or null for whoever wrote something")
 
 
 if __name__ == "__main__":

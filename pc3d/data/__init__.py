@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pc3d.data.aligned import AlignedSet, ChooseTargets, Ensemble, Targets, TurnSlightly, targets_of
-from pc3d.data.aligned_files import AlignedShards, OpenShapeFiles
+from pc3d.data.aligned_files import AlignedShards, OpenShapeFiles, write_index, write_shard
 from pc3d.data.arrays import ArrayDataset
+from pc3d.data.chat import ChatEndpoint, EndpointCaptioner
 from pc3d.data.color_transforms import (
     ChromaticAutoContrast,
     ChromaticJitter,
@@ -24,6 +25,7 @@ from pc3d.data.dataset import (
     split_train_validation,
     validation_mask,
 )
+from pc3d.data.enrichment import NearestTexts, enriched
 from pc3d.data.fewshot import FewShotEpisode, FewShotFile, FewShotSplit, few_shot_episodes, load_few_shot_pickle
 from pc3d.data.files import FileDataset, FolderDataset
 from pc3d.data.frames import Frame, FrameFolder
@@ -52,6 +54,7 @@ from pc3d.data.scene_transforms import (
 from pc3d.data.scenes import SceneFolder
 from pc3d.data.sens import SensFile, open_frames
 from pc3d.data.shapenet import SHAPENET55, SHAPENET_PARTS, ShapeNet55, ShapeNetPart
+from pc3d.data.text_quality import LanguageModelJudge, by_rules, filter_texts, text_picture_cosines
 from pc3d.data.transforms import (
     Compose,
     FarthestPointSample,
@@ -94,6 +97,7 @@ __all__ = [
     "ArrayDataset",
     "BadFileError",
     "CenterShift",
+    "ChatEndpoint",
     "ChooseTargets",
     "ChromaticAutoContrast",
     "ChromaticJitter",
@@ -102,6 +106,7 @@ __all__ = [
     "Corrupt",
     "Corruption",
     "ElasticDistortion",
+    "EndpointCaptioner",
     "Ensemble",
     "EpochSampler",
     "FarthestPointSample",
@@ -118,6 +123,7 @@ __all__ = [
     "IsotropicScaleShift",
     "Jitter",
     "KeepFields",
+    "LanguageModelJudge",
     "LiftedSet",
     "LimitedLabels",
     "MissingDataError",
@@ -125,6 +131,7 @@ __all__ = [
     "ModelNetHDF5",
     "ModelNetMeshes",
     "ModelNetResampled",
+    "NearestTexts",
     "Normalize",
     "ObjectDataModule",
     "ObjectSet",
@@ -160,8 +167,11 @@ __all__ = [
     "Transform",
     "TurnSlightly",
     "TurnUp",
+    "by_rules",
     "collate",
+    "enriched",
     "few_shot_episodes",
+    "filter_texts",
     "fragments",
     "load_array_pickle",
     "load_few_shot_pickle",
@@ -173,8 +183,11 @@ __all__ = [
     "sample_generator",
     "split_train_validation",
     "targets_of",
+    "text_picture_cosines",
     "validation_mask",
     "voting_views",
+    "write_index",
+    "write_shard",
 ]
 
 

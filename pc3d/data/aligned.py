@@ -102,13 +102,13 @@ class ChooseTargets(Transform):
         num_texts: texts, 1 as published; more are further positives. A shape with fewer gives all.
         num_images: pictures, likewise.
         kinds: which kinds of text are used.
-        captioners: who may be drawn; None draws among those that wrote something for the shape. By default the two of
-            the release, and a shape with captions by anyone else is refused, since those would never be drawn first.
+        captioners: who may be drawn. ``"published"``: the release's two, blip and azure, even where one wrote nothing,
+            and whoever else wrote something for the shape (ours; the others alone where only they did). None draws
+            among those that wrote something.
         thumbnail_probability: see above.
 
     Raises:
-        ValueError: a number below 0, an unknown kind, or a probability outside of [0, 1]; when a shape is seen,
-            captions by others than the release's two, and no captioners named.
+        ValueError: a number below 0, an unknown kind, a bare name as captioners, or a probability outside of [0, 1].
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class ChooseTargets(Transform):
         num_texts: int = 1,
         num_images: int = 1,
         kinds: Sequence[str] = (RAW, CAPTION, RETRIEVAL),
-        captioners: Sequence[str] | None = RELEASED_CAPTIONERS,
+        captioners: Sequence[str] | Literal["published"] | None = "published",
         thumbnail_probability: float = 0.5,
     ) -> None:
         if num_texts < 0 or num_images < 0:
@@ -127,7 +127,9 @@ class ChooseTargets(Transform):
         if not 0.0 <= thumbnail_probability <= 1.0:
             raise ValueError(f"thumbnail_probability must be in [0, 1], got {thumbnail_probability}")
         self.num_texts, self.num_images, self.kinds = num_texts, num_images, tuple(kinds)
-        self.captioners = None if captioners is None else tuple(captioners)
+        if isinstance(captioners, str) and captioners != "published":
+            raise ValueError(f"captioners must be a list of names, 'published' or None, got {captioners!r}")
+        self.captioners = captioners if captioners is None or isinstance(captioners, str) else tuple(captioners)
         self.thumbnail_probability = thumbnail_probability
 
     def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
@@ -153,23 +155,22 @@ class ChooseTargets(Transform):
     def _one_of(self, targets: Targets, kind: str, generator: torch.Generator) -> int | None:
         wanted = kind
         if kind == CAPTION:
-            wrote = sorted({k for k in targets.text_kinds if k.startswith(f"{CAPTION}:")})
-            self._check_captioners([k.partition(":")[2] for k in wrote])
-            named = wrote if self.captioners is None else [f"{CAPTION}:{who}" for who in self.captioners]
+            named = [f"{CAPTION}:{who}" for who in self._who(targets)]
             if not named:
                 return None
             wanted = _draw(named, generator)
         members = [i for i, found in enumerate(targets.text_kinds) if found == wanted]
         return _draw(members, generator) if members else None
 
-    def _check_captioners(self, wrote: Sequence[str]) -> None:
+    def _who(self, targets: Targets) -> Sequence[str]:
+        """The captioners that may be drawn for a shape."""
+        if isinstance(self.captioners, tuple):
+            return self.captioners
+        wrote = sorted({kind.partition(":")[2] for kind in targets.text_kinds if kind.startswith(f"{CAPTION}:")})
         others = [who for who in wrote if who not in RELEASED_CAPTIONERS]
-        if others and self.captioners == RELEASED_CAPTIONERS:
-            raise ValueError(
-                f"captioners are {' and '.join(RELEASED_CAPTIONERS)}, OpenShape's two, but a shape has captions by "
-                f"{', '.join(others)} as well, which would never be drawn first: name all that may be, captioners: "
-                f"[{', '.join(wrote)}], or null for whoever wrote something"
-            )
+        if self.captioners is None:
+            return wrote
+        return others if others and others == wrote else [*RELEASED_CAPTIONERS, *others]
 
     def _images(self, targets: Targets, generator: torch.Generator) -> list[int]:
         thumbnails = [i for i, kind in enumerate(targets.image_kinds) if kind == THUMBNAIL]

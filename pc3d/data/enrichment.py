@@ -71,8 +71,7 @@ def enriched(
         targets: of a shape.
         encode: of captions; published: averaged over prompt templates.
         picture: what is captioned: the thumbnail, or a frontal rendering.
-        captioners: by the name that the kind of a caption ends in: ``{"blip": ...}`` gives ``"caption:blip"``. To train
-            with those of others than ``blip`` and ``azure``, name them to :class:`pc3d.data.ChooseTargets` too.
+        captioners: by the name that the kind of a caption ends in: ``{"blip": ...}`` gives ``"caption:blip"``.
         retrieve: from the picture features ``(V, D)`` to texts, such as :class:`NearestTexts`.
         encode_retrieved: of retrieved texts; ``encode`` when left out. Published: of the text alone.
 

@@ -87,6 +87,13 @@ def test_what_is_not_there_is_not_chosen() -> None:
     only_caption = targets(("caption:blip",))
     drawn = Counter(len(chosen(ChooseTargets(), only_caption, seed).texts) for seed in range(200))
     assert 60 < drawn[0] < 140  # half the time azure is drawn, who wrote nothing
+    beside = targets(("caption:blip", "caption:vlm"))
+    drawn = Counter(chosen(ChooseTargets(), beside, seed).text_kinds for seed in range(300))
+    assert drawn.keys() == {("caption:blip",), ("caption:vlm",), ()}
+    assert all(60 < count < 140 for count in drawn.values())
+    alone = [chosen(ChooseTargets(), targets(("caption:vlm",)), seed).text_kinds for seed in range(20)]
+    assert set(alone) == {("caption:vlm",)}
+    assert chosen(ChooseTargets(captioners=["azure"]), beside, 0).texts == ()
     own = ChooseTargets(captioners=None)
     assert all(len(chosen(own, only_caption, seed).texts) == 1 for seed in range(20))
     assert chosen(ChooseTargets(kinds=("raw",)), only_caption, 0).texts == ()
@@ -111,6 +118,7 @@ def test_several_targets_are_different_ones() -> None:
     [
         ({"num_texts": -1}, "num_texts and num_images must not be negative, got -1 and 1"),
         ({"kinds": ("raw", "title")}, r"kinds must be among raw, caption, retrieval, got \['title'\]"),
+        ({"captioners": "vlm"}, "captioners must be a list of names, 'published' or None, got 'vlm'"),
         ({"thumbnail_probability": 1.5}, r"thumbnail_probability must be in \[0, 1\], got 1\.5"),
     ],
 )

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -367,15 +368,12 @@ def test_shapes_get_captions_and_texts_of_a_bank(
     assert torch.equal(found[1].xyz, AlignedShards(packed)[1].xyz)
     with pytest.raises(SystemExit, match="made with other options"):
         enrich(*options, "--shard-size", 3)
-    # What the default would never draw is refused, and drawn where it is named.
-    with pytest.raises(ValueError, match=r"as well, which would never be drawn first: .* captioners: \[vlm\], or null"):
-        ChooseTargets()(found[0], torch.Generator())
-    kinds = {
-        ChooseTargets(captioners=["vlm"])(found[0], torch.Generator().manual_seed(seed)).meta["targets"].text_kinds[0]
-        for seed in range(20)
-    }
-    assert kinds == {"raw", "caption:vlm", "retrieval"}
-    assert len(ChooseTargets(kinds=("raw",))(found[0], torch.Generator()).meta["targets"].texts) == 1
+    kinds = Counter(
+        ChooseTargets()(found[0], torch.Generator().manual_seed(seed)).meta["targets"].text_kinds[0]
+        for seed in range(300)
+    )
+    assert kinds.keys() == {"raw", "caption:vlm", "retrieval"}
+    assert min(kinds.values()) > 70  # a third each, of which 70 is 3.7 standard deviations below
 
 
 def test_what_is_shown_to_a_captioner(
