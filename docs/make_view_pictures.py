@@ -73,7 +73,8 @@ def window(path: Path, runs: Path) -> None:
     from pc3d.cli._view_inputs import shown_item
     from pc3d.cli._view_layers import Request, build, cut_top
     from pc3d.data import Rooms
-    from pc3d.viz.window import Window, check_display
+    from pc3d.viz.display import check_display
+    from pc3d.viz.window import Window
     from pc3d.viz.window_state import WindowState
 
     check_display()

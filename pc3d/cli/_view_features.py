@@ -42,8 +42,13 @@ def add_features(view: View, shown: Sequence[Shown], stride: int, request: Reque
             clouds[number] = replace(clouds[number], embedding=embedding)
         view = replace(view, clouds=clouds)
         view = view.with_layers(_spread(feature_layers(embeddings), where, len(clouds)))
+
+    def ask(text: str) -> list[Layer | None]:
+        return _spread(speaker.text_layers(text, shown, wanted), where, len(view.clouds))
+
     for text in request.text:
-        view = view.with_layers(_spread(speaker.text_layers(text, shown, wanted), where, len(view.clouds)))
+        view = view.with_layers(ask(text))
+    request.ask = ask if speaker.understands_texts else None
     if request.attention:
         view = _with_attention(view, speaker, shown, wanted, where)
     return _compared(view, request.point) if request.point is not None else view
@@ -94,11 +99,18 @@ class _Speaker:
     """
 
     def __init__(self, encoder: Any, request: Request) -> None:
-        from pc3d.models import AlignedShapeEncoder, OpenShapeFCNN, OpenShapeSparseConv, reads_scenes
+        from pc3d.models import (
+            AlignedShapeEncoder,
+            DistilledEncoder,
+            OpenShapeFCNN,
+            OpenShapeSparseConv,
+            reads_scenes,
+        )
 
         self.encoder, self.request = encoder, request
         self.scenes = reads_scenes(encoder)
         self.aligned = isinstance(encoder, AlignedShapeEncoder)
+        self.understands_texts = self.aligned or isinstance(encoder, DistilledEncoder)
         inner = encoder.encoder if self.aligned else encoder
         self.tells_features = not isinstance(inner, OpenShapeFCNN | OpenShapeSparseConv)
         if not self.tells_features:

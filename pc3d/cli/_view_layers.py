@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pc3d.viz import View, ViewCloud
+    from pc3d.viz import Layer, View, ViewCloud
+    from pc3d.viz.view import Ask
 
 # Features of that many points are computed and kept; a view of more is thinned before.
 MOST_POINTS = 500_000
@@ -49,6 +50,7 @@ class Request:
         device: where to compute.
         seed: of masks and draws.
         notes: what the user should know; filled.
+        ask: answers texts that are typed later; filled where the encoder understands texts.
     """
 
     encoder: str | None = None
@@ -59,6 +61,7 @@ class Request:
     device: str = "cpu"
     seed: int = 0
     notes: list[str] = field(default_factory=list)
+    ask: Ask | None = None
 
 
 def build(shown: Sequence[Shown], run: Path | None, request: Request, azimuth: float) -> View:
@@ -203,6 +206,21 @@ def _thinned(one: Shown, request: Request) -> Shown:
     request.notes.append(f"{one.name}: {MOST_POINTS:,} of {len(one.cloud):,} points, since features are computed")
     rows = torch.randperm(len(one.cloud), generator=torch.Generator().manual_seed(request.seed))[:MOST_POINTS]
     return replace(one, cloud=one.cloud.select(rows.sort().values))
+
+
+def ask_of(view: View, request: Request) -> Ask | None:
+    """What answers typed texts for a view of which some points may have been left out; None for nothing."""
+    ask = request.ask
+    if ask is None:
+        return None
+
+    def answer(text: str) -> list[Layer | None]:
+        return [
+            layer if layer is None or cloud.rows is None else layer.select(cloud.rows)
+            for layer, cloud in zip(ask(text), view.clouds, strict=True)
+        ]
+
+    return answer
 
 
 def cut_top(view: View, share: float) -> View:

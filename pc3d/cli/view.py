@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pc3d.cli import _output
 from pc3d.cli._parser import run_verb
 from pc3d.cli._view_inputs import UpAxis, open_all
-from pc3d.cli._view_layers import Request, build, choose_modes, cut_top, default_encoder, missing_modes
+from pc3d.cli._view_layers import Request, ask_of, build, choose_modes, cut_top, default_encoder, missing_modes
 
 if TYPE_CHECKING:
     from pc3d.viz import View
@@ -97,7 +97,7 @@ def look(
         overwrite: Replace an earlier picture or page.
     """
     from pc3d.cli._view_runs import items_of_run
-    from pc3d.viz.window import check_display
+    from pc3d.viz.display import check_display
 
     _check_one_target(output=output, html=html, web=web)
     target = None if output is None else _check_output(Path(output), overwrite, (*_STILLS, _GIF), "output")
@@ -133,16 +133,18 @@ def look(
         said = f"written: {page} ({page.stat().st_size / 1e6:.1f} MB)"
         _output.result({"file": str(page), "modes": list(built.modes), "clouds": clouds}, said)
         return
+    ask = ask_of(built, request)
     if web:
         from pc3d.viz import web as server
 
-        server.serve(built, host, port, mode=modes[0], max_points=max_points or server.MAX_POINTS, say=_output.say)
+        most = max_points or server.MAX_POINTS
+        server.serve(built, host, port, mode=modes[0], max_points=most, ask=ask, say=_output.say, ready=_tell_address)
         return
     max_points = max_points or _MAX_POINTS
     if target is None:
         from pc3d.viz.window import open_window
 
-        open_window(built, modes[0], azimuth=azimuth, elevation=elevation, max_points=max_points)
+        open_window(built, modes[0], azimuth=azimuth, elevation=elevation, max_points=max_points, ask=ask)
         return
     from pc3d.viz.camera import fit
 
@@ -177,6 +179,11 @@ def _two(option: str, values: Sequence[float] | None, default: tuple[float, floa
     if len(values) != 2:
         raise ValueError(f"{option}: takes two numbers, got {len(values)}")
     return values[0], values[1]
+
+
+def _tell_address(url: str) -> None:
+    """Where the page is, which is all that a server has to tell, so also with ``--quiet``."""
+    _output.result({"url": url}, f"serving on {url} (Ctrl-C ends it)")
 
 
 def _tell(view: View, modes: Sequence[str], request: Request) -> None:

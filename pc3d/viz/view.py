@@ -6,7 +6,7 @@ The picture without a display, the window, the page and the server all draw a :c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -234,6 +234,22 @@ class View:
             for cloud, layer in zip(self.clouds, layers, strict=True)
         ]
         return dataclasses.replace(self, clouds=clouds)
+
+    def answering(self, ask: Ask, text: str) -> tuple[View, str]:
+        """The view with the layers of a typed text, and the mode that they are.
+
+        Raises:
+            ValueError: no cloud has an answer.
+        """
+        layers = ask(text.strip())
+        name = next((layer.name for layer in layers if layer is not None), None)
+        if name is None:
+            raise ValueError(f"text: nothing here can be compared with {text.strip()!r}")
+        return self.with_layers(layers), name
+
+
+Ask = Callable[[str], Sequence[Layer | None]]
+"""Answers a typed text with a layer for each cloud, None where it has none."""
 
 
 def similarity_layers(

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pc3d._extras import require
-from pc3d.viz.view import View, similarity_layers
-from pc3d.viz.web_panel import check_address, key_html, nearest_to_ray, png_on_white, selection_html
+from pc3d.viz.view import Ask, View, similarity_layers
+from pc3d.viz.web_panel import add_text_field, check_address, key_html, nearest_to_ray, png_on_white, selection_html
 
 SIMILARITY = "similarity to point"
 MAX_POINTS = 1_000_000
@@ -30,7 +30,9 @@ def serve(
     *,
     mode: str | None = None,
     max_points: int = MAX_POINTS,
+    ask: Ask | None = None,
     say: Callable[[str], object] = print,
+    ready: Callable[[str], object] | None = None,
 ) -> None:
     """Serve a view until Ctrl-C, which ends the server and returns.
 
@@ -40,16 +42,21 @@ def serve(
         port: the next free one is taken, and said, where this is busy.
         mode: name of the layer that is shown first; the first one when None.
         max_points: that are sent at first; the page can ask for more and fewer.
+        ask: see :class:`WebView`.
         say: takes what there is to tell.
+        ready: takes the address once it is served; ``say`` does, in a sentence, when None.
 
     Raises:
         ValueError: no points, no such mode, a port that is none, or an address that is not one of this machine.
     """
-    web = WebView(view, host, port, mode=mode, max_points=max_points)
+    web = WebView(view, host, port, mode=mode, max_points=max_points, ask=ask)
     try:
         if web.port != port:
             say(f"port {port} of {host} is busy: using {web.port}")
-        say(f"serving on {web.url} (Ctrl-C ends it)")
+        if ready is None:
+            say(f"serving on {web.url} (Ctrl-C ends it)")
+        else:
+            ready(web.url)
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
@@ -67,6 +74,7 @@ class WebView:
         port: see :func:`serve`; 0 for any free one.
         mode: see :func:`serve`.
         max_points: that are sent at first.
+        ask: the layers of a typed text, one for each cloud of ``view``; the page has no field for texts when None.
 
     Attributes:
         port: that the server listens on.
@@ -82,6 +90,7 @@ class WebView:
         *,
         mode: str | None = None,
         max_points: int = MAX_POINTS,
+        ask: Ask | None = None,
     ) -> None:
         viser = require("viser", extra="viz", purpose="the web page of pc3d view")
         if not view.num_points:
@@ -107,6 +116,8 @@ class WebView:
         self.port = int(self._server.get_port())
         self._build_scene()
         self._build_panel(max_points)
+        if ask is not None:
+            add_text_field(self._server.gui, lambda text: self.type(text, ask))
         self._draw()
 
     @property
@@ -122,6 +133,7 @@ class WebView:
     # ---- what is shown ----------------------------------------------------------------------------------------------
 
     def _set_detail(self, max_points: int) -> None:
+        self._most = max_points
         self._thin = self.view.thin(max(max_points, len(self.view.clouds)))
         self._low = np.min([c.placed.min(0) for c in self._thin.clouds if len(c)], axis=0)
         self._high = np.max([c.placed.max(0) for c in self._thin.clouds if len(c)], axis=0)
@@ -156,6 +168,17 @@ class WebView:
         with self._lock:
             self.chosen = (cloud, row)
             self._compare()
+            self._draw()
+
+    def type(self, text: str, ask: Ask) -> None:
+        """Colour by how like a typed text all points are."""
+        with self._lock:
+            self.view, self.mode = self.view.answering(ask, text)
+            if self.mode not in self.modes:
+                self.modes.append(self.mode)
+                self._mode.options = self.modes
+            self._set_detail(self._most)
+            self._mode.value = self.mode
             self._draw()
 
     def deselect(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import io
 import socket
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +77,24 @@ def selection_html(cloud: ViewCloud | None, row: int, origin: int | None = None)
     lines = [f"at {place}", *(layer.text(row) for layer in cloud.layers.values())]
     head = f"<b>{html.escape(cloud.name)}, point {row if origin is None else origin}</b>"
     return f'<div style="{_STYLE}">{head}{"".join(f"<div>{html.escape(line)}</div>" for line in lines)}</div>'
+
+
+def add_text_field(gui: Any, compare: Callable[[str], None]) -> None:
+    """A field for a text and a button that compares all points with it; what hinders it is told to who pressed."""
+    field = gui.add_text("Like a text", "", hint="Words that all points are compared with")
+    button = gui.add_button("Compare")
+
+    @button.on_click  # type: ignore[untyped-decorator]
+    def _(event: Any) -> None:
+        if not field.value.strip():
+            return
+        button.disabled = True
+        try:
+            compare(field.value)
+        except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+            event.client.add_notification("No colours for this text", str(error), color="red")
+        finally:
+            button.disabled = False
 
 
 def png_on_white(seen: NDArray[np.uint8]) -> bytes:

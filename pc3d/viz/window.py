@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,20 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pc3d._extras import require
 from pc3d.viz.camera import AZIMUTH, ELEVATION, FIELD_OF_VIEW, Viewpoint, fit, of_view_matrix
+from pc3d.viz.display import check_display, import_open3d
+from pc3d.viz.headless import BACKGROUND
 from pc3d.viz.pictures import legend, write_picture
-from pc3d.viz.view import View
-from pc3d.viz.window_state import KEYS, Change, WindowState, free_name
+from pc3d.viz.view import Ask, View
+from pc3d.viz.window_state import KEYS, Change, WindowState, free_name, wrapped
 
 _FRAME = 1 / 24
 _STILL_AFTER = 0.4
-_LEGEND_HEIGHT = 420
+_COLUMN = 17  # of the text beside the scene, in units of the letters' height
+_BAR = 6  # of the strip that a colour bar is in, at least, likewise
+_INK = (0.25, 0.25, 0.25)
 _SIGNS = {"+": "EQUALS", "-": "MINUS", ".": "PERIOD", ",": "COMMA"}
-
-
-class NoDisplayError(RuntimeError):
-    """There is no display to open a window on."""
 
 
 def open_window(
@@ -37,6 +34,7 @@ def open_window(
     width: int = 1280,
     height: int = 800,
     folder: Path | str = ".",
+    ask: Ask | None = None,
 ) -> None:
     """Open a window on a view and come back when it is closed.
 
@@ -49,49 +47,24 @@ def open_window(
         width: of the window in pixels.
         height: likewise.
         folder: where screenshots and camera paths go.
+        ask: the layers of a typed text, see :class:`WindowState`; the window has no field for texts when None.
 
     Raises:
         NoDisplayError: there is no display; the message says what works without.
         ImportError: Open3D, or a system library that it needs, is missing.
         ValueError: a mode that no cloud has.
     """
-    # Discs about as wide as points are apart, if the clouds cover a third of the window.
-    apart = (0.33 * width * height / max(min(view.num_points, max_points), 1)) ** 0.5
-    size = min(max(1.2 * apart, 2.0), 8.0)
-    state = WindowState(view, mode, max_points, point_size=size, folder=Path(folder))
+    size = point_size_for(min(view.num_points, max_points), width, height)
+    state = WindowState(view, mode, max_points, point_size=size, folder=Path(folder), ask=ask)
     check_display()
     window = Window(state, azimuth, elevation, width, height)
     window.run()
 
 
-def check_display() -> None:
-    """Refuses to go on without a display, before a library crashes for want of one.
-
-    Raises:
-        NoDisplayError: there is none.
-    """
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise NoDisplayError(
-            "there is no display to open a window on (DISPLAY is not set): write a picture with --output picture.png, "
-            "a page with --html page.html, or serve one with --web"
-        )
-
-
-def import_open3d() -> Any:
-    """Open3D, or an error that names the system libraries that its window needs.
-
-    Raises:
-        ImportError: it is not installed, or a library is missing.
-    """
-    try:
-        return require("open3d", extra="viz", purpose="the window of pc3d view")
-    except ImportError as error:
-        if ".so" not in str(error):
-            raise
-        raise ImportError(
-            f"{error}: on Debian and Ubuntu, apt-get install libusb-1.0-0 libgl1 libegl1 libvulkan1 "
-            "mesa-vulkan-drivers brings what Open3D needs; --output, --html and --web need none of it"
-        ) from error
+def point_size_for(num_points: int, width: int, height: int) -> float:
+    """Diameter in pixels of discs about as wide as points are apart, if they cover a third of a window."""
+    apart = (0.33 * width * height / max(num_points, 1)) ** 0.5
+    return float(min(max(1.2 * apart, 2.0), 8.0))
 
 
 class Window:
@@ -134,7 +107,14 @@ class Window:
         self.scene.scene.view.set_post_processing(False)
         self.text = self.gui.Label("")
         self.legend = self.gui.ImageWidget()
-        for widget in (self.scene, self.text, self.legend):
+        self.widest: tuple[Any, int] = (None, 0)
+        self.names: list[Any] = []
+        self.field = self.gui.TextEdit()
+        self.field.placeholder_text = "like a text: type one, Enter"
+        self.typed = ""
+        self.field.set_on_value_changed(self._on_text)
+        self.field.visible = self.state.ask is not None
+        for widget in (self.scene, self.field, self.text, self.legend):
             self.window.add_child(widget)
         self.window.set_on_layout(self._on_layout)
 
@@ -153,6 +133,8 @@ class Window:
                 self.scene.scene.modify_geometry_material(name, material)
         if Change.CAMERA in change:
             self.look(self._fit(self.state.shown))
+        if Change.CLOUDS in change:
+            self._write_names()
         if change & (Change.TEXT | Change.COLORS | Change.CLOUDS):
             self._write_text()
         if Change.SCREENSHOT in change:
@@ -164,6 +146,10 @@ class Window:
     def press(self, key: str) -> None:
         """Do what a key does."""
         self.apply(self.state.press(key))
+
+    def type(self, text: str) -> None:
+        """Colour by a typed text."""
+        self.apply(self.state.type(text))
 
     def viewpoint(self) -> Viewpoint:
         """Where the camera is now; its roll, if any, is left out."""
@@ -177,6 +163,7 @@ class Window:
         self.scene.setup_camera(viewpoint.field_of_view, box, self.target.astype(np.float32))
         up = viewpoint.axes[1]
         self.scene.look_at(*(place.astype(np.float32) for place in (self.target, viewpoint.eye, up)))
+        self.scene.force_redraw()
 
     def _fit(self, view: View) -> Viewpoint:
         frame = self.scene.frame
@@ -230,20 +217,55 @@ class Window:
             self.scene.scene.show_geometry("coarse", self.coarse)
 
     def _write_text(self) -> None:
-        self.text.text = self.state.text()
-        picture = legend(self.state.shown, self.state.mode, _LEGEND_HEIGHT)
-        self.legend.visible = picture.shape[1] > 0
-        if picture.shape[1]:
-            self.legend.update_image(self.open3d.geometry.Image(np.ascontiguousarray(picture)))
+        self.text.text = wrapped(self.state.text())
         self.window.set_needs_layout()
 
+    def _write_names(self) -> None:
+        """The names of several clouds, above each."""
+        for name in self.names:
+            self.scene.remove_3d_label(name)
+        clouds = [cloud for cloud in self.state.shown.clouds if len(cloud)]
+        self.names = []
+        for cloud in clouds if len(clouds) > 1 else []:
+            low, high = cloud.placed.min(0), cloud.placed.max(0)
+            place = np.array([*(low + high)[:2] / 2, high[2] + 0.04 * (high - low).max()], np.float32)
+            label = self.scene.add_3d_label(place, cloud.name)
+            label.color = self.gui.Color(*_INK)
+            self.names.append(label)
+
     def _on_layout(self, context: Any) -> None:
-        rect = self.window.content_rect
-        self.scene.frame = rect
-        size = self.text.calc_preferred_size(context, self.gui.Widget.Constraints())
-        self.text.frame = self.gui.Rect(rect.x + 10, rect.y + 10, min(size.width, rect.width - 20), size.height)
-        size = self.legend.calc_preferred_size(context, self.gui.Widget.Constraints())
-        self.legend.frame = self.gui.Rect(rect.get_right() - size.width - 10, rect.y + 10, size.width, size.height)
+        """Words in a column at the left, what colours mean in one at the right, the scene between: none hides it."""
+        rect, em, is_first = self.window.content_rect, self.window.theme.font_size, self.scene.frame.width == 0
+        column, margin = min(_COLUMN * em, rect.width // 2), em // 2
+        strip, right = self._legend(max(rect.height, 1)), rect.get_right()
+        if strip:
+            right = max(right - strip, rect.x + column + 1)
+            self.legend.frame = self.gui.Rect(right, rect.y, strip, rect.height)
+        self.scene.frame = self.gui.Rect(rect.x + column, rect.y, right - rect.x - column, rect.height)
+        top, width = rect.y + margin, column - 2 * margin
+        if self.field.visible:
+            height = self.field.calc_preferred_size(context, self.gui.Widget.Constraints()).height
+            self.field.frame = self.gui.Rect(rect.x + margin, top, width, height)
+            top += height + margin
+        self.text.frame = self.gui.Rect(rect.x + margin, top, width, max(rect.get_bottom() - top, 1))
+        if is_first:  # until now the shape of the scene's part of the window was not known
+            self.look(self._fit(self.state.shown))
+
+    def _legend(self, height: int) -> int:
+        """Draw what the colours mean, in a strip as wide as all modes need, so that the scene stays where it is."""
+        shown = self.state.shown
+        picture = legend(shown, self.state.mode, height)
+        key = (shown.modes, len(shown.clouds), height)
+        if key != self.widest[0]:
+            widest = max(legend(shown, mode, height).shape[1] for mode in shown.modes)
+            self.widest = (key, max(widest, _BAR * self.window.theme.font_size) if widest else 0)
+        strip = int(max(self.widest[1], picture.shape[1]))
+        self.legend.visible = strip > 0
+        if strip:
+            white = ((0, 0), (0, strip - picture.shape[1]), (0, 0))
+            picture = np.pad(picture, white, constant_values=BACKGROUND)
+            self.legend.update_image(self.open3d.geometry.Image(np.ascontiguousarray(picture)))
+        return strip
 
     def _on_key(self, event: Any) -> bool:
         key = self.keys.get(event.key)
@@ -274,8 +296,15 @@ class Window:
         if found is not None:
             self.apply(self.state.choose(*found))
 
+    def _on_text(self, text: str) -> None:
+        self.typed = text  # for the next tick: this one is drawing, and would not draw again
+
     def _on_tick(self) -> bool:
         now = time.monotonic()
+        if self.typed:
+            text, self.typed = self.typed, ""
+            self.type(text)
+            return True
         if self.coarse and now - self.moved > _STILL_AFTER:
             self._show(coarse=False)
             return True
@@ -295,4 +324,4 @@ class Window:
         file = free_name(self.state.folder, "view", ".png")
         write_picture(np.asarray(picture), file)
         self.state.message = f"written: {file}"
-        self._write_text()
+        self.apply(Change.TEXT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Flag, auto
@@ -12,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pc3d.viz.camera import Viewpoint, along, save_path, turntable
-from pc3d.viz.view import View
+from pc3d.viz.view import Ask, View
 
 FloatArray = NDArray[np.floating]
 COARSE = 300_000
 """Points that are drawn while the camera moves."""
 _STEP = 48
 _REACH = 12.0
+_LETTERS = 34
 
 
 class Change(Flag):
@@ -51,6 +53,7 @@ class WindowState:
         folder: where screenshots and camera paths go.
         here: the camera as it stands now; asked when a viewpoint is recorded.
         fitted: the viewpoint from which a view fills the window.
+        ask: the layers of a typed text, one for each cloud of ``view``; None where nothing understands texts.
     """
 
     view: View
@@ -65,6 +68,7 @@ class WindowState:
     folder: Path = field(default_factory=Path)
     here: Callable[[], Viewpoint] | None = None
     fitted: Callable[[View], Viewpoint] | None = None
+    ask: Ask | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in self.view.modes:
@@ -113,6 +117,18 @@ class WindowState:
             return Change.TEXT
         self.view = self.view.similar_to(cloud, row)
         self.mode = "similarity"
+        return Change.COLORS | Change.TEXT
+
+    def type(self, text: str) -> Change:
+        """Colour all points by how like a typed text they are; what hinders it is the message."""
+        if self.ask is None or not text.strip():
+            return Change.NOTHING
+        try:
+            self.view, self.mode = self.view.answering(self.ask, text)
+        except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+            self.message = str(error)
+            return Change.TEXT
+        self.message = ""
         return Change.COLORS | Change.TEXT
 
     def pick(self, column: float, row: float, width: int, height: int, clip: FloatArray) -> tuple[int, int] | None:
@@ -259,6 +275,12 @@ _SIGNS = {"+": "Plus", "-": "Minus", ".": "Full stop", ",": "Comma"}
 
 def _shown_keys() -> list[tuple[Key, str]]:
     return [(key, _SIGNS.get(name, name.capitalize())) for name, key in KEYS.items()]
+
+
+def wrapped(text: str) -> str:
+    """The text in lines that the column beside the scene has room for; what goes on is set in."""
+    lines = [textwrap.wrap(line, _LETTERS, subsequent_indent="    ") or [""] for line in text.split("\n")]
+    return "\n".join(part for line in lines for part in line)
 
 
 def free_name(folder: Path, stem: str, suffix: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from pc3d.cli import _view_runs
 from pc3d.cli._view_features import _Speaker
 from pc3d.cli._view_inputs import Shown, items_of, open_all, open_dataset, shown_item
-from pc3d.cli._view_layers import Request, build, choose_modes, cut_top
+from pc3d.cli._view_layers import Request, ask_of, build, choose_modes, cut_top
 from pc3d.cli.main import main
 from pc3d.data import Household, PointCloud, Rooms
 from pc3d.models import PointNet, PointViT, ViT3D, load_encoder, save_encoder
@@ -186,7 +187,9 @@ def test_plain_colours_and_their_order() -> None:
 
 def test_features_are_joint_and_similarity_is_to_the_chosen_point(encoder: Path) -> None:
     shown = objects(0, 7)
-    view = build(shown, None, Request(str(encoder), point=[1, 5], attention=[0, 2]), -55.0)
+    request = Request(str(encoder), point=[1, 5], attention=[0, 2])
+    view = build(shown, None, request, -55.0)
+    assert ask_of(view, request) is None  # of texts it knows nothing
     assert view.modes == ("rgb", "height", "normal", "features", "attention 0", "attention 2", "similarity")
     assert choose_modes(view, ["attention"]) == ("attention 0", "attention 2")
     first, second = (cloud.embedding for cloud in view.clouds)
@@ -240,7 +243,8 @@ def test_texts_colour_shapes_of_an_aligned_encoder(tmp_path: Path) -> None:
     inner = OpenShapePointBERT(8, **sizes, num_points=256)  # type: ignore[arg-type]
     folder = save_encoder(AlignedShapeEncoder(inner, 384, 16, text_space="offline:minilm"), tmp_path)
     try:
-        view = build(objects(7, 8), None, Request(str(folder), text=["chair", "plant"]), -55.0)
+        request = Request(str(folder), text=["chair", "plant"])
+        view = build(objects(7, 8), None, request, -55.0)
     except MissingWeightsError as missing:
         pytest.skip(str(missing))
     assert view.modes[-3:] == ("features", "text: chair", "text: plant")
@@ -252,6 +256,15 @@ def test_texts_colour_shapes_of_an_aligned_encoder(tmp_path: Path) -> None:
     assert chair is not None
     assert plant is not None
     assert np.abs(chair - plant).max() > 1e-4
+    # A text that is typed later, in a view without its top.
+    cut = cut_top(view, 0.3)
+    ask = ask_of(cut, request)
+    assert ask is not None
+    (later, mode), rows = cut.answering(ask, "plant "), cut.clouds[0].rows
+    assert mode == "text: plant"
+    assert rows is not None
+    assert len(rows) < 2048
+    np.testing.assert_allclose(later.clouds[0].layers[mode].values, plant[rows], atol=1e-6)
 
 
 def test_texts_colour_scenes_of_a_distilled_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,8 +469,10 @@ def test_a_page_starts_in_the_mode_that_was_asked_for(tmp_path: Path, capsys: py
     assert "add --overwrite to replace it" in capsys.readouterr().err
 
 
-def test_the_server_gets_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+def test_the_server_gets_what_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[Any] = []
     monkeypatch.setattr("pc3d.viz.web.serve", lambda *arguments, **options: calls.append((arguments, options)))
     assert main(["view", "household:test:7", "--web", "--host", "0.0.0.0", "--port", "9", "--max_points", "5"]) == 0
     assert main(["view", "household:test:7", "--web"]) == 0
@@ -467,3 +482,11 @@ def test_the_server_gets_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
     assert (options["mode"], options["max_points"]) == ("rgb", 5)
     assert calls[1][0][1:] == ("127.0.0.1", 8080)
     assert calls[1][1]["max_points"] == 1_000_000
+    assert calls[1][1]["ask"] is None  # there is no encoder
+    # The address is told whether or not notes are.
+    capsys.readouterr()
+    monkeypatch.setattr("pc3d.viz.web.serve", lambda *arguments, **options: options["ready"]("http://here:1"))
+    assert main(["view", "household:test:7", "--web", "--quiet"]) == 0
+    assert capsys.readouterr().out == "serving on http://here:1 (Ctrl-C ends it)\n"
+    assert main(["view", "household:test:7", "--web", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"url": "http://here:1"}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pc3d.viz import View, ViewCloud, similarity
+from pc3d.viz import Layer, View, ViewCloud, similarity
 from pc3d.viz.web import SIMILARITY, WebView
 from pc3d.viz.web_panel import nearest_to_ray
 
@@ -120,6 +120,44 @@ def test_modes_click_similarity_and_picture(page: Any, web: WebView) -> None:
     saved = np.asarray(Image.open(download.value.path()))
     assert saved.shape[2] == 3
     assert 0.02 < (saved < 250).any(2).mean() < 0.95
+
+
+def test_a_typed_text_colours_by_its_answer(page: Any, rooms: View) -> None:
+    thin = rooms.thin(6_000)
+
+    def ask(text: str) -> list[Layer | None]:
+        if text == "nothing":
+            raise ValueError("no such words")
+        color = {"red": (255, 0, 0), "blue": (0, 0, 255)}[text]
+        return [Layer(f"text: {text}", np.tile(np.array(color, np.uint8), (len(c), 1))) for c in thin.clouds]
+
+    server = WebView(thin, port=0, max_points=4_000, ask=ask)
+    try:
+        page.goto(server.url)
+        field, button = page.locator("input.mantine-TextInput-input").last, page.get_by_role("button", name="Compare")
+        button.wait_for()
+        before = settled(page)
+        field.fill("red")
+        page.wait_for_timeout(500)  # the server is told what is typed after a moment
+        button.click()
+        wait_for(lambda: server.mode == "text: red")
+        now = settled(page, before)
+        inked = now[(now < 250).any(2)]
+        assert (np.abs(inked - [255, 0, 0]).max(1) < 12).mean() > 0.9
+        assert server._thin.num_points < thin.num_points
+        field.fill("nothing")
+        page.wait_for_timeout(500)
+        button.click()
+        page.get_by_text("no such words").wait_for()
+        assert server.mode == "text: red"
+        field.fill("blue")
+        page.wait_for_timeout(500)
+        button.click()
+        wait_for(lambda: server.mode == "text: blue")
+        choose(page, "Colour by", "text: red")  # what was asked before is still there
+        wait_for(lambda: server.mode == "text: red")
+    finally:
+        server.stop()
 
 
 def on_screen(camera: Any, place: Any, width: int, height: int) -> Any:

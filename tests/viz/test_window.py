@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pc3d.cli.main import main
-from pc3d.viz.window import NoDisplayError, check_display
+from pc3d.viz.display import NoDisplayError, check_display
 
 PROGRAM = Path(__file__).with_name("window_program.py")
 
@@ -80,5 +80,20 @@ def test_keys_and_clicks_in_a_real_window(display: str, tmp_path: Path) -> None:
     assert told["picked"] is not None
     assert told["mode_after_click"] == "similarity"
     assert told["roundtrip"] < 1e-3
+    # Nothing lies over the scene: words at its left, what colours mean at its right.
+    for mode, (text, scene, legend) in told["places"].items():
+        assert 0 < text[1] <= scene[0] < scene[1], mode
+        assert legend is None or scene[1] <= legend[0], mode
+    assert told["places"]["similarity"][2] is not None
+    assert told["text_width"]
+    assert all(wanted <= given for wanted, given in told["text_width"]), told["text_width"]
+    # A typed text: the answer's colours, and an error where there is none, which goes when the next key is pressed.
+    assert told["mode_after_text"] == "text: first cloud"
+    assert told["error_after_text"] == "no such words: nothing"
+    assert (np.abs(shots["typed"].astype(int) - shots["similarity"]) > 20).any(2).mean() > 0.01
+    assert told["names"] == [2, 0, 2]
     assert told["screenshots"] == ["view_001.png"]
+    # What was written is on the screen, not only in the file.
+    assert told["said"].replace("\n", "").replace(" ", "").endswith("view_001.png")
+    assert told["said_is_drawn"] > 0
     assert told["closed"]

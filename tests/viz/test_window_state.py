@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pc3d.data import Household
-from pc3d.viz import View, ViewCloud, arrange, height_layers, rgb_layer
+from pc3d.viz import Layer, View, ViewCloud, arrange, height_layers, rgb_layer
 from pc3d.viz.camera import Viewpoint, fit, load_path, of_view_matrix
-from pc3d.viz.window_state import COARSE, KEYS, Change, WindowState, free_name
+from pc3d.viz.window_state import COARSE, KEYS, Change, WindowState, free_name, wrapped
 
 HERE = Viewpoint((0.0, 0.0, 0.0), 3.0, 10.0, 20.0)
 
@@ -88,6 +88,42 @@ def test_a_chosen_point_recolours_all_clouds(state: WindowState) -> None:
     assert bare.choose(0, 2) == Change.TEXT
     assert bare.mode == "rgb"
     assert "bare, point 2" in bare.text()
+
+
+def test_a_typed_text_recolours_all_clouds(state: WindowState) -> None:
+    assert state.type("red") == Change.NOTHING  # nobody understands it
+    asked = []
+
+    def ask(text: str) -> list[Layer | None]:
+        asked.append(text)
+        if text == "none":
+            return [None, None]
+        if text == "bad":
+            raise OSError("the weights are not there")
+        return [Layer(f"text: {text}", np.full((2048, 3), 9, np.uint8)), None]
+
+    state.ask = ask
+    assert state.type("  ") == Change.NOTHING
+    assert state.type(" red ") == Change.COLORS | Change.TEXT
+    assert asked == ["red"]
+    assert (state.mode, state.view.modes) == ("text: red", ("rgb", "height", "text: red"))
+    assert (state.view.clouds[0].colors(state.mode) == 9).all()
+    assert state.type("bad") == Change.TEXT
+    assert (state.mode, state.message) == ("text: red", "the weights are not there")
+    assert state.type("none") == Change.TEXT
+    assert state.message == "text: nothing here can be compared with 'none'"
+    state.press("m")
+    assert state.mode == "rgb"
+
+
+def test_words_are_set_in_lines() -> None:
+    text = "short\n\n" + "P: " + "word " * 12 + "\n/a/" + "path" * 20
+    lines = wrapped(text).split("\n")
+    assert max(map(len, lines)) <= 34
+    assert lines[:2] == ["short", ""]
+    assert lines[2].startswith("P: word")
+    assert lines[3].startswith("    word")
+    assert "".join(line.replace(" ", "") for line in lines) == text.replace("\n", "").replace(" ", "")
 
 
 def test_a_click_finds_the_point_in_front(state: WindowState) -> None:
