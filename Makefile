@@ -22,9 +22,9 @@ $(VENV)/.venv:
 	$(PIP) install --quiet --upgrade pip
 	@touch $@
 
-# What training and the demo need; a part of dev.lock.
+# What the first pages of the README need; a part of dev.lock without what is large and rarely used (Open3D, image towers).
 $(VENV)/.train: requirements/train.lock | $(VENV)/.venv
-	@echo "Installing torch and the training requirements into $(VENV) (some minutes the first time)"
+	@echo "Installing torch and what the README needs into $(VENV) (some minutes the first time)"
 	$(PIP) install --quiet --requirement requirements/train.lock
 	@touch $@
 
@@ -113,8 +113,9 @@ lock:  ## Resolve the requirements anew
 	$(PIP) install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --all-extras --group dev --group docs \
 	  --constraint requirements/newest.txt pyproject.toml --output-file requirements/dev.lock
-	echo matplotlib | $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --extra train \
-	  --constraint requirements/dev.lock pyproject.toml - --output-file requirements/train.lock
+	printf '%s\n' matplotlib plotly jinja2 pillow viser | $(BIN)/uv pip compile --quiet --universal --python-version 3.10 \
+	  --no-header --no-annotate --extra train --extra io --extra search --constraint requirements/dev.lock pyproject.toml - \
+	  --output-file requirements/train.lock
 
 clean:  ## Remove what was built (not the environments)
 	rm -rf build dist *.egg-info pc3d/*.so

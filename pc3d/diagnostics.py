@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pc3d._extras import install_command
 from pc3d._version import __version__
 
 # The optional dependencies of each extra: import name, and the names it is distributed under.
@@ -125,7 +126,7 @@ def _devices() -> dict[str, Any]:
 def _extra(extra: str, modules: dict[str, tuple[str, ...]]) -> dict[str, Any]:
     present = {module: _version(names) for module, names in modules.items() if importlib.util.find_spec(module)}
     missing = [module for module in modules if module not in present]
-    return {"present": present, "missing": missing, "command": f'pip install "pc3d[{extra}]"' if missing else None}
+    return {"present": present, "missing": missing, "command": install_command(extra) if missing else None}
 
 
 def _weights() -> dict[str, str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,6 +58,15 @@ def test_importing_pc3d_brings_in_nothing_optional() -> None:
 
 def test_a_missing_extra_names_its_install_command() -> None:
     with pytest.raises(ImportError, match=r'pip install "pc3d\[viz\]"'):
+        require("a_module_that_does_not_exist", extra="viz")
+
+
+def test_where_pc3d_is_not_installed_its_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", nothing)
+    with pytest.raises(ImportError, match=re.escape(f'pip install "{Path(pc3d.__file__).parent.parent}[viz]"')):
         require("a_module_that_does_not_exist", extra="viz")
 
 

@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 import trimesh
 
 from pc3d.data import Rooms
+from pc3d.diagnostics import EXTRAS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -70,6 +72,22 @@ def words(command: str) -> tuple[list[str], list[str]]:
     return paths, found[1:]
 
 
+def locked(file: str) -> dict[str, set[str]]:
+    """The versions that a file in requirements/ allows of each distribution."""
+    found: dict[str, set[str]] = {}
+    for line in (ROOT / "requirements" / file).read_text(encoding="utf-8").splitlines():
+        name, _, version = line.partition(" ;")[0].strip().partition("==")
+        found.setdefault(name, set()).add(version)
+    return found
+
+
+def not_in_demo() -> list[str]:
+    """Packages that are installed here and not by ``make demo``."""
+    there = {"pc3d", "pip", *locked("train.lock")}
+    found = packages_distributions().items()
+    return [name for name, owners in found if not there & {re.sub(r"[-_.]+", "-", owner).lower() for owner in owners}]
+
+
 def prepare(folder: Path) -> None:
     """The files that pages take for granted: a folder of scans and a scene."""
     scans = folder / "my_scans"
@@ -90,11 +108,14 @@ def steps(page: str, folder: Path) -> list[dict[str, Any]]:
         first, _, rest = block.partition("\n")
         if language in ("python", "yaml") and re.fullmatch(r"# \w+\.(py|yaml)", first):
             (folder / first.removeprefix("# ")).write_text(rest)
+        # What the README shows needs no more than make demo installs.
+        missing = not_in_demo() if page == "README.md" else []
         if language == "python":
-            found.append({"what": f"{page}:\n{block}", "paths": ["."], "code": block})
+            found.append({"what": f"{page}:\n{block}", "paths": ["."], "missing": missing, "code": block})
         for command in commands(block) if language == "bash" else []:
             paths, arguments = words(command)
-            found.append({"what": f"{page}: {command}", "paths": paths, "arguments": arguments})
+            what = f"{page}: {command}"
+            found.append({"what": what, "paths": paths, "missing": missing, "arguments": arguments})
     return found
 
 
@@ -116,6 +137,13 @@ def test_every_command_and_every_python_block_runs(course: str, tmp_path: Path) 
         env=environment,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_make_demo_installs_is_a_part_of_all_without_what_is_large() -> None:
+    demo, all_of_it = locked("train.lock"), locked("dev.lock")
+    assert {name: versions - all_of_it[name] for name, versions in demo.items()} == {name: set() for name in demo}
+    needed = [names for extra in ("train", "io", "viz", "search") for names in EXTRAS[extra].values()]
+    assert {names[0] for names in needed} - set(demo) == {"open3d-cpu"}
 
 
 def test_every_page_is_run() -> None:
