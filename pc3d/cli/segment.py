@@ -24,11 +24,11 @@ receives the resolved configuration, last.ckpt, metrics.csv, TensorBoard files, 
 which load_encoder reads, and head/. A run that was interrupted goes on with:
 pc3d segment train --output FOLDER --resume
 
-Shorthands: --label_fraction, --labelled_points and --scene_fraction for those of --data, --encoder, --skip and --freeze
-for those of --model."""
+Shorthands: --label_fraction, --labelled_points and --scene_fraction for those of --data, --encoder, --skip, --y_up
+and --freeze for those of --model. --encoder is a run folder, a folder, a Hub id, or an official Swin3D .pth file."""
 _SHORTHANDS = {
     **{f"--{name}": f"--data.{name}" for name in ("label_fraction", "labelled_points", "scene_fraction")},
-    **{f"--{name}": f"--model.{name}" for name in ("encoder", "skip", "freeze")},
+    **{f"--{name}": f"--model.{name}" for name in ("encoder", "skip", "y_up", "freeze")},
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,17 @@ def to_official_swin3d_state(model: Swin3D, head: SegmentationHead | None = None
             value = value[slot.rows[0] : slot.rows[1]].reshape(slot.shape)
         state[name] = value.detach().clone()
     return state
+
+
+def our_names(model: Swin3D, official: Iterable[str]) -> frozenset[str]:
+    """Names in ``model.state_dict()`` of the tensors that hold those of some official names.
+
+    Args:
+        model: any Swin3D.
+        official: as in :attr:`SwinReport.fresh`; those of a classifier have no place in the network.
+    """
+    slots = _slots(model, None)
+    return frozenset(slots[name].name.removeprefix("model.") for name in official if name in slots)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:

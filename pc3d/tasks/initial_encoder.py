@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from pc3d.models import PointViT, load_encoder, load_official_encoder
+from pc3d.models import PointViT
 from pc3d.tasks.initial_weights import InitialWeights, difference
+from pc3d.tasks.weight_files import open_weights
 
 ClassToken = Literal["fresh", "pretrained"]
 _CLASS_TOKENS = ("cls_token", "cls_position")  # of a PointViT; other encoders keep theirs
@@ -26,8 +26,8 @@ def start_from(encoder: nn.Module, source: str | os.PathLike[str], class_token: 
 
     Args:
         encoder: changed in place.
-        source: run folder, folder or Hub id of an exported encoder; or an official ``.pth`` file of the Point-MAE
-            family.
+        source: run folder, folder or Hub id of an exported encoder; or an official ``.pth`` file, of the Point-MAE
+            family for a :class:`PointViT`, of POS-BERT for a :class:`ViT3D`.
         class_token: ``"fresh"`` leaves the encoder's class token as initialised, as the released fine-tuning of
             Point-CMAE does, whose names for it differ from those of pre-training; ``"pretrained"`` takes the first of
             the source.
@@ -38,7 +38,7 @@ def start_from(encoder: nn.Module, source: str | os.PathLike[str], class_token: 
     """
     if class_token not in ("fresh", "pretrained"):
         raise ValueError(f"class_token must be 'fresh' or 'pretrained', got {class_token!r}")
-    given_encoder = _open(source, encoder)
+    given_encoder = open_weights(source, encoder).encoder
     given, own = given_encoder.state_dict(), encoder.state_dict()
     exempt = _CLASS_TOKENS if isinstance(encoder, PointViT) else ()
     problems = [f"{name} is missing there" for name in own if name not in given and name not in exempt]
@@ -67,14 +67,6 @@ def start_from(encoder: nn.Module, source: str | os.PathLike[str], class_token: 
         unknown=tuple(name for name in given if name not in own),
         fresh=tuple(name for name in own if name not in taken),
     )
-
-
-def _open(source: str | os.PathLike[str], like: nn.Module) -> nn.Module:
-    path = Path(source)
-    if path.suffix in (".pth", ".pt") and path.is_file():
-        config = {name: value for name, value in getattr(like, "config", {}).items() if name != "num_cls_tokens"}
-        return load_official_encoder(path, keep_cls_tokens=True, **config)[0]
-    return load_encoder(source)
 
 
 def _take_class_token(own: dict[str, torch.Tensor], given: dict[str, torch.Tensor], source: Any) -> list[str]:

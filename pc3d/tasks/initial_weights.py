@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pc3d.models import DistilledEncoder, UpcastFeatures, load_encoder
+from pc3d.models import DistilledEncoder, PointViTFeatures, UpcastFeatures
 from pc3d.models.signal_layout import common_signals
+from pc3d.tasks.weight_files import open_weights
 
 _COUNTER = "num_batches_tracked"  # a number that fits whatever the network: no weight
 
@@ -52,11 +53,14 @@ class InitialWeights:
 
 
 @torch.no_grad()
-def take_weights(backbone: nn.Module, encoder: str | os.PathLike[str], skip: Sequence[str] = ()) -> InitialWeights:
+def take_weights(
+    backbone: nn.Module, encoder: str | os.PathLike[str], skip: Sequence[str] = (), *, y_up: bool = False
+) -> InitialWeights:
     """Start a backbone from an exported encoder, tensor by tensor where name and shape agree.
 
     The encoder may have been built with other arguments or lack a decoder; of a distilled one the projection into the
-    teacher's space is left out. A backbone of :class:`UpcastFeatures` is the encoder inside. Swin3D is fine-tuned with
+    teacher's space is left out. A backbone of :class:`UpcastFeatures` is the encoder inside, and so is
+    :class:`PointViTFeatures` to an encoder of objects. Swin3D is fine-tuned with
     ``skip=("upsamples",)`` and, on ScanNet, also without its stem (released code): see the report for what that leaves.
 
     Of two voxel encoders that read other signals (``xyz_rgb_normal`` and ``xyz_rgb``), the columns of the stem and the
@@ -65,15 +69,23 @@ def take_weights(backbone: nn.Module, encoder: str | os.PathLike[str], skip: Seq
 
     Args:
         backbone: changed in place.
-        encoder: folder or Hub id, as for :func:`pc3d.load_encoder`.
+        encoder: folder or Hub id, as for :func:`pc3d.load_encoder`; or an official file, of Swin3D for a backbone of
+            that class, of the Point-MAE family for :class:`PointViTFeatures`.
         skip: leave out tensors whose name contains one of these.
+        y_up: turn the weights of an official file of Swin3D that were trained with y up, as the authors' of ``xyz_rgb``
+            were (:func:`pc3d.models.load_official_swin3d`).
 
     Raises:
-        ValueError: less than half of the smaller of the two (what ``skip`` names left aside) fits, or an entry of
-            ``skip`` names nothing. The backbone is as before.
+        ValueError: less than half of the smaller of the two (what ``skip`` names left aside) fits, an entry of ``skip``
+            names nothing, or the source is an official file that is not for this backbone. It is left as it was.
     """
-    source, target = _inside(load_encoder(encoder)), _inside(backbone)
-    given, own = source.state_dict(), target.state_dict()
+    target = _inside(backbone)
+    opened, untold = open_weights(encoder, _of_objects(target), y_up=y_up)
+    source = _inside(opened)
+    if not isinstance(source, PointViTFeatures):
+        target = _of_objects(target)
+    given = {name: value for name, value in source.state_dict().items() if name not in untold}
+    own = target.state_dict()
     idle = [part for part in skip if not any(part in name for name in given)]
     if idle:
         raise ValueError(
@@ -120,6 +132,11 @@ def _inside(module: nn.Module) -> nn.Module:
     while isinstance(module, DistilledEncoder | UpcastFeatures):
         module = module.encoder
     return module
+
+
+def _of_objects(module: nn.Module) -> nn.Module:
+    """The encoder of objects in what applies it to scenes."""
+    return module.encoder if isinstance(module, PointViTFeatures) else module
 
 
 def _numbers(tensors: Iterable[Tensor]) -> int:

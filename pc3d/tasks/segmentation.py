@@ -67,9 +67,10 @@ class SemanticSegmentation(pl.LightningModule):
         class_names: names of the classes; their numbers when empty.
         head: ``"mlp"`` as Swin3D, ``"linear"``, or ``"language"``, :class:`pc3d.nn.LanguageHead`.
         language: options of the last.
-        encoder: folder or Hub id of an exported encoder to start the backbone from; the attribute ``initial`` is the
-            report of what was taken.
+        encoder: folder or Hub id of an exported encoder, or official file, to start the backbone from; the attribute
+            ``initial`` is the report of what was taken.
         skip: parts of that encoder to leave out, see :func:`take_weights`.
+        y_up: ``encoder`` is an official file of Swin3D whose weights were trained with y up (the authors' ``xyz_rgb``).
         freeze: leave the backbone as it is, in evaluation mode, and train the head alone: with ``head="linear"`` a
             linear probe.
         class_weights: of each class in the loss, so that rare ones count in it; all alike when empty. Validation losses
@@ -78,8 +79,8 @@ class SemanticSegmentation(pl.LightningModule):
         seed: of the random draws within the networks.
 
     Raises:
-        ValueError: names or weights that are not ``num_classes``, a weight that is not positive, a negative seed, or
-            ``language`` with another head.
+        ValueError: names or weights that are not ``num_classes``, a weight that is not positive, a negative seed,
+            ``language`` with another head, or ``y_up`` without a file.
     """
 
     class_weights: Tensor | None
@@ -93,6 +94,7 @@ class SemanticSegmentation(pl.LightningModule):
         language: LanguageGuidance | None = None,
         encoder: str | None = None,
         skip: Sequence[str] = (),
+        y_up: bool = False,
         freeze: bool = False,
         class_weights: Sequence[float] = (),
         optimisation: SegmentationOptimisation = PUBLISHED,
@@ -110,7 +112,9 @@ class SemanticSegmentation(pl.LightningModule):
             raise ValueError(f"seed must be at least 0, got {seed}")
         if language is not None and head != "language":
             raise ValueError(f"language: these are options of head 'language', got head {head!r}")
-        self.initial = None if encoder is None else take_weights(backbone, encoder, skip)
+        if y_up and encoder is None:
+            raise ValueError("y_up: there are no weights to turn, give the official file as encoder")
+        self.initial = None if encoder is None else take_weights(backbone, encoder, skip, y_up=y_up)
         self.language = None
         if head == "language":
             self.language = language or LanguageGuidance()

@@ -16,7 +16,8 @@ import torch
 from formula import formula_clouds, formula_state
 from torch import Tensor
 
-from pc3d.models import ViT3D, load_encoder, load_posbert_encoder, save_encoder
+from pc3d.models import PointNet, ViT3D, load_encoder, load_posbert_encoder, save_encoder
+from pc3d.tasks import start_from
 
 GOLDEN = Path(__file__).parents[1] / "assets" / "golden_posbert.npz"
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -96,6 +97,19 @@ def test_it_can_be_kept_and_read_as_any_encoder(tmp_path: Path, state: dict[str,
     again = load_encoder(save_encoder(encoder, tmp_path / "kept"), expect=ViT3D)
     xyz = formula_clouds(1, 64)
     assert torch.equal(encoder.encode(xyz), again.encode(xyz))
+
+
+def test_training_starts_from_such_a_file(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    path = checkpoint(tmp_path / "x.pth", state)
+    sizes = {"embed_dim": 48, "depth": 2, "num_heads": 4, "group_size": 16}
+    encoder, expected = ViT3D(**sizes), load_posbert_encoder(path, num_heads=4)[0].state_dict()  # type: ignore[arg-type]
+    report = start_from(encoder, path)
+    assert report.fresh == ()
+    assert all(torch.equal(value, expected[name]) for name, value in encoder.state_dict().items())
+    with pytest.raises(ValueError, match=r"do not fit model.backbone: .*: depth=2 \(here 3\)"):
+        start_from(ViT3D(**{**sizes, "depth": 3}), path)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"ViT3D \(POS-BERT\) or a Swin3D, not for a PointNet: give a run folder"):
+        start_from(PointNet(), path)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:

@@ -12,12 +12,16 @@ from torch import Tensor
 
 from pc3d.data import PointBatch, Rooms
 from pc3d.models import (
+    SparseUNet,
     Swin3D,
+    UpcastFeatures,
     load_official_swin3d,
     load_official_swin3d_encoder,
+    save_encoder,
     to_official_swin3d_state,
 )
 from pc3d.nn import SegmentationHead
+from pc3d.tasks import SemanticSegmentation, take_weights
 
 Layout = dict[str, tuple[int, ...]]
 SMALL: dict[str, Any] = {"channels": (16, 32, 32), "depths": (1, 2, 1), "heads": (2, 2, 4)}
@@ -198,6 +202,41 @@ def test_other_input_columns_are_reported(tmp_path: Path) -> None:
     assert "1 of another shape (stem_layer" in str(report)
     _, _, whole = load_official_swin3d(path)
     assert whole.mismatched == report.mismatched
+
+
+@pytest.mark.parametrize("y_up", [False, True])
+def test_segmentation_starts_from_such_a_file(tmp_path: Path, y_up: bool) -> None:
+    path = save(tmp_path / "x.pth", formula_state(small_layout(normals=False)), "module.")
+    expected = load_official_swin3d(path, y_up=y_up)[0].state_dict()
+    model = own(signals="xyz_rgb")
+    options: dict[str, Any] = {"encoder": str(path), "skip": ["upsamples"], "y_up": y_up}
+    report = SemanticSegmentation(UpcastFeatures(model), 3, **options).initial
+    assert report is not None
+    assert set(report.fresh) == set(report.skipped) == {name for name in expected if name.startswith("upsamples.")}
+    assert all(torch.equal(model.state_dict()[name], expected[name]) for name in report.taken)
+    assert len(report.taken) + len(report.fresh) == len(expected)
+    assert len(take_weights(own(), path).in_part) == 1 + 3 * 6  # the stem, and the tables of each block
+
+
+def test_what_a_file_does_not_tell_stays_as_it_is(tmp_path: Path) -> None:
+    """A decoder that it lacks, and a stem of other columns."""
+    state = formula_state(small_layout(normals=False) | {STEM: (27, 9, 16)})
+    path = save(tmp_path / "x.pth", {name: value for name, value in state.items() if not name.startswith("upsamples.")})
+    model, untouched = own(signals="xyz_rgb", decoder_attention=False), own(signals="xyz_rgb").state_dict()
+    report = take_weights(model, path)
+    assert "stem.conv.weight" in report.fresh
+    assert all(name.startswith(("stem.conv.", "upsamples.")) for name in report.fresh)
+    assert torch.equal(model.stem.conv.weight, untouched["stem.conv.weight"])
+
+
+def test_there_must_be_an_official_file_of_swin3d_to_turn(tmp_path: Path) -> None:
+    folder = save_encoder(own(), tmp_path / "own")
+    with pytest.raises(ValueError, match="y_up: only an official file of Swin3D has an upright axis to turn, got"):
+        take_weights(own(), folder, y_up=True)
+    with pytest.raises(ValueError, match="y_up: there are no weights to turn"):
+        SemanticSegmentation(own(), 3, y_up=True)
+    with pytest.raises(ValueError, match=r"not for a SparseUNet: give a run folder"):
+        take_weights(SparseUNet(), save(tmp_path / "x.pth", {}))
 
 
 @pytest.mark.parametrize("window", [7, 3])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pc3d.data import PointBatch, PointDataModule, collate
 from pc3d.methods import pretrain
-from pc3d.models import Swin3D, UpcastFeatures, save_encoder
+from pc3d.models import PointViT, PointViTFeatures, Swin3D, UpcastFeatures, save_encoder
 from pc3d.nn.sparse import Signals
 from pc3d.nn.swin3d import SwinBlock
 from pc3d.tasks import (
@@ -477,6 +477,22 @@ def test_signals_that_the_source_lacks_stay_fresh(tmp_path: Path) -> None:
         assert torch.equal(after[name].index_select(dim, others), before[name].index_select(dim, others))
     unread = unet(signals="xyz_rgb_normal")
     assert take_weights(unread, save_encoder(unet(), tmp_path / "unet")).in_part == ("stem.conv.weight",)
+
+
+def test_an_encoder_of_objects_starts_what_applies_it_to_scenes(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"depth": 3, "embed_dim": 24, "num_heads": 2, "num_groups": 8, "group_size": 8}
+    source = PointViT(num_cls_tokens=1, **sizes)
+    own = PointViTFeatures(PointViT(**sizes), feature_dim=16)
+    before = own.propagation[0].weight.clone()
+    report = take_weights(own, save_encoder(source, tmp_path / "objects"))
+    assert report.fresh == ()
+    assert set(report.unknown) == {"cls_token", "cls_position"}
+    given = source.state_dict()
+    assert all(torch.equal(value, given[name]) for name, value in own.encoder.state_dict().items())
+    assert torch.equal(own.propagation[0].weight, before)
+    again = PointViTFeatures(PointViT(**sizes), feature_dim=16)
+    assert take_weights(again, save_encoder(own, tmp_path / "scenes")).fresh == ()
+    assert torch.equal(again.propagation[0].weight, before)
 
 
 def test_bad_models_are_refused() -> None:
