@@ -144,7 +144,7 @@ def shapes(data: str, split: str, variant: Variant | None, up: UpAxis | None, on
         data: see :func:`pc3d.cli._inputs.open_inputs`.
         split: of a data set.
         variant: of a data set.
-        up: the axis that points up; None for y in GLB files and z in all others.
+        up: the axis that points up; None for what the data set says, y in GLB files, and z in all others.
         on_error: see :func:`pc3d.cli._inputs.open_split`.
     """
     return as_wanted(open_inputs(data, split, None, variant, on_error), up)
@@ -225,12 +225,13 @@ def _upright(dataset: PointDataset, up: UpAxis | None) -> PointDataset:
         def __init__(self) -> None:
             self.classes, self.labels, self.groups = dataset.classes, dataset.labels, dataset.groups
             self.skipped, self.paths = dataset.skipped, getattr(dataset, "paths", None)
+            self.up = dataset.up  # of the clouds that load() turns
 
         def load(self, index: int) -> PointCloud:
             cloud = dataset.load(index)
             path = str(cloud.meta.get("path", ""))
             cloud = cloud.replace(meta={"id": path or str(index), **cloud.meta})
-            turned = up == "y" or (up is None and path.lower().endswith(_Y_UP))
+            turned = (up or ("y" if path.lower().endswith(_Y_UP) else dataset.up)) == "y"
             return TurnUp("y", "z")(cloud, torch.Generator()) if turned else cloud
 
     return Upright()

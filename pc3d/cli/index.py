@@ -52,7 +52,7 @@ def build(
         split: Split of the data set; not used for plain files.
         num_points: Points per shape, at most, a random subset; by default as many as the encoder was made for; null
             takes all.
-        up: Axis that points up in the data; by default y in GLB files, else z.
+        up: Axis that points up in the data; by default what the data set says, y in GLB files, else z.
         batch_size: Shapes per forward pass.
         on_error: What happens to a file that cannot be used: 'refuse' stops there and keeps what was embedded, 'report'
             leaves it out and lists it with the reason.
@@ -69,9 +69,10 @@ def build(
     made_by = {"encoder": _in_full(encoder), "digest": weights_digest(aligned), "num_points": points}
     index = ShapeIndex(out, dim=aligned.joint_dim, made_by=made_by)
     index.made_by["encoder"] = made_by["encoder"]  # of the same weights, where it is now
-    # As _alignment.shapes takes it: where pc3d search draws shapes from.
-    origin = {"data": _in_full(data), "split": split, "variant": variant, "up": up, "on_error": on_error}
     source = _alignment.shapes(_in_full(data), split, variant, up, on_error)
+    # As _alignment.shapes takes it: where pc3d search draws shapes from. A file alone does not say what its set says.
+    axis = up or ("y" if source.dataset.up == "y" else None)
+    origin = {"data": _in_full(data), "split": split, "variant": variant, "up": axis, "on_error": on_error}
     work = _Work(index, aligned.view("joint"), source, origin, points)
     left_out = [{"path": str(file.path), "reason": file.reason} for file in source.dataset.skipped]
     try:

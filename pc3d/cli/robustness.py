@@ -55,8 +55,8 @@ def robustness(
             (its default), concat(max,mean), concat(cls,max,mean).
         num_points: Points per cloud before the corruption, by default 1024, the first so many. Of an encoder aligned
             with texts and pictures by default as many as it was made for, at most, a random subset. null takes all.
-        up: Of an encoder aligned with texts and pictures, the axis that points up in the data; by default y in GLB
-            files, else z.
+        up: Of an encoder aligned with texts and pictures, the axis that points up in the data; by default what the
+            data set says, y in GLB files, else z.
         batch_size: Clouds per forward pass.
         untrained: Keep the architecture, draw fresh weights from the seed.
         seed: Seed of the corruptions, the folds and of untrained weights.

@@ -44,7 +44,7 @@ def zeroshot(
         text_tower: Text tower, if the encoder does not name its own, such as 'offline:minilm'.
         num_points: Points per shape, at most, a random subset; by default as many as the encoder was made for; null
             takes all.
-        up: Axis that points up in the data; by default y in GLB files, else z.
+        up: Axis that points up in the data; by default what the data set says, y in GLB files, else z.
         batch_size: Shapes per forward pass.
         results: Folder for a row of pc3d results.
         method: Name in the table of results; the encoder's by default.

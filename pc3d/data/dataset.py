@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -73,6 +74,7 @@ class PointDataset(Dataset[PointCloud], ABC):
         parts: names of the per-point segments; empty where items have none.
         category_parts: the parts that objects of each class are made of; empty where the data set does not say.
         skipped: files left out, with the reason; empty unless ``on_error="report"`` was asked for.
+        up: the axis that points up in clouds as stored, as far as the data set says; files of a folder may differ.
         transform: applied to every item, or None.
     """
 
@@ -82,6 +84,7 @@ class PointDataset(Dataset[PointCloud], ABC):
     parts: tuple[str, ...] = ()
     category_parts: tuple[tuple[int, ...], ...] = ()
     skipped: tuple[SkippedFile, ...] = ()
+    up: Literal["y", "z"] = "z"
     transform: Transform | None = None
 
     def __len__(self) -> int:
@@ -160,7 +163,7 @@ class Selection(PointDataset):
             raise IndexError(f"indices must be in 0..{len(dataset) - 1}, got {int(self.indices[out_of_range][0])}")
         self.classes, self.parts, self.skipped = dataset.classes, dataset.parts, dataset.skipped
         self.category_parts, self.transform = dataset.category_parts, dataset.transform
-        self.labels = dataset.labels[self.indices]
+        self.labels, self.up = dataset.labels[self.indices], dataset.up
         self.groups = None if dataset.groups is None else dataset.groups[self.indices]
 
     def load(self, index: int) -> PointCloud:

@@ -94,6 +94,7 @@ class ModelNetResampled(FileDataset):
         "modelnet40_normal_resampled.zip of the PointNet++ project (Qi et al. 2017), github.com/charlesq34/pointnet2"
     )
     terms = _TERMS
+    up = "y"
 
     def __init__(
         self,
@@ -168,6 +169,7 @@ class ModelNetHDF5(ArrayDataset):
 
     source = "modelnet40_ply_hdf5_2048.zip of the PointNet project (Qi et al. 2017), github.com/charlesq34/pointnet"
     terms = _TERMS
+    up = "y"
 
     def __init__(
         self,

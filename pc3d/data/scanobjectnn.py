@@ -67,6 +67,7 @@ class ScanObjectNN(ArrayDataset):
 
     source = "the ScanObjectNN project page, hkust-vgd.github.io/scanobjectnn (h5_files.zip, after accepting the terms)"
     terms = "ScanObjectNN's terms of use: research and education, not to be passed on; built on SceneNN and ScanNet"
+    up = "y"
 
     def __init__(
         self,

@@ -119,6 +119,7 @@ class ShapeNet55(FileDataset):
 
     source = "ShapeNet55-34 as prepared by Point-BERT (Yu et al. 2022), github.com/lulutang0608/Point-BERT, DATASET.md"
     terms = _TERMS
+    up = "y"
 
     def __init__(
         self,
@@ -197,6 +198,7 @@ class ShapeNetPart(FileDataset):
         "Qi et al. 2017), github.com/charlesq34/pointnet2"
     )
     terms = _TERMS
+    up = "y"
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import pc3d.image
-from pc3d.cli._alignment import points_for
+from pc3d.cli._alignment import points_for, shapes
 from pc3d.cli._judging import features_of
 from pc3d.cli.main import main
 from pc3d.data import AlignedShards, FolderDataset, Household, Normalize, Targets
@@ -614,13 +614,37 @@ def test_shapes_that_share_a_file_are_drawn_each_as_itself(
     hits = found(capsys, "lamp", "--index", index, "--picture", str(tmp_path / "all.png"))
     assert len(hits) == len(drawn) == 4
     for hit, cloud in zip(hits, drawn, strict=True):
-        row = int(hit["id"].rpartition("/")[2])
-        np.testing.assert_array_equal(cloud.xyz.numpy(), points[row].astype(np.float32))
+        x, y, z = points[int(hit["id"].rpartition("/")[2])].T
+        np.testing.assert_array_equal(cloud.xyz.numpy(), np.stack([x, -z, y], axis=1))  # the sets have y up
+    as_stored = shapes(str(folder), "test", None, "z").dataset.load(2)
+    np.testing.assert_array_equal(as_stored.xyz.numpy(), points[2])
     with h5py.File(folder / name, "a") as file:
         del file["data"], file["label"]
         file["data"], file["label"] = points[:1], np.arange(1)
     assert main(["search", "lamp", "--index", index, "--picture", str(tmp_path / "all.png")]) == 1
     assert f"is not where it was in {folder}: build the index anew" in capsys.readouterr().err
+
+
+def test_text_files_of_modelnet_are_turned_as_a_set_and_alone(
+    encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, index = tmp_path / "data", str(tmp_path / "index")
+    (folder / "chair").mkdir(parents=True)
+    (folder / "modelnet40_shape_names.txt").write_text("chair\n")
+    for split in ("train", "test"):
+        (folder / f"modelnet40_{split}.txt").write_text("chair_0001\n")
+    table = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+    table[:, 3:] /= np.linalg.norm(table[:, 3:], axis=1, keepdims=True)
+    np.savetxt(folder / "chair" / "chair_0001.txt", table, delimiter=",", fmt="%.8g")
+    drawn: list[Any] = []
+    monkeypatch.setattr("pc3d.cli._search_picture.draw", lambda cloud: drawn.append(cloud) or np.zeros((4, 4, 3), "u1"))
+    assert main(["index", "build", "--encoder", encoder, "--out", index, "--data", str(folder)]) == 0
+    capsys.readouterr()
+    found(capsys, "lamp", "--index", index, "--picture", str(tmp_path / "all.png"))
+    x, y, z = table[:, :3].T
+    np.testing.assert_allclose(drawn[0].xyz, np.stack([x, -z, y], axis=1), rtol=1e-6)
+    joint = embedded(encoder, folder, tmp_path / "joint.npz", "--space", "joint")
+    np.testing.assert_allclose(joint, stored_vectors(index), atol=1e-3)
 
 
 def test_few_shot_of_an_aligned_encoder(encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
