@@ -94,7 +94,7 @@ class OpenShapePointBERT(nn.Module):
         neighbors: which points of a fuller ball are read: the ``"first"`` (published) or the ``"nearest"``.
         start: the first centre: the ``"first"`` point, so that evaluation is deterministic, or a ``"random"`` one from
             PyTorch's default generator, which the released code draws in evaluation too.
-        axes: see :func:`to_frame`.
+        axes: see :func:`to_frame`; published ``"mirrored"``, the default mirrors nothing.
         num_points: points per cloud that the encoder is meant for; nothing is computed from it.
 
     Raises:

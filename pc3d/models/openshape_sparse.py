@@ -103,7 +103,7 @@ class OpenShapeSparseConv(nn.Module):
         hidden_dim: width of the last convolution and of the hidden linear layers.
         voxel_size: edge of a voxel in the units of the points.
         dropout: after the first linear layer.
-        axes: see :func:`pc3d.models.openshape.to_frame`.
+        axes: see :func:`pc3d.models.openshape.to_frame`; published ``"mirrored"``, the default mirrors nothing.
 
     Raises:
         ValueError: a size that is not positive, or not four levels.
