@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pc3d.cli import _objects, _output, _training
+from pc3d.cli import _objects
 from pc3d.cli._parser import verb_parser
+from pc3d.cli._several_runs import train_missing
 from pc3d.methods.run import RunFolder
 
 _DESCRIPTION = """Fine-tune on episodes of few objects, as Point-BERT and Point-MAE do on ModelNet40: for each of
@@ -39,19 +39,11 @@ def main(
     options, rest = _parse(argv)
     output = Path(options.output)
     path = output / "fewshot.json"
+    results = []
     for fold in range(options.folds):
         folder = RunFolder(output / f"fold_{fold}")
         arguments = [*rest, *_of_fold(fold, options), "--output", str(folder.path)]
-        if folder.is_finished() and not options.overwrite and (folder.path / "eval" / "test.json").exists():
-            _check_unchanged(resolve(arguments), folder.config)
-            _output.say(f"{folder.path}: finished already")
-            continue
-        started = ["--resume"] if folder.checkpoint.exists() and not options.overwrite else ["--overwrite"]
-        with _output.parts():
-            train([*arguments, *started])
-    results = [
-        json.loads((output / f"fold_{fold}" / "eval" / "test.json").read_text("utf-8")) for fold in range(options.folds)
-    ]
+        results.append(train_missing(folder, arguments, options.overwrite, train, resolve, what="episode"))
     _objects.write_result(FewShotTrainingResult.of(results), path, options.results, options.method)
     return None
 
@@ -71,6 +63,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"--folds must be at least 2, or there is no standard deviation; got {options.folds}")
     if "--resume" in rest:
         parser.error("--resume is not needed: what is finished in --output is kept, and the rest goes on")
+    if "--seeds" in rest:
+        parser.error("--seeds is of pc3d classify train: here the episodes are what is averaged over")
     return options, rest
 
 
@@ -83,18 +77,3 @@ def _of_fold(fold: int, options: argparse.Namespace) -> list[str]:
         if value is not None
         for split in ("train", "test")
     ]
-
-
-def _check_unchanged(resolved: str, stored: Path) -> None:
-    """Refuses to take an episode of another configuration for the one that is asked for."""
-    import yaml
-
-    changed = _training.changed_sections(resolved, stored)
-    epochs = [yaml.safe_load(text)["trainer"]["max_epochs"] for text in (stored.read_text(encoding="utf-8"), resolved)]
-    if epochs[0] != epochs[1]:
-        changed.append(f"trainer.max_epochs ({epochs[0]}, now {epochs[1]})")
-    if changed:
-        raise ValueError(
-            f"{stored.parent} is a finished episode of another configuration, which differs in {' and '.join(changed)}"
-            ": choose another --output, or add --overwrite to train all episodes again"
-        )

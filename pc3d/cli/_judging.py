@@ -80,7 +80,7 @@ def judge_frozen(
         cost["cpu_seconds"] += extraction["cpu_seconds"]
         rows.append(outcome.to_rows(method, {**cost, "parameters": frozen.num_parameters}))
         outcomes.append(outcome)
-    show(outcomes, rows, several=seeds is not None)
+    _output.result(*((outcomes[0].to_dict(), outcomes[0]) if seeds is None else gathered(outcomes, rows)))
     if results is not None:
         write_rows([row for of_seed in rows for row in of_seed], results)
     return outcomes
@@ -99,17 +99,13 @@ def chosen_seeds(seed: int, seeds: Sequence[int] | None) -> list[int]:
     return list(seeds)
 
 
-def show(outcomes: Sequence[Any], rows: Sequence[Sequence[Any]], *, several: bool) -> None:
-    """Results to standard output; with several seeds also what they have in common.
+def gathered(outcomes: Sequence[Any], rows: Sequence[Sequence[Any]]) -> tuple[dict[str, Any], str]:
+    """Results of several seeds and what they have in common, as plain data and in words.
 
     Args:
         outcomes: one for each seed.
         rows: of each outcome, in the same order of protocols.
-        several: whether several seeds were asked for.
     """
-    if not several:
-        _output.result(outcomes[0].to_dict(), outcomes[0])
-        return
     summaries = [(alike[0], over_seeds(alike)) for alike in zip(*rows, strict=True)]
     seeds = ", ".join(str(of_seed[0].seed) for of_seed in rows)
     lines = ["\n\n".join(map(str, outcomes)), f"\nover {len(rows)} seed(s) {seeds}"]
@@ -121,7 +117,7 @@ def show(outcomes: Sequence[Any], rows: Sequence[Sequence[Any]], *, several: boo
         found["summaries"] = [
             {"protocol": row.protocol, "selection": row.selection, **summary} for row, summary in summaries
         ]
-    _output.result(found, "\n".join(lines))
+    return found, "\n".join(lines)
 
 
 def in_words(summary: dict[str, dict[str, Any]]) -> list[str]:

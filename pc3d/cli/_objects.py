@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _output, _training
 from pc3d.cli._parser import OK, USAGE, nearest, run_verb
+from pc3d.cli._several_runs import split_arguments, train_seeds
 
 if TYPE_CHECKING:
     from pc3d.data import Compose, PointDataset
@@ -91,24 +93,58 @@ def check_model(objects: Any) -> None:
         _output.say(objects.model.initial)
 
 
-def train(
-    parser: Any,
-    argv: Sequence[str],
-    folder: str,
-    shorthands: Mapping[str, tuple[str, ...]],
-    judge: Callable[..., None],
-) -> None:
-    """Train as the options say, and judge the model where there is a test split.
+@dataclass(frozen=True)
+class Verb:
+    """A verb that trains and judges.
 
-    Args:
-        parser: of the verb.
-        argv: the arguments.
-        folder: of the configurations that ship for the verb.
-        shorthands: see :func:`in_full`.
+    Attributes:
+        build_parser: makes its parser.
+        folder: of the configurations that ship for it.
         judge: judges the model of a run folder.
+        result: class of the result of that, by its name in :mod:`pc3d.evaluation`.
     """
-    arguments = _training.with_config(in_full(argv, shorthands), folder)
-    trainer, run = _training.train(parser, arguments, check_model)
+
+    build_parser: Callable[[], Any]
+    folder: str
+    judge: Callable[..., None]
+    result: str
+
+    def resolve(self, argv: Sequence[str]) -> str:
+        """The configuration that arguments make, as the run folder keeps it."""
+        parser = self.build_parser()
+        options = parser.parse_args(_training.with_config(in_full(argv, parser.shorthands), self.folder))
+        return _training.dump(parser, options)
+
+
+def train(verb: Verb, argv: Sequence[str]) -> None:
+    """Train as the options say, and judge the model where there is a test split; with several seeds, once for each."""
+    from pc3d import evaluation
+
+    options, rest = split_arguments(argv)
+    if options.seeds is None:
+        _train_once(verb, argv)
+    else:
+        run = partial(_train_once, verb, of_several=True)
+        train_seeds(options, rest, run, verb.resolve, getattr(evaluation, verb.result))
+
+
+def _train_once(verb: Verb, argv: Sequence[str], *, of_several: bool = False) -> None:
+    parser = verb.build_parser()
+    chosen: Any = None
+
+    def check(objects: Any) -> None:
+        nonlocal chosen
+        chosen = objects
+        if objects.seeds is not None:
+            raise ValueError("seeds: several are an option of the command line, --seeds 0 1 2, not of a configuration")
+        if objects.data.test is None and (of_several or objects.results is not None):
+            raise ValueError(
+                f"{'seeds' if of_several else 'results'}: they are of the test split; data.test names none"
+            )
+        check_model(objects)
+
+    arguments = _training.with_config(in_full(argv, parser.shorthands), verb.folder)
+    trainer, run = _training.train(parser, arguments, check)
     if not (trainer.is_global_zero and trainer.state.finished):
         return
     written = f"model written to {run.path} (encoder/ and head/)"
@@ -116,7 +152,8 @@ def train(
         _output.result({"run": str(run.path)}, written)
         return
     _output.say(written)
-    judge(str(run.path), device=str(trainer.strategy.root_device), overwrite=True)
+    device = str(trainer.strategy.root_device)
+    verb.judge(str(run.path), device=device, overwrite=True, results=chosen.results, method=chosen.method)
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ def _overridden(before: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]
 def dump(parser: Any, options: Any) -> str:
     """What the run folder keeps: everything that makes up the run, not where it goes or how it was started."""
     kept = options.clone()
-    for name in ("config", "output", "resume", "overwrite"):
+    for name in ("config", "output", "resume", "overwrite", "seeds", "results", "method"):
         kept.pop(name, None)
     text: str = parser.dump(kept, skip_link_targets=True, skip_unset=True, skip_validation=True)
     return text

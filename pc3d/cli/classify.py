@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pc3d.cli import _fewshot_training, _objects, _training
+from pc3d.cli import _fewshot_training, _objects, _several_runs, _training
 
 _SHORTHANDS = {
     **_objects.SHORTHANDS,
@@ -23,6 +23,8 @@ head/) of the epoch that did best on the validation part, with its score on the 
 before, in eval/. --protocol legacy also judges the test split after each epoch and reports its best, beside the other.
 A run that was interrupted goes on with: pc3d classify train --output FOLDER --resume
 
+{_several_runs.HELP}
+
 {_objects.SHORTHANDS_HELP}, and so are --mode, --class_token, --freeze_bn and --label_smoothing."""
 
 
@@ -36,6 +38,7 @@ def build_parser() -> Any:
     parser.add_class_arguments(Classification, "model")
     parser.add_class_arguments(ObjectDataModule, "data")
     _training.add_trainer(parser)
+    _several_runs.add_options(parser)
     parser.link_arguments("seed", "model.seed")
     parser.link_arguments("seed", "data.seed")
     # The data set says which classes there are.
@@ -46,7 +49,7 @@ def build_parser() -> Any:
 
 def train(argv: Sequence[str]) -> int | None:
     """Run ``pc3d classify train``."""
-    _objects.train(build_parser(), argv, "classify", _SHORTHANDS, evaluate)
+    _objects.train(_verb(), argv)
     return None
 
 
@@ -133,17 +136,13 @@ def judge(argv: Sequence[str]) -> int | None:
     return _objects.judge("classify eval", evaluate, argv)
 
 
-def resolve(argv: Sequence[str]) -> str:
-    """The configuration that arguments of ``pc3d classify train`` make, as its run folder keeps it."""
-    parser = build_parser()
-    return _training.dump(
-        parser, parser.parse_args(_training.with_config(_objects.in_full(argv, _SHORTHANDS), "classify"))
-    )
+def _verb() -> _objects.Verb:
+    return _objects.Verb(build_parser, "classify", evaluate, "ClassificationResult")
 
 
 def few_shot(argv: Sequence[str]) -> int | None:
     """Run ``pc3d classify fewshot``."""
-    return _fewshot_training.main(argv, train, resolve)
+    return _fewshot_training.main(argv, train, _verb().resolve)
 
 
 def main(argv: Sequence[str]) -> int | None:

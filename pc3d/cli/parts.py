@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pc3d.cli import _objects, _training
+from pc3d.cli import _objects, _several_runs, _training
 
 _DESCRIPTION = f"""Train a part segmentation of objects whose category is known.
 
@@ -18,6 +18,8 @@ the model (encoder/ and head/) of the epoch that did best on the validation part
 which nothing has looked at before, in eval/. --protocol legacy also judges the test split after each epoch, on points
 drawn with replacement as the released code does, and reports its best, beside the other. A run that was interrupted
 goes on with: pc3d parts train --output FOLDER --resume
+
+{_several_runs.HELP}
 
 {_objects.SHORTHANDS_HELP}."""
 
@@ -32,6 +34,7 @@ def build_parser() -> Any:
     parser.add_class_arguments(PartSegmentation, "model")
     parser.add_class_arguments(ObjectDataModule, "data")
     _training.add_trainer(parser)
+    _several_runs.add_options(parser)
     parser.link_arguments("seed", "model.seed")
     parser.link_arguments("seed", "data.seed")
     # The data set says which categories and parts there are.
@@ -48,7 +51,7 @@ def build_parser() -> Any:
 
 def train(argv: Sequence[str]) -> int | None:
     """Run ``pc3d parts train``."""
-    _objects.train(build_parser(), argv, "parts", _objects.SHORTHANDS, evaluate)
+    _objects.train(_objects.Verb(build_parser, "parts", evaluate, "PartResult"), argv)
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -207,6 +207,13 @@ class ClassificationResult:
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, ready for JSON."""
         return {"task": "classification", **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> ClassificationResult:
+        """The result that :meth:`to_dict` made ``found`` of, or that was read from its JSON."""
+        fields = {name: value for name, value in found.items() if name != "task"}
+        votes = None if found["votes"] is None else Votes(**found["votes"])
+        return cls(**{**fields, "scores": Scores(**found["scores"]), "votes": votes})
 
     def to_rows(self, method: str | None = None) -> list[Row]:
         """The result as rows of a table.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -254,6 +254,12 @@ class PartResult:
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, ready for JSON."""
         return {"task": "part segmentation", **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> PartResult:
+        """The result that :meth:`to_dict` made ``found`` of, or that was read from its JSON."""
+        fields = {name: value for name, value in found.items() if name != "task"}
+        return cls(**{**fields, "scores": PartScores(**found["scores"])})
 
     def to_rows(self, method: str | None = None) -> list[Row]:
         """The result as rows of a table; what the best epoch on the test split would have said is one of its own.

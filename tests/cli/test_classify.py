@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,61 @@ def test_a_run_goes_on_by_its_own_configuration_and_ends_the_same(config: Path, 
     assert classify("train", "--output", tmp_path / "b", "--resume", *options) == 0
     ours, theirs = (load_classifier(tmp_path / name)[0].state_dict() for name in ("whole", "b"))
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_several_seeds_are_runs_of_their_own_and_what_is_finished_is_kept(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, rows = tmp_path / "a", tmp_path / "rows"
+    command = ["train", "--config", config, "--output", folder, "--trainer.max_epochs", "1", "--protocol", "legacy"]
+    seeds = ["--seeds", "4", "5"]
+    assert classify(*command, *seeds, "--results", rows, "--method", "tiny", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    each = [json.loads((folder / f"seed_{seed}" / "eval" / "test.json").read_text()) for seed in (4, 5)]
+    assert [result["seed"] for result in each] == [4, 5]
+    assert found["results"] == each
+    accuracies = [result["scores"]["overall_accuracy"] for result in each]
+    first, second = (load_classifier(folder / f"seed_{seed}")[0].state_dict() for seed in (4, 5))
+    assert not all(torch.equal(first[name], second[name]) for name in first)
+    summary = found["summary"]["overall_accuracy"]
+    spread = abs(accuracies[0] - accuracies[1]) / 2**0.5
+    assert (summary["mean"], summary["n"]) == (pytest.approx(sum(accuracies) / 2), 2)
+    assert summary["standard_deviation"] == pytest.approx(spread)
+    # Student's t of one degree of freedom at 97.5 %: tan(0.475 pi).
+    half = math.tan(0.475 * math.pi) * spread / 2**0.5
+    assert summary["interval"] == pytest.approx([sum(accuracies) / 2 - half, sum(accuracies) / 2 + half])
+    assert [entry["selection"] for entry in found["summaries"]] == ["validation", "legacy"]
+    assert json.loads((folder / "seeds.json").read_text()) == found
+    kept = {(row.method, row.seed, row.selection): row for row in read_rows([rows])}
+    assert set(kept) == {("tiny", seed, chosen) for seed in (4, 5) for chosen in ("validation", "legacy")}
+    assert kept["tiny", 5, "validation"].metrics["overall_accuracy"] == accuracies[1]
+
+    shutil.rmtree(folder / "seed_5")
+    assert classify(*command, *seeds) == 0
+    said = capsys.readouterr().out
+    assert f"{folder / 'seed_4'}: finished already" in said
+    assert "over 2 seed(s) 4, 5" in said
+    again = json.loads((folder / "seeds.json").read_text())["results"]
+    assert [result["scores"] for result in again] == [result["scores"] for result in each]
+    for more, message in (
+        (["--seeds", "4", "4"], "seeds: must be different numbers"),
+        ([*seeds, "--seed", "1"], "--seeds does not go with --seed: give one of the two"),
+        ([*seeds, "--resume"], "--seeds does not go with --resume"),
+        (
+            [*seeds, "--label_smoothing", "0.1"],
+            "seed_4 is a finished seed of another configuration, which differs in model",
+        ),
+        (["--data.test", "null", "--protocol", "held_out", "--results", rows], "results: they are of the test split"),
+        (["--data.test", "null", "--protocol", "held_out", "--seeds", "6"], "seeds: they are of the test split"),
+    ):
+        assert classify(*command, *more) == 1
+        assert message in capsys.readouterr().err
+    assert classify("train", "--config", config, *seeds) == 1
+    assert "--seeds needs --output" in capsys.readouterr().err
+    (tmp_path / "several.yaml").write_text(f"{TINY}seeds: [1, 2]\n")
+    assert classify("train", "--config", tmp_path / "several.yaml", "--output", tmp_path / "new") == 1
+    assert "several are an option of the command line" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("name", shipped_configs("classify"))

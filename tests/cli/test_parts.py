@@ -13,6 +13,7 @@ from pc3d.cli._training import shipped_configs
 from pc3d.cli.main import main
 from pc3d.cli.parts import build_parser
 from pc3d.data import Household
+from pc3d.evaluation import PartResult, read_rows
 from pc3d.tasks import load_part_segmenter
 
 CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs"
@@ -84,7 +85,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, config: Path, shards: Path) -> Path:
     folder = tmp_path_factory.mktemp("run") / "a"
-    assert parts("train", "--config", config, "--output", folder, "--root", shards, "--protocol", "legacy") == 0
+    options = ["--root", shards, "--protocol", "legacy", "--results", folder / "rows", "--method", "tiny"]
+    assert parts("train", "--config", config, "--output", folder, *options) == 0
     return folder
 
 
@@ -99,6 +101,23 @@ def test_a_run_folder_holds_the_model_and_its_judgement(run: Path, shards: Path)
     assert result["scores"]["instance_miou"] > 0.1
     assert result["selection"]["legacy"]["test"] > 0
     assert result["data"] == shards.name
+    rows = {row.selection: row for row in read_rows([run / "rows"])}
+    assert {row.method for row in rows.values()} == {"tiny"}
+    assert rows["validation"].metrics["instance_miou"] == result["scores"]["instance_miou"]
+    assert rows["legacy"].metrics["instance_miou"] == result["selection"]["legacy"]["test"]
+    assert PartResult.from_dict(result).to_dict() == result
+
+
+def test_seeds_are_trained_by_one_command(
+    config: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "--config", config, "--root", shards, "--output", tmp_path / "a"]
+    assert parts(*command, "--seeds", "6", "--data.batch_size", "120", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    result = json.loads((tmp_path / "a" / "seed_6" / "eval" / "test.json").read_text())
+    assert (found["results"], result["seed"]) == ([result], 6)
+    assert found["summary"]["class_miou"]["mean"] == result["scores"]["class_miou"]
+    assert found["summary"]["class_miou"]["interval"] is None
 
 
 def test_eval_repeats_it_and_the_legacy_protocol_is_labelled(

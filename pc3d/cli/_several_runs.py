@@ -1,0 +1,124 @@
+"""Several runs of a verb that trains, which differ in the seed or the episode: what is finished there is kept."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pc3d.cli import _output, _training
+from pc3d.cli._judging import chosen_seeds, gathered
+
+if TYPE_CHECKING:
+    from pc3d.methods import RunFolder
+
+HELP = """--seeds 0 1 2 trains a run for each seed, one after the other on one device, in OUTPUT/seed_N, and writes
+their mean, sample standard deviation and 95 % interval to OUTPUT/seeds.json. What is finished there is not trained
+again, and a run that was interrupted goes on: give the same command once more."""
+Train = Callable[[Sequence[str]], Any]
+Resolve = Callable[[Sequence[str]], str]
+
+
+def add_options(parser: Any) -> None:
+    """The options of a verb that trains and judges, beside those of the run."""
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="A run for each of several seeds.")
+    parser.add_argument("--results", type=str | None, default=None, help="Folder for rows of pc3d results.")
+    parser.add_argument(
+        "--method", type=str | None, default=None, help="Name in the table of results; by default encoder and start."
+    )
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What the arguments say of several runs, and the rest; ``seeds`` is None where there is one run."""
+    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    look.add_argument("--seeds", type=int, nargs="+")
+    for name in ("output", "results", "method", "seed"):
+        look.add_argument(f"--{name}")
+    for name in ("resume", "overwrite"):
+        look.add_argument(f"--{name}", action="store_true")
+    return look.parse_known_args(list(argv))
+
+
+def train_seeds(options: argparse.Namespace, rest: Sequence[str], train: Train, resolve: Resolve, result: Any) -> None:
+    """A run for each seed, and what they have in common.
+
+    Args:
+        options: from :func:`split_arguments`.
+        rest: arguments of the verb, without those.
+        train: runs the verb for one seed.
+        resolve: the configuration that arguments make, as the run folder keeps it.
+        result: class of the results, with ``from_dict`` and ``to_rows``.
+
+    Raises:
+        ValueError: seeds that are not different numbers, or an option that does not go with them.
+    """
+    from pc3d.evaluation import write_rows
+    from pc3d.methods import RunFolder
+
+    seeds = chosen_seeds(0, options.seeds)
+    for given, name, remedy in (
+        (options.seed is not None, "seed", "give one of the two"),
+        (options.resume, "resume", "leave it out: what is finished in --output is kept, and the rest goes on"),
+        (options.output is None, "output", "name the folder of the runs"),
+    ):
+        if given:
+            raise ValueError(f"--seeds {'needs' if name == 'output' else 'does not go with'} --{name}: {remedy}")
+    found = []
+    for seed in seeds:
+        folder = RunFolder(Path(options.output) / f"seed_{seed}")
+        arguments = [*rest, "--seed", str(seed), "--output", str(folder.path)]
+        found.append(result.from_dict(train_missing(folder, arguments, options.overwrite, train, resolve, what="seed")))
+    rows = [outcome.to_rows(options.method) for outcome in found]
+    data, text = gathered(found, rows)
+    path = Path(options.output) / "seeds.json"
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    if options.results is not None:
+        write_rows([row for of_seed in rows for row in of_seed], options.results)
+    _output.result(data, f"{text}\n\nwritten: {path}")
+
+
+def train_missing(
+    folder: RunFolder, arguments: Sequence[str], overwrite: bool, train: Train, resolve: Resolve, *, what: str
+) -> dict[str, Any]:
+    """Train a run, go on with it, or keep it; its result on the test split.
+
+    Args:
+        folder: of the run.
+        arguments: of the verb, without ``--resume`` and ``--overwrite``.
+        overwrite: train what is finished again.
+        train: runs the verb.
+        resolve: the configuration that arguments make, as the run folder keeps it.
+        what: the runs differ in.
+
+    Raises:
+        ValueError: what is finished is of another configuration.
+    """
+    path = folder.path / "eval" / "test.json"
+    if folder.is_finished() and not overwrite and path.exists():
+        _check_unchanged(resolve(arguments), folder.config, what)
+        _output.say(f"{folder.path}: finished already")
+    else:
+        goes_on = folder.checkpoint.exists() and not overwrite
+        if not goes_on:
+            path.unlink(missing_ok=True)  # of an earlier run
+        with _output.parts():
+            train([*arguments, "--resume" if goes_on else "--overwrite"])
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _check_unchanged(resolved: str, stored: Path, what: str) -> None:
+    """Refuses to take a run of another configuration for the one that is asked for."""
+    import yaml
+
+    changed = _training.changed_sections(resolved, stored)
+    epochs = [yaml.safe_load(text)["trainer"]["max_epochs"] for text in (stored.read_text(encoding="utf-8"), resolved)]
+    if epochs[0] != epochs[1]:
+        changed.append(f"trainer.max_epochs ({epochs[0]}, now {epochs[1]})")
+    if changed:
+        raise ValueError(
+            f"{stored.parent} is a finished {what} of another configuration, which differs in {' and '.join(changed)}"
+            f": choose another --output, or add --overwrite to train all {what}s again"
+        )
