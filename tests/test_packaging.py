@@ -51,8 +51,13 @@ def test_a_library_needs_only_the_stable_interface_of_torch(library: Path) -> No
 
 
 def test_importing_pc3d_brings_in_nothing_optional() -> None:
+    assert run_python(
+        "import sys, pc3d; print('torch' in sys.modules, pc3d.ops.__name__, pc3d.load_encoder.__name__)"
+    ) == ("False pc3d.ops load_encoder\n")
     heavy = ["pytorch_lightning", "sklearn", "jsonargparse", "matplotlib", "trimesh", "h5py", "open3d", "torchvision"]
-    loaded = run_python(f"import sys, pc3d; print([name for name in {heavy} if name in sys.modules])")
+    loaded = run_python(
+        f"import sys, pc3d; pc3d.load_encoder; print([name for name in {heavy} if name in sys.modules])"
+    )
     assert loaded.strip() == "[]"
 
 

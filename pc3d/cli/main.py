@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -105,5 +106,16 @@ def _run(verb: str, arguments: list[str]) -> int:
     return OK if code is None else int(code)
 
 
+def command() -> int:
+    """Run the command line as a process that ends with the code: Ctrl-C once more cannot change it into a signal."""
+    try:
+        code = main()
+    except KeyboardInterrupt:  # while the first one was told
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

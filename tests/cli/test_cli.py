@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,9 @@ import numpy as np
 import pytest
 import torch
 
+import pc3d
 from pc3d import __version__
-from pc3d.cli.main import VERBS, main
+from pc3d.cli.main import VERBS, command, main
 from pc3d.models import PointViT, save_encoder
 
 POINTS = ["--num_points", "128"]
@@ -471,8 +475,8 @@ def test_doctor_lists_a_data_folder(
 
 
 def test_a_process_of_its_own() -> None:
-    """The module as a program: exit code, message, and no training library behind ``--help``."""
-    code = "import sys, pc3d.cli.main as m; m.main(['--help']); print(sorted({'sklearn', 'pytorch_lightning', "
+    """The module as a program: exit code, message, and neither PyTorch nor a training library behind ``--help``."""
+    code = "import sys, pc3d.cli.main as m; m.main(['--help']); print(sorted({'torch', 'sklearn', 'pytorch_lightning', "
     code += "'jsonargparse', 'matplotlib'} & set(sys.modules)))"
     quick = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert quick.stdout.endswith("[]\n")
@@ -481,6 +485,44 @@ def test_a_process_of_its_own() -> None:
     )
     assert wrong.returncode == 2
     assert "did you mean 'doctor'?" in wrong.stderr
+
+
+def test_ctrl_c_while_pytorch_is_imported(tmp_path: Path) -> None:
+    importing = tmp_path / "importing"
+    (tmp_path / "torch.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(importing)!r}).touch()\ntime.sleep(60)\n"
+    )
+    places = [str(tmp_path), str(Path(pc3d.__file__).parent.parent)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pc3d.cli.main", "doctor"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+    )
+    deadline = time.monotonic() + 30
+    while not importing.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (130, "\ninterrupted\n")
+
+
+def test_ctrl_c_once_more_on_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> int:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        for way_out in (interrupt, lambda: 130):
+            monkeypatch.setattr("pc3d.cli.main.main", way_out)
+            assert command() == 130
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            signal.signal(signal.SIGINT, before)
+        monkeypatch.setattr("pc3d.cli.main.main", lambda: 1)
+        assert command() == 1
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
