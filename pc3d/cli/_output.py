@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_format
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -36,7 +37,9 @@ def command() -> Iterator[None]:
     output = _Output()
     token = _current.set(output)
     try:
-        with output.stack:
+        with output.stack, warnings.catch_warnings():
+            # Lightning builds what a later torch wants built otherwise: nothing that a user could mend.
+            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
             yield
     finally:
         _current.reset(token)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pc3d.cli import _output
 from pc3d.cli._alignment import as_wanted
 from pc3d.cli._inputs import NUM_POINTS, Source, extract, open_encoder, pooling_of
 from pc3d.cli._report_pictures import Objects
@@ -81,12 +82,14 @@ def _in_plane(values: Any, how: Method, seed: int) -> tuple[Any, str]:
     perplexity = min(30.0, (len(values) - 1) / 3)
     manifold = require("sklearn.manifold", extra="train", purpose=purpose)
     tsne = manifold.TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
+    _output.say(f"t-SNE of the features of {len(values):,} objects (--map pca is faster)")
     # Distances in the plane mean little beyond who is near whom.
     return tsne.fit_transform(values), f"t-SNE (perplexity {perplexity:.0f}, seed {seed})"
 
 
 def _pictures(objects: Objects, chosen: list[int]) -> tuple[list[Picture], str]:
     """Preview pictures where the set has them, drawn clouds elsewhere."""
+    from pc3d._progress import track
     from pc3d.data import MissingDataError, ObjectSet
     from pc3d.viz.thumbnails import thumbnail
 
@@ -99,7 +102,7 @@ def _pictures(objects: Objects, chosen: list[int]) -> tuple[list[Picture], str]:
         except MissingDataError:
             pass  # the pictures of a set are optional
     drawn = []
-    for index in chosen:
+    for index in track(chosen, "draw", "objects"):
         cloud = dataset.load(index)
         drawn.append(thumbnail(cloud.xyz.numpy(), None if cloud.rgb is None else cloud.rgb.numpy()))
     return drawn, "drawn from the points"

@@ -53,6 +53,7 @@ def _renderings(
     """One by one, so that each is on disk before the next is drawn."""
     import torch
 
+    from pc3d._progress import track
     from pc3d.data import TurnUp, read_points
     from pc3d.image import MeshRenderer, extent, fit, render_points, view_set
 
@@ -60,14 +61,14 @@ def _renderings(
     mesh = _mesh(path, up)
     if mesh is not None:
         renderer = MeshRenderer(mesh.scaled_to(*extent(views))[0])
-        yield from (renderer.render(camera, supersample) for camera in cameras)
+        yield from (renderer.render(camera, supersample) for camera in track(cameras, "draw", "views"))
         return
     cloud = read_points(path)
     if up == "y":
         cloud = TurnUp("y", "z")(cloud, torch.Generator())
     center, factor = fit(cloud.xyz, *extent(views))
     cloud = cloud.replace(xyz=(cloud.xyz - center) * factor)
-    for camera in cameras:
+    for camera in track(cameras, "draw", "views"):
         yield from render_points(cloud, [camera])
 
 

@@ -83,6 +83,7 @@ def robustness(
             C=C,
             batch_size=batch_size,
             seed=seed,
+            progress=True,
         )
         return result if row is None else result.relative_to(row)
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from pc3d._progress import track
 from pc3d.data import CORRUPTIONS, SEVERITIES, Corrupt, Corruption, PointCloud, PointDataset
 from pc3d.data.loader import sample_generator
 from pc3d.evaluation.features import Encoder, Features, extract_features, preparation
@@ -238,6 +239,7 @@ def robustness(
     C: float | None = None,
     batch_size: int = 32,
     seed: int = 0,
+    progress: bool = False,
 ) -> RobustnessResult:
     """Train a linear SVM on clean training features, then judge it on corrupted test clouds.
 
@@ -256,6 +258,7 @@ def robustness(
         C: of the SVM; None takes it out of the usual grid by cross-validation on the clean training features.
         batch_size: clouds per call of ``encode``.
         seed: of the corruptions and the folds.
+        progress: show a progress bar on standard error, a step for each corruption and severity.
 
     Raises:
         ValueError: nothing to judge, an unknown corruption or severity, ``"drop_color"`` without colours or alone, a
@@ -287,7 +290,7 @@ def robustness(
     )
     model = kind.build(value, False).fit(x, y)
     found: dict[str, list[float]] = {name: [] for name in chosen}
-    for (name, _), transform in transforms.items():
+    for (name, _), transform in track(list(transforms.items()), "judge", "corrupted test sets", visible=progress):
         clouds = _Corrupted(test_set, test, transform, seed)
         corrupted = extract_features(encoder, clouds, num_points=None, pooling=test.pooling, batch_size=batch_size)
         found[name].append(float(model.score(corrupted.values, y_test)))

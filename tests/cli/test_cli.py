@@ -445,18 +445,24 @@ def test_doctor_names_the_system_libraries_that_are_missing(
 
 
 @pytest.mark.skipif(find_spec("embreex") is None, reason='pip install "pc3d[image]"')
-def test_render_draws_meshes_and_clouds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_render_draws_meshes_and_clouds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from PIL import Image
 
     crate = Path(__file__).parent.parent / "assets" / "meshes" / "crate.glb"
     drawn = ["render", "--file", str(crate), "--output", str(tmp_path / "mesh"), "--views", "axis3", "--size", "48"]
+    monkeypatch.setattr("pc3d._progress.LINE_SECONDS", 0.0)
     assert main(drawn) == 0
-    assert "3 views of" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "3 views of" in told.out
+    assert "draw: 3/3 views (100 %)" in told.err
     names = sorted(path.name for path in (tmp_path / "mesh").iterdir())
     assert names == [f"00{i}.{kind}" for i in range(3) for kind in ("npz", "png")]
     np.savetxt(tmp_path / "cloud.xyz", np.random.default_rng(0).normal(size=(200, 3)))
     cloud = ["render", "--file", str(tmp_path / "cloud.xyz"), "--output", str(tmp_path / "cloud"), "--size", "32"]
     assert main([*cloud, "--views", "pointclip6"]) == 0
+    assert "draw: 6/6 views (100 %)" in capsys.readouterr().err
     picture = np.asarray(Image.open(tmp_path / "cloud" / "000.png"))
     assert picture.shape == (32, 32, 4)
     assert 0 < (picture[:, :, 3] > 0).mean() < 1

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,23 @@ def test_quiet_leaves_the_result_alone(recipe: str, tmp_path: Path) -> None:
     done = subprocess.run([*PC3D, *training, "--quiet"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"encoder written to {tmp_path}/run/encoder\n"
+    assert "deprecated" not in done.stderr
     notes = [line for line in done.stderr.splitlines() if line.strip() and "warn" not in line.lower()]
     assert notes == [] or all(line.startswith(("  ", "/")) for line in notes), done.stderr  # bodies of warnings
+
+
+def test_what_lightning_calls_of_an_older_torch_is_not_the_users_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(argv: Any) -> None:
+        from torch.utils._pytree import LeafSpec
+
+        LeafSpec()
+        warnings.warn("a warning of ours", FutureWarning, stacklevel=1)
+
+    monkeypatch.setattr("pc3d.cli.doctor.main", call)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert main(["doctor", "--quiet"]) == 0
+    assert [str(warning.message) for warning in seen] == ["a warning of ours"]
 
 
 def test_quiet_and_json_end_with_the_command(encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

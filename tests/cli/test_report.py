@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from pc3d.cli._report_map import _in_plane
 from pc3d.cli.main import main
 from pc3d.data import Household, PointCloud
 from pc3d.evaluation import Row, extract_features, write_rows
@@ -246,3 +247,11 @@ def test_wrong_use_is_explained(tmp_path: Path, run: Path, capsys: pytest.Captur
     told = capsys.readouterr().out
     assert "left out: Frozen features: there is no folder" in told
     assert "left out: Map of the embeddings: data:" in told
+
+
+def test_a_long_embedding_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
+    xy, words = _in_plane(values, "tsne", 0)
+    assert xy.shape == (12, 2)
+    assert words.startswith("t-SNE (perplexity 4")
+    assert capsys.readouterr().out == "t-SNE of the features of 12 objects (--map pca is faster)\n"

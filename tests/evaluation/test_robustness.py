@@ -49,6 +49,21 @@ def test_accuracies_are_those_of_a_plain_loop(train: Features, test: Features, t
     assert result.mean == pytest.approx(np.mean([*result.accuracies["jitter"], *result.accuracies["drop_global"]]))
 
 
+def test_progress_counts_corrupted_test_sets(
+    train: Features,
+    test: Features,
+    test_set: Selection,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("pc3d._progress.LINE_SECONDS", 0.0)
+    for progress, count in ((True, 4), (False, 0)):
+        robustness(ShapeDescriptor(), train, test, test_set, progress=progress, **OPTIONS)
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == count
+        assert all(line.startswith(f"judge: {i}/4 corrupted test sets") for i, line in enumerate(lines, start=1))
+
+
 def test_every_encoder_sees_the_same_clouds(train: Features, test: Features, test_set: Selection) -> None:
     class Recorder(ShapeDescriptor):
         def __init__(self) -> None:
