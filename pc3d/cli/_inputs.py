@@ -8,6 +8,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from pc3d.cli import _output
 from pc3d.cli._parser import nearest
 
 if TYPE_CHECKING:
@@ -217,6 +218,18 @@ def open_encoder(
 def pooling_of(model: Encoder, pooling: str | None) -> str:
     """The pooling that was asked for, or that an encoder uses when none was."""
     return pooling or _default_pooling(model) or "none"
+
+
+def note_points(model: Any, num_points: int | None) -> None:
+    """Say so where an encoder is given fewer or more points of each cloud than it is meant for."""
+    config = getattr(model, "config", {})
+    inner = config.get("encoder") if isinstance(config.get("encoder"), dict) else {}  # of an encoder around another
+    meant = config.get("num_points", inner.get("arguments", {}).get("num_points"))
+    if num_points is not None and meant is not None and num_points != meant:
+        _output.say(
+            f"note: the encoder is meant for {meant:,} points per cloud and sees {num_points:,}: --num_points {meant} "
+            "judges it on what it was trained on"
+        )
 
 
 def _default_pooling(model: Any) -> str | None:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _output
 from pc3d.cli._alignment import UpAxis, inputs_for, points_for
-from pc3d.cli._inputs import HANDCRAFTED, Points, Variant, extract, open_encoder, open_split, pooling_of
+from pc3d.cli._inputs import (
+    HANDCRAFTED,
+    Points,
+    Variant,
+    extract,
+    note_points,
+    open_encoder,
+    open_split,
+    pooling_of,
+)
 
 if TYPE_CHECKING:
     from pc3d.data import PointDataset
@@ -173,6 +182,7 @@ def features_of(
         encoder, untrained=untrained, seed=seed, data=data, num_points=num_points, variant=variant
     )
     points = points_for(model, num_points)
+    note_points(model, points)
     sources = {split: inputs_for(model, data, split, points, variant, up, open_split) for split in ("train", "test")}
     options: dict[str, Any] = {
         "num_points": points,

@@ -22,7 +22,7 @@ import torch
 import pc3d
 from pc3d import __version__
 from pc3d.cli.main import VERBS, command, main
-from pc3d.models import PointViT, save_encoder
+from pc3d.models import AlignedShapeEncoder, PointViT, load_encoder, save_encoder
 
 POINTS = ["--num_points", "128"]
 
@@ -227,6 +227,24 @@ def test_pca_sees_clouds_as_the_features_do(tmp_path: Path) -> None:
     assert frozen.num_parameters == 0
     np.testing.assert_allclose(train.values.mean(0), 0, atol=1e-5)
     assert train.values.std() > 0.01
+
+
+def test_other_points_than_the_encoder_is_meant_for_are_noted(encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from pc3d.cli._inputs import note_points
+    from pc3d.evaluation import ShapeDescriptor
+
+    assert main(["probe", "--encoder", encoder, "--C", "1", "--num_points", "64", "--json"]) == 0
+    said = capsys.readouterr()
+    assert "meant for 128 points per cloud and sees 64: --num_points 128 judges it" in said.err
+    assert json.loads(said.out)["num_points"] == 64
+    for num_points, other in ((128, False), (1024, True), (None, False)):
+        note_points(load_encoder(encoder), num_points)
+        assert ("note: the encoder is meant for 128" in capsys.readouterr().out) == other
+    aligned = AlignedShapeEncoder(PointViT(16, 1, 2, num_groups=8, group_size=8, num_points=64), 6, 10)
+    note_points(aligned, 128)
+    assert "meant for 64 points per cloud and sees 128" in capsys.readouterr().out
+    note_points(ShapeDescriptor(), 128)
+    assert not capsys.readouterr().out
 
 
 def test_folder_with_class_sub_folders(by_class: Path, encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
