@@ -222,8 +222,9 @@ def pooling_of(model: Encoder, pooling: str | None) -> str:
 
 def note_points(model: Any, num_points: int | None) -> None:
     """Say so where an encoder is given fewer or more points of each cloud than it is meant for."""
-    config = getattr(model, "config", {})
-    inner = config.get("encoder") if isinstance(config.get("encoder"), dict) else {}  # of an encoder around another
+    config: dict[str, Any] = getattr(model, "config", {})
+    inner: Any = config.get("encoder")  # of an encoder around another
+    inner = inner if isinstance(inner, dict) else {}
     meant = config.get("num_points", inner.get("arguments", {}).get("num_points"))
     if num_points is not None and meant is not None and num_points != meant:
         _output.say(

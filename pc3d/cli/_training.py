@@ -99,13 +99,15 @@ def train(parser: Any, argv: Sequence[str], check: Callable[[Any], None] = lambd
 
 
 def _instantiate(parser: Any, options: Any) -> Any:
+    from pc3d.data import BadFileError
+
     try:
         return parser.instantiate(options)
     except ValueError as error:
-        # The parser wraps what a constructor says, once for each class that it is nested in. That data is missing, and
-        # where to get it, is better said alone.
+        # The parser wraps what a constructor says, once for each class that it is nested in. What is wrong with data,
+        # or that it is missing and where to get it, is better said alone.
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, FileNotFoundError):
+        while cause is not None and not isinstance(cause, FileNotFoundError | BadFileError):
             cause = cause.__cause__
         if cause is not None:
             raise cause from None

@@ -7,6 +7,8 @@ import math
 import shutil
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -271,6 +273,19 @@ def test_train_says_what_is_wrong(config: Path, tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "new").exists()
     assert classify("train", "--config", "modelnet40_2k", "--output", tmp_path / "new") == 1
     assert "did you mean 'modelnet40_" in capsys.readouterr().err
+
+
+def test_bad_data_is_said_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "main_split").mkdir()
+    for split in ("training", "test"):
+        with h5py.File(tmp_path / "main_split" / f"{split}_objectdataset.h5", "w") as file:
+            file.update({"data": np.zeros((3, 64, 3), np.float32), "label": np.arange(3)})
+    classes = [f"--data.{split}.init_args.classes=[a,b]" for split in ("train", "test")]
+    options = ["--config", "scanobjectnn", "--root", tmp_path, "--output", tmp_path / "run", *classes]
+    assert classify("train", *options) == 1
+    path = tmp_path / "main_split" / "training_objectdataset.h5"
+    said = f"error: {path}: labels go from 0 to 2, which does not go with the 2 classes a, b, ...\n"
+    assert capsys.readouterr().err == said
 
 
 def test_help_and_unknown_verbs(capsys: pytest.CaptureFixture[str]) -> None:
