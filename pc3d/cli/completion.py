@@ -22,7 +22,6 @@ NESTED = {
     "segment": ("train", "eval", "fold", "predict", "openvocab"),
 }
 """Verbs that have verbs of their own."""
-_FOLDERS = {"pretrain": "pretrain", "classify": "classify", "parts": "parts", "segment": "segment"}
 _WORDS = {"--variant": typing.get_args(Variant), "view --mode": MODES}
 """Words that an option takes although its type does not say so, or says it where the parser does not look."""
 _A_WORD = "word"
@@ -78,8 +77,8 @@ def _options(shtab: Any, verb: str, *inner: str) -> argparse.ArgumentParser:
         if action.help is argparse.SUPPRESS or "--help" in names or len(names) < bool(action.option_strings):
             continue
         words = _words(verb, action, names)
-        if "--config" in names and verb in _FOLDERS:
-            words = shipped_configs(_FOLDERS[verb])
+        if "--config" in names:
+            words = shipped_configs(verb) or words
         choices.update(dict.fromkeys(names, words))
         _add(shtab, plain, action, names, words)
     for name, targets in found.shorthands.items():

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from pc3d.cli._training import shipped_configs
 from pc3d.cli.main import main
+from pc3d.data import MODELNET_C, SEVERITIES
 from pc3d.evaluation import read_rows
 from pc3d.models import PointViT, save_encoder
 
+CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs"
 POINTS = ["--num_points", "64"]
 
 
@@ -167,3 +171,43 @@ def test_robustness_is_told_relative_to_a_baseline(tmp_path: Path, capsys: pytes
     assert "would be lost" in capsys.readouterr().err
     assert main(["robustness", "--encoder", "pca", "--corruptions", "fog", *POINTS]) == 1
     assert "kind must be one of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verb", "quicker"),
+    [
+        ("probe", ["--protocol", "fixed"]),
+        ("retrieve", []),
+        ("robustness", ["--C", "1", "--severities", "3", "--corruptions", "jitter"]),
+    ],
+)
+def test_shipped_protocols(verb: str, quicker: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    names = shipped_configs(verb)
+    assert "household_small" in names
+    assert any("modelnet" in name for name in names)
+    # Every option of every one is known; where the published data is not here, the error says so.
+    for name in names:
+        arguments = [verb, "--config", name, "--encoder", "pca", "--num_points", "32", "--json", *quicker]
+        assert main(arguments) == (0 if name == "household_small" else 1)
+        said = capsys.readouterr()
+        if name == "household_small":
+            result = json.loads(said.out)
+            assert (result["data"], result["num_points"]) == ("household", 32)
+        else:
+            assert "data: 'data/modelnet40_ply_hdf5_2048' is neither" in said.err
+    assert main([verb, "--config", "household_smal", "--encoder", "pca"]) == 1
+    assert "did you mean 'household_small'?" in capsys.readouterr().err
+
+
+def test_published_svm_protocols() -> None:
+    """Point-M2AE's C for Point-MAE; the form and C of POS-BERT."""
+    options = {
+        name: yaml.safe_load((CONFIGS / "probe" / f"{name}.yaml").read_text())
+        for name in ("modelnet40_svm", "modelnet40_svm_unit")
+    }
+    published = {"data": "data/modelnet40_ply_hdf5_2048", "classifier": "svm", "protocol": "fixed"}
+    assert options["modelnet40_svm"] == {**published, "svm": "svc_linear", "C": 0.012, "num_points": 1024}
+    assert options["modelnet40_svm_unit"] == {**published, "svm": "linearsvc_l2", "C": 1.0, "num_points": 2048}
+    corruptions = yaml.safe_load((CONFIGS / "robustness" / "modelnet_c.yaml").read_text())
+    assert tuple(corruptions["corruptions"]) == MODELNET_C
+    assert tuple(corruptions["severities"]) == SEVERITIES
