@@ -30,7 +30,8 @@ def embed(
     """Write features of a data set, a folder or a file of points to an .npz file.
 
     The file holds 'features' (n, D) float32, 'label' (n,) int64 with -1 for unlabelled, 'id' and 'classes', and how
-    they were made: 'encoder', 'pooling', 'num_points', 'content_hash'.
+    they were made: 'encoder', 'pooling', 'num_points', 'content_hash'. It is written at the end: what is interrupted
+    starts over. Of an encoder aligned with texts and pictures, pc3d index build keeps what it has embedded.
 
     Args:
         encoder: Folder or Hub id of an exported encoder; or 'descriptor' or 'pca', the handcrafted baselines.

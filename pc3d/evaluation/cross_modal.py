@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pc3d.evaluation.metrics import wilson_interval
+from pc3d.evaluation.result import percent, span
 
 RANKS = (1, 5, 10)
 
@@ -33,6 +34,16 @@ class CrossModalRecall:
     median_rank: float
     num_queries: int
     num_shapes: int
+
+    def __str__(self) -> str:
+        known = [
+            (k, percent(share), span(self.interval[k]), percent(self.chance[k])) for k, share in self.recall.items()
+        ]
+        rows = [
+            f"  first {k:<3}  {share:>7} (95 % interval {sure}), chance {chance}" for k, share, sure, chance in known
+        ]
+        first = f"{self.num_queries} queries, {self.num_shapes} shapes: a right one is among the"
+        return "\n".join([first, *rows, f"  median rank of the first right one: {self.median_rank:g}"])
 
 
 def cross_modal_recall(

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from pc3d.evaluation import cross_modal_recall
+from pc3d.evaluation import CrossModalRecall, cross_modal_recall
 
 
 def test_recall_and_median_rank_by_hand() -> None:
@@ -28,6 +28,16 @@ def test_chance_is_the_share_of_all_draws(total: int, answers: int, k: int) -> N
     expected = sum(min(draw) < answers for draw in draws) / len(draws)
     relevant = np.arange(total)[None] < answers
     assert cross_modal_recall(np.zeros((1, total)), relevant, (k,)).chance[k] == pytest.approx(expected)
+
+
+def test_it_reads_as_a_table() -> None:
+    found = CrossModalRecall({1: 0.125, 10: 1.0}, {1: (0.02, 0.4), 10: (0.7, 1.0)}, {1: 0.05, 10: 0.5}, 2.5, 8, 20)
+    assert str(found).splitlines() == [
+        "8 queries, 20 shapes: a right one is among the",
+        "  first 1     12.5 % (95 % interval 2.0 to 40.0 %), chance 5.0 %",
+        "  first 10   100.0 % (95 % interval 70.0 to 100.0 %), chance 50.0 %",
+        "  median rank of the first right one: 2.5",
+    ]
 
 
 def test_bad_input_is_refused() -> None:
