@@ -26,6 +26,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sp
 html_theme = "pydata_sphinx_theme"
 html_title = "pc3d"
 html_theme_options = {"navigation_with_keys": False, "secondary_sidebar_items": ["page-toc"]}
+html_context = {"default_mode": "auto"}  # the theme warns in the browser of one that is not said
 html_copy_source = False
 html_show_sourcelink = False
 exclude_patterns = []

@@ -55,6 +55,19 @@ def test_every_page_is_there_under_its_own_title(built: Path) -> None:
 
 
 @pytest.mark.slow
+def test_pages_follow_the_browser_from_light_to_dark(built: Path) -> None:
+    """A page that does not say so makes the theme warn on the console."""
+    for page in built.glob("*.html"):
+        assert 'data-default-mode="auto"' in page.read_text(encoding="utf-8"), page.name
+
+
+def test_every_recipe_of_pretraining_is_listed() -> None:
+    listed = (ROOT / "docs" / "pretrain.md").read_text(encoding="utf-8")
+    shipped = sorted(path.stem for path in (ROOT / "pc3d" / "configs" / "pretrain").glob("*.yaml"))
+    assert [name for name in shipped if f"`{name}`" not in listed] == []
+
+
+@pytest.mark.slow
 def test_every_verb_has_its_help_in_the_reference(built: Path) -> None:
     from pc3d.cli.main import VERBS
 
