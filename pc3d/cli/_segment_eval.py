@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pc3d.cli import _output
 from pc3d.cli._parser import nearest, run_verb
+from pc3d.cli._segment_row import row_of, trained_on
 
 if TYPE_CHECKING:
     from pc3d.data import PointDataset
@@ -29,6 +30,8 @@ def evaluate(
     device: str = "cpu",
     output: str | None = None,
     overwrite: bool = False,
+    results: str | None = None,
+    method: str | None = None,
 ) -> None:
     """Score a trained segmentation: mIoU, mAcc, allAcc, a table of the classes, the confusion matrix.
 
@@ -49,7 +52,11 @@ def evaluate(
         device: Where to compute, such as cpu or cuda.
         output: Folder for the results, in place of eval/ of the run.
         overwrite: Replace earlier results.
+        results: Folder for a row of pc3d results; all training scenes are read for the hash in it.
+        method: Name in the table of results; the backbone's class and how it started by default.
     """
+    from pc3d.evaluation import write_rows
+    from pc3d.evaluation.cost import measured
     from pc3d.tasks import check_bounds, evaluate_scenes, load_segmenter
 
     if data == "run" and root is not None:
@@ -67,16 +74,21 @@ def evaluate(
     taken = [str(file) for file in files if file.exists()]
     if taken and not overwrite:
         raise FileExistsError(f"{taken[0]} exists: add --overwrite to replace it, or give another --output")
+    training = None if results is None else trained_on(Path(run))
     options: dict[str, Any] = {
         "voting": voting,
         "use_fragments": not single_pass,
         "max_points": max_points,
         "context": context,
     }
-    matrix = evaluate_scenes(model, dataset, progress=True, device=device, **options)
+    with measured() as cost:
+        matrix = evaluate_scenes(model, dataset, progress=True, device=device, **options)
     scores = matrix.scores(model.classes)
     head = {"run": str(run), "data": name, "num_scenes": len(dataset), "scenes": matrix.scenes}
     result = {**head, **options, **scores.to_dict()}
+    if results is not None and training is not None:
+        judged = {**options, "single_pass": single_pass}
+        write_rows([row_of(model, scores, dataset, name, training, judged, cost, method)], results)
     folder.mkdir(parents=True, exist_ok=True)
     files[0].write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     drawn = draw_confusion(scores, files[1], f"{name}: mIoU {100 * scores.miou:.1f} %")

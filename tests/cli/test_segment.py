@@ -15,7 +15,8 @@ from pc3d import load_encoder
 from pc3d.cli._training import shipped_configs, with_config
 from pc3d.cli.main import main
 from pc3d.cli.segment import build_parser
-from pc3d.data import Rooms, read_scene
+from pc3d.data import Rooms, read_scene, split_train_validation
+from pc3d.evaluation import content_hash, read_rows
 from pc3d.models import SparseUNet
 from pc3d.tasks import load_segmenter, segment_scene, with_fields
 
@@ -159,8 +160,22 @@ def test_eval_writes_the_scores_that_inference_gives(run: Path, capsys: pytest.C
 
 
 def test_eval_takes_the_test_set_of_the_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert segment("eval", run, "--single_pass", "--json", "--output", tmp_path / "scores") == 0
+    options = ["--results", tmp_path / "rows", "--single_pass", "--json", "--output", tmp_path / "scores"]
+    assert segment("eval", run, *options) == 0
     result = json.loads(capsys.readouterr().out)
+    (row,) = read_rows([tmp_path / "rows"])
+    assert (row.method, row.protocol) == ("SparseUNet, from scratch", "scene segmentation (single pass)")
+    assert (row.selection, row.data, row.seed) == ("fixed", "rooms_test", 3)
+    assert {name: result[name] for name in row.metrics} == row.metrics
+    assert next(iter(row.metrics)) == "miou"
+    kept = split_train_validation(Rooms("train"), 0.25, 3)[0]
+    assert row.data_hash == f"{content_hash(kept)}-{content_hash(Rooms('test'))}"
+    assert (row.num_train, row.num_test) == (len(kept), 3)
+    assert row.config["model"]["optimisation"]["learning_rate"] == 0.02
+    assert str(run) not in json.dumps(row.config)
+    assert "torch" in row.versions
+    assert main(["results", str(tmp_path / "rows")]) == 0
+    assert f"{100 * result['miou']:.1f}" in capsys.readouterr().out
     assert (result["data"], result["num_scenes"], result["use_fragments"]) == ("rooms_test", 3, False)
 
 

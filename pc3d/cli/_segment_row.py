@@ -1,0 +1,99 @@
+"""A result of ``pc3d segment eval`` as a row of ``pc3d results``."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pc3d.data import PointDataset, SceneDataModule
+    from pc3d.evaluation import Row
+    from pc3d.evaluation.segmentation import SegmentationScores
+    from pc3d.tasks import SceneSegmenter
+
+_TRAINER = ("max_epochs", "max_steps", "gradient_clip_val", "precision", "accumulate_grad_batches")
+
+
+def trained_on(run: Path) -> tuple[dict[str, Any], SceneDataModule]:
+    """The configuration of a run, and the data that it describes.
+
+    Raises:
+        FileNotFoundError: the run has no configuration, or its training scenes are not where it says.
+        ValueError: the configuration names no training scenes.
+    """
+    import jsonargparse
+    import yaml
+
+    from pc3d.data import SceneDataModule
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"results: {path} does not exist, which says what the row of {run} is a result of")
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    # The scenes that are judged are known already; the seed is that of the run, which cut validation scenes out.
+    data = {**config.get("data", {}), "test": None, "seed": int(config.get("seed", 0))}
+    if not data.get("train"):
+        raise ValueError(f"results: {path} has no data.train, which a row tells")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SceneDataModule, "data")
+    # A copy: the parser changes what it is given.
+    module: SceneDataModule = parser.instantiate(parser.parse_object({"data": deepcopy(data)})).data
+    return config, module
+
+
+def row_of(
+    model: SceneSegmenter,
+    scores: SegmentationScores,
+    dataset: PointDataset,
+    name: str,
+    training: tuple[dict[str, Any], SceneDataModule],
+    options: dict[str, Any],
+    cost: dict[str, float],
+    method: str | None,
+) -> Row:
+    """The row; hashes are over coordinates and classes of all scenes, which are read for it.
+
+    Args:
+        model: what was judged.
+        scores: what came out.
+        dataset: the scenes that were judged.
+        name: of the data, with split.
+        training: see :func:`trained_on`.
+        options: how it was judged.
+        cost: of judging.
+        method: name in the table; the backbone's class and how it started when None.
+    """
+    from pc3d.evaluation import Row, content_hash
+    from pc3d.evaluation.result import versions
+    from pc3d.evaluation.rows import data_hash
+
+    config, module = training
+    assert module.train is not None
+    settings = {key: value for key, value in config.get("model", {}).items() if key not in ("encoder", "seed")}
+    start, data = config.get("model", {}).get("encoder"), config.get("data", {})
+    started = "from scratch" if start is None else "pre-trained"
+    seen = "single pass" if options["single_pass"] else "fragments"
+    votes = "" if options["voting"] == "none" else f", {options['voting']} voting"
+    return Row(
+        method=method or f"{type(model.backbone).__name__}, {started}",
+        protocol=f"scene segmentation ({seen}{votes})",
+        selection="fixed",  # the last epoch is kept, whatever a validation part says
+        data=name,
+        data_hash=data_hash(content_hash(module.train), content_hash(dataset)),
+        seed=int(config.get("seed", 0)),
+        metrics={key: getattr(scores, key) for key in ("miou", "macc", "allacc", "miou_present")},
+        num_train=len(module.train),
+        num_test=len(dataset),
+        config={
+            "started": started,
+            **{key: options[key] for key in ("max_points", "context")},
+            "model": settings,
+            # Without folders: what they hold is in the hash.
+            "data": {key: value for key, value in data.items() if key not in ("train", "validation", "test", "seed")},
+            "trainer": {key: config.get("trainer", {}).get(key) for key in _TRAINER},
+        },
+        details={"start": start or "fresh weights", "iou": dict(zip(scores.classes, scores.iou, strict=True))},
+        versions=versions(),
+        cost={**cost, "parameters": sum(parameter.numel() for parameter in model.parameters())},
+    )
