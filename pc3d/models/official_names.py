@@ -35,7 +35,7 @@ def official_slots(model: nn.Module) -> dict[str, Slot]:
 
     Args:
         model: a :class:`MaskedPointModel` with one or two branches, :class:`PointClassifier` or
-            :class:`PointPartSegmenter`.
+            :class:`PointPartSegmenter` of a :class:`PointViT`.
 
     Raises:
         TypeError: another network, or one with more than two branches.
@@ -44,7 +44,7 @@ def official_slots(model: nn.Module) -> dict[str, Slot]:
         heads = ((f"head.{i}", f"cls_head_finetune.{i}", False) for i in range(len(model.head)))
         slots = _expand(model, [*_encoder(model.encoder, "encoder.", ""), *heads])
         return slots | _tokens(model.encoder, "encoder.", "", [""])
-    if isinstance(model, PointPartSegmenter):
+    if isinstance(model, PointPartSegmenter) and isinstance(model.encoder, PointViT):
         return _expand(model, [*_encoder(model.encoder, "encoder.", ""), *_PART_HEAD])
     if isinstance(model, MaskedPointModel) and len(model.decoders) <= 2:
         return _masked_slots(model)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pc3d.models.point_vit import PointViT
+from pc3d.models.vit3d import ViT3D
 from pc3d.ops import interpolate
 
 _HEAD, _CATEGORY = (1024, 512, 256), 64
@@ -21,8 +23,11 @@ class PointPartSegmenter(nn.Module):
     them by inverse squared distance from its three nearest centres, together with their maximum and mean over the cloud
     and an embedding of the cloud's category.
 
+    Of a :class:`ViT3D` the groups' tokens are read, and its class token takes part in the attention. The paper of DCGLR
+    judges part segmentation without saying by what head: that it is this one is our choice.
+
     Args:
-        encoder: an encoder without class token; published with 128 groups on 2048 points.
+        encoder: a :class:`PointViT` without class token, published with 128 groups on 2048 points; or a :class:`ViT3D`.
         num_parts: parts over all categories.
         num_categories: object categories.
         layers: which three blocks, counted from 0; a third, two thirds and all of the depth when left out
@@ -36,14 +41,14 @@ class PointPartSegmenter(nn.Module):
 
     def __init__(
         self,
-        encoder: PointViT,
+        encoder: PointViT | ViT3D,
         num_parts: int = 50,
         num_categories: int = 16,
         layers: tuple[int, int, int] | None = None,
         head_dims: tuple[int, int, int, int] | None = None,
     ) -> None:
         super().__init__()
-        if encoder.config["num_cls_tokens"]:
+        if encoder.config.get("num_cls_tokens"):
             raise ValueError(
                 f"PointPartSegmenter needs an encoder with num_cls_tokens=0, got {encoder.config['num_cls_tokens']}"
             )
@@ -131,21 +136,24 @@ class PointPartSegmenter(nn.Module):
         return F.log_softmax(self.head[1:](of_point + of_cloud[cloud]), dim=-1)
 
 
-def three_layers(encoder: PointViT, layers: Sequence[int] | None) -> tuple[int, int, int]:
+def three_layers(encoder: PointViT | ViT3D, layers: Sequence[int] | None) -> tuple[int, int, int]:
     """The blocks asked for, or those after a third, two thirds and all of the depth.
 
     Raises:
         ValueError: not three ascending blocks that the encoder has.
     """
-    depth = encoder.config["depth"]
+    depth = int(cast(Any, encoder.config["depth"]))
     chosen = tuple(layers or (depth // 3 - 1, 2 * depth // 3 - 1, depth - 1))
     if len(chosen) != 3 or not 0 <= chosen[0] < chosen[1] < chosen[2] < depth:
         raise ValueError(f"layers must be three ascending blocks of 0..{depth - 1}, got {chosen}")
     return chosen
 
 
-def center_features(encoder: PointViT, xyz: Tensor, layers: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+def center_features(encoder: PointViT | ViT3D, xyz: Tensor, layers: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
     """The outputs ``(B, G, 3 C)`` of three blocks, each through the final norm, and where they are, ``(B, G, 3)``."""
+    if isinstance(encoder, ViT3D):
+        of_groups, centers = encoder.group_layers(xyz, layers)
+        return torch.cat(of_groups, dim=-1), centers
     centers, _, tokens = encoder.tokenizer(xyz)
     _, kept = encoder.transformer.layers(tokens, encoder.position(centers), keep=layers)
     return torch.cat([encoder.norm(layer) for layer in kept], dim=-1), centers

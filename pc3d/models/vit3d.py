@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -139,6 +140,21 @@ class ViT3D(ObjectEncoder):
         """
         sequence, position, centers = self._sequence(xyz)
         return self.transformer.last_attention(sequence, position)[:, :, 0, 1:], centers
+
+    def group_layers(self, xyz: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """What several blocks make of the groups.
+
+        Args:
+            xyz: ``(B, N, 3)``, N at least ``group_size``.
+            layers: ascending numbers of blocks, from 0.
+
+        Returns:
+            For each block its tokens through the final norm, ``(B, T, C)``, without the class token, and the groups'
+            centres ``(B, T, 3)``.
+        """
+        sequence, position, centers = self._sequence(xyz)
+        _, kept = self.transformer.layers(sequence, position, keep=layers)
+        return [self.norm(tokens)[:, 1:] for tokens in kept], centers
 
     def _sequence(self, xyz: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Class token and groups ``(B, 1 + T, C)``, their position or None, and the groups' centres."""

@@ -16,7 +16,7 @@ from pc3d.data import PointDataset, Transform, collate, sample_generator
 from pc3d.data.object_module import Protocol
 from pc3d.data.types import PointBatch
 from pc3d.evaluation import PartTally, predict_parts
-from pc3d.models import PointPartSegmenter, PointViT, load_encoder
+from pc3d.models import PointPartSegmenter, PointViT, ViT3D, load_encoder
 from pc3d.nn import mean_over_processes
 from pc3d.tasks.draws import draws_of_step
 from pc3d.tasks.fine_tuning import FineTuning
@@ -37,7 +37,8 @@ class PartSegmentation(ObjectTask):
     same gradients; here it steps once, with clipped gradients.
 
     Args:
-        backbone: an encoder without class token, published with 128 patches of 2,048 points.
+        backbone: a :class:`PointViT` without class token, published with 128 patches of 2,048 points; or a
+            :class:`ViT3D`, for which the released code of POS-BERT has the same rate, epochs and batches.
         num_categories: K.
         num_parts: P, over all categories.
         category_names: names of the categories; their numbers when empty.
@@ -59,7 +60,7 @@ class PartSegmentation(ObjectTask):
 
     def __init__(
         self,
-        backbone: PointViT,
+        backbone: PointViT | ViT3D,
         num_categories: int,
         num_parts: int,
         category_names: Sequence[str] = (),
@@ -229,7 +230,9 @@ def load_part_segmenter(folder: str | os.PathLike[str]) -> tuple[PointPartSegmen
     config = head_config(folder, "parts", "part segmenter")
     if config.get("task") != "part segmentation":
         raise FileNotFoundError(f"{folder} holds no part segmenter but the model of another task")
-    encoder = load_encoder(Path(folder) / "encoder", expect=PointViT)
+    encoder = load_encoder(Path(folder) / "encoder")
+    if not isinstance(encoder, PointViT | ViT3D):
+        raise ValueError(f"{folder} holds a {type(encoder).__name__}, which no part segmenter is built on")
     shape = tuple(config["layers"]), tuple(config["head_dims"])
     model = PointPartSegmenter(encoder, len(config["parts"]), len(config["categories"]), *shape)
     try:

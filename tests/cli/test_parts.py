@@ -120,6 +120,19 @@ def test_seeds_are_trained_by_one_command(
     assert found["summary"]["class_miou"]["interval"] is None
 
 
+def test_vit3d_is_a_backbone(shards: Path, tmp_path: Path) -> None:
+    path = tmp_path / "vit3d.yaml"
+    tiny = {"embed_dim": 16, "depth": 3, "num_heads": 2, "group_size": 8, "point_dim": 8, "num_points": 96}
+    settings = yaml.safe_load(TINY)
+    settings["model"]["backbone"] = {"class_path": "pc3d.models.ViT3D", "init_args": tiny}
+    settings["data"]["batch_size"] = 120
+    path.write_text(yaml.safe_dump(settings))
+    assert parts("train", "--config", path, "--root", shards, "--output", tmp_path / "a") == 0
+    model, _ = load_part_segmenter(tmp_path / "a")
+    assert model.encoder.config == {**model.encoder.config, **tiny}
+    assert json.loads((tmp_path / "a" / "eval" / "test.json").read_text())["encoder"] == "ViT3D"
+
+
 def test_eval_repeats_it_and_the_legacy_protocol_is_labelled(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

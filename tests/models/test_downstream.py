@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pc3d.models import PointClassifier, PointPartSegmenter, PointViT
+from pc3d.models import PointClassifier, PointPartSegmenter, PointViT, ViT3D
+from pc3d.models.official_names import official_slots
+from pc3d.models.part_segmentation import center_features
 from pc3d.ops import knn
 
 
@@ -61,6 +63,32 @@ def test_part_segmentation_follows_its_description() -> None:
     whole = torch.cat([features.max(1).values, features.mean(1), label], 1)
     logits = model.head(torch.cat([per_point, whole[:, None].expand(2, 40, -1)], -1).view(80, -1)).view(2, 40, 7)
     torch.testing.assert_close(model(xyz, category), logits.log_softmax(-1), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_part_segmentation_reads_three_blocks_of_vit3d() -> None:
+    torch.manual_seed(1)
+    encoder = ViT3D(24, 6, 4, group_size=8, point_dim=8, position="mlp")
+    model = PointPartSegmenter(encoder, num_parts=7, num_categories=3).eval()
+    assert model.layers == (1, 3, 5)
+    xyz = torch.rand(2, 40, 3)
+    features, centers = center_features(encoder, xyz, model.layers)
+    assert features.shape == (2, 5, 72)
+    # Hooks on the blocks see what each makes of class token and groups.
+    seen: list[torch.Tensor] = []
+    hooks = [block.register_forward_hook(lambda _m, _i, out: seen.append(out)) for block in encoder.transformer.blocks]
+    output = encoder(xyz)
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(centers, output.centers)
+    for place, block in enumerate((1, 3, 5)):
+        expected = encoder.norm(seen[block][:, 1:])
+        torch.testing.assert_close(features[..., 24 * place : 24 * (place + 1)], expected)
+    torch.testing.assert_close(features[..., 48:], output.tokens)
+    with pytest.raises(TypeError, match="no counterpart of this PointPartSegmenter"):
+        official_slots(model)
+    log_probabilities = model(xyz, torch.tensor([2, 0]))
+    torch.testing.assert_close(log_probabilities.exp().sum(-1), torch.ones(2, 40))
 
 
 def test_part_segmentation_arguments_are_checked() -> None:

@@ -25,7 +25,7 @@ from pc3d.data import (
 )
 from pc3d.evaluation import PartTally, predict_parts, shape_iou
 from pc3d.methods import pretrain
-from pc3d.models import PointPartSegmenter, PointViT, save_encoder
+from pc3d.models import PointPartSegmenter, PointViT, ViT3D, save_encoder
 from pc3d.tasks import (
     Classification,
     FineTuning,
@@ -234,6 +234,28 @@ def test_a_run_learns_keeps_its_best_epoch_and_leaves_a_model_that_gives_the_sam
     assert legacy["test"] == max(score.test for score in method.selection.history if score.test is not None)
     with pytest.raises(FileNotFoundError, match="holds no classifier but the model of another task"):
         load_classifier(tmp_path)
+
+
+def test_vit3d_is_trained_on_parts_from_its_own_weights(tmp_path: Path) -> None:
+    def small() -> ViT3D:
+        return ViT3D(16, 3, 2, group_size=8, point_dim=8, num_points=96)
+
+    torch.manual_seed(7)
+    source = small()
+    save_encoder(source, tmp_path / "source" / "encoder")
+    method = task(backbone=small(), encoder=str(tmp_path / "source"))
+    ours, theirs = method.encoder.state_dict(), source.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    module = data()
+    pretrain(method, module, tmp_path / "run", max_epochs=1, **QUIET)
+    model, config = load_part_segmenter(tmp_path / "run")
+    assert isinstance(model.encoder, ViT3D)
+    assert config["layers"] == [0, 1, 2]
+    changed = model.encoder.state_dict()
+    assert not all(torch.equal(changed[name], value) for name, value in theirs.items())
+    kept = method.selection.kept()
+    assert kept is not None
+    assert by_hand(model, module.validation) == pytest.approx(kept.validation)  # type: ignore[arg-type]
 
 
 def test_a_pre_trained_encoder_starts_it_without_its_class_tokens(tmp_path: Path) -> None:
