@@ -8,7 +8,7 @@ KERNELS := $(wildcard csrc/*/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-fast test-oldest lint format typecheck docs bench results lock clean
+.PHONY: help install demo test test-fast test-oldest lint format typecheck docs pictures bench results lock clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,12 @@ test-fast: install  ## Tests without the slow ones
 docs: install  ## Build the documentation into build/docs; a broken link or an undocumented name fails
 	$(BIN)/sphinx-build --fail-on-warning --keep-going -b html docs build/docs
 	@echo "open build/docs/index.html"
+
+# The runs that they show are trained first, in a quarter of an hour, unless they are there. A window needs a display.
+PICTURE_RUNS ?= runs/view_pictures
+pictures: install  ## Make the pictures of docs/view.md anew (Chromium; Xvfb where there is no display)
+	$(if $(DISPLAY),,xvfb-run -a) $(BIN)/python docs/make_view_pictures.py --runs $(PICTURE_RUNS)
+	$(BIN)/python benchmarks/screenshots.py --segmenter $(PICTURE_RUNS)/segment --demo $(PICTURE_RUNS)/point_cmae
 
 bench: install  ## Time the operators against their rivals
 	$(BIN)/python benchmarks/ops.py

@@ -3,7 +3,8 @@
     pc3d demo --output runs/demo
     python benchmarks/screenshots.py --segmenter runs/rooms_table/unet/seed0/pretrained-100 --demo runs/demo
 
-Needs Chromium (apt-get install chromium) and playwright. ``--segmenter`` is a run of pc3d segment train on the rooms,
+``make pictures`` makes them with the small runs that the other pictures of pc3d view need, without these two. Needs
+Chromium (apt-get install chromium) and playwright. ``--segmenter`` is a run of pc3d segment train on the rooms,
 ``--demo`` a run of pc3d demo or pretrain on the household objects. Every step is what a user does: pc3d view --html and
 a click, pc3d view --web, pc3d report.
 """
@@ -26,6 +27,12 @@ FLAGS += ["--disable-component-update", "--disable-sync"]
 FLAGS += ["--enable-unsafe-swiftshader", "--use-gl=angle", "--use-angle=swiftshader"]  # WebGL without a GPU
 PC3D = [sys.executable, "-m", "pc3d.cli.main"]
 COLORS = 256
+SECTIONS = {
+    "Training curves": "report_curves.png",
+    "Reconstructions": "report_reconstructions.png",
+    "Frozen features": "report_probe.png",
+    "Confusion matrix": "report_confusion.png",
+}
 
 
 def main() -> None:
@@ -33,6 +40,7 @@ def main() -> None:
     parser.add_argument("--segmenter", type=Path, required=True, help="run folder of pc3d segment train on rooms")
     parser.add_argument("--demo", type=Path, required=True, help="run folder of pc3d demo")
     parser.add_argument("--output", type=Path, default=Path("docs/images"), help="folder for the pictures")
+    parser.add_argument("--only", nargs="+", choices=PAGES, default=list(PAGES), help="which pages")
     parser.add_argument("--all_modes", action="store_true", help="also web_page_MODE.png for every mode, for a look")
     options = parser.parse_args()
     from playwright.sync_api import sync_playwright
@@ -45,9 +53,8 @@ def main() -> None:
         chromium = playwright.chromium.launch(executable_path=browser, args=FLAGS)
         page = chromium.new_page(viewport={"width": 1120, "height": 640})
         page.set_default_timeout(120_000)
-        view_page(page, Path(place), options)
-        served(page, options)
-        report(page, Path(place), options)
+        for name in options.only:
+            PAGES[name](page, Path(place), options)
         chromium.close()
 
 
@@ -70,7 +77,7 @@ def view_page(page: Any, place: Path, options: argparse.Namespace) -> None:
             keep(page, options.output / name)
 
 
-def served(page: Any, options: argparse.Namespace) -> None:
+def served(page: Any, place: Path, options: argparse.Namespace) -> None:
     """pc3d view --web."""
     call = ["view", "rooms:test:1", "rooms:test:2", "--mode", "label", "--top", "0.2", "--web", "--port", "0"]
     server = subprocess.Popen([*PC3D, *call], stdout=subprocess.PIPE, text=True)
@@ -92,12 +99,17 @@ def served(page: Any, options: argparse.Namespace) -> None:
 
 
 def report(page: Any, place: Path, options: argparse.Namespace) -> None:
-    """pc3d report, its curves and reconstructions and, with the mouse on a point, its map."""
+    """pc3d report: with the mouse on a point its map, and the sections that the documentation shows."""
     file = place / "report.html"
-    subprocess.run([*PC3D, "report", str(options.demo), "--output", str(file)], check=True)
+    subprocess.run([*PC3D, "report", str(options.demo), "--probe", "--output", str(file)], check=True)
     page.set_viewport_size({"width": 1240, "height": 900})
     page.goto(file.as_uri())
     page.wait_for_selector("body[data-ready=yes]")
+    for title, name in SECTIONS.items():
+        section = page.locator("section").filter(has=page.get_by_role("heading", name=title, exact=True))
+        section.scroll_into_view_if_needed()
+        page.wait_for_timeout(1_500)  # plots are drawn when they come into view
+        keep(section, options.output / name)
     points = page.locator(".plot.map path.point")
     points.nth(60).scroll_into_view_if_needed()
     points.nth(60).hover(force=True)
@@ -106,10 +118,13 @@ def report(page: Any, place: Path, options: argparse.Namespace) -> None:
 
 
 def keep(page: Any, path: Path) -> None:
-    """The page as a small PNG."""
+    """The page, or a part of it, as a small PNG."""
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     picture.quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+PAGES = {"view": view_page, "server": served, "report": report}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def script(import_script: Callable[[str], ModuleType]) -> ModuleType:
 
 
 def test_every_picture_is_there_small_and_not_empty(script: ModuleType) -> None:
-    named = {*script.PICTURES, script.WINDOW}
+    named = {*script.PICTURES, *script.WINDOWS}
     assert {path.name for path in script.IMAGES.glob("view_*")} == named
     for name in named:
         path = script.IMAGES / name

@@ -14,7 +14,7 @@ from pc3d.cli._report_run import NotApplicableError, Run
 
 if TYPE_CHECKING:
     from pc3d.data import PointCloud
-    from pc3d.evaluation import Row
+    from pc3d.evaluation import ProbeResult, Row
     from pc3d.viz.report import Section
     from pc3d.viz.thumbnails import Picture
 
@@ -113,13 +113,17 @@ def cloud_title(cloud: PointCloud, index: int) -> str:
     return str(cloud.text or cloud.meta.get("id") or cloud.meta.get("path") or f"object {index}")
 
 
-def probe_rows(run: Run, objects: Objects, seed: int) -> list[Row]:
-    """Linear SVM and nearest neighbours on frozen features of the trained and of the untrained encoder."""
+def probes(run: Run, objects: Objects, seed: int) -> tuple[list[Row], ProbeResult]:
+    """Linear SVM and nearest neighbours on frozen features of the trained and of the untrained encoder.
+
+    Returns:
+        All as rows, and in full that of the linear SVM of the trained one.
+    """
     from pc3d.cli._judging import features_of
     from pc3d.evaluation import knn_probe, linear_svm
 
     folder = str(run.need_encoder())
-    rows = []
+    rows, of_svm = [], []
     for untrained in (False, True):
         frozen = features_of(
             folder,
@@ -132,6 +136,7 @@ def probe_rows(run: Run, objects: Objects, seed: int) -> list[Row]:
             seed=seed,
         )
         name = "the encoder, untrained" if untrained else "the encoder of this run"
-        rows.append(linear_svm(frozen.train, frozen.test, protocol="tuned", seed=seed).to_row(name))
+        of_svm.append(linear_svm(frozen.train, frozen.test, protocol="tuned", seed=seed))
+        rows.append(of_svm[-1].to_row(name))
         rows.append(knn_probe(frozen.train, frozen.test, k=_NEIGHBOURS, seed=seed).to_row(name))
-    return rows
+    return rows, of_svm[0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pc3d.cli._report_run import KIND_NAMES, NotApplicableError, Run
 
 if TYPE_CHECKING:
-    from pc3d.evaluation import Row
+    from pc3d.evaluation import ProbeResult, Row
     from pc3d.viz.report import Grid, Part, Section
 
 _SCENE_SCORES = ("miou", "macc", "allacc", "miou_present")
@@ -23,8 +23,12 @@ def stored_results(run: Run) -> list[tuple[str, dict[str, Any]]]:
     """
     paths = sorted((run.folder.path / "eval").glob("*.json"))
     if not paths:
-        verb = "pc3d probe judges its encoder" if run.kind == "pretrain" else f"pc3d {run.kind} eval writes them"
-        raise NotApplicableError(f"there are no results in eval/; {verb}")
+        if run.kind == "pretrain":
+            raise NotApplicableError(
+                "pre-training has none of its own: --probe judges the frozen encoder now, under Frozen features, and "
+                "draws the confusion matrix of its linear SVM"
+            )
+        raise NotApplicableError(f"there are no results in eval/; pc3d {run.kind} eval writes them")
     return [(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
 
 
@@ -72,8 +76,12 @@ def _per_class(scores: Mapping[str, Any]) -> list[Part]:
     return []
 
 
-def confusion(run: Run) -> Section:
-    """The confusion matrices in ``eval/``.
+def confusion(run: Run, probed: ProbeResult | None) -> Section:
+    """The confusion matrices in ``eval/``, and that of a probe of the frozen encoder.
+
+    Args:
+        run: whose.
+        probed: what a classifier on its frozen features said of the test split; None where none was asked for.
 
     Raises:
         NotApplicableError: no result has one.
@@ -83,7 +91,10 @@ def confusion(run: Run) -> Section:
     from pc3d.viz.report import Confusion, Section
 
     found = []
-    for name, result in stored_results(run):
+    if probed is not None:
+        words = f"{probed.task} on frozen features"
+        found.append(Confusion(np.array(probed.scores.confusion), probed.scores.confusion_classes, "objects", words))
+    for name, result in [] if found and run.kind == "pretrain" else stored_results(run):
         scores = result.get("scores", result)
         if "confusion" not in scores:
             continue

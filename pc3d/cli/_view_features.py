@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli._view_inputs import Shown
-from pc3d.cli._view_runs import seen_points
+from pc3d.cli._view_runs import seen_points, seen_scene
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,7 @@ def add_features(view: View, shown: Sequence[Shown], stride: int, request: Reque
     for text in request.text:
         view = view.with_layers(ask(text))
     request.ask = ask if speaker.understands_texts else None
-    if request.attention:
+    if request.attention is None or request.attention:
         view = _with_attention(view, speaker, shown, wanted, where)
     return _compared(view, request.point) if request.point is not None else view
 
@@ -79,7 +79,7 @@ def _with_attention(
 
     maps = [speaker.attention(one, xyz) for one, xyz in zip(shown, wanted, strict=True)]
     heads = len(maps[0])
-    for head in speaker.request.attention:
+    for head in range(heads) if speaker.request.attention is None else speaker.request.attention:
         if not 0 <= head < heads:
             raise ValueError(f"attention: the encoder has heads 0..{heads - 1}, got {head}")
         values = [found[head] for found in maps]
@@ -122,7 +122,7 @@ class _Speaker:
         from pc3d.models import object_features, scene_features
 
         if self.scenes:
-            return _halved(scene_features(self.encoder, self._scene(one)))
+            return _halved(scene_features(self.encoder, seen_scene(self.encoder, one, self.request.notes)))
         seen, query, rgb = self._object(one, len(xyz))
         return _halved(object_features(self.encoder, seen, query, rgb))
 
@@ -154,7 +154,7 @@ class _Speaker:
 
         pair = joint_teacher(self.encoder, self.request.text_tower)
         vector = class_vectors(pair.text, [[text]], templates_of("none"))[0].cpu().numpy()
-        features = [scene_features(self.encoder, self._scene(one)) for one in shown]
+        features = [scene_features(self.encoder, seen_scene(self.encoder, one, self.request.notes)) for one in shown]
         in_space = [self.encoder.in_space(found).detach().float().cpu().numpy() for found in features]
         return similarity_layers(in_space, vector, f"text: {text}")
 
@@ -173,18 +173,6 @@ class _Speaker:
         most = max(float(abs(value).max()) for value in values)
         scale: dict[str, Any] = {"unit": "cosine lost without", "colormap": "coolwarm", "low": -most, "high": most}
         return list(scalar_layers(f"text: {text}", values, **scale))
-
-    def _scene(self, one: Shown) -> Any:
-        """A scene as networks of scenes are given it: with all fields that are read, standing on the ground."""
-        import torch
-
-        from pc3d.data import CenterShift
-        from pc3d.tasks import with_fields
-
-        fields = str(getattr(self.encoder, "signals", "xyz")).split("_")
-        cloud, notes = with_fields(one.cloud, tuple(name for name in ("rgb", "normal") if name in fields))
-        self.request.notes.extend(f"{one.name}: {note}" for note in notes)
-        return CenterShift()(cloud, torch.Generator())
 
     def _object(self, one: Shown, expected: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """What the encoder sees, the points to describe in the same frame, and colours of what it sees."""

@@ -28,6 +28,7 @@ class Shown:
         sampling: how an encoder of objects takes its points, see :func:`pc3d.evaluation.extract_features`.
         normalize: how they are brought into the unit sphere for it, likewise.
         unit: of the coordinates; empty where it is not known.
+        categories: names of the numbers in ``cloud.label``.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Shown:
     sampling: Literal["first", "farthest", "random"] = "farthest"
     normalize: Literal["none", "centroid", "box"] = "box"
     unit: str = ""
+    categories: tuple[str, ...] = ()
 
 
 @dataclass
@@ -172,7 +174,8 @@ def shown_item(dataset: PointDataset, number: int) -> Shown:
     title = str(cloud.text or named or cloud.meta.get("id") or number)
     classes = dataset.classes if scene else dataset.parts
     sampling, normalize = preparation_of(dataset)
-    return Shown(f"{title} ({number})", cloud, tuple(classes), sampling, normalize, "m" if scene else "")
+    categories = () if scene else tuple(dataset.classes)
+    return Shown(f"{title} ({number})", cloud, tuple(classes), sampling, normalize, "m" if scene else "", categories)
 
 
 def _is_scene(dataset: PointDataset) -> bool:

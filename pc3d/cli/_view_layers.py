@@ -28,10 +28,10 @@ _WHY = {
     "features": "features need --encoder",
     "similarity": "similarity to a point needs --encoder and --point ROW",
     "text": "similarity to a text needs --encoder, one aligned with texts, and --text",
-    "attention": "attention needs --encoder and --attention HEAD",
-    "prediction": "predictions need a run folder of pc3d segment or parts train",
-    "error": "errors need a run folder of pc3d segment or parts train, and labelled clouds",
-    "mask": "masks need a run folder of a masked autoencoder, such as Point-MAE",
+    "attention": "attention needs --encoder, a PointViT with class token or a ViT3D",
+    "prediction": "predictions need a run folder of pc3d segment, parts or classify train",
+    "error": "errors need a run folder of pc3d segment, parts or classify train, and labels of the same classes",
+    "mask": "masks need a run folder of a masked autoencoder, such as Point-MAE, or of MaskedScene",
 }
 MODES = ("height", *_WHY)
 """What ``--mode`` may say; every cloud has a height."""
@@ -45,7 +45,7 @@ class Request:
         encoder: folder or Hub id; None for none.
         text: typed texts.
         text_tower: for them; the encoder's own when None.
-        attention: heads.
+        attention: heads; None for all.
         point: row, or cloud and row, of the point that others are compared with.
         device: where to compute.
         seed: of masks and draws.
@@ -56,7 +56,7 @@ class Request:
     encoder: str | None = None
     text: Sequence[str] = ()
     text_tower: str | None = None
-    attention: Sequence[int] = ()
+    attention: Sequence[int] | None = ()
     point: Sequence[int] | None = None
     device: str = "cpu"
     seed: int = 0
@@ -75,15 +75,16 @@ def build(shown: Sequence[Shown], run: Path | None, request: Request, azimuth: f
     """
     from pc3d.viz import View, arrange
 
-    method = _view_runs.masked_autoencoder(run) if run is not None and _view_runs.reconstructs(run) else None
+    method = _view_runs.masked_method(run) if run is not None and _view_runs.reconstructs(run) else None
+    if method is not None or request.encoder is not None:
+        shown = [_thinned(one, request) for one in shown]
     if method is not None:
         clouds, columns = _reconstructed(method, shown, request), 3
     else:
-        shown = [_thinned(one, request) for one in shown] if request.encoder is not None else shown
         clouds = [_plain(one) for one in shown]
         clouds = _with_heights(clouds, shown[0].unit)
         columns = len(clouds) if len(clouds) <= 4 else 3
-    if run is not None and _view_runs.kind_of(run) in ("segment", "parts"):
+    if run is not None and _view_runs.kind_of(run) in ("segment", "parts", "classify"):
         clouds = _predicted(clouds, shown, run, request)
     view = View(clouds if len(clouds) == 1 else arrange(clouds, columns, azimuth=azimuth))
     if request.encoder is not None:
@@ -102,7 +103,10 @@ def choose_modes(view: View, mode: Sequence[str] | None) -> tuple[str, ...]:
     """
     if mode is None:
         own = tuple(name for name in view.modes if name.partition(" ")[0].rstrip(":") in _DISTINCT)
-        return own if "mask" in own else (view.modes[0], *(("label",) if "error" in own else ()), *own)
+        plain = [name for name in ("label",) if name in view.modes and "error" in own]
+        if "mask" in own:  # of scenes colours are predicted, of objects none
+            return (*(name for name in ("rgb",) if name in view.modes), *own)
+        return (view.modes[0], *plain, *own)
     chosen: list[str] = []
     for word in mode:
         # "attention" and "text" stand for all of their kind.
@@ -122,7 +126,7 @@ def default_encoder(request: Request, run: Path | None, mode: Sequence[str] | No
     """
     asked = {
         "text": bool(request.text),
-        "attention": bool(request.attention),
+        "attention": request.attention is None or bool(request.attention),
         "point": request.point is not None,
     }
     modes = {"features", "similarity", "text", "attention"} & {word.partition(" ")[0] for word in mode or ()}
@@ -178,18 +182,23 @@ def _predicted(clouds: list[ViewCloud], shown: Sequence[Shown], run: Path, reque
     changed = []
     for cloud, one, prediction in zip(clouds, shown, found, strict=True):
         layers = [class_layer("prediction", prediction, names)]
-        if one.cloud.segment is not None and tuple(one.classes) == tuple(names):
-            layers.append(error_layer(prediction, one.cloud.segment.numpy()))
-        elif one.cloud.segment is not None:
+        label = _view_runs.truth(run, one, tuple(names))
+        if label is not None:
+            layers.append(error_layer(prediction, label))
+        elif one.cloud.segment is not None or one.cloud.label is not None:
             request.notes.append(f"{one.name}: labelled with other classes than the run's, so no errors are shown")
         changed.append(replace(cloud, layers={**cloud.layers, **layers_by_name(layers)}))
     return changed
 
 
 def _reconstructed(method: Any, shown: Sequence[Shown], request: Request) -> list[ViewCloud]:
-    """Three clouds for each object: the input, what the encoder sees, the reconstruction."""
+    """Three clouds for each object or scene: the input, what the encoder sees, the reconstruction."""
+    from pc3d.cli._view_scene_masks import scene_reconstructions
+    from pc3d.methods import MaskedScene
     from pc3d.viz import ViewCloud, class_layer
 
+    if isinstance(method, MaskedScene):
+        return _with_heights(scene_reconstructions(method, shown, request.seed, request.notes), "m")
     clouds = [
         ViewCloud(name, xyz, {"mask": class_layer("mask", kind, _view_runs.MASK_NAMES)})
         for three in _view_runs.reconstructions(method, shown, request.seed)

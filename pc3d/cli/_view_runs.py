@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pc3d.data import PointDataset
-    from pc3d.methods import MaskedAutoencoder
+    from pc3d.methods import MaskedAutoencoder, MaskedScene
 
 VISIBLE, HIDDEN, PREDICTED = range(3)
 MASK_NAMES = ("visible", "hidden", "predicted")
@@ -92,8 +92,44 @@ def _instantiated(section: dict[str, Any], path: Path) -> PointDataset:
 
 
 def predictions(run: Path, shown: Sequence[Shown], device: str) -> tuple[list[NDArray[np.int64]], tuple[str, ...]]:
-    """The class, or part, of each point by a run of ``pc3d segment`` or ``pc3d parts``, and their names."""
-    return (_scene_classes if kind_of(run) == "segment" else _parts)(run, shown, device)
+    """What each point is by a run of ``pc3d segment``, ``parts`` or ``classify``, and the names of classes or parts.
+
+    All points of an object have the class that a classifier gives the object.
+    """
+    kind = kind_of(run)
+    if kind == "classify":
+        return _object_classes(run, shown, device)
+    return (_scene_classes if kind == "segment" else _parts)(run, shown, device)
+
+
+def truth(run: Path, one: Shown, names: tuple[str, ...]) -> NDArray[np.int64] | None:
+    """What each point is by the labels; None where there are none, or others than the run's."""
+    import numpy as np
+
+    if kind_of(run) == "classify":
+        known = one.cloud.label is not None and one.categories == names
+        return np.full(len(one.cloud), one.cloud.label) if known else None
+    known = one.cloud.segment is not None and tuple(one.classes) == names
+    return one.cloud.segment.numpy() if known and one.cloud.segment is not None else None
+
+
+def _object_classes(run: Path, shown: Sequence[Shown], device: str) -> tuple[list[NDArray[np.int64]], tuple[str, ...]]:
+    """Objects are prepared as ``pc3d probe`` prepares them, for as many points as the encoder is meant for."""
+    import numpy as np
+    import torch
+
+    from pc3d.tasks import load_classifier
+
+    model, config = load_classifier(run)
+    model, names = model.to(device), tuple(config["classes"])
+    num_points = int(getattr(model.encoder, "config", {}).get("num_points", 1024))
+    found = []
+    for one in shown:
+        with torch.no_grad():
+            best = int(model(seen_points(one, num_points)[0][None].to(device)).argmax())
+        _output.say(f"{one.name}: {names[best]}")
+        found.append(np.full(len(one.cloud), best))
+    return found, names
 
 
 def _scene_classes(run: Path, shown: Sequence[Shown], device: str) -> tuple[list[NDArray[np.int64]], tuple[str, ...]]:
@@ -136,26 +172,26 @@ def _parts(run: Path, shown: Sequence[Shown], device: str) -> tuple[list[NDArray
 
 
 def reconstructs(run: Path) -> bool:
-    """Whether a run is one of a masked autoencoder, with a checkpoint that holds its decoders."""
+    """Whether a run is one of a masked autoencoder or of masked scenes, with a checkpoint of what predicts."""
     from pc3d import methods
 
     name = str(_model_of(run).get("class_path", "")).rpartition(".")[2]
     found = getattr(methods, name, None)
-    masked = isinstance(found, type) and issubclass(found, methods.MaskedAutoencoder)
+    masked = isinstance(found, type) and issubclass(found, (methods.MaskedAutoencoder, methods.MaskedScene))
     return masked and (run / "last.ckpt").is_file()
 
 
-def masked_autoencoder(run: Path) -> MaskedAutoencoder:
+def masked_method(run: Path) -> MaskedAutoencoder | MaskedScene:
     """The method of a run with its decoders, in evaluation mode."""
     import jsonargparse
     import torch
 
-    from pc3d.methods import MaskedAutoencoder, Method
+    from pc3d.methods import MaskedAutoencoder, MaskedScene, Method
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Method, "model", required=True)
     method = parser.instantiate(parser.parse_object({"model": _model_of(run)})).model
-    assert isinstance(method, MaskedAutoencoder)
+    assert isinstance(method, (MaskedAutoencoder, MaskedScene))
     method.load_state_dict(torch.load(run / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"])
     return method.eval()
 
@@ -198,6 +234,19 @@ def reconstructions(method: MaskedAutoencoder, shown: Sequence[Shown], seed: int
             ]
         )
     return found
+
+
+def seen_scene(encoder: Any, one: Shown, notes: list[str]) -> Any:
+    """A scene as networks of scenes are given it: with all fields that are read, standing on the ground."""
+    import torch
+
+    from pc3d.data import CenterShift
+    from pc3d.tasks import with_fields
+
+    fields = str(getattr(encoder, "signals", "xyz")).split("_")
+    cloud, made_up = with_fields(one.cloud, tuple(name for name in ("rgb", "normal") if name in fields))
+    notes += [f"{one.name}: {note}" for note in made_up]
+    return CenterShift()(cloud, torch.Generator())
 
 
 def seen_points(one: Shown, num_points: int) -> tuple[Any, Any, Any]:

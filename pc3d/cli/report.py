@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,7 +11,7 @@ from pc3d.cli import _output
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
-    from pc3d.evaluation import Row
+    from pc3d.evaluation import ProbeResult, Row
     from pc3d.viz.report import Section
 
 
@@ -40,7 +41,8 @@ def report(
         split: Split of that data set; probes use train and test.
         map: How features get into the plane; 'none' leaves the map out.
         pictures: Objects or scenes (of these at most 3) in pictures; 0 for none.
-        probe: Also judge the frozen encoder now, beside the same one untrained: linear SVM, nearest neighbours.
+        probe: Also judge the frozen encoder now, beside the same one untrained: linear SVM, with its confusion matrix,
+            and nearest neighbours.
         results: Folder with rows of pc3d results; null takes those that lie in the run folder.
         seed: Seed of masks, map, folds and untrained weights.
         overwrite: Replace an earlier report.
@@ -68,11 +70,15 @@ def report(
             raise stored.NotApplicableError("not asked for (--pictures 0)")
         return make()
 
+    @functools.cache
+    def judged_now() -> tuple[list[Row], ProbeResult]:
+        return features.probes(opened, objects(), seed)
+
     def probes() -> Section:
         rows = _rows(opened.folder.path if results is None else Path(results), required=results is not None)
         note = ""
         if probe:
-            rows += features.probe_rows(opened, objects(), seed)
+            rows += judged_now()[0]
             note = f"Judged now: linear SVM (C by cross-validation) and nearest neighbours, seed {seed}."
         return judged.probe_table(opened, rows, note)
 
@@ -81,7 +87,7 @@ def report(
         _section("Training curves", lambda: stored.curves(opened)),
         _section("Cost", lambda: stored.cost(opened)),
         _section("Results on held-out data", lambda: judged.results(opened)),
-        _section("Confusion matrix", lambda: judged.confusion(opened)),
+        _section("Confusion matrix", lambda: judged.confusion(opened, judged_now()[1] if probe else None)),
         _section("Frozen features", probes),
         _section("Reconstructions", lambda: drawn(lambda: drawings.reconstructions(opened, objects, pictures, seed))),
         _section("Segmentation of held-out data", lambda: drawn(lambda: drawings.segmentations(opened, pictures))),

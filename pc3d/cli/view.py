@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _STILLS, _GIF = (".png", ".jpg", ".jpeg", ".webp"), ".gif"
 _MAX_POINTS = 2_000_000
+_ROOF = 0.15
 
 
 def look(
@@ -43,7 +44,7 @@ def look(
     size: list[int] | None = None,
     columns: int | None = None,
     point_size: float | None = None,
-    top: float = 0.0,
+    top: float | None = None,
     frames: int = 36,
     camera_path: str | None = None,
     max_points: int | None = None,
@@ -74,17 +75,19 @@ def look(
             with them (DenseDistillation).
         text_tower: Text tower, or for a distilled encoder its teacher, where it does not name its own.
         point: Row of the first cloud, or number of a cloud and row, that all points are compared with.
-        attention: Heads whose attention to colour by, of a PointViT with class token or a ViT3D.
+        attention: Heads whose attention to colour by, of a PointViT with class token or a ViT3D; with --mode attention
+            all of them by default.
         output: Picture to write (PNG, JPEG, WEBP, or a turning GIF), in place of the window.
         html: Page to write (.html, at most 10 MB), in place of the window.
         web: Serve the clouds to browsers until Ctrl-C, in place of the window.
         host: Address that --web listens on; 0.0.0.0 lets other machines in.
         port: Port of --web; the next free one, if it is busy.
-        view: Azimuth and elevation of the camera in degrees, as in --view -55 22.
+        view: Azimuth and elevation of the camera in degrees; by default -55 22, of sets of scenes -55 50.
         size: Width and height of a panel of the picture in pixels.
         columns: Panels in a row.
         point_size: Diameter of points in pixels; by default as large as closes surfaces.
-        top: Share of the height that is left out at the top, to see into rooms.
+        top: Share of the height that is left out at the top, to see into rooms; by default 0.15 of sets of scenes,
+            where the ceiling hides all else, and 0 of everything else.
         frames: Pictures in a GIF.
         camera_path: Camera path that the window has recorded, for a GIF; by default the camera turns around once.
         max_points: Points that are drawn at once, at most: a random part of larger views. By default 2,000,000; 300,000
@@ -104,7 +107,6 @@ def look(
     page = None if html is None else _check_output(Path(html), overwrite, (".html",), "html")
     if target is None and page is None and not web:
         check_display()  # before minutes of work for a window that cannot open
-    azimuth, elevation = _two("view", view, (-55.0, 22.0))
     width, height = (int(side) for side in _two("size", size, (640.0, 480.0)))
     opened = open_all(
         what or [],
@@ -117,10 +119,16 @@ def look(
         drop_invalid=drop_invalid,
     )
     shown, run = opened.shown, opened.run
-    request = Request(encoder, text or (), text_tower, attention or (), point, device, seed)
+    heads = None if attention is None and "attention" in (mode or ()) else attention or ()
+    request = Request(encoder, text or (), text_tower, heads, point, device, seed)
     if run is not None and not shown:
         shown, notes = items_of_run(run, item)
         request.notes += notes
+    rooms = all(one.unit == "m" for one in shown)
+    azimuth, elevation = _two("view", view, (-55.0, 50.0) if rooms else (-55.0, 22.0))
+    if top is None and rooms:
+        request.notes.append(f"the upper {100 * _ROOF:.0f} % are left out, to see into rooms (--top 0 shows all)")
+    top = top if top is not None else _ROOF if rooms else 0.0
     request.encoder = default_encoder(request, run, mode)
     built = cut_top(build(shown, run, request, azimuth), top)
     modes = choose_modes(built, mode)

@@ -96,20 +96,21 @@ def _panel(view: View, mode: str, camera: Viewpoint, width: int, height: int, po
     """The clouds in a mode, under the name of the mode and beside its legend, the clouds' names below them."""
     drawn = render(view, mode, camera, width, height, point_size=point_size, max_points=view.num_points)
     drawn = _named(drawn, view, camera) if len(view.clouds) > 1 else drawn
-    return _titled(np.concatenate([drawn, legend(view, mode, height)], axis=1), mode)
+    return _titled(np.concatenate([drawn, legend(view, mode, len(drawn))], axis=1), mode)
 
 
 def _named(picture: Picture, view: View, camera: Viewpoint) -> Picture:
-    """The names of the clouds, each below its lowest pixel, cut where the next one stands."""
+    """The names of the clouds, each below its lowest pixel, for which room is made, cut where the next one stands."""
     height, width = picture.shape[:2]
-    canvas, draw = _canvas(picture)
+    canvas, draw = _canvas(np.concatenate([picture, _blank(_LINE + _MARGIN, width)]))
     places = []
     for cloud in view.clouds:
         pixel, depth = camera.project(cloud.placed[:: max(1, len(cloud) // 20_000)], width, height)
         pixel = pixel[depth > 0]
         if len(pixel):
             middle = float(pixel[:, 0].min() + pixel[:, 0].max()) / 2
-            places.append((middle, float(min(pixel[:, 1].max() + _LINE, height - 2)), cloud.name))
+            # A point is a disc, which reaches below its middle.
+            places.append((middle, float(min(pixel[:, 1].max(), height)) + _LINE + _MARGIN / 2, cloud.name))
     for middle, bottom, name in places:
         beside = [abs(x - middle) for x, y, _ in places if abs(y - bottom) < 2 * _LINE and x != middle]
         shown = _cut(name, min([*beside, width]) - _MARGIN)

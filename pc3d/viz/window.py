@@ -228,7 +228,7 @@ class Window:
         self.names = []
         for cloud in clouds if len(clouds) > 1 else []:
             low, high = cloud.placed.min(0), cloud.placed.max(0)
-            place = np.array([*(low + high)[:2] / 2, high[2] + 0.04 * (high - low).max()], np.float32)
+            place = np.array([*(low + high)[:2] / 2, high[2] + 0.12 * (high - low).max()], np.float32)
             label = self.scene.add_3d_label(place, cloud.name)
             label.color = self.gui.Color(*_INK)
             self.names.append(label)

@@ -88,7 +88,7 @@ def test_a_pretraining_run(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     write_rows([Row(NASTY, "linear SVM", "fixed", "household", "a-b", 0, {"overall_accuracy": 0.125}, 8, 8)], run)
     assert main(["report", str(run), "--map", "pca", "--pictures", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "left out: Confusion matrix: there are no results in eval/" in printed
+    assert "left out: Confusion matrix: pre-training has none of its own: --probe judges" in printed
     page = Page(run / "report.html")
     assert (run / "report.html").stat().st_size < 10_000_000
     # No text became a tag, and nothing is fetched.
@@ -155,13 +155,17 @@ def test_probes_are_judged_when_asked_for(run: Path, tmp_path: Path) -> None:
     assert "Reconstructions: not asked for (--pictures 0)" in page.text
     cells = page.texts[page.texts.index("the encoder of this run") :]
     assert cells[1:4] == ["household", "kNN", "fixed"]
-    from pc3d.evaluation import knn_probe
+    from pc3d.evaluation import knn_probe, linear_svm
 
     sets = {split: Household(split) for split in ("train", "test")}
     encoder = load_encoder(run, expect=PointViT)
     features = [extract_features(encoder, dataset, num_points=128) for dataset in sets.values()]
     accuracy = knn_probe(*features, k=5).scores.overall_accuracy
     assert f"{100 * accuracy:.1f} (n=1)" in cells[5]
+    # The matrix is that of the linear SVM on the features of this run's encoder.
+    expected = linear_svm(*features, protocol="tuned", seed=0).scores
+    plot = page.plot("linear SVM on frozen features")
+    assert plot["data"][0]["customdata"] == expected.confusion
 
 
 def judged_run(folder: Path, model: dict[str, Any], name: str, result: dict[str, Any]) -> Path:

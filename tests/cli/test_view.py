@@ -18,6 +18,7 @@ from pc3d.cli._view_inputs import Shown, items_of, open_all, open_dataset, shown
 from pc3d.cli._view_layers import Request, ask_of, build, choose_modes, cut_top
 from pc3d.cli.main import main
 from pc3d.data import Household, PointCloud, Rooms
+from pc3d.methods import MaskedAutoencoder, MaskedScene
 from pc3d.models import PointNet, PointViT, ViT3D, load_encoder, save_encoder
 from pc3d.viz.camera import Viewpoint, save_path
 
@@ -192,6 +193,8 @@ def test_features_are_joint_and_similarity_is_to_the_chosen_point(encoder: Path)
     assert ask_of(view, request) is None  # of texts it knows nothing
     assert view.modes == ("rgb", "height", "normal", "features", "attention 0", "attention 2", "similarity")
     assert choose_modes(view, ["attention"]) == ("attention 0", "attention 2")
+    every = build(shown, None, Request(str(encoder), attention=None), -55.0)
+    assert choose_modes(every, ["attention"]) == ("attention 0", "attention 1", "attention 2")
     first, second = (cloud.embedding for cloud in view.clouds)
     assert first is not None
     assert second is not None
@@ -311,7 +314,8 @@ def test_masked_input_and_reconstruction_stand_side_by_side(masked_run: Path) ->
     assert (kinds[2] == _view_runs.PREDICTED).sum() == 7 * 16
     np.testing.assert_array_equal(given.xyz[kinds[0] == _view_runs.VISIBLE], seen.xyz)
     # Each visible point is in one of the 5 patches that the encoder sees, and none of the others is.
-    method = _view_runs.masked_autoencoder(masked_run)
+    method = _view_runs.masked_method(masked_run)
+    assert isinstance(method, MaskedAutoencoder)
     made = method.reconstruct(torch.from_numpy(given.xyz)[None], generator=torch.Generator().manual_seed(1))
     patches = made.patches[0][~made.mask[0]].reshape(-1, 3)
     away = torch.cdist(torch.from_numpy(given.xyz), patches).amin(1).numpy()
@@ -322,6 +326,94 @@ def test_masked_input_and_reconstruction_stand_side_by_side(masked_run: Path) ->
     assert again.clouds[0].embedding is None
     assert given.embedding is not None
     assert seen.embedding is None
+
+
+SCENES = """
+seed: 0
+model:
+  class_path: pc3d.methods.MaskedScene
+  init_args:
+    encoder:
+      class_path: pc3d.models.SparseUNet
+      init_args: {channels: [8, 12], blocks: [1, 1], voxel_size: 0.3, signals: xyz_rgb_normal}
+    cell_size: 0.9
+data:
+  train: {class_path: pc3d.data.Rooms}
+  train_transforms:
+    - {class_path: pc3d.data.CenterShift}
+    - {class_path: pc3d.data.GridSample, init_args: {voxel_size: 0.3}}
+  batch_size: 4
+trainer: {max_epochs: 1, limit_train_batches: 1, accelerator: cpu, enable_progress_bar: false}
+"""
+
+
+def test_hidden_cubes_of_a_scene_and_what_is_predicted_in_them(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(SCENES)
+    run = tmp_path / "run"
+    assert main(["pretrain", "--config", str(tmp_path / "config.yaml"), "--output", str(run)]) == 0
+    cloud = Rooms("test")[0].select(slice(None, None, 10))
+    scene = Shown("room", cloud, Rooms("test").classes, unit="m")
+    view = build([scene], run, Request(seed=3), -55.0)
+    assert [one.name for one in view.clouds] == ["room", "what the encoder sees", "reconstruction"]
+    assert choose_modes(view, None) == ("rgb", "mask")
+    given, seen, rebuilt = view.clouds
+    kinds = [one.layers["mask"].values for one in view.clouds]
+    assert kinds[0] is not None
+    hidden = kinds[0] == _view_runs.HIDDEN
+    assert 0.3 < hidden.mean() < 0.9
+    # Hidden are whole voxels, whose points are grey in their middle; all else is as it was.
+    size = 0.3
+    np.testing.assert_allclose(seen.xyz[hidden], (np.floor(given.xyz[hidden] / size) + 0.5) * size, atol=1e-5)
+    np.testing.assert_array_equal(seen.xyz[~hidden], given.xyz[~hidden])
+    assert (np.abs(seen.layers["rgb"].colors[hidden].astype(int) - 127) <= 1).all()
+    np.testing.assert_array_equal(seen.layers["rgb"].colors[~hidden], given.layers["rgb"].colors[~hidden])
+    # One predicted point for each hidden voxel, where and as the head says, written out.
+    method = _view_runs.masked_method(run)
+    assert isinstance(method, MaskedScene)
+    from pc3d.data import CenterShift, collate
+
+    batch = collate([CenterShift()(cloud, torch.Generator())])
+    told = method.hide(batch, 3, 0)
+    with torch.no_grad():
+        rows = method.head(method.features(told)[told.mask]).numpy()
+    new = kinds[2] == _view_runs.PREDICTED
+    assert new.sum() == len(rows) == len(np.unique(np.floor(given.xyz[hidden] / size), axis=0))
+    expected = np.round(np.clip((rows[:, :3] + 1) / 2, 0, 1) * 255)
+    assert np.abs(rebuilt.layers["rgb"].colors[new] - expected).max() <= 1
+    inverse, mask, batch_xyz = told.inverse.numpy(), told.mask.numpy(), told.batch.xyz.numpy()
+    for number, voxel in enumerate(np.flatnonzero(mask)[:50]):
+        middle = batch_xyz[np.flatnonzero(inverse == voxel)[0]]
+        np.testing.assert_allclose(rebuilt.xyz[new][number], middle + (rows[number, 6:] - 0.5) * size, atol=1e-4)
+
+
+def test_classes_of_objects_and_where_they_are_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A classifier of random weights says what ``pc3d classify eval`` would say of the same items."""
+    from pc3d.evaluation import predict_logits
+    from pc3d.models import classifier_of
+    from pc3d.tasks import load_classifier
+    from pc3d.tasks.model_folder import save_model
+
+    names = Household("test").classes
+    torch.manual_seed(0)
+    model = classifier_of(PointNet(16), len(names))
+    head = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
+    config = {"task": "classification", "classes": list(names), "mode": "full", "training": {}}
+    save_model(tmp_path, model.encoder, head, config)
+    shown = objects(0, 7, 8)
+    view = build(shown, tmp_path, Request(), -55.0)
+    found = predict_logits(load_classifier(tmp_path)[0], Household("test", num_points=1024))[0].argmax(1)
+    said = capsys.readouterr().out
+    for one, cloud, expected in zip(shown, view.clouds, found[[0, 7, 8]], strict=True):
+        assert f"{one.name}: {names[expected]}" in said
+        assert (cloud.layers["prediction"].values == expected).all()
+        right = expected == one.cloud.label
+        assert cloud.layers["error"].legend[0][0] == ("right" if right else "wrong")
+    assert choose_modes(view, None) == ("rgb", "prediction", "error")
+    # Objects of no class, or of other classes than the run's, have predictions alone.
+    other = [Shown("a", shown[0].cloud, categories=("x", "y")), Shown("b", shown[0].cloud.replace(label=None))]
+    request = Request()
+    assert "error" not in build(other, tmp_path, request, -55.0).modes
+    assert request.notes == ["a: labelled with other classes than the run's, so no errors are shown"]
 
 
 def test_predictions_and_errors(segment_run: Path) -> None:
@@ -372,7 +464,7 @@ def test_scenes_are_prepared_as_networks_know_them(segment_run: Path) -> None:
     raised = cloud.replace(xyz=cloud.xyz + torch.tensor([10.0, 20, 30]), rgb=None)
     request = Request(str(segment_run))
     speaker = _Speaker(load_encoder(segment_run), request)
-    scene = speaker._scene(Shown("raised", raised))
+    scene = _view_runs.seen_scene(speaker.encoder, Shown("raised", raised), request.notes)
     assert float(scene.xyz[:, 2].min()) == pytest.approx(0, abs=1e-4)
     assert "no colours: the model was trained with them" in request.notes[0]
     assert speaker.features(Shown("raised", raised), raised.xyz.numpy()).shape == (len(raised), 20)
