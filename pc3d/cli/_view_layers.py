@@ -13,6 +13,7 @@ from pc3d.cli._view_inputs import Shown
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from pc3d.viz import Layer, View, ViewCloud
     from pc3d.viz.view import Ask
@@ -158,9 +159,14 @@ def _plain(one: Shown) -> ViewCloud:
         None if cloud.rgb is None else rgb_layer(cloud.rgb.numpy()),
         None if cloud.normal is None else normal_layer(cloud.normal.numpy()),
         None if cloud.segment is None else class_layer("label", cloud.segment.numpy(), one.classes),
-        None if cloud.instance is None else class_layer("instance", cloud.instance.numpy()),
+        None if cloud.instance is None else class_layer("instance", cloud.instance.numpy(), _numbered(cloud.instance)),
     ]
     return ViewCloud(one.name, cloud.xyz.float().numpy(), layers_by_name(layers))
+
+
+def _numbered(instance: Tensor) -> tuple[str, ...]:
+    """Names for the objects of a scene, which have numbers alone."""
+    return tuple(f"object {number}" for number in range(int(instance.max()) + 1 if len(instance) else 0))
 
 
 def _with_heights(clouds: Sequence[ViewCloud], unit: str) -> list[ViewCloud]:

@@ -171,6 +171,7 @@ def test_plain_colours_and_their_order() -> None:
     room = build([shown_item(Rooms("test"), 0)], None, Request(), -55.0)
     assert room.modes == ("rgb", "height", "normal", "label", "instance")
     assert choose_modes(room, None) == ("rgb",)
+    assert {name.partition(" ")[0] for name, _ in room.legend("instance")} <= {"object", "unlabelled"}
     assert choose_modes(room, ["label", "rgb", "label"]) == ("label", "rgb")
     scale = room.scale("height")
     assert scale is not None
