@@ -51,7 +51,7 @@ install: $(VENV)/.dev  ## Make .venv with everything, pc3d in editable form
 
 # ---- what users run ---------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.pc3d  ## Pre-train Point-CMAE on the embedded objects and probe it (about 6 minutes, 2 cores)
+demo: $(VENV)/.pc3d  ## Pre-train Point-CMAE on the embedded objects and probe it (6 minutes on 2 cores, and once 6 of set-up)
 	$(BIN)/pc3d demo
 
 # One process per core with one thread each: most tests are too small for more.
