@@ -18,6 +18,14 @@ if torch.cuda.is_available() and build_info()["cuda"] == "loaded":
     DEVICES.append("cuda")
 
 
+LONGEST = ("test_pages.py", "test_notebooks.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: at the end they would run on one core while the others wait."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device that has compiled kernels here."""

@@ -522,6 +522,8 @@ def test_ctrl_c_while_pytorch_is_imported(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+        # A shell that runs the tests in the background makes all that they start ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 30
     while not importing.exists() and time.monotonic() < deadline:
