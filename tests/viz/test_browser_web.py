@@ -204,7 +204,14 @@ def test_the_server_listens_where_it_was_told_to_and_ends_on_ctrl_c() -> None:
         taken.listen()
         busy = taken.getsockname()[1]
         command = [sys.executable, "-m", "pc3d.cli.main", "view", "household:test:3", "--web", "--port", str(busy)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell that runs the tests in the background makes all that they start ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         try:
             assert process.stdout is not None
             lines = []
