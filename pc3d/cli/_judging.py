@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _output
@@ -21,18 +24,19 @@ from pc3d.cli._inputs import (
 
 if TYPE_CHECKING:
     from pc3d.data import PointDataset
-    from pc3d.evaluation import Encoder, Features
+    from pc3d.evaluation import Encoder, Features, Kept
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """An encoder and what it makes of the two splits of a data set."""
+    """An encoder and what it makes of the two splits of a data set, and where more of that is kept meanwhile."""
 
     encoder: Encoder
     train: Features
     test: Features
     test_set: PointDataset
     num_parameters: int
+    kept: Kept | None
 
 
 def judge_frozen(
@@ -71,24 +75,27 @@ def judge_frozen(
     Returns:
         The results, one for each seed.
     """
-    from pc3d.evaluation import write_rows
+    from pc3d.evaluation import Kept, write_rows
     from pc3d.evaluation.cost import measured
 
     outcomes, rows = [], []
     frozen: Frozen | None = None
     extraction: dict[str, float] = {}
-    for number in chosen_seeds(seed, seeds):
-        # Features of a trained encoder are the same for every seed.
-        if frozen is None or untrained or encoder in HANDCRAFTED:
-            with measured() as extraction:
-                frozen = features_of(
-                    *(encoder, data, variant, num_points, pooling, batch_size), up=up, untrained=untrained, seed=number
-                )
-        with measured() as cost:
-            outcome = judge(frozen, number)
-        cost["cpu_seconds"] += extraction["cpu_seconds"]
-        rows.append(outcome.to_rows(method, {**cost, "parameters": frozen.num_parameters}))
-        outcomes.append(outcome)
+    how = (encoder, data, variant, num_points, pooling, batch_size)
+    with Kept(interrupted(judge.__qualname__, *how, up, untrained, seed, seeds)) as kept:
+        for number in chosen_seeds(seed, seeds):
+            # Features of a trained encoder are the same for every seed.
+            if frozen is None or untrained or encoder in HANDCRAFTED:
+                with measured() as extraction:
+                    frozen = features_of(*how, up=up, untrained=untrained, seed=number, kept=kept)
+            with measured() as cost:
+                outcome = judge(frozen, number)
+            if kept.given_back:  # of what came before an interruption nobody knows the cost
+                del cost["cpu_seconds"]
+            else:
+                cost["cpu_seconds"] += extraction["cpu_seconds"]
+            rows.append(outcome.to_rows(method, {**cost, "parameters": frozen.num_parameters}))
+            outcomes.append(outcome)
     _output.result(*((outcomes[0].to_dict(), outcomes[0]) if seeds is None else gathered(outcomes, rows)))
     if results is not None:
         write_rows([row for of_seed in rows for row in of_seed], results)
@@ -174,6 +181,7 @@ def features_of(
     up: UpAxis | None = None,
     untrained: bool,
     seed: int,
+    kept: Kept | None = None,
 ) -> Frozen:
     """Features of both splits, prepared as the encoder wants them, with a progress bar."""
     import torch
@@ -188,8 +196,20 @@ def features_of(
         "num_points": points,
         "pooling": pooling_of(model, pooling),
         "batch_size": batch_size,
+        "kept": kept,
     }
     train, test = (extract(model, name, source, data, split, **options) for split, source in sources.items())
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
     size = sum(parameter.numel() for parameter in parameters)
-    return Frozen(model, train, test, sources["test"].dataset, size)
+    return Frozen(model, train, test, sources["test"].dataset, size, kept)
+
+
+def interrupted(*what: object) -> Path:
+    """The folder in the user's cache that keeps what a command has computed, if it is interrupted.
+
+    Args:
+        what: tells the command from others.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(repr((os.getcwd(), *what)).encode()).hexdigest()[:16]
+    return cache / "pc3d" / f"interrupted-{name}"

@@ -36,7 +36,7 @@ def evaluate(
     """Score a trained segmentation: mIoU, mAcc, allAcc, a table of the classes, the confusion matrix.
 
     Writes DATA_SPLIT.json and the confusion matrix as DATA_SPLIT.png into the folder eval/ of the run. Results of
-    several folds are added up with pc3d segment fold.
+    several folds are added up with pc3d segment fold. What is interrupted goes on by the same command.
 
     Args:
         run: Run folder of pc3d segment train.
@@ -55,7 +55,7 @@ def evaluate(
         results: Folder for a row of pc3d results; all training scenes are read for the hash in it.
         method: Name in the table of results; the backbone's class and how it started by default.
     """
-    from pc3d.evaluation import write_rows
+    from pc3d.evaluation import Kept, write_rows
     from pc3d.evaluation.cost import measured
     from pc3d.tasks import check_bounds, evaluate_scenes, load_segmenter
 
@@ -81,8 +81,10 @@ def evaluate(
         "max_points": max_points,
         "context": context,
     }
-    with measured() as cost:
-        matrix = evaluate_scenes(model, dataset, progress=True, device=device, **options)
+    with Kept(folder / f".{files[0].stem}.kept") as kept, measured() as cost:
+        matrix = evaluate_scenes(model, dataset, progress=True, device=device, kept=kept, **options)
+    if kept.given_back:  # of what came before an interruption nobody knows the cost
+        del cost["cpu_seconds"]
     scores = matrix.scores(model.classes)
     head = {"run": str(run), "data": name, "num_scenes": len(dataset), "scenes": matrix.scenes}
     result = {**head, **options, **scores.to_dict()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 from pc3d.cli import _output
 from pc3d.cli._parser import verb_parser
@@ -17,7 +18,8 @@ _DESCRIPTION = """Name the class of every point of scene files.
 
 Any PLY, PCD, LAS, LAZ, E57, XYZ, NPY or NPZ file of points in metres, z up, with or without colours and normals. For
 each NAME.* the output folder receives NAME.ply (the points in the colours of their classes, with label and confidence),
-NAME.npz (label, confidence, classes, class_colors, in the order of the file) and NAME.png (a picture)."""
+NAME.npz (label, confidence, classes, class_colors, in the order of the file) and NAME.png (a picture). Of several files
+that were interrupted, --resume leaves out what is done."""
 
 
 def build_parser() -> Any:
@@ -42,14 +44,17 @@ def build_parser() -> Any:
     parser.add_argument("--context", type=float, default=2.0, help="Metres around a block that the network sees.")
     parser.add_argument("--device", type=str, default="cpu", help="Where to compute, such as cpu or cuda.")
     parser.add_argument("--drop_invalid", action="store_true", help="Leave out points that are not finite numbers.")
+    parser.add_argument(
+        "--resume", action="store_true", help="Leave out scenes that have results of this model with these options."
+    )
     parser.add_argument("--overwrite", action="store_true", help="Replace earlier results.")
     return parser
 
 
 def main(argv: Sequence[str]) -> int | None:
     """Run the verb."""
-    from pc3d.data import read_scene
-    from pc3d.tasks import check_bounds, load_segmenter, segment_scene, unit_notes, with_fields
+    from pc3d.evaluation.kept import identity_of
+    from pc3d.tasks import check_bounds, load_segmenter
 
     options = build_parser().parse_args(list(argv))
     output = Path(options.output)
@@ -57,34 +62,101 @@ def main(argv: Sequence[str]) -> int | None:
         raise ValueError(f"scale must be positive, got {options.scale}")
     check_bounds(options.max_points, options.context)
     scenes = [Path(scene) for scene in options.scenes]
-    _check_files(scenes, output, options.overwrite)
+    _check_files(scenes, output, options.overwrite or options.resume)
     model = load_segmenter(options.run)
+    identity = identity_of(model)
+    made_by = {path: _made_by(identity, path, options) for path in scenes}
+    done = [
+        path for path in scenes if options.resume and _is_done(output / path.stem, made_by[path], options.overwrite)
+    ]
     output.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
-    for path in scenes:
-        read = read_scene(path, drop_invalid=options.drop_invalid)
-        in_metres = read.replace(xyz=read.xyz * options.scale)
-        units = unit_notes(in_metres, model.voxel_size)
-        cloud, notes = with_fields(in_metres, model.fields)
-        notes = [*units, *notes]
-        _output.say("\n".join([f"{path}: {len(cloud):,} points", *(f"  {note}" for note in notes)]))
-        labels = segment_scene(
-            model,
-            cloud,
-            voting=options.voting,
-            use_fragments=options.fragments,
-            max_points=options.max_points,
-            context=options.context,
-            device=options.device,
-            progress=True,
-        )
-        for note in labels.notes:
-            _output.say(f"  {note}")
-        found.append({"scene": str(path), "points": len(cloud), "notes": [*notes, *labels.notes]})
-        found[-1].update(_write(output / path.stem, read, labels, model))
+    try:
+        for path in scenes:
+            found.append(
+                _earlier(output, path) if path in done else _predict(model, path, output, options, made_by[path])
+            )
+    except KeyboardInterrupt:
+        count = f"{len(found)} of {len(scenes)} scenes are done"
+        raise KeyboardInterrupt(f"{count}; go on with the same command and --resume") from None
     lines = [f"{scene['scene']}: {_shares(scene['shares'])}; written: {', '.join(scene['written'])}" for scene in found]
     _output.result(found, "\n".join(lines))
     return None
+
+
+def _predict(model: SceneSegmenter, path: Path, output: Path, options: Any, made_by: str) -> dict[str, Any]:
+    """Name the points of a scene, write its files, and tell what is in it."""
+    from pc3d.data import read_scene
+    from pc3d.tasks import segment_scene, unit_notes, with_fields
+
+    read = read_scene(path, drop_invalid=options.drop_invalid)
+    in_metres = read.replace(xyz=read.xyz * options.scale)
+    units = unit_notes(in_metres, model.voxel_size)
+    cloud, notes = with_fields(in_metres, model.fields)
+    notes = [*units, *notes]
+    _output.say("\n".join([f"{path}: {len(cloud):,} points", *(f"  {note}" for note in notes)]))
+    labels = segment_scene(
+        model,
+        cloud,
+        voting=options.voting,
+        use_fragments=options.fragments,
+        max_points=options.max_points,
+        context=options.context,
+        device=options.device,
+        progress=True,
+    )
+    for note in labels.notes:
+        _output.say(f"  {note}")
+    told = {"scene": str(path), "points": len(cloud), "notes": [*notes, *labels.notes]}
+    return {**told, **_write(output / path.stem, read, labels, model, made_by)}
+
+
+def _made_by(identity: str, path: Path, options: Any) -> str:
+    """What tells the results of a scene from those of another model, with other options, or of a file that changed."""
+    from pc3d.evaluation.kept import content_key
+
+    names = ("scale", "voting", "fragments", "max_points", "context", "drop_invalid")
+    found = path.stat()
+    state = f"{path.name} {found.st_size} {found.st_mtime_ns}"
+    return content_key([identity, state, *(f"{name} {getattr(options, name)}" for name in names)])
+
+
+def _is_done(stem: Path, made_by: str, overwrite: bool) -> bool:
+    """Whether the results of a scene are there; its NPZ file is written last.
+
+    Raises:
+        FileExistsError: results of something else are.
+    """
+    import numpy as np
+
+    path = stem.with_name(stem.name + ".npz")
+    if not path.exists():
+        return False
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            same = "made_by" in file and str(file["made_by"]) == made_by
+    except (ValueError, OSError, BadZipFile):
+        same = False
+    if not same and not overwrite:
+        raise FileExistsError(
+            f"{path} is of another model, other options, or an earlier state of the scene: add --overwrite to replace "
+            "it, or choose another --output"
+        )
+    return same
+
+
+def _earlier(output: Path, path: Path) -> dict[str, Any]:
+    """What :func:`_predict` told of a scene before, from its files."""
+    import numpy as np
+
+    files = [output / (path.stem + ending) for ending in (".ply", ".npz", ".png")]
+    with np.load(files[1], allow_pickle=False) as file:
+        label, classes = file["label"], [str(name) for name in file["classes"]]
+    label = label[label >= 0]
+    _output.say(f"{path}: done already")
+    told = {"scene": str(path), "points": len(label), "notes": []}
+    shares = _in_order(np.bincount(label, minlength=len(classes)).tolist(), classes)
+    return {**told, "shares": shares, "written": [str(file) for file in files if file.exists()]}
 
 
 def _check_files(scenes: list[Path], output: Path, overwrite: bool) -> None:
@@ -102,10 +174,13 @@ def _check_files(scenes: list[Path], output: Path, overwrite: bool) -> None:
             if any(target.resolve() == path.resolve() for path in scenes):
                 raise ValueError(f"{target} is an input, and a result would have its place: choose another --output")
             if target.exists() and not overwrite:
-                raise FileExistsError(f"{target} exists: add --overwrite to replace it, or choose another --output")
+                raise FileExistsError(
+                    f"{target} exists: add --overwrite to replace it, --resume to keep what an interruption left, or "
+                    "choose another --output"
+                )
 
 
-def _write(stem: Path, cloud: PointCloud, labels: SceneLabels, model: SceneSegmenter) -> dict[str, Any]:
+def _write(stem: Path, cloud: PointCloud, labels: SceneLabels, model: SceneSegmenter, made_by: str) -> dict[str, Any]:
     """The three files of a scene; their names, and the share of the points that each class has."""
     from pc3d._extras import MissingExtraError
     from pc3d.tasks.scene_files import write_labelled_ply, write_labels_npz
@@ -114,11 +189,6 @@ def _write(stem: Path, cloud: PointCloud, labels: SceneLabels, model: SceneSegme
     colors = class_colors(len(model.classes))
     targets = [stem.with_name(stem.name + ending) for ending in (".ply", ".npz", ".png")]
     write_labelled_ply(targets[0], cloud, labels, colors, model.classes)
-    write_labels_npz(targets[1], cloud, labels, colors, model.classes)
-    counts = labels.label.bincount(minlength=len(model.classes))
-    shares = {
-        model.classes[k]: int(counts[k]) / len(cloud) for k in counts.argsort(descending=True).tolist() if counts[k] > 0
-    }
     try:
         rgb = None if cloud.rgb is None else cloud.rgb.numpy()
         figure = scene_figure(cloud.xyz.numpy(), labels.label.numpy(), model.classes, rgb=rgb, title=stem.name)
@@ -126,7 +196,15 @@ def _write(stem: Path, cloud: PointCloud, labels: SceneLabels, model: SceneSegme
     except MissingExtraError as missing:
         _output.say(f"  no picture: {missing}")
         targets.pop()
-    return {"shares": shares, "written": [str(target) for target in targets]}
+    write_labels_npz(targets[1], cloud, labels, colors, model.classes, made_by=made_by)  # last: all is there then
+    counts = labels.label.bincount(minlength=len(model.classes)).tolist()
+    return {"shares": _in_order(counts, model.classes), "written": [str(target) for target in targets]}
+
+
+def _in_order(counts: Sequence[int], classes: Sequence[str]) -> dict[str, float]:
+    """The share of the points that each class has, the largest first."""
+    order = sorted(range(len(classes)), key=lambda k: -counts[k])
+    return {classes[k]: counts[k] / sum(counts) for k in order if counts[k] > 0}
 
 
 def _shares(shares: dict[str, float]) -> str:

@@ -30,8 +30,8 @@ def embed(
     """Write features of a data set, a folder or a file of points to an .npz file.
 
     The file holds 'features' (n, D) float32, 'label' (n,) int64 with -1 for unlabelled, 'id' and 'classes', and how
-    they were made: 'encoder', 'pooling', 'num_points', 'content_hash'. It is written at the end: what is interrupted
-    starts over. Of an encoder aligned with texts and pictures, pc3d index build keeps what it has embedded.
+    they were made: 'encoder', 'pooling', 'num_points', 'content_hash'. It is written at the end; what is interrupted
+    goes on by the same command, from a folder .NAME.kept beside it.
 
     Args:
         encoder: Folder or Hub id of an exported encoder; or 'descriptor' or 'pca', the handcrafted baselines.
@@ -53,7 +53,7 @@ def embed(
             texts, of pictures, or of both (of unit length, as pc3d index keeps them of the same shapes).
         overwrite: Replace an existing file.
     """
-    from pc3d.evaluation import save_features
+    from pc3d.evaluation import Kept, save_features
 
     path = Path(out)
     if path.suffix != ".npz":
@@ -70,8 +70,9 @@ def embed(
 
         model = as_aligned(cast(Any, model)).view(space)
     options = {"batch_size": batch_size, "pooling": pooling_of(model, pooling), "num_points": points}
-    features = extract(model, name, source, data, split, **options)
-    written = save_features(features, path, overwrite=overwrite)
+    with Kept(path.with_name(f".{path.name}.kept")) as kept:
+        features = extract(model, name, source, data, split, kept=kept, **options)
+        written = save_features(features, path, overwrite=overwrite)
     told = {"file": str(written), "clouds": len(features), "dimensions": features.values.shape[1]}
     _output.result(told, f"{written}: {told['clouds']} clouds, {told['dimensions']} dimensions")
 

@@ -84,6 +84,7 @@ def robustness(
             batch_size=batch_size,
             seed=seed,
             progress=True,
+            kept=frozen.kept,
         )
         return result if row is None else result.relative_to(row)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pc3d.cli import _alignment, _output
 from pc3d.cli._alignment import UpAxis
 from pc3d.cli._inputs import Points, Variant, extract
+from pc3d.cli._judging import interrupted
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def zeroshot(
         method: Name in the table of results; the encoder's by default.
         seed: Seed of the bootstrap interval.
     """
-    from pc3d.evaluation import rank_classes, write_rows, zero_shot
+    from pc3d.evaluation import Kept, rank_classes, write_rows, zero_shot
 
     patterns = _alignment.templates_of(templates)
     aligned = _alignment.open_aligned(encoder)
@@ -63,7 +64,8 @@ def zeroshot(
     raw = _alignment.class_vectors(tower, list(wanted.values()), patterns)
     vectors = aligned.text_targets(raw).detach().numpy()
     options = {"batch_size": batch_size, "pooling": "none", "num_points": _alignment.points_for(aligned, num_points)}
-    features = extract(aligned.view("text"), encoder, source, data, split, **options)
+    with Kept(interrupted("zeroshot", encoder, data, variant, split, num_points, up, batch_size)) as kept:
+        features = extract(aligned.view("text"), encoder, source, data, split, kept=kept, **options)
     names = list(wanted)
     if (source.dataset.labels >= 0).any():
         scored = _relabelled(features, own, names)

@@ -6,6 +6,7 @@ from pc3d.evaluation.cross_modal import CrossModalRecall, cross_modal_recall
 from pc3d.evaluation.features import Encoder, Features, extract_features, save_features
 from pc3d.evaluation.fewshot import Episode, FewShotResult, draw_episodes, few_shot
 from pc3d.evaluation.fewshot_training import FewShotTrainingResult
+from pc3d.evaluation.kept import Kept
 from pc3d.evaluation.knn import K_GRID, knn_probe
 from pc3d.evaluation.logistic import logistic_regression
 from pc3d.evaluation.metrics import Scores, scores, wilson_interval
@@ -35,6 +36,7 @@ __all__ = [
     "FewShotTrainingResult",
     "FrozenResult",
     "Hit",
+    "Kept",
     "PartResult",
     "PartScores",
     "PartTally",

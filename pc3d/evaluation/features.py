@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, get_args, runtime_checkable
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from pc3d._progress import progress_bar
 from pc3d.data import Compose, FarthestPointSample, FirstPoints, Normalize, PointCloud, PointDataset, Transform
+from pc3d.evaluation.kept import Kept, identity_of
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -116,6 +118,7 @@ def extract_features(
     data: str | None = None,
     split: str | None = None,
     name: str | None = None,
+    kept: Kept | None = None,
 ) -> Features:
     """Encode every item of a data set in evaluation mode, without masking, augmentation or gradient.
 
@@ -137,6 +140,7 @@ def extract_features(
         data: name of the data set for reports; its class name when left out.
         split: name of the split for reports.
         name: name of the encoder for reports; its class name when left out.
+        kept: gives back what was encoded before an interruption, batch by batch; the same ``batch_size`` finds it.
 
     Returns:
         The features, in the order of the data set.
@@ -152,6 +156,7 @@ def extract_features(
     digest, ids, blocks = hashlib.sha256(), [], []
     largest = 0
     device = next((p.device for p in encoder.parameters()), None) if isinstance(encoder, torch.nn.Module) else None
+    made_by = "" if kept is None else identity_of(encoder)
     with _frozen(encoder), progress_bar(len(dataset), "encode", "clouds", visible=progress) as advance:
         for clouds in batches(dataset, batch_size, prepare):
             read = [torch.stack([cloud.xyz for cloud in clouds]), *_colors(encoder, clouds)]
@@ -159,14 +164,13 @@ def extract_features(
             for value in read:
                 digest.update(np.ascontiguousarray(value.to(torch.float32).numpy()).tobytes())
             ids += [str(cloud.meta.get("id", "")) for cloud in clouds]
-            xyz, *rgb = (value.to(device) for value in read)
-            colors = {"rgb": rgb[0]} if rgb else {}
-            blocks.append(encoder.encode(xyz, pooling=pooling, **colors).float().cpu())
+            encode = partial(_encode, encoder, read, pooling, device)
+            blocks.append(encode() if kept is None else kept.of([made_by, pooling, *read], encode))
             advance(len(clouds))
     labels = dataset.labels.numpy().astype(np.int64)
     digest.update(labels.tobytes())
     return Features(
-        values=torch.cat(blocks).numpy(),
+        values=np.concatenate(blocks),
         labels=labels,
         classes=tuple(dataset.classes),
         ids=tuple(ids),
@@ -180,6 +184,14 @@ def extract_features(
         encoder=name or type(encoder).__name__,
         groups=None if dataset.groups is None else dataset.groups.numpy().astype(np.int64),
     )
+
+
+def _encode(encoder: Encoder, read: list[Tensor], pooling: str, device: torch.device | None) -> Array:
+    """Features of a batch: its coordinates, perhaps its colours."""
+    xyz, *rgb = (value.to(device) for value in read)
+    colors = {"rgb": rgb[0]} if rgb else {}
+    values: Array = encoder.encode(xyz, pooling=pooling, **colors).float().cpu().numpy()
+    return values
 
 
 def _colors(encoder: Encoder, clouds: list[PointCloud]) -> list[Tensor]:

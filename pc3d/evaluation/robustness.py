@@ -13,6 +13,7 @@ from pc3d._progress import track
 from pc3d.data import CORRUPTIONS, SEVERITIES, Corrupt, Corruption, PointCloud, PointDataset
 from pc3d.data.loader import sample_generator
 from pc3d.evaluation.features import Encoder, Features, extract_features, preparation
+from pc3d.evaluation.kept import Kept
 from pc3d.evaluation.probe import C_GRID, cross_validated
 from pc3d.evaluation.result import FrozenResult, data_fields, percent
 from pc3d.evaluation.rows import Row
@@ -240,6 +241,7 @@ def robustness(
     batch_size: int = 32,
     seed: int = 0,
     progress: bool = False,
+    kept: Kept | None = None,
 ) -> RobustnessResult:
     """Train a linear SVM on clean training features, then judge it on corrupted test clouds.
 
@@ -259,6 +261,7 @@ def robustness(
         batch_size: clouds per call of ``encode``.
         seed: of the corruptions and the folds.
         progress: show a progress bar on standard error, a step for each corruption and severity.
+        kept: gives back what was encoded before an interruption, see :func:`extract_features`.
 
     Raises:
         ValueError: nothing to judge, an unknown corruption or severity, ``"drop_color"`` without colours or alone, a
@@ -292,7 +295,9 @@ def robustness(
     found: dict[str, list[float]] = {name: [] for name in chosen}
     for (name, _), transform in track(list(transforms.items()), "judge", "corrupted test sets", visible=progress):
         clouds = _Corrupted(test_set, test, transform, seed)
-        corrupted = extract_features(encoder, clouds, num_points=None, pooling=test.pooling, batch_size=batch_size)
+        corrupted = extract_features(
+            encoder, clouds, num_points=None, pooling=test.pooling, batch_size=batch_size, kept=kept
+        )
         found[name].append(float(model.score(corrupted.values, y_test)))
     judged = {name: tuple(values) for name, values in found.items()}
     return RobustnessResult(

@@ -57,11 +57,17 @@ def write_labelled_ply(
 
 
 def write_labels_npz(
-    path: Path, cloud: PointCloud, labels: SceneLabels, colors: NDArray[np.floating], classes: Sequence[str]
+    path: Path,
+    cloud: PointCloud,
+    labels: SceneLabels,
+    colors: NDArray[np.floating],
+    classes: Sequence[str],
+    made_by: str = "",
 ) -> None:
     """Write labels in the order of the file's points: ``label`` int16, ``confidence``, ``classes``, ``class_colors``.
 
-    Points that were left out when the file was read (``meta["kept_rows"]``) have label -1 and confidence 0.
+    The file is there whole or not at all. Points that were left out when the file was read
+    (``meta["kept_rows"]``) have label -1 and confidence 0.
 
     Args:
         path: the file, replaced if it exists.
@@ -69,16 +75,21 @@ def write_labels_npz(
         labels: of its points.
         colors: ``(K, 3)`` in [0, 1], of the classes.
         classes: their K names.
+        made_by: stored beside them, to know the results again.
     """
     kept = cloud.meta.get("kept_rows")
     rows = np.arange(len(cloud)) if kept is None else np.flatnonzero(np.asarray(kept))
     total = len(cloud) if kept is None else len(kept)
     label, confidence = np.full(total, -1, dtype=np.int16), np.zeros(total, dtype=np.float32)
     label[rows], confidence[rows] = labels.label.cpu().numpy(), labels.confidence.cpu().numpy()
-    np.savez_compressed(
-        path,
-        label=label,
-        confidence=confidence,
-        classes=np.array(classes),
-        class_colors=np.asarray(colors, dtype=np.float32),
-    )
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            label=label,
+            confidence=confidence,
+            classes=np.array(classes),
+            class_colors=np.asarray(colors, dtype=np.float32),
+            made_by=made_by,
+        )
+    partial.replace(path)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pc3d._progress import progress_bar, track
@@ -18,7 +20,8 @@ from pc3d.data.scene_transforms import CenterShift
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud, collate
 from pc3d.data.voting import AugmentationSet, fragments, voting_views
-from pc3d.evaluation import ConfusionMatrix
+from pc3d.evaluation import ConfusionMatrix, Kept
+from pc3d.evaluation.kept import identity_of
 from pc3d.ops import voxelize
 from pc3d.tasks.scene_checks import check_bounds
 from pc3d.tasks.segmenter import SceneSegmenter
@@ -266,7 +269,12 @@ def _votes(
 
 
 def evaluate_scenes(
-    segmenter: SceneSegmenter, dataset: PointDataset, *, progress: bool = False, **options: Any
+    segmenter: SceneSegmenter,
+    dataset: PointDataset,
+    *,
+    progress: bool = False,
+    kept: Kept | None = None,
+    **options: Any,
 ) -> ConfusionMatrix:
     """The confusion matrix of a model over all labelled points of a data set.
 
@@ -274,6 +282,7 @@ def evaluate_scenes(
         segmenter: the model.
         dataset: scenes with ``segment``, whose classes are the model's.
         progress: show a bar where there is a terminal.
+        kept: gives back the labels of scenes that were named before an interruption.
         **options: of :func:`segment_scene`.
 
     Raises:
@@ -285,15 +294,25 @@ def evaluate_scenes(
             f"{', '.join(dataset.classes) or 'none'}: judge it on a data set with the classes it was trained on"
         )
     matrix = ConfusionMatrix(len(segmenter.classes))
+    made_by = [] if kept is None else [identity_of(segmenter), repr(sorted(options.items()))]
     for index in track(range(len(dataset)), "judge", "scenes", visible=progress):
         cloud = dataset[index]
         if cloud.segment is None:
             raise ValueError(f"scene {cloud.meta.get('id', index)} has no labels to judge by: take another split")
-        found = segment_scene(segmenter, cloud, **options)
-        for note in found.notes:
-            warnings.warn(f"scene {cloud.meta.get('id', index)}: {note}", stacklevel=2)
-        matrix.update(found.label, cloud.segment, scene=cloud.meta.get("id"))
+        name = partial(_labels, segmenter, cloud, str(cloud.meta.get("id", index)), options)
+        # Without a field that the model reads there is nothing to name.
+        seen = [value for field in ("xyz", *segmenter.fields) if (value := getattr(cloud, field)) is not None]
+        label = name() if kept is None else kept.of([*made_by, *seen], name)
+        matrix.update(torch.from_numpy(label), cloud.segment, scene=cloud.meta.get("id"))
     return matrix
+
+
+def _labels(segmenter: SceneSegmenter, cloud: PointCloud, name: str, options: dict[str, Any]) -> NDArray[np.int64]:
+    found = segment_scene(segmenter, cloud, **options)
+    for note in found.notes:
+        warnings.warn(f"scene {name}: {note}", stacklevel=2)
+    label: NDArray[np.int64] = found.label.cpu().numpy()
+    return label
 
 
 def with_fields(cloud: PointCloud, fields: tuple[str, ...]) -> tuple[PointCloud, list[str]]:

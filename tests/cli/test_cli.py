@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -271,6 +272,67 @@ def test_embed_writes_and_never_overwrites(tmp_path: Path, encoder: str, capsys:
     assert main([*arguments, "--overwrite", "--split", "train"]) == 0
     with np.load(out, allow_pickle=False) as archive:
         assert archive["features"].shape == (487, 16)
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, batch: int) -> list[int]:
+    """Ctrl-C while a batch is encoded, and the sizes of those that were before it."""
+    encode = PointViT.encode
+    sizes: list[int] = []
+
+    @functools.wraps(encode)
+    def interrupted(self: PointViT, xyz: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if len(sizes) == batch:
+            raise KeyboardInterrupt
+        sizes.append(len(xyz))
+        return encode(self, xyz, *args, **options)
+
+    monkeypatch.setattr(PointViT, "encode", interrupted)
+    return sizes
+
+
+def test_embed_goes_on_after_an_interruption(
+    tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone, stopped = tmp_path / "alone.npz", tmp_path / "stopped.npz"
+    arguments = ["embed", "--encoder", encoder, "--batch_size", "50", *POINTS, "--quiet", "--out"]
+    assert main([*arguments, str(alone)]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        assert main([*arguments, str(stopped)]) == 130
+    kept = tmp_path / ".stopped.npz.kept"
+    assert f"interrupted; {kept} keeps what was computed: the same command goes on" in capsys.readouterr().err
+    assert not stopped.exists()
+    sizes = interrupt_at(monkeypatch, -1)
+    assert main([*arguments, str(stopped)]) == 0
+    assert sizes == [24]  # of 124
+    with np.load(alone) as expected, np.load(stopped) as found:
+        assert all(np.array_equal(found[name], expected[name]) for name in expected.files)
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    "verb", [["probe"], ["robustness", "--C", "1", "--corruptions", "jitter", "--severities", "3"]]
+)
+def test_judging_goes_on_after_an_interruption(
+    verb: list[str], tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = [*verb, "--encoder", encoder, "--batch_size", "100", *POINTS, "--json", "--quiet"]
+    assert main(arguments) == 0
+    expected = capsys.readouterr().out
+    batches = 8 if verb[0] == "robustness" else 6  # 5 of the training split, 2 of each test split
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, batches)
+        assert main(arguments) == 130
+    assert str(tmp_path / "cache" / "pc3d" / "interrupted-") in capsys.readouterr().err
+    sizes = interrupt_at(monkeypatch, -1)
+    assert main([*arguments, "--results", str(tmp_path / "rows")]) == 0
+    assert sizes == [24]
+    assert json.loads(capsys.readouterr().out) == json.loads(expected)
+    assert list((tmp_path / "cache" / "pc3d").iterdir()) == []
+    row = json.loads(next((tmp_path / "rows").rglob("*.json")).read_text())
+    assert "parameters" in row["cost"]
+    assert "cpu_seconds" not in row["cost"]  # nobody knows it
 
 
 def test_embed_takes_files_and_folders(tmp_path: Path, by_class: Path, encoder: str) -> None:

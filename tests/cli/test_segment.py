@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from pc3d import load_encoder
 from pc3d.cli._training import shipped_configs, with_config
 from pc3d.cli.main import main
 from pc3d.cli.segment import build_parser
-from pc3d.data import Rooms, read_scene, split_train_validation
+from pc3d.data import PointCloud, Rooms, read_scene, split_train_validation
 from pc3d.evaluation import content_hash, read_rows
 from pc3d.models import SparseUNet
-from pc3d.tasks import load_segmenter, segment_scene, with_fields
+from pc3d.tasks import SceneLabels, load_segmenter, segment_scene, with_fields
 
 CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs"
 TINY = """
@@ -362,6 +363,74 @@ def test_predict_labels_any_scene(
         assert back.rgb is not None
         np.testing.assert_allclose(back.rgb, colors, atol=0.5 / 255 + 1e-6)
         assert (tmp_path / "out" / f"{path.stem}.png").stat().st_size > 10_000
+
+
+def test_predict_goes_on_after_an_interruption(
+    run: Path, scenes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named: list[int] = []
+
+    def interrupted(model: Any, cloud: PointCloud, **options: Any) -> SceneLabels:
+        if len(named) == 1:
+            raise KeyboardInterrupt
+        named.append(len(cloud))
+        return segment_scene(model, cloud, **options)
+
+    arguments: list[str | Path] = ["predict", run, *scenes, "--quiet", "--json", "--output"]
+    assert segment(*arguments, tmp_path / "alone") == 0
+    expected = json.loads(capsys.readouterr().out)
+    with monkeypatch.context() as patch:
+        patch.setattr("pc3d.tasks.segment_scene", interrupted)
+        assert segment(*arguments, tmp_path / "out") == 130
+        assert "1 of 2 scenes are done; go on with the same command and --resume" in capsys.readouterr().err
+        assert segment(*arguments, tmp_path / "out") == 1  # not without being told to
+        assert "add --overwrite" in capsys.readouterr().err
+        named.clear()
+        # A file that was broken off stands for nothing.
+        (tmp_path / "out" / "second.ply").write_bytes(b"ply")
+        assert segment(*arguments, tmp_path / "out", "--resume") == 0
+    assert len(named) == 1
+    found = json.loads(capsys.readouterr().out)
+    for now, then, path in zip(found, expected, scenes, strict=True):
+        assert (now["points"], now["shares"]) == (then["points"], then["shares"])
+        assert [Path(file).name for file in now["written"]] == [Path(file).name for file in then["written"]]
+        for ending in (".ply", ".png"):
+            files = [tmp_path / folder / (path.stem + ending) for folder in ("alone", "out")]
+            assert files[0].read_bytes() == files[1].read_bytes()
+        with np.load(tmp_path / "alone" / f"{path.stem}.npz") as a, np.load(tmp_path / "out" / f"{path.stem}.npz") as b:
+            assert all(np.array_equal(a[name], b[name]) for name in a.files)
+    assert segment(*arguments, tmp_path / "out", "--resume", "--context", "1") == 1
+    assert "other options" in capsys.readouterr().err
+    (tmp_path / "out" / "first.npz").write_bytes(b"mine")
+    assert segment(*arguments, tmp_path / "out", "--resume") == 1
+    assert "first.npz is of another model" in capsys.readouterr().err
+
+
+def test_eval_goes_on_after_an_interruption(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named: list[int] = []
+    stop_at = 1
+
+    def interrupted(model: Any, cloud: PointCloud, **options: Any) -> SceneLabels:
+        if stop_at == len(named):
+            raise KeyboardInterrupt
+        named.append(len(cloud))
+        return segment_scene(model, cloud, **options)
+
+    arguments: list[str | Path] = ["eval", run, "--data", "rooms", "--single_pass", "--quiet", "--json", "--output"]
+    assert segment(*arguments, tmp_path / "alone") == 0
+    expected = json.loads(capsys.readouterr().out)
+    with monkeypatch.context() as patch:
+        patch.setattr("pc3d.tasks.scene_inference.segment_scene", interrupted)
+        assert segment(*arguments, tmp_path / "out") == 130
+        kept = tmp_path / "out" / ".rooms_test.kept"
+        assert f"{kept} keeps what was computed" in capsys.readouterr().err
+        stop_at = -1
+        assert segment(*arguments, tmp_path / "out") == 0
+    assert len(named) == expected["num_scenes"] == 3  # none of them twice
+    assert json.loads(capsys.readouterr().out) == expected
+    assert not kept.exists()
 
 
 def test_predict_keeps_georeferenced_coordinates_and_rows_of_the_file(
