@@ -23,15 +23,16 @@ class StoredLifts(Protocol):
         """``num_views`` ``(N,)`` and, for the M points that a picture shows, ``feature`` ``(M, C)``."""
 
     def identity(self) -> dict[str, Any]:
-        """What the features were made with; ``name`` is the tower's."""
+        """What the features were made with; ``name`` is the tower's, ``weights`` the SHA-256 of its weights."""
 
 
 class LiftedSet(PointDataset):
     """Any set of scenes, joined by id with features of their pictures that were lifted onto their points.
 
-    Items carry ``feature``, with rows of zeros for points that no picture shows, and ``meta["teacher"]``, the name of
-    the tower that made the features. Features are looked up after the transform, for the points that it leaves: they
-    are wide, so sampling belongs into ``transform`` here rather than into the data module.
+    Items carry ``feature``, with rows of zeros for points that no picture shows, and ``meta["teacher"]`` and
+    ``meta["teacher_weights"]``, name and SHA-256 of the weights of the tower that made the features. Features are
+    looked up after the transform, for the points that it leaves: they are wide, so sampling belongs into ``transform``
+    here rather than into the data module.
 
     Args:
         dataset: scenes with ``meta["id"]``, as their features were lifted onto; its own transform is not used.
@@ -46,7 +47,8 @@ class LiftedSet(PointDataset):
         self.dataset, self.features, self.transform = dataset, features, transform
         self.classes, self.parts, self.skipped = dataset.classes, dataset.parts, dataset.skipped
         self.labels, self.groups = dataset.labels, dataset.groups
-        self._teacher = str(features.identity().get("name", ""))
+        identity = features.identity()
+        self._teacher = {"teacher": str(identity.get("name", "")), "teacher_weights": str(identity.get("weights", ""))}
 
     def load(self, index: int) -> PointCloud:
         return self._joined(index, lambda cloud: cloud)
@@ -81,4 +83,4 @@ class LiftedSet(PointDataset):
         feature = rows.new_zeros(len(left), rows.shape[1])
         seen = number < len(rows)
         feature[seen] = rows[number[seen]]
-        return left.replace(feature=feature, meta={**left.meta, "teacher": self._teacher})
+        return left.replace(feature=feature, meta={**left.meta, **self._teacher})

@@ -46,7 +46,7 @@ class DenseDistillation(Method):
             :class:`pc3d.models.Swin3D` or :class:`pc3d.models.PointViTFeatures`.
         teacher_dim: width of the targets.
         teacher: name of the tower that made them, kept with the encoder and compared with the data's; empty if it does
-            not matter.
+            not matter. A hash of its weights is taken from the data, kept, and compared likewise.
         objective: see above.
         decoder: train the decoder of a voxel encoder as well; False distils into the features of all levels without it
             (:class:`pc3d.models.UpcastFeatures`).
@@ -92,6 +92,7 @@ class DenseDistillation(Method):
         own_space = embed_dim is not None and objective in ("ppkt", "slidr")
         width = embed_dim if own_space and embed_dim is not None else teacher_dim
         self.model = DistilledEncoder(encoder, width, "" if own_space else teacher, decoder).train()
+        self._teacher_weights = ""
         self.teacher_head = nn.Linear(teacher_dim, width) if own_space else nn.Identity()
 
     @property
@@ -121,7 +122,7 @@ class DenseDistillation(Method):
         """The teacher's feature ``(sum N, teacher_dim)`` of every point.
 
         Raises:
-            ValueError: there are none, or they are another teacher's.
+            ValueError: there are none, or they are another teacher's, by its name or by its weights.
         """
         if batch.feature is None:
             raise ValueError(
@@ -136,7 +137,21 @@ class DenseDistillation(Method):
         others = {str(meta["teacher"]) for meta in batch.meta if meta.get("teacher")} - {self.teacher}
         if self.teacher and others:
             raise ValueError(f"the data's features are of {others.pop()}, the method has teacher={self.teacher!r}")
+        self._check_weights({str(meta["teacher_weights"]) for meta in batch.meta if meta.get("teacher_weights")})
         return batch.feature
+
+    def _check_weights(self, found: set[str]) -> None:
+        """Files of weights may have one name: all features must be of those that the first ones were of."""
+        known = self._teacher_weights or min(found, default="")
+        if others := found - {known}:
+            raise ValueError(
+                f"the data's features are of several towers {self.teacher!r}, whose weights differ (SHA-256 "
+                f"{known[:12]} and {min(others)[:12]}): lift all scenes with the same"
+            )
+        if known and not self._teacher_weights:
+            self._teacher_weights = known
+            if self.model.space:
+                self.model.name_weights(known)
 
     def loss(self, features: Tensor, target: Tensor, shown: Tensor, batch: PointBatch, draws: SampleRandom) -> Tensor:
         """The objective of a batch.

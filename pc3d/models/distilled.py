@@ -23,13 +23,16 @@ class DistilledEncoder(nn.Module):
             that is no tower's.
         decoder: read ``point_features``; False reads the features of all levels of a voxel encoder without its decoder
             (:class:`UpcastFeatures`), and the decoder is left as it is.
+        space_weights: SHA-256 of that tower's weights; empty if not known.
 
     Raises:
         TypeError: the encoder gives no features of points, or, without decoder, is none of voxels.
         ValueError: ``space_dim`` is below 1.
     """
 
-    def __init__(self, encoder: nn.Module, space_dim: int, space: str = "", decoder: bool = True) -> None:
+    def __init__(
+        self, encoder: nn.Module, space_dim: int, space: str = "", decoder: bool = True, space_weights: str = ""
+    ) -> None:
         super().__init__()
         if decoder and not (hasattr(encoder, "point_features") and hasattr(encoder, "feature_dim")):
             raise TypeError(
@@ -49,11 +52,19 @@ class DistilledEncoder(nn.Module):
             "space": space,
             "decoder": decoder,
         }
+        self.space_weights = ""
+        self.name_weights(space_weights)
         self.projection = nn.Sequential(nn.LayerNorm(self.feature_dim), nn.Linear(self.feature_dim, space_dim))
         if not decoder:
             # What takes no part would wait for gradients for ever when several processes train.
             for name, module in encoder.named_children():
                 module.requires_grad_(name in ENCODER_PARTS)
+
+    def name_weights(self, weights: str) -> None:
+        """Keep the SHA-256 of the weights of the tower whose space this is."""
+        self.space_weights = weights
+        if weights:
+            self.config["space_weights"] = weights
 
     @property
     def signals(self) -> str:

@@ -22,13 +22,16 @@ def joint_teacher(distilled: DistilledEncoder, name: str | None = None, weights:
 
     Args:
         distilled: the encoder, which names its teacher.
-        name: the teacher, ``LIBRARY:MODEL``, where the encoder does not say or was loaded from another place.
+        name: the teacher, ``LIBRARY:MODEL``, where the encoder does not say or was loaded from another place; its
+            weights are then not compared with those that the encoder was distilled from.
         weights: of open_clip, a local file.
 
     Raises:
-        ValueError: the encoder lies in no teacher's space, or its teacher is not joint with texts.
+        ValueError: the encoder lies in no teacher's space, or its teacher is not joint with texts, or has other weights
+            here.
         MissingWeightsError: the teacher's weights are not here.
     """
+    expected = "" if name else distilled.space_weights
     name = name or distilled.space
     if not name:
         raise ValueError(
@@ -53,6 +56,12 @@ def joint_teacher(distilled: DistilledEncoder, name: str | None = None, weights:
         raise ValueError(
             f"{name} has features of width {pair.image.dense_width}, the encoder was distilled from features of width "
             f"{distilled.space_dim}: name the tower that made them"
+        )
+    if expected and expected != pair.image.weights_hash():
+        raise ValueError(
+            f"{name} has other weights here than those that the encoder was distilled from (SHA-256 {expected[:12]}): "
+            "give the file that features were lifted with (weights), or name the teacher if it is one all the same, in "
+            "another precision say"
         )
     return pair
 

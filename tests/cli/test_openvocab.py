@@ -64,7 +64,7 @@ class StoredNormals:
         return {"feature": normal[shown], "num_views": shown.long()}
 
     def identity(self) -> dict[str, Any]:
-        return {"name": "stand-in:normals"}
+        return {"name": "stand-in:normals", "weights": Normals().weights_hash()}
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,19 @@ def test_teachers_that_are_not_joint_are_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("pc3d.tasks.open_vocabulary.load_pair", lambda *_: pair())
     with pytest.raises(ValueError, match="has features of width 3, the encoder was distilled from features of width 5"):
         joint_teacher(encoder("", width=5), "a:b")
+
+
+def test_other_weights_than_those_of_the_features_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pc3d import load_encoder
+
+    distilled = load_encoder(run, expect=DistilledEncoder)
+    assert distilled.space_weights == Normals().weights_hash()
+    other = pair()
+    other.image.register_buffer("more", torch.zeros(1))
+    monkeypatch.setattr("pc3d.tasks.open_vocabulary.load_pair", lambda *_: other)
+    with pytest.raises(ValueError, match=r"stand-in:normals has other weights here .*SHA-256 .*\(weights\), or name"):
+        joint_teacher(distilled)
+    assert joint_teacher(distilled, "stand-in:normals") is other  # the user's own word
 
 
 def test_an_encoder_that_was_not_distilled_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

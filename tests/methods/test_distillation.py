@@ -283,6 +283,30 @@ def test_bad_arguments_and_data_are_refused(clouds: list[PointCloud], batch: Poi
         method(teacher="offline:xfeat").training_step(batch, 0)
 
 
+def test_files_of_one_name_are_told_apart_by_their_weights(
+    clouds: list[PointCloud], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (
+        collate([cloud.replace(meta={**cloud.meta, "teacher_weights": weights * 64}) for cloud in clouds])
+        for weights in "ab"
+    )
+    scene = method(teacher="stand-in")
+    quiet(scene, monkeypatch)
+    scene.training_step(first, 0)
+    assert scene.encoder.config["space_weights"] == scene.encoder.space_weights == "a" * 64
+    scene.training_step(first, 1)
+    message = "several towers 'stand-in', whose weights differ .SHA-256 aaaaaaaaaaaa and bbbbbbbbbbbb"
+    with pytest.raises(ValueError, match=message):
+        scene.training_step(second, 2)
+    with pytest.raises(ValueError, match=message):
+        method(teacher="stand-in").targets(collate([*first.unbind(), *second.unbind()]))
+    contrast = method(objective="slidr")  # its space is no tower's, its data are of one all the same
+    contrast.targets(first)
+    assert contrast.encoder.space_weights == ""
+    with pytest.raises(ValueError, match="whose weights differ"):
+        contrast.targets(second)
+
+
 # ---- whole runs --------------------------------------------------------------------------------------------------
 
 
