@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pc3d.image.bridge import CentredTextTower, ConseImageTower, conse_pair
 from pc3d.image.cameras import Camera, focal_length
+from pc3d.image.depth_maps import CLIP2POINT_PROMPT, POINTCLIP_PROMPT, clip2point_maps, pointclip_maps
 from pc3d.image.extractors import DenseFeatures, Extractor, PictureFeatures, TextFeatures
 from pc3d.image.features import FeatureMismatchError, FeatureStore, precompute
 from pc3d.image.lifting import (
@@ -53,11 +54,13 @@ from pc3d.image.visibility import (
 )
 
 __all__ = [
+    "CLIP2POINT_PROMPT",
     "CONSE_PAIR",
     "INSTALL_WEIGHTS",
     "OFFLINE_TOWERS",
     "OPENSHAPE_PAIR",
     "PHOTO",
+    "POINTCLIP_PROMPT",
     "ULIP_TEMPLATES",
     "VIEW_SETS",
     "Camera",
@@ -89,6 +92,7 @@ __all__ = [
     "TimmImageTower",
     "View",
     "class_map",
+    "clip2point_maps",
     "conse_pair",
     "cosine_to_camera",
     "depth_edges",
@@ -114,6 +118,7 @@ __all__ = [
     "open_clip_pair",
     "pixels_to_points",
     "point_spacing",
+    "pointclip_maps",
     "precompute",
     "prompt_ensemble",
     "read_mesh",
