@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_targets import Colors, frame, scene
+from test_targets import Colors, frame, scene, write_sens
 
 from pc3d.data import Frame, FrameFolder, LiftedSet, PointCloud, PointDataset, ScanNet
 from pc3d.image import (
@@ -175,6 +176,18 @@ def test_the_script_lifts_frames_of_scannet(
     torch.testing.assert_close(joined.feature, lifted.features, atol=1e-3, rtol=1e-3)
     with pytest.raises(SystemExit, match="--frames: say where the frames"):
         script.main([str(tmp_path / "out"), *options[:4]])
+    # The same frames as they are downloaded: one file, in the place of the folders.
+    folder = tmp_path / "frames" / "scene0000_00"
+    for kind in ("color", "depth", "pose", "intrinsic"):
+        shutil.rmtree(folder / kind)
+    write_sens(folder / "scene0000_00.sens", SHOTS)
+    script.main([str(tmp_path / "packed"), *options, "--frame-step", "2"])
+    packed = LiftedSet(scans, FeatureStore(tmp_path / "packed"))[0]
+    assert packed.feature is not None
+    # Poses are float32 there and text here: points at the rim of what is seen may fall on the other side.
+    assert (packed.feature.any(1) == joined.feature.any(1)).float().mean() > 0.99
+    both = packed.feature.any(1) & joined.feature.any(1)
+    torch.testing.assert_close(packed.feature[both], joined.feature[both], atol=2e-2, rtol=0)
 
 
 def test_the_script_lifts_frames_of_rooms(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

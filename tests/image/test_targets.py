@@ -180,25 +180,31 @@ def test_a_real_photograph_is_found_again_from_the_side() -> None:
     assert math.isfinite(float(first.sum()))
 
 
-def test_frames_of_a_sens_file_are_lifted_as_they_are(tmp_path: Path) -> None:
-    """ScanNet's container, written field by field: raw colours, zlib depth in millimetres, a frame that was lost."""
-    shots = [frame((0.0, 0.0, 0.0)), frame((0.0, 0.4, 0.1))]
-    lost = replace(shots[0], pose=np.full((4, 4), -np.inf))
+def write_sens(path: Path, shots: list[Frame]) -> None:
+    """ScanNet's container, written field by field: raw colours, zlib depth in millimetres."""
 
     def matrix(values: Any) -> bytes:
         whole = np.eye(4, dtype="<f4")
         whole[: len(values), : len(values)] = values
         return whole.tobytes()
 
-    with (tmp_path / "scan.sens").open("wb") as file:
+    with path.open("wb") as file:
         file.write(struct.pack("<IQ", 4, 6) + b"sensor")
         for values in (shots[0].intrinsic, np.eye(4), shots[0].intrinsic_depth, np.eye(4)):
             file.write(matrix(values))
-        file.write(struct.pack("<ii4IfQ", 0, 1, 160, 128, 80, 64, 1000.0, 3))
-        for shot in (shots[0], lost, shots[1]):
+        (height, width), (rows, columns) = shots[0].color.shape[:2], shots[0].depth.shape
+        file.write(struct.pack("<ii4IfQ", 0, 1, width, height, columns, rows, 1000.0, len(shots)))
+        for shot in shots:
             depth = zlib.compress((shot.depth * 1000).round().astype("<u2").tobytes())
             file.write(matrix(shot.pose) + struct.pack("<4Q", 0, 0, shot.color.nbytes, len(depth)))
             file.write(shot.color.tobytes() + depth)
+
+
+def test_frames_of_a_sens_file_are_lifted_as_they_are(tmp_path: Path) -> None:
+    """A frame between the others was lost."""
+    shots = [frame((0.0, 0.0, 0.0)), frame((0.0, 0.4, 0.1))]
+    lost = replace(shots[0], pose=np.full((4, 4), -np.inf))
+    write_sens(tmp_path / "scan.sens", [shots[0], lost, shots[1]])
     with pytest.warns(UserWarning, match=r"1 frame\(s\) without a pose"):
         stored = lift_frames(scene(), SensFile(tmp_path / "scan.sens"), Colors())
     direct = lift_frames(scene(), shots, Colors())
