@@ -1,7 +1,7 @@
 """How well features of pictures land on points: a real stereo pair, and rooms with posed colour and depth frames.
 
     pip install scikit-image  # for its stereo pair, Middlebury's motorcycle
-    python benchmarks/lifting.py --rooms DATA/rooms --output runs/lifting
+    python benchmarks/lifting.py --rooms DATA/rooms --samples DATA/samples --output runs/lifting
 
 Stereo: points are the left photograph's pixels at their measured depth. Points that the right camera does not see are
 found by discs and by hidden point removal, and judged by whether the photographs agree there. Features of each
@@ -9,7 +9,10 @@ photograph are lifted onto the points that it sees, and a point's feature from t
 the right.
 
 Rooms: colours lifted from the frames are compared with the points' own, and a linear classifier of points is fitted on
-lifted features of training rooms and judged on test rooms, against the same on plain colours. Writes ``lifting.md``.
+lifted features of training rooms and judged on test rooms, against the same on plain colours.
+
+``--samples`` writes posed frames as ScanNet's ``.sens`` files, lifts them by the commands of a user, compares the
+colours with the points' own and draws ``sens_frames.png`` (``sens_frames.py``). Writes ``lifting.md``.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from sens_frames import sens_rows
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -64,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for lifting.md")
     parser.add_argument("--rooms", type=Path, help="folder with the large form of the rooms, which has frames")
+    parser.add_argument("--samples", type=Path, help="folder with scannet_layout, real/ and benchmark_metadata")
     parser.add_argument("--train_rooms", type=int, default=6, help="training rooms that the classifier is fitted on")
     parser.add_argument("--test_rooms", type=int, default=4, help="test rooms that it is judged on")
     options = parser.parse_args()
@@ -71,6 +76,8 @@ def main() -> None:
     lines += stereo()
     if options.rooms is not None:
         lines += rooms(options.rooms, options.train_rooms, options.test_rooms)
+    if options.samples is not None:
+        lines += sens_rows(options.samples, options.output, Colors(), SHORT_SIDE)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "lifting.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
