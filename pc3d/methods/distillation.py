@@ -43,7 +43,7 @@ class DenseDistillation(Method):
 
     Args:
         encoder: has ``point_features(batch)`` and ``feature_dim``, such as :class:`pc3d.models.SparseUNet`,
-            :class:`pc3d.models.Swin3D` or :class:`pc3d.models.PointViTFeatures`.
+            :class:`pc3d.models.Swin3D` or :class:`pc3d.models.BlockFeatures`.
         teacher_dim: width of the targets.
         teacher: name of the tower that made them, kept with the encoder and compared with the data's; empty if it does
             not matter. A hash of its weights is taken from the data, kept, and compared likewise.

@@ -2,6 +2,7 @@
 
 from pc3d.models.aligned import AlignedShapeEncoder, as_aligned, is_aligned
 from pc3d.models.attention_map import AttentionMap, attention_map, save_attention_map
+from pc3d.models.block_features import BlockFeatures, scene_backbone
 from pc3d.models.classifier import PointClassifier, VectorClassifier, classifier_of
 from pc3d.models.dgcnn import DGCNN
 from pc3d.models.distilled import DistilledEncoder
@@ -21,7 +22,6 @@ from pc3d.models.part_segmentation import PointPartSegmenter
 from pc3d.models.point_features import object_features, point_attention, reads_scenes, scene_features, text_relevance
 from pc3d.models.point_net import PointNet
 from pc3d.models.point_vit import EncoderOutput, PointViT, Pooling
-from pc3d.models.point_vit_features import PointViTFeatures
 from pc3d.models.posbert import load_posbert_encoder
 from pc3d.models.predicted_centers import PredictedCenterModel
 from pc3d.models.pretrained import (
@@ -47,6 +47,7 @@ __all__ = [
     "DGCNN",
     "AlignedShapeEncoder",
     "AttentionMap",
+    "BlockFeatures",
     "Branch",
     "Decoder",
     "DistilledEncoder",
@@ -62,7 +63,6 @@ __all__ = [
     "PointNet",
     "PointPartSegmenter",
     "PointViT",
-    "PointViTFeatures",
     "Pooling",
     "PredictedCenterModel",
     "SparseUNet",
@@ -91,6 +91,7 @@ __all__ = [
     "reads_scenes",
     "save_attention_map",
     "save_encoder",
+    "scene_backbone",
     "scene_features",
     "text_relevance",
     "to_official_openshape_state",

@@ -10,6 +10,7 @@ from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.nn.shared_mlp import EdgeConv, SharedMLP
 
 WIDTHS = (64, 64, 128, 256)
+_MIXED_DIM = 1024
 
 
 class DGCNN(ObjectEncoder):
@@ -32,6 +33,8 @@ class DGCNN(ObjectEncoder):
     """
 
     pooling = "max and mean over points"
+    vector_only = ("linear", "norm")
+    local_dim = sum(WIDTHS) + _MIXED_DIM
 
     def __init__(self, embed_dim: int = 512, k: int = 20, num_points: int = 1024) -> None:
         super().__init__()
@@ -43,8 +46,8 @@ class DGCNN(ObjectEncoder):
         self.edges = nn.ModuleList(
             EdgeConv(before, after, k) for before, after in zip((3, *WIDTHS[:-1]), WIDTHS, strict=True)
         )
-        self.mix = SharedMLP((sum(WIDTHS), 1024), negative_slope=0.2)
-        self.linear = nn.Linear(2048, embed_dim, bias=False)
+        self.mix = SharedMLP((sum(WIDTHS), _MIXED_DIM), negative_slope=0.2)
+        self.linear = nn.Linear(2 * _MIXED_DIM, embed_dim, bias=False)
         self.norm = GlobalBatchNorm(embed_dim)
 
     def reset_parameters(self) -> None:
@@ -53,13 +56,33 @@ class DGCNN(ObjectEncoder):
 
     def forward(self, xyz: Tensor) -> Tensor:
         """Features of every point, ``(B, N, 3)`` to ``(B, N, 1024)``; N at least k."""
+        mixed: Tensor = self.mix(self._edge_features(xyz))
+        return mixed
+
+    def local_features(self, xyz: Tensor) -> Tensor:
+        """What its segmentation network reads of every point (section 4.3 and figure 3).
+
+        There three edge convolutions are joined and a category is known; here all four, and none.
+
+        Args:
+            xyz: ``(B, N, 3)``, N at least k.
+
+        Returns:
+            ``(B, N, 512 + 1024)``: the outputs of the edge convolutions beside the maximum over the cloud of the shared
+            layer that follows them.
+        """
+        edges = self._edge_features(xyz)
+        whole: Tensor = self.mix(edges).amax(1, keepdim=True)
+        return torch.cat([edges, whole.expand(-1, xyz.shape[1], -1)], dim=2)
+
+    def _edge_features(self, xyz: Tensor) -> Tensor:
+        """The outputs of the edge convolutions, ``(B, N, 512)``."""
         check_clouds(xyz, self.k, "k")
         features, found = xyz, []
         for layer in self.edges:
             features = layer(features)
             found.append(features)
-        mixed: Tensor = self.mix(torch.cat(found, dim=2))
-        return mixed
+        return torch.cat(found, dim=2)
 
     def encode(self, xyz: Tensor, pooling: str = "max+mean") -> Tensor:
         """One feature vector per cloud, ``(B, N, 3)`` to ``(B, C)``; always from maximum and mean, side by side."""

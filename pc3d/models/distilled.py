@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
+from pc3d.models.block_features import BlockFeatures
 from pc3d.models.voxel_features import ENCODER_PARTS, UpcastFeatures, as_voxel_encoder
 
 
@@ -36,7 +37,7 @@ class DistilledEncoder(nn.Module):
         super().__init__()
         if decoder and not (hasattr(encoder, "point_features") and hasattr(encoder, "feature_dim")):
             raise TypeError(
-                "encoder must have point_features(batch) and feature_dim, as SparseUNet, Swin3D and PointViTFeatures "
+                "encoder must have point_features(batch) and feature_dim, as SparseUNet, Swin3D and BlockFeatures "
                 f"have; {type(encoder).__name__} has not"
             )
         if space_dim < 1:
@@ -87,6 +88,17 @@ class DistilledEncoder(nn.Module):
             return UpcastFeatures(self.encoder).point_features(batch)
         features: Tensor = cast(Any, self.encoder).point_features(batch)
         return features
+
+    def train_encoder(self, trained: bool = True) -> None:
+        """Make what gives the features of points trainable, or not; the projection and what else takes no part, never.
+
+        Several processes that train would wait for their gradients for ever.
+        """
+        self.projection.requires_grad_(False)
+        inner = self.encoder if self.decoder else UpcastFeatures(self.encoder)
+        inner.requires_grad_(trained)
+        if isinstance(inner, UpcastFeatures | BlockFeatures):
+            inner.train_encoder(trained)
 
     def in_space(self, features: Tensor) -> Tensor:
         """Features ``(N, feature_dim)`` as ``(N, space_dim)``, not normalised."""

@@ -24,6 +24,7 @@ from torch import nn
 
 from pc3d._version import __version__
 from pc3d.models.aligned import AlignedShapeEncoder
+from pc3d.models.block_features import BlockFeatures
 from pc3d.models.dgcnn import DGCNN
 from pc3d.models.distilled import DistilledEncoder
 from pc3d.models.openshape import OpenShapePointBERT
@@ -31,7 +32,6 @@ from pc3d.models.openshape_fcnn import OpenShapeFCNN
 from pc3d.models.openshape_sparse import OpenShapeSparseConv
 from pc3d.models.point_net import PointNet
 from pc3d.models.point_vit import PointViT
-from pc3d.models.point_vit_features import PointViTFeatures
 from pc3d.models.sparse_unet import SparseUNet
 from pc3d.models.swin3d import Swin3D
 from pc3d.models.vit3d import ViT3D
@@ -42,7 +42,7 @@ Encoder = (
     | ViT3D
     | PointNet
     | DGCNN
-    | PointViTFeatures
+    | BlockFeatures
     | Swin3D
     | SparseUNet
     | OpenShapePointBERT
@@ -54,7 +54,7 @@ Encoder = (
 )
 AnyEncoder = TypeVar("AnyEncoder", bound=nn.Module)
 
-_AROUND = (AlignedShapeEncoder, DistilledEncoder, UpcastFeatures)
+_AROUND = (AlignedShapeEncoder, BlockFeatures, DistilledEncoder, UpcastFeatures)
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -62,6 +62,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def _aligned(encoder: dict[str, Any], **arguments: Any) -> AlignedShapeEncoder:
     """From its configuration, which names the encoder inside."""
     return AlignedShapeEncoder(ENCODERS[encoder["class"]](**encoder["arguments"]), **arguments)
+
+
+def _blocks(encoder: dict[str, Any], **arguments: Any) -> BlockFeatures:
+    """From its configuration, which names the encoder inside."""
+    return BlockFeatures(ENCODERS[encoder["class"]](**encoder["arguments"]), **arguments)
 
 
 def _distilled(encoder: dict[str, Any], **arguments: Any) -> DistilledEncoder:
@@ -79,7 +84,7 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "ViT3D": ViT3D,
     "PointNet": PointNet,
     "DGCNN": DGCNN,
-    "PointViTFeatures": PointViTFeatures.from_config,
+    "BlockFeatures": _blocks,
     "Swin3D": Swin3D,
     "SparseUNet": SparseUNet,
     "OpenShapePointBERT": OpenShapePointBERT,
@@ -97,9 +102,10 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
     Both files are replaced atomically, the weights last: a folder never holds half of one.
 
     Args:
-        encoder: a :class:`PointViT`, :class:`ViT3D`, :class:`PointNet`, :class:`DGCNN`, :class:`PointViTFeatures`,
-            :class:`Swin3D`, :class:`SparseUNet`, :class:`OpenShapePointBERT` or :class:`OpenShapeSparseConv`, or one of
-            these in an :class:`AlignedShapeEncoder`, a :class:`DistilledEncoder` or :class:`UpcastFeatures`.
+        encoder: a :class:`PointViT`, :class:`ViT3D`, :class:`PointNet`, :class:`DGCNN`, :class:`Swin3D`,
+            :class:`SparseUNet`, :class:`OpenShapePointBERT`, :class:`OpenShapeSparseConv` or :class:`OpenShapeFCNN`, or
+            one of these in an :class:`AlignedShapeEncoder`, a :class:`DistilledEncoder`, :class:`BlockFeatures` or
+            :class:`UpcastFeatures`.
         folder: created if need be; an encoder in it is replaced.
 
     Returns:

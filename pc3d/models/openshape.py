@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -62,6 +63,12 @@ def to_frame(xyz: Tensor, axes: Axes) -> Tensor:
     return torch.stack([x, z, -y], dim=-1) if axes == "y_up" else xyz
 
 
+def from_frame(xyz: Tensor, axes: Axes) -> Tensor:
+    """Points ``(..., 3)`` back from :func:`to_frame`."""
+    # Three quarter turns more undo one; the mirror and the frame that is no other are their own inverse.
+    return to_frame(to_frame(to_frame(xyz, axes), axes), axes) if axes == "y_up" else to_frame(xyz, axes)
+
+
 def with_colors(xyz: Tensor, rgb: Tensor | None) -> Tensor:
     """``(B, N, 6)``: coordinates and colours, :data:`GREY` where there are none."""
     return torch.cat([xyz, torch.full_like(xyz, GREY) if rgb is None else rgb.to(xyz.dtype)], dim=-1)
@@ -103,6 +110,7 @@ class OpenShapePointBERT(nn.Module):
 
     reads_rgb = True
     pooling = "none (the embedding)"
+    vector_only = ("projection",)
 
     def __init__(
         self,
@@ -202,14 +210,39 @@ class OpenShapePointBERT(nn.Module):
 
     def tokens(self, xyz: Tensor, rgb: Tensor | None = None) -> Tensor:
         """``(B, 1 + G, C)``: the class token and the patch tokens after the last block."""
-        centers, patches = self.cut(xyz, rgb)
-        batch, groups, size, channels = patches.shape
-        read = self.patches(patches.reshape(-1, channels)).view(batch, groups, size, -1)
-        lifted = self.lift_norm(self.lift(torch.cat([centers.to(read.dtype), read.amax(2)], dim=-1)))
-        tokens = torch.cat([self.cls_token.to(lifted.dtype).expand(batch, 1, -1), lifted], dim=1)
+        tokens = self._embed(*self.cut(xyz, rgb))
         for block in self.blocks:
             tokens = block(tokens)
         return tokens
+
+    def group_layers(
+        self, xyz: Tensor, layers: Sequence[int], rgb: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """What several blocks make of the patches.
+
+        Args:
+            xyz: ``(B, N, 3)``, N at least ``num_groups``.
+            layers: ascending numbers of blocks, from 0.
+            rgb: ``(B, N, 3)`` in [0, 1]; grey when left out.
+
+        Returns:
+            For each block its tokens ``(B, G, C)``, without the class token, and the patches' centres ``(B, G, 3)`` in
+            the frame of ``xyz``.
+        """
+        centers, patches = self.cut(xyz, rgb)
+        tokens, kept = self._embed(centers, patches), []
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if index in layers:
+                kept.append(tokens[:, 1:])
+        return kept, from_frame(centers, self.config["axes"])
+
+    def _embed(self, centers: Tensor, patches: Tensor) -> Tensor:
+        """``(B, 1 + G, C)``: the class token and the patches, before the first block."""
+        batch, groups, size, channels = patches.shape
+        read = self.patches(patches.reshape(-1, channels)).view(batch, groups, size, -1)
+        lifted = self.lift_norm(self.lift(torch.cat([centers.to(read.dtype), read.amax(2)], dim=-1)))
+        return torch.cat([self.cls_token.to(lifted.dtype).expand(batch, 1, -1), lifted], dim=1)
 
     def cut(self, xyz: Tensor, rgb: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Centres ``(B, G, 3)`` and patches ``(B, G, S, 9)``: relative place, place, colour; in the network's frame."""

@@ -25,6 +25,14 @@ class _Reads(NamedTuple):
     shape: Tensor
 
 
+class _Scales(NamedTuple):
+    """Features ``(V, sum of channels[1:])`` of the finest voxels, each point's voxel, and what the layers read."""
+
+    features: Tensor
+    inverse: Tensor
+    reads: _Reads
+
+
 class OpenShapeFCNN(nn.Module):
     """The 5.3 M sparse convolutions of OpenShape (Liu et al., NeurIPS 2023, section 3.3), before they were scaled up.
 
@@ -49,6 +57,7 @@ class OpenShapeFCNN(nn.Module):
 
     reads_rgb = True
     pooling = "none (the embedding)"
+    vector_only = ("merge", "head")
 
     def __init__(
         self,
@@ -79,16 +88,37 @@ class OpenShapeFCNN(nn.Module):
             "dropout": dropout,
             "axes": axes,
         }
-        self.embed_dim = embed_dim
+        self.embed_dim, self.local_dim = embed_dim, sum(channels[1:])
         self.points = nn.Sequential(nn.Linear(6, channels[0], bias=False), GlobalBatchNorm(channels[0]), nn.LeakyReLU())
         self.stages = nn.ModuleList([LeakyConv(a, b) for a, b in pairwise(channels)])
-        widths = (sum(channels[1:]), merged_dim, merged_dim)
+        widths = (self.local_dim, merged_dim, merged_dim)
         self.merge = nn.ModuleList([LeakyConv(width, merged_dim) for width in widths])
         self.head = embedding_head(2 * merged_dim, hidden_dim, embed_dim, dropout)
         reset_sparse_convolutions(self)
 
     def forward(self, xyz: Tensor, rgb: Tensor | None = None) -> Tensor:
         """As :meth:`encode`."""
+        features, _, reads = self._scales(xyz, rgb)
+        for convolution, read in zip(self.merge, reads.merge, strict=True):
+            features = convolution(features, read)
+        pooled = [segment_reduce(features, reads.shape, len(xyz), kind) for kind in ("max", "mean")]
+        embedding: Tensor = self.head(torch.cat(pooled, dim=1))
+        return embedding
+
+    def local_features(self, xyz: Tensor, rgb: Tensor | None = None) -> Tensor:
+        """The features of the voxels that hold each point after all four stages, side by side, before they are merged.
+
+        Args:
+            xyz: ``(B, N, 3)``.
+            rgb: ``(B, N, 3)`` in [0, 1]; grey when left out.
+
+        Returns:
+            ``(B, N, sum of channels[1:])``.
+        """
+        scales = self._scales(xyz, rgb)
+        return gather(scales.features, scales.inverse).view(*xyz.shape[:2], -1)
+
+    def _scales(self, xyz: Tensor, rgb: Tensor | None) -> _Scales:
         check_cloud(xyz, rgb)
         if xyz.shape[1] == 0:
             raise ValueError("clouds must have points, got none")
@@ -103,12 +133,7 @@ class OpenShapeFCNN(nn.Module):
         for stage, (read, pooling), parents in zip(self.stages, reads.stages, reads.parents, strict=True):
             features = gather_max(stage(features, read), pooling.neighbors.long())
             scales.append(gather(features, parents))
-        features = torch.cat(scales, dim=1)
-        for convolution, read in zip(self.merge, reads.merge, strict=True):
-            features = convolution(features, read)
-        pooled = [segment_reduce(features, reads.shape, len(xyz), kind) for kind in ("max", "mean")]
-        embedding: Tensor = self.head(torch.cat(pooled, dim=1))
-        return embedding
+        return _Scales(torch.cat(scales, dim=1), found.inverse, reads)
 
     def encode(self, xyz: Tensor, pooling: str = "none", *, rgb: Tensor | None = None) -> Tensor:
         """One vector per cloud.

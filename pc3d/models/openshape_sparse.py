@@ -30,6 +30,7 @@ class ShapeVoxels(NamedTuple):
         same: neighbours within each halved level.
         parents: ``(V,)`` int64 of each halved level: its row that holds each *finest* voxel.
         merge: what the two last, strided convolutions read.
+        inverse: ``(B N,)`` int64, the finest voxel of each point.
         shape: ``(W,)`` int64, the cloud of each voxel that they leave.
         num_clouds: B.
     """
@@ -40,6 +41,7 @@ class ShapeVoxels(NamedTuple):
     same: list[KernelMap]
     parents: list[Tensor]
     merge: list[KernelMap]
+    inverse: Tensor
     shape: Tensor
     num_clouds: int
 
@@ -111,6 +113,8 @@ class OpenShapeSparseConv(nn.Module):
 
     reads_rgb = True
     pooling = "none (the embedding)"
+    vector_only = ("merge", "head")
+    local_dim = sum(_WIDTHS)
 
     def __init__(
         self,
@@ -170,6 +174,28 @@ class OpenShapeSparseConv(nn.Module):
     def forward(self, xyz: Tensor, rgb: Tensor | None = None) -> Tensor:
         """As :meth:`encode`."""
         voxels = self.voxels(xyz, rgb)
+        features = self._scales(voxels)
+        for convolution, reads in zip(self.merge, voxels.merge, strict=True):
+            features = convolution(features, reads)
+        pooled = [segment_reduce(features, voxels.shape, voxels.num_clouds, kind) for kind in ("max", "mean")]
+        embedding: Tensor = self.head(torch.cat(pooled, dim=1))
+        return embedding
+
+    def local_features(self, xyz: Tensor, rgb: Tensor | None = None) -> Tensor:
+        """The features of the voxels that hold each point on all four levels, side by side, before they are merged.
+
+        Args:
+            xyz: ``(B, N, 3)``.
+            rgb: ``(B, N, 3)`` in [0, 1]; grey when left out.
+
+        Returns:
+            ``(B, N, 480)``.
+        """
+        voxels = self.voxels(xyz, rgb)
+        return gather(self._scales(voxels), voxels.inverse).view(*xyz.shape[:2], -1)
+
+    def _scales(self, voxels: ShapeVoxels) -> Tensor:
+        """Of every finest voxel, the features of those that hold it on all levels: ``(V, 480)``."""
         features = self.stem(voxels.inputs, voxels.stem)
         scales = []
         for index, (down, blocks) in enumerate(zip(self.downsamples, self.levels, strict=True)):
@@ -177,12 +203,7 @@ class OpenShapeSparseConv(nn.Module):
             for block in blocks:  # type: ignore[attr-defined]
                 features = block(features, voxels.same[index])
             scales.append(gather(features, voxels.parents[index]))
-        features = torch.cat(scales, dim=1)
-        for convolution, reads in zip(self.merge, voxels.merge, strict=True):
-            features = convolution(features, reads)
-        pooled = [segment_reduce(features, voxels.shape, voxels.num_clouds, kind) for kind in ("max", "mean")]
-        embedding: Tensor = self.head(torch.cat(pooled, dim=1))
-        return embedding
+        return torch.cat(scales, dim=1)
 
     def encode(self, xyz: Tensor, pooling: str = "none", *, rgb: Tensor | None = None) -> Tensor:
         """One vector per cloud.
@@ -212,10 +233,10 @@ class OpenShapeSparseConv(nn.Module):
             cuts = torch.arange(len(xyz) + 1, device=xyz.device) * xyz.shape[1]
             found = voxelize(points[:, :3].contiguous(), self.config["voxel_size"], offsets=cuts)
             inputs = segment_reduce(points, found.inverse, len(found.coords), "mean")
-        return _shape_voxels(inputs, found.coords, found.offsets)
+        return _shape_voxels(inputs, found.inverse, found.coords, found.offsets)
 
 
-def _shape_voxels(inputs: Tensor, coords: Tensor, offsets: Tensor) -> ShapeVoxels:
+def _shape_voxels(inputs: Tensor, inverse: Tensor, coords: Tensor, offsets: Tensor) -> ShapeVoxels:
     merge: list[KernelMap] = []
     merged, merged_offsets = coords, offsets
     for _ in range(2):
@@ -232,4 +253,4 @@ def _shape_voxels(inputs: Tensor, coords: Tensor, offsets: Tensor) -> ShapeVoxel
         coords, offsets = down[-1].coords, down[-1].offsets
         same.append(kernel_map(coords, offsets=offsets))
     shape = scene_of_rows(merged_offsets, len(merged))
-    return ShapeVoxels(inputs, stem, down, same, parents, merge, shape, len(offsets) - 1)
+    return ShapeVoxels(inputs, stem, down, same, parents, merge, inverse, shape, len(offsets) - 1)

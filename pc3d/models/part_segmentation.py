@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pc3d.models.local_features import center_features, three_layers
 from pc3d.models.point_vit import PointViT
 from pc3d.models.vit3d import ViT3D
 from pc3d.ops import interpolate
@@ -134,26 +132,3 @@ class PointPartSegmenter(nn.Module):
         of_point = F.linear(propagated, joint.weight[:, :width])
         of_cloud = F.linear(whole, joint.weight[:, width:], joint.bias)
         return F.log_softmax(self.head[1:](of_point + of_cloud[cloud]), dim=-1)
-
-
-def three_layers(encoder: PointViT | ViT3D, layers: Sequence[int] | None) -> tuple[int, int, int]:
-    """The blocks asked for, or those after a third, two thirds and all of the depth.
-
-    Raises:
-        ValueError: not three ascending blocks that the encoder has.
-    """
-    depth = int(cast(Any, encoder.config["depth"]))
-    chosen = tuple(layers or (depth // 3 - 1, 2 * depth // 3 - 1, depth - 1))
-    if len(chosen) != 3 or not 0 <= chosen[0] < chosen[1] < chosen[2] < depth:
-        raise ValueError(f"layers must be three ascending blocks of 0..{depth - 1}, got {chosen}")
-    return chosen
-
-
-def center_features(encoder: PointViT | ViT3D, xyz: Tensor, layers: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """The outputs ``(B, G, 3 C)`` of three blocks, each through the final norm, and where they are, ``(B, G, 3)``."""
-    if isinstance(encoder, ViT3D):
-        of_groups, centers = encoder.group_layers(xyz, layers)
-        return torch.cat(of_groups, dim=-1), centers
-    centers, _, tokens = encoder.tokenizer(xyz)
-    _, kept = encoder.transformer.layers(tokens, encoder.position(centers), keep=layers)
-    return torch.cat([encoder.norm(layer) for layer in kept], dim=-1), centers

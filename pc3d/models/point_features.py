@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from pc3d.data.types import PointCloud, collate
 from pc3d.models.aligned import AlignedShapeEncoder
 from pc3d.models.dgcnn import DGCNN
-from pc3d.models.openshape import Axes, OpenShapePointBERT, to_frame
+from pc3d.models.openshape import OpenShapePointBERT
+from pc3d.models.openshape_fcnn import OpenShapeFCNN
+from pc3d.models.openshape_sparse import OpenShapeSparseConv
 from pc3d.models.point_net import PointNet
 from pc3d.models.point_vit import PointViT
 from pc3d.models.sparse_unet import SparseUNet
@@ -57,12 +59,13 @@ def object_features(encoder: nn.Module, xyz: Tensor, query: Tensor | None = None
     """Features of any points of an object, in evaluation mode.
 
     Of encoders with tokens those of the tokens, after the last block; of :class:`PointNet` and :class:`DGCNN` those of
-    the points before the maximum over the cloud. They are carried to the queries from the three nearest tokens or
-    points, weighted by inverse squared distance, as for part segmentation (PointNet++, section 3.4).
+    the points before the maximum over the cloud; of OpenShape's sparse convolutions those of the voxels that hold a
+    point, of all levels. They are carried to the queries from the three nearest tokens or points, weighted by inverse
+    squared distance, as for part segmentation (PointNet++, section 3.4).
 
     Args:
-        encoder: a :class:`PointViT`, :class:`ViT3D`, :class:`PointNet`, :class:`DGCNN` or
-            :class:`OpenShapePointBERT`, or one of them in an :class:`AlignedShapeEncoder`.
+        encoder: a :class:`PointViT`, :class:`ViT3D`, :class:`PointNet`, :class:`DGCNN`, :class:`OpenShapePointBERT`,
+            :class:`OpenShapeSparseConv` or :class:`OpenShapeFCNN`, or one of them in an :class:`AlignedShapeEncoder`.
         xyz: ``(N, 3)``, what the encoder sees: as many points as it is meant for, in the unit sphere.
         query: ``(M, 3)`` the points to describe, in the same frame; ``xyz`` when None.
         rgb: ``(N, 3)`` in [0, 1] of ``xyz``, for encoders that read colours.
@@ -87,24 +90,16 @@ def _described(encoder: nn.Module, xyz: Tensor, rgb: Tensor | None) -> tuple[Ten
         return tokens[0], centers[0]
     if isinstance(encoder, PointNet | DGCNN):
         return encoder(xyz[None])[0], xyz
+    colors = None if rgb is None else rgb[None]
     if isinstance(encoder, OpenShapePointBERT):
-        colors = None if rgb is None else rgb[None]
-        # Where the first centre is a random point, both calls must draw the same one.
-        with torch.random.fork_rng(devices=[]):
-            tokens = encoder.tokens(xyz[None], colors)
-        with torch.random.fork_rng(devices=[]):
-            centers, _ = encoder.cut(xyz[None], colors)
-        return tokens[0, 1:], _from_frame(centers[0], encoder.config["axes"])
+        (last,), centers = encoder.group_layers(xyz[None], [len(encoder.blocks) - 1], colors)
+        return last[0], centers[0]
+    if isinstance(encoder, OpenShapeSparseConv | OpenShapeFCNN):
+        return encoder.local_features(xyz[None], colors)[0], xyz
     raise TypeError(
         f"{type(encoder).__name__} says nothing of single points: features of points are those of a PointViT, ViT3D, "
-        "PointNet, DGCNN, OpenShapePointBERT, SparseUNet or Swin3D"
+        "PointNet, DGCNN, OpenShapePointBERT, OpenShapeSparseConv, OpenShapeFCNN, SparseUNet or Swin3D"
     )
-
-
-def _from_frame(xyz: Tensor, axes: Axes) -> Tensor:
-    """Back from :func:`pc3d.models.openshape.to_frame`."""
-    # Three quarter turns more undo one; the mirror and the frame that is no other are their own inverse.
-    return to_frame(to_frame(to_frame(xyz, axes), axes), axes) if axes == "y_up" else to_frame(xyz, axes)
 
 
 @torch.no_grad()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pc3d.models.object_encoder import ObjectEncoder, check_clouds, reset_layers
 from pc3d.nn.shared_mlp import SharedMLP
+
+_LOCAL_DIM, _LOCAL_LAYERS = 64, 6  # after two of the shared layers, each with its norm and ReLU
 
 
 class PointNet(ObjectEncoder):
@@ -33,7 +36,7 @@ class PointNet(ObjectEncoder):
         if embed_dim < 1:
             raise ValueError(f"embed_dim must be at least 1, got {embed_dim}")
         self.config = {"embed_dim": embed_dim, "num_points": num_points}
-        self.embed_dim = embed_dim
+        self.embed_dim, self.local_dim = embed_dim, _LOCAL_DIM + embed_dim
         self.mlp = SharedMLP((3, 64, 64, 64, 128, embed_dim))
 
     def reset_parameters(self) -> None:
@@ -45,6 +48,21 @@ class PointNet(ObjectEncoder):
         check_clouds(xyz, 1, "num_points")
         features: Tensor = self.mlp(xyz)
         return features
+
+    def local_features(self, xyz: Tensor) -> Tensor:
+        """What its segmentation network reads of every point (section 4.2 and figure 2).
+
+        Args:
+            xyz: ``(B, N, 3)``.
+
+        Returns:
+            ``(B, N, 64 + C)``: the features after the second shared layer beside the vector of the whole cloud.
+        """
+        check_clouds(xyz, 1, "num_points")
+        batch, points, _ = xyz.shape
+        local = self.mlp.layers[:_LOCAL_LAYERS](xyz.reshape(-1, 3))
+        whole = self.mlp.layers[_LOCAL_LAYERS:](local).view(batch, points, -1).amax(1, keepdim=True)
+        return torch.cat([local.view(batch, points, -1), whole.expand(-1, points, -1)], dim=2)
 
     def encode(self, xyz: Tensor, pooling: str = "max") -> Tensor:
         """One feature vector per cloud, ``(B, N, 3)`` to ``(B, C)``; always the maximum over the points."""

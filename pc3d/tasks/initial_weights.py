@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pc3d.models import DistilledEncoder, PointViTFeatures, UpcastFeatures
+from pc3d.models import AlignedShapeEncoder, BlockFeatures, DistilledEncoder, UpcastFeatures
 from pc3d.models.signal_layout import common_signals
 from pc3d.tasks.weight_files import open_weights
 
@@ -59,9 +59,9 @@ def take_weights(
     """Start a backbone from an exported encoder, tensor by tensor where name and shape agree.
 
     The encoder may have been built with other arguments or lack a decoder; of a distilled one the projection into the
-    teacher's space is left out. A backbone of :class:`UpcastFeatures` is the encoder inside, and so is
-    :class:`PointViTFeatures` to an encoder of objects. Swin3D is fine-tuned with
-    ``skip=("upsamples",)`` and, on ScanNet, also without its stem (released code): see the report for what that leaves.
+    teacher's space is left out, and of an aligned one its heads. A backbone of :class:`UpcastFeatures` is the encoder
+    inside, and so is :class:`BlockFeatures` to an encoder of objects. Swin3D is fine-tuned with ``skip=("upsamples",)``
+    and, on ScanNet, also without its stem (released code): see the report for what that leaves.
 
     Of two voxel encoders that read other signals (``xyz_rgb_normal`` and ``xyz_rgb``), the columns of the stem and the
     rows of Swin3D's attention tables that belong to the signals of both are taken, the tables as the released loader
@@ -70,7 +70,8 @@ def take_weights(
     Args:
         backbone: changed in place.
         encoder: folder or Hub id, as for :func:`pc3d.load_encoder`; or an official file, of Swin3D for a backbone of
-            that class, of the Point-MAE family for :class:`PointViTFeatures`.
+            that class, of the Point-MAE family for :class:`BlockFeatures` with a
+            :class:`PointViT`, of POS-BERT for one with a :class:`ViT3D`.
         skip: leave out tensors whose name contains one of these.
         y_up: turn the weights of an official file of Swin3D that were trained with y up, as the authors' of ``xyz_rgb``
             were (:func:`pc3d.models.load_official_swin3d`).
@@ -82,7 +83,7 @@ def take_weights(
     target = _inside(backbone)
     opened, untold = open_weights(encoder, _of_objects(target), y_up=y_up)
     source = _inside(opened)
-    if not isinstance(source, PointViTFeatures):
+    if not isinstance(source, BlockFeatures):
         target = _of_objects(target)
     given = {name: value for name, value in source.state_dict().items() if name not in untold}
     own = target.state_dict()
@@ -129,14 +130,14 @@ def difference(ours: nn.Module, theirs: nn.Module) -> str:
 
 def _inside(module: nn.Module) -> nn.Module:
     """The encoder whose tensors have names of their own, of what is built around it."""
-    while isinstance(module, DistilledEncoder | UpcastFeatures):
+    while isinstance(module, AlignedShapeEncoder | DistilledEncoder | UpcastFeatures):
         module = module.encoder
     return module
 
 
 def _of_objects(module: nn.Module) -> nn.Module:
     """The encoder of objects in what applies it to scenes."""
-    return module.encoder if isinstance(module, PointViTFeatures) else module
+    return module.encoder if isinstance(module, BlockFeatures) else module
 
 
 def _numbers(tensors: Iterable[Tensor]) -> int:

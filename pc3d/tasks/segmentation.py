@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
 from pc3d.evaluation import ConfusionMatrix
-from pc3d.models import UpcastFeatures
+from pc3d.models import BlockFeatures, DistilledEncoder, UpcastFeatures, scene_backbone
 from pc3d.nn import mean_over_processes
 from pc3d.tasks.draws import draws_of_step
 from pc3d.tasks.initial_weights import take_weights
@@ -61,8 +61,10 @@ class SemanticSegmentation(pl.LightningModule):
     a run that was broken off and resumed ends as one that was left alone, bit for bit on a CPU.
 
     Args:
-        backbone: has ``point_features(batch)`` and ``feature_dim``: :class:`pc3d.models.Swin3D`, ``SparseUNet``, one of
-            them without decoder (:class:`pc3d.models.UpcastFeatures`), ...
+        backbone: any encoder of the package. :class:`pc3d.models.Swin3D` and ``SparseUNet`` read scenes themselves,
+            with or without decoder (:class:`pc3d.models.UpcastFeatures`); encoders of objects are applied to one cube
+            of the scene after the other (:class:`pc3d.models.BlockFeatures`, whose options are the default's if it is
+            not given itself). Or any module with ``point_features(batch)`` and ``feature_dim``.
         num_classes: K.
         class_names: names of the classes; their numbers when empty.
         head: ``"mlp"`` as Swin3D, ``"linear"``, or ``"language"``, :class:`pc3d.nn.LanguageHead`.
@@ -114,6 +116,7 @@ class SemanticSegmentation(pl.LightningModule):
             raise ValueError(f"language: these are options of head 'language', got head {head!r}")
         if y_up and encoder is None:
             raise ValueError("y_up: there are no weights to turn, give the official file as encoder")
+        backbone = scene_backbone(backbone)
         self.initial = None if encoder is None else take_weights(backbone, encoder, skip, y_up=y_up)
         self.language = None
         if head == "language":
@@ -123,7 +126,7 @@ class SemanticSegmentation(pl.LightningModule):
             self.segmenter = SceneSegmenter(backbone, names, head)
         self.freeze_backbone, self.optimisation, self.seed = freeze, optimisation, seed
         self.segmenter.backbone.requires_grad_(not freeze)
-        if isinstance(self.segmenter.backbone, UpcastFeatures):
+        if isinstance(self.segmenter.backbone, BlockFeatures | DistilledEncoder | UpcastFeatures):
             self.segmenter.backbone.train_encoder(not freeze)
         self._matrix = ConfusionMatrix(num_classes)
         weights = torch.tensor(class_weights, dtype=torch.float32) if class_weights else None

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
-from pc3d.models import load_encoder
+from pc3d.models import load_encoder, scene_backbone
 from pc3d.nn import LanguageHead, TextHead
 from pc3d.nn.heads import SegmentationHead
 from pc3d.tasks.model_folder import does_not_fit, head_config, head_weights, save_model
@@ -23,7 +23,8 @@ class SceneSegmenter(nn.Module):
     """Class scores for every point of a batch.
 
     Args:
-        backbone: has ``point_features(batch) -> (sum N, feature_dim)`` and ``feature_dim``.
+        backbone: has ``point_features(batch) -> (sum N, feature_dim)`` and ``feature_dim``; an encoder of objects is
+            put into :class:`pc3d.models.BlockFeatures`.
         classes: names of the K classes.
         head: ``"mlp"``: linear, batch norm, ReLU, linear, as Swin3D; ``"linear"``: one linear layer; or one that knows
             the texts of the classes, :class:`pc3d.nn.LanguageHead` or :class:`pc3d.nn.TextHead`.
@@ -40,11 +41,7 @@ class SceneSegmenter(nn.Module):
         head: Literal["mlp", "linear"] | LanguageHead | TextHead = "mlp",
     ) -> None:
         super().__init__()
-        if not hasattr(backbone, "point_features") or not hasattr(backbone, "feature_dim"):
-            raise TypeError(
-                f"backbone must have point_features(batch) and feature_dim, as Swin3D and SparseUNet have; "
-                f"{type(backbone).__name__} has not"
-            )
+        backbone = scene_backbone(backbone)
         if len(classes) < 1:
             raise ValueError("classes is empty: name at least one class")
         if isinstance(head, str) and head not in ("mlp", "linear"):

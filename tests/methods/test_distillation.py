@@ -21,7 +21,7 @@ from pc3d.cli.main import main
 from pc3d.data import LiftedSet, PointBatch, PointCloud, Rooms, SceneDataModule, Selection, SphereCrop, collate
 from pc3d.image.features import precompute
 from pc3d.methods import DenseDistillation, Optimisation, pretrain
-from pc3d.models import DistilledEncoder, PointViT, PointViTFeatures, SparseUNet, Swin3D, UpcastFeatures
+from pc3d.models import BlockFeatures, DistilledEncoder, PointViT, SparseUNet, Swin3D, UpcastFeatures
 from pc3d.models.voxel_features import ENCODER_PARTS
 from pc3d.tasks import SemanticSegmentation
 
@@ -38,8 +38,8 @@ def swin(**changes: Any) -> Swin3D:
     return Swin3D(**{**arguments, "num_heads": (2, 2), "window_sizes": (3, 3), **changes})
 
 
-def objects() -> PointViTFeatures:
-    return PointViTFeatures(
+def objects() -> BlockFeatures:
+    return BlockFeatures(
         PointViT(16, 3, 2, num_groups=8, group_size=8, num_points=64, tokenizer_dims=(8, 12, 16)), feature_dim=12
     )
 
@@ -209,7 +209,7 @@ def test_gradients_reach_all_that_is_trained(
     encoder: Any, decoder: bool, batch: PointBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if encoder is objects and not decoder:
-        with pytest.raises(TypeError, match="SparseUNet or a Swin3D, got PointViTFeatures"):
+        with pytest.raises(TypeError, match="SparseUNet or a Swin3D, got BlockFeatures"):
             method(encoder, decoder=False)
         return
     scene = method(lambda: encoder(drop_path=0.0) if encoder is swin else encoder(), decoder=decoder, objective="ppkt")

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from pc3d.models import PointClassifier, PointPartSegmenter, PointViT, ViT3D
+from pc3d.models.local_features import center_features
 from pc3d.models.official_names import official_slots
-from pc3d.models.part_segmentation import center_features
 from pc3d.ops import knn
 
 

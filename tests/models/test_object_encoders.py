@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,8 @@ def normed(x: Tensor, norm: nn.Module) -> Tensor:
     return (x - norm.running_mean.double()) * scale + norm.bias.double()
 
 
-def shared(x: Tensor, mlp: nn.Module, slope: float = 0.0) -> Tensor:
-    layers = list(mlp.layers)  # type: ignore[arg-type]
+def shared(x: Tensor, mlp: Any, slope: float = 0.0) -> Tensor:
+    layers = list(mlp.layers)
     for linear, norm in zip(layers[::3], layers[1::3], strict=True):
         x = normed(x @ linear.weight.double().T, norm)
         x = torch.where(x > 0, x, slope * x)
@@ -89,8 +90,22 @@ def shared(x: Tensor, mlp: nn.Module, slope: float = 0.0) -> Tensor:
 @torch.no_grad()
 def test_point_net_is_its_formula(objects: Tensor) -> None:
     encoder = small("PointNet")
-    expected = torch.stack([shared(cloud.double(), encoder.mlp).max(0).values for cloud in objects])  # type: ignore[arg-type]
+    expected = torch.stack([shared(cloud.double(), encoder.mlp).max(0).values for cloud in objects])
     torch.testing.assert_close(encoder.encode(objects).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_point_net_says_of_points_what_its_segmentation_network_reads(objects: Tensor) -> None:
+    encoder = small("PointNet")
+    assert isinstance(encoder, PointNet)
+    found, layers = encoder.local_features(objects), encoder.mlp.layers
+    assert found.shape == (4, 256, encoder.local_dim)
+    for ours, cloud in zip(found.double(), objects.double(), strict=True):
+        local = shared(cloud, SimpleNamespace(layers=layers[:6]))
+        whole = shared(local, SimpleNamespace(layers=layers[6:])).max(0).values
+        torch.testing.assert_close(ours[:, :64], local, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours[:, 64:], whole.expand(256, -1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[:, 0, 64:], encoder.encode(objects))
 
 
 def edge_convolution(layer: EdgeConv, x: Tensor) -> Tensor:
@@ -117,6 +132,10 @@ def test_dgcnn_is_its_formula(objects: Tensor) -> None:
     pooled = torch.cat([points.max(0).values, points.mean(0)])
     expected = normed(pooled @ encoder.linear.weight.double().T, encoder.norm)
     torch.testing.assert_close(encoder.encode(cloud[None])[0].double(), expected, rtol=1e-4, atol=1e-4)
+    # What its segmentation network reads of points: all edge convolutions, and the maximum over the cloud.
+    read = torch.cat([*found, points.max(0).values.expand(60, -1)], dim=1)
+    assert read.shape[1] == encoder.local_dim
+    torch.testing.assert_close(encoder.local_features(cloud[None])[0].double(), read, rtol=1e-4, atol=1e-4)
 
 
 def test_edge_convolution_has_the_gradient_of_its_formula() -> None:

@@ -13,6 +13,7 @@ from pc3d.data import Household, Rooms, collate
 from pc3d.models import (
     DGCNN,
     AlignedShapeEncoder,
+    OpenShapeFCNN,
     OpenShapePointBERT,
     OpenShapeSparseConv,
     PointNet,
@@ -68,6 +69,15 @@ def test_encoders_of_points_say_it_themselves(xyz: Tensor, encoder: nn.Module) -
     with torch.no_grad():
         expected = encoder.eval()(xyz[None])[0]
     torch.testing.assert_close(object_features(encoder, xyz), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("build", [OpenShapeSparseConv, OpenShapeFCNN])
+def test_sparse_networks_say_it_at_every_point(xyz: Tensor, build: Any) -> None:
+    torch.manual_seed(0)
+    encoder, rgb = build(8, hidden_dim=8).eval(), torch.rand(256, 3, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = encoder.local_features(xyz[None], rgb[None])[0]
+    torch.testing.assert_close(object_features(encoder, xyz, rgb=rgb), expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("axes", ["z_up", "mirrored", "y_up"])
@@ -134,8 +144,8 @@ def test_attention_is_that_of_the_map_in_units_of_even_attention(xyz: Tensor) ->
 
 
 def test_what_says_nothing_of_points_is_refused(xyz: Tensor) -> None:
-    with pytest.raises(TypeError, match="OpenShapeSparseConv says nothing of single points"):
-        object_features(OpenShapeSparseConv(8, (1, 1, 1, 1), 8), xyz)
+    with pytest.raises(TypeError, match="Linear says nothing of single points"):
+        object_features(nn.Linear(1, 1), xyz)
 
 
 class _Sides(nn.Module):

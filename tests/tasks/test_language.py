@@ -146,7 +146,7 @@ def test_a_run_can_be_broken_off_and_comes_back_from_its_folder_without_the_towe
 def test_options_without_the_head_are_refused() -> None:
     with pytest.raises(ValueError, match="these are options of head 'language', got head 'mlp'"):
         task(head="mlp")
-    with pytest.raises(TypeError, match="Linear has not"):
+    with pytest.raises(TypeError, match="Linear is no backbone for scenes"):
         task(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match=r"auxiliary_weight must not be negative, got -0\.1"):
         LanguageGuidance(auxiliary_weight=-0.1)

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from pc3d.data import PointBatch, PointDataModule, collate
 from pc3d.methods import pretrain
-from pc3d.models import PointViT, PointViTFeatures, Swin3D, UpcastFeatures, save_encoder
+from pc3d.models import (
+    AlignedShapeEncoder,
+    BlockFeatures,
+    PointNet,
+    PointViT,
+    Swin3D,
+    UpcastFeatures,
+    load_encoder,
+    save_encoder,
+)
 from pc3d.nn.sparse import Signals
 from pc3d.nn.swin3d import SwinBlock
 from pc3d.tasks import (
@@ -482,7 +491,7 @@ def test_signals_that_the_source_lacks_stay_fresh(tmp_path: Path) -> None:
 def test_an_encoder_of_objects_starts_what_applies_it_to_scenes(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"depth": 3, "embed_dim": 24, "num_heads": 2, "num_groups": 8, "group_size": 8}
     source = PointViT(num_cls_tokens=1, **sizes)
-    own = PointViTFeatures(PointViT(**sizes), feature_dim=16)
+    own = BlockFeatures(PointViT(**sizes), feature_dim=16)
     before = own.propagation[0].weight.clone()
     report = take_weights(own, save_encoder(source, tmp_path / "objects"))
     assert report.fresh == ()
@@ -490,13 +499,23 @@ def test_an_encoder_of_objects_starts_what_applies_it_to_scenes(tmp_path: Path) 
     given = source.state_dict()
     assert all(torch.equal(value, given[name]) for name, value in own.encoder.state_dict().items())
     assert torch.equal(own.propagation[0].weight, before)
-    again = PointViTFeatures(PointViT(**sizes), feature_dim=16)
+    again = BlockFeatures(PointViT(**sizes), feature_dim=16)
     assert take_weights(again, save_encoder(own, tmp_path / "scenes")).fresh == ()
     assert torch.equal(again.propagation[0].weight, before)
 
 
+def test_an_aligned_encoder_starts_what_applies_it_to_scenes(tmp_path: Path) -> None:
+    source = save_encoder(AlignedShapeEncoder(PointNet(16), text_dim=8), tmp_path / "aligned")
+    model = SemanticSegmentation(PointNet(16), 2, encoder=str(source))
+    assert isinstance(model.encoder, BlockFeatures)
+    assert model.initial is not None
+    assert (model.initial.unknown, model.initial.fresh) == ((), ())
+    given = load_encoder(source, expect=AlignedShapeEncoder).encoder.state_dict()
+    assert all(torch.equal(value, given[name]) for name, value in model.encoder.encoder.state_dict().items())
+
+
 def test_bad_models_are_refused() -> None:
-    with pytest.raises(TypeError, match="Linear has not"):
+    with pytest.raises(TypeError, match="Linear is no backbone for scenes"):
         SceneSegmenter(torch.nn.Linear(1, 1), ["a"])
     with pytest.raises(ValueError, match="classes is empty"):
         SceneSegmenter(Pointwise(), [])

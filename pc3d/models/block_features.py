@@ -1,0 +1,205 @@
+"""An encoder of objects as a backbone for scenes: one block of the scene after the other is an object to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pc3d.data.types import PointBatch
+from pc3d.models.aligned import AlignedShapeEncoder
+from pc3d.models.local_features import LocalEncoder, TokenEncoder, local_dim, local_features, three_layers, vector_only
+from pc3d.nn.batch_norm import GlobalBatchNorm
+from pc3d.ops import gather, interpolate, voxelize
+
+_BLOCKS_AT_ONCE = 32
+_OPENSHAPE_POINTS = 10_000
+_KNOWN = ", ".join(kind.__name__ for kind in get_args(LocalEncoder))
+
+
+class BlockFeatures(nn.Module):
+    """Features for every point of a scene, from an encoder of objects.
+
+    The scene is cut into cubes. Of each, as many points as the encoder is meant for, scaled into the unit sphere, go
+    through the encoder. What it says within the cube is carried to all points of the cube from the three nearest
+    places, weighted by inverse squared distance (PointNet++, section 3.4); joined by the place in the cube it goes
+    through a linear layer, batch norm and ReLU. A cube with fewer points repeats them.
+
+    What an encoder says: with tokens (:class:`PointViT`, :class:`ViT3D`, :class:`OpenShapePointBERT`) the outputs of
+    three blocks at the centres of the groups, as in part segmentation (:class:`PointPartSegmenter`); otherwise
+    features of the points that it saw. Those of :class:`PointNet` and :class:`DGCNN` are what their segmentation
+    networks read, each point's own beside the vector of the cube; those of :class:`OpenShapeSparseConv` and
+    :class:`OpenShapeFCNN` the features of the voxels around it, of all levels.
+
+    In evaluation mode, which points of a cube the encoder sees, and in what order, follows from the coordinates alone:
+    features do not depend on the order of the points, nor on the rest of the batch. In training they are drawn anew
+    each time. Cubes instead of the columns of PointNet's experiments with rooms, and the layers after, are ours.
+
+    Args:
+        encoder: an encoder of objects, without class token if it is a :class:`PointViT`; of an
+            :class:`AlignedShapeEncoder` the one inside.
+        block_size: edge of a cube, in the units of the points. A large scene is segmented as if it were seen whole
+            where the ``context`` of :func:`pc3d.tasks.segment_scene`, 2 m, is at least that.
+        feature_dim: width of the result.
+        layers: of an encoder with tokens, which three blocks, as :class:`PointPartSegmenter`.
+        num_points: of a cube that the encoder sees. When left out, what the encoder says that it is meant for; 10,000,
+            as the shapes of OpenShape have, for its sparse convolutions, which say nothing.
+
+    Raises:
+        TypeError: not an encoder of objects.
+        ValueError: an encoder with class tokens, layers that it does not have, or a size that is not positive.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        block_size: float = 1.0,
+        feature_dim: int = 128,
+        layers: Sequence[int] | None = None,
+        num_points: int | None = None,
+    ) -> None:
+        super().__init__()
+        inner = _inside(encoder)
+        if not isinstance(inner, LocalEncoder):
+            raise TypeError(f"BlockFeatures takes an encoder of objects, {_KNOWN}; got {type(inner).__name__}")
+        if inner.config.get("num_cls_tokens"):
+            raise ValueError(
+                f"BlockFeatures needs an encoder with num_cls_tokens=0, got {inner.config['num_cls_tokens']}"
+            )
+        if layers is not None and not isinstance(inner, TokenEncoder):
+            raise ValueError(f"layers: a {type(inner).__name__} has no blocks to choose from, leave it out")
+        points = int(inner.config.get("num_points", _OPENSHAPE_POINTS)) if num_points is None else num_points
+        if not block_size > 0 or feature_dim < 1 or points < 1:
+            raise ValueError(
+                f"block_size, feature_dim and num_points must be positive, got {block_size}, {feature_dim} and {points}"
+            )
+        self.encoder, self.block_size, self.feature_dim, self.num_points = inner, block_size, feature_dim, points
+        self.layers = three_layers(inner, layers) if isinstance(inner, TokenEncoder) else None
+        self.config: dict[str, Any] = {
+            "encoder": {"class": type(inner).__name__, "arguments": inner.config},
+            "block_size": block_size,
+            "feature_dim": feature_dim,
+            "layers": None if self.layers is None else list(self.layers),
+            "num_points": points,
+        }
+        self.propagation = nn.Sequential(
+            nn.Linear(3 + local_dim(inner), feature_dim, bias=False), GlobalBatchNorm(feature_dim), nn.ReLU()
+        )
+        for module in vector_only(inner):
+            module.requires_grad_(False)
+
+    @property
+    def signals(self) -> str:
+        """The fields that the encoder reads, as ``xyz_rgb``."""
+        return "xyz_rgb" if getattr(self.encoder, "reads_rgb", False) else "xyz"
+
+    def train_encoder(self, trained: bool = True) -> None:
+        """Make the encoder trainable, or not; what only its vector of a whole object needs, never.
+
+        Several processes that train would wait for its gradients for ever.
+        """
+        self.encoder.requires_grad_(trained)
+        for module in vector_only(self.encoder):
+            module.requires_grad_(False)
+
+    def forward(self, batch: PointBatch) -> Tensor:
+        """As :meth:`point_features`."""
+        return self.point_features(batch)
+
+    def point_features(self, batch: PointBatch) -> Tensor:
+        """Encode scenes.
+
+        Args:
+            batch: scenes of any number of points each; a scene without points has no rows.
+
+        Returns:
+            ``(sum N, feature_dim)``, a row per point.
+
+        Raises:
+            ValueError: the encoder reads colours and the batch has none.
+        """
+        if self.signals == "xyz_rgb" and batch.rgb is None:
+            raise ValueError(
+                f"{type(self.encoder).__name__} reads colours, but this batch has no rgb: load scenes with rgb, or "
+                "take an encoder that reads coordinates alone"
+            )
+        coords, _, block, _, count = voxelize(batch.xyz, self.block_size, offsets=batch.offsets)
+        order = self._order(batch.xyz, block)
+        offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
+        corner = coords[block[order]].to(batch.xyz.dtype) * self.block_size
+        # A cube of this edge lies in the unit sphere.
+        local = ((batch.xyz[order] - corner) * 2 / self.block_size - 1).float() / 3**0.5
+        rgb = batch.rgb[order].float() if self.signals == "xyz_rgb" and batch.rgb is not None else None
+        # In training all at once: statistics of batch norm are those of the batch, and processes, which may have
+        # different numbers of cubes, take part in as many of them.
+        at_once = max(1, len(count)) if self.training else _BLOCKS_AT_ONCE
+        carried = [
+            self._carry(local, rgb, offsets[start : start + at_once + 1]) for start in range(0, len(count), at_once)
+        ]
+        of_points = torch.cat(carried) if carried else local.new_zeros(0, local_dim(self.encoder))
+        joined: Tensor = self.propagation(torch.cat([local.to(of_points.dtype), of_points], dim=1))
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        return gather(joined, place)
+
+    def _order(self, xyz: Tensor, block: Tensor) -> Tensor:
+        """Rows by block; within one at random in training, else as if at random."""
+        points = len(block)
+        mixed = torch.randperm(points, device=block.device) if self.training else scattered(xyz).argsort(stable=True)
+        return mixed[torch.argsort(block[mixed], stable=True)]
+
+    def _carry(self, local: Tensor, rgb: Tensor | None, offsets: Tensor) -> Tensor:
+        """Features of all points ``offsets[0]:offsets[-1]`` of a few blocks."""
+        starts, count = offsets[:-1], offsets.diff()
+        # Evenly spread over the block's points; the same one twice where there are too few.
+        steps = torch.arange(self.num_points, device=offsets.device)
+        seen = starts[:, None] + steps * count[:, None] // self.num_points
+        features, places = local_features(self.encoder, local[seen], None if rgb is None else rgb[seen], self.layers)
+        rows = local[int(offsets[0]) : int(offsets[-1])]
+        groups = torch.arange(len(count) + 1, device=offsets.device) * places.shape[1]
+        return interpolate(
+            features.flatten(0, 1),
+            places.flatten(0, 1),
+            rows,
+            offsets=groups,
+            query_offsets=offsets - offsets[0],
+            clamp=True,
+        )
+
+
+def scene_backbone(encoder: nn.Module) -> nn.Module:
+    """An encoder of any kind as a backbone for scenes: as it is, or if it is one of objects in :class:`BlockFeatures`.
+
+    Raises:
+        TypeError: a module that gives no features of points.
+        ValueError: an encoder of objects that :class:`BlockFeatures` refuses.
+    """
+    if hasattr(encoder, "point_features") and hasattr(encoder, "feature_dim"):
+        return encoder
+    if not isinstance(_inside(encoder), LocalEncoder):
+        raise TypeError(
+            f"{type(encoder).__name__} is no backbone for scenes: it gives no features of points. Those that do are "
+            f"SparseUNet and Swin3D, UpcastFeatures around one of them, the encoders of objects {_KNOWN}, and any "
+            "module with point_features(batch) and feature_dim"
+        )
+    return BlockFeatures(encoder)
+
+
+def scattered(xyz: Tensor) -> Tensor:
+    """A number ``(N,)`` int64 for each point ``(N, 3)``, the same wherever the point stands, and else as if at random.
+
+    A mixture of the bits of its coordinates in float32, by the multiplications and shifts of splitmix64.
+    """
+    bits = (xyz.float() + 0.0).contiguous().view(torch.int32).to(torch.int64)  # -0.0 becomes 0.0
+    mixed = torch.zeros_like(bits[:, 0])
+    for axis in range(3):
+        mixed = (mixed ^ bits[:, axis]) * -0x40A7B892E31B1A47
+        mixed = (mixed ^ (mixed >> 27)) * -0x6B2FB644ECCEEE15
+        mixed = mixed ^ (mixed >> 31)
+    return mixed
+
+
+def _inside(encoder: nn.Module) -> nn.Module:
+    return encoder.encoder if isinstance(encoder, AlignedShapeEncoder) else encoder
