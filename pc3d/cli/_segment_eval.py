@@ -23,7 +23,7 @@ def evaluate(
     root: str | None = None,
     split: str | None = None,
     test_area: int | None = None,
-    voting: Literal["none", "scannet", "s3dis", "structured3d"] = "none",
+    voting: Literal["none", "scannet", "s3dis", "structured3d", "swin3d"] = "none",
     single_pass: bool = False,
     max_points: int = 400_000,
     context: float = 2.0,
@@ -45,14 +45,16 @@ def evaluate(
         split: Split; null takes test (rooms, s3dis, structured3d) or val (scannet, whose test labels are not public).
             The published figures of structured3d are of its val.
         test_area: Area of s3dis that is held out, 1 to 6 (default 5): split test is its rooms, train the others'.
-        voting: Sum predictions over the published views, with quarter turns (scannet), scales and flips (s3dis).
+        voting: Sum predictions over the published views, with quarter turns (scannet), scales and flips (s3dis), or
+            twelve turns whose normalised logits are summed (swin3d; its released code has a single pass for each).
         single_pass: One forward pass for all points, in place of fragments with one point per voxel.
         max_points: Most voxels in one forward pass; larger scenes are cut into blocks.
         context: Metres around a block that the network sees.
         device: Where to compute, such as cpu or cuda.
         output: Folder for the results, in place of eval/ of the run.
         overwrite: Replace earlier results.
-        results: Folder for a row of pc3d results; all training scenes are read for the hash in it.
+        results: Folder for a row of pc3d results; all training scenes are read for the hash in it. Needed of every
+            fold for a row of them together.
         method: Name in the table of results; the backbone's class and how it started by default.
     """
     from pc3d.evaluation import Kept, write_rows
@@ -90,7 +92,9 @@ def evaluate(
     result = {**head, **options, **scores.to_dict()}
     if results is not None and training is not None:
         judged = {**options, "single_pass": single_pass}
-        write_rows([row_of(model, scores, dataset, name, training, judged, cost, method)], results)
+        row = row_of(model, scores, dataset, name, training, judged, cost, method)
+        write_rows([row], results)
+        result["row"] = row.to_dict()  # what pc3d segment fold makes one row of all folds of
     folder.mkdir(parents=True, exist_ok=True)
     files[0].write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     drawn = draw_confusion(scores, files[1], f"{name}: mIoU {100 * scores.miou:.1f} %")

@@ -31,9 +31,10 @@ def build_parser() -> Any:
     parser.add_argument("--scale", type=float, default=1.0, help="Metres of one unit of the files; 0.001 for mm.")
     parser.add_argument(
         "--voting",
-        choices=["none", "scannet", "s3dis", "structured3d"],
+        choices=["none", "scannet", "s3dis", "structured3d", "swin3d"],
         default="none",
-        help="Sum predictions over the published views: quarter turns (scannet), scales and flips (s3dis).",
+        help="Sum predictions over the published views: quarter turns (scannet), scales and flips (s3dis), or twelve "
+        "turns whose normalised logits are summed (swin3d).",
     )
     parser.add_argument(
         "--fragments",

@@ -6,15 +6,17 @@ import warnings
 from collections.abc import Iterator
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from pc3d.data.scene_transforms import RandomFlip, Rotate
 from pc3d.data.transforms import Compose, IsotropicScaleShift, Transform
 from pc3d.data.types import PointCloud
 
-AugmentationSet = Literal["none", "scannet", "s3dis", "structured3d"]
+AugmentationSet = Literal["none", "scannet", "s3dis", "structured3d", "swin3d"]
 # Benchmark scans have some ten points in their fullest voxel, dense laser scans some dozens.
 _MANY_FRAGMENTS = 100
+_SWIN3D_TURNS = 12
 
 
 def fragments(cloud: PointCloud, voxel_size: float) -> Iterator[Tensor]:
@@ -56,11 +58,13 @@ def fragments(cloud: PointCloud, voxel_size: float) -> Iterator[Tensor]:
 
 
 def voting_views(kind: AugmentationSet) -> list[Transform]:
-    """The views over which predictions are summed, one transform each; none of them random.
+    """The views over which predictions are summed, one transform each; the same in every call.
 
     Args:
         kind: ``"none"`` (1, as it is), ``"scannet"`` (4: quarter turns), ``"s3dis"`` (10: five scales, each also
-            flipped in x and y) or ``"structured3d"`` (13: quarter turns at three scales, and one flip).
+            flipped in x and y), ``"structured3d"`` (13: quarter turns at three scales, and one flip) or ``"swin3d"``
+            (12 random turns about z, as Swin3D's released code votes; here they are drawn with a fixed seed, so that a
+            result can be had again).
 
     Raises:
         ValueError: there is no such set.
@@ -76,7 +80,10 @@ def voting_views(kind: AugmentationSet) -> list[Transform]:
         return [*scales, *(Compose([scale, flip]) for scale in scales)]
     if kind == "structured3d":
         return [*(Compose([turn, _scale(factor)]) for factor in (1.0, 0.95, 1.05) for turn in turns), flip]
-    raise ValueError(f"kind must be 'none', 'scannet', 's3dis' or 'structured3d', got {kind!r}")
+    if kind == "swin3d":
+        drawn = torch.rand(_SWIN3D_TURNS, generator=torch.Generator().manual_seed(0))
+        return [Rotate(degrees) for degrees in (360 * drawn).tolist()]
+    raise ValueError(f"kind must be 'none', 'scannet', 's3dis', 'structured3d' or 'swin3d', got {kind!r}")
 
 
 def _scale(factor: float) -> Transform:

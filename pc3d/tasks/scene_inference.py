@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from pc3d._progress import progress_bar, track
 from pc3d.data.dataset import PointDataset
@@ -154,9 +155,16 @@ def segment_scene(
     each; probabilities are summed per point, and the largest sum decides. A scene is centred once, not every fragment
     anew, so that its voxels are the same in all blocks.
 
+    With ``voting="swin3d"`` the sum that decides is not of probabilities but of logits, those of each vote divided by
+    their L1 norm, as in the released code of Swin3D; it has one pass a view, which is ``use_fragments=False`` here.
+    Confidences and ``probabilities`` are mean probabilities all the same, and the class that is named need not be the
+    most probable one.
+
     Memory: the network is given one point of a voxel, and no forward pass more than ``max_points`` of them (views turn
     and scale the grid, which may make that a few more). Class sums exist for the points that one block predicts, at
-    most ``16 max_points * K`` floats. Beside the scene itself, all that grows with it is some 40 bytes a point.
+    most ``16 max_points * K`` floats, twice as many with ``voting="swin3d"``. Beside the scene itself, all that grows
+    with it is, at the peak, some 100 bytes a point without voxels, and from 60 (ten points a voxel) to 130 (a voxel for
+    each) with them.
 
     Blocks: each point is predicted in one block, with at least ``context`` metres around it, unless more than
     ``max_points / 2`` voxels lie there; then the labels come with a note of how far it was. For a network that looks no
@@ -167,7 +175,8 @@ def segment_scene(
     Args:
         segmenter: the model; moved to ``device``, used in evaluation mode and left in its own.
         cloud: the scene, in metres, with the fields that the model reads (:func:`with_fields`).
-        voting: the views: ``"none"``, ``"scannet"``, ``"s3dis"`` or ``"structured3d"``.
+        voting: the views, see :func:`pc3d.data.voting_views`: ``"none"``, ``"scannet"``, ``"s3dis"``,
+            ``"structured3d"`` or ``"swin3d"``.
         use_fragments: give each point its own turn; without, one pass in which the points of a voxel share a
             prediction, many times faster on dense scans.
         max_points: see above; points, not voxels, for a network without voxels.
@@ -199,10 +208,12 @@ def segment_scene(
     segmenter.to(device)
     with progress_bar(len(cloud), "segment", "points", visible=progress) as advance, _evaluating(segmenter):
         for block in blocks:
-            total = _votes(segmenter, centred.select(block.rows), block.is_core, views, use_fragments, device)
-            mean = total / total.sum(1, keepdim=True)
-            rows = block.rows[block.is_core]
-            confidence[rows], label[rows] = mean.max(1)
+            part, by_logits = centred.select(block.rows), voting == "swin3d"
+            total = _votes(segmenter, part, block.is_core, views, use_fragments, by_logits, device)
+            sums, deciding = total[:, : shape[1]], total[:, -shape[1] :]  # the same but for by_logits
+            mean = sums / sums.sum(1, keepdim=True)
+            rows, named = block.rows[block.is_core], deciding.argmax(1)
+            label[rows], confidence[rows] = named, mean.gather(1, named[:, None]).squeeze(1)
             if probabilities is not None:
                 probabilities[rows] = mean.to(probabilities.dtype)
             contexts.append(block.context)
@@ -241,30 +252,35 @@ def _votes(
     is_core: Tensor,
     views: list[Transform],
     use_fragments: bool,
+    by_logits: bool,
     device: torch.device | str,
 ) -> Tensor:
-    """Sums of probabilities ``(M, K)`` of the core points of a block, over views and fragments."""
-    total = torch.zeros(int(is_core.sum()), len(segmenter.classes))
+    """Sums of probabilities ``(M, K)`` of the core points of a block, over views and fragments.
+
+    With ``by_logits``, those of logits of unit L1 norm are ``K`` columns more.
+    """
+    total = torch.zeros(int(is_core.sum()), len(segmenter.classes) * (2 if by_logits else 1))
     place = is_core.cumsum(0) - 1
     size = segmenter.voxel_size
 
-    def probabilities(seen: PointCloud) -> Tensor:
-        logits: Tensor = segmenter(collate([seen]).to(device))
-        return logits.float().softmax(1).cpu()
+    def votes(seen: PointCloud) -> Tensor:
+        logits: Tensor = segmenter(collate([seen]).to(device)).float()
+        found = logits.softmax(1)
+        return (torch.cat([found, normalize(logits, p=1.0, dim=1)], dim=1) if by_logits else found).cpu()
 
     for view in views:
         seen = view(cloud, torch.Generator())
         if size is None:
-            total += probabilities(seen)[is_core]
+            total += votes(seen)[is_core]
         elif not use_fragments:
             # The first point of a voxel is the one that the network would take by itself, in evaluation mode.
             voxels = voxelize(seen.xyz, size)
-            total += probabilities(seen.select(voxels.first))[voxels.inverse[is_core]]
+            total += votes(seen.select(voxels.first))[voxels.inverse[is_core]]
         else:
             for piece in fragments(seen, size):
                 core = is_core[piece]
                 if core.any():
-                    total[place[piece[core]]] += probabilities(seen.select(piece))[core]
+                    total[place[piece[core]]] += votes(seen.select(piece))[core]
     return total
 
 

@@ -399,3 +399,27 @@ def test_voting_views(kind: str, count: int, room: PointCloud) -> None:
         "structured3d": {(x * s, y * s) for s in (0.95, 1, 1.05) for x, y in ((1, 0), (0, 1), (-1, 0), (0, -1))},
     }[kind]
     assert keys == {(round(x, 3), round(y, 3), 0) for x, y in expected}
+
+
+def test_views_of_swin3d_are_twelve_turns_about_z_that_stay_the_same(room: PointCloud) -> None:
+    far = room.select(room.xyz[:, :2].norm(dim=1) > 1.0)
+    assert far.normal is not None
+    angles = []
+    for view, again in zip(voting_views("swin3d"), voting_views("swin3d"), strict=True):
+        seen = view(far, seeded(0))
+        assert torch.equal(seen.xyz, again(far, seeded(1)).xyz)
+        assert torch.equal(seen.xyz[:, 2], far.xyz[:, 2])
+        before, after = (torch.complex(cloud.xyz[:, 0], cloud.xyz[:, 1]) for cloud in (far, seen))
+        turn = (after / before)[0]
+        assert turn.abs().item() == pytest.approx(1, abs=1e-5)
+        torch.testing.assert_close(after, before * turn, rtol=1e-4, atol=1e-5)
+        normal = torch.complex(far.normal[:, 0], far.normal[:, 1]) * turn
+        assert seen.normal is not None
+        torch.testing.assert_close(torch.complex(seen.normal[:, 0], seen.normal[:, 1]), normal, rtol=1e-4, atol=1e-5)
+        angles.append(math.degrees(turn.angle().item()) % 360)
+    angles.sort()
+    gaps = [after - before for before, after in itertools.pairwise([*angles, angles[0] + 360])]
+    assert len(angles) == 12
+    assert max(gaps) < 120  # all around
+    assert min(gaps) > 0.01  # no two the same
+    assert max(gaps) - min(gaps) > 1  # drawn, not twelfths
