@@ -12,13 +12,15 @@ from pc3d.cli import _output
 from pc3d.cli._parser import verb_parser
 
 if TYPE_CHECKING:
-    from pc3d.evaluation import ConfusionMatrix
+    from pc3d.evaluation import ConfusionMatrix, Row
 
 _DESCRIPTION = """Add the results of several folds up to one.
 
 Confusion matrices are summed before anything is divided, as S3DIS 6-fold is scored: the mIoU printed is not the mean of
 the folds' mIoU. For the six areas, train a run for each and judge it on the area that it has not seen:
-pc3d segment eval runs/area_1 --data s3dis --root FOLDER --test_area 1 --voting s3dis"""
+pc3d segment eval runs/area_1 --data s3dis --root FOLDER --test_area 1 --voting s3dis
+
+With --results the folds together become a row of pc3d results, if each was judged with --results as well."""
 _HOW = ("voting", "use_fragments", "max_points", "context")
 
 
@@ -39,33 +41,39 @@ def build_parser() -> Any:
     """The parser of the verb."""
     parser = verb_parser("segment fold", _DESCRIPTION)
     parser.add_argument(
-        "results",
+        "folds",
         type=str,
         nargs="+",
         help="A file that pc3d segment eval wrote, for each fold; or a run folder whose eval/ has one such file.",
     )
     parser.add_argument("--output", type=str, help="Folder for folds.json and folds.png; without it, print only.")
     parser.add_argument("--overwrite", action="store_true", help="Replace earlier results.")
+    parser.add_argument("--results", type=str, help="Folder for a row of pc3d results.")
+    parser.add_argument("--method", type=str, help="Name in the table of results; that of the folds by default.")
     return parser
 
 
 def main(argv: Sequence[str]) -> int | None:
     """Run the verb."""
     from pc3d.cli._segment_eval import draw_confusion
-    from pc3d.evaluation import sum_folds
+    from pc3d.cli._segment_row import row_of_folds
+    from pc3d.evaluation import sum_folds, write_rows
 
     options = build_parser().parse_args(list(argv))
     targets = [Path(options.output) / f"folds.{ending}" for ending in ("json", "png")] if options.output else []
     taken = [str(target) for target in targets if target.exists()]
     if taken and not options.overwrite:
         raise FileExistsError(f"{taken[0]} exists: add --overwrite to replace it, or give another --output")
-    folds = [_read(_result_file(Path(result))) for result in options.results]
+    folds = [_read(_result_file(Path(result))) for result in options.folds]
     _check_alike(folds)
     matrix = sum_folds(fold.matrix for fold in folds)
     scores = matrix.scores(folds[0].classes)
     listed = [{name: fold.content[name] for name in ("run", "data", "num_scenes", "miou")} for fold in folds]
     head = {"folds": listed, "num_scenes": sum(fold.content["num_scenes"] for fold in folds), "scenes": matrix.scenes}
     result = {**head, **{name: folds[0].content[name] for name in _HOW}, **scores.to_dict()}
+    if options.results is not None:
+        paths = [fold.path for fold in folds]
+        write_rows([row_of_folds([_row(fold) for fold in folds], paths, scores, options.method)], options.results)
     written = ""
     if targets:
         targets[0].parent.mkdir(parents=True, exist_ok=True)
@@ -121,10 +129,21 @@ def _read(path: Path) -> _Fold:
     return _Fold(path, content, matrix)
 
 
+def _row(fold: _Fold) -> Row:
+    from pc3d.evaluation.rows import row_from
+
+    if "row" not in fold.content:
+        raise ValueError(
+            f"results: {fold.path} does not tell what its run was trained on, which a row does: judge it again with "
+            "pc3d segment eval --results, or leave --results out"
+        )
+    return row_from(fold.content["row"], fold.path)
+
+
 def _check_alike(folds: Sequence[_Fold]) -> None:
     """Refuses folds of other classes, judged in another way, or with a scene in common."""
     if len(folds) < 2:
-        raise ValueError(f"results: give at least two folds to add up, got {folds[0].path} alone")
+        raise ValueError(f"folds: give at least two folds to add up, got {folds[0].path} alone")
     first = folds[0]
     seen: dict[str, Path] = {}
     for fold in folds:

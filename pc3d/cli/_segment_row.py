@@ -1,7 +1,9 @@
-"""A result of ``pc3d segment eval`` as a row of ``pc3d results``."""
+"""A result of ``pc3d segment eval``, or several folds of them, as a row of ``pc3d results``."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +84,7 @@ def row_of(
         data=name,
         data_hash=data_hash(content_hash(module.train), content_hash(dataset)),
         seed=int(config.get("seed", 0)),
-        metrics={key: getattr(scores, key) for key in ("miou", "macc", "allacc", "miou_present")},
+        metrics=metrics_of(scores),
         num_train=len(module.train),
         num_test=len(dataset),
         config={
@@ -97,3 +99,59 @@ def row_of(
         versions=versions(),
         cost={**cost, "parameters": sum(parameter.numel() for parameter in model.parameters())},
     )
+
+
+def row_of_folds(rows: Sequence[Row], paths: Sequence[Path], scores: SegmentationScores, method: str | None) -> Row:
+    """One row for several folds; its hash is over theirs, in whatever order they were given.
+
+    Items are counted in each fold that has them: a test scene once, a training scene as often as it was trained on.
+
+    Args:
+        rows: a row for each fold.
+        paths: the files that they were in, for messages.
+        scores: of the folds together.
+        method: name in the table; that of the folds when None.
+
+    Raises:
+        ValueError: the folds differ in more than their data.
+    """
+    from pc3d.evaluation import Row
+
+    first = rows[0]
+    for row, path in zip(rows, paths, strict=True):
+        for name in ("method", "protocol", "selection", "seed", "config"):
+            if getattr(row, name) == getattr(first, name) or (name == "method" and method):
+                continue
+            remedy = "name them with --method" if name == "method" else "train and judge all folds alike"
+            raise ValueError(
+                f"results: {path} is of another {name} than {paths[0]}, so one row cannot tell both: {remedy}, or "
+                "leave --results out"
+            )
+    names = sorted({row.data.partition("_area_")[0] for row in rows})
+    return Row(
+        method=method or first.method,
+        protocol=first.protocol,
+        selection=first.selection,
+        data=f"{'+'.join(names)}, {len(rows)} folds",
+        data_hash=hashlib.sha256(" ".join(sorted(row.data_hash for row in rows)).encode()).hexdigest()[:16],
+        seed=first.seed,
+        metrics=metrics_of(scores),
+        num_train=sum(row.num_train for row in rows),
+        num_test=sum(row.num_test for row in rows),
+        config=first.config,
+        details={
+            "folds": [{"data": row.data, "start": row.details.get("start"), "metrics": row.metrics} for row in rows],
+            "iou": dict(zip(scores.classes, scores.iou, strict=True)),
+        },
+        versions=first.versions,
+        cost={
+            name: (sum if name == "cpu_seconds" else max)(row.cost[name] for row in rows)
+            for name in first.cost
+            if all(name in row.cost for row in rows)  # one that was interrupted lacks its seconds
+        },
+    )
+
+
+def metrics_of(scores: SegmentationScores) -> dict[str, float]:
+    """What a row tells of the scores, the first of which a table shows."""
+    return {key: getattr(scores, key) for key in ("miou", "macc", "allacc", "miou_present")}

@@ -150,15 +150,25 @@ def read_row(path: Path | str) -> Row:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error})") from error
+    return row_from(content, path)
+
+
+def row_from(content: Any, path: Path | str) -> Row:
+    """The row that :meth:`Row.to_dict` gave ``content`` of; ``path`` is the file that it was in.
+
+    Raises:
+        ValueError: not a row, or one that was changed by hand so that its parts do not agree.
+    """
     expected = {entry.name for entry in fields(Row)} | {"config_hash"}
     if not isinstance(content, dict) or set(content) != expected:
         found = set(content) if isinstance(content, dict) else set()
         raise ValueError(
             f"{path} is not a row of results: missing {sorted(expected - found)}, unknown {sorted(found - expected)}"
         )
-    stored = content.pop("config_hash")
+    values = dict(content)
+    stored = values.pop("config_hash")
     try:
-        row = Row(**content)
+        row = Row(**values)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a row of results: {error}") from error
     if row.config_hash != stored:

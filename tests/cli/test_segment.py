@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pc3d.cli.main import main
 from pc3d.cli.segment import build_parser
 from pc3d.data import PointCloud, Rooms, read_scene, split_train_validation
 from pc3d.evaluation import content_hash, read_rows
+from pc3d.evaluation.rows import row_from
 from pc3d.models import SparseUNet
 from pc3d.tasks import SceneLabels, load_segmenter, segment_scene, with_fields
 
@@ -180,6 +182,20 @@ def test_eval_takes_the_test_set_of_the_run(run: Path, tmp_path: Path, capsys: p
     assert (result["data"], result["num_scenes"], result["use_fragments"]) == ("rooms_test", 3, False)
 
 
+def test_eval_and_predict_vote_as_swin3d(run: Path, scenes: list[Path], tmp_path: Path) -> None:
+    voting = ["--voting", "swin3d", "--output", tmp_path]
+    assert segment("predict", run, scenes[1], *voting) == 0
+    model = load_segmenter(run)
+    cloud = with_fields(read_scene(scenes[1]), model.fields)[0]
+    expected = segment_scene(model, cloud, voting="swin3d", use_fragments=False)
+    with np.load(tmp_path / "second.npz") as archive:
+        np.testing.assert_array_equal(archive["label"], expected.label)
+    assert segment("eval", run, "--single_pass", *voting, "--results", tmp_path) == 0
+    result = json.loads((tmp_path / "rooms_test_swin3d_voting.json").read_text())
+    assert (result["voting"], result["use_fragments"]) == ("swin3d", False)
+    assert read_rows([tmp_path])[0].protocol == "scene segmentation (single pass, swin3d voting)"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -237,10 +253,10 @@ def judge_area(run: Path, s3dis: Path, area: int, *options: str | Path) -> int:
 
 @pytest.fixture(scope="module")
 def folds(s3dis_run: Path, s3dis: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Results of two areas."""
+    """Results of two areas, and rows of both beside them."""
     output = tmp_path_factory.mktemp("folds")
     for area in (3, 5):
-        assert judge_area(s3dis_run, s3dis, area, "--output", output) == 0
+        assert judge_area(s3dis_run, s3dis, area, "--output", output, "--results", output / "rows") == 0
     return [output / f"s3dis_test_area_{area}.json" for area in (3, 5)]
 
 
@@ -282,6 +298,67 @@ def test_folds_are_added_up_before_anything_is_divided(
     assert "add --overwrite" in capsys.readouterr().err
     assert segment("fold", *folds, "--json") == 0
     assert json.loads(capsys.readouterr().out)["confusion"] == result["confusion"]
+
+
+def test_folds_become_one_row(folds: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert segment("fold", *folds, "--results", tmp_path / "a", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    (row,) = read_rows([tmp_path / "a"])
+    first, second = read_rows([folds[0].parent / "rows"])
+    assert row.metrics == {name: result[name] for name in first.metrics}
+    assert (row.method, row.protocol, row.selection, row.seed, row.config) == (
+        *(first.method, first.protocol, first.selection, first.seed, first.config),
+    )
+    assert row.data == "s3dis_test, 2 folds"
+    assert row.data_hash not in (first.data_hash, second.data_hash)
+    assert (row.num_train, row.num_test) == (8, 2)  # four rooms trained each
+    assert row.cost == {
+        "cpu_seconds": first.cost["cpu_seconds"] + second.cost["cpu_seconds"],
+        "peak_memory_bytes": max(first.cost["peak_memory_bytes"], second.cost["peak_memory_bytes"]),
+        "parameters": first.cost["parameters"],
+    }
+    # In another order it is the same row; under another name another one.
+    assert segment("fold", *reversed(folds), "--results", tmp_path / "a") == 0
+    assert len(read_rows([tmp_path / "a"])) == 1
+    assert segment("fold", *folds, "--results", tmp_path / "a", "--method", "mine") == 0
+    assert {row.method for row in read_rows([tmp_path / "a"])} == {first.method, "mine"}
+    interrupted = json.loads(folds[1].read_text())
+    del interrupted["row"]["cost"]["cpu_seconds"]
+    (tmp_path / "interrupted.json").write_text(json.dumps(interrupted))
+    assert segment("fold", folds[0], tmp_path / "interrupted.json", "--results", tmp_path / "b") == 0
+    assert set(read_rows([tmp_path / "b"])[0].cost) == {"peak_memory_bytes", "parameters"}
+    capsys.readouterr()
+    assert main(["results", str(tmp_path / "a")]) == 0
+    assert f"{100 * result['miou']:.1f}" in capsys.readouterr().out
+
+
+def test_folds_of_different_experiments_become_no_row(
+    folds: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = json.loads(folds[1].read_text())
+    row = second["row"]
+    other = tmp_path / "other.json"
+
+    def refused(message: str, *options: str) -> None:
+        assert segment("fold", folds[0], other, "--results", tmp_path / "rows", *options) == 1
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "rows").exists()
+
+    other.write_text(json.dumps({name: value for name, value in second.items() if name != "row"}))
+    refused("judge it again with pc3d segment eval --results")
+    assert segment("fold", folds[0], other) == 0  # without a row it is no matter
+    capsys.readouterr()
+    other.write_text(json.dumps({**second, "row": {**row, "seed": 4}}))
+    refused("is of another seed than")
+    other.write_text(json.dumps({**second, "row": {**row, "method": "another"}}))
+    refused("name them with --method")
+    changed = replace(row_from(row, other), config={**row["config"], "trainer": {"max_epochs": 2}})
+    other.write_text(json.dumps({**second, "row": changed.to_dict()}))
+    refused("is of another config than", "--method", "one")
+    other.write_text(json.dumps({**second, "row": {**row, "config": {}}}))
+    refused("config_hash is")
+    other.write_text(json.dumps({**second, "row": []}))
+    refused("is not a row of results")
 
 
 def test_a_run_with_one_result_stands_for_it(
