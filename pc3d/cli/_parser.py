@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
@@ -23,6 +24,12 @@ _UNKNOWN = (
     re.compile(r"[Oo]ption '([^']+)' is not accepted"),
     re.compile(r'[Kk]ey "([^"]+)" is not (?:expected|accepted)'),
 )
+# Lines of jsonargparse about its own doing: which types it tried, and whole configurations as it holds them.
+_NOISE = re.compile(
+    r"\s*(?:Does not validate against any|Subtypes: |Errors:$|- Expected a <class 'NoneType'>|Given value type: "
+    r"|Given value: (?:Namespace|NestedArg|\{))"
+)
+_NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -37,6 +44,16 @@ def unknown_names(message: str) -> list[str]:
     if "unrecognized arguments:" in message:
         names += [word for word in message.partition("unrecognized arguments:")[2].split() if word.startswith("-")]
     return names
+
+
+def gist(message: str) -> str:
+    """What an argument parser says is wrong, without how it came to think so."""
+    lines = [line for line in message.splitlines() if not _NOISE.match(line)]
+    found = "\n".join(lines)
+    for module, name in _NO_CLASS.findall(found):
+        known = getattr(sys.modules.get(module), "__all__", ())
+        found = found.replace(f"has no attribute '{name}'", f"has no attribute '{name}'{nearest(name, known)}")
+    return found
 
 
 class ParserHeld(Exception):
@@ -79,6 +96,7 @@ class VerbParser:
     """Mixin for a parser of argparse or jsonargparse: what all verbs have in common, see :func:`verb_parser`."""
 
     _actions: list[Any]
+    prog: str
     is_verb = False  # jsonargparse makes parsers of the same class for what is nested
     shorthands: Mapping[str, Sequence[str]] = {}
     """Options that the verb writes out before it parses, and what each stands for; what completes them asks."""
@@ -100,13 +118,20 @@ class VerbParser:
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with exit code 2, naming the nearest right option."""
+        message = gist(message)
         options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         keys = [option.removeprefix("--") for option in options]
         hints = []
         for name in unknown_names(message):
             bare = name.partition("=")[0]
+            if re.search(rf"^\s*{re.escape(bare)} is unknown", message, re.MULTILINE):
+                continue  # what is nested has said so, and knows better what there is
             hint = nearest(bare, options if bare.startswith("-") else keys)
             hints.append(f"\n{bare} is unknown{hint or '; known are: ' + ', '.join(sorted(keys))}")
+        if re.search(r"required: .*\bmodel\b", message):
+            hints.append(
+                f"\nmodel: a recipe says it, --config NAME; {self.prog} --help lists those that ship with pc3d"
+            )
         super().error(message + "".join(hints), *([ex] if ex is not None else []))  # type: ignore[misc]
         raise SystemExit(USAGE)
 

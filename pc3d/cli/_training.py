@@ -21,6 +21,8 @@ def training_parser(verb: str, folder: str, description: str) -> Any:
         description: printed by ``--help``.
     """
     parser = verb_parser(verb, description)
+    # Of two hundred options, most are Lightning's.
+    parser.usage = f"pc3d {verb} --config CONFIG --output OUTPUT [options]\n       pc3d {verb} --output OUTPUT --resume"
     parser.add_argument(
         "--config",
         action="config",
@@ -99,19 +101,23 @@ def train(parser: Any, argv: Sequence[str], check: Callable[[Any], None] = lambd
 
 
 def _instantiate(parser: Any, options: Any) -> Any:
-    from pc3d.data import BadFileError
-
     try:
         return parser.instantiate(options)
     except ValueError as error:
-        # The parser wraps what a constructor says, once for each class that it is nested in. What is wrong with data,
-        # or that it is missing and where to get it, is better said alone.
+        # The parser wraps what a constructor says, once for each class that it is nested in; that is better said alone.
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, FileNotFoundError | BadFileError):
+        while cause is not None and _is_wrapped(cause):
             cause = cause.__cause__
-        if cause is not None:
+        if cause is not None and cause is not error:
             raise cause from None
         raise
+
+
+def _is_wrapped(error: BaseException) -> bool:
+    """Whether an error is the parser's, about what a constructor said."""
+    text = str(error)
+    wrapped = "Does not validate against any" in text or text.startswith(("Parser key", "Problem with"))
+    return wrapped and not isinstance(error, FileNotFoundError)
 
 
 def with_config(argv: Sequence[str], folder: str) -> list[str]:

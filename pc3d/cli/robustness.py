@@ -67,9 +67,11 @@ def robustness(
     """
     from pc3d import evaluation
     from pc3d.data import SEVERITIES
+    from pc3d.evaluation.robustness import check_corruptions
 
     if figure is not None and Path(figure).exists() and not overwrite:
         raise FileExistsError(f"figure: {figure} exists and would be lost: choose another name, or add --overwrite")
+    check_corruptions(corruptions or (), severities or ())  # before any work
     row = None if baseline is None else evaluation.read_row(baseline)
 
     def judge(frozen: Frozen, seed: int) -> RobustnessResult:

@@ -132,9 +132,12 @@ class ObjectSet(PointDataset):
         path = self.root / f"{self.split}.json"
         if not path.is_file():
             found = sorted(p.stem for p in self.root.glob("*.json")) if self.root.is_dir() else []
-            hint = f"; splits found there: {found}" if found else ""
+            if found:
+                raise MissingDataError(
+                    f"{type(self).__name__} has no split {self.split!r}; splits found there: {found} ({self.root})"
+                )
             raise MissingDataError.of(
-                f"{type(self).__name__} split {self.split!r}{hint}", [path], self.root, self.source, self.terms
+                f"{type(self).__name__} split {self.split!r}", [path], self.root, self.source, self.terms
             )
         try:
             description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

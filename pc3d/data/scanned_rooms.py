@@ -136,8 +136,9 @@ class Rooms(PointDataset):
     def _read_description(self, path: Path) -> dict[str, Any]:
         if not path.is_file():
             found = sorted(p.stem for p in self.root.glob("*.json")) if self.root.is_dir() else []
-            hint = f"; splits found there: {found}" if found else ""
-            raise MissingDataError.of(f"Rooms split {self.split!r}{hint}", [path], self.root, self.source, self.terms)
+            if found:
+                raise MissingDataError(f"Rooms has no split {self.split!r}; splits found there: {found} ({self.root})")
+            raise MissingDataError.of(f"Rooms split {self.split!r}", [path], self.root, self.source, self.terms)
         try:
             description = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -270,6 +270,7 @@ def robustness(
     fields = data_fields(train, test)
     if (corruptions is not None and not corruptions) or not severities:
         raise ValueError("corruptions and severities must each name at least one")
+    check_corruptions(corruptions or (), severities)
     if C is not None and not C > 0:
         raise ValueError(f"C must be positive, got {C}")
     if len(test_set) != len(test) or test_set.labels.tolist() != test.labels.tolist():
@@ -312,6 +313,20 @@ def robustness(
         reads_rgb=colored,
         seed=seed,
     )
+
+
+def check_corruptions(corruptions: Sequence[str], severities: Sequence[int]) -> None:
+    """Refuses names and levels that there are not.
+
+    Raises:
+        ValueError: naming one of them, and those that there are.
+    """
+    for kind in corruptions:
+        if kind not in CORRUPTIONS:
+            raise ValueError(f"corruptions must be among {', '.join(CORRUPTIONS)}, got {kind!r}")
+    for severity in severities:
+        if severity not in SEVERITIES:
+            raise ValueError(f"severities must be among {', '.join(map(str, SEVERITIES))}, got {severity!r}")
 
 
 def _colored(encoder: Encoder, dataset: PointDataset, features: Features) -> bool:

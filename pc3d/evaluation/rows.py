@@ -186,7 +186,9 @@ def read_rows(folders: Iterable[Path | str]) -> list[Row]:
     found: dict[tuple[Any, ...], tuple[Path, Row]] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise FileNotFoundError(f"there is no folder {folder}")
+            raise FileNotFoundError(
+                f"there is no folder {folder}: name one that judging verbs wrote rows to, with --results"
+            )
         paths = sorted(path for path in folder.rglob(f"*{SUFFIX}") if not path.name.startswith("."))
         if not paths:
             raise FileNotFoundError(f"{folder} holds no row of results: judging verbs write them with --results")

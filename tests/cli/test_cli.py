@@ -105,6 +105,31 @@ def test_unknown_key_of_a_configuration_is_refused_with_the_nearest(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "model: a recipe says it, --config NAME; pc3d pretrain --help lists those that ship with pc3d"),
+        (["--model.mask_ratoi", "0.5"], 2, "mask_ratoi is unknown; did you mean 'mask_ratio'?"),
+        (["--model.encoder.dpeth", "3"], 2, "dpeth is unknown; did you mean 'depth'?"),
+        (["--model", "pc3d.methods.PointMEA"], 2, "no attribute 'PointMEA'; did you mean 'PointMAE'?"),
+        (["--trainer.max_epochs", "many"], 2, "Given value: many"),
+        (["--model.mask_ratio", "1.5"], 1, "error: mask_ratio must lie strictly between 0 and 1, got 1.5\n"),
+        (["--model.encoder.group_size", "0"], 1, "group_size"),
+        (["--data.train.split", "tset"], 1, "Household has no split 'tset'; splits found there: ['test', 'train']"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_said_in_a_few_lines(
+    arguments: list[str], code: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = ["--config", "point_cmae_household", "--output", str(tmp_path / "run")] if arguments else []
+    assert main(["pretrain", *recipe, *arguments]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error) < 900
+    assert "Namespace" not in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["probe"],

@@ -129,8 +129,8 @@ def test_bad_options_are_refused(train: Features, test: Features, test_set: Sele
 
     for options, message in (
         ({"corruptions": ()}, "must each name at least one"),
-        ({"corruptions": ("fog",)}, "kind must be one of"),
-        ({"severities": (0,)}, "severity must be one of"),
+        ({"corruptions": ("fog",)}, "corruptions must be among scale, .*, got 'fog'"),
+        ({"severities": (0,)}, "severities must be among 1, 2, 3, 4, 5, got 0"),
         ({"C": -1.0}, "C must be positive"),
         ({"test_set": Household("test")}, "must be the data set that the test features were made of"),
     ):
