@@ -154,11 +154,12 @@ def look(
 
         open_window(built, modes[0], azimuth=azimuth, elevation=elevation, max_points=max_points, ask=ask)
         return
-    from pc3d.viz.camera import fit
+    from pc3d.viz.camera import fit, fit_around
 
     # Below several clouds stand their names.
     margin = 0.04 if len(built.clouds) == 1 else 0.12
-    camera = fit(built, azimuth=azimuth, elevation=elevation, aspect=width / height, margin=margin)
+    look_from = fit_around if target.suffix.lower() == _GIF else fit
+    camera = look_from(built, azimuth=azimuth, elevation=elevation, aspect=width / height, margin=margin)
     draw = _Drawing(built, modes, width, height, columns, point_size, max_points)
     if target.suffix.lower() == _GIF:
         draw.turning(target, camera, frames, camera_path)

@@ -114,26 +114,60 @@ def fit(
         field_of_view: see :class:`Viewpoint`.
         margin: room around, as a share of the picture.
     """
-    # Every so many points; few clouds are so ordered that this misses a part of them.
-    step = max(1, view.num_points // _FITTED)
-    xyz = np.concatenate([cloud.placed[::step] for cloud in view.clouds]).astype(np.float64)
+    xyz = _some_points(view)
     if not len(xyz):
         return Viewpoint((0.0, 0.0, 0.0), 1.0, azimuth, elevation, field_of_view)
     low, high = np.percentile(xyz, [0.1, 99.9], axis=0)
     extent = max(float((high - low).max()), 1e-6)
-    slope = np.tan(np.deg2rad(field_of_view / 2)) / (1 + margin)
-    slopes = slope * np.array([max(aspect, 1.0), max(1 / aspect, 1.0)])
+    slopes = _slopes(aspect, field_of_view, margin)
     axes = Viewpoint((0.0, 0.0, 0.0), 1.0, azimuth, elevation, field_of_view).axes
     target, distance = (low + high) / 2, 1.0
     for _ in range(3):
         local = (xyz - target) @ axes.T
-        needed = (np.abs(local[:, :2]) / slopes).max(1) + local[:, 2]
-        distance = max(min(float(needed.max()), 1.1 * float(np.percentile(needed, 99.8))), 0.1 * extent)
+        distance = max(_distance(local, slopes), 0.1 * extent)
         # What is near looks large: the middle of the points is not the middle of the picture.
         flat = local[:, :2] / np.maximum(distance - local[:, 2:], 0.01 * distance)
         target = target + distance * (np.percentile(flat, [0.1, 99.9], axis=0).mean(0) @ axes[:2])
     x, y, z = target.tolist()
     return Viewpoint((x, y, z), distance, azimuth, elevation, field_of_view)
+
+
+def fit_around(
+    view: View,
+    *,
+    azimuth: float = AZIMUTH,
+    elevation: float = ELEVATION,
+    aspect: float = 4 / 3,
+    field_of_view: float = FIELD_OF_VIEW,
+    margin: float = 0.04,
+) -> Viewpoint:
+    """As :func:`fit`, and all of the view stays in the picture while the camera goes around (:func:`turntable`)."""
+    options = {"elevation": elevation, "aspect": aspect, "field_of_view": field_of_view, "margin": margin}
+    sides = [fit(view, azimuth=azimuth + turn, **options) for turn in range(0, 360, 30)]
+    target = np.mean([side.target for side in sides], axis=0)
+    from_target, slopes = _some_points(view) - target, _slopes(aspect, field_of_view, margin)
+    needed = [_distance(from_target @ side.axes.T, slopes) for side in sides if len(from_target)]
+    x, y, z = target.tolist()
+    return Viewpoint((x, y, z), max([sides[0].distance, *needed]), azimuth, elevation, field_of_view)
+
+
+def _some_points(view: View) -> NDArray[np.float64]:
+    """Every so many points; few clouds are so ordered that this misses a part of them."""
+    step = max(1, view.num_points // _FITTED)
+    return np.concatenate([cloud.placed[::step] for cloud in view.clouds]).astype(np.float64)
+
+
+def _slopes(aspect: float, field_of_view: float, margin: float) -> NDArray[np.float64]:
+    """How far to the side and up the picture reaches, for each unit of depth."""
+    slope = np.tan(np.deg2rad(field_of_view / 2)) / (1 + margin)
+    reach: NDArray[np.float64] = slope * np.array([max(aspect, 1.0), max(1 / aspect, 1.0)])
+    return reach
+
+
+def _distance(local: NDArray[np.float64], slopes: NDArray[np.float64]) -> float:
+    """From where all points but strays are in the picture, given along the axes of the camera from its target."""
+    needed = (np.abs(local[:, :2]) / slopes).max(1) + local[:, 2]
+    return min(float(needed.max()), 1.1 * float(np.percentile(needed, 99.8)))
 
 
 def of_view_matrix(matrix: FloatArray, target: FloatArray) -> Viewpoint:

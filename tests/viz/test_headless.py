@@ -10,7 +10,7 @@ from PIL import Image
 
 from pc3d.data import Household, Rooms
 from pc3d.viz import Layer, View, ViewCloud, arrange, class_layer, height_layers, rgb_layer
-from pc3d.viz.camera import Viewpoint, along, fit, load_path, save_path, turntable
+from pc3d.viz.camera import Viewpoint, along, fit, fit_around, load_path, save_path, turntable
 from pc3d.viz.headless import _nearest_discs, render
 from pc3d.viz.pictures import panels, write_gif, write_picture
 
@@ -75,6 +75,17 @@ def test_everything_fits_and_fills_the_picture(azimuth: float, elevation: float,
     low, high = pixel.min(0), pixel.max(0)
     assert ((high - low) / [width, height]).max() > 0.85
     np.testing.assert_allclose((low + high) / 2, [width / 2, height / 2], atol=0.05 * max(width, height))
+
+
+def test_nothing_leaves_the_picture_while_it_turns() -> None:
+    view, size = objects(), np.array([200, 240])
+    camera = fit_around(view, azimuth=10.0, elevation=22.0, aspect=200 / 240)
+    xyz = np.concatenate([cloud.placed for cloud in view.clouds])
+    pixels = np.stack([side.project(xyz, *size.tolist())[0] for side in turntable(camera, 24)])
+    inside = ((pixels >= 0) & (pixels < size)).all(2)
+    assert inside.mean(1).min() > 0.995
+    assert (np.ptp(pixels, axis=(0, 1)) / size).max() > 0.9  # and no smaller than need be
+    assert fit_around(View([ViewCloud("", np.zeros((0, 3), np.float32), {})])).distance == 1.0
 
 
 def test_strays_do_not_make_the_rest_small() -> None:
