@@ -9,7 +9,9 @@ lifted from the rooms' posed colour and depth pictures onto their points. For ea
 without decoder (:class:`pc3d.methods.DenseDistillation`), with the views, the budget and the schedule that masked
 reconstruction has there. The linear probe reads the features of all levels of the encoder, untrained and distilled.
 The row "lifted features" probes the tower's own, zeros where no picture shows a point. ``--only 10`` trains backbones
-to segment with 10 % of the rooms, as ``rooms_table.py`` does, from scratch and from the distilled encoder.
+to segment with 10 % of the rooms, as ``rooms_table.py`` does, from scratch and from the distilled encoder;
+``--only language`` trains them so from scratch with the language-guided head of ``rooms_language_swin3d``, whose texts
+are MiniLM's, in place of the plain one.
 
 ``--only names`` distils a tower whose dense features are joint with texts instead, and names points by the classes'
 names without a single label: ConSE by default, an ImageNet classifier's probabilities as mixtures of its class names'
@@ -49,7 +51,7 @@ from pc3d.image import (
 )
 from pc3d.methods import DenseDistillation, Optimisation
 from pc3d.models import DistilledEncoder, UpcastFeatures, load_encoder
-from pc3d.tasks import evaluate_scenes, open_vocabulary_segmenter
+from pc3d.tasks import LanguageGuidance, evaluate_scenes, open_vocabulary_segmenter
 
 OBJECTIVES = {
     "cosine": "regression, cosine",
@@ -62,7 +64,9 @@ STARTS = {
     "scratch": "untrained",
     **OBJECTIVES,
     "joint": "regression, cosine",
+    "language": "from scratch, language-guided head",
 }
+GUIDANCE = LanguageGuidance(width=64, num_heads=4, num_layers=1, context_size=1.0)
 TASKS = {"probe": "linear probe", "10 %": "10 %", "names": "named by texts"}
 TITLES = {"lifted": "lifted features", **{name: recipe.name for name, recipe in RECIPES.items()}}
 
@@ -104,7 +108,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights, data and few labels")
     parser.add_argument("--models", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
-    parser.add_argument("--only", nargs="+", choices=["probe", "10", "names"], default=["probe"], help="what to do")
+    parser.add_argument(
+        "--only", nargs="+", choices=["probe", "10", "names", "language"], default=["probe"], help="what to do"
+    )
     parser.add_argument("--tower", default="offline:efficientnet-lite0", help="teacher, see pc3d.image")
     parser.add_argument("--joint_tower", default="offline:conse-centred", help="teacher of --only names")
     parser.add_argument("--short_side", type=int, default=288, help="of the pictures, scaled; they are 192 x 144")
@@ -192,7 +198,9 @@ def jobs(experiment: Experiment, store: FeatureStore) -> Iterator[Callable[[], N
         yield lambda: probe(experiment, "scratch")
     if "names" in options.only:
         yield lambda: names(experiment)
-    if options.only == ["names"]:
+    if "language" in options.only:
+        yield lambda: segment(experiment, "language", "10", head="language", language=GUIDANCE)
+    if not {"probe", "10"} & set(options.only):
         return
     for objective in options.objectives:
         yield lambda objective=objective: distil(experiment, objective, store)  # type: ignore[misc]
@@ -201,7 +209,7 @@ def jobs(experiment: Experiment, store: FeatureStore) -> Iterator[Callable[[], N
     if "10" in options.only:
         yield lambda: segment(experiment, "scratch", "10")
         for objective in options.objectives:
-            yield lambda objective=objective: segment(experiment, objective, "10")  # type: ignore[misc]
+            yield lambda objective=objective: segment(experiment, objective, "10", objective)  # type: ignore[misc]
 
 
 def distil(experiment: Experiment, objective: Any, store: FeatureStore) -> None:

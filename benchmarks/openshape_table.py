@@ -6,7 +6,8 @@ Trains the recipe ``openshape_household`` and its ablations with every seed: nam
 look-alikes, several positives. Judges each on the embedded test objects: recall of the object by its name and by its
 preview picture (objects of one name answer it together), and classification by class names alone, whose texts are made
 as ``pc3d zeroshot`` makes them. Beside them: chance, the encoder with fresh weights, and what the 2D towers do without
-a 3D encoder, on the preview pictures and on pictures drawn of the clouds (``openshape12``, every third view).
+a 3D encoder, on the preview pictures, on pictures drawn of the clouds (``openshape12``, every third view), and on depth
+maps of them.
 
 A run that is interrupted goes on where it stopped, and what is finished is not computed again; several processes may
 share the work by ``--seeds`` and ``--only``. With ``--validate``, for tuning, a fifth of the training objects is judged
@@ -46,10 +47,12 @@ from pc3d.image import (
     FeatureStore,
     PictureFeatures,
     TextFeatures,
+    clip2point_maps,
     extent,
     fit,
     load_image_tower,
     load_text_tower,
+    pointclip_maps,
     precompute,
     render_points,
     view_set,
@@ -239,6 +242,8 @@ REFERENCES = {
     "tower_knn": "image tower, previews: 5 nearest labelled training previews",
     "bridge_drawn": "bridge, drawings of the clouds",
     "bridge": "bridge, previews",
+    "depth_pointclip": "bridge, depth maps of the clouds as in PointCLIP",
+    "depth_clip2point": "bridge, depth maps of the clouds as in CLIP2Point",
 }
 
 
@@ -258,6 +263,22 @@ def references(output: Path, gallery: Gallery, train: PointDataset) -> None:
     }
     for name, scores in rows.items():
         write_json(output / name / "seed0" / "scores.json", scores)
+    for name in ("depth_pointclip", "depth_clip2point"):
+        path = output / name / "seed0" / "scores.json"
+        if not path.exists():
+            shapes = mapped(gallery, name)
+            scores = gallery.recall("text", names, shapes) | gallery.recall("picture", bridged, shapes)
+            write_json(path, scores | gallery.zero_shot(shapes, classes))
+
+
+def mapped(gallery: Gallery, name: str) -> Tensor:
+    """Unit means over views of what the bridge says of depth maps."""
+    tower, rows = load_image_tower(BRIDGE), []
+    for cloud in tqdm(gallery.clouds, desc=name, disable=None):
+        sparse = name == "depth_pointclip"
+        maps = pointclip_maps(cloud.xyz) if sparse else clip2point_maps(cloud.xyz, tower.preprocessing)
+        rows.append(normalize(tower.global_features(maps), dim=1).mean(0))
+    return normalize(torch.stack(rows), dim=1)
 
 
 def nearest_previews(output: Path, train: PointDataset, previews: Tensor, labels: Tensor) -> dict[str, float]:

@@ -209,8 +209,8 @@ def jobs(experiment: Experiment, only: list[str]) -> Iterator[Callable[[], None]
     if "probe" in only:
         yield lambda: probe(experiment, "pretrained")
     for task in sorted(set(only) & set(TASKS)):
-        for start in STARTS:
-            yield lambda task=task, start=start: segment(experiment, start, task)  # type: ignore[misc]
+        yield lambda task=task: segment(experiment, "scratch", task)  # type: ignore[misc]
+        yield lambda task=task: segment(experiment, "pretrained", task, "pretraining")  # type: ignore[misc]
 
 
 def transforms(colors: Colors) -> list[Transform]:
@@ -281,8 +281,16 @@ def probe(experiment: Experiment, start: str) -> None:
     keep(path, scores, started, len(experiment.train))
 
 
-def segment(experiment: Experiment, start: str, task: str) -> None:
-    """Train to segment with the labels of a share of the rooms, and judge."""
+def segment(experiment: Experiment, start: str, task: str, encoder: str | None = None, **head: Any) -> None:
+    """Train to segment with the labels of a share of the rooms, and judge.
+
+    Args:
+        experiment: backbone, seed and data.
+        start: where the backbone starts, for the name of the folder.
+        task: one of ``TASKS``.
+        encoder: run within the experiment's folder whose encoder it starts from; None starts from scratch.
+        head: options of the head, for :class:`SemanticSegmentation`.
+    """
     folder = experiment.folder / f"{start}-{task}"
     path = folder / "scores.json"
     if finished(path, "training"):
@@ -291,17 +299,18 @@ def segment(experiment: Experiment, start: str, task: str) -> None:
     share = task.partition("-")[0]
     rooms = labelled(experiment.train, SHARES[share], experiment.seed)
     recipe, backbone = experiment.recipe, experiment.new_backbone()
-    factor = PRETRAINED_FACTOR if (task, start) == (FEW, "pretrained") else 1.0
+    factor = PRETRAINED_FACTOR if task == FEW and encoder is not None else 1.0
     module = SemanticSegmentation(
         UpcastFeatures(backbone) if task == FEW else backbone,
         len(rooms.classes),
         rooms.classes,
-        encoder=str(experiment.folder / "pretraining") if start == "pretrained" else None,
+        encoder=None if encoder is None else str(experiment.folder / encoder),
         class_weights=class_weights(rooms),
         optimisation=SegmentationOptimisation(
             learning_rate=recipe.learning_rate, block_factor=recipe.block_factor, backbone_factor=factor
         ),
         seed=experiment.seed,
+        **head,
     )
     run(module, rooms, folder, experiment.steps(recipe.steps[share]), SEGMENTING)
     matrix = evaluate_scenes(load_segmenter(folder), experiment.test, use_fragments=False)

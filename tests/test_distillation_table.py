@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -38,3 +39,28 @@ def test_scores_of_all_seeds_make_a_row(table: ModuleType, tmp_path: Path) -> No
         "| Swin3D-S, reduced | 10 % (3 rooms) | contrast of superpoints (SLidR) | 0 | 40.0 | 50.0 | 75.0 |",
     ]
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(scores)
+
+
+def test_few_labels_start_from_what_was_distilled(table: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[object, ...]] = []
+    for name in ("probe", "names", "distil"):
+        monkeypatch.setattr(table, name, lambda *given, name=name: called.append((name, *given[1:2])))
+    monkeypatch.setattr(table, "segment", lambda _, *given, **head: called.append(("segment", *given, *head)))
+
+    def work(*only: str) -> list[tuple[object, ...]]:
+        called.clear()
+        options = argparse.Namespace(only=list(only), objectives=["cosine", "slidr"])
+        experiment = table.Experiment("swin3d", 0, Path("out"), None, None, options)
+        for job in table.jobs(experiment, None):
+            job()
+        return list(called)
+
+    distilled = [("distil", "cosine"), ("distil", "slidr")]
+    assert work("10") == [
+        *distilled,
+        ("segment", "scratch", "10"),
+        ("segment", "cosine", "10", "cosine"),
+        ("segment", "slidr", "10", "slidr"),
+    ]
+    assert work("language", "names") == [("names",), ("segment", "language", "10", "head", "language")]
+    assert work("probe") == [("probe", "scratch"), *[step for one in distilled for step in (one, ("probe", one[1]))]]
