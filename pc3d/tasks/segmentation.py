@@ -74,7 +74,8 @@ class SemanticSegmentation(pl.LightningModule):
         skip: parts of that encoder to leave out, see :func:`take_weights`.
         y_up: ``encoder`` is an official file of Swin3D whose weights were trained with y up (the authors' ``xyz_rgb``).
         freeze: leave the backbone as it is, in evaluation mode, and train the head alone: with ``head="linear"`` a
-            linear probe.
+            linear probe. The backbone is all of it: also the layer of :class:`pc3d.models.BlockFeatures` after the
+            encoder, which is fresh if ``encoder`` is one of objects.
         class_weights: of each class in the loss, so that rare ones count in it; all alike when empty. Validation losses
             are unweighted.
         optimisation: AdamW and its schedule.

@@ -67,9 +67,10 @@ SMALL = {
     "AlignedShapeEncoder": given("AlignedShapeEncoder", encoder=given("PointNet", embed_dim=16, num_points=48)),
     "BlockFeatures": given(
         "BlockFeatures",
-        encoder=given("DGCNN", embed_dim=16, k=4),
+        encoder=given("ViT3D", embed_dim=16, depth=4, num_heads=2, group_size=8, point_dim=8),
         block_size=0.8,
         feature_dim=20,
+        layers=[0, 2, 3],
         num_points=40,
     ),
     "DistilledEncoder": given("DistilledEncoder", encoder=UNET, space_dim=5),
@@ -148,15 +149,23 @@ def test_in_blocks_with_a_cube_around_them_a_scene_gets_what_it_gets_as_a_whole(
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_gradients_reach_all_of_the_encoder_that_is_trained(name: str, clouds: list[PointCloud]) -> None:
+def test_gradients_reach_all_of_the_encoder_that_is_trained_and_it_learns(name: str, clouds: list[PointCloud]) -> None:
     model, batch = task(name).train(), collate(clouds)
     assert batch.segment is not None
-    segmentation_loss(model.segmenter(batch), batch.segment).backward()
+    first = segmentation_loss(model.segmenter(batch), batch.segment)
+    first.backward()
     trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
     assert all(value.grad is not None and value.grad.isfinite().all() for value in trained.values())
     assert all(value.grad is None for key, value in model.named_parameters() if key not in trained)
     inside: Any = getattr(model.encoder, "encoder", model.encoder)
     assert any(value.grad is not None and value.grad.any() for value in inside.parameters())
+    optimiser = torch.optim.Adam(trained.values(), 0.01)
+    for _ in range(3):
+        optimiser.step()
+        optimiser.zero_grad()
+        last = segmentation_loss(model.segmenter(batch), batch.segment)
+        last.backward()
+    assert last < first - 0.2
 
 
 @pytest.mark.parametrize("name", SMALL)
