@@ -37,7 +37,7 @@ def command() -> Iterator[None]:
     output = _Output()
     token = _current.set(output)
     try:
-        with output.stack, warnings.catch_warnings():
+        with output.stack, warnings.catch_warnings(), _without_tips():
             # Lightning builds what a later torch wants built otherwise: nothing that a user could mend.
             warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
             yield
@@ -101,6 +101,21 @@ def parts() -> Iterator[None]:
         yield
     finally:
         output.is_part = before
+
+
+@contextmanager
+def _without_tips() -> Iterator[None]:
+    """What Lightning advertises when it begins to train is no note on the work."""
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+
+    def is_note(record: logging.LogRecord) -> bool:
+        return "Tip: For seamless cloud" not in record.getMessage()
+
+    logger.addFilter(is_note)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_note)
 
 
 @contextmanager

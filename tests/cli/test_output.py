@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import pty
 import re
@@ -120,6 +121,26 @@ def test_what_lightning_calls_of_an_older_torch_is_not_the_users_business(monkey
         warnings.simplefilter("always")
         assert main(["doctor", "--quiet"]) == 0
     assert [str(warning.message) for warning in seen] == ["a warning of ours"]
+
+
+def test_lightning_advertises_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from pytorch_lightning import Trainer
+
+    told: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: told.append(record.getMessage()))
+    logger = logging.getLogger("pytorch_lightning")
+    logger.addHandler(handler)
+    try:
+        Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False)
+        assert any("Tip" in text for text in told)  # of the library's own accord
+        told.clear()
+        monkeypatch.setattr("pc3d.cli.doctor.main", lambda argv: Trainer(accelerator="cpu", logger=False) and None)
+        assert main(["doctor"]) == 0
+    finally:
+        logger.removeHandler(handler)
+    assert told  # which devices there are
+    assert not any("Tip" in text for text in told)
 
 
 def test_quiet_and_json_end_with_the_command(encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
