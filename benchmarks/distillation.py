@@ -228,7 +228,14 @@ def distil(experiment: Experiment, objective: Any, store: FeatureStore) -> None:
         optimisation=Optimisation(learning_rate=experiment.recipe.pretraining_rate, warmup_epochs=2),
         seed=experiment.seed,
     )
-    run(method, experiment.train, folder, experiment.steps(experiment.recipe.pretraining_steps), PRETRAINING, store)
+    run(
+        method,
+        experiment.train,
+        folder,
+        experiment.steps(experiment.recipe.pretraining_steps["pretrained"]),
+        PRETRAINING,
+        store,
+    )
     write_json(folder / "time.json", {"seconds": time.process_time() - started})
 
 

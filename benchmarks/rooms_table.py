@@ -1,17 +1,18 @@
-"""What masked pre-training brings on scanned rooms: semantic segmentation with all labels and with few, and a probe.
+"""What pre-training brings on scanned rooms: semantic segmentation with all labels and with few, and a linear probe.
 
     python benchmarks/rooms_table.py --output runs/rooms_table
     python benchmarks/rooms_table.py --output runs/rooms_table --data DATA/rooms --seeds 0 1 2 --models unet swin3d
 
 For each seed and backbone (a sparse U-Net and a reduced Swin3D-S, on 10 cm voxels), the encoder is pre-trained on the
-training rooms without labels (:class:`pc3d.methods.MaskedScene`). Then the backbone is trained to segment, from scratch
-and from that encoder, with the labels of all training rooms and of 10 % of them (whole rooms, drawn by the seed, at
-least two); budget and schedule are the same for both starts. The linear probe reads the features of all levels of the
-encoder, untrained and pre-trained, without decoder. With few labels the same is also done without decoder: a head reads
-the features of all levels (:class:`pc3d.models.UpcastFeatures`), so that all but the head is pre-trained; the
-pre-trained encoder then learns at 0.3 of the rate, which was chosen on held-out training rooms. Everything is judged on
-all points of the test rooms, trained models as ``pc3d segment eval --single_pass`` does; with ``--validate``, for
-tuning, on every fourth training room, which then is not trained on.
+training rooms without labels: to reconstruct what is masked (:class:`pc3d.methods.MaskedScene`), and to find the same
+in two views (:class:`pc3d.methods.SceneVICReg`). Then the backbone is trained to segment, from scratch and from these
+encoders, with the labels of all training rooms, of 10 % of them (whole rooms, drawn by the seed, at least two), and of
+10 % of the points of each of them; budget and schedule are the same for all starts. The linear probe reads the features
+of all levels of the encoder, untrained and pre-trained, without decoder. With few labels the same is also done without
+decoder: a head reads the features of all levels (:class:`pc3d.models.UpcastFeatures`), so that all but the head is
+pre-trained; a pre-trained encoder then learns at a share of the rate (``ENCODER_RATE``), which was chosen on held-out
+training rooms. Everything is judged on all points of the test rooms, trained models as ``pc3d segment eval
+--single_pass`` does; with ``--validate``, for tuning, on every fourth training room, which then is not trained on.
 
 A run that is interrupted goes on where it stopped; what is finished is not computed again. Several processes may share
 the work by ``--seeds`` and ``--models`` with one ``--output``. What results depend on is kept beside them in
@@ -43,6 +44,7 @@ from pc3d.data import (
     GridSample,
     IsotropicScaleShift,
     LiftedSet,
+    LimitedLabels,
     PointDataset,
     RandomColorDrop,
     RandomDropout,
@@ -53,11 +55,12 @@ from pc3d.data import (
     Selection,
     SphereCrop,
     Transform,
+    ViewPairs,
 )
 from pc3d.evaluation import SegmentationScores
 from pc3d.evaluation.scene_probe import scene_linear_probe
 from pc3d.image import FeatureStore
-from pc3d.methods import MaskedScene, Optimisation, RunFolder, pretrain
+from pc3d.methods import MaskedScene, Method, Optimisation, RunFolder, SceneVICReg, pretrain
 from pc3d.models import SparseUNet, Swin3D, UpcastFeatures, load_encoder
 from pc3d.tasks import SegmentationOptimisation, SemanticSegmentation, evaluate_scenes, load_segmenter
 
@@ -65,6 +68,8 @@ VOXEL_SIZE = 0.1
 MAX_POINTS = 5_000
 """Of a view, after sampling one point a voxel; a room has 4,000 to 23,000 voxels of 10 cm."""
 VIEWS_PER_STEP = 2
+RADIUS = 2.0
+"""Of one of two views of a room, in metres."""
 STEPS_PER_EPOCH = 25
 """At least so many between two checkpoints; the data sets are repeated to that length."""
 
@@ -106,22 +111,30 @@ class Recipe:
     build: Callable[[], nn.Module]
     steps: dict[str, int]
     """With all labels and with few."""
-    pretraining_steps: int
+    pretraining_steps: dict[str, int]
+    """Of masked reconstruction, and of two views."""
     learning_rate: float
     block_factor: float
     pretraining_rate: float
 
 
 RECIPES = {
-    "unet": Recipe("sparse U-Net", sparse_unet, {"100": 800, "10": 300}, 400, 1e-2, 1.0, 3e-3),
-    "swin3d": Recipe("Swin3D-S, reduced", swin3d, {"100": 400, "10": 150}, 200, 6e-3, 0.5, 2e-3),
+    "unet": Recipe(
+        "sparse U-Net", sparse_unet, {"100": 800, "10": 300}, {"pretrained": 400, "views": 800}, 1e-2, 1.0, 3e-3
+    ),
+    "swin3d": Recipe(
+        "Swin3D-S, reduced", swin3d, {"100": 400, "10": 150}, {"pretrained": 200, "views": 400}, 6e-3, 0.5, 2e-3
+    ),
 }
-STARTS = {"scratch": "from scratch", "pretrained": "pre-trained"}
+STARTS = {"scratch": "from scratch", "pretrained": "masked", "views": "two views"}
+RUNS = {"pretrained": "pretraining", "views": "pretraining-views"}
+"""Where an encoder was pre-trained."""
 SHARES = {"100": 1.0, "10": 0.1}
-FEW = "10-encoder"
+FEW = ("10-encoder", "points-encoder")
 """Few labels, and no decoder."""
-PRETRAINED_FACTOR = 0.3
-TASKS = {"100": "100 %", "10": "10 %", FEW: "10 %, no decoder"}
+ENCODER_RATE = {"scratch": 1.0, "pretrained": 0.3, "views": 0.1}
+"""Of the encoder beside its head, where there is no decoder."""
+TASKS = {"100": "100 %", "10": "10 %", FEW[0]: "10 %, no decoder", FEW[1]: "10 % of points, no decoder"}
 
 
 @dataclass(frozen=True)
@@ -170,7 +183,7 @@ def main() -> None:
         for model in options.models:
             folder = options.output / model / f"seed{seed}"
             experiment = Experiment(model, seed, folder, train, test, options)
-            for job in jobs(experiment, options.only):
+            for job in jobs(experiment, options.only, options.starts):
                 job()
                 write_table(options.output)
     write_table(options.output)
@@ -184,6 +197,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights, data and few labels")
     parser.add_argument("--models", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--only", nargs="+", choices=["probe", *TASKS], default=["probe", *TASKS], help="what to do")
+    parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS), help="from where")
     parser.add_argument("--steps", type=float, default=1.0, help="of all trainings, times those of the recipes")
     parser.add_argument("--pretraining", type=float, default=1.0, help="its steps, times those of the recipes")
     parser.add_argument("--validate", action="store_true", help="judge on every fourth training room instead")
@@ -201,16 +215,16 @@ def checksum(data: tuple[PointDataset, ...]) -> str:
     return digest.hexdigest()
 
 
-def jobs(experiment: Experiment, only: list[str]) -> Iterator[Callable[[], None]]:
-    """What is to do, in an order that shows the probe first."""
-    if "probe" in only:
-        yield lambda: probe(experiment, "scratch")
-    yield lambda: pretrain_encoder(experiment)
-    if "probe" in only:
-        yield lambda: probe(experiment, "pretrained")
+def jobs(experiment: Experiment, only: list[str], starts: list[str]) -> Iterator[Callable[[], None]]:
+    """What is to do, in an order that shows the probes first."""
+    for start in starts:
+        if start != "scratch":
+            yield lambda start=start: pretrain_encoder(experiment, start)  # type: ignore[misc]
+        if "probe" in only:
+            yield lambda start=start: probe(experiment, start)  # type: ignore[misc]
     for task in sorted(set(only) & set(TASKS)):
-        yield lambda task=task: segment(experiment, "scratch", task)  # type: ignore[misc]
-        yield lambda task=task: segment(experiment, "pretrained", task, "pretraining")  # type: ignore[misc]
+        for start in starts:
+            yield lambda task=task, start=start: segment(experiment, start, task, RUNS.get(start))  # type: ignore[misc]
 
 
 def transforms(colors: Colors) -> list[Transform]:
@@ -243,30 +257,28 @@ def run(
     change: list[Transform] | None = transforms(colors)
     if features is not None:
         repeated, change = LiftedSet(repeated, features, transform=Compose(transforms(colors))), None
-    data = SceneDataModule(train=repeated, train_transforms=change, batch_size=VIEWS_PER_STEP, seed=method.seed)
+    pairs = None
+    if isinstance(method, SceneVICReg):
+        pairs, change = ViewPairs(transforms(colors), RADIUS), None
+    data = SceneDataModule(
+        train=repeated, train_transforms=change, train_collate=pairs, batch_size=VIEWS_PER_STEP, seed=method.seed
+    )
     options: dict[str, Any] = {"accelerator": "cpu", "enable_model_summary": False, "log_every_n_steps": 25}
     epochs = max(1, round(VIEWS_PER_STEP * steps / length))
     pretrain(method, data, folder, resume=resume, overwrite=not resume, max_epochs=epochs, **options)
 
 
-def pretrain_encoder(experiment: Experiment) -> None:
-    """Masked reconstruction of the training rooms."""
-    folder = experiment.folder / "pretraining"
+def pretrain_encoder(experiment: Experiment, start: str) -> None:
+    """By masked reconstruction of the training rooms, or by two views of them."""
+    folder = experiment.folder / RUNS[start]
     if finished(folder / "time.json", "pre-training"):
         return
     started = time.process_time()
-    method = MaskedScene(
-        experiment.new_backbone(),
-        optimisation=Optimisation(learning_rate=experiment.recipe.pretraining_rate, warmup_epochs=2),
-        seed=experiment.seed,
-    )
-    run(
-        method,
-        experiment.train,
-        folder,
-        experiment.steps(experiment.options.pretraining * experiment.recipe.pretraining_steps),
-        PRETRAINING,
-    )
+    optimisation = Optimisation(learning_rate=experiment.recipe.pretraining_rate, warmup_epochs=2)
+    kind: type[Method] = {"pretrained": MaskedScene, "views": SceneVICReg}[start]
+    method = kind(experiment.new_backbone(), optimisation=optimisation, seed=experiment.seed)  # type: ignore[call-arg]
+    steps = experiment.steps(experiment.options.pretraining * experiment.recipe.pretraining_steps[start])
+    run(method, experiment.train, folder, steps, PRETRAINING)
     write_json(folder / "time.json", {"seconds": time.process_time() - started})
 
 
@@ -276,7 +288,7 @@ def probe(experiment: Experiment, start: str) -> None:
     if finished(path, "probe"):
         return
     started = time.process_time()
-    encoder = experiment.new_backbone() if start == "scratch" else load_encoder(experiment.folder / "pretraining")
+    encoder = experiment.new_backbone() if start == "scratch" else load_encoder(experiment.folder / RUNS[start])
     scores = scene_linear_probe(UpcastFeatures(encoder), experiment.train, experiment.test, seed=experiment.seed)
     keep(path, scores, started, len(experiment.train))
 
@@ -297,11 +309,14 @@ def segment(experiment: Experiment, start: str, task: str, encoder: str | None =
         return
     started = time.process_time()
     share = task.partition("-")[0]
-    rooms = labelled(experiment.train, SHARES[share], experiment.seed)
+    if share == "points":
+        rooms: PointDataset = LimitedLabels(experiment.train, label_fraction=0.1, seed=experiment.seed)
+    else:
+        rooms = labelled(experiment.train, SHARES[share], experiment.seed)
     recipe, backbone = experiment.recipe, experiment.new_backbone()
-    factor = PRETRAINED_FACTOR if task == FEW and encoder is not None else 1.0
+    factor = ENCODER_RATE[start] if task in FEW else 1.0
     module = SemanticSegmentation(
-        UpcastFeatures(backbone) if task == FEW else backbone,
+        UpcastFeatures(backbone) if task in FEW else backbone,
         len(rooms.classes),
         rooms.classes,
         encoder=None if encoder is None else str(experiment.folder / encoder),
@@ -312,7 +327,7 @@ def segment(experiment: Experiment, start: str, task: str, encoder: str | None =
         seed=experiment.seed,
         **head,
     )
-    run(module, rooms, folder, experiment.steps(recipe.steps[share]), SEGMENTING)
+    run(module, rooms, folder, experiment.steps(recipe.steps["100" if share == "100" else "10"]), SEGMENTING)
     matrix = evaluate_scenes(load_segmenter(folder), experiment.test, use_fragments=False)
     keep(path, matrix.scores(rooms.classes), started, len(rooms))
 

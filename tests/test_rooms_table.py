@@ -31,7 +31,7 @@ def output(tmp_path: Path, table: ModuleType, monkeypatch: pytest.MonkeyPatch) -
     path = tmp_path / "out" / "unet" / "seed0" / "probe-scratch.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"miou": 0.5, "macc": 0.5, "allacc": 0.5, "rooms": 8, "seconds": 1.0}))
-    monkeypatch.setattr(table, "jobs", lambda experiment, only: iter(()))  # nothing is trained here
+    monkeypatch.setattr(table, "jobs", lambda experiment, only, starts: iter(()))  # nothing is trained here
     return tmp_path / "out"
 
 

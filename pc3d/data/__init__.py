@@ -71,6 +71,7 @@ from pc3d.data.transforms import (
     TurnUp,
 )
 from pc3d.data.types import PointBatch, PointCloud, collate
+from pc3d.data.view_pairs import ViewPairs
 from pc3d.data.voting import fragments, voting_views
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ __all__ = [
     "Transform",
     "TurnSlightly",
     "TurnUp",
+    "ViewPairs",
     "by_rules",
     "collate",
     "enriched",

@@ -17,6 +17,7 @@ from pc3d.data.dataset import PointDataset
 from pc3d.data.mixing import SceneCollate
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointBatch, PointCloud
+from pc3d.data.view_pairs import ViewPairs
 
 # What a worker needs to make one batch: the epoch and the positions in the data set.
 BatchKey = tuple[int, list[int]]
@@ -181,7 +182,7 @@ class _BatchMaker(Dataset[PointBatch]):
         self,
         dataset: Dataset[PointCloud],
         transform: Transform | None,
-        collate: SceneCollate | None,
+        collate: SceneCollate | ViewPairs | None,
         seed: int,
         fixed: bool,
     ) -> None:
@@ -237,7 +238,8 @@ class PointLoader:
             of a data set that is not a ``PointDataset`` are outside of the promise above.
         batch_size: clouds per batch and process.
         transform: applied after the data set's own.
-        collate: how samples become a batch, such as ``SceneCollate(mix_probability=0.8)``; plain packing when None.
+        collate: how samples become a batch, such as ``SceneCollate(mix_probability=0.8)`` or :class:`ViewPairs`; plain
+            packing when None.
         shuffle: a new order each epoch. Without it, the loader is for evaluation: random transforms repeat in every
             epoch, seeded per item, so that a score is reproducible.
         drop_last: leave out the last incomplete batch (batch normalisation needs two samples).
@@ -253,7 +255,7 @@ class PointLoader:
         batch_size: int,
         *,
         transform: Transform | None = None,
-        collate: SceneCollate | None = None,
+        collate: SceneCollate | ViewPairs | None = None,
         shuffle: bool = True,
         drop_last: bool = True,
         num_workers: int = 0,

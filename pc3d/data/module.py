@@ -7,6 +7,7 @@ from pc3d.data.dataset import PointDataset, split_train_validation
 from pc3d.data.loader import PointLoader
 from pc3d.data.mixing import SceneCollate
 from pc3d.data.transforms import Compose, Transform
+from pc3d.data.view_pairs import ViewPairs
 
 require("pytorch_lightning", extra="train", purpose="PointDataModule")
 
@@ -29,7 +30,8 @@ class PointDataModule(pl.LightningDataModule):
         test: the test set.
         train_transforms: applied in turn to training samples.
         eval_transforms: applied in turn to validation and test samples.
-        train_collate: how training samples become a batch, such as ``SceneCollate(mix_probability=0.8)``.
+        train_collate: how training samples become a batch, such as ``SceneCollate(mix_probability=0.8)``. Of
+            :class:`ViewPairs`, batches of the validation set are made as well, the same ones every time.
         validation_fraction: share of ``train`` to set aside for validation, stratified by class; 0 for none.
         batch_size: clouds per training batch and process.
         eval_batch_size: clouds per validation and test batch; ``batch_size`` when None.
@@ -50,7 +52,7 @@ class PointDataModule(pl.LightningDataModule):
         *,
         train_transforms: list[Transform] | None = None,
         eval_transforms: list[Transform] | None = None,
-        train_collate: SceneCollate | None = None,
+        train_collate: SceneCollate | ViewPairs | None = None,
         validation_fraction: float = 0.0,
         batch_size: int = 128,
         eval_batch_size: int | None = None,
@@ -100,7 +102,9 @@ class PointDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> PointLoader | list[PointLoader]:
         """Batches of the validation set; an empty list where there is none."""
-        return [] if self.validation is None else self._eval_loader(self.validation)
+        # What learns from pairs of views has no other loss.
+        pairs = self.train_collate if isinstance(self.train_collate, ViewPairs) else None
+        return [] if self.validation is None else self._eval_loader(self.validation, pairs)
 
     def test_dataloader(self) -> PointLoader:
         """Batches of the test set.
@@ -116,11 +120,12 @@ class PointDataModule(pl.LightningDataModule):
         """Batches of the test set, for predictions."""
         return self.test_dataloader()
 
-    def _eval_loader(self, dataset: PointDataset) -> PointLoader:
+    def _eval_loader(self, dataset: PointDataset, collate: ViewPairs | None = None) -> PointLoader:
         return PointLoader(
             dataset,
             self.eval_batch_size,
             transform=self.eval_transform,
+            collate=collate,
             shuffle=False,
             drop_last=False,
             num_workers=self.num_workers,

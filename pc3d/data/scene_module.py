@@ -11,6 +11,7 @@ from pc3d.data.dataset import PointDataset, Selection
 from pc3d.data.limited_labels import LimitedLabels
 from pc3d.data.mixing import SceneCollate
 from pc3d.data.transforms import Transform
+from pc3d.data.view_pairs import ViewPairs
 
 require("pytorch_lightning", extra="train", purpose="SceneDataModule")
 
@@ -33,7 +34,7 @@ class SceneDataModule(PointDataModule):
         labelled_points: or how many of each.
         train_transforms: applied in turn to training scenes.
         eval_transforms: applied in turn to validation scenes.
-        train_collate: how scenes become a batch, such as ``SceneCollate(mix_probability=0.8)``.
+        train_collate: how scenes become a batch, such as ``SceneCollate(mix_probability=0.8)`` or :class:`ViewPairs`.
         validation_fraction: share of ``train`` to set aside for validation; 0 for none.
         batch_size: scenes per training batch and process.
         eval_batch_size: scenes per validation batch.
@@ -57,7 +58,7 @@ class SceneDataModule(PointDataModule):
         labelled_points: int | None = None,
         train_transforms: list[Transform] | None = None,
         eval_transforms: list[Transform] | None = None,
-        train_collate: SceneCollate | None = None,
+        train_collate: SceneCollate | ViewPairs | None = None,
         validation_fraction: float = 0.0,
         batch_size: int = 2,
         eval_batch_size: int = 1,

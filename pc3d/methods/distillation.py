@@ -164,7 +164,7 @@ class DenseDistillation(Method):
             draws: of this step.
         """
         if self.objective == "ppkt":
-            rows = _some_of_each(shown, batch.offsets, self.pairs_per_scene, draws)
+            rows = draws.some_rows(shown, batch.offsets, self.pairs_per_scene)
         else:
             rows = shown.nonzero().flatten()
         points, pixels = self.model.in_space(features[rows]), self.teacher_head(target[rows])
@@ -185,15 +185,3 @@ class DenseDistillation(Method):
     def configure_optimizers(self) -> Any:
         """AdamW with the warm-up and cosine schedule."""
         return self.optimisation.build(self, (), self.trainer.max_epochs)
-
-
-def _some_of_each(mask: Tensor, offsets: Tensor, count: int, draws: SampleRandom) -> Tensor:
-    """At most ``count`` of the rows of each packed group where the mask is set, every choice equally likely."""
-    # One number per scene, whatever its size: N processes draw what one process would.
-    words = (draws.uniform().double() * 2**24).long().tolist()
-    chosen = []
-    for word, start, stop in zip(words, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        rows = mask[start:stop].nonzero().flatten() + start
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(word))[:count]
-        chosen.append(rows[order.to(rows.device)])
-    return torch.cat(chosen)

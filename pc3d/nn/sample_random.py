@@ -64,5 +64,24 @@ class SampleRandom:
         everyone = torch.randn(self.global_batch_size, *shape, generator=self.generator, device=self.generator.device)
         return self._own(everyone)
 
+    def some_rows(self, mask: Tensor, offsets: Tensor, count: int) -> Tensor:
+        """Of the rows of each sample where the mask is set, ``count``, or all where there are fewer.
+
+        Every choice is equally likely, and has the order in which it was drawn.
+
+        Args:
+            mask: ``(N,)`` bool over packed rows.
+            offsets: ``(batch_size + 1,)`` int64 of the samples.
+            count: how many of each sample, at most.
+        """
+        # One number per sample, whatever its size: N processes draw what one process would.
+        words = (self.uniform().double() * 2**24).long().tolist()
+        chosen = []
+        for word, start, stop in zip(words, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+            rows = mask[start:stop].nonzero().flatten() + start
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(word))[:count]
+            chosen.append(rows[order.to(rows.device)])
+        return torch.cat(chosen)
+
     def _own(self, everyone: Tensor) -> Tensor:
         return everyone[self.start : self.start + self.batch_size]

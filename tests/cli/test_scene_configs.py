@@ -31,7 +31,8 @@ def transform_of(steps: list[dict[str, Any]]) -> Compose:
 
 def test_all_configurations_of_scenes_are_looked_at() -> None:
     shipped = {f"segment/{path.name}" for path in (CONFIGS / "segment").glob("*.yaml")}
-    pre_training = {"masked_scene", "masked_scene_rooms", "swin3d_structured3d", "distill_rooms", "distill_scannet"}
+    pre_training = {"masked_scene", "masked_scene_rooms", "scene_vicreg_rooms"}
+    pre_training |= {"swin3d_structured3d", "distill_rooms", "distill_scannet"}
     assert set(scene_configs()) == shipped | {f"pretrain/{name}.yaml" for name in pre_training}
 
 
@@ -46,7 +47,8 @@ def test_every_sampled_point_is_a_voxel_of_the_network(name: str) -> None:
     data = config["data"]
     # Of lifted features, transforms are the data set's.
     own = data["train"]["init_args"].get("transform", {"init_args": {"transforms": None}})["init_args"]["transforms"]
-    transform, room = transform_of(own or data["train_transforms"]), Rooms("train")[0]
+    of_views = data.get("train_collate", {}).get("init_args", {}).get("transforms")  # of each of two views
+    transform, room = transform_of(own or of_views or data["train_transforms"]), Rooms("train")[0]
     for seed in range(3):
         sampled = transform(room, torch.Generator().manual_seed(seed))
         assert 1000 < len(sampled) < len(room)

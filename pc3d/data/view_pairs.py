@@ -1,0 +1,73 @@
+"""Two views of each scene in one batch, whose points know where they were: what methods of two views compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from pc3d.data.transforms import Compose, Transform
+from pc3d.data.types import PointBatch, PointCloud, collate
+
+
+class ViewPairs:
+    """Packs two views of each scene, which overlap, next to each other: clouds 2 b and 2 b + 1 are of scene b.
+
+    The first view is the surroundings of a random point, the second those of another one near it; each then goes
+    through the transforms with draws of its own. ``feature`` says where each point was before them, and by that the
+    points of both views can be matched. To be given as ``train_collate``; transforms before it are common to both.
+
+    Args:
+        transforms: applied in turn to each view, with the same meaning as ``train_transforms``.
+        radius: of the surroundings, in the units of the points (metres for scenes).
+        distance: between the points around which the two views lie, at most.
+
+    Raises:
+        ValueError: a length that is not positive and finite, or (when called) scenes that have a ``feature`` already,
+            or views of which the transforms left nothing.
+    """
+
+    def __init__(self, transforms: list[Transform], radius: float = 2.0, distance: float = 1.0) -> None:
+        for name, value in (("radius", radius), ("distance", distance)):
+            if not 0.0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        self.transforms, self.radius, self.distance = Compose(transforms), float(radius), float(distance)
+
+    def __repr__(self) -> str:
+        return f"ViewPairs({self.transforms}, radius={self.radius}, distance={self.distance})"
+
+    def __call__(self, clouds: Sequence[PointCloud], generator: torch.Generator) -> PointBatch:
+        """The batch of twice as many clouds.
+
+        Args:
+            clouds: the scenes.
+            generator: of the batch, the only source of randomness.
+        """
+        views = []
+        for cloud in clouds:
+            first = _one_of(torch.arange(len(cloud)), generator)
+            near = _within(cloud, first, self.distance)
+            for center in (first, _one_of(near, generator)):
+                views.append(self._view(cloud, center, generator))
+        return collate(views)
+
+    def _view(self, cloud: PointCloud, center: int, generator: torch.Generator) -> PointCloud:
+        if cloud.feature is not None:
+            raise ValueError("scenes must not have a feature, which is to hold where points were: drop it (KeepFields)")
+        around = cloud.select(_within(cloud, center, self.radius))
+        view = self.transforms(around.replace(feature=around.xyz.clone()), generator)
+        if len(view) == 0:
+            name = cloud.meta.get("id", "a scene")
+            raise ValueError(f"transforms left no point of a view of {name}: use milder ones or a larger radius")
+        return view
+
+
+def _one_of(rows: torch.Tensor, generator: torch.Generator) -> int:
+    if len(rows) == 0:
+        raise ValueError("a scene has no point: leave it out of the data set")
+    return int(rows[torch.randint(len(rows), (), generator=generator)])
+
+
+def _within(cloud: PointCloud, center: int, radius: float) -> torch.Tensor:
+    return ((cloud.xyz - cloud.xyz[center]).square().sum(1) <= radius**2).nonzero().flatten()

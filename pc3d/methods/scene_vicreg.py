@@ -1,0 +1,146 @@
+"""VICReg of the points of scenes: one place is to have one feature in both views of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pc3d.data.types import PointBatch
+from pc3d.losses import vicreg
+from pc3d.methods.collapse import CollapseWatch
+from pc3d.methods.masked_scene import SCENES
+from pc3d.methods.method import Method, Optimisation
+from pc3d.models.voxel_features import UpcastFeatures
+from pc3d.nn import ProjectionHead, SampleRandom, gather_rows
+from pc3d.nn.sparse import scene_of_rows
+from pc3d.ops import knn
+
+
+class SceneVICReg(Method):
+    """Two overlapping views of a scene agree, point by point, while features keep their variance and do not repeat.
+
+    A batch is of :class:`pc3d.data.ViewPairs`. Every point of the first view is matched with the point of the second
+    that was nearest to it before the views were turned, scaled and coloured each in its way; of the matches, some are
+    drawn from each scene, and :func:`pc3d.losses.vicreg` compares what a projector says of both. No decoder: features
+    of all levels are brought up to the finest voxels (:class:`pc3d.models.UpcastFeatures`, after Sonata, Wu et al.,
+    2025), so all that was learnt is in the encoder. Views differ in the grid of their voxels as well.
+
+    Matching by place is that of PointContrast (Xie et al., 2020) and, for pictures, of the local term of VICRegL
+    (Bardes et al., 2022); here it is the only term. VICReg rather than a contrast with negatives, because most other
+    points of a room are of the same walls and floors. For scenes none of it is published in this form, so what is not
+    from VICReg (the weights 25, 25 and 1) is a default of ours.
+
+    A batch's draws, and those within the encoder, are a function of (seed, epoch, batch index, position in the global
+    batch): nothing of them needs to be stored to resume. Rows are compared over the global batch.
+
+    Args:
+        encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`; its decoder, if any, is left as it is.
+        projector: hidden and output widths of the projector, which does not leave the run.
+        pairs_per_scene: matches drawn from each scene; all where there are fewer.
+        match_distance: of two matched points before the transforms, at most, in the units of the points; None for one
+            and a half of the encoder's voxels.
+        invariance_weight: how much views must agree.
+        variance_weight: how much features must differ from place to place.
+        covariance_weight: how little dimensions may repeat each other.
+        optimisation: AdamW and its schedule.
+        seed: of all draws.
+
+    Raises:
+        TypeError: the encoder is not one of voxels.
+        ValueError: a number out of range.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projector: Sequence[int] = (256, 256),
+        pairs_per_scene: int = 1024,
+        match_distance: float | None = None,
+        invariance_weight: float = 25.0,
+        variance_weight: float = 25.0,
+        covariance_weight: float = 1.0,
+        optimisation: Optimisation = SCENES,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed)
+        if pairs_per_scene < 2:
+            raise ValueError(f"pairs_per_scene must be at least 2, got {pairs_per_scene}")
+        self.model = UpcastFeatures(encoder)
+        # What takes no part would wait for gradients for ever when several processes train.
+        self.model.train_encoder()
+        self.match_distance = 1.5 * self.model.voxel_size if match_distance is None else float(match_distance)
+        if not self.match_distance > 0.0:
+            raise ValueError(f"match_distance must be positive, got {match_distance}")
+        self.projector = ProjectionHead((self.model.feature_dim, *projector), last_bias=False)
+        self.pairs_per_scene, self.optimisation = pairs_per_scene, optimisation
+        self.weights = (invariance_weight, variance_weight, covariance_weight)
+        self.watch = CollapseWatch()
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder; of its parts only stem, levels and down-sampling were trained."""
+        return self.model.encoder
+
+    def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
+        """One step on pairs of views."""
+        return self._step(batch, self.current_epoch, batch_idx, "train")
+
+    def validation_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
+        """The training loss in evaluation mode, on the same views and matches in every epoch."""
+        return self._step(batch, 0, batch_idx, "validation")
+
+    def _step(self, batch: PointBatch, epoch: int, batch_idx: int, stage: str) -> Tensor:
+        first, second = self.pairs(batch, self.draws(batch, epoch, batch_idx))
+        with self.default_draws(epoch, batch_idx, batch.xyz.device):
+            features = self.model.point_features(batch)
+            values = self.losses(features[first], features[second])
+        self.log_step(stage, {**values, **self.watch(features[first])}, len(batch))
+        return values["loss"]
+
+    def pairs(self, batch: PointBatch, draws: SampleRandom) -> tuple[Tensor, Tensor]:
+        """Rows ``(P,)`` of the first views and as many of the second: points that were in one place.
+
+        Raises:
+            ValueError: the batch is not one of pairs, or fewer than two points of it match.
+        """
+        width = 0 if batch.feature is None else batch.feature.shape[1]
+        if batch.feature is None or width != 3 or len(batch) % 2:
+            raise ValueError(
+                f"the batch must be of pairs of views with a feature that says where points were, (N, 3), got "
+                f"{len(batch)} clouds and a feature of width {width}: give the data module train_collate=ViewPairs(...)"
+            )
+        second = scene_of_rows(batch.offsets, len(batch.xyz)) % 2 == 1
+        rows = (~second).nonzero().flatten(), second.nonzero().flatten()
+        offsets = [F.pad(batch.lengths[view::2].cumsum(0), (1, 0)) for view in range(2)]
+        place = [batch.feature[of_view] for of_view in rows]
+        nearest = knn(place[1], 1, query=place[0], offsets=offsets[1], query_offsets=offsets[0])
+        partner = torch.full_like(second, -1, dtype=torch.int64)
+        close = nearest.squared_distance[:, 0] <= self.match_distance**2
+        partner[rows[0][close]] = rows[1][nearest.index[close, 0]]
+        drawn = draws.some_rows(partner >= 0, batch.offsets, self.pairs_per_scene)
+        if len(drawn) < 2:
+            raise ValueError(
+                f"{len(drawn)} points of the views lie within match_distance={self.match_distance:g} of each other: "
+                "use a larger radius or a smaller distance in ViewPairs (are coordinates in metres?)"
+            )
+        return drawn, partner[drawn]
+
+    def losses(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+        """The weighted sum, and its three terms as they are.
+
+        Args:
+            first: ``(P, C)`` features of points.
+            second: ``(P, C)`` of those in the same places of the other view.
+        """
+        projected = self.projector(torch.cat([first, second])).chunk(2)
+        terms = vicreg(*(gather_rows(rows.float()) for rows in projected))
+        weighted = [weight * term for weight, term in zip(self.weights, terms, strict=True)]
+        return {"loss": weighted[0] + weighted[1] + weighted[2], **terms._asdict()}
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with the warm-up and cosine schedule."""
+        return self.optimisation.build(self, (), self.trainer.max_epochs)

@@ -1,0 +1,254 @@
+"""VICReg of scenes: which points are compared, what a step computes and draws, and whole runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from tiny import QUIET
+from torch import Tensor, nn
+
+from pc3d import load_encoder
+from pc3d.cli.main import main
+from pc3d.data import (
+    CenterShift,
+    GridSample,
+    PointBatch,
+    RandomRotate,
+    Rooms,
+    SceneDataModule,
+    Selection,
+    Transform,
+    ViewPairs,
+    collate,
+)
+from pc3d.methods import Optimisation, SceneVICReg, pretrain
+from pc3d.models import SparseUNet, Swin3D
+from pc3d.models.voxel_features import ENCODER_PARTS
+
+VIEW: list[Transform] = [CenterShift(), RandomRotate("z", 180.0, probability=1.0), GridSample(0.1)]
+PAIRS = ViewPairs(VIEW, radius=0.8, distance=0.3)
+
+
+def unet() -> SparseUNet:
+    return SparseUNet((8, 12, 16), (1, 1, 1), voxel_size=0.1, signals="xyz_rgb_normal")
+
+
+def swin(drop_path: float = 0.2) -> Swin3D:
+    sizes: dict[str, Any] = {"channels": (8, 16), "depths": (2, 1), "down_strides": (2,), "window_sizes": (3, 3)}
+    return Swin3D(**sizes, voxel_size=0.15, num_heads=(2, 2), drop_path=drop_path)
+
+
+def method(encoder: Callable[[], nn.Module] = unet, **changes: Any) -> SceneVICReg:
+    torch.manual_seed(0)
+    arguments = {"projector": (32, 24), "pairs_per_scene": 200, **changes}
+    return SceneVICReg(encoder(), optimisation=Optimisation(learning_rate=3e-3, warmup_epochs=1), **arguments)
+
+
+@pytest.fixture(scope="module")
+def batch() -> PointBatch:
+    rooms = [Rooms("train")[index] for index in (0, 2)]
+    return PAIRS(rooms, torch.Generator().manual_seed(0))
+
+
+def quiet(scene: SceneVICReg, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    values: dict[str, float] = {}
+    monkeypatch.setattr(scene, "log", lambda name, value, **_: values.__setitem__(name, float(value)))
+    return values
+
+
+# ---- matches -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.2])
+def test_matches_are_the_nearest_places_of_the_other_view(limit: float, batch: PointBatch) -> None:
+    scene = method(pairs_per_scene=10**6, match_distance=limit)
+    first, second = scene.pairs(batch, scene.draws(batch, 0, 0))
+    assert batch.feature is not None
+    expected = {}
+    for b in range(len(batch) // 2):
+        start, middle, end = batch.offsets[2 * b : 2 * b + 3].tolist()
+        places = batch.feature.double()
+        distance, nearest = torch.cdist(places[start:middle], places[middle:end]).min(1)
+        for row in (distance <= limit).nonzero().flatten().tolist():
+            expected[start + row] = middle + int(nearest[row])
+    assert 100 < len(expected) < len(batch.xyz) / 2
+    assert dict(zip(first.tolist(), second.tolist(), strict=True)) == expected
+
+
+def test_so_many_are_drawn_of_each_scene_by_the_step(batch: PointBatch) -> None:
+    scene = method(pairs_per_scene=50)
+    every = method(pairs_per_scene=10**6)
+    all_first, all_second = every.pairs(batch, every.draws(batch, 0, 0))
+    partner = dict(zip(all_first.tolist(), all_second.tolist(), strict=True))
+    drawn = [scene.pairs(batch, scene.draws(batch, 0, step)) for step in (0, 0, 1)]
+    assert torch.equal(drawn[0][0], drawn[1][0])
+    assert not torch.equal(drawn[0][0], drawn[2][0])
+    for first, second in drawn:
+        assert first.unique().numel() == len(first) == 100
+        assert ((first >= batch.offsets[0]) & (first < batch.offsets[1])).sum() == 50
+        assert [partner[row] for row in first.tolist()] == second.tolist()
+
+
+# ---- a step ------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_vicreg_of_the_projected_features(batch: PointBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = method(invariance_weight=3.0, variance_weight=2.0, covariance_weight=0.5).eval()
+    values = quiet(scene, monkeypatch)
+    loss = scene.training_step(batch, 0)
+    with torch.no_grad():
+        rows = scene.pairs(batch, scene.draws(batch, 0, 0))
+        features = scene.model.point_features(batch)
+        first, second = (scene.projector(features[of_view]).double() for of_view in rows)
+    invariance = float(((first - second) ** 2).mean())
+    variance = covariance = 0.0
+    for view in (first, second):
+        matrix = torch.cov(view.T)
+        variance += float((1 - (matrix.diagonal() + 1e-4).sqrt()).clamp(min=0).mean())
+        covariance += float((matrix - matrix.diagonal().diag()).square().sum() / view.shape[1])
+    for name, expected in (("invariance", invariance), ("variance", variance), ("covariance", covariance)):
+        assert values[f"train/{name}"] == pytest.approx(expected, rel=1e-4), name
+    assert loss.item() == pytest.approx(3 * invariance + 2 * variance + 0.5 * covariance, rel=1e-4)
+
+
+@pytest.mark.parametrize("encoder", [unet, swin])
+def test_gradients_reach_all_of_the_encoder_and_nothing_of_the_decoder(
+    encoder: Any, batch: PointBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = method(lambda: swin(0.0) if encoder is swin else unet())
+    quiet(scene, monkeypatch)
+    for name, parameter in scene.named_parameters():
+        if "table" in name:
+            nn.init.normal_(parameter, std=0.3)
+    scene.training_step(batch, 0).backward()
+    for name, parameter in scene.named_parameters():
+        of_decoder = name.startswith("model.encoder.") and name.split(".")[2] not in ENCODER_PARTS
+        assert parameter.requires_grad != of_decoder, name
+        assert (parameter.grad is None) == of_decoder, name
+        assert of_decoder or parameter.grad.abs().sum() > 0, name  # type: ignore[union-attr]
+
+
+def test_a_step_is_a_function_of_seed_epoch_and_index_alone(batch: PointBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = method(swin)  # draws of its own: drop path, and which point stands for a voxel
+    quiet(scene, monkeypatch)
+
+    def step(index: int, seed: int = 0) -> float:
+        scene.seed = seed
+        torch.manual_seed(torch.seed())  # whatever the default generator holds
+        before = torch.get_rng_state()
+        loss = scene.train().training_step(batch, index).item()
+        assert torch.equal(torch.get_rng_state(), before)
+        return loss
+
+    assert step(3) == step(3)
+    assert len({step(0), step(1), step(0, seed=1)}) == 3
+
+
+@pytest.mark.parametrize("collapses", [False, True])
+def test_places_become_like_themselves_and_unlike_others_unless_nothing_keeps_them_apart(
+    collapses: bool, batch: PointBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {"variance_weight": 0.0, "covariance_weight": 0.0} if collapses else {}
+    scene = method(**weights)
+    quiet(scene, monkeypatch)
+    optimizer = torch.optim.AdamW(scene.parameters(), lr=3e-3)
+    for step in range(40):
+        loss: Tensor = scene.training_step(batch, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    rows = scene.pairs(batch, scene.draws(batch, 0, 99))
+    with torch.no_grad():
+        features = scene.model.point_features(batch)
+        first, second = (scene.projector(features[of_view]) for of_view in rows)
+    spread = float(first.std(0).mean())
+    if collapses:
+        assert spread < 0.1
+    else:
+        assert spread > 0.5
+        assert (first - second).norm(dim=1).mean() < 0.4 * torch.cdist(first, second).mean()
+
+
+def test_bad_input_is_named(batch: PointBatch) -> None:
+    with pytest.raises(TypeError, match="SparseUNet or a Swin3D, got Linear"):
+        method(lambda: nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="pairs_per_scene must be at least 2, got 1"):
+        method(pairs_per_scene=1)
+    with pytest.raises(ValueError, match=r"match_distance must be positive, got -1\.0"):
+        method(match_distance=-1.0)
+    with pytest.raises(ValueError, match=r"got 4 clouds and a feature of width 0: give .* train_collate=ViewPairs"):
+        method().training_step(dataclasses.replace(batch, feature=None), 0)
+    room = Rooms("train")[0]
+    with pytest.raises(ValueError, match="got 1 clouds and a feature of width 3"):
+        method().training_step(collate([room.replace(feature=room.xyz)]), 0)
+    assert batch.feature is not None
+    far = batch.feature + torch.arange(len(batch.feature))[:, None]
+    with pytest.raises(ValueError, match=r"0 points of the views lie within match_distance=0\.15 .* metres"):
+        method().training_step(dataclasses.replace(batch, feature=far), 0)
+
+
+# ---- whole runs --------------------------------------------------------------------------------------------------
+
+
+class Stop(pl.Callback):
+    """Breaks off at a step, with nothing saved for the occasion."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise InterruptedError
+
+
+def run(folder: Path, stop: int | None = None, resume: bool = False) -> dict[str, Tensor]:
+    scene = method(seed=1)
+    torch.manual_seed(int(time.time()))
+    data = SceneDataModule(train=Selection(Rooms("train"), range(4)), train_collate=PAIRS, batch_size=2, seed=4)
+    callbacks = [] if stop is None else [Stop(stop)]
+    pretrain(scene, data, folder, resume=resume, every_n_steps=1, callbacks=callbacks, max_epochs=2, **QUIET)
+    return scene.state_dict()
+
+
+def test_a_run_that_is_broken_off_ends_bit_for_bit_as_one_that_is_not(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "broken", stop=3)
+    resumed = run(tmp_path / "broken", resume=True)
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    assert type(load_encoder(tmp_path / "broken")) is SparseUNet
+
+
+def test_validation_is_on_the_same_pairs_every_epoch(tmp_path: Path) -> None:
+    rooms = Rooms("train")
+    data = SceneDataModule(Selection(rooms, range(2)), Selection(rooms, [2]), train_collate=PAIRS, batch_size=2)
+    scene = method()
+    scene.model.requires_grad_(False)  # so that only what is seen could make a difference
+    scene.projector.requires_grad_(False)
+    scene.projector[-1].weight.requires_grad_(True)
+    scene.optimisation = Optimisation(learning_rate=1e-12, min_learning_rate=1e-12, weight_decay=0.0, warmup_epochs=0)
+    for norm in (m for m in scene.modules() if hasattr(m, "running_mean")):
+        norm.momentum = 0.0
+    pretrain(scene, data, tmp_path, max_epochs=2, **QUIET)
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index("validation/loss")
+    losses = [float(line.split(",")[column]) for line in lines[1:] if line.split(",")[column]]
+    assert len(losses) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_the_recipe_runs_by_its_command(tmp_path: Path) -> None:
+    changes = {"max_epochs": "1", "enable_progress_bar": "false", "enable_model_summary": "false"}
+    flags = [part for name, value in changes.items() for part in (f"--trainer.{name}", value)]
+    command = ["pretrain", "--config", "scene_vicreg_rooms", "--output", str(tmp_path / "run"), *flags]
+    small = ["--data.train_collate.init_args.radius", "0.8", "--model.pairs_per_scene", "100"]
+    assert main([*command, *small]) == 0
+    assert load_encoder(tmp_path / "run").config["channels"] == [16, 32, 64, 128]
+    assert "train/covariance_epoch" in (tmp_path / "run" / "metrics.csv").read_text()
