@@ -29,7 +29,7 @@ _PATTERN = "kept-*.npz"
 class Kept:
     """Arrays by the content that they are computed from.
 
-    A context: what ends well removes the folder; what is interrupted, or fails after :data:`SECONDS`, leaves in it what
+    A context: what ends well removes the folder; what is interrupted, or fails after half a minute, leaves in it what
     was computed, and :meth:`of` gives that back the next time. Nothing stale can be given back: the key of an array is
     a SHA-256 over everything that it depends on.
 
