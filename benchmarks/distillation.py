@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from records import finished, keep_options, mean_and_deviation, replace, write_csv, write_json
-from rooms_table import PRETRAINING, RECIPES, VIEWS_PER_STEP, Experiment, checksum, keep, run, segment
+from rooms_table import PRETRAINING, RECIPES, SCENES_PER_STEP, Experiment, checksum, keep, run, segment
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -224,7 +224,7 @@ def distil(experiment: Experiment, objective: Any, store: FeatureStore) -> None:
         teacher=str(store.identity()["name"]),
         objective="cosine" if objective == "joint" else objective,
         decoder=False,
-        pairs_per_scene=4096 // VIEWS_PER_STEP,
+        pairs_per_scene=4096 // SCENES_PER_STEP,
         optimisation=Optimisation(learning_rate=experiment.recipe.pretraining_rate, warmup_epochs=2),
         seed=experiment.seed,
     )

@@ -11,8 +11,11 @@ encoders, with the labels of all training rooms, of 10 % of them (whole rooms, d
 of all levels of the encoder, untrained and pre-trained, without decoder. With few labels the same is also done without
 decoder: a head reads the features of all levels (:class:`pc3d.models.UpcastFeatures`), so that all but the head is
 pre-trained; a pre-trained encoder then learns at a share of the rate (``ENCODER_RATE``), which was chosen on held-out
-training rooms. Everything is judged on all points of the test rooms, trained models as ``pc3d segment eval
---single_pass`` does; with ``--validate``, for tuning, on every fourth training room, which then is not trained on.
+training rooms. With 10 % of the points, fine-tuning is also begun with the head of a linear probe of these points
+(``probe_first``), with the milder colours of pre-training. Pre-training by two views has twice as many steps as that by
+masks, each of four views instead of two. Everything is judged on all points of the test rooms, trained models as
+``pc3d segment eval --single_pass`` does; with ``--validate``, for tuning, on every fourth training room, which then is
+not trained on.
 
 A run that is interrupted goes on where it stopped; what is finished is not computed again. Several processes may share
 the work by ``--seeds`` and ``--models`` with one ``--output``. What results depend on is kept beside them in
@@ -67,7 +70,7 @@ from pc3d.tasks import SegmentationOptimisation, SemanticSegmentation, evaluate_
 VOXEL_SIZE = 0.1
 MAX_POINTS = 5_000
 """Of a view, after sampling one point a voxel; a room has 4,000 to 23,000 voxels of 10 cm."""
-VIEWS_PER_STEP = 2
+SCENES_PER_STEP = 2
 RADIUS = 2.0
 """Of one of two views of a room, in metres."""
 STEPS_PER_EPOCH = 25
@@ -130,11 +133,15 @@ STARTS = {"scratch": "from scratch", "pretrained": "masked", "views": "two views
 RUNS = {"pretrained": "pretraining", "views": "pretraining-views"}
 """Where an encoder was pre-trained."""
 SHARES = {"100": 1.0, "10": 0.1}
-FEW = ("10-encoder", "points-encoder")
+FEW = ("10-encoder", "points-encoder", "points-probe")
 """Few labels, and no decoder."""
+PROBE_STEPS = 150
+PROBE_RATE = 1e-3
+"""Of fine-tuning that begins with the head of a linear probe."""
 ENCODER_RATE = {"scratch": 1.0, "pretrained": 0.3, "views": 0.1}
 """Of the encoder beside its head, where there is no decoder."""
 TASKS = {"100": "100 %", "10": "10 %", FEW[0]: "10 %, no decoder", FEW[1]: "10 % of points, no decoder"}
+TASKS[FEW[2]] = "10 % of points, no decoder, probe first"
 
 
 @dataclass(frozen=True)
@@ -252,7 +259,7 @@ def run(
         return
     resume = run_folder.checkpoint.exists()
     # An epoch is every room equally often.
-    length = len(rooms) * -(-VIEWS_PER_STEP * min(STEPS_PER_EPOCH, steps) // len(rooms))
+    length = len(rooms) * -(-SCENES_PER_STEP * min(STEPS_PER_EPOCH, steps) // len(rooms))
     repeated: PointDataset = Selection(rooms, [index % len(rooms) for index in range(length)])
     change: list[Transform] | None = transforms(colors)
     if features is not None:
@@ -261,10 +268,10 @@ def run(
     if isinstance(method, SceneVICReg):
         pairs, change = ViewPairs(transforms(colors), RADIUS), None
     data = SceneDataModule(
-        train=repeated, train_transforms=change, train_collate=pairs, batch_size=VIEWS_PER_STEP, seed=method.seed
+        train=repeated, train_transforms=change, train_collate=pairs, batch_size=SCENES_PER_STEP, seed=method.seed
     )
     options: dict[str, Any] = {"accelerator": "cpu", "enable_model_summary": False, "log_every_n_steps": 25}
-    epochs = max(1, round(VIEWS_PER_STEP * steps / length))
+    epochs = max(1, round(SCENES_PER_STEP * steps / length))
     pretrain(method, data, folder, resume=resume, overwrite=not resume, max_epochs=epochs, **options)
 
 
@@ -313,21 +320,27 @@ def segment(experiment: Experiment, start: str, task: str, encoder: str | None =
         rooms: PointDataset = LimitedLabels(experiment.train, label_fraction=0.1, seed=experiment.seed)
     else:
         rooms = labelled(experiment.train, SHARES[share], experiment.seed)
+    if task == FEW[2]:
+        head |= {"head": "linear", "probe_first": True}
     recipe, backbone = experiment.recipe, experiment.new_backbone()
-    factor = ENCODER_RATE[start] if task in FEW else 1.0
+    factor = ENCODER_RATE[start] if task in FEW[:2] else 1.0
     module = SemanticSegmentation(
         UpcastFeatures(backbone) if task in FEW else backbone,
         len(rooms.classes),
         rooms.classes,
         encoder=None if encoder is None else str(experiment.folder / encoder),
-        class_weights=class_weights(rooms),
+        # A probe is fitted without, and what is begun with one goes on so.
+        class_weights=() if task == FEW[2] else class_weights(rooms),
         optimisation=SegmentationOptimisation(
-            learning_rate=recipe.learning_rate, block_factor=recipe.block_factor, backbone_factor=factor
+            learning_rate=PROBE_RATE if task == FEW[2] else recipe.learning_rate,
+            block_factor=recipe.block_factor,
+            backbone_factor=factor,
         ),
         seed=experiment.seed,
         **head,
     )
-    run(module, rooms, folder, experiment.steps(recipe.steps["100" if share == "100" else "10"]), SEGMENTING)
+    steps = PROBE_STEPS if task == FEW[2] else recipe.steps["100" if share == "100" else "10"]
+    run(module, rooms, folder, experiment.steps(steps), PRETRAINING if task == FEW[2] else SEGMENTING)
     matrix = evaluate_scenes(load_segmenter(folder), experiment.test, use_fragments=False)
     keep(path, matrix.scores(rooms.classes), started, len(rooms))
 

@@ -16,22 +16,30 @@ class ViewPairs:
 
     The first view is the surroundings of a random point, the second those of another one near it; each then goes
     through the transforms with draws of its own. ``feature`` says where each point was before them, and by that the
-    points of both views can be matched. To be given as ``train_collate``; transforms before it are common to both.
+    points of both views can be matched. To be given as ``train_collate``; transforms before it are common to both, and
+    what comes after must leave ``feature`` there. Draws are those of the batch: as with :class:`SceneCollate`, several
+    processes, each with a part of the batch, make other views than one process would.
 
     Args:
         transforms: applied in turn to each view, with the same meaning as ``train_transforms``.
         radius: of the surroundings, in the units of the points (metres for scenes).
-        distance: between the points around which the two views lie, at most.
+        distance: between the points around which the two views lie, at most; less than twice the radius, so that views
+            overlap.
 
     Raises:
-        ValueError: a length that is not positive and finite, or (when called) scenes that have a ``feature`` already,
-            or views of which the transforms left nothing.
+        ValueError: a length that is not positive and finite, or views that need not overlap; (when called) scenes
+            without points or with a ``feature`` already, or views of which the transforms left nothing.
     """
 
     def __init__(self, transforms: list[Transform], radius: float = 2.0, distance: float = 1.0) -> None:
         for name, value in (("radius", radius), ("distance", distance)):
             if not 0.0 < value < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {value}")
+        if not distance < 2.0 * radius:
+            raise ValueError(
+                f"distance must be less than twice the radius, or views have nothing in common, got distance={distance} "
+                f"and radius={radius}"
+            )
         self.transforms, self.radius, self.distance = Compose(transforms), float(radius), float(distance)
 
     def __repr__(self) -> str:
@@ -46,6 +54,8 @@ class ViewPairs:
         """
         views = []
         for cloud in clouds:
+            if len(cloud) == 0:
+                raise ValueError(f"the scene {cloud.meta.get('id', '?')} has no point: leave it out of the data set")
             first = _one_of(torch.arange(len(cloud)), generator)
             near = _within(cloud, first, self.distance)
             for center in (first, _one_of(near, generator)):
@@ -64,8 +74,6 @@ class ViewPairs:
 
 
 def _one_of(rows: torch.Tensor, generator: torch.Generator) -> int:
-    if len(rows) == 0:
-        raise ValueError("a scene has no point: leave it out of the data set")
     return int(rows[torch.randint(len(rows), (), generator=generator)])
 
 

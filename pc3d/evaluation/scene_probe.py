@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pc3d.data.dataset import PointDataset
-from pc3d.data.types import PointBatch, collate
+from pc3d.data.transforms import Transform
+from pc3d.data.types import PointBatch, PointCloud, collate
 from pc3d.evaluation.segmentation import ConfusionMatrix, SegmentationScores
 from pc3d.nn import GlobalBatchNorm
 
@@ -64,6 +65,63 @@ def scene_linear_probe(
     finally:
         backbone.train(was_training)
     return matrix.scores(test.classes)
+
+
+def fit_linear_head(
+    backbone: nn.Module,
+    scenes: PointDataset,
+    *,
+    transform: Transform | None = None,
+    points_per_scene: int = 4000,
+    weight_decay: float = 1e-4,
+    max_iterations: int = 100,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The classifier that :func:`scene_linear_probe` fits, as weights of a linear layer on features as they are.
+
+    Where fine-tuning is to begin with what a linear probe knows (linear probing, then fine-tuning; Kumar et al., ICLR
+    2022, section 3.3). Batch norms are settled first (:func:`settle_on_scenes`).
+
+    Args:
+        backbone: as for the probe; its weights stay, its mode is left as it was.
+        scenes: labelled ones, all labels or some.
+        transform: applied to each scene, which is seen whole.
+        points_per_scene: labelled points drawn from each scene.
+        weight_decay: factor of half the squared weights, those on standardised features.
+        max_iterations: of L-BFGS.
+        seed: of the points drawn, and of ``transform``.
+
+    Returns:
+        ``(K, C)`` and ``(K,)``, on the CPU.
+
+    Raises:
+        ValueError: no labelled point in the scenes.
+    """
+    seen = _Seen(scenes, transform, seed)
+    settle_on_scenes(backbone, seen)
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        features, label = _some_points(backbone, seen, points_per_scene, seed)
+    finally:
+        backbone.train(was_training)
+    mean, scale = features.mean(0), features.std(0).clamp(min=1e-6)
+    weight, bias = _fit((features - mean) / scale, label, len(scenes.classes), weight_decay, max_iterations)
+    weight = (weight / scale[:, None]).T
+    return weight, bias - weight @ mean
+
+
+class _Seen(PointDataset):
+    """Scenes through a transform, the same in every pass."""
+
+    def __init__(self, scenes: PointDataset, transform: Transform | None, seed: int) -> None:
+        self.scenes, self.change, self.seed = scenes, transform, seed
+        self.classes, self.labels = scenes.classes, scenes.labels
+
+    def load(self, index: int) -> PointCloud:
+        generator = torch.Generator().manual_seed(self.seed + index)
+        scene = self.scenes.sample(index, generator)
+        return scene if self.change is None else self.change(scene, generator)
 
 
 @torch.no_grad()

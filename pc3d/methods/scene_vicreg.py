@@ -34,7 +34,11 @@ class SceneVICReg(Method):
     points of a room are of the same walls and floors. For scenes none of it is published in this form, so what is not
     from VICReg (the weights 25, 25 and 1) is a default of ours.
 
-    A batch's draws, and those within the encoder, are a function of (seed, epoch, batch index, position in the global
+    The exported encoder's batch norms hold the statistics of views, which are turned, thinned and coloured. Fine-tuning
+    replaces them; before features are used frozen, :func:`pc3d.evaluation.scene_probe.settle_on_scenes` sets those of
+    whole scenes.
+
+    A batch's matches, and the draws within the encoder, are a function of (seed, epoch, batch index, position in the global
     batch): nothing of them needs to be stored to resume. Rows are compared over the global batch.
 
     Args:
@@ -69,6 +73,9 @@ class SceneVICReg(Method):
         super().__init__(seed)
         if pairs_per_scene < 2:
             raise ValueError(f"pairs_per_scene must be at least 2, got {pairs_per_scene}")
+        weights = (invariance_weight, variance_weight, covariance_weight)
+        if min(weights) < 0.0 or max(weights) <= 0.0:
+            raise ValueError(f"weights of invariance, variance and covariance must not be negative, got {weights}")
         self.model = UpcastFeatures(encoder)
         # What takes no part would wait for gradients for ever when several processes train.
         self.model.train_encoder()
@@ -77,7 +84,7 @@ class SceneVICReg(Method):
             raise ValueError(f"match_distance must be positive, got {match_distance}")
         self.projector = ProjectionHead((self.model.feature_dim, *projector), last_bias=False)
         self.pairs_per_scene, self.optimisation = pairs_per_scene, optimisation
-        self.weights = (invariance_weight, variance_weight, covariance_weight)
+        self.weights = weights
         self.watch = CollapseWatch()
 
     @property
@@ -111,7 +118,8 @@ class SceneVICReg(Method):
         if batch.feature is None or width != 3 or len(batch) % 2:
             raise ValueError(
                 f"the batch must be of pairs of views with a feature that says where points were, (N, 3), got "
-                f"{len(batch)} clouds and a feature of width {width}: give the data module train_collate=ViewPairs(...)"
+                f"{len(batch)} clouds and a feature of width {width}: give the data module train_collate=ViewPairs(...), "
+                "whose transforms keep the feature"
             )
         second = scene_of_rows(batch.offsets, len(batch.xyz)) % 2 == 1
         rows = (~second).nonzero().flatten(), second.nonzero().flatten()

@@ -11,8 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from pc3d.data.module import PointDataModule
 from pc3d.data.types import PointBatch
 from pc3d.evaluation import ConfusionMatrix
+from pc3d.evaluation.scene_probe import fit_linear_head
 from pc3d.models import BlockFeatures, DistilledEncoder, UpcastFeatures, scene_backbone
 from pc3d.nn import mean_over_processes
 from pc3d.tasks.draws import draws_of_step
@@ -76,6 +78,9 @@ class SemanticSegmentation(pl.LightningModule):
         freeze: leave the backbone as it is, in evaluation mode, and train the head alone: with ``head="linear"`` a
             linear probe. The backbone is all of it: also the layer of :class:`pc3d.models.BlockFeatures` after the
             encoder, which is fresh if ``encoder`` is one of objects.
+        probe_first: fit the head, which must be ``"linear"``, to frozen features of the training scenes before all else
+            is trained from there (:func:`pc3d.evaluation.scene_probe.fit_linear_head`): a pre-trained backbone is not
+            pulled to and fro by a head that knows nothing yet. At a low learning rate, such as 1e-3.
         class_weights: of each class in the loss, so that rare ones count in it; all alike when empty. Validation losses
             are unweighted.
         optimisation: AdamW and its schedule.
@@ -83,7 +88,7 @@ class SemanticSegmentation(pl.LightningModule):
 
     Raises:
         ValueError: names or weights that are not ``num_classes``, a weight that is not positive, a negative seed,
-            ``language`` with another head, or ``y_up`` without a file.
+            ``language`` or ``probe_first`` with another head, or ``y_up`` without a file.
     """
 
     class_weights: Tensor | None
@@ -99,6 +104,7 @@ class SemanticSegmentation(pl.LightningModule):
         skip: Sequence[str] = (),
         y_up: bool = False,
         freeze: bool = False,
+        probe_first: bool = False,
         class_weights: Sequence[float] = (),
         optimisation: SegmentationOptimisation = PUBLISHED,
         seed: int = 0,
@@ -115,6 +121,11 @@ class SemanticSegmentation(pl.LightningModule):
             raise ValueError(f"seed must be at least 0, got {seed}")
         if language is not None and head != "language":
             raise ValueError(f"language: these are options of head 'language', got head {head!r}")
+        if probe_first and (head != "linear" or freeze):
+            raise ValueError(
+                f"probe_first fits a linear head and trains all from there: take head='linear' and freeze=False, got "
+                f"head={head!r} and freeze={freeze}"
+            )
         if y_up and encoder is None:
             raise ValueError("y_up: there are no weights to turn, give the official file as encoder")
         backbone = scene_backbone(backbone)
@@ -125,7 +136,8 @@ class SemanticSegmentation(pl.LightningModule):
             self.segmenter = SceneSegmenter(backbone, names, self.language.head(backbone, names))
         else:
             self.segmenter = SceneSegmenter(backbone, names, head)
-        self.freeze_backbone, self.optimisation, self.seed = freeze, optimisation, seed
+        self.freeze_backbone, self.probe_first = freeze, probe_first
+        self.optimisation, self.seed = optimisation, seed
         self.segmenter.backbone.requires_grad_(not freeze)
         if isinstance(self.segmenter.backbone, BlockFeatures | DistilledEncoder | UpcastFeatures):
             self.segmenter.backbone.train_encoder(not freeze)
@@ -155,8 +167,30 @@ class SemanticSegmentation(pl.LightningModule):
         return self
 
     def on_fit_start(self) -> None:
-        """Lightning keeps the modes it finds: a backbone that was loaded is in evaluation mode."""
+        """Fit the head first if asked for, and train all: Lightning keeps the modes that a loaded backbone has."""
+        if self.probe_first and self.trainer.ckpt_path is None:  # otherwise weights are about to be those of the run
+            self.fit_head(getattr(self.trainer, "datamodule", None))
         self.train()
+
+    def fit_head(self, data: pl.LightningDataModule | None) -> None:
+        """What ``probe_first`` does, on the training scenes of a data module, as validation would see them.
+
+        Raises:
+            ValueError: it is not a data module of scenes.
+        """
+        if not isinstance(data, PointDataModule) or data.train is None:
+            raise ValueError(
+                "probe_first needs the labelled scenes: train with a SceneDataModule that has a train set, got "
+                f"{type(data).__name__}"
+            )
+        head = self.segmenter.head
+        assert isinstance(head, nn.Linear)  # the constructor saw to it
+        weight, bias = fit_linear_head(
+            self.segmenter.backbone, data.train, transform=data.eval_transform, seed=self.seed
+        )
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            head.bias.copy_(bias)
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         """One step."""

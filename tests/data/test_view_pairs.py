@@ -114,7 +114,9 @@ def test_bad_input_is_named(rooms: list[PointCloud]) -> None:
         ViewPairs([], distance=float("inf"))
     with pytest.raises(ValueError, match="must not have a feature"):
         ViewPairs([])([rooms[0].replace(feature=rooms[0].xyz)], generator)
-    with pytest.raises(ValueError, match="a scene has no point"):
-        ViewPairs([])([PointCloud(torch.zeros(0, 3))], generator)
+    with pytest.raises(ValueError, match=r"less than twice the radius.* got distance=1\.0 and radius=0\.5"):
+        ViewPairs([], radius=0.5, distance=1.0)
+    with pytest.raises(ValueError, match="the scene attic has no point"):
+        ViewPairs([])([PointCloud(torch.zeros(0, 3), meta={"id": "attic"})], generator)
     with pytest.raises(ValueError, match=rf"left no point of a view of {rooms[0].meta['id']}"):
         ViewPairs([Nothing()])([rooms[0]], generator)

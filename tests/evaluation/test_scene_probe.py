@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pc3d.data import PointBatch, PointCloud, Rooms, collate
+from pc3d.data import PointBatch, PointCloud, Rooms, Transform, collate
 from pc3d.data.dataset import PointDataset
-from pc3d.evaluation.scene_probe import scene_linear_probe, settle_on_scenes
+from pc3d.evaluation import ConfusionMatrix
+from pc3d.evaluation.scene_probe import fit_linear_head, scene_linear_probe, settle_on_scenes
 from pc3d.models import SparseUNet, UpcastFeatures
 from pc3d.nn import GlobalBatchNorm
 
@@ -71,6 +72,36 @@ def test_scale_of_features_and_labels_of_points_not_drawn_do_not_matter() -> Non
     assert again.confusion == plain.confusion
     other = scene_linear_probe(Raw(), train, test, points_per_scene=500, seed=1)
     assert other.confusion != plain.confusion
+
+
+@pytest.mark.parametrize("factors", [(1.0,) * 7, (30.0, 0.02, 1.0, 5.0, 1.0, 1.0, 1.0)])
+def test_the_head_says_of_features_as_they_are_what_the_probe_says(factors: tuple[float, ...]) -> None:
+    train, test, raw = Corners("train"), Corners("test"), Raw(factors)
+    weight, bias = fit_linear_head(raw, train, points_per_scene=500, weight_decay=1e-2)
+    assert weight.shape == (len(train.classes), 7)
+    matrix = ConfusionMatrix(len(train.classes))
+    for index in range(2):
+        batch = collate([test[index]])
+        assert batch.segment is not None
+        matrix.update((raw.point_features(batch) @ weight.T + bias).argmax(1), batch.segment)
+    expected = scene_linear_probe(raw, train, test, points_per_scene=500, weight_decay=1e-2)
+    assert matrix.scores(train.classes).allacc == pytest.approx(expected.allacc, abs=1e-3)
+
+
+class Upside(Transform):
+    """Turns heights over."""
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        return cloud.replace(xyz=-cloud.xyz)
+
+
+def test_the_head_is_fitted_to_transformed_scenes() -> None:
+    train = Corners("train")
+    plain = fit_linear_head(Raw(), train, points_per_scene=300, weight_decay=1e-2)
+    turned = fit_linear_head(Raw(), train, transform=Upside(), points_per_scene=300, weight_decay=1e-2)
+    flipped = plain[0] * torch.tensor([-1.0, 1, 1, 1, 1, 1, 1])
+    torch.testing.assert_close(turned[0], flipped, atol=1e-2, rtol=1e-2)
+    assert not torch.allclose(turned[0][:, 0], plain[0][:, 0], atol=0.1)
 
 
 def unet() -> SparseUNet:

@@ -181,6 +181,8 @@ def test_bad_input_is_named(batch: PointBatch) -> None:
         method(lambda: nn.Linear(1, 1))
     with pytest.raises(ValueError, match="pairs_per_scene must be at least 2, got 1"):
         method(pairs_per_scene=1)
+    with pytest.raises(ValueError, match=r"must not be negative, got \(25\.0, -1\.0, 1\.0\)"):
+        method(variance_weight=-1.0)
     with pytest.raises(ValueError, match=r"match_distance must be positive, got -1\.0"):
         method(match_distance=-1.0)
     with pytest.raises(ValueError, match=r"got 4 clouds and a feature of width 0: give .* train_collate=ViewPairs"):

@@ -15,6 +15,7 @@ from tiny_scenes import QUIET, Pointwise, SmallRooms, unet
 from torch import Tensor, nn
 
 from pc3d.data import PointBatch, PointDataModule, collate
+from pc3d.evaluation.scene_probe import fit_linear_head
 from pc3d.methods import pretrain
 from pc3d.models import (
     AlignedShapeEncoder,
@@ -152,6 +153,31 @@ def test_a_frozen_backbone_is_left_as_it_is(tmp_path: Path) -> None:
     pretrain(frozen, data(), tmp_path, max_epochs=1, **QUIET)
     changed = {name for name, value in frozen.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"segmenter.head.weight", "segmenter.head.bias"}  # not even statistics of batch norm
+
+
+def test_training_begins_with_the_head_of_a_probe(tmp_path: Path) -> None:
+    still = SegmentationOptimisation(learning_rate=1e-12, weight_decay=0.0, schedule="constant")
+    begun = without_decoder(head="linear", probe_first=True, optimisation=still)
+    pretrain(begun, data(), tmp_path / "run", max_epochs=1, **QUIET)
+    module = data()
+    assert module.train is not None
+    fresh = without_decoder(head="linear").segmenter.backbone
+    weight, bias = fit_linear_head(fresh, module.train, seed=begun.seed)
+    assert isinstance(begun.segmenter.head, nn.Linear)
+    torch.testing.assert_close(begun.segmenter.head.weight, weight, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(begun.segmenter.head.bias, bias, atol=1e-5, rtol=1e-4)
+    # What is resumed goes on with its own head, and with the labels that there are.
+    pretrain(begun, data(), tmp_path / "run", resume=True, max_epochs=1, **QUIET)
+    torch.testing.assert_close(begun.segmenter.head.weight, weight, atol=1e-5, rtol=1e-4)
+
+
+def test_a_probe_is_of_a_linear_head_and_of_scenes() -> None:
+    with pytest.raises(ValueError, match=r"take head='linear' and freeze=False, got head='mlp' and freeze=False"):
+        without_decoder(probe_first=True)
+    with pytest.raises(ValueError, match="got head='linear' and freeze=True"):
+        without_decoder(probe_first=True, head="linear", freeze=True)
+    with pytest.raises(ValueError, match=r"probe_first needs the labelled scenes: .* got NoneType"):
+        without_decoder(probe_first=True, head="linear").fit_head(None)
 
 
 def without_decoder(**changes: Any) -> SemanticSegmentation:
