@@ -37,8 +37,8 @@ class ViewPairs:
                 raise ValueError(f"{name} must be positive and finite, got {value}")
         if not distance < 2.0 * radius:
             raise ValueError(
-                f"distance must be less than twice the radius, or views have nothing in common, got distance={distance} "
-                f"and radius={radius}"
+                f"distance must be less than twice the radius, or views have nothing in common, got "
+                f"distance={distance} and radius={radius}"
             )
         self.transforms, self.radius, self.distance = Compose(transforms), float(radius), float(distance)
 

@@ -38,8 +38,8 @@ class SceneVICReg(Method):
     replaces them; before features are used frozen, :func:`pc3d.evaluation.scene_probe.settle_on_scenes` sets those of
     whole scenes.
 
-    A batch's matches, and the draws within the encoder, are a function of (seed, epoch, batch index, position in the global
-    batch): nothing of them needs to be stored to resume. Rows are compared over the global batch.
+    A batch's matches, and the draws within the encoder, are a function of (seed, epoch, batch index, position in the
+    global batch): nothing of them needs to be stored to resume. Rows are compared over the global batch.
 
     Args:
         encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`; its decoder, if any, is left as it is.
@@ -117,9 +117,9 @@ class SceneVICReg(Method):
         width = 0 if batch.feature is None else batch.feature.shape[1]
         if batch.feature is None or width != 3 or len(batch) % 2:
             raise ValueError(
-                f"the batch must be of pairs of views with a feature that says where points were, (N, 3), got "
-                f"{len(batch)} clouds and a feature of width {width}: give the data module train_collate=ViewPairs(...), "
-                "whose transforms keep the feature"
+                f"the batch must be of pairs of views with a feature (N, 3) that says where points were, got "
+                f"{len(batch)} clouds and a feature of width {width}: give the data module train_collate=ViewPairs(...), with "
+                "transforms that keep the feature"
             )
         second = scene_of_rows(batch.offsets, len(batch.xyz)) % 2 == 1
         rows = (~second).nonzero().flatten(), second.nonzero().flatten()
