@@ -118,8 +118,8 @@ class SceneVICReg(Method):
         if batch.feature is None or width != 3 or len(batch) % 2:
             raise ValueError(
                 f"the batch must be of pairs of views with a feature (N, 3) that says where points were, got "
-                f"{len(batch)} clouds and a feature of width {width}: give the data module train_collate=ViewPairs(...), with "
-                "transforms that keep the feature"
+                f"{len(batch)} clouds and a feature of width {width}: give the data module train_collate="
+                "ViewPairs(...), with transforms that keep the feature"
             )
         second = scene_of_rows(batch.offsets, len(batch.xyz)) % 2 == 1
         rows = (~second).nonzero().flatten(), second.nonzero().flatten()
