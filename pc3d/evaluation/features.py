@@ -165,7 +165,7 @@ def extract_features(
                 digest.update(np.ascontiguousarray(value.to(torch.float32).numpy()).tobytes())
             ids += [str(cloud.meta.get("id", "")) for cloud in clouds]
             encode = partial(_encode, encoder, read, pooling, device)
-            blocks.append(encode() if kept is None else kept.of([made_by, pooling, *read], encode))
+            blocks.append(encode() if kept is None else kept.of([made_by, str(device), pooling, *read], encode))
             advance(len(clouds))
     labels = dataset.labels.numpy().astype(np.int64)
     digest.update(labels.tobytes())

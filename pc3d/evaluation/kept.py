@@ -19,10 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pc3d._files import open_npz, replace_atomically
+from pc3d._version import __version__
 from pc3d.evaluation.shape_index import weights_digest
 
 SECONDS = 30.0
-"""Of work that a process which is killed loses at most; Ctrl-C loses none."""
+"""Of work that a process which is killed loses at most, and the array in work; Ctrl-C loses that array alone."""
 _PATTERN = "kept-*.npz"
 
 
@@ -42,9 +44,7 @@ class Kept:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        # Opened, and read when asked for.
-        files = [np.load(path, allow_pickle=False) for path in sorted(self.folder.glob(_PATTERN))]
-        self._earlier = {key: file for file in files for key in file.files}
+        self._earlier = {key: path for path in sorted(self.folder.glob(_PATTERN)) for key in _keys_in(path)}
         self._new: dict[str, NDArray[Any]] = {}
         self._last, self._saved, self._failed = time.monotonic(), False, False
         self.given_back = 0
@@ -57,13 +57,27 @@ class Kept:
             compute: gives the array.
         """
         key = content_key(content)
-        if key in self._earlier:
+        found = self._read(key)
+        if found is not None:
             self.given_back += 1
-            found: NDArray[Any] = self._earlier[key][key]
             return found
         self._new[key] = found = compute()
         if time.monotonic() - self._last >= SECONDS:
             self.save()
+        return found
+
+    def _read(self, key: str) -> NDArray[Any] | None:
+        """An array from before the interruption; None where there is none that can be read."""
+        if key not in self._earlier:
+            return None
+        path = self._earlier.pop(key)
+        try:
+            with open_npz(path) as file:
+                found: NDArray[Any] = file[key]
+        except (ValueError, OSError) as error:
+            warnings.warn(f"{error}; what cannot be read of it is computed anew", stacklevel=3)
+            return None
+        self._earlier[key] = path  # for when the same content is asked for again
         return found
 
     def save(self) -> None:
@@ -71,12 +85,9 @@ class Kept:
         if self._new and not self._failed:
             # A name of its own: the same work may be interrupted twice, or done twice at once.
             path = self.folder / f"kept-{uuid.uuid4().hex}.npz"
-            partial = path.with_suffix(".partial")
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with partial.open("wb") as file:
+                with replace_atomically(path) as file:
                     np.savez(file, **cast(Any, self._new))
-                partial.replace(path)
             except OSError as error:
                 self._failed = True
                 warnings.warn(f"{self.folder}: {error}; what is interrupted from here on starts over", stacklevel=2)
@@ -97,6 +108,16 @@ class Kept:
             raise KeyboardInterrupt(f"{self.folder} keeps what was computed: the same command goes on") from None
 
 
+def _keys_in(path: Path) -> list[str]:
+    """The keys of a kept file; of one that cannot be read none, with a warning."""
+    try:
+        with open_npz(path) as file:
+            return list(file.files)
+    except (ValueError, OSError) as error:
+        warnings.warn(f"{error}; what it kept is computed anew", stacklevel=4)
+        return []
+
+
 def content_key(content: Sequence[str | Tensor]) -> str:
     """SHA-256 over texts, and over type, shape and values of tensors."""
     digest = hashlib.sha256()
@@ -112,8 +133,11 @@ def content_key(content: Sequence[str | Tensor]) -> str:
 
 
 def identity_of(model: object) -> str:
-    """Class, configuration and weights of a network; of anything else all that it is made of."""
-    kind = type(model).__qualname__
+    """Class, configuration and weights of a network, of anything else all that it is made of; and what runs it.
+
+    That is pc3d and PyTorch in their versions: of others the same weights may give other numbers.
+    """
+    kind = f"pc3d {__version__} torch {torch.__version__} {type(model).__qualname__}"
     if not isinstance(model, torch.nn.Module):
         return f"{kind} {hashlib.sha256(pickle.dumps(model)).hexdigest()}"
     chosen = [(type(part).__qualname__, getattr(part, "config", None)) for part in model.modules()]

@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
 
+from pc3d._files import replace_atomically
 from pc3d.methods.interruption import Interruption
-
-
-@contextmanager
-def replace_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes the place of ``path`` only once it is complete and on the disk.
-
-    A full disk, an unwritable folder or a killed process leaves whatever was at ``path`` untouched.
-
-    Raises:
-        OSError: writing failed; the message names the file and says that the old one is intact.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        # torch.save reports a failing write as RuntimeError while the OSError hangs in its chain.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(cause, OSError):
-            state = "the file from before is intact" if path.exists() else "nothing was written"
-            raise OSError(cause.errno, f"cannot write {path} ({cause.strerror or cause}): {state}") from error
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -10,7 +10,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from pc3d.methods.checkpoint import replace_atomically
+from pc3d._files import replace_atomically
 
 
 class CsvMetrics(Logger):

@@ -12,10 +12,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
+from pc3d._files import replace_atomically
 from pc3d._progress import is_hidden
 from pc3d.data.loader import sample_generator
 from pc3d.data.module import PointDataModule
-from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint, replace_atomically
+from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from pc3d.methods.interruption import interruptible
 from pc3d.methods.metrics import CsvMetrics
 from pc3d.methods.progress import run_progress

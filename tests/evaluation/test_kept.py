@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,57 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path: Path, monkeyp
     with pytest.warns(UserWarning, match="starts over") as told, Kept(tmp_path / "file" / "kept") as store:
         extract_features(Counted(), Household("test"), kept=store, pooling="max", **OPTIONS)
     assert len(told) == 1
+
+
+def test_what_cannot_be_read_is_computed_anew_with_a_warning(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    expected = extract_features(Counted(), Household("test"), pooling="max", **OPTIONS)
+    interrupted(folder, Counted(), 6)
+    interrupted(folder, Counted(), 3)  # two files, of five batches and of two
+    first, second = sorted(folder.glob("kept-*.npz"), key=lambda path: -path.stat().st_size)
+    second.write_bytes(b"")  # what a power cut may leave
+    content = bytearray(first.read_bytes())
+    content[300] ^= 255  # within the values of its first array
+    first.write_bytes(content)
+    with pytest.warns(UserWarning, match=rf"{second.name}: not a readable \.npz.*computed anew"):
+        store = Kept(folder)
+    assert [path for path in Path("/proc/self/fd").iterdir() if path.resolve().parent == folder] == []
+    with pytest.warns(UserWarning, match=rf"{first.name}: not a readable \.npz.*computed anew"):
+        found = extract_features(Counted(), Household("test"), kept=store, pooling="max", **OPTIONS)
+    assert store.given_back == 4
+    assert np.array_equal(found.values, expected.values)
+
+
+def test_nothing_is_kept_that_did_not_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.warns(UserWarning, match=r"Input/output error.*starts over"):
+        assert str(interrupted(tmp_path / "kept", Counted(), 6).value) == ""
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+@pytest.mark.parametrize("version", ["pc3d.evaluation.kept.__version__", "torch.__version__"])
+def test_other_versions_compute_anew(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(tmp_path / "kept", Counted(), 6)
+    monkeypatch.setattr(version, "99.0")
+    with Kept(tmp_path / "kept") as store:
+        extract_features(Counted(), Household("test"), kept=store, pooling="max", **OPTIONS)
+        assert store.given_back == 0
+
+
+def test_features_of_another_device_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents: list[list[str | Tensor]] = []
+
+    def of(self: Kept, content: list[str | Tensor], compute: Callable[[], Any]) -> Any:
+        contents.append(content)
+        return compute()
+
+    monkeypatch.setattr(Kept, "of", of)
+    extract_features(Counted(), Household("test"), kept=Kept(tmp_path), pooling="max", **OPTIONS)
+    assert all("cpu" in [part for part in content if isinstance(part, str)] for content in contents)
+    assert len(contents) == 13
 
 
 def test_keys_tell_contents_apart() -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny import QUIET, cmae, data, mae, same
 
+from pc3d._files import replace_atomically
 from pc3d.methods import AtomicCheckpointIO, RunCheckpoint, pretrain
-from pc3d.methods.checkpoint import replace_atomically
 
 
 def state(seed: int = 0) -> dict[str, Any]:

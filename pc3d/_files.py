@@ -1,0 +1,65 @@
+"""Files that are whole or not there, and archives of arrays that may not be."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+
+
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that takes the place of ``path`` only once it is complete and on the disk.
+
+    A full disk, an unwritable folder or a killed process leaves whatever was at ``path`` untouched.
+
+    Raises:
+        OSError: writing failed; the message names the file and says that the old one is intact.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        # torch.save reports a failing write as RuntimeError while the OSError hangs in its chain.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError):
+            state = "the file from before is intact" if path.exists() else "nothing was written"
+            raise OSError(cause.errno, f"cannot write {path} ({cause.strerror or cause}): {state}") from error
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator[NpzFile]:
+    """Open an archive of arrays for reading; its arrays are read when they are asked for.
+
+    Raises:
+        OSError: the file cannot be opened or read.
+        ValueError: it is no such archive, or a broken one, whatever NumPy and zlib make of it; the message names it.
+    """
+    try:
+        found = np.load(path, allow_pickle=False)
+        if not isinstance(found, NpzFile):
+            raise ValueError("it holds one array that was written with numpy.save")
+        with found:
+            yield found
+    except (ValueError, EOFError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: not a readable .npz file ({error})") from error
