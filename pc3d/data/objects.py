@@ -132,13 +132,10 @@ class ObjectSet(PointDataset):
         path = self.root / f"{self.split}.json"
         if not path.is_file():
             found = sorted(p.stem for p in self.root.glob("*.json")) if self.root.is_dir() else []
-            if found:
-                raise MissingDataError(
-                    f"{type(self).__name__} has no split {self.split!r}; splits found there: {found} ({self.root})"
-                )
-            raise MissingDataError.of(
-                f"{type(self).__name__} split {self.split!r}", [path], self.root, self.source, self.terms
-            )
+            name = f"{type(self).__name__} split {self.split!r}"
+            if found:  # a wrong name, or a part of the set that was not fetched
+                name = f"{type(self).__name__} has no split {self.split!r}; splits found there: {found}"
+            raise MissingDataError.of(name, [path], self.root, self.source, self.terms)
         try:
             description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

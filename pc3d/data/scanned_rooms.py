@@ -136,9 +136,10 @@ class Rooms(PointDataset):
     def _read_description(self, path: Path) -> dict[str, Any]:
         if not path.is_file():
             found = sorted(p.stem for p in self.root.glob("*.json")) if self.root.is_dir() else []
-            if found:
-                raise MissingDataError(f"Rooms has no split {self.split!r}; splits found there: {found} ({self.root})")
-            raise MissingDataError.of(f"Rooms split {self.split!r}", [path], self.root, self.source, self.terms)
+            name = f"Rooms split {self.split!r}"
+            if found:  # a wrong name, or a part of the set that was not fetched
+                name = f"Rooms has no split {self.split!r}; splits found there: {found}"
+            raise MissingDataError.of(name, [path], self.root, self.source, self.terms)
         try:
             description = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -228,7 +228,9 @@ def test_missing_folder_split_and_shard(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match=r"train\.json\nlooked for in: .*nowhere\nwhere to get it: .*\nterms: "):
         ObjectSet(tmp_path / "nowhere")
     copy_of_set(tmp_path)
-    with pytest.raises(MissingDataError, match=r"'val'; splits found there: \['test'\]"):
+    with pytest.raises(
+        MissingDataError, match=r"'val'; splits found there: \['test'\](.|\n)*val\.json(.|\n)*get it: .*\nterms"
+    ):
         ObjectSet(tmp_path, "val")
     with pytest.raises(MissingDataError, match=r"test-icons\.npz"):
         ObjectSet(tmp_path, "test", pictures=True)

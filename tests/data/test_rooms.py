@@ -136,6 +136,11 @@ def test_the_embedded_set_has_no_frames(rooms: Rooms) -> None:
 def test_what_is_missing_is_said(copied: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match=r"split 'val'; splits found there: \['test', 'train'\]"):
         Rooms("val")
+    (copied / "train.json").unlink(missing_ok=True)  # a part that was not copied
+    with pytest.raises(
+        MissingDataError, match=r"found there: \['test'\](.|\n)*train\.json(.|\n)*in the same format\nterms"
+    ):
+        Rooms("train", copied)
     with pytest.raises(MissingDataError, match="CC BY"):
         Rooms("test", tmp_path / "nowhere")
     (copied / "test_001.npz").unlink()
