@@ -54,6 +54,8 @@ def judge_frozen(
     seeds: Sequence[int] | None,
     results: str | None,
     method: str | None,
+    options: Sequence[object] = (),
+    draw: Callable[[list[Any]], None] | None = None,
 ) -> list[Any]:
     """Judge the features of an encoder with each seed, print the results, and keep their rows.
 
@@ -71,6 +73,8 @@ def judge_frozen(
         seeds: several.
         results: folder for rows.
         method: name in rows.
+        options: of ``judge``, that decide what is encoded: what is kept of one choice outlives a command with another.
+        draw: makes a picture of the results.
 
     Returns:
         The results, one for each seed.
@@ -82,23 +86,29 @@ def judge_frozen(
     frozen: Frozen | None = None
     extraction: dict[str, float] = {}
     how = (encoder, data, variant, num_points, pooling, batch_size)
-    with Kept(interrupted(judge.__qualname__, *how, up, untrained, seed, seeds)) as kept:
+    with Kept(interrupted(judge.__qualname__, *how, up, untrained, seed, seeds, *options)) as kept:
         for number in chosen_seeds(seed, seeds):
+            before = kept.given_back
             # Features of a trained encoder are the same for every seed.
             if frozen is None or untrained or encoder in HANDCRAFTED:
                 with measured() as extraction:
                     frozen = features_of(*how, up=up, untrained=untrained, seed=number, kept=kept)
+                if kept.given_back > before:  # of what came before an interruption nobody knows the cost
+                    del extraction["cpu_seconds"]
             with measured() as cost:
                 outcome = judge(frozen, number)
-            if kept.given_back:  # of what came before an interruption nobody knows the cost
+            if kept.given_back > before or "cpu_seconds" not in extraction:
                 del cost["cpu_seconds"]
             else:
                 cost["cpu_seconds"] += extraction["cpu_seconds"]
             rows.append(outcome.to_rows(method, {**cost, "parameters": frozen.num_parameters}))
             outcomes.append(outcome)
-    _output.result(*((outcomes[0].to_dict(), outcomes[0]) if seeds is None else gathered(outcomes, rows)))
-    if results is not None:
-        write_rows([row for of_seed in rows for row in of_seed], results)
+        # While what was computed is still kept: a disk may be full, and there may be another result of that name.
+        _output.result(*((outcomes[0].to_dict(), outcomes[0]) if seeds is None else gathered(outcomes, rows)))
+        if results is not None:
+            write_rows([row for of_seed in rows for row in of_seed], results)
+        if draw is not None:
+            draw(outcomes)
     return outcomes
 
 

@@ -90,7 +90,11 @@ def robustness(
         )
         return result if row is None else result.relative_to(row)
 
-    found = judge_frozen(
+    def draw(found: list[RobustnessResult]) -> None:
+        if figure is not None:
+            _draw(found[0], row, Path(figure))
+
+    judge_frozen(
         judge,
         encoder,
         data,
@@ -104,9 +108,9 @@ def robustness(
         seeds=seeds,
         results=results,
         method=method,
+        options=(corruptions, severities),
+        draw=draw,
     )
-    if figure is not None:
-        _draw(found[0], row, Path(figure))
 
 
 def _draw(result: RobustnessResult, baseline: Any, path: Path) -> None:

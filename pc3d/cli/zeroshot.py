@@ -66,25 +66,25 @@ def zeroshot(
     options = {"batch_size": batch_size, "pooling": "none", "num_points": _alignment.points_for(aligned, num_points)}
     with Kept(interrupted("zeroshot", encoder, data, variant, split, num_points, up, batch_size)) as kept:
         features = extract(aligned.view("text"), encoder, source, data, split, kept=kept, **options)
-    names = list(wanted)
-    if (source.dataset.labels >= 0).any():
-        scored = _relabelled(features, own, names)
-        told = f"{tower.name}, {len(patterns)} template(s)"
-        result = zero_shot(scored, vectors, texts=told, seed=seed)
-        _output.result(result.to_dict(), result)
+        names = list(wanted)
+        if (source.dataset.labels >= 0).any():
+            scored = _relabelled(features, own, names)
+            told = f"{tower.name}, {len(patterns)} template(s)"
+            result = zero_shot(scored, vectors, texts=told, seed=seed)
+            _output.result(result.to_dict(), result)
+            if results is not None:
+                write_rows([result.to_row(method)], results)
+            return
         if results is not None:
-            write_rows([result.to_row(method)], results)
-        return
-    if results is not None:
-        raise ValueError(f"results: {data} has no labels, there is no score to keep: leave the option out")
-    order, cosine = rank_classes(features.values, vectors)
-    best = [
-        [(names[k], round(float(value), 4)) for k, value in zip(classes_of[:5], values, strict=False)]
-        for classes_of, values in zip(order, cosine, strict=True)
-    ]
-    named = list(zip(features.ids, best, strict=True))
-    lines = [f"{name}: " + ", ".join(f"{found} {value:.3f}" for found, value in entry) for name, entry in named]
-    _output.result([{"id": name, "classes": entry} for name, entry in named], "\n".join(lines))
+            raise ValueError(f"results: {data} has no labels, there is no score to keep: leave the option out")
+        order, cosine = rank_classes(features.values, vectors)
+        best = [
+            [(names[k], round(float(value), 4)) for k, value in zip(classes_of[:5], values, strict=False)]
+            for classes_of, values in zip(order, cosine, strict=True)
+        ]
+        named = list(zip(features.ids, best, strict=True))
+        lines = [f"{name}: " + ", ".join(f"{found} {value:.3f}" for found, value in entry) for name, entry in named]
+        _output.result([{"id": name, "classes": entry} for name, entry in named], "\n".join(lines))
 
 
 def _relabelled(features: Features, own: Sequence[str], names: Sequence[str]) -> Features:

@@ -23,6 +23,7 @@ import torch
 import pc3d
 from pc3d import __version__
 from pc3d.cli.main import VERBS, command, main
+from pc3d.evaluation import read_rows
 from pc3d.models import AlignedShapeEncoder, PointViT, load_encoder, save_encoder
 
 POINTS = ["--num_points", "128"]
@@ -113,7 +114,7 @@ def test_unknown_key_of_a_configuration_is_refused_with_the_nearest(
         (["--model", "pc3d.methods.PointMEA"], 2, "no attribute 'PointMEA'; did you mean 'PointMAE'?"),
         (["--trainer.max_epochs", "many"], 2, "Given value: many"),
         (["--model.mask_ratio", "1.5"], 1, "error: mask_ratio must lie strictly between 0 and 1, got 1.5\n"),
-        (["--model.encoder.group_size", "0"], 1, "group_size"),
+        (["--model.encoder.group_size", "0"], 1, "group_size must be at least 1, got 0"),
         (["--data.train.split", "tset"], 1, "Household has no split 'tset'; splits found there: ['test', 'train']"),
     ],
 )
@@ -346,18 +347,70 @@ def test_judging_goes_on_after_an_interruption(
     assert main(arguments) == 0
     expected = capsys.readouterr().out
     batches = 8 if verb[0] == "robustness" else 6  # 5 of the training split, 2 of each test split
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
         interrupt_at(patch, batches)
         assert main(arguments) == 130
     assert str(tmp_path / "cache" / "pc3d" / "interrupted-") in capsys.readouterr().err
-    sizes = interrupt_at(monkeypatch, -1)
-    assert main([*arguments, "--results", str(tmp_path / "rows")]) == 0
+    arguments += ["--results", str(tmp_path / "rows")]
+    with monkeypatch.context() as patch:
+        patch.setattr("pc3d.evaluation.write_rows", stop)
+        sizes = interrupt_at(patch, -1)
+        assert main(arguments) == 130
     assert sizes == [24]
+    capsys.readouterr()
+    sizes = interrupt_at(monkeypatch, -1)
+    assert main(arguments) == 0
+    assert sizes == []
     assert json.loads(capsys.readouterr().out) == json.loads(expected)
     assert list((tmp_path / "cache" / "pc3d").iterdir()) == []
     row = json.loads(next((tmp_path / "rows").rglob("*.json")).read_text())
     assert "parameters" in row["cost"]
     assert "cpu_seconds" not in row["cost"]  # nobody knows it
+
+
+def test_corruptions_of_another_choice_are_kept_apart(
+    tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command = ["robustness", "--encoder", encoder, "--C", "1", "--batch_size", "100", "--quiet", *POINTS]
+    for number, choice in enumerate((["--severities", "1"], ["--severities", "2"], ["--corruptions", "jitter"])):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 1)
+            assert main([*command, *choice]) == 130
+        assert len(list((tmp_path / "pc3d").iterdir())) == number + 1
+
+
+def test_only_seeds_of_before_an_interruption_lack_their_cost(
+    tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = [
+        "probe",
+        "--encoder",
+        encoder,
+        "--C",
+        "1",
+        "--batch_size",
+        "300",
+        "--quiet",
+        *POINTS,
+        "--seeds",
+        "0",
+        "1",
+    ]
+    for name, options, known in (("fresh", ["--untrained"], [False, True]), ("trained", [], [False, False])):
+        rows = tmp_path / name
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 1)
+            assert main([*command, *options]) == 130
+        assert main([*command, *options, "--results", str(rows)]) == 0
+        found = sorted(read_rows([rows]), key=lambda row: row.seed)
+        assert [row.seed for row in found] == [0, 1]
+        assert ["cpu_seconds" in row.cost for row in found] == known
 
 
 def test_embed_takes_files_and_folders(tmp_path: Path, by_class: Path, encoder: str) -> None:
