@@ -129,18 +129,24 @@ def test_lightning_advertises_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path:
     told: list[str] = []
     handler = logging.Handler()
     monkeypatch.setattr(handler, "emit", lambda record: told.append(record.getMessage()))
+    tip = "Tip: For seamless cloud logging and experiment tracking, try installing this or that"
+
+    def call(argv: Any) -> None:
+        Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False)
+        for text in (tip, "a note on the work"):  # whether or not the library's version at hand has a tip
+            logging.getLogger("pytorch_lightning.utilities.rank_zero").info(text)
+
     logger = logging.getLogger("pytorch_lightning")
     logger.addHandler(handler)
     try:
-        Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False)
-        assert any("Tip" in text for text in told)  # of the library's own accord
-        told.clear()
-        monkeypatch.setattr("pc3d.cli.doctor.main", lambda argv: Trainer(accelerator="cpu", logger=False) and None)
+        monkeypatch.setattr("pc3d.cli.doctor.main", call)
         assert main(["doctor"]) == 0
+        assert "a note on the work" in told
+        assert not any("Tip" in text for text in told)
+        logging.getLogger("pytorch_lightning.utilities.rank_zero").info(tip)
+        assert told[-1] == tip  # after the command the library says what it likes
     finally:
         logger.removeHandler(handler)
-    assert told  # which devices there are
-    assert not any("Tip" in text for text in told)
 
 
 def test_quiet_and_json_end_with_the_command(encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
