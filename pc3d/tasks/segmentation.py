@@ -80,7 +80,7 @@ class SemanticSegmentation(pl.LightningModule):
             encoder, which is fresh if ``encoder`` is one of objects.
         probe_first: fit the head, which must be ``"linear"``, to frozen features of the training scenes before all else
             is trained from there (:func:`pc3d.evaluation.scene_probe.fit_linear_head`): a pre-trained backbone is not
-            pulled to and fro by a head that knows nothing yet. At a low learning rate, such as 1e-3.
+            moved about by a head that knows nothing yet. At a low learning rate, such as 1e-3.
         class_weights: of each class in the loss, so that rare ones count in it; all alike when empty. Validation losses
             are unweighted.
         optimisation: AdamW and its schedule.
