@@ -419,7 +419,7 @@ def write_table(output: Path) -> None:
 
 
 def line(name: str, task: str, start: str, mine: list[dict[str, Any]]) -> str:
-    what, comma, how = task.replace("probe", "linear probe").partition(",")
+    what, comma, how = ("linear probe" if task == "probe" else task).partition(",")
     labels = f"{what} ({mine[0]['rooms']} rooms){comma}{how}"
     begun = "untrained" if (task, start) == ("probe", "scratch") else STARTS[start]
     values = [mean_and_deviation([100 * row[key] for row in mine]) for key in ("miou", "macc", "allacc")]
