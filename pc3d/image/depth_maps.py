@@ -15,8 +15,8 @@ from pc3d.image.visibility import disc_depth
 
 POINTCLIP_PROMPT = ("point cloud depth map of a {}.",)
 """The prompt template of PointCLIP (Zhang et al. 2022)."""
-CLIP2POINT_PROMPT = ("image of a {}.",)
-"""The prompt template of CLIP2Point (Huang et al. 2023)."""
+CLIP2POINT_PROMPT = ("image of a {}",)
+"""The prompt template of CLIP2Point (Huang et al. 2023), in its released code without a full stop."""
 _GRID = 128
 _DISC, _FARTHEST = 0.02, 200 / 255
 
@@ -25,9 +25,10 @@ def pointclip_maps(xyz: Tensor, cameras: Sequence[Camera] | None = None, *, size
     """Sparse depth maps of a cloud (PointCLIP, Zhang et al. 2022, section 3.1, and its released code).
 
     Every point marks the one cell of a grid of 128 that it is projected to; a cell has the harmonic mean of its points'
-    depths, 0 where there are none, and the grid is enlarged bilinearly. Towers take the depths as they are, without
-    their normalisation. With :func:`pc3d.image.multi_view_logits` and ``POINTCLIP_PROMPT`` that is classification
-    without training on shapes; how well depends on the tower, and the paper's is CLIP.
+    depths, 0 where there are none, and the grid is enlarged bilinearly, its corner cells being the corner pixels.
+    Towers take the depths as they are, without their normalisation. With :func:`pc3d.image.multi_view_logits` and
+    ``POINTCLIP_PROMPT`` that is classification without training on shapes; how well depends on the tower, and the
+    paper's is CLIP.
 
     Args:
         xyz: ``(N, 3)`` at any place, of any size: the cloud is fitted into the unit sphere.
@@ -53,7 +54,7 @@ def pointclip_maps(xyz: Tensor, cameras: Sequence[Camera] | None = None, *, size
         inverse = torch.zeros(_GRID * _GRID, dtype=torch.float64).index_add(0, place, 1 / depth[kept])
         count = torch.bincount(place, minlength=len(inverse))
         maps.append(torch.where(count > 0, count / inverse.clamp(min=1e-12), 0.0).reshape(_GRID, _GRID))
-    enlarged = interpolate(torch.stack(maps)[:, None].float(), size=(size, size), mode="bilinear", align_corners=False)
+    enlarged = interpolate(torch.stack(maps)[:, None].float(), size=(size, size), mode="bilinear", align_corners=True)
     return enlarged.expand(-1, 3, -1, -1).contiguous()
 
 
@@ -76,11 +77,13 @@ def clip2point_maps(
         ``(V, 3, height, width)`` float32, for :meth:`ImageTower.global_features`.
 
     Raises:
-        ValueError: the cloud has no extent, or a view shows none of it.
+        ValueError: the cloud has no extent, a camera is no parallel one, or a view shows none of the cloud.
     """
     fitted = _fitted(xyz)
     maps = []
     for number, camera in enumerate(clip2point_views(size) if cameras is None else cameras):
+        if not camera.parallel:
+            raise ValueError(f"cameras must be parallel ones, view {number} is not: build it with parallel=True")
         depth, point = disc_depth(camera, fitted, _DISC)
         shown = point >= 0
         if not bool(shown.any()):

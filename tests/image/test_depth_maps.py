@@ -65,8 +65,9 @@ def test_a_tie_goes_to_the_lower_cell_and_maps_are_enlarged() -> None:
     front = pointclip_maps(points, size=128)[0, 0]
     assert front[61, 64] == front[front > 0].max() == pytest.approx(1.6)  # 64.5 goes to 64, 60.75 to 61
     enlarged = pointclip_maps(points, size=256)[0, 0]
-    # Bilinear between centres: three quarters, and of them three quarters, of a cell of its own.
-    assert float(enlarged[122, 128]) == pytest.approx(1.6 * 0.75**2, rel=1e-5)
+    # 256 pixels from corner cell to corner cell: pixel k lies at the cell k * 127 / 255, bilinear between two cells.
+    share = (122 * 127 / 255 - 60) * (128 * 127 / 255 - 63)
+    assert float(enlarged[122, 128]) == pytest.approx(1.6 * share, rel=1e-5)
     assert tuple(pointclip_maps(points).shape) == (6, 3, 224, 224)
 
 
@@ -122,4 +123,15 @@ def test_what_cannot_be_shown_is_refused(make: Any) -> None:
     away = Camera.look_at(torch.tensor([9.0, 0, 0]), torch.tensor([10.0, 0, 0]), focal=64, size=64, parallel=True)
     with pytest.raises(ValueError, match=r"(must have 128 x 128 pixels, got 64 x 64|view 0 shows no point)"):
         make(Household("test")[0].xyz, cameras=[away])
-    assert len(make(Household("test")[0].xyz, cameras=[view_set("pointclip6", 128)[0]])) == 1
+    front = view_set("pointclip6" if make is pointclip_maps else "clip2point10", 128)[0]
+    assert len(make(Household("test")[0].xyz, cameras=[front])) == 1
+
+
+def test_dense_maps_are_of_parallel_cameras_alone() -> None:
+    with pytest.raises(ValueError, match="must be parallel ones, view 0 is not"):
+        clip2point_maps(Household("test")[0].xyz, PLAIN, cameras=[view_set("pointclip6", 128)[0]])
+
+
+def test_prompts_are_those_of_the_released_codes() -> None:
+    assert POINTCLIP_PROMPT[0].format("chair") == "point cloud depth map of a chair."
+    assert CLIP2POINT_PROMPT[0].format("chair") == "image of a chair"
