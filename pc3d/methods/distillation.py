@@ -144,14 +144,27 @@ class DenseDistillation(Method):
         """Files of weights may have one name: all features must be of those that the first ones were of."""
         known = self._teacher_weights or min(found, default="")
         if others := found - {known}:
+            towers = f"towers {self.teacher!r}" if self.teacher else "towers"
             raise ValueError(
-                f"the data's features are of several towers {self.teacher!r}, whose weights differ (SHA-256 "
-                f"{known[:12]} and {min(others)[:12]}): lift all scenes with the same"
+                f"the data's features are of several {towers}, whose weights differ (SHA-256 {known[:12]} and "
+                f"{min(others)[:12]}): lift all scenes with the same"
             )
         if known and not self._teacher_weights:
-            self._teacher_weights = known
-            if self.model.space:
-                self.model.name_weights(known)
+            self._name_weights(known)
+
+    def _name_weights(self, weights: str) -> None:
+        self._teacher_weights = weights
+        if self.model.space:
+            self.model.name_weights(weights)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep which weights of the teacher the features were of so far."""
+        checkpoint["teacher_weights"] = self._teacher_weights
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them back: a run that goes on with features of others is refused."""
+        if weights := checkpoint.get("teacher_weights"):
+            self._name_weights(weights)
 
     def loss(self, features: Tensor, target: Tensor, shown: Tensor, batch: PointBatch, draws: SampleRandom) -> Tensor:
         """The objective of a batch.

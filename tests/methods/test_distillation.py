@@ -303,8 +303,28 @@ def test_files_of_one_name_are_told_apart_by_their_weights(
     contrast = method(objective="slidr")  # its space is no tower's, its data are of one all the same
     contrast.targets(first)
     assert contrast.encoder.space_weights == ""
-    with pytest.raises(ValueError, match="whose weights differ"):
+    with pytest.raises(ValueError, match="of several towers, whose weights differ"):
         contrast.targets(second)
+
+
+@pytest.mark.parametrize(
+    ("given", "space_weights"), [({"teacher": "stand-in"}, "a" * 64), ({"objective": "slidr"}, "")]
+)
+def test_a_run_that_goes_on_knows_whose_weights_its_features_are_of(
+    clouds: list[PointCloud], given: dict[str, Any], space_weights: str
+) -> None:
+    first, second = (
+        collate([cloud.replace(meta={**cloud.meta, "teacher_weights": weights * 64}) for cloud in clouds])
+        for weights in "ab"
+    )
+    scene, resumed, checkpoint = method(**given), method(**given), dict[str, Any]()
+    scene.targets(first)
+    scene.on_save_checkpoint(checkpoint)
+    resumed.on_load_checkpoint(checkpoint)
+    assert resumed.encoder.space_weights == space_weights
+    with pytest.raises(ValueError, match="SHA-256 aaaaaaaaaaaa and bbbbbbbbbbbb"):
+        resumed.targets(second)
+    assert resumed.targets(first) is first.feature
 
 
 # ---- whole runs --------------------------------------------------------------------------------------------------
