@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
 from pc3d.models.aligned import AlignedShapeEncoder
-from pc3d.models.local_features import LocalEncoder, TokenEncoder, local_dim, local_features, three_layers, vector_only
+from pc3d.models.local_features import (
+    LocalEncoder,
+    TokenEncoder,
+    least_points,
+    local_dim,
+    local_features,
+    three_layers,
+    vector_only,
+)
 from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.ops import gather, interpolate, voxelize
 
@@ -37,6 +45,10 @@ class BlockFeatures(nn.Module):
     features do not depend on the order of the points, nor on the rest of the batch. In training they are drawn anew
     each time. Cubes instead of the columns of PointNet's experiments with rooms, and the layers after, are ours.
 
+    In training all cubes of a batch go through the encoder at once, so that batch norm sees all of them: memory grows
+    with cubes times ``num_points``. Where it does not suffice, a smaller ``num_points``, larger cubes or smaller crops
+    of scenes help.
+
     Args:
         encoder: an encoder of objects, without class token if it is a :class:`PointViT`; of an
             :class:`AlignedShapeEncoder` the one inside.
@@ -49,7 +61,8 @@ class BlockFeatures(nn.Module):
 
     Raises:
         TypeError: not an encoder of objects.
-        ValueError: an encoder with class tokens, layers that it does not have, or a size that is not positive.
+        ValueError: an encoder with class tokens or a random first centre, layers that it does not have, fewer points
+            than it needs, or a size that is not positive.
     """
 
     def __init__(
@@ -68,12 +81,22 @@ class BlockFeatures(nn.Module):
             raise ValueError(
                 f"BlockFeatures needs an encoder with num_cls_tokens=0, got {inner.config['num_cls_tokens']}"
             )
+        if inner.config.get("start") == "random":
+            raise ValueError(
+                "BlockFeatures needs an encoder with start='first', for the same features each time in evaluation: "
+                "start='random' draws anew; weights of one fit the other"
+            )
         if layers is not None and not isinstance(inner, TokenEncoder):
             raise ValueError(f"layers: a {type(inner).__name__} has no blocks to choose from, leave it out")
         points = int(inner.config.get("num_points", _OPENSHAPE_POINTS)) if num_points is None else num_points
         if not block_size > 0 or feature_dim < 1 or points < 1:
             raise ValueError(
                 f"block_size, feature_dim and num_points must be positive, got {block_size}, {feature_dim} and {points}"
+            )
+        if points < least_points(inner):
+            raise ValueError(
+                f"num_points must be at least {least_points(inner)}, what this {type(inner).__name__} needs of a cloud "
+                f"(num_groups, group_size or k), got {points}"
             )
         self.encoder, self.block_size, self.feature_dim, self.num_points = inner, block_size, feature_dim, points
         self.layers = three_layers(inner, layers) if isinstance(inner, TokenEncoder) else None
@@ -87,7 +110,7 @@ class BlockFeatures(nn.Module):
         self.propagation = nn.Sequential(
             nn.Linear(3 + local_dim(inner), feature_dim, bias=False), GlobalBatchNorm(feature_dim), nn.ReLU()
         )
-        for module in vector_only(inner):
+        for module in vector_only(inner, self.layers):
             module.requires_grad_(False)
 
     @property
@@ -96,12 +119,13 @@ class BlockFeatures(nn.Module):
         return "xyz_rgb" if getattr(self.encoder, "reads_rgb", False) else "xyz"
 
     def train_encoder(self, trained: bool = True) -> None:
-        """Make the encoder trainable, or not; what only its vector of a whole object needs, never.
+        """Make the encoder trainable, or not; what only its vector of a whole object needs, as blocks after the last
+        chosen one, never.
 
         Several processes that train would wait for its gradients for ever.
         """
         self.encoder.requires_grad_(trained)
-        for module in vector_only(self.encoder):
+        for module in vector_only(self.encoder, self.layers):
             module.requires_grad_(False)
 
     def forward(self, batch: PointBatch) -> Tensor:

@@ -28,7 +28,7 @@ def local_features(
 
     Of encoders with tokens those of three blocks at the centres of the groups; of the others what they, or their
     published segmentation network, know of each point by itself: :meth:`PointNet.local_features`,
-    :meth:`DGCNN.local_features`, :meth:`OpenShapeSparseConv.local_features`.
+    :meth:`DGCNN.local_features`, :meth:`OpenShapeSparseConv.local_features`, :meth:`OpenShapeFCNN.local_features`.
 
     Args:
         encoder: any of :data:`LocalEncoder`.
@@ -53,19 +53,32 @@ def local_dim(encoder: LocalEncoder) -> int:
     return encoder.local_dim
 
 
-def vector_only(encoder: LocalEncoder) -> list[nn.Module]:
-    """The modules that only the vector of the whole cloud needs, not :func:`local_features`."""
+def least_points(encoder: LocalEncoder) -> int:
+    """How many points a cloud must have for :func:`local_features`."""
+    # OpenShape's transformer repeats points where a patch has too few; the others find so many different ones.
+    names = ("num_groups",) if isinstance(encoder, OpenShapePointBERT) else ("num_groups", "group_size", "k")
+    return max(int(cast(Any, encoder.config.get(name, 1))) for name in names)
+
+
+def vector_only(encoder: LocalEncoder, layers: Sequence[int] | None = None) -> list[nn.Module]:
+    """The modules that only the vector of the whole cloud needs, not :func:`local_features` of these blocks."""
     names: Sequence[str] = getattr(encoder, "vector_only", ())
-    return [getattr(encoder, name) for name in names]
+    modules = [getattr(encoder, name) for name in names]
+    if isinstance(encoder, TokenEncoder):
+        blocks = encoder.blocks if isinstance(encoder, OpenShapePointBERT) else encoder.transformer.blocks
+        modules += list(blocks)[three_layers(encoder, layers)[2] + 1 :]
+    return modules
 
 
 def three_layers(encoder: TokenEncoder, layers: Sequence[int] | None) -> tuple[int, int, int]:
     """The blocks asked for, or those after a third, two thirds and all of the depth.
 
     Raises:
-        ValueError: not three ascending blocks that the encoder has.
+        ValueError: not three ascending blocks that the encoder has, or it has fewer than three.
     """
     depth = int(cast(Any, encoder.config["depth"]))
+    if depth < 3:
+        raise ValueError(f"three blocks are read: take a {type(encoder).__name__} of depth >= 3, got {depth}")
     chosen = tuple(layers or (depth // 3 - 1, 2 * depth // 3 - 1, depth - 1))
     if len(chosen) != 3 or not 0 <= chosen[0] < chosen[1] < chosen[2] < depth:
         raise ValueError(f"layers must be three ascending blocks of 0..{depth - 1}, got {chosen}")

@@ -92,7 +92,9 @@ def _described(encoder: nn.Module, xyz: Tensor, rgb: Tensor | None) -> tuple[Ten
         return encoder(xyz[None])[0], xyz
     colors = None if rgb is None else rgb[None]
     if isinstance(encoder, OpenShapePointBERT):
-        (last,), centers = encoder.group_layers(xyz[None], [len(encoder.blocks) - 1], colors)
+        # Where the first centre is a random point: what looks at features leaves the draws of others as they are.
+        with torch.random.fork_rng(devices=[]):
+            (last,), centers = encoder.group_layers(xyz[None], [len(encoder.blocks) - 1], colors)
         return last[0], centers[0]
     if isinstance(encoder, OpenShapeSparseConv | OpenShapeFCNN):
         return encoder.local_features(xyz[None], colors)[0], xyz

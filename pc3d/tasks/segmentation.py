@@ -77,7 +77,8 @@ class SemanticSegmentation(pl.LightningModule):
         y_up: ``encoder`` is an official file of Swin3D whose weights were trained with y up (the authors' ``xyz_rgb``).
         freeze: leave the backbone as it is, in evaluation mode, and train the head alone: with ``head="linear"`` a
             linear probe. The backbone is all of it: also the layer of :class:`pc3d.models.BlockFeatures` after the
-            encoder, which is fresh if ``encoder`` is one of objects.
+            encoder, which is fresh if ``encoder`` is one of objects: then a random layer's output is probed, not what
+            the encoder says. Train an encoder of objects with the head, or freeze a saved ``BlockFeatures``.
         probe_first: fit the head, which must be ``"linear"``, to frozen features of the training scenes before all else
             is trained from there (:func:`pc3d.evaluation.scene_probe.fit_linear_head`): a pre-trained backbone is not
             moved about by a head that knows nothing yet. At a low learning rate, such as 1e-3.

@@ -186,6 +186,17 @@ def test_what_only_a_vector_needs_is_not_trained() -> None:
     assert {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"propagation"}
 
 
+@pytest.mark.parametrize("build", [lambda: PointViT(24, 4, 4), lambda: ViT3D(24, 4, 4), lambda: bert(depth=4)])
+def test_blocks_after_the_last_chosen_one_are_not_trained(build: Any) -> None:
+    model = BlockFeatures(build(), layers=(0, 1, 2))
+    for _ in range(2):  # as built, and as asked for
+        idle = {name for name, p in model.named_parameters() if not p.requires_grad}
+        idle -= {"encoder.projection.weight", "encoder.projection.bias"}
+        blocks = "encoder.blocks" if isinstance(model.encoder, OpenShapePointBERT) else "encoder.transformer.blocks"
+        assert idle == {name for name, _ in model.named_parameters() if name.startswith(f"{blocks}.3.")} != set()
+        model.train_encoder()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["PointViT", "OpenShapeFCNN"])
 def test_saved_and_loaded(name: str, clouds: list[PointCloud], tmp_path: Path) -> None:
@@ -226,5 +237,11 @@ def test_bad_arguments_are_refused(clouds: list[PointCloud]) -> None:
         BlockFeatures(SparseUNet((8, 12), (1, 1), 0.3))
     with pytest.raises(ValueError, match="OpenShapePointBERT reads colours, but this batch has no rgb"):
         BlockFeatures(bert()).point_features(collate([clouds[0].replace(rgb=None)]))
-    with pytest.raises(ValueError, match="fewer than k=20"):
-        BlockFeatures(DGCNN(16), num_points=10).point_features(collate(clouds))
+    for encoder, least in ((DGCNN(16), 20), (PointViT(24, 3, 4), 64), (ViT3D(24, 3, 4), 32), (bert(), 16)):
+        with pytest.raises(ValueError, match=f"num_points must be at least {least}, .*got {least - 1}"):
+            BlockFeatures(encoder, num_points=least - 1)
+        assert BlockFeatures(encoder, num_points=least).point_features(collate(clouds)).isfinite().all()
+    with pytest.raises(ValueError, match="take a PointViT of depth >= 3, got 2"):
+        BlockFeatures(PointViT(24, 2, 4))
+    with pytest.raises(ValueError, match="needs an encoder with start='first'"):
+        BlockFeatures(bert(start="random"))

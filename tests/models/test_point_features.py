@@ -108,6 +108,7 @@ def test_openshape_tokens_stand_in_the_frame_of_the_points(xyz: Tensor, axes: An
     places = torch.stack(own, dim=1)
     assert torch.cdist(places, xyz).amin(1).max() < 1e-6
     torch.testing.assert_close(object_features(encoder, xyz, places, rgb), tokens, atol=1e-3, rtol=1e-3)
+    assert torch.equal(torch.get_rng_state(), state)
     aligned = AlignedShapeEncoder(encoder)
     torch.set_rng_state(state)
     torch.testing.assert_close(object_features(aligned, xyz, places, rgb), tokens, atol=1e-3, rtol=1e-3)

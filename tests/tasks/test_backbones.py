@@ -70,7 +70,7 @@ SMALL = {
         encoder=given("ViT3D", embed_dim=16, depth=4, num_heads=2, group_size=8, point_dim=8),
         block_size=0.8,
         feature_dim=20,
-        layers=[0, 2, 3],
+        layers=[0, 1, 2],
         num_points=40,
     ),
     "DistilledEncoder": given("DistilledEncoder", encoder=UNET, space_dim=5),
