@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for lifting.md")
     parser.add_argument("--rooms", type=Path, help="folder with the large form of the rooms, which has frames")
-    parser.add_argument("--samples", type=Path, help="folder with scannet_layout, real/ and benchmark_metadata")
+    parser.add_argument("--samples", type=Path, help="folder of frames of others, see benchmarks/README.md")
     parser.add_argument("--train_rooms", type=int, default=6, help="training rooms that the classifier is fitted on")
     parser.add_argument("--test_rooms", type=int, default=4, help="test rooms that it is judged on")
     options = parser.parse_args()

@@ -2,11 +2,10 @@
 
     python benchmarks/scene_samples.py --run RUN --data SAMPLES --output docs/images/scene_samples.png
 
-SAMPLES holds scans that may be shown with credit: ``pcd/room_scan1.pcd`` and
-``pcd/table_scene_mug_stereo_textured.pcd`` of the Point Cloud Library (BSD), and ``rgbd_icl_nuim`` with five frames of
-the living room of the augmented ICL-NUIM data (CC BY 3.0: Handa et al., 2014; Choi et al., 2015), a rendered room with
-the noise of a depth camera. They have no labels: nothing is scored. All that is done to them is to turn z up, which the
-last two do not have, and to join the frames.
+SAMPLES, whose layout ``benchmarks/README.md`` tells, holds scans that may be shown with credit: two of the Point Cloud
+Library (BSD), and five frames of the living room of the augmented ICL-NUIM data (CC BY 3.0: Handa et al., 2014; Choi et
+al., 2015), a rendered room with the noise of a depth camera. They have no labels: nothing is scored. All that is done
+to them is to turn z up, which the last two do not have, and to join the frames.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ TABLE_UP = (0.0063, -0.8459, -0.5334)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="run folder of pc3d segment train")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the scans")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the scans, see benchmarks/README.md")
     parser.add_argument("--width", type=int, default=420, help="of one view in pixels")
     parser.add_argument("--output", type=Path, required=True, help="PNG file")
     options = parser.parse_args()
@@ -56,7 +55,7 @@ def main() -> None:
 
 def laser_room(data: Path, folder: Path) -> Path:
     """The laser scan, whose z is up."""
-    return _keep(folder / "laser_room.npz", read_scene(data / "pcd" / "room_scan1.pcd", drop_invalid=True))
+    return _keep(folder / "laser_room.npz", read_scene(data / "real" / "pcd" / "room_scan1.pcd", drop_invalid=True))
 
 
 def stereo_table(data: Path, folder: Path) -> Path:
@@ -66,14 +65,14 @@ def stereo_table(data: Path, folder: Path) -> Path:
     axes = np.stack([across / np.linalg.norm(across), np.cross(up, across / np.linalg.norm(across)), up])
     return _keep(
         folder / "stereo_table.npz",
-        read_scene(data / "pcd" / "table_scene_mug_stereo_textured.pcd", drop_invalid=True),
+        read_scene(data / "real" / "pcd" / "table_scene_mug_stereo_textured.pcd", drop_invalid=True),
         axes,
     )
 
 
 def rgbd_room(data: Path, folder: Path) -> Path:
     """The frames with known poses in one cloud; y is up in theirs."""
-    frames = data / "rgbd_icl_nuim"
+    frames = data / "real" / "rgbd_icl_nuim"
     lines = (frames / "trajectory.log").read_text().split("\n")
     xyz, rgb = [], []
     for number, path in enumerate(sorted((frames / "depth").glob("*.png"))):

@@ -70,9 +70,14 @@ def write_sens(path: Path, shots: Sequence[Shot], intrinsic: Array, depth_shift:
     read = SensFile(path)
     for number, shot in enumerate(shots):
         frame = read[number]
-        assert np.array_equal(frame.color, decode_picture(shot.color))
-        assert np.array_equal(np.round(frame.depth.astype(np.float64) * depth_shift), shot.depth)
-        assert np.array_equal(frame.pose, shot.pose.astype(np.float32))
+        same = {
+            "color": np.array_equal(frame.color, decode_picture(shot.color)),
+            "depth": np.array_equal(np.round(frame.depth.astype(np.float64) * depth_shift), shot.depth),
+            "pose": np.array_equal(frame.pose, shot.pose.astype(np.float32)),
+        }
+        if not all(same.values()):
+            wrong = ", ".join(field for field, equal in same.items() if not equal)
+            raise ValueError(f"{path}: frame {number} was read otherwise than it was written: {wrong}")
     return read
 
 
@@ -146,8 +151,10 @@ def sens_rows(samples: Path, output: Path, colors: ImageTower, short_side: int) 
         index = plain.ids.index(name)
         cloud, dense = plain[index], joined[index]
         lifted = lift_frames(cloud, open_frames(scans / name), colors)
-        assert np.array_equal((store[name]["num_views"] > 0).numpy(), lifted.mask.numpy())
-        assert cloud.rgb is not None
+        if not np.array_equal((store[name]["num_views"] > 0).numpy(), lifted.mask.numpy()):
+            raise ValueError(f"{name}: the command and lift_frames see different points")
+        if cloud.rgb is None:
+            raise ValueError(f"{name}: the prepared scan has no colours")
         error = (lifted.features - cloud.rgb)[lifted.mask].abs().flatten().numpy()
         title = "the office" if name == OFFICE else "ICL-NUIM"
         rows.append(f"| `.sens`, {title}: points seen, of {len(cloud):,} | {lifted.mask.float().mean():.1%} |")
@@ -174,8 +181,8 @@ def views(cloud: PointCloud, lifted: LiftedFeatures, dense: PointCloud, camera: 
 
     What one camera saw has no back: it is turned until that camera looks from where the picture is drawn from.
     """
-    assert cloud.rgb is not None
-    assert dense.feature is not None
+    if cloud.rgb is None or dense.feature is None:
+        raise ValueError("scans are drawn with their colours and lifted features, and one of them has none")
     seen, xyz = lifted.mask.numpy(), cloud.xyz.numpy()
     if camera is not None:
         x, y, _ = camera - xyz.mean(0)
