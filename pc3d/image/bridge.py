@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -30,6 +32,9 @@ class ConseImageTower(ImageTower):
         top: how many of the likeliest classes are mixed, their probabilities scaled to sum 1; None takes all. The paper
             uses 10.
         temperature: of the softmax.
+        names_from: what the names' features follow from, where they are computed when the tower is loaded: kept in
+            their place by :meth:`weights_hash`, since they may differ in the last bits from one machine to another.
+            Empty: they are hashed themselves.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class ConseImageTower(ImageTower):
         *,
         top: int | None = None,
         temperature: float = 1.0,
+        names_from: str = "",
     ) -> None:
         network: Any = classifier.model
         if network.num_classes != len(names):
@@ -58,6 +64,7 @@ class ConseImageTower(ImageTower):
             dense_text_aligned=True,
         )
         self.classifier, self.top, self.temperature = classifier, top, temperature
+        self.names_from = names_from
         self.register_buffer("names", names.to(classifier.device))
         self._freeze()
 
@@ -78,12 +85,24 @@ class ConseImageTower(ImageTower):
         maps = network.forward_features(pixels)
         return self.mix(network.get_classifier()(maps.movedim(1, -1))).movedim(-1, 1)
 
+    def weights_hash(self) -> str:
+        """SHA-256 of the classifier's weights and of what the names' features follow from."""
+        if not self.names_from:
+            return super().weights_hash()
+        return hashlib.sha256(f"{self.classifier.weights_hash()}\n{self.names_from}".encode()).hexdigest()
+
     def identity(self) -> dict[str, Any]:
-        # The names are among the weights, and so in their hash.
+        # The names, or what they follow from, are in the hash of the weights.
         return {**super().identity(), "top": self.top, "temperature": self.temperature}
 
     def versions(self) -> dict[str, str]:
         return self.classifier.versions()
+
+
+def _imagenet_classes() -> list[str]:
+    models = require("torchvision.models", extra="image", purpose="the class names of ImageNet")
+    names: list[str] = models.MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"]
+    return names
 
 
 @cache
@@ -91,9 +110,7 @@ def _imagenet_names(templates: tuple[str, ...]) -> Tensor:
     """MiniLM's features of the class names of ImageNet, ``(1000, 384)``; seconds to compute, so once."""
     from pc3d.image.offline import minilm
 
-    models = require("torchvision.models", extra="image", purpose="the class names of ImageNet")
-    names: list[str] = models.MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"]
-    return prompt_ensemble(minilm(), names, templates)
+    return prompt_ensemble(minilm(), _imagenet_classes(), templates)
 
 
 class CentredTextTower(TextTower):
@@ -144,9 +161,11 @@ def conse_pair(
 
     text: TextTower = minilm()
     names, name = _imagenet_names(tuple(templates)), "offline:conse"
+    origin = json.dumps([text.weights_hash(), list(templates), _imagenet_classes(), centred])
     if centred:
         # Probabilities sum to 1, so moving the names moves every mixture by as much.
         text, names = CentredTextTower(text, names.mean(dim=0)), names - names.mean(dim=0)
         name += "-centred"
-    image = ConseImageTower(efficientnet_lite0(layer), names, name, top=top, temperature=temperature)
+    classifier = efficientnet_lite0(layer)
+    image = ConseImageTower(classifier, names, name, top=top, temperature=temperature, names_from=origin)
     return JointPair(image, text, 100.0, "bridge")

