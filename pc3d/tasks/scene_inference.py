@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -298,7 +298,7 @@ def evaluate_scenes(
         segmenter: the model.
         dataset: scenes with ``segment``, whose classes are the model's.
         progress: show a bar where there is a terminal.
-        kept: gives back the labels of scenes that were named before an interruption.
+        kept: gives back the labels of scenes that were named before an interruption, and what was noted of them.
         **options: of :func:`segment_scene`.
 
     Raises:
@@ -315,20 +315,27 @@ def evaluate_scenes(
         cloud = dataset[index]
         if cloud.segment is None:
             raise ValueError(f"scene {cloud.meta.get('id', index)} has no labels to judge by: take another split")
-        name = partial(_labels, segmenter, cloud, str(cloud.meta.get("id", index)), options)
+        # Once a scene, whether one of its two arrays is asked for or both.
+        name = cache(partial(segment_scene, segmenter, cloud, **options))
         # Without a field that the model reads there is nothing to name.
         seen = [value for field in ("xyz", *segmenter.fields) if (value := getattr(cloud, field)) is not None]
-        label = name() if kept is None else kept.of([*made_by, *seen], name)
+        label, notes = (
+            array() if kept is None else kept.of([*made_by, kind, *seen], array)
+            for kind, array in (("label", partial(_label, name)), ("notes", partial(_noted, name)))
+        )
+        for note in notes:
+            warnings.warn(f"scene {cloud.meta.get('id', index)}: {note}", stacklevel=2)
         matrix.update(torch.from_numpy(label), cloud.segment, scene=cloud.meta.get("id"))
     return matrix
 
 
-def _labels(segmenter: SceneSegmenter, cloud: PointCloud, name: str, options: dict[str, Any]) -> NDArray[np.int64]:
-    found = segment_scene(segmenter, cloud, **options)
-    for note in found.notes:
-        warnings.warn(f"scene {name}: {note}", stacklevel=2)
-    label: NDArray[np.int64] = found.label.cpu().numpy()
+def _label(name: Callable[[], SceneLabels]) -> NDArray[Any]:
+    label: NDArray[np.int64] = name().label.cpu().numpy()
     return label
+
+
+def _noted(name: Callable[[], SceneLabels]) -> NDArray[Any]:
+    return np.array(name().notes, dtype=np.str_)
 
 
 def with_fields(cloud: PointCloud, fields: tuple[str, ...]) -> tuple[PointCloud, list[str]]:

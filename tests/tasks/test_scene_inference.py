@@ -28,6 +28,7 @@ from pc3d.data import (
     voting_views,
 )
 from pc3d.data.dataset import PointDataset
+from pc3d.evaluation import Kept
 from pc3d.ops import knn, voxelize
 from pc3d.tasks import (
     SceneSegmenter,
@@ -383,7 +384,9 @@ def test_five_million_points_take_no_more_memory_than_is_stated() -> None:
         assert largest_pass <= max_points
 
 
-def test_a_dense_scan_in_one_pass_is_bounded_by_its_voxels_and_says_what_was_cut(room: PointCloud) -> None:
+def test_a_dense_scan_in_one_pass_is_bounded_by_its_voxels_and_says_what_was_cut(
+    room: PointCloud, tmp_path: Path
+) -> None:
     """A dozen points a voxel; the labels are those that the network gives the scene as a whole."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
@@ -408,6 +411,18 @@ def test_a_dense_scan_in_one_pass_is_bounded_by_its_voxels_and_says_what_was_cut
     rooms = [dense.replace(segment=torch.zeros(len(dense), dtype=torch.int64))]
     with pytest.warns(UserWarning, match="blocks see less than 2 m around them"):
         evaluate_scenes(model, Scenes(rooms, ["a", "b", "c"]), use_fragments=False, max_points=bound)
+    counts = []
+    for _ in range(2):
+        seen.clear()
+        kept = Kept(tmp_path)
+        with pytest.warns(UserWarning, match="blocks see less than 2 m around them"):
+            matrix = evaluate_scenes(
+                model, Scenes(rooms, ["a", "b", "c"]), use_fragments=False, max_points=bound, kept=kept
+            )
+        counts.append(matrix.counts)
+        kept.save()
+    assert seen == []  # given back, and what was noted with it
+    assert torch.equal(*counts)
 
 
 class Scenes(PointDataset):
