@@ -143,7 +143,11 @@ def row_of_folds(rows: Sequence[Row], paths: Sequence[Path], scores: Segmentatio
             "folds": [{"data": row.data, "start": row.details.get("start"), "metrics": row.metrics} for row in rows],
             "iou": dict(zip(scores.classes, scores.iou, strict=True)),
         },
-        versions=first.versions,
+        versions={
+            # Of folds that were judged months apart several.
+            name: " and ".join(sorted({row.versions[name] for row in rows if name in row.versions}))
+            for name in dict.fromkeys(name for row in rows for name in row.versions)
+        },
         cost={
             name: (sum if name == "cpu_seconds" else max)(row.cost[name] for row in rows)
             for name in first.cost
