@@ -57,8 +57,10 @@ def evaluate(
             fold for a row of them together.
         method: Name in the table of results; the backbone's class and how it started by default.
     """
+    from pc3d._files import replace_atomically
     from pc3d.evaluation import Kept, write_rows
     from pc3d.evaluation.cost import measured
+    from pc3d.evaluation.kept import content_key
     from pc3d.tasks import check_bounds, evaluate_scenes, load_segmenter
 
     if data == "run" and root is not None:
@@ -83,21 +85,25 @@ def evaluate(
         "max_points": max_points,
         "context": context,
     }
-    with Kept(folder / f".{files[0].stem}.kept") as kept, measured() as cost:
-        matrix = evaluate_scenes(model, dataset, progress=True, device=device, kept=kept, **options)
-    if kept.given_back:  # of what came before an interruption nobody knows the cost
-        del cost["cpu_seconds"]
-    scores = matrix.scores(model.classes)
-    head = {"run": str(run), "data": name, "num_scenes": len(dataset), "scenes": matrix.scenes}
-    result = {**head, **options, **scores.to_dict()}
-    if results is not None and training is not None:
-        judged = {**options, "single_pass": single_pass}
-        row = row_of(model, scores, dataset, name, training, judged, cost, method)
-        write_rows([row], results)
-        result["row"] = row.to_dict()  # what pc3d segment fold makes one row of all folds of
-    folder.mkdir(parents=True, exist_ok=True)
-    files[0].write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    drawn = draw_confusion(scores, files[1], f"{name}: mIoU {100 * scores.miou:.1f} %")
+    # A folder of its own for each choice: a command with another one must not take what this one's interruption left.
+    choice = content_key([repr((str(run), root, split, device, sorted(options.items())))])[:8]
+    with Kept(folder / f".{files[0].stem}.{choice}.kept") as kept:
+        with measured() as cost:
+            matrix = evaluate_scenes(model, dataset, progress=True, device=device, kept=kept, **options)
+        if kept.given_back:  # of what came before an interruption nobody knows the cost
+            del cost["cpu_seconds"]
+        scores = matrix.scores(model.classes)
+        head = {"run": str(run), "data": name, "num_scenes": len(dataset), "scenes": matrix.scenes}
+        result = {**head, **options, **scores.to_dict()}
+        if results is not None and training is not None:
+            judged = {**options, "single_pass": single_pass}
+            row = row_of(model, scores, dataset, name, training, judged, cost, method)
+            write_rows([row], results)
+            result["row"] = row.to_dict()  # what pc3d segment fold makes one row of all folds of
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = draw_confusion(scores, files[1], f"{name}: mIoU {100 * scores.miou:.1f} %")
+        with replace_atomically(files[0]) as file:
+            file.write((json.dumps(result, indent=2) + "\n").encode())
     _output.result(result, f"{scores}\n\nwritten: {files[0]}{drawn}")
 
 
@@ -106,12 +112,15 @@ def draw_confusion(scores: Any, path: Path, title: str) -> str:
     import numpy as np
 
     from pc3d._extras import MissingExtraError
+    from pc3d._files import replace_atomically
     from pc3d.viz import confusion_figure
 
     try:
-        confusion_figure(np.array(scores.confusion), scores.classes, title=title).savefig(path)
+        figure = confusion_figure(np.array(scores.confusion), scores.classes, title=title)
     except MissingExtraError as missing:
         return f"; no picture: {missing}"
+    with replace_atomically(path) as file:
+        figure.savefig(file, format="png")
     return f", {path}"
 
 

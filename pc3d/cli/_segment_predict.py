@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 from pc3d.cli import _output
 from pc3d.cli._parser import verb_parser
@@ -108,42 +108,49 @@ def _predict(model: SceneSegmenter, path: Path, output: Path, options: Any, made
     )
     for note in labels.notes:
         _output.say(f"  {note}")
-    told = {"scene": str(path), "points": len(cloud), "notes": [*notes, *labels.notes]}
-    return {**told, **_write(output / path.stem, read, labels, model, made_by)}
+    notes = [*notes, *labels.notes]
+    told = {"scene": str(path), "points": len(cloud), "notes": notes}
+    return {**told, **_write(output / path.stem, read, labels, model, made_by, notes)}
 
 
 def _made_by(identity: str, path: Path, options: Any) -> str:
     """What tells the results of a scene from those of another model, with other options, or of a file that changed."""
     from pc3d.evaluation.kept import content_key
 
-    names = ("scale", "voting", "fragments", "max_points", "context", "drop_invalid")
+    names = ("scale", "voting", "fragments", "max_points", "context", "device", "drop_invalid")
     found = path.stat()
     state = f"{path.name} {found.st_size} {found.st_mtime_ns}"
     return content_key([identity, state, *(f"{name} {getattr(options, name)}" for name in names)])
 
 
 def _is_done(stem: Path, made_by: str, overwrite: bool) -> bool:
-    """Whether the results of a scene are there; its NPZ file is written last.
+    """Whether the results of a scene are there; its NPZ file is the last to come.
 
     Raises:
-        FileExistsError: results of something else are.
+        FileExistsError: results of something else are, or files that may be the user's own.
     """
-    import numpy as np
+    from pc3d._files import open_npz
 
-    path = stem.with_name(stem.name + ".npz")
+    scene, path, picture = (stem.with_name(stem.name + ending) for ending in (".ply", ".npz", ".png"))
     if not path.exists():
+        found = [str(file) for file in (scene, picture) if file.exists()]
+        if found and not overwrite:
+            raise FileExistsError(
+                f"{found[0]} has no {path.name} beside it, so nothing tells what made it: add --overwrite to replace "
+                "it, or choose another --output"
+            )
         return False
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             same = "made_by" in file and str(file["made_by"]) == made_by
-    except (ValueError, OSError, BadZipFile):
+    except (ValueError, OSError):
         same = False
     if not same and not overwrite:
         raise FileExistsError(
-            f"{path} is of another model, other options, or an earlier state of the scene: add --overwrite to replace "
-            "it, or choose another --output"
+            f"{path} is of another model, other options, another version of pc3d or PyTorch, or an earlier state of "
+            "the scene: add --overwrite to replace it, or choose another --output"
         )
-    return same
+    return same and scene.exists()
 
 
 def _earlier(output: Path, path: Path) -> dict[str, Any]:
@@ -152,10 +159,10 @@ def _earlier(output: Path, path: Path) -> dict[str, Any]:
 
     files = [output / (path.stem + ending) for ending in (".ply", ".npz", ".png")]
     with np.load(files[1], allow_pickle=False) as file:
-        label, classes = file["label"], [str(name) for name in file["classes"]]
+        label, (classes, notes) = file["label"], [[str(text) for text in file[name]] for name in ("classes", "notes")]
     label = label[label >= 0]
-    _output.say(f"{path}: done already")
-    told = {"scene": str(path), "points": len(label), "notes": []}
+    _output.say("\n".join([f"{path}: done already", *(f"  {note}" for note in notes)]))
+    told = {"scene": str(path), "points": len(label), "notes": notes}
     shares = _in_order(np.bincount(label, minlength=len(classes)).tolist(), classes)
     return {**told, "shares": shares, "written": [str(file) for file in files if file.exists()]}
 
@@ -181,23 +188,30 @@ def _check_files(scenes: list[Path], output: Path, overwrite: bool) -> None:
                 )
 
 
-def _write(stem: Path, cloud: PointCloud, labels: SceneLabels, model: SceneSegmenter, made_by: str) -> dict[str, Any]:
+def _write(
+    stem: Path, cloud: PointCloud, labels: SceneLabels, model: SceneSegmenter, made_by: str, notes: list[str]
+) -> dict[str, Any]:
     """The three files of a scene; their names, and the share of the points that each class has."""
     from pc3d._extras import MissingExtraError
+    from pc3d._files import replace_atomically
     from pc3d.tasks.scene_files import write_labelled_ply, write_labels_npz
     from pc3d.viz import class_colors, scene_figure
 
     colors = class_colors(len(model.classes))
     targets = [stem.with_name(stem.name + ending) for ending in (".ply", ".npz", ".png")]
-    write_labelled_ply(targets[0], cloud, labels, colors, model.classes)
+    figure = None
     try:
         rgb = None if cloud.rgb is None else cloud.rgb.numpy()
         figure = scene_figure(cloud.xyz.numpy(), labels.label.numpy(), model.classes, rgb=rgb, title=stem.name)
-        figure.savefig(targets[2])
     except MissingExtraError as missing:
         _output.say(f"  no picture: {missing}")
         targets.pop()
-    write_labels_npz(targets[1], cloud, labels, colors, model.classes, made_by=made_by)  # last: all is there then
+    with ExitStack() as files:  # which come into place when all are written, the last of them first
+        npz = files.enter_context(replace_atomically(targets[1]))
+        write_labels_npz(npz, cloud, labels, colors, model.classes, made_by=made_by, notes=notes)
+        if figure is not None:
+            figure.savefig(files.enter_context(replace_atomically(targets[2])), format="png")
+        write_labelled_ply(files.enter_context(replace_atomically(targets[0])), cloud, labels, colors, model.classes)
     counts = labels.label.bincount(minlength=len(model.classes)).tolist()
     return {"shares": _in_order(counts, model.classes), "written": [str(target) for target in targets]}
 

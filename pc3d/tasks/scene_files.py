@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from pc3d.tasks.scene_inference import SceneLabels
 
 
 def write_labelled_ply(
-    path: Path, cloud: PointCloud, labels: SceneLabels, colors: NDArray[np.floating], classes: Sequence[str]
+    file: IO[bytes], cloud: PointCloud, labels: SceneLabels, colors: NDArray[np.floating], classes: Sequence[str]
 ) -> None:
     """Write a scene as a binary PLY file: ``x y z``, the class's colour, ``label`` and ``confidence`` of each point.
 
@@ -21,7 +21,7 @@ def write_labelled_ply(
     names of the classes are comments in the header.
 
     Args:
-        path: the file, replaced if it exists.
+        file: where to write.
         cloud: the scene.
         labels: of its points.
         colors: ``(K, 3)`` in [0, 1], of the classes.
@@ -51,45 +51,44 @@ def write_labelled_ply(
         *(f"property {kinds[rows.dtype[name].str.lstrip('<|')]} {name}" for name in names),
         "end_header",
     ]
-    with open(path, "wb") as file:
-        file.write(("\n".join(header) + "\n").encode())
-        rows.tofile(file)
+    file.write(("\n".join(header) + "\n").encode())
+    file.write(rows.data)
 
 
 def write_labels_npz(
-    path: Path,
+    file: IO[bytes],
     cloud: PointCloud,
     labels: SceneLabels,
     colors: NDArray[np.floating],
     classes: Sequence[str],
     made_by: str = "",
+    notes: Sequence[str] = (),
 ) -> None:
     """Write labels in the order of the file's points: ``label`` int16, ``confidence``, ``classes``, ``class_colors``.
 
-    The file is there whole or not at all. Points that were left out when the file was read
-    (``meta["kept_rows"]``) have label -1 and confidence 0.
+    Points that were left out when the file was read (``meta["kept_rows"]``) have label -1 and confidence 0. What is
+    given besides stands beside them.
 
     Args:
-        path: the file, replaced if it exists.
+        file: where to write.
         cloud: the scene.
         labels: of its points.
         colors: ``(K, 3)`` in [0, 1], of the classes.
         classes: their K names.
-        made_by: stored beside them, to know the results again.
+        made_by: to know the results again.
+        notes: what was noted of the scene.
     """
     kept = cloud.meta.get("kept_rows")
     rows = np.arange(len(cloud)) if kept is None else np.flatnonzero(np.asarray(kept))
     total = len(cloud) if kept is None else len(kept)
     label, confidence = np.full(total, -1, dtype=np.int16), np.zeros(total, dtype=np.float32)
     label[rows], confidence[rows] = labels.label.cpu().numpy(), labels.confidence.cpu().numpy()
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(
-            file,
-            label=label,
-            confidence=confidence,
-            classes=np.array(classes),
-            class_colors=np.asarray(colors, dtype=np.float32),
-            made_by=made_by,
-        )
-    partial.replace(path)
+    np.savez_compressed(
+        file,
+        label=label,
+        confidence=confidence,
+        classes=np.array(classes),
+        class_colors=np.asarray(colors, dtype=np.float32),
+        made_by=made_by,
+        notes=np.array(notes, dtype=np.str_),
+    )

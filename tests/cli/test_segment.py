@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -327,6 +328,11 @@ def test_folds_become_one_row(folds: list[Path], tmp_path: Path, capsys: pytest.
     (tmp_path / "interrupted.json").write_text(json.dumps(interrupted))
     assert segment("fold", folds[0], tmp_path / "interrupted.json", "--results", tmp_path / "b") == 0
     assert set(read_rows([tmp_path / "b"])[0].cost) == {"peak_memory_bytes", "parameters"}
+    older = json.loads(folds[1].read_text())
+    older["row"]["versions"]["torch"] = "0.1"
+    (tmp_path / "older.json").write_text(json.dumps(older))
+    assert segment("fold", folds[0], tmp_path / "older.json", "--results", tmp_path / "c") == 0
+    assert read_rows([tmp_path / "c"])[0].versions == {**first.versions, "torch": f"0.1 and {first.versions['torch']}"}
     capsys.readouterr()
     assert main(["results", str(tmp_path / "a")]) == 0
     assert f"{100 * result['miou']:.1f}" in capsys.readouterr().out
@@ -463,13 +469,18 @@ def test_predict_goes_on_after_an_interruption(
         assert segment(*arguments, tmp_path / "out") == 1  # not without being told to
         assert "add --overwrite" in capsys.readouterr().err
         named.clear()
-        # A file that was broken off stands for nothing.
-        (tmp_path / "out" / "second.ply").write_bytes(b"ply")
-        assert segment(*arguments, tmp_path / "out", "--resume") == 0
+        (tmp_path / "out" / "second.ply").write_bytes(b"mine")
+        assert segment(*arguments, tmp_path / "out", "--resume") == 1
+        assert "second.ply has no second.npz beside it, so nothing tells what" in capsys.readouterr().err
+        assert (tmp_path / "out" / "second.ply").read_bytes() == b"mine"
+        assert segment(*arguments, tmp_path / "out", "--resume", "--overwrite") == 0
     assert len(named) == 1
     found = json.loads(capsys.readouterr().out)
     for now, then, path in zip(found, expected, scenes, strict=True):
-        assert (now["points"], now["shares"]) == (then["points"], then["shares"])
+        assert [now[name] for name in ("points", "shares", "notes")] == [
+            then[name] for name in ("points", "shares", "notes")
+        ]
+        assert now["notes"]  # no normals in either
         assert [Path(file).name for file in now["written"]] == [Path(file).name for file in then["written"]]
         for ending in (".ply", ".png"):
             files = [tmp_path / folder / (path.stem + ending) for folder in ("alone", "out")]
@@ -478,9 +489,16 @@ def test_predict_goes_on_after_an_interruption(
             assert all(np.array_equal(a[name], b[name]) for name in a.files)
     assert segment(*arguments, tmp_path / "out", "--resume", "--context", "1") == 1
     assert "other options" in capsys.readouterr().err
-    (tmp_path / "out" / "first.npz").write_bytes(b"mine")
-    assert segment(*arguments, tmp_path / "out", "--resume") == 1
-    assert "first.npz is of another model" in capsys.readouterr().err
+    (tmp_path / "out" / "first.ply").unlink()
+    assert segment(*arguments, tmp_path / "out", "--resume") == 0
+    assert (tmp_path / "out" / "first.ply").read_bytes() == (tmp_path / "alone" / "first.ply").read_bytes()
+    one_array = io.BytesIO()
+    np.save(one_array, np.zeros(3))
+    for content in (b"mine", b"", one_array.getvalue()):
+        (tmp_path / "out" / "first.npz").write_bytes(content)
+        assert segment(*arguments, tmp_path / "out", "--resume") == 1
+        assert "first.npz is of another model" in capsys.readouterr().err
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".ply", ".npz", ".png"}
 
 
 def test_eval_goes_on_after_an_interruption(
@@ -495,17 +513,31 @@ def test_eval_goes_on_after_an_interruption(
         named.append(len(cloud))
         return segment_scene(model, cloud, **options)
 
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
     arguments: list[str | Path] = ["eval", run, "--data", "rooms", "--single_pass", "--quiet", "--json", "--output"]
     assert segment(*arguments, tmp_path / "alone") == 0
     expected = json.loads(capsys.readouterr().out)
     with monkeypatch.context() as patch:
         patch.setattr("pc3d.tasks.scene_inference.segment_scene", interrupted)
         assert segment(*arguments, tmp_path / "out") == 130
-        kept = tmp_path / "out" / ".rooms_test.kept"
+        (kept,) = (tmp_path / "out").glob(".rooms_test.*.kept")
         assert f"{kept} keeps what was computed" in capsys.readouterr().err
         stop_at = -1
-        assert segment(*arguments, tmp_path / "out") == 0
-    assert len(named) == expected["num_scenes"] == 3  # none of them twice
+        named.clear()
+        assert segment(*arguments, tmp_path / "out", "--context", "1") == 0
+        assert len(named) == expected["num_scenes"] == 3
+        assert kept.exists()  # a command with another choice neither finds nor removes it
+        named.clear()
+        with monkeypatch.context() as at_the_end:
+            at_the_end.setattr("pc3d.cli._segment_eval.draw_confusion", stop)
+            assert segment(*arguments, tmp_path / "out", "--overwrite") == 130
+        assert len(named) == 2
+        named.clear()
+        capsys.readouterr()
+        assert segment(*arguments, tmp_path / "out", "--overwrite") == 0
+    assert named == []
     assert json.loads(capsys.readouterr().out) == expected
     assert not kept.exists()
 
