@@ -463,8 +463,9 @@ def write_tables(options: argparse.Namespace) -> None:
         flags.append(f"--depth {options.depth}")
     if any(row.protocol.startswith("part segmentation") for row in rows):
         flags.append(f"--parts_epochs {options.parts_epochs}")
+    data = " and ".join(sorted({row.data for row in rows}))
     text = (
-        "# Results\n\nOne small encoder on small data sets, not a paper's numbers: pre-trained for "
+        f"# Results on {data}\n\nOne small encoder on small data sets, not a paper's numbers: pre-trained for "
         f"{budget or 'the epochs of each recipe'} by every method. Written by\n"
         f"`python benchmarks/results_table.py {' '.join(flags)}`, which tells the rest; single results\n"
         "are in its `rows.csv`.\n\n"
