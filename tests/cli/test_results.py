@@ -170,7 +170,7 @@ def test_robustness_is_told_relative_to_a_baseline(tmp_path: Path, capsys: pytes
     assert main(arguments) == 1
     assert "would be lost" in capsys.readouterr().err
     assert main(["robustness", "--encoder", "pca", "--corruptions", "fog", *POINTS]) == 1
-    assert "kind must be one of" in capsys.readouterr().err
+    assert "corruptions must be among scale, jitter" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
