@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import h5py
 import numpy as np
@@ -17,7 +19,7 @@ from pc3d import load_encoder
 from pc3d.cli._training import shipped_configs
 from pc3d.cli.classify import build_parser
 from pc3d.cli.main import main
-from pc3d.data import Household
+from pc3d.data import Household, ObjectSet
 from pc3d.evaluation import read_rows
 from pc3d.models import PointViT, save_encoder
 from pc3d.tasks import Classification, FineTuning, load_classifier
@@ -195,6 +197,41 @@ def test_shipped_configurations_are_valid(name: str) -> None:
     assert 0 < options.data.validation_fraction < 1 or (
         name.endswith("fewshot") and not options.data.validation_fraction
     )
+
+
+@pytest.fixture(scope="module")
+def own_objects(tmp_path_factory: pytest.TempPathFactory, import_script: Callable[[str], ModuleType]) -> Path:
+    """Files of a user, in class sub-folders, converted as docs/finetune.md says: two kinds of real objects."""
+    files, shards = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("shards")
+    for split, each in (("train", 12), ("test", 5)):
+        source = Household(split, num_points=2048, labelled_only=True)
+        for name in ("chair", "lamp"):
+            (files / split / name).mkdir(parents=True)
+            for row in (source.labels == source.classes.index(name)).nonzero().flatten()[:each].tolist():
+                np.save(files / split / name / f"{row}.npy", 3 * source.load(row).xyz.numpy() + 1)
+    options = ["--points", "2048", "--normalize", "--workers", "1"]
+    import_script("data_tools/convert.py").main(["folder", str(files), str(shards), *options])
+    return shards
+
+
+@pytest.mark.parametrize("mode", ["linear", "mlp3", "full"])
+def test_objects_of_a_user_in_every_mode(own_objects: Path, tmp_path: Path, mode: str) -> None:
+    smaller = {"embed_dim": 32, "num_groups": 16, "group_size": 16, "tokenizer_dims": [8, 16, 32]}
+    options = [f"--model.backbone.init_args.{name}={json.dumps(value)}" for name, value in smaller.items()]
+    options += ["--trainer.max_epochs=2", "--trainer.enable_progress_bar=false", "--data.batch_size=9"]
+    command = ["train", "--config", "objects_small", "--root", own_objects, "--output", tmp_path / "a", "--mode", mode]
+    assert classify(*command, *options) == 0
+    model, known = load_classifier(tmp_path / "a")
+    result = json.loads((tmp_path / "a" / "eval" / "test.json").read_text())
+    assert (known["mode"], known["classes"], result["data"]) == (mode, ["chair", "lamp"], own_objects.name)
+    assert (result["num_train"] + result["num_validation"], result["num_test"], result["votes"]) == (24, 10, None)
+    # As docs/finetune.md says of files of any size and place, converted clouds are in the unit sphere.
+    data = ObjectSet(own_objects, "test", num_points=1024)
+    clouds = torch.stack([data.load(i).xyz for i in range(10)])
+    assert clouds.norm(dim=2).max() == pytest.approx(1, abs=0.01)
+    with torch.no_grad():
+        hits = [int(model(cloud[None])[0].argmax()) for cloud in clouds] == data.labels.numpy()
+    assert result["scores"]["overall_accuracy"] == pytest.approx(hits.mean())
 
 
 def test_published_recipes_are_the_published_ones() -> None:

@@ -177,6 +177,7 @@ def test_robustness_is_told_relative_to_a_baseline(tmp_path: Path, capsys: pytes
     ("verb", "quicker"),
     [
         ("probe", ["--protocol", "fixed"]),
+        ("fewshot", []),
         ("retrieve", []),
         ("robustness", ["--C", "1", "--severities", "3", "--corruptions", "jitter"]),
     ],
@@ -199,8 +200,8 @@ def test_shipped_protocols(verb: str, quicker: list[str], capsys: pytest.Capture
     assert "did you mean 'household_small'?" in capsys.readouterr().err
 
 
-def test_published_svm_protocols() -> None:
-    """Point-M2AE's C for Point-MAE; the form and C of POS-BERT."""
+def test_published_protocols() -> None:
+    """Point-M2AE's C for Point-MAE; the form and C of POS-BERT; CrossPoint's draws and classifier."""
     options = {
         name: yaml.safe_load((CONFIGS / "probe" / f"{name}.yaml").read_text())
         for name in ("modelnet40_svm", "modelnet40_svm_unit")
@@ -208,6 +209,9 @@ def test_published_svm_protocols() -> None:
     published = {"data": "data/modelnet40_ply_hdf5_2048", "classifier": "svm", "protocol": "fixed"}
     assert options["modelnet40_svm"] == {**published, "svm": "svc_linear", "C": 0.012, "num_points": 1024}
     assert options["modelnet40_svm_unit"] == {**published, "svm": "linearsvc_l2", "C": 1.0, "num_points": 2048}
+    draws = yaml.safe_load((CONFIGS / "fewshot" / "modelnet40.yaml").read_text())
+    assert (draws["way"], draws["shot"], draws["num_queries"], draws["num_draws"]) == (5, 10, 20, 10)
+    assert (draws["C"], draws["standardize"]) == (1.0, True)
     corruptions = yaml.safe_load((CONFIGS / "robustness" / "modelnet_c.yaml").read_text())
     assert tuple(corruptions["corruptions"]) == MODELNET_C
     assert tuple(corruptions["severities"]) == SEVERITIES
