@@ -2,82 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
+from pc3d.methods.hidden_scene import HiddenScene, check_cell_size, encode_hidden, hide_cells
 from pc3d.methods.method import Method, Optimisation
-from pc3d.models.voxel_features import ENCODER_PARTS, VoxelEncoder, as_voxel_encoder, upcast
-from pc3d.nn import SampleRandom, init_token, mean_over_processes
-from pc3d.nn.sparse import scene_of_rows
-from pc3d.ops import segment_reduce, voxelize
+from pc3d.models.voxel_features import ENCODER_PARTS, VoxelEncoder, as_voxel_encoder
+from pc3d.nn import init_token, mean_over_processes
+from pc3d.ops import segment_reduce
 
 SCENES = Optimisation(learning_rate=2e-3, warmup_epochs=10)
 _NORMAL_LENGTH = 0.1
-
-
-class HiddenScene(NamedTuple):
-    """A batch with the signals of some voxels hidden.
-
-    Attributes:
-        batch: the points in the same order; those of hidden voxels lie in the middle of their voxel, grey (0.5) and
-            with a zero normal, which is what an encoder reads as signals of value 0.
-        mask: ``(V,)`` bool, True = hidden; voxels in the order of the encoder's finest level.
-        inverse: ``(N,)`` int64, the voxel of each point.
-        offsets: ``(B + 1,)`` int64 of the voxels.
-        cell: ``(V,)`` int64, the cube that holds each voxel.
-        cell_offsets: ``(B + 1,)`` int64 of the cubes.
-    """
-
-    batch: PointBatch
-    mask: Tensor
-    inverse: Tensor
-    offsets: Tensor
-    cell: Tensor
-    cell_offsets: Tensor
-
-
-def hide_cells(
-    batch: PointBatch, voxel_size: float, cell_size: float, mask_ratio: float, draws: SampleRandom
-) -> HiddenScene:
-    """Hide the points of all voxels whose centre lies in randomly chosen cubes; where voxels are stays known.
-
-    Args:
-        batch: scenes.
-        voxel_size: edge of the encoder's finest voxels.
-        cell_size: edge of the cubes; their grid is moved at random, for each scene by itself.
-        mask_ratio: of a scene with G occupied cubes, ``int(mask_ratio * G)`` are hidden.
-        draws: where the random numbers come from.
-    """
-    coords, offsets, inverse, _, _ = voxelize(batch.xyz, voxel_size, offsets=batch.offsets)
-    scene = scene_of_rows(offsets, len(coords))
-    shift = draws.uniform(3).double() * cell_size
-    middle = (coords.double() + 0.5) * voxel_size
-    cells = voxelize(middle + shift[scene], cell_size, offsets=offsets)
-    hidden = _some_of_each(cells.offsets, mask_ratio, draws)
-    mask = hidden[cells.inverse]
-
-    of_point = mask[inverse, None]
-    changes: dict[str, Any] = {"xyz": torch.where(of_point, middle[inverse].to(batch.xyz.dtype), batch.xyz)}
-    if batch.rgb is not None:
-        changes["rgb"] = batch.rgb.masked_fill(of_point, 0.5)
-    if batch.normal is not None:
-        changes["normal"] = batch.normal.masked_fill(of_point, 0.0)
-    return HiddenScene(dataclasses.replace(batch, **changes), mask, inverse, offsets, cells.inverse, cells.offsets)
-
-
-def _some_of_each(offsets: Tensor, ratio: float, draws: SampleRandom) -> Tensor:
-    """Choose ``int(ratio * n)`` of the n rows of each packed group, every choice equally likely."""
-    chosen = torch.zeros(int(offsets[-1]), dtype=torch.bool, device=offsets.device)
-    # One number per scene, whatever its size: N processes draw what one process would.
-    words = (draws.uniform().double() * 2**24).long().tolist()
-    for word, start, stop in zip(words, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        order = torch.randperm(stop - start, generator=torch.Generator().manual_seed(word))
-        chosen[start + order[: int(ratio * (stop - start))].to(chosen.device)] = True
-    return chosen
 
 
 class MaskedScene(Method):
@@ -134,10 +72,7 @@ class MaskedScene(Method):
         voxels = as_voxel_encoder(encoder)
         if not 0.0 < mask_ratio < 1.0:
             raise ValueError(f"mask_ratio must lie strictly between 0 and 1, got {mask_ratio}")
-        if not cell_size >= voxels.voxel_size:
-            raise ValueError(
-                f"cell_size must be at least the encoder's voxel_size, {voxels.voxel_size}, got {cell_size}"
-            )
+        check_cell_size(cell_size, voxels.voxel_size)
         self.cell_size, self.mask_ratio, self.optimisation = cell_size, mask_ratio, optimisation
         weights = {"color": color_weight, "normal": normal_weight, "offset": offset_weight}
         read = {"xyz": 0, "xyz_rgb": 1, "xyz_rgb_normal": 2}[voxels.signals]
@@ -184,20 +119,11 @@ class MaskedScene(Method):
             ValueError: no scene of the batch has enough cubes to hide one.
         """
         draws = self.draws(batch, epoch, batch_idx)
-        hidden = hide_cells(batch, self._voxels.voxel_size, self.cell_size, self.mask_ratio, draws)
-        if not hidden.mask.any():
-            raise ValueError(
-                f"no cube of {self.cell_size} can be hidden at mask_ratio {self.mask_ratio}, the scenes of the batch "
-                f"have {hidden.cell_offsets.diff().tolist()}: use a smaller cell_size (are coordinates in metres?)"
-            )
-        return hidden
+        return hide_cells(batch, self._voxels.voxel_size, self.cell_size, self.mask_ratio, draws)
 
     def features(self, hidden: HiddenScene) -> Tensor:
         """What the encoder says of every finest voxel, ``(V, sum of channels)``, seeing what is not hidden."""
-        scene = self._voxels.scene(hidden.batch)
-        embedded = self._voxels.embed(scene)
-        embedded = torch.where(hidden.mask[:, None], self.mask_token.to(embedded.dtype), embedded)
-        return upcast(scene, self._voxels.encode_voxels(scene, embedded))
+        return encode_hidden(self._voxels, hidden, self.mask_token)
 
     def targets(self, batch: PointBatch, hidden: HiddenScene) -> dict[str, Tensor]:
         """The mean signals ``(M, 3)`` of the points of each hidden voxel: colour in [-1, 1], normal, place."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -64,7 +66,7 @@ class SampleRandom:
         everyone = torch.randn(self.global_batch_size, *shape, generator=self.generator, device=self.generator.device)
         return self._own(everyone)
 
-    def some_rows(self, mask: Tensor, offsets: Tensor, count: int) -> Tensor:
+    def some_rows(self, mask: Tensor, offsets: Tensor, count: int | Sequence[int]) -> Tensor:
         """Of the rows of each sample where the mask is set, ``count``, or all where there are fewer.
 
         Every choice is equally likely, and has the order in which it was drawn.
@@ -72,14 +74,15 @@ class SampleRandom:
         Args:
             mask: ``(N,)`` bool over packed rows.
             offsets: ``(batch_size + 1,)`` int64 of the samples.
-            count: how many of each sample, at most.
+            count: how many of each sample, at most; a number for all, or one for each.
         """
         # One number per sample, whatever its size: N processes draw what one process would.
         words = (self.uniform().double() * 2**24).long().tolist()
+        counts = [count] * len(words) if isinstance(count, int) else count
         chosen = []
-        for word, start, stop in zip(words, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        for word, start, stop, number in zip(words, offsets[:-1].tolist(), offsets[1:].tolist(), counts, strict=True):
             rows = mask[start:stop].nonzero().flatten() + start
-            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(word))[:count]
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(word))[:number]
             chosen.append(rows[order.to(rows.device)])
         return torch.cat(chosen)
 

@@ -18,7 +18,7 @@ from pc3d import load_encoder
 from pc3d.cli.main import main
 from pc3d.data import PointBatch, PointCloud, Rooms, SceneDataModule, Selection, SphereCrop, collate
 from pc3d.methods import MaskedScene, Optimisation, pretrain
-from pc3d.methods.masked_scene import HiddenScene
+from pc3d.methods.hidden_scene import HiddenScene
 from pc3d.models import SparseUNet, Swin3D, UpcastFeatures
 from pc3d.models.voxel_features import ENCODER_PARTS, upcast
 from pc3d.ops import segment_reduce

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -70,3 +72,31 @@ def test_normal_numbers_are_normal_and_shared_out_alike(sizes: tuple[int, ...]) 
     assert abs(numbers.square().mean() - 1) < 5 * (2 / count) ** 0.5
     # Within one standard deviation lies erf(1 / sqrt 2) of a normal distribution.
     assert abs((numbers.abs() < 1).double().mean() - 0.6826895) < 5 * (0.217 / count) ** 0.5
+
+
+def test_some_rows_are_so_many_of_those_that_may_be_drawn() -> None:
+    mask = torch.arange(30) % 3 > 0
+    offsets = torch.tensor([0, 9, 9, 30])  # 6, 0 and 14 rows may be drawn
+    for count, expected in ((4, (4, 0, 4)), (10, (6, 0, 10)), ([2, 5, 20], (2, 0, 14)), ([0, 0, 3], (0, 0, 3))):
+        rows = SampleRandom(0, 0, 0, batch_size=3).some_rows(mask, offsets, count)
+        assert rows.unique().numel() == len(rows)
+        assert bool(mask[rows].all())
+        drawn = [((rows >= a) & (rows < b)).sum().item() for a, b in itertools.pairwise(offsets)]
+        assert tuple(drawn) == expected
+
+
+def test_every_row_is_drawn_about_as_often() -> None:
+    mask, offsets = torch.tensor([True] * 4 + [False] + [True] * 3), torch.tensor([0, 8])
+    drawn = [SampleRandom(0, 0, step, batch_size=1).some_rows(mask, offsets, 2) for step in range(700)]
+    count = torch.cat(drawn).bincount(minlength=8)
+    assert count[4] == 0
+    assert count[mask].sum() == 1400
+    assert (count[mask] - 200).abs().max() < 50  # four deviations of 700 draws at 2 / 7
+
+
+def test_processes_together_draw_the_rows_that_one_does() -> None:
+    mask, offsets = torch.rand(60, generator=torch.Generator().manual_seed(0)) > 0.3, torch.tensor([0, 20, 35, 60])
+    whole = SampleRandom(0, 0, 0, batch_size=3).some_rows(mask, offsets, [5, 3, 9])
+    first = SampleRandom(0, 0, 0, batch_size=1, global_batch_size=3).some_rows(mask[:20], offsets[:2], [5])
+    share = SampleRandom(0, 0, 0, batch_size=2, start=1, global_batch_size=3)
+    assert torch.equal(torch.cat([first, share.some_rows(mask[20:], offsets[1:] - 20, [3, 9]) + 20]), whole)
