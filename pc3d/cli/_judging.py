@@ -73,7 +73,7 @@ def judge_frozen(
         seeds: several.
         results: folder for rows.
         method: name in rows.
-        options: of ``judge``, that decide what is encoded: what is kept of one choice outlives a command with another.
+        options: of ``judge``: what is kept of one choice outlives a command with another.
         draw: makes a picture of the results.
 
     Returns:
@@ -212,6 +212,17 @@ def features_of(
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
     size = sum(parameter.numel() for parameter in parameters)
     return Frozen(model, train, test, sources["test"].dataset, size, kept)
+
+
+def kept_beside(path: Path, *choice: object) -> Path:
+    """The folder beside a result that keeps what is computed for it, if the command is interrupted.
+
+    Args:
+        path: of the result.
+        choice: what the command computes. Each has a folder of its own: a command with another one must not take what
+            this one's interruption left.
+    """
+    return path.with_name(f".{path.stem}.{hashlib.sha256(repr(choice).encode()).hexdigest()[:8]}.kept")
 
 
 def interrupted(*what: object) -> Path:

@@ -153,7 +153,10 @@ def _train_once(verb: Verb, argv: Sequence[str], *, of_several: bool = False) ->
         return
     _output.say(written)
     device = str(trainer.strategy.root_device)
-    verb.judge(str(run.path), device=device, overwrite=True, results=chosen.results, method=chosen.method)
+    try:
+        verb.judge(str(run.path), device=device, overwrite=True, results=chosen.results, method=chosen.method)
+    except KeyboardInterrupt:  # the run itself has ended: the same command would be refused
+        raise KeyboardInterrupt(f"go on with: {parser.prog} --output {run.path} --resume") from None
 
 
 @dataclass(frozen=True)
@@ -304,12 +307,12 @@ def write_result(result: Any, path: Path, results: str | None, method: str | Non
     """A result to its file, to standard output, and as rows to a folder if one is given."""
     import json
 
+    from pc3d._files import replace_atomically
     from pc3d.evaluation import write_rows
 
     if results is not None:
         write_rows(result.to_rows(method), results)
-
-    path.parent.mkdir(parents=True, exist_ok=True)
     found = result.to_dict()
-    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    with replace_atomically(path) as file:
+        file.write((json.dumps(found, indent=2) + "\n").encode())
     _output.result(found, f"{result}\n\nwritten: {path}")

@@ -14,7 +14,7 @@ from pc3d.cli._report_run import NotApplicableError, Run
 
 if TYPE_CHECKING:
     from pc3d.data import PointCloud
-    from pc3d.evaluation import ProbeResult, Row
+    from pc3d.evaluation import Kept, ProbeResult, Row
     from pc3d.viz.report import Section
     from pc3d.viz.thumbnails import Picture
 
@@ -23,7 +23,7 @@ _MOST_ITEMS = 1000
 _NEIGHBOURS = 5
 
 
-def embedding_map(run: Run, objects: Objects, how: Method, seed: int) -> Section:
+def embedding_map(run: Run, objects: Objects, how: Method, seed: int, kept: Kept) -> Section:
     """Features of the objects of a split, in a plane.
 
     Raises:
@@ -50,7 +50,7 @@ def embedding_map(run: Run, objects: Objects, how: Method, seed: int) -> Section
     if is_aligned(model):
         source = as_wanted(source, None)
     pooling = pooling_of(model, None)
-    options: dict[str, Any] = {"batch_size": 32, "pooling": pooling, "num_points": num_points}
+    options: dict[str, Any] = {"batch_size": 32, "pooling": pooling, "num_points": num_points, "kept": kept}
     features = extract(model, name, source, objects.data, objects.split, **options)
     xy, words = _in_plane(features.values, how, seed)
     share = f"all {len(chosen):,}" if len(chosen) == len(dataset) else f"{len(chosen):,} drawn of {len(dataset):,}"
@@ -113,7 +113,7 @@ def cloud_title(cloud: PointCloud, index: int) -> str:
     return str(cloud.text or cloud.meta.get("id") or cloud.meta.get("path") or f"object {index}")
 
 
-def probes(run: Run, objects: Objects, seed: int) -> tuple[list[Row], ProbeResult]:
+def probes(run: Run, objects: Objects, seed: int, kept: Kept) -> tuple[list[Row], ProbeResult]:
     """Linear SVM and nearest neighbours on frozen features of the trained and of the untrained encoder.
 
     Returns:
@@ -134,6 +134,7 @@ def probes(run: Run, objects: Objects, seed: int) -> tuple[list[Row], ProbeResul
             32,
             untrained=untrained,
             seed=seed,
+            kept=kept,
         )
         name = "the encoder, untrained" if untrained else "the encoder of this run"
         of_svm.append(linear_svm(frozen.train, frozen.test, protocol="tuned", seed=seed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,11 @@ from pc3d.cli._inputs import Source, open_split
 from pc3d.cli._report_run import NotApplicableError, Run
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pc3d.data import PointCloud
+    from pc3d.evaluation import Kept
+    from pc3d.tasks import SceneSegmenter
     from pc3d.viz.report import Image, Section
 
 _SCENES = ("Rooms", "S3DIS", "ScanNet", "Structured3D", "SceneFolder")
@@ -113,7 +119,7 @@ def _is_masked_autoencoder(run: Run) -> bool:
     return isinstance(kind, type) and issubclass(kind, methods.MaskedAutoencoder)
 
 
-def segmentations(run: Run, count: int) -> Section:
+def segmentations(run: Run, count: int, kept: Kept) -> Section:
     """Scenes, or objects with parts, as labelled and as the model sees them.
 
     Raises:
@@ -126,25 +132,34 @@ def segmentations(run: Run, count: int) -> Section:
     if not (run.config.get("data") or {}).get("test"):
         raise NotApplicableError("the configuration names no data.test")
     folder = run.need_encoder()
-    pictures = _scenes(folder, min(count, 3)) if run.kind == "segment" else [_parts(folder, count)]
+    pictures = _scenes(folder, min(count, 3), kept) if run.kind == "segment" else [_parts(folder, count)]
     return Section("Segmentation of held-out data", list(pictures))
 
 
-def _scenes(folder: Path, count: int) -> Iterable[Image]:
+def _scenes(folder: Path, count: int, kept: Kept) -> Iterable[Image]:
     from pc3d.cli._segment_eval import dataset_of_run
+    from pc3d.evaluation.kept import identity_of
     from pc3d.tasks import load_segmenter
-    from pc3d.tasks.scene_inference import segment_scene
+    from pc3d.tasks.scene_inference import seen_by
     from pc3d.viz import scene_figure
 
     dataset, name = dataset_of_run(folder)
     model = load_segmenter(folder)
+    made_by = identity_of(model)
     for index in _spread(len(dataset), count):
         cloud = dataset.load(index)
-        predicted = segment_scene(model, cloud).label.numpy()
+        predicted = kept.of([made_by, *seen_by(model, cloud)], partial(_named_by, model, cloud))
         label = None if cloud.segment is None else cloud.segment.numpy()
         rgb = None if cloud.rgb is None else cloud.rgb.numpy()
         figure = scene_figure(cloud.xyz.numpy(), predicted, model.classes, rgb=rgb, label=label)
         yield _image(figure, f"{name}: {cloud.meta.get('id', index)}, {len(cloud):,} points")
+
+
+def _named_by(model: SceneSegmenter, cloud: PointCloud) -> NDArray[Any]:
+    from pc3d.tasks.scene_inference import segment_scene
+
+    label: NDArray[Any] = segment_scene(model, cloud).label.numpy()
+    return label
 
 
 def _parts(folder: Path, count: int) -> Image:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pc3d.cli import _output
+from pc3d.cli._judging import kept_beside
 from pc3d.cli._parser import nearest, run_verb
 from pc3d.cli._segment_row import row_of, trained_on
 
@@ -60,7 +61,6 @@ def evaluate(
     from pc3d._files import replace_atomically
     from pc3d.evaluation import Kept, write_rows
     from pc3d.evaluation.cost import measured
-    from pc3d.evaluation.kept import content_key
     from pc3d.tasks import check_bounds, evaluate_scenes, load_segmenter
 
     if data == "run" and root is not None:
@@ -85,9 +85,7 @@ def evaluate(
         "max_points": max_points,
         "context": context,
     }
-    # A folder of its own for each choice: a command with another one must not take what this one's interruption left.
-    choice = content_key([repr((str(run), root, split, device, sorted(options.items())))])[:8]
-    with Kept(folder / f".{files[0].stem}.{choice}.kept") as kept:
+    with Kept(kept_beside(files[0], str(run), root, split, device, sorted(options.items()))) as kept:
         with measured() as cost:
             matrix = evaluate_scenes(model, dataset, progress=True, device=device, kept=kept, **options)
         if kept.given_back:  # of what came before an interruption nobody knows the cost

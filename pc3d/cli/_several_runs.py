@@ -103,8 +103,12 @@ def train_missing(
         goes_on = folder.checkpoint.exists() and not overwrite
         if not goes_on:
             path.unlink(missing_ok=True)  # of an earlier run
-        with _output.parts():
-            train([*arguments, "--resume" if goes_on else "--overwrite"])
+        try:
+            with _output.parts():
+                train([*arguments, "--resume" if goes_on else "--overwrite"])
+        except KeyboardInterrupt:
+            same = "the same command without --overwrite" if overwrite else "the same command"
+            raise KeyboardInterrupt(f"{folder.path.parent} keeps what is done: {same} goes on") from None
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pc3d.cli import _fewshot_training, _objects, _several_runs, _training
+from pc3d.cli._judging import kept_beside
 
 _SHORTHANDS = {
     **_objects.SHORTHANDS,
@@ -69,7 +70,8 @@ def evaluate(
 ) -> None:
     """Judge a trained classifier on the test split of its configuration, and print the whole protocol.
 
-    Writes SPLIT.json, with votes SPLIT_votes.json, into the folder eval/ of the run.
+    Writes SPLIT.json, with votes SPLIT_votes.json, into the folder eval/ of the run. What is interrupted goes on by the
+    same command.
 
     Args:
         run: Run folder of pc3d classify train.
@@ -87,7 +89,7 @@ def evaluate(
         results: Folder for rows of pc3d results.
         method: Name in the table of results; the encoder's class and how it started by default.
     """
-    from pc3d.evaluation import ClassificationResult, predict_logits, scores
+    from pc3d.evaluation import ClassificationResult, Kept, predict_logits, scores
     from pc3d.tasks import load_classifier
 
     if votes < 0 or official_best_of < 1 or (official_best_of > 1 and not votes):
@@ -105,17 +107,19 @@ def evaluate(
     folder = Path(output) if output is not None else Path(run) / "eval"
     path = _objects.free_result_path(folder, f"{data.split}_votes" if votes else data.split, overwrite)
     model.to(device)
-    options: dict[str, Any] = {"seed": data.seed, "batch_size": batch_size, "progress": True}
-    logits, digest = predict_logits(model, data.dataset, data.prepare, **options)
-    truth = data.dataset.labels.numpy()
-    result = ClassificationResult(
-        **_objects.result_fields(run, model, data, config["training"]),
-        mode=config["mode"],
-        test_hash=digest,
-        scores=scores(truth, logits.argmax(1), tuple(config["classes"])),
-        votes=_vote(model, data, votes, official_best_of, options) if votes else None,
-    )
-    _objects.write_result(result, path, results, method)
+    choice = (run, root, split, variant, votes, official_best_of, batch_size, device)
+    with Kept(kept_beside(path, *choice)) as kept:
+        options: dict[str, Any] = {"seed": data.seed, "batch_size": batch_size, "progress": True, "kept": kept}
+        logits, digest = predict_logits(model, data.dataset, data.prepare, **options)
+        truth = data.dataset.labels.numpy()
+        result = ClassificationResult(
+            **_objects.result_fields(run, model, data, config["training"]),
+            mode=config["mode"],
+            test_hash=digest,
+            scores=scores(truth, logits.argmax(1), tuple(config["classes"])),
+            votes=_vote(model, data, votes, official_best_of, options) if votes else None,
+        )
+        _objects.write_result(result, path, results, method)
 
 
 def _vote(model: Any, data: _objects.StoredData, votes: int, rounds: int, options: dict[str, Any]) -> Any:

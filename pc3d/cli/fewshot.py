@@ -90,6 +90,7 @@ def fewshot(
         seeds=seeds,
         results=results,
         method=method,
+        options=(way, shot, num_queries, num_draws, C, standardize),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pc3d.cli import _objects, _several_runs, _training
+from pc3d.cli._judging import kept_beside
 
 _DESCRIPTION = f"""Train a part segmentation of objects whose category is known.
 
@@ -69,7 +70,8 @@ def evaluate(
 ) -> None:
     """Judge a trained part segmentation on the test split of its configuration, and print the whole protocol.
 
-    Writes SPLIT.json, with --protocol legacy SPLIT_legacy.json, into the folder eval/ of the run.
+    Writes SPLIT.json, with --protocol legacy SPLIT_legacy.json, into the folder eval/ of the run. What is interrupted
+    goes on by the same command.
 
     Args:
         run: Run folder of pc3d parts train.
@@ -84,7 +86,7 @@ def evaluate(
         results: Folder for rows of pc3d results.
         method: Name in the table of results; the encoder's class and how it started by default.
     """
-    from pc3d.evaluation import PartResult, PartTally, content_hash
+    from pc3d.evaluation import Kept, PartResult, PartTally, content_hash
     from pc3d.tasks import evaluate_parts, load_part_segmenter
 
     model, config = load_part_segmenter(run)
@@ -101,24 +103,26 @@ def evaluate(
     folder = Path(output) if output is not None else Path(run) / "eval"
     name = data.split if protocol == "held_out" else f"{data.split}_{protocol}"
     path = _objects.free_result_path(folder, name, overwrite)
-    tally = evaluate_parts(
-        model.to(device),
-        data.dataset,
-        PartTally(config["categories"], config["category_parts"]),
-        data.prepare,
-        protocol=protocol,
-        seed=data.seed,
-        batch_size=batch_size,
-        progress=True,
-    )
-    result = PartResult(
-        **_objects.result_fields(run, model, data, config["training"]),
-        test_hash=content_hash(data.dataset),
-        protocol=protocol,
-        num_points=model.encoder.config["num_points"],
-        scores=tally.scores(),
-    )
-    _objects.write_result(result, path, results, method)
+    with Kept(kept_beside(path, run, root, split, batch_size, device)) as kept:
+        tally = evaluate_parts(
+            model.to(device),
+            data.dataset,
+            PartTally(config["categories"], config["category_parts"]),
+            data.prepare,
+            protocol=protocol,
+            seed=data.seed,
+            batch_size=batch_size,
+            progress=True,
+            kept=kept,
+        )
+        result = PartResult(
+            **_objects.result_fields(run, model, data, config["training"]),
+            test_hash=content_hash(data.dataset),
+            protocol=protocol,
+            num_points=model.encoder.config["num_points"],
+            scores=tally.scores(),
+        )
+        _objects.write_result(result, path, results, method)
 
 
 def judge(argv: Sequence[str]) -> int | None:

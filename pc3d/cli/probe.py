@@ -96,6 +96,7 @@ def probe(
         seeds=seeds,
         results=results,
         method=method,
+        options=(classifier, svm, protocol, C, k, alpha, validation_fraction, standardize),
     )
 
 

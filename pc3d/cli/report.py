@@ -31,7 +31,7 @@ def report(
 
     It shows the configuration, the curves, the cost, scores and confusion matrices of eval/, rows of results, pictures
     of what the networks do, and a map of the embeddings with a picture of each object. What does not apply to the run
-    is left out, with the reason.
+    is left out, with the reason. What is interrupted goes on by the same command.
 
     Args:
         run: Run folder of pc3d pretrain, classify train, parts train or segment train.
@@ -51,6 +51,8 @@ def report(
     from pc3d.cli import _report_pictures as drawings
     from pc3d.cli import _report_results as judged
     from pc3d.cli import _report_run as stored
+    from pc3d.cli._judging import kept_beside
+    from pc3d.evaluation import Kept
     from pc3d.viz.report import write_report
 
     if pictures < 0:
@@ -65,14 +67,17 @@ def report(
     def objects() -> drawings.Objects:
         return drawings.objects_of(opened, data, split)
 
-    def drawn(make: Callable[[], Section]) -> Section:
-        if not pictures:
-            raise stored.NotApplicableError("not asked for (--pictures 0)")
-        return make()
+    def drawn(make: Callable[[], Section]) -> Callable[[], Section]:
+        def section() -> Section:
+            if not pictures:
+                raise stored.NotApplicableError("not asked for (--pictures 0)")
+            return make()
+
+        return section
 
     @functools.cache
     def judged_now() -> tuple[list[Row], ProbeResult]:
-        return features.probes(opened, objects(), seed)
+        return features.probes(opened, objects(), seed, kept)
 
     def probes() -> Section:
         rows = _rows(opened.folder.path if results is None else Path(results), required=results is not None)
@@ -82,18 +87,19 @@ def report(
             note = f"Judged now: linear SVM (C by cross-validation) and nearest neighbours, seed {seed}."
         return judged.probe_table(opened, rows, note)
 
-    sections = [
-        _section("Configuration", lambda: stored.configuration(opened)),
-        _section("Training curves", lambda: stored.curves(opened)),
-        _section("Cost", lambda: stored.cost(opened)),
-        _section("Results on held-out data", lambda: judged.results(opened)),
-        _section("Confusion matrix", lambda: judged.confusion(opened, judged_now()[1] if probe else None)),
-        _section("Frozen features", probes),
-        _section("Reconstructions", lambda: drawn(lambda: drawings.reconstructions(opened, objects, pictures, seed))),
-        _section("Segmentation of held-out data", lambda: drawn(lambda: drawings.segmentations(opened, pictures))),
-        _section("Map of the embeddings", lambda: features.embedding_map(opened, objects(), map, seed)),
-    ]
-    write_report(path, opened.title, str(opened.folder.path.resolve()), sections)
+    with Kept(kept_beside(path, run, data, split, map, pictures, probe, seed)) as kept:
+        sections = [
+            _section("Configuration", lambda: stored.configuration(opened)),
+            _section("Training curves", lambda: stored.curves(opened)),
+            _section("Cost", lambda: stored.cost(opened)),
+            _section("Results on held-out data", lambda: judged.results(opened)),
+            _section("Confusion matrix", lambda: judged.confusion(opened, judged_now()[1] if probe else None)),
+            _section("Frozen features", probes),
+            _section("Reconstructions", drawn(lambda: drawings.reconstructions(opened, objects, pictures, seed))),
+            _section("Segmentation of held-out data", drawn(lambda: drawings.segmentations(opened, pictures, kept))),
+            _section("Map of the embeddings", lambda: features.embedding_map(opened, objects(), map, seed, kept)),
+        ]
+        write_report(path, opened.title, str(opened.folder.path.resolve()), sections)
     left_out = {section.title: section.note for section in sections if not section.parts}
     notes = [f"  left out: {title}: {note}" for title, note in left_out.items()]
     text = "\n".join([f"{path}: {path.stat().st_size / 1e6:.1f} MB", *notes])

@@ -73,6 +73,7 @@ def retrieve(
         seeds=seeds,
         results=results,
         method=method,
+        options=(gallery, center),
     )
 
 

@@ -108,7 +108,7 @@ def robustness(
         seeds=seeds,
         results=results,
         method=method,
-        options=(corruptions, severities),
+        options=(corruptions, severities, C),
         draw=draw,
     )
 

@@ -64,7 +64,8 @@ def zeroshot(
     raw = _alignment.class_vectors(tower, list(wanted.values()), patterns)
     vectors = aligned.text_targets(raw).detach().numpy()
     options = {"batch_size": batch_size, "pooling": "none", "num_points": _alignment.points_for(aligned, num_points)}
-    with Kept(interrupted("zeroshot", encoder, data, variant, split, num_points, up, batch_size)) as kept:
+    choice = (encoder, data, variant, split, classes, templates, text_tower, num_points, up, batch_size, seed)
+    with Kept(interrupted("zeroshot", *choice)) as kept:
         features = extract(aligned.view("text"), encoder, source, data, split, kept=kept, **options)
         names = list(wanted)
         if (source.dataset.labels >= 0).any():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from pc3d._progress import track
 from pc3d.data import PointCloud, PointDataset, Transform, sample_generator
+from pc3d.evaluation.kept import Kept, identity_of
 from pc3d.evaluation.metrics import Scores, wilson_interval
 from pc3d.evaluation.result import LEGACY_NOTE, percent, span, versions
 from pc3d.evaluation.rows import Row, data_hash
@@ -31,6 +33,7 @@ def predict_logits(
     draw: int = 0,
     batch_size: int = 64,
     progress: bool = False,
+    kept: Kept | None = None,
 ) -> tuple[Logits, str]:
     """Logits of every object of a data set, in its order.
 
@@ -43,6 +46,8 @@ def predict_logits(
         draw: which view of the objects, where the transform is random.
         batch_size: objects per call of ``model``; those that differ in points are never batched together.
         progress: show a progress bar on standard error.
+        kept: gives back the logits that were computed before an interruption, batch by batch; the same ``batch_size``
+            finds them.
 
     Returns:
         ``(n, K)`` float32, and the first 16 hexadecimal digits of SHA-256 over the coordinates that were seen.
@@ -58,12 +63,19 @@ def predict_logits(
     if isinstance(model, torch.nn.Module):
         model.eval()
     digest, blocks = hashlib.sha256(), []
+    made_by = "" if kept is None else identity_of(model)
     with torch.no_grad():
         for clouds in _batches(dataset, transform, seed, draw, batch_size, progress):
             xyz = torch.stack([cloud.xyz.float() for cloud in clouds])
             digest.update(np.ascontiguousarray(xyz.numpy()).tobytes())
-            blocks.append(model(xyz.to(device)).float().cpu())
-    return torch.cat(blocks).numpy(), digest.hexdigest()[:16]
+            compute = partial(_logits, model, xyz, device)
+            blocks.append(compute() if kept is None else kept.of([made_by, str(device), xyz], compute))
+    return np.concatenate(blocks), digest.hexdigest()[:16]
+
+
+def _logits(model: Callable[[Tensor], Tensor], xyz: Tensor, device: torch.device | None) -> Logits:
+    logits: Logits = model(xyz.to(device)).float().cpu().numpy()
+    return logits
 
 
 def vote_logits(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,7 +18,8 @@ from pc3d._progress import track
 from pc3d.data import PointDataset, Transform, collate, sample_generator
 from pc3d.data.object_module import Protocol
 from pc3d.data.types import PointBatch
-from pc3d.evaluation import PartTally, predict_parts
+from pc3d.evaluation import Kept, PartTally, predict_parts
+from pc3d.evaluation.kept import identity_of
 from pc3d.models import PointPartSegmenter, PointViT, ViT3D, load_encoder
 from pc3d.nn import mean_over_processes
 from pc3d.tasks.draws import draws_of_step
@@ -131,7 +135,16 @@ class PartSegmentation(ObjectTask):
         return category, part
 
 
-@torch.no_grad()
+class _Question(NamedTuple):
+    """Which points a model sees of a batch, and of which it is asked the part."""
+
+    category: Tensor
+    view: Tensor
+    query: Tensor
+    offsets: Tensor
+    truth: list[Tensor | None]
+
+
 def judge_parts(model: PointPartSegmenter, batch: PointBatch, tally: PartTally, *, redraw: bool = False) -> None:
     """Segment a batch of objects of any numbers of points and count what is right.
 
@@ -143,6 +156,12 @@ def judge_parts(model: PointPartSegmenter, batch: PointBatch, tally: PartTally, 
             few), and every stored point is judged once. True: as the released evaluation of ShapeNetPart, points are
             drawn with replacement from PyTorch's default generator, and those alone are judged.
     """
+    question = _ask(model, batch, redraw)
+    _count(tally, question, _answer(model, question, tally))
+
+
+def _ask(model: PointPartSegmenter, batch: PointBatch, redraw: bool) -> _Question:
+    """See :func:`judge_parts`."""
     category, clouds = batch.label, batch.unbind()
     assert category is not None
     num_points = int(model.encoder.config["num_points"])
@@ -155,12 +174,24 @@ def judge_parts(model: PointPartSegmenter, batch: PointBatch, tally: PartTally, 
     if redraw:
         query, offsets = view.flatten(0, 1), torch.arange(len(clouds) + 1, device=view.device) * num_points
         truth = [part[index.to(part.device)] for part, index in zip(truth, rows, strict=True) if part is not None]
+    return _Question(category, view, query, offsets, truth)
+
+
+@torch.no_grad()
+def _answer(model: PointPartSegmenter, question: _Question, tally: PartTally) -> NDArray[np.int64]:
+    """``(M,)`` the part of every point of a question."""
+    category, view, query, offsets, _ = question
     scores = model.segment(view, category, query, offsets)
     of_point = category.repeat_interleave(offsets.diff())
-    predicted = predict_parts(scores, of_point, tally.category_parts).split(offsets.diff().tolist())
-    for found, part, label in zip(predicted, truth, category.tolist(), strict=True):
+    found: NDArray[np.int64] = predict_parts(scores, of_point, tally.category_parts).cpu().numpy()
+    return found
+
+
+def _count(tally: PartTally, question: _Question, answer: NDArray[np.int64]) -> None:
+    predicted = torch.from_numpy(answer).split(question.offsets.diff().tolist())
+    for found, part, label in zip(predicted, question.truth, question.category.tolist(), strict=True):
         assert part is not None
-        tally.update(found.cpu(), part.cpu(), label)
+        tally.update(found, part.cpu(), label)
 
 
 def evaluate_parts(
@@ -173,6 +204,7 @@ def evaluate_parts(
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = False,
+    kept: Kept | None = None,
 ) -> PartTally:
     """Judge a segmenter on every object of a data set.
 
@@ -185,6 +217,8 @@ def evaluate_parts(
         seed: of the draws.
         batch_size: objects at a time.
         progress: show a progress bar on standard error.
+        kept: gives back the parts that were named before an interruption, batch by batch; the same ``batch_size`` finds
+            them.
 
     Returns:
         The tally.
@@ -198,6 +232,7 @@ def evaluate_parts(
         raise ValueError(f"there must be objects to judge and a batch_size, got {len(dataset)} and {batch_size}")
     device = next(model.parameters()).device
     model.eval()
+    made_by = [] if kept is None else [identity_of(model), str(device), repr(tally.category_parts)]
     starts = range(0, len(dataset), batch_size)
     for start in track(starts, "judge", "batches", visible=progress):
         clouds = []
@@ -209,7 +244,9 @@ def evaluate_parts(
         if batch.segment is None:
             raise ValueError(f"{type(dataset).__name__} has no parts of points to judge by")
         with draws_of_step(seed, 0, start, device):
-            judge_parts(model, batch, tally, redraw=protocol == "legacy")
+            question = _ask(model, batch, protocol == "legacy")
+        answer = partial(_answer, model, question, tally)
+        _count(tally, question, answer() if kept is None else kept.of([*made_by, *question[:4]], answer))
     return tally
 
 

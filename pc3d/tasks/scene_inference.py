@@ -317,8 +317,7 @@ def evaluate_scenes(
             raise ValueError(f"scene {cloud.meta.get('id', index)} has no labels to judge by: take another split")
         # Once a scene, whether one of its two arrays is asked for or both.
         name = cache(partial(segment_scene, segmenter, cloud, **options))
-        # Without a field that the model reads there is nothing to name.
-        seen = [value for field in ("xyz", *segmenter.fields) if (value := getattr(cloud, field)) is not None]
+        seen = seen_by(segmenter, cloud)
         label, notes = (
             array() if kept is None else kept.of([*made_by, kind, *seen], array)
             for kind, array in (("label", partial(_label, name)), ("notes", partial(_noted, name)))
@@ -327,6 +326,11 @@ def evaluate_scenes(
             warnings.warn(f"scene {cloud.meta.get('id', index)}: {note}", stacklevel=2)
         matrix.update(torch.from_numpy(label), cloud.segment, scene=cloud.meta.get("id"))
     return matrix
+
+
+def seen_by(segmenter: SceneSegmenter, cloud: PointCloud) -> list[Tensor]:
+    """What a model reads of a scene. Without one of these fields there is nothing to name."""
+    return [value for field in ("xyz", *segmenter.fields) if (value := getattr(cloud, field)) is not None]
 
 
 def _label(name: Callable[[], SceneLabels]) -> NDArray[Any]:

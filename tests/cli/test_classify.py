@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import h5py
 import numpy as np
@@ -21,7 +22,7 @@ from pc3d.cli.classify import build_parser
 from pc3d.cli.main import main
 from pc3d.data import Household, ObjectSet
 from pc3d.evaluation import read_rows
-from pc3d.models import PointViT, save_encoder
+from pc3d.models import PointClassifier, PointViT, save_encoder
 from pc3d.tasks import Classification, FineTuning, load_classifier
 
 CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs"
@@ -120,6 +121,74 @@ def test_eval_repeats_the_judgement_and_adds_votes(run: Path, capsys: pytest.Cap
     # One name for one data set, whichever verb judges on it.
     assert main(["probe", "--encoder", "descriptor", "--num_points", "16", "--C", "1", "--results", str(rows)]) == 0
     assert {row.data for row in read_rows([rows])} == {"household"}
+
+
+def test_eval_goes_on_after_an_interruption(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward = PointClassifier.forward
+    sizes: list[int] = []
+    stop_at = 8
+
+    def interrupted(self: PointClassifier, xyz: torch.Tensor) -> torch.Tensor:
+        if len(sizes) == stop_at:
+            raise KeyboardInterrupt
+        sizes.append(len(xyz))
+        return forward(self, xyz)
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    arguments: list[str | Path] = ["eval", run, "--batch_size", "50", "--json", "--quiet"]
+    votes, fewer = ["--votes", "2", "--official_best_of", "2"], ["--votes", "2"]
+    assert classify(*arguments, *votes, "--output", tmp_path / "alone") == 0
+    expected = json.loads(capsys.readouterr().out)
+    arguments += ["--output", tmp_path / "out", "--results", tmp_path / "rows"]
+    monkeypatch.setattr(PointClassifier, "forward", interrupted)
+    assert classify(*arguments, *votes) == 130
+    (kept,) = (tmp_path / "out").iterdir()
+    assert f"interrupted; {kept} keeps what was computed: the same command goes on" in capsys.readouterr().err
+    stop_at = -1
+    sizes.clear()
+    assert classify(*arguments, *fewer) == 0
+    assert sizes == 3 * [50, 50, 24]  # a command with another choice neither finds nor removes it
+    (tmp_path / "out" / "test_votes.json").unlink()
+    assert list((tmp_path / "out").iterdir()) == [kept]
+    sizes.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("pc3d.evaluation.write_rows", stop)
+        assert classify(*arguments, *votes) == 130
+    assert sizes == [24, *2 * [50, 50, 24]]  # of one view of each object and four votes
+    sizes.clear()
+    capsys.readouterr()
+    assert classify(*arguments, *votes) == 0
+    assert sizes == []
+    assert json.loads(capsys.readouterr().out) == expected
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["test_votes.json"]
+
+
+def test_a_run_that_was_interrupted_while_judged_is_judged_by_resuming(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    folder, short = tmp_path / "a", ["--config", config, "--trainer.max_epochs", "1"]
+    resume, several = ["--output", folder, "--resume"], ["--output", tmp_path / "b", "--seeds", "4"]
+    with monkeypatch.context() as patch:
+        patch.setattr("pc3d.evaluation.predict_logits", stop)
+        assert classify("train", *short, "--output", folder) == 130
+        assert f"interrupted; go on with: pc3d classify train --output {folder} --resume" in capsys.readouterr().err
+        for more, same in (([], "the same command"), (["--overwrite"], "the same command without --overwrite")):
+            assert classify("train", *short, *several, *more) == 130
+            assert f"{tmp_path / 'b'} keeps what is done: {same} goes on" in capsys.readouterr().err
+    before = load_classifier(folder)[0].state_dict()
+    assert classify("train", *resume) == 0
+    assert classify("train", *short, *several) == 0
+    after = load_classifier(folder)[0].state_dict()
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+    assert json.loads((folder / "eval" / "test.json").read_text())["num_test"] == 124
+    assert (tmp_path / "b" / "seeds.json").exists()
 
 
 def test_a_run_goes_on_by_its_own_configuration_and_ends_the_same(config: Path, tmp_path: Path) -> None:

@@ -337,6 +337,27 @@ def test_embed_goes_on_after_an_interruption(
 
 
 @pytest.mark.parametrize(
+    ("verb", "choice"),
+    [
+        ("probe", ["--classifier", "knn"]),
+        ("fewshot", ["--way", "3"]),
+        ("retrieve", ["--gallery", "train"]),
+    ],
+)
+def test_another_choice_leaves_what_an_interruption_left(
+    verb: str, choice: list[str], tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command = [verb, "--encoder", encoder, "--batch_size", "100", "--quiet", *POINTS]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        assert main(command) == 130
+    (kept,) = (tmp_path / "pc3d").iterdir()
+    assert main([*command, *choice]) == 0
+    assert list((tmp_path / "pc3d").iterdir()) == [kept]
+
+
+@pytest.mark.parametrize(
     "verb", [["probe"], ["robustness", "--C", "1", "--corruptions", "jitter", "--severities", "3"]]
 )
 def test_judging_goes_on_after_an_interruption(

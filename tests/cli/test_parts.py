@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from pc3d.cli._training import shipped_configs
@@ -14,6 +16,7 @@ from pc3d.cli.main import main
 from pc3d.cli.parts import build_parser
 from pc3d.data import Household
 from pc3d.evaluation import PartResult, read_rows
+from pc3d.models import PointPartSegmenter
 from pc3d.tasks import load_part_segmenter
 
 CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs"
@@ -145,6 +148,49 @@ def test_eval_repeats_it_and_the_legacy_protocol_is_labelled(
     assert legacy["scores"]["num_points"] + legacy["scores"]["num_unknown"] == 60 * 96
     assert main(["results", str(tmp_path / "rows")]) == 0
     assert "part segmentation" in capsys.readouterr().out
+
+
+def test_eval_goes_on_after_an_interruption(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    segment = PointPartSegmenter.segment
+    sizes: list[int] = []
+    stop_at = 2
+
+    def interrupted(self: PointPartSegmenter, view: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        if len(sizes) == stop_at:
+            raise KeyboardInterrupt
+        sizes.append(len(view))
+        return segment(self, view, *args)
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    arguments: list[str | Path] = ["eval", run, "--protocol", "legacy", "--json", "--quiet"]
+    assert parts(*arguments, "--output", tmp_path / "alone") == 0
+    expected = json.loads(capsys.readouterr().out)
+    arguments += ["--output", tmp_path / "out"]
+    monkeypatch.setattr(PointPartSegmenter, "segment", interrupted)
+    assert parts(*arguments) == 130
+    (kept,) = (tmp_path / "out").iterdir()
+    assert f"interrupted; {kept} keeps what was computed: the same command goes on" in capsys.readouterr().err
+    stop_at = -1
+    sizes.clear()
+    for choice in (["--protocol", "held_out"], ["--batch_size", "30"]):
+        assert parts(*arguments, *choice) == 0
+        assert kept.exists()  # a command with another choice neither finds nor removes it
+    assert sizes == [16, 16, 16, 12, 30, 30]
+    sizes.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("pc3d.evaluation.write_rows", stop)
+        assert parts(*arguments, "--overwrite", "--results", tmp_path / "rows") == 130
+    assert sizes == [16, 12]
+    sizes.clear()
+    capsys.readouterr()
+    assert parts(*arguments, "--overwrite") == 0
+    assert sizes == []
+    assert json.loads(capsys.readouterr().out) == expected
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["test.json", "test_legacy.json"]
 
 
 @pytest.mark.parametrize("name", shipped_configs("parts"))

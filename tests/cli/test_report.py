@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 import io
 import json
 from html.parser import HTMLParser
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from pc3d.cli._report_map import _in_plane
@@ -166,6 +168,56 @@ def test_probes_are_judged_when_asked_for(run: Path, tmp_path: Path) -> None:
     expected = linear_svm(*features, protocol="tuned", seed=0).scores
     plot = page.plot("linear SVM on frozen features")
     assert plot["data"][0]["customdata"] == expected.confusion
+
+
+def test_it_goes_on_after_an_interruption(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encode = PointViT.encode
+    sizes: list[int] = []
+    stop_at = 3  # of both splits with the encoder and with the untrained one, and of the test split for the map
+    for split, count in (("train", 12), ("test", 4)):
+        objects = Household(split)
+        for name in ("chair", "lamp"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for index in (objects.labels == objects.classes.index(name)).nonzero()[:count, 0].tolist():
+                np.savetxt(tmp_path / "data" / split / name / f"{index}.xyz", objects[index].xyz[:200].numpy())
+
+    @functools.wraps(encode)
+    def interrupted(self: PointViT, xyz: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if len(sizes) == stop_at:
+            raise KeyboardInterrupt
+        sizes.append(len(xyz))
+        return encode(self, xyz, *args, **options)
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    def report(name: str, *options: str) -> int:
+        arguments = [str(run), "--output", str(tmp_path / name), "--data", str(tmp_path / "data"), "--map", "pca"]
+        return main(["report", *arguments, "--pictures", "0", "--quiet", *(options or ("--probe",))])
+
+    assert report("alone.html") == 0
+    monkeypatch.setattr(PointViT, "encode", interrupted)
+    assert report("page.html") == 130
+    (kept,) = tmp_path.glob(".page*")
+    assert f"interrupted; {kept} keeps what was computed: the same command goes on" in capsys.readouterr().err
+    stop_at = -1
+    sizes.clear()
+    assert report("page.html", "--seed", "1", "--overwrite") == 0
+    assert sizes == [8]
+    assert kept.exists()  # a command with another choice neither finds nor removes it
+    (tmp_path / "page.html").unlink()
+    sizes.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("pc3d.viz.report.write_report", stop)
+        assert report("page.html") == 130
+    assert sizes == [8]  # of the untrained encoder; what the map shows was there
+    sizes.clear()
+    assert report("page.html") == 0
+    assert sizes == []
+    assert (tmp_path / "page.html").read_bytes() == (tmp_path / "alone.html").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.html", "data", "page.html"]
 
 
 def judged_run(folder: Path, model: dict[str, Any], name: str, result: dict[str, Any]) -> Path:

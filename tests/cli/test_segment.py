@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 
 from pc3d import load_encoder
 from pc3d.cli._training import shipped_configs, with_config
@@ -540,6 +541,37 @@ def test_eval_goes_on_after_an_interruption(
     assert named == []
     assert json.loads(capsys.readouterr().out) == expected
     assert not kept.exists()
+
+
+def test_the_scenes_of_a_report_go_on_after_an_interruption(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[PointCloud] = []
+    shown: list[Any] = []
+    stop_at = 1
+
+    def interrupted(model: Any, cloud: PointCloud) -> SceneLabels:
+        if stop_at == len(named):
+            raise KeyboardInterrupt
+        named.append(cloud)
+        return SceneLabels((cloud.xyz[:, 2] > 1).long(), torch.ones(len(cloud)))
+
+    def draw(xyz: Any, predicted: Any, classes: Any, **options: Any) -> Figure:
+        shown.append(predicted)
+        return Figure((1, 1))
+
+    monkeypatch.setattr("pc3d.tasks.scene_inference.segment_scene", interrupted)
+    monkeypatch.setattr("pc3d.viz.scene_figure", draw)
+    arguments = ["report", str(run), "--pictures", "2", "--quiet", "--output", str(tmp_path / "page.html")]
+    assert main(arguments) == 130
+    stop_at = -1
+    shown.clear()
+    assert main(arguments) == 0
+    rooms = [Rooms("test")[0], Rooms("test")[1]]
+    assert [len(cloud) for cloud in named] == [len(room) for room in rooms]  # each once
+    for room, labels in zip(rooms, shown, strict=True):
+        assert labels.tolist() == (room.xyz[:, 2] > 1).tolist()
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
 def test_predict_keeps_georeferenced_coordinates_and_rows_of_the_file(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pc3d.data import FirstPoints, PointCloud, PointDataset, Transform, sample_generator
 from pc3d.data.arrays import ArrayDataset
 from pc3d.evaluation import (
     ClassificationResult,
+    Kept,
     Votes,
     content_hash,
     predict_logits,
@@ -51,6 +54,20 @@ def first_point(xyz: Tensor) -> Tensor:
     return xyz[:, 0]
 
 
+class Linear(nn.Module):
+    """Logits that are a linear function of a cloud's first point; counts the clouds it has seen."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.layer, self.seen = nn.Linear(3, 3), 0
+        nn.init.normal_(self.layer.weight, generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, xyz: Tensor) -> Tensor:
+        self.seen += len(xyz)
+        logits: Tensor = self.layer(xyz[:, 0])
+        return logits
+
+
 def test_logits_are_in_the_order_of_the_data_set_whatever_the_batches() -> None:
     data = dataset()
     expected = np.stack([data.load(i).xyz[0].numpy() for i in range(len(data))])
@@ -61,6 +78,54 @@ def test_logits_are_in_the_order_of_the_data_set_whatever_the_batches() -> None:
         hashes.add(digest)
     assert len(hashes) == 1
     assert predict_logits(first_point, data, FirstPoints(3))[1] not in hashes
+
+
+def test_votes_go_on_where_they_were_interrupted(tmp_path: Path) -> None:
+    model, options = Linear(), {"seed": 3, "batch_size": 2}
+    expected = vote_logits(model, dataset(), Shift(), 3, **options)  # 6 objects, in batches of 2, 2, 1, 1
+    model.seen = 0
+
+    def stop(module: Linear, _: object) -> None:
+        if module.seen == 10:
+            raise KeyboardInterrupt
+
+    hook = model.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on"), Kept(tmp_path / "kept") as kept:
+        vote_logits(model, dataset(), Shift(), 3, kept=kept, **options)
+    hook.remove()
+    model.seen = 0
+    with Kept(tmp_path / "kept") as kept:
+        found = vote_logits(model, dataset(), Shift(), 3, kept=kept, **options)
+        assert (model.seen, kept.given_back) == (18 - 10, 6)
+    np.testing.assert_array_equal(found, expected)
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda options: {**options, "model": Linear(seed=1)},
+        lambda options: {**options, "seed": 1},
+        lambda options: {**options, "draw": 1},
+        lambda options: {**options, "transform": None},
+        lambda options: {**options, "dataset": dataset((5, 6, 7, 8, 9, 10))},
+        lambda options: {**options, "batch_size": 3},
+    ],
+)
+def test_no_logits_of_other_work_are_given_back(
+    change: Callable[[dict[str, Any]], dict[str, Any]], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"model": Linear(), "dataset": dataset((6,) * 6), "transform": Shift(), "batch_size": 2}
+    store = Kept(tmp_path)
+    predict_logits(kept=store, **options)
+    store.save()
+    again, changed = Kept(tmp_path), Kept(tmp_path)
+    predict_logits(kept=again, **options)
+    assert again.given_back == 3
+    options = change(options)
+    found, _ = predict_logits(kept=changed, **options)
+    assert changed.given_back == 0
+    np.testing.assert_array_equal(found, predict_logits(**options)[0])
 
 
 def test_votes_average_logits_over_views_that_are_drawn_per_object() -> None:

@@ -23,7 +23,7 @@ from pc3d.data import (
     collate,
     parts_of_categories,
 )
-from pc3d.evaluation import PartTally, predict_parts, shape_iou
+from pc3d.evaluation import Kept, PartTally, predict_parts, shape_iou
 from pc3d.methods import pretrain
 from pc3d.models import PointPartSegmenter, PointViT, ViT3D, save_encoder
 from pc3d.tasks import (
@@ -141,6 +141,51 @@ def test_the_legacy_protocol_draws_and_another_seed_gives_another_figure() -> No
     assert figure(0) == figure(0)
     assert figure(0)[0] != figure(1)[0]
     assert figure(0)[1] == 8 * 96
+
+
+def test_judging_goes_on_where_it_was_and_takes_nothing_of_other_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything, sizes, stop_at = ((0, 1, 2),) * len(CLASSES), [], 2
+    segment = PointPartSegmenter.segment
+
+    def counted(self: PointPartSegmenter, view: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        if len(sizes) == stop_at:
+            raise KeyboardInterrupt
+        sizes.append(len(view))
+        return segment(self, view, *args)
+
+    def judged(kept: Kept | None = None, **changes: Any) -> PartTally:
+        options = {"model": model, "dataset": dataset, "batch_size": 3, "protocol": "legacy", "seed": 1, **changes}
+        tally = PartTally(CLASSES, options.pop("category_parts", everything))
+        return evaluate_parts(tally=tally, kept=kept, **options)
+
+    model, dataset, folder = task().model.eval(), Thirds("test", 8), tmp_path / "kept"
+    expected = judged()
+    monkeypatch.setattr(PointPartSegmenter, "segment", counted)
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on"), Kept(folder) as kept:
+        judged(kept)
+    stop_at = -1
+    other = task().model.eval()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    for change in (
+        {"seed": 2},
+        {"protocol": "held_out"},
+        {"batch_size": 2},
+        {"model": other},
+        {"dataset": Selection(dataset, [7, 6, 5, 4, 3, 2, 1, 0])},
+        {"category_parts": ((0, 1),) * len(CLASSES)},
+    ):
+        store = Kept(folder)
+        judged(store, **change)
+        assert store.given_back == 0, change
+    sizes.clear()
+    with Kept(folder) as kept:
+        found = judged(kept)
+    assert sizes == [2]  # of 3, 3 and 2
+    assert found.ious == expected.ious
+    assert found.scores() == expected.scores()
 
 
 def test_predictions_stay_within_the_category(batch: PointBatch) -> None:
