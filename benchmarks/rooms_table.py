@@ -5,17 +5,17 @@
 
 For each seed and backbone (a sparse U-Net and a reduced Swin3D-S, on 10 cm voxels), the encoder is pre-trained on the
 training rooms without labels: to reconstruct what is masked (:class:`pc3d.methods.MaskedScene`), and to find the same
-in two views (:class:`pc3d.methods.SceneVICReg`). Then the backbone is trained to segment, from scratch and from these
-encoders, with the labels of all training rooms, of 10 % of them (whole rooms, drawn by the seed, at least two), and of
-10 % of the points of each of them; budget and schedule are the same for all starts. The linear probe reads the features
-of all levels of the encoder, untrained and pre-trained, without decoder. With few labels the same is also done without
-decoder: a head reads the features of all levels (:class:`pc3d.models.UpcastFeatures`), so that all but the head is
-pre-trained; a pre-trained encoder then learns at a share of the rate (``ENCODER_RATE``), which was chosen on held-out
-training rooms. With 10 % of the points, fine-tuning is also begun with the head of a linear probe of these points
-(``probe_first``), with the milder colours of pre-training. Pre-training by two views has twice as many steps as that by
-masks, each of four views instead of two. Everything is judged on all points of the test rooms, trained models as
-``pc3d segment eval --single_pass`` does; with ``--validate``, for tuning, on every fourth training room, which then is
-not trained on.
+in two views (:class:`pc3d.methods.SceneVICReg`), of which nothing or a part is masked. Then the backbone is trained to
+segment, from scratch and from these encoders, with the labels of all training rooms, of 10 % of them (whole rooms,
+drawn by the seed, at least two), and of 10 % of the points of each of them; budget and schedule are the same for all
+starts. The linear probe reads the features of all levels of the encoder, untrained and pre-trained, without decoder.
+With few labels the same is also done without decoder: a head reads the features of all levels
+(:class:`pc3d.models.UpcastFeatures`), so that all but the head is pre-trained; a pre-trained encoder then learns at a
+share of the rate (``ENCODER_RATE``), which was chosen on held-out training rooms. With 10 % of the points, fine-tuning
+is also begun with the head of a linear probe of these points (``probe_first``), with the milder colours of
+pre-training. Pre-training by two views has twice as many steps as that by masks, each of four views instead of two.
+Everything is judged on all points of the test rooms, trained models as ``pc3d segment eval --single_pass`` does; with
+``--validate``, for tuning, on every fourth training room, which then is not trained on.
 
 A run that is interrupted goes on where it stopped; what is finished is not computed again. Several processes may share
 the work by ``--seeds`` and ``--models`` with one ``--output``. What results depend on is kept beside them in
@@ -73,6 +73,8 @@ MAX_POINTS = 5_000
 SCENES_PER_STEP = 2
 RADIUS = 2.0
 """Of one of two views of a room, in metres."""
+MASK_RATIO = 0.4
+"""Of two views that are masked, chosen on held-out training rooms; masked reconstruction has that of its class."""
 STEPS_PER_EPOCH = 25
 """At least so many between two checkpoints; the data sets are repeated to that length."""
 
@@ -115,7 +117,7 @@ class Recipe:
     steps: dict[str, int]
     """With all labels and with few."""
     pretraining_steps: dict[str, int]
-    """Of masked reconstruction, and of two views."""
+    """Of masked reconstruction, and of two views, masked or not."""
     learning_rate: float
     block_factor: float
     pretraining_rate: float
@@ -129,8 +131,13 @@ RECIPES = {
         "Swin3D-S, reduced", swin3d, {"100": 400, "10": 150}, {"pretrained": 200, "views": 400}, 6e-3, 0.5, 2e-3
     ),
 }
-STARTS = {"scratch": "from scratch", "pretrained": "masked", "views": "two views"}
-RUNS = {"pretrained": "pretraining", "views": "pretraining-views"}
+STARTS = {
+    "scratch": "from scratch",
+    "pretrained": "masked",
+    "views": "two views",
+    "masked_views": "masked two views",
+}
+RUNS = {"pretrained": "pretraining", "views": "pretraining-views", "masked_views": "pretraining-masked_views"}
 """Where an encoder was pre-trained."""
 SHARES = {"100": 1.0, "10": 0.1}
 FEW = ("10-encoder", "points-encoder", "points-probe")
@@ -138,8 +145,8 @@ FEW = ("10-encoder", "points-encoder", "points-probe")
 PROBE_STEPS = 150
 PROBE_RATE = 1e-3
 """Of fine-tuning that begins with the head of a linear probe."""
-ENCODER_RATE = {"scratch": 1.0, "pretrained": 0.3, "views": 0.1}
-"""Of the encoder beside its head, where there is no decoder."""
+ENCODER_RATE = {"scratch": 1.0, "pretrained": 0.3, "views": 0.1, "masked_views": 0.1}
+"""Of the encoder beside its head, where there is no decoder; masked views have that of views."""
 TASKS = {"100": "100 %", "10": "10 %", FEW[0]: "10 %, no decoder", FEW[1]: "10 % of points, no decoder"}
 TASKS[FEW[2]] = "10 % of points, no decoder, probe first"
 
@@ -276,15 +283,20 @@ def run(
 
 
 def pretrain_encoder(experiment: Experiment, start: str) -> None:
-    """By masked reconstruction of the training rooms, or by two views of them."""
+    """By masked reconstruction of the training rooms, or by two views of them, masked or not."""
     folder = experiment.folder / RUNS[start]
     if finished(folder / "time.json", "pre-training"):
         return
     started = time.process_time()
     optimisation = Optimisation(learning_rate=experiment.recipe.pretraining_rate, warmup_epochs=2)
-    kind: type[Method] = {"pretrained": MaskedScene, "views": SceneVICReg}[start]
-    method = kind(experiment.new_backbone(), optimisation=optimisation, seed=experiment.seed)  # type: ignore[call-arg]
-    steps = experiment.steps(experiment.options.pretraining * experiment.recipe.pretraining_steps[start])
+    shared: dict[str, Any] = {"optimisation": optimisation, "seed": experiment.seed}
+    if start == "pretrained":
+        method: Method = MaskedScene(experiment.new_backbone(), **shared)
+    else:
+        ratio = MASK_RATIO if start == "masked_views" else 0.0
+        method = SceneVICReg(experiment.new_backbone(), mask_ratio=ratio, **shared)
+    of_recipe = experiment.recipe.pretraining_steps["pretrained" if start == "pretrained" else "views"]
+    steps = experiment.steps(experiment.options.pretraining * of_recipe)
     run(method, experiment.train, folder, steps, PRETRAINING)
     write_json(folder / "time.json", {"seconds": time.process_time() - started})
 

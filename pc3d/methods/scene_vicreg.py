@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from pc3d.data.types import PointBatch
 from pc3d.losses import vicreg
 from pc3d.methods.collapse import CollapseWatch
+from pc3d.methods.hidden_scene import check_cell_size, encode_hidden, hide_cells
 from pc3d.methods.masked_scene import SCENES
 from pc3d.methods.method import Method, Optimisation
-from pc3d.models.voxel_features import UpcastFeatures
-from pc3d.nn import ProjectionHead, SampleRandom, gather_rows
+from pc3d.models.voxel_features import UpcastFeatures, as_voxel_encoder
+from pc3d.nn import ProjectionHead, SampleRandom, gather_rows, init_token
 from pc3d.nn.sparse import scene_of_rows
-from pc3d.ops import knn
+from pc3d.ops import gather, knn
 
 
 class SceneVICReg(Method):
@@ -34,12 +35,20 @@ class SceneVICReg(Method):
     points of a room are of the same walls and floors. For scenes none of it is published in this form, so what is not
     from VICReg (the weights 25, 25 and 1) is a default of ours.
 
+    With a ``mask_ratio``, cubes of both views are hidden, of each view by draws of its own, and matches stay what they
+    were: what a view says of a place that it does not see is compared with what the other says, which mostly does see
+    it, so that it must be told from the surroundings. Hidden voxels keep their place and lose their signals before the
+    encoder prepares the scene; a learned token is in the place of their features (as in :class:`MaskedScene`). Masks
+    across two views are the idea of Masked Scene Contrast (Wu et al., 2023, section 3.3), there with a contrast with
+    negatives, masks that do not overlap, and reconstruction beside it; and of masked self-distillation (Sonata), there
+    with a teacher. Neither negatives, nor a teacher, nor reconstruction is here. 0.4 is the ratio of the former.
+
     The exported encoder's batch norms hold the statistics of views, which are turned, thinned and coloured. Fine-tuning
     replaces them; before features are used frozen, :func:`pc3d.evaluation.scene_probe.settle_on_scenes` sets those of
     whole scenes.
 
-    A batch's matches, and the draws within the encoder, are a function of (seed, epoch, batch index, position in the
-    global batch): nothing of them needs to be stored to resume. Rows are compared over the global batch.
+    A batch's matches and masks, and the draws within the encoder, are a function of (seed, epoch, batch index, position
+    in the global batch): nothing of them needs to be stored to resume. Rows are compared over the global batch.
 
     Args:
         encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`; its decoder, if any, is left as it is.
@@ -47,6 +56,8 @@ class SceneVICReg(Method):
         pairs_per_scene: matches drawn from each scene; all where there are fewer.
         match_distance: of two matched points before the transforms, at most, in the units of the points; None for one
             and a half of the encoder's voxels.
+        mask_ratio: share of the occupied cubes hidden in each view; 0 hides nothing.
+        cell_size: edge of the cubes in the units of the points.
         invariance_weight: how much views must agree.
         variance_weight: how much features must differ from place to place.
         covariance_weight: how little dimensions may repeat each other.
@@ -55,7 +66,7 @@ class SceneVICReg(Method):
 
     Raises:
         TypeError: the encoder is not one of voxels.
-        ValueError: a number out of range.
+        ValueError: a number out of range, or cubes smaller than voxels.
     """
 
     def __init__(
@@ -64,6 +75,8 @@ class SceneVICReg(Method):
         projector: Sequence[int] = (256, 256),
         pairs_per_scene: int = 1024,
         match_distance: float | None = None,
+        mask_ratio: float = 0.0,
+        cell_size: float = 0.4,
         invariance_weight: float = 25.0,
         variance_weight: float = 25.0,
         covariance_weight: float = 1.0,
@@ -73,6 +86,8 @@ class SceneVICReg(Method):
         super().__init__(seed)
         if pairs_per_scene < 2:
             raise ValueError(f"pairs_per_scene must be at least 2, got {pairs_per_scene}")
+        if not 0.0 <= mask_ratio < 1.0:
+            raise ValueError(f"mask_ratio must be at least 0 and less than 1, got {mask_ratio}")
         weights = (invariance_weight, variance_weight, covariance_weight)
         if min(weights) < 0.0 or max(weights) <= 0.0:
             raise ValueError(f"weights of invariance, variance and covariance must not be negative, got {weights}")
@@ -85,6 +100,12 @@ class SceneVICReg(Method):
         self.projector = ProjectionHead((self.model.feature_dim, *projector), last_bias=False)
         self.pairs_per_scene, self.optimisation = pairs_per_scene, optimisation
         self.weights = weights
+        self.mask_ratio, self.cell_size = mask_ratio, cell_size
+        self.mask_token: nn.Parameter | None = None
+        if mask_ratio > 0.0:
+            check_cell_size(cell_size, self.model.voxel_size)
+            width = as_voxel_encoder(encoder).config["channels"][0]
+            self.mask_token = nn.Parameter(init_token(torch.empty(1, width)))
         self.watch = CollapseWatch()
 
     @property
@@ -101,9 +122,10 @@ class SceneVICReg(Method):
         return self._step(batch, 0, batch_idx, "validation")
 
     def _step(self, batch: PointBatch, epoch: int, batch_idx: int, stage: str) -> Tensor:
-        first, second = self.pairs(batch, self.draws(batch, epoch, batch_idx))
+        draws = self.draws(batch, epoch, batch_idx)
+        first, second = self.pairs(batch, draws)
         with self.default_draws(epoch, batch_idx, batch.xyz.device):
-            features = self.model.point_features(batch)
+            features = self.point_features(batch, draws)
             values = self.losses(features[first], features[second])
         self.log_step(stage, {**values, **self.watch(features[first])}, len(batch))
         return values["loss"]
@@ -137,6 +159,17 @@ class SceneVICReg(Method):
             )
         return drawn, partner[drawn]
 
+    def point_features(self, batch: PointBatch, draws: SampleRandom) -> Tensor:
+        """What the encoder says of every point, ``(N, sum of channels)``, seeing what is not hidden.
+
+        Raises:
+            ValueError: no view of the batch has enough cubes to hide one.
+        """
+        if self.mask_token is None:
+            return self.model.point_features(batch)
+        hidden = hide_cells(batch, self.model.voxel_size, self.cell_size, self.mask_ratio, draws)
+        return gather(encode_hidden(as_voxel_encoder(self.encoder), hidden, self.mask_token), hidden.inverse)
+
     def losses(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:
         """The weighted sum, and its three terms as they are.
 
@@ -150,5 +183,6 @@ class SceneVICReg(Method):
         return {"loss": weighted[0] + weighted[1] + weighted[2], **terms._asdict()}
 
     def configure_optimizers(self) -> Any:
-        """AdamW with the warm-up and cosine schedule."""
-        return self.optimisation.build(self, (), self.trainer.max_epochs)
+        """AdamW with the warm-up and cosine schedule; the mask token is not decayed."""
+        tokens = () if self.mask_token is None else (self.mask_token,)
+        return self.optimisation.build(self, tokens, self.trainer.max_epochs)

@@ -29,6 +29,7 @@ from pc3d.data import (
     collate,
 )
 from pc3d.methods import Optimisation, SceneVICReg, pretrain
+from pc3d.methods.hidden_scene import HiddenScene, hide_cells
 from pc3d.models import SparseUNet, Swin3D
 from pc3d.models.voxel_features import ENCODER_PARTS
 
@@ -96,6 +97,71 @@ def test_so_many_are_drawn_of_each_scene_by_the_step(batch: PointBatch) -> None:
         assert [partner[row] for row in first.tolist()] == second.tolist()
 
 
+# ---- masks -------------------------------------------------------------------------------------------------------
+
+
+def hidden_of(scene: SceneVICReg, batch: PointBatch, step: int = 0) -> HiddenScene:
+    """What a step hides: drawn after its matches."""
+    draws = scene.draws(batch, 0, step)
+    scene.pairs(batch, draws)
+    return hide_cells(batch, scene.model.voxel_size, scene.cell_size, scene.mask_ratio, draws)
+
+
+def step_features(scene: SceneVICReg, batch: PointBatch) -> Tensor:
+    """Of all points, as the first step sees them."""
+    draws = scene.draws(batch, 0, 0)
+    scene.pairs(batch, draws)
+    with torch.no_grad(), scene.default_draws(0, 0, batch.xyz.device):
+        return scene.point_features(batch, draws)
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.6])
+def test_the_share_of_hidden_cubes_is_exact_in_both_views_and_other_places_are_hidden_in_each(
+    ratio: float, batch: PointBatch
+) -> None:
+    scene = method(mask_ratio=ratio, pairs_per_scene=10**6)
+    hidden = hidden_of(scene, batch)
+    for start, stop in zip(hidden.cell_offsets[:-1].tolist(), hidden.cell_offsets[1:].tolist(), strict=True):
+        of_cube = [hidden.mask[hidden.cell == cell] for cell in range(start, stop)]
+        assert all(bool(mask.all()) or not bool(mask.any()) for mask in of_cube)
+        assert sum(bool(mask.all()) for mask in of_cube) == int(ratio * (stop - start)) > 0
+    first, second = scene.pairs(batch, scene.draws(batch, 0, 0))
+    of_point = hidden.mask[hidden.inverse]
+    one_sided = (of_point[first] != of_point[second]).float().mean()
+    assert one_sided == pytest.approx(2 * ratio * (1 - ratio), abs=0.15)  # of independent masks; same ones: 0
+
+
+@pytest.mark.parametrize("encoder", [unet, swin])
+def test_no_feature_knows_of_what_is_hidden(encoder: Any, batch: PointBatch) -> None:
+    scene = method(encoder, mask_ratio=0.5).eval()
+    for parameter in scene.parameters():
+        nn.init.normal_(parameter, std=0.3)  # tables and biases that matter
+    rows = (hidden := hidden_of(scene, batch)).mask[hidden.inverse, None]
+    assert batch.rgb is not None
+    assert batch.normal is not None
+    rgb, normal = 1.0 - batch.rgb, -batch.normal
+    middle = torch.where(rows, hidden.batch.xyz, batch.xyz)
+    of_hidden = {"rgb": torch.where(rows, rgb, batch.rgb), "normal": torch.where(rows, normal, batch.normal)}
+    of_seen = {"rgb": torch.where(rows, batch.rgb, rgb), "normal": torch.where(rows, batch.normal, normal)}
+    features = step_features(scene, batch)
+    assert features.std() > 1e-3
+    torch.testing.assert_close(step_features(scene, dataclasses.replace(batch, xyz=middle, **of_hidden)), features)
+    assert not torch.allclose(step_features(scene, dataclasses.replace(batch, **of_seen)), features, atol=1e-2)
+    unmasked = method(encoder).eval()
+    unmasked.load_state_dict(scene.state_dict(), strict=False)
+    assert not torch.allclose(step_features(unmasked, batch), features, atol=1e-2)
+
+
+def test_without_masks_there_is_no_token_and_all_is_seen(batch: PointBatch) -> None:
+    scene = method().eval()
+    assert not any("token" in name for name, _ in scene.named_parameters())
+    with torch.no_grad():
+        assert torch.equal(step_features(scene, batch), scene.model.point_features(batch))
+    masked = method(mask_ratio=0.4).state_dict()
+    assert masked.pop("mask_token").shape == (1, 8)
+    assert all(torch.equal(masked[name], value) for name, value in scene.state_dict().items())  # weights begin the same
+
+
 # ---- a step ------------------------------------------------------------------------------------------------------
 
 
@@ -118,11 +184,13 @@ def test_the_loss_is_vicreg_of_the_projected_features(batch: PointBatch, monkeyp
     assert loss.item() == pytest.approx(3 * invariance + 2 * variance + 0.5 * covariance, rel=1e-4)
 
 
+@pytest.mark.parametrize("mask_ratio", [0.0, 0.4])
 @pytest.mark.parametrize("encoder", [unet, swin])
 def test_gradients_reach_all_of_the_encoder_and_nothing_of_the_decoder(
-    encoder: Any, batch: PointBatch, monkeypatch: pytest.MonkeyPatch
+    encoder: Any, mask_ratio: float, batch: PointBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scene = method(lambda: swin(0.0) if encoder is swin else unet())
+    scene = method(lambda: swin(0.0) if encoder is swin else unet(), mask_ratio=mask_ratio)
+    assert (scene.mask_token is not None) == (mask_ratio > 0)
     quiet(scene, monkeypatch)
     for name, parameter in scene.named_parameters():
         if "table" in name:
@@ -135,8 +203,11 @@ def test_gradients_reach_all_of_the_encoder_and_nothing_of_the_decoder(
         assert of_decoder or parameter.grad.abs().sum() > 0, name  # type: ignore[union-attr]
 
 
-def test_a_step_is_a_function_of_seed_epoch_and_index_alone(batch: PointBatch, monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = method(swin)  # draws of its own: drop path, and which point stands for a voxel
+@pytest.mark.parametrize("mask_ratio", [0.0, 0.4])
+def test_a_step_is_a_function_of_seed_epoch_and_index_alone(
+    mask_ratio: float, batch: PointBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = method(swin, mask_ratio=mask_ratio)  # draws of its own: drop path, and which point stands for a voxel
     quiet(scene, monkeypatch)
 
     def step(index: int, seed: int = 0) -> float:
@@ -176,6 +247,34 @@ def test_places_become_like_themselves_and_unlike_others_unless_nothing_keeps_th
         assert (first - second).norm(dim=1).mean() < 0.4 * torch.cdist(first, second).mean()
 
 
+def test_what_is_hidden_is_told_from_what_is_around_it(batch: PointBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = method(mask_ratio=0.4, pairs_per_scene=10**6)
+    quiet(scene, monkeypatch)
+    optimizer = torch.optim.AdamW(scene.parameters(), lr=3e-3)
+
+    def nearer() -> float:
+        """Distance between views where the first is hidden and the second is not, over that of any two places."""
+        hidden = hidden_of(scene, batch, 99)
+        of_point = hidden.mask[hidden.inverse]
+        draws = scene.draws(batch, 0, 99)
+        rows = scene.pairs(batch, draws)
+        with torch.no_grad():
+            features = scene.point_features(batch, draws)
+            first, second = (scene.projector(features[of_view]) for of_view in rows)
+        one_sided = of_point[rows[0]] & ~of_point[rows[1]]
+        assert one_sided.sum() > 100
+        apart = (first - second).norm(dim=1)[one_sided].mean()
+        return float(apart / torch.cdist(first[one_sided], second[one_sided]).mean())
+
+    before = nearer()
+    for step in range(40):
+        loss: Tensor = scene.training_step(batch, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert nearer() < 0.4 < 0.9 < before
+
+
 def test_bad_input_is_named(batch: PointBatch) -> None:
     with pytest.raises(TypeError, match="SparseUNet or a Swin3D, got Linear"):
         method(lambda: nn.Linear(1, 1))
@@ -185,6 +284,13 @@ def test_bad_input_is_named(batch: PointBatch) -> None:
         method(variance_weight=-1.0)
     with pytest.raises(ValueError, match=r"match_distance must be positive, got -1\.0"):
         method(match_distance=-1.0)
+    for ratio in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"mask_ratio must be at least 0 and less than 1, got {ratio}"):
+            method(mask_ratio=ratio)
+    with pytest.raises(ValueError, match=r"cell_size must be at least the encoder's voxel_size, 0\.1, got 0\.05"):
+        method(mask_ratio=0.4, cell_size=0.05)
+    with pytest.raises(ValueError, match=r"no cube of 50\.0 can be hidden at mask_ratio 0\.1, .* smaller cell_size"):
+        method(mask_ratio=0.1, cell_size=50.0).training_step(batch, 0)
     with pytest.raises(ValueError, match=r"got 4 clouds and a feature of width 0: give .* train_collate=ViewPairs"):
         method().training_step(dataclasses.replace(batch, feature=None), 0)
     room = Rooms("train")[0]
@@ -211,7 +317,7 @@ class Stop(pl.Callback):
 
 
 def run(folder: Path, stop: int | None = None, resume: bool = False) -> dict[str, Tensor]:
-    scene = method(seed=1)
+    scene = method(seed=1, mask_ratio=0.4)
     torch.manual_seed(int(time.time()))
     data = SceneDataModule(train=Selection(Rooms("train"), range(4)), train_collate=PAIRS, batch_size=2, seed=4)
     callbacks = [] if stop is None else [Stop(stop)]
@@ -246,11 +352,13 @@ def test_validation_is_on_the_same_pairs_every_epoch(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-def test_the_recipe_runs_by_its_command(tmp_path: Path) -> None:
+def test_the_recipe_runs_by_its_command_with_masks(tmp_path: Path) -> None:
     changes = {"max_epochs": "1", "enable_progress_bar": "false", "enable_model_summary": "false"}
     flags = [part for name, value in changes.items() for part in (f"--trainer.{name}", value)]
     command = ["pretrain", "--config", "scene_vicreg_rooms", "--output", str(tmp_path / "run"), *flags]
     small = ["--data.train_collate.init_args.radius", "0.8", "--model.pairs_per_scene", "100"]
+    small += ["--model.mask_ratio", "0.4"]
     assert main([*command, *small]) == 0
     assert load_encoder(tmp_path / "run").config["channels"] == [16, 32, 64, 128]
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]["mask_token"].any()
     assert "train/covariance_epoch" in (tmp_path / "run" / "metrics.csv").read_text()
