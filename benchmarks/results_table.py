@@ -452,23 +452,15 @@ def write_tables(options: argparse.Namespace) -> None:
     """Tables and figure of everything that is finished, by whichever process."""
     rows = read_rows([options.output])
     table = tabulate(rows, order=ORDER)
-    budgets = {"--seconds": (options.seconds, "CPU second"), "--epochs": (options.epochs, "epoch")}
-    chosen = {flag: (value, unit) for flag, (value, unit) in budgets.items() if value is not None}
-    budget = "".join(f"{value:g} {unit}{'s' * (value != 1)}" for value, unit in chosen.values())
-    flags = [f"{flag} {value:g}" for flag, (value, _) in chosen.items()]
-    flags.append("--severities " + " ".join(map(str, options.severities)))
-    if any(row.protocol.startswith("fine-tuning") for row in rows):
-        flags.append(f"--finetuning_epochs {options.finetuning_epochs}")
-    if options.depth != ENCODER["depth"]:
-        flags.append(f"--depth {options.depth}")
-    if any(row.protocol.startswith("part segmentation") for row in rows):
-        flags.append(f"--parts_epochs {options.parts_epochs}")
-    data = " and ".join(sorted({row.data for row in rows}))
+    budgets = {"CPU second": options.seconds, "epoch": options.epochs}
+    budget = "".join(f"{value:g} {unit}{'s' * (value != 1)}" for unit, value in budgets.items() if value is not None)
+    names = sorted({row.data for row in rows})
     text = (
-        f"# Results on {data}\n\nOne small encoder on small data sets, not a paper's numbers: pre-trained for "
-        f"{budget or 'the epochs of each recipe'} by every method. Written by\n"
-        f"`python benchmarks/results_table.py {' '.join(flags)}`, which tells the rest; single results\n"
-        "are in its `rows.csv`.\n\n"
+        f"# Results on {' and '.join(names)}\n\n"
+        "One small encoder on small data sets, not a paper's numbers: pre-trained for "
+        f"{budget or 'the epochs of each recipe'} by every method.\n"
+        "What is not said here is said by the script; single results are in the `rows.csv` that it writes:\n\n"
+        f"```text\npython benchmarks/results_table.py {command_line(options, rows, names)}\n```\n\n"
         f"{to_markdown(table)}\n{comparisons.to_markdown(table, rows)}"
     )
     replace(options.output / "results.md", text)
@@ -479,6 +471,24 @@ def write_tables(options: argparse.Namespace) -> None:
         options.docs.parent.mkdir(parents=True, exist_ok=True)
         for ending in (".md", ".csv"):
             shutil.copyfile(options.output / f"results{ending}", options.docs.with_suffix(ending))
+
+
+def command_line(options: argparse.Namespace, rows: Sequence[Row], names: Sequence[str]) -> str:
+    """The options that make the same tables elsewhere; data sets by the names of their folders."""
+    flags = ["--output FOLDER"]
+    if list(names) != ["household"]:
+        flags.append("--data " + " ".join(names))
+    flags += [f"--{name} {value:g}" for name in ("seconds", "epochs") if (value := getattr(options, name)) is not None]
+    flags.append("--severities " + " ".join(map(str, options.severities)))
+    if any(row.protocol.startswith("fine-tuning") for row in rows):
+        flags.append(f"--finetuning_epochs {options.finetuning_epochs}")
+    if options.depth != ENCODER["depth"]:
+        flags.append(f"--depth {options.depth}")
+    if any(row.protocol.startswith("part segmentation") for row in rows):
+        flags.append(f"--parts_epochs {options.parts_epochs}")
+    if set(options.protocols) != set(PROTOCOLS):
+        flags.append("--protocols " + " ".join(options.protocols))
+    return " ".join(flags)
 
 
 if __name__ == "__main__":

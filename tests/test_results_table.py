@@ -40,6 +40,7 @@ def test_rows_and_tables_are_written(output: Path) -> None:
     )
     text = (output / "results.md").read_text()
     assert text.index(f"| {demo.PCA}") < text.index(f"| {demo.DESCRIPTOR}")
+    assert f"results_table.py --output FOLDER --severities 1 3 5 {' '.join(FROZEN)}\n" in text
     assert len((output / "rows.csv").read_text().splitlines()) == 5
     assert (output / "results.png").read_bytes().startswith(b"\x89PNG")
 
