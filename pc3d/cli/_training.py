@@ -68,6 +68,8 @@ def train(parser: Any, argv: Sequence[str], check: Callable[[Any], None] = lambd
     from pc3d.methods import RunFolder, is_first_process, pretrain
 
     options = parser.parse_args(list(argv))
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"seed: must be at least 0 and below {2**32}, got {options.seed}")
     folder = RunFolder(options.output)
     resolved = dump(parser, options)
     if options.resume and folder.config.exists():

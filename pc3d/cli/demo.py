@@ -61,7 +61,11 @@ def _train(folder: Any, seed: int, overwrite: bool) -> None:
     elif folder.is_started():
         options.append("--overwrite")  # nothing was checkpointed, or it is to be replaced
     remove_results(folder.path)
-    pretrain.train(options)
+    try:
+        pretrain.train(options)
+    except KeyboardInterrupt:
+        same = "the same command without --overwrite" if overwrite else "the same command"
+        raise KeyboardInterrupt(f"{folder.path} keeps what is done: {same} goes on") from None
 
 
 def _check_is_demo(folder: Any, options: list[str]) -> None:

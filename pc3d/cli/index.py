@@ -89,6 +89,9 @@ def build(
                     work.embed()
                 advance(1)
             work.embed()
+    except KeyboardInterrupt:
+        told = f"{out} keeps {len(index)} shapes: the same command goes on" if len(index) else ""
+        raise KeyboardInterrupt(told) from None
     finally:
         work.save()
     if len(index) == 0:

@@ -65,6 +65,11 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         self._saved_step = self._seen_step = -1
         self._interruption = Interruption()
 
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether Ctrl-C was pressed since the training began."""
+        return self._interruption.requested
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From now on Ctrl-C lets the step end."""
         self._seen_step = trainer.global_step

@@ -21,6 +21,8 @@ def run_progress() -> pl.callbacks.ProgressBar | None:
 class RunBar(pl.callbacks.RichProgressBar):
     """A bar for each epoch with its rate and remaining time, beside the time that the whole run will take."""
 
+    _clock: _Clock | None = None  # none yet while Lightning tries validation before the first step
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the clock."""
         super().on_train_start(trainer, pl_module)
@@ -30,7 +32,7 @@ class RunBar(pl.callbacks.RichProgressBar):
         """The logged values, the time left of the whole run, and the most memory it held."""
         values = super().get_metrics(trainer, pl_module)
         values.pop("v_num", None)
-        left = self._clock.left(trainer)
+        left = None if self._clock is None else self._clock.left(trainer)
         return {**values, "run_left": "-:--:--" if left is None else duration(left), "memory": peak_memory()}
 
 

@@ -151,8 +151,9 @@ def pretrain(
         ValueError: the data give no training batch; the folder is as it was.
         OSError: the data cannot be read, and the folder is as it was; or a checkpoint could not be written, and the
             one before is intact.
-        KeyboardInterrupt: Ctrl-C. The first one lets the step end and writes ``last.ckpt``; a second stops at once,
-            and ``last.ckpt`` is what it was. (With several processes the first stops at once.)
+        KeyboardInterrupt: Ctrl-C. The first one lets the step end and writes ``last.ckpt``, after the last step the
+            encoder, too; a second stops at once, and ``last.ckpt`` is what it was. (With several processes the first
+            stops at once.)
     """
     folder = RunFolder(output)
     # The processes that Lightning starts for further devices run this again; the folder is the first one's business.
@@ -166,10 +167,8 @@ def pretrain(
     metrics = CsvMetrics(folder.metrics)
     if resume:
         metrics.drop_after(_step_of(folder.checkpoint))
-    callbacks = [
-        *_as_list(trainer.pop("callbacks", None)),
-        RunCheckpoint(folder.path, every_n_steps, keep_epochs),
-    ]
+    checkpoint = RunCheckpoint(folder.path, every_n_steps, keep_epochs)
+    callbacks = [*_as_list(trainer.pop("callbacks", None)), checkpoint]
     if isinstance(data, PointDataModule) and data.val_dataloader() == []:
         trainer["limit_val_batches"] = 0
     if trainer.get("enable_progress_bar", True) is not False:
@@ -192,6 +191,8 @@ def pretrain(
         )
     if engine.is_global_zero and engine.state.finished:
         method.export(folder.path)
+    if checkpoint.asked_to_stop:  # in the last step: the run has ended, but what was to come after it shall not
+        raise KeyboardInterrupt
     return engine
 
 

@@ -228,8 +228,10 @@ def evaluate_parts(
     """
     if protocol not in get_args(Protocol):
         raise ValueError(f"protocol must be one of {', '.join(get_args(Protocol))}, got {protocol!r}")
-    if len(dataset) == 0 or batch_size < 1:
-        raise ValueError(f"there must be objects to judge and a batch_size, got {len(dataset)} and {batch_size}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if len(dataset) == 0:
+        raise ValueError("dataset is empty: nothing to judge")
     device = next(model.parameters()).device
     model.eval()
     made_by = [] if kept is None else [identity_of(model), str(device), repr(tally.category_parts)]

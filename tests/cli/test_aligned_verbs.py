@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import zlib
@@ -311,6 +312,36 @@ def test_building_again_adds_what_is_new(
     assert f"{7 + 124} shapes, 124 of them new" in capsys.readouterr().out
     assert main(["search", "lamp", "--index", index, "--top", "2"]) == 0
     assert capsys.readouterr().out.count("\n") == 2
+
+
+def test_an_interrupted_build_goes_on(
+    encoder: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encode, sizes, stop_at = AlignedShapeEncoder.encode, [], 2
+
+    @functools.wraps(encode)
+    def interrupted(self: AlignedShapeEncoder, xyz: Tensor, *args: Any, **options: Any) -> Tensor:
+        if len(sizes) == stop_at:
+            raise KeyboardInterrupt
+        sizes.append(len(xyz))
+        return encode(self, xyz, *args, **options)
+
+    def build(name: str) -> int:
+        options = ["--encoder", encoder, "--data", str(files), "--batch_size", "2", "--quiet"]
+        return main(["index", "build", *options, "--out", str(tmp_path / name)])
+
+    assert build("alone") == 0
+    monkeypatch.setattr(AlignedShapeEncoder, "encode", interrupted)
+    assert build("stopped") == 130
+    assert f"{tmp_path / 'stopped'} keeps 4 shapes: the same command goes on" in capsys.readouterr().err
+    stop_at = -1
+    assert build("stopped") == 0
+    assert sizes == [2, 2, 2]
+    np.testing.assert_array_equal(stored_vectors(tmp_path / "stopped"), stored_vectors(tmp_path / "alone"))
+    sizes.clear()
+    stop_at = 0
+    assert build("never") == 130
+    assert capsys.readouterr().err.endswith("\ninterrupted\n")
 
 
 def test_a_file_that_was_replaced_is_embedded_again(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +24,7 @@ from pc3d.cli.classify import build_parser
 from pc3d.cli.main import main
 from pc3d.data import Household, ObjectSet
 from pc3d.evaluation import read_rows
+from pc3d.methods.progress import RunBar
 from pc3d.models import PointClassifier, PointViT, save_encoder
 from pc3d.tasks import Classification, FineTuning, load_classifier
 
@@ -189,6 +192,44 @@ def test_a_run_that_was_interrupted_while_judged_is_judged_by_resuming(
     assert all(torch.equal(before[name], value) for name, value in after.items())
     assert json.loads((folder / "eval" / "test.json").read_text())["num_test"] == 124
     assert (tmp_path / "b" / "seeds.json").exists()
+
+
+def test_ctrl_c_in_the_last_step_leaves_a_whole_run_and_ends_the_command(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The request comes while the epoch is validated; two runs were to come, and neither is judged."""
+    judge, folder = Classification.judge, tmp_path / "a"
+
+    def press(self: Classification, *args: Any, **options: Any) -> None:
+        judge(self, *args, **options)
+        if not self.trainer.sanity_checking and not signal_sent:
+            signal_sent.append(True)
+            signal.raise_signal(signal.SIGINT)
+
+    signal_sent: list[bool] = []
+    monkeypatch.setattr(Classification, "judge", press)
+    command = ["train", "--config", config, "--output", folder, "--trainer.max_epochs", "1", "--seeds", "4", "5"]
+    assert classify(*command) == 130
+    assert f"interrupted; {folder} keeps what is done: the same command goes on" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["seed_4"]
+    assert load_classifier(folder / "seed_4")[1]["training"]["epoch"] == 1
+    assert not (folder / "seed_4" / "eval").exists()
+    assert classify(*command) == 0
+    assert len(json.loads((folder / "seeds.json").read_text())["results"]) == 2
+
+
+def test_training_with_validation_shows_its_bar_in_a_terminal(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning validates a little before the first step, when nobody knows how long that will take."""
+    screen = io.StringIO()
+    console = {"file": screen, "force_terminal": True, "width": 200, "no_color": True}
+    monkeypatch.setattr("pc3d.methods.run.run_progress", lambda: RunBar(console_kwargs=console))
+    options = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "true", "--trainer.log_every_n_steps", "1"]
+    assert classify("train", "--config", config, "--output", tmp_path / "a", *options) == 0
+    shown = screen.getvalue()
+    for part in ("it/s", "run_left: -:--:--", "run_left: 0:00:0", "memory: "):
+        assert part in shown, part
 
 
 def test_a_run_goes_on_by_its_own_configuration_and_ends_the_same(config: Path, tmp_path: Path) -> None:
@@ -373,6 +414,8 @@ def test_train_says_what_is_wrong(config: Path, tmp_path: Path, capsys: pytest.C
         (["--mode", "mlp"], "mode"),
         (["--model.frozen_rate", "0"], "frozen_rate must be positive, got 0"),
         (["--protocol", "test"], "protocol"),
+        (["--seed", "-1"], "seed: must be at least 0 and below 4294967296, got -1"),
+        (["--validation_fraction", "2"], "validation fraction must be between 0 and 1 (both excluded), got 2.0"),
     ):
         assert classify(*start, *arguments) != 0
         assert message in capsys.readouterr().err

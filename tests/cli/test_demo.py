@@ -101,7 +101,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_table_is_never_that_of_another_encoder(
-    tmp_path: Path, recipe: Path, probed: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, recipe: Path, probed: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     call = ["demo", "--output", str(run)]
@@ -130,6 +130,7 @@ def test_a_table_is_never_that_of_another_encoder(
     with monkeypatch.context() as patch:
         patch.setattr("pc3d.cli.pretrain.train", interrupted)
         assert main([*call, "--overwrite"]) == 130
+        assert f"{run} keeps what is done: the same command without --overwrite goes on" in capsys.readouterr().err
     assert not list(run.glob("demo.*"))
     assert main(call) == 0
     assert json.loads((run / "demo.json").read_text())[demo.TRAINED]["encoder_sha256"] == probed[2]

@@ -215,6 +215,7 @@ def test_what_is_wrong_is_said(
     for arguments, message in (
         (["eval", run], "add --overwrite"),
         (["eval", run, "--split", "validation", "--output", tmp_path], "splits found there"),
+        (["eval", run, "--output", tmp_path, "--batch_size", "0"], "batch_size must be at least 1, got 0"),
         (["eval", tmp_path], "holds no part segmenter"),
         (["train", "--config", config, "--output", tmp_path / "new", "--root", tmp_path / "absent"], "missing"),
         (["train", "--config", config, "--output", tmp_path / "new", "--root", shards, *household], "num_parts"),
