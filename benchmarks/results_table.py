@@ -42,7 +42,7 @@ from records import keep_options, replace, write_json
 from pc3d import demo
 from pc3d.cli import pretrain, results
 from pc3d.cli._inputs import pooling_of
-from pc3d.data import Household, ObjectSet
+from pc3d.data import MODELNET_C, Household, ObjectSet
 from pc3d.evaluation import (
     Encoder,
     Features,
@@ -179,12 +179,13 @@ class Judged:
 
 
 def robust(judged: Judged) -> Row:
-    """The mean over all corruptions at the mildest, the middle and the worst level."""
+    """The mean over the corruptions of ModelNet-C and lower density."""
     return judged.row(
         robustness(
             judged.encoder,
             *judged.features,
             judged.test_set,
+            corruptions=(*MODELNET_C, "density"),
             severities=judged.options.severities,
             seed=judged.seed,
         )

@@ -38,7 +38,8 @@ def robustness(
     """Train a linear SVM on clean frozen features and score it on corrupted test clouds, as ModelNet-C does.
 
     Corruptions: scale, jitter, rotate, drop_global, drop_local, add_global, add_local at the published levels 1 to 5,
-    and density, the farthest 1/2 to 1/16 of the points. Every encoder sees the same clouds for the same seed, their
+    density, the farthest 1/2 to 1/16 of the points, and occlusion, without the 10 to 50 % that lie deepest behind what
+    is seen from one side. Every encoder sees the same clouds for the same seed, their
     colours included if it reads them; then there is also drop_color, 20 to 100 % of the points turned grey, on its own.
 
     Args:

@@ -13,11 +13,20 @@ from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
 
 Corruption = Literal[
-    "scale", "jitter", "rotate", "drop_global", "drop_local", "add_global", "add_local", "density", "drop_color"
+    "scale",
+    "jitter",
+    "rotate",
+    "drop_global",
+    "drop_local",
+    "add_global",
+    "add_local",
+    "density",
+    "drop_color",
+    "occlusion",
 ]
 """Name of a corruption."""
 CORRUPTIONS: tuple[str, ...] = get_args(Corruption)
-"""Names of all corruptions: those of ModelNet-C, lower density, and lost colours."""
+"""Names of all corruptions: those of ModelNet-C, lower density, lost colours, and a view from one side."""
 MODELNET_C = CORRUPTIONS[:7]
 """The corruptions of ModelNet-C (Ren et al. 2022)."""
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -27,6 +36,7 @@ _SCALE = (1.6, 1.7, 1.8, 1.9, 2.0)
 _DROPPED = (0.25, 0.375, 0.5, 0.625, 0.75)
 _KEPT = (1 / 2, 1 / 4, 1 / 8, 1 / 12, 1 / 16)
 _GREYED = (0.2, 0.4, 0.6, 0.8, 1.0)
+_HIDDEN = (0.1, 0.2, 0.3, 0.4, 0.5)
 _GREY = 0.4  # what OpenShape's encoders are given where there are no colours
 
 
@@ -46,15 +56,18 @@ class Corrupt(Transform):
                       coarser sensor sees
     ``drop_color``    20, 40, 60, 80, 100 % of the points, drawn at random, turned grey: not of ModelNet-C, whose clouds
                       have no colours; the shares are ours
+    ``occlusion``     10, 20, 30, 40, 50 % of the points lost, those that lie deepest behind what a viewer in a random
+                      direction sees in front of them; not of ModelNet-C (``drop_local`` is what comes closest there),
+                      the shares are ours
     ================  =============================================================================================
 
     Magnitudes are those of the released benchmark, whose clouds have 1,024 points; for others the counts follow in
     proportion. Scaling keeps the centre that the cloud has, the centroid or the box.
 
-    Every kind but the last leaves colours as they are, and the other fields of a point stay with it. Normals turn with
-    the surface. Added points are grey (0.4, what OpenShape's encoders are given where there are no colours) and of no
-    part or instance (-1); nothing says what their normals or features would be, so that clouds with added points have
-    none.
+    Every kind but ``drop_color`` leaves colours as they are, and the other fields of a point stay with it. Normals turn
+    with the surface. Added points are grey (0.4, what OpenShape's encoders are given where there are no colours) and of
+    no part or instance (-1); nothing says what their normals or features would be, so that clouds with added points
+    have none.
 
     Args:
         kind: which.
@@ -173,6 +186,26 @@ def _density(xyz: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     return farthest_point_sample(xyz[None], kept)[0]
 
 
+def _occlusion(xyz: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    direction = torch.nn.functional.normalize(_normal((3,), generator), dim=0)
+    nearness = xyz @ direction
+    across = torch.linalg.cross(direction, torch.eye(3, dtype=torch.float64)[int(direction.abs().argmin())])
+    plane = torch.stack([xyz @ (across / across.norm()), xyz @ torch.linalg.cross(direction, across / across.norm())])
+    # What is seen is the nearest point of a cell and the eight around it: about ten points of a surface without gaps.
+    cells = max(1, int(math.sqrt(len(xyz)) / 2))
+    start, extent = plane.amin(1, keepdim=True), float((plane.amax(1) - plane.amin(1)).max())
+    row, column = ((plane - start) / max(extent, 1e-12) * cells).long().clamp(max=cells - 1)
+    front = nearness.new_full((cells * cells,), -math.inf)
+    front = front.scatter_reduce(0, row * cells + column, nearness, "amax").view(1, cells, cells)
+    seen = torch.nn.functional.max_pool2d(front, 3, stride=1, padding=1)[0]
+    depth = seen[row, column] - nearness
+    # Of equally deep ones, and so of those that are seen, the farthest go first.
+    far_first = nearness.argsort(stable=True)
+    deep_first = far_first[depth[far_first].argsort(descending=True, stable=True)]
+    lost = min(round(len(xyz) * _HIDDEN[severity - 1]), len(xyz) - 1)
+    return deep_first[lost:].sort().values
+
+
 def _add_global(xyz: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     count = _share(10, severity, xyz)
     direction = torch.nn.functional.normalize(_normal((count, 3), generator), dim=1)
@@ -209,7 +242,12 @@ _MOVE: dict[str, Callable[[Tensor, Tensor | None, int, torch.Generator], tuple[T
     "jitter": _jitter,
     "rotate": _rotate,
 }
-_DROP: dict[str, _Points] = {"drop_global": _drop_global, "drop_local": _drop_local, "density": _density}
+_DROP: dict[str, _Points] = {
+    "drop_global": _drop_global,
+    "drop_local": _drop_local,
+    "density": _density,
+    "occlusion": _occlusion,
+}
 """To the rows that are left."""
 _ADD: dict[str, _Points] = {"add_global": _add_global, "add_local": _add_local}
 """To the points that are added."""

@@ -156,7 +156,8 @@ class RobustnessResult(FrozenResult):
                 *self.describe_data(),
                 f"  classifier  SVC(kernel='linear'), C = {self.C:g}, trained on clean training features alone",
                 f"  selection   {self.selection}",
-                f"  corruptions of the test clouds after sampling, seed {self.seed}; ModelNet-C's and 'density'"
+                f"  corruptions of the test clouds after sampling, seed {self.seed}; beside ModelNet-C's "
+                "'density' and 'occlusion'"
                 f"{'; points keep their colours' if self.reads_rgb else ''}",
                 self.describe_versions(),
                 f"  {'clean':<{width}}  {percent(self.clean):>10}",

@@ -24,7 +24,7 @@ def corrupt(kind: str, severity: int, cloud: PointCloud, seed: int = 0) -> Tenso
 
 def test_the_seven_of_the_benchmark_are_there() -> None:
     assert MODELNET_C == ("scale", "jitter", "rotate", "drop_global", "drop_local", "add_global", "add_local")
-    assert (*MODELNET_C, "density", "drop_color") == CORRUPTIONS
+    assert (*MODELNET_C, "density", "drop_color", "occlusion") == CORRUPTIONS
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,7 @@ def test_the_seven_of_the_benchmark_are_there() -> None:
         ("add_local", (1124, 1224, 1324, 1424, 1524)),
         ("density", (512, 256, 128, 85, 64)),
         ("drop_color", (1024,) * 5),
+        ("occlusion", (922, 819, 717, 614, 512)),
     ],
 )
 def test_counts_are_exact_at_every_level(kind: str, counts: tuple[int, ...], cloud: PointCloud) -> None:
@@ -107,7 +108,7 @@ def marked(cloud: PointCloud) -> PointCloud:
     return cloud.replace(normal=normal, segment=rows, instance=rows + 7, feature=feature)
 
 
-@pytest.mark.parametrize("kind", ["drop_global", "drop_local", "density"])
+@pytest.mark.parametrize("kind", ["drop_global", "drop_local", "density", "occlusion"])
 def test_what_is_left_was_there_and_keeps_its_fields(kind: str, cloud: PointCloud) -> None:
     before = marked(cloud)
     done = Corrupt(kind, 4)(before, torch.Generator().manual_seed(1))  # type: ignore[arg-type]
@@ -178,6 +179,31 @@ def test_local_loss_makes_holes_where_global_loss_does_not(cloud: PointCloud) ->
     holes = corrupt("drop_local", 5, cloud)  # 500 lost
     distance = [torch.cdist(cloud.xyz, left).amin(1).mean() for left in (scattered, holes)]
     assert distance[1] > 2 * distance[0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_from_one_side_the_far_half_of_a_ball_is_hidden(seed: int) -> None:
+    ball = torch.nn.functional.normalize(torch.randn(1024, 3, generator=torch.Generator().manual_seed(9)), dim=1)
+    left = corrupt("occlusion", 5, PointCloud(ball), seed)
+    viewer = torch.nn.functional.normalize(left.mean(0), dim=0)
+    # Around the rim both halves are seen; away from it all of the near side is left and nothing of the far one.
+    assert ((left @ viewer) > 0.5).sum() == ((ball @ viewer) > 0.5).sum()
+    assert not ((left @ viewer) < -0.5).any()
+    # At a mild level it is the deepest points that are lost, those at the far end of the line of sight.
+    mild = corrupt("occlusion", 1, PointCloud(ball), seed)
+    lost = ball[~(ball[:, None] == mild[None]).all(2).any(1)]
+    assert len(lost) == 102
+    assert (lost @ viewer).max() < -0.6
+
+
+def test_what_stands_behind_a_wall_is_lost_first() -> None:
+    """Two squares one behind the other, seen from above or below: nothing of the nearer one is lost."""
+    square = torch.rand(500, 2, generator=torch.Generator().manual_seed(2)) * 1.2 - 0.6
+    walls = torch.cat([torch.cat([square, torch.full((500, 1), z)], 1) for z in (-0.1, 0.1)])
+    for seed in (0, 4, 7):  # whose viewers look at the squares rather than along them
+        left = corrupt("occlusion", 3, PointCloud(walls), seed)
+        counts = sorted(int((left[:, 2] == z).sum()) for z in walls[:, 2].unique())
+        assert counts == [200, 500], seed
 
 
 @pytest.mark.parametrize("kind", ["add_global", "add_local"])
