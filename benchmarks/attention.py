@@ -19,7 +19,7 @@ The dense computation needs 2 D M' C gathered numbers a table, M' the pairs afte
 of windows of like length, as its user would when memory runs out; "dense at once" pads all windows to the longest.
 
 ``--device cuda`` adds FlexAttention. It has nothing to add to a value pair by pair, so it leaves the value table out
-and does less than the others. It has never been run: no machine with a GPU was at hand.
+and does less than the others; a contender that fails there has the reason in its row.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ VOXEL_SIZE = 0.04
 CASES = {"C48 H6 d8 W5": (6, 8, 5), "C96 H6 d16 W7": (6, 16, 7)}
 SIZES = (20_000, 100_000, 400_000)
 CHUNK_ELEMENTS = 1 << 24  # of the largest array of the dense contender that works in chunks
-MEMORY_LIMIT_GB = 12.0
+MEMORY_LIMIT_GB = {"cpu": 12.0, "cuda": 64.0}
 SLOW_SECONDS = 20.0
 REPEATS = 3
 OURS, DENSE, WHOLE, PAIRS, FLEX = "pc3d", "dense", "dense at once", "pairs", "flex"
@@ -242,6 +242,7 @@ def measure(arguments: argparse.Namespace, inputs: tuple) -> tuple[dict[str, flo
 def child(arguments: argparse.Namespace) -> None:
     """Measures one contender: a line of JSON for the warm-up on few voxels, then one for each line that it is sent."""
     torch.set_num_threads(arguments.threads)
+    sys.stdin.readline()  # the others have come as far, and are waiting
     few = problem(arguments.rooms, arguments.case, max(arguments.voxels // 10, 1000), arguments.device)
     cold, _ = measure(arguments, few)
     warm, _ = measure(arguments, few)
@@ -262,7 +263,7 @@ def child(arguments: argparse.Namespace) -> None:
 
 
 class Contender:
-    """A contender at a size, in a process of its own, warmed up on few voxels."""
+    """A contender at a size, in a process of its own; :meth:`warm_up` comes before the calls."""
 
     def __init__(self, arguments: argparse.Namespace, case: str, voxels: int, name: str) -> None:
         self.row: dict = {"case": case, "voxels": voxels, "contender": name}
@@ -273,55 +274,69 @@ class Contender:
         command += ["--voxels", str(voxels), "--contender", name, "--results", str(self.results)]
         command += ["--threads", str(arguments.threads), "--clock", arguments.clock, "--device", arguments.device]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        predicted = self.answer()
+        self.most_seconds, self.most_gigabytes = arguments.most_seconds, MEMORY_LIMIT_GB[arguments.device]
+
+    def warm_up(self) -> None:
+        """Few voxels, from which it is predicted what all of them take."""
+        predicted = self.ask()
+        if predicted is None:
+            return
         seconds, gigabytes = predicted["milliseconds"] / 1e3, predicted["megabytes"] / 1024
         self.slow = seconds > SLOW_SECONDS
-        if seconds > arguments.most_seconds:
+        if seconds > self.most_seconds:
             self.row["note"] = f"left out: would take about {seconds:,.0f} s"
-        elif gigabytes > MEMORY_LIMIT_GB:
+        elif gigabytes > self.most_gigabytes:
             self.row["note"] = f"left out: would take about {gigabytes:,.0f} GB"
         if "note" in self.row:
             self.close()
 
-    def answer(self) -> dict[str, float]:
+    def ask(self) -> dict[str, float] | None:
+        """Lets it go on, and reads what it found; None, and a note in the row, for a rival that fails."""
+        self.process.stdin.write("go on\n")
+        self.process.stdin.flush()
         line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.row} failed with exit status {self.process.wait()}; see above")
-        return json.loads(line)
+        if line:
+            return json.loads(line)
+        status = self.process.wait()
+        if self.row["contender"] == OURS:
+            raise SystemExit(f"{self.row} failed with exit status {status}; see above")
+        self.row["note"] = f"failed with exit status {status}"
+        return None
 
     def call(self) -> None:
         """One more time; the first of a contender that is not slow warms it up."""
-        self.process.stdin.write("call\n")
-        self.process.stdin.flush()
-        self.calls.append(self.answer())
+        found = self.ask()
+        if found is None:
+            return
+        self.calls.append(found)
         timed = self.calls if self.slow else self.calls[1:] or self.calls
         self.row |= {"pairs": self.calls[0]["pairs"], "megabytes": self.calls[0]["megabytes"], "repeats": len(timed)}
         self.row["milliseconds"] = statistics.median(c["milliseconds"] for c in timed)
 
     def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+        if self.process.poll() is None:
+            self.process.stdin.close()
+            self.process.wait()
         self.results.unlink(missing_ok=True)
 
 
 def measure_row(arguments: argparse.Namespace, case: str, voxels: int, rows: list[dict]) -> None:
     """All contenders at a size, taking turns; ``rows`` gets theirs and is written after every round."""
     names = [name for name in CONTENDERS if name != FLEX or arguments.device == "cuda"]
-    field = []
-    for name in names:
-        field.append(Contender(arguments, case, voxels, name))
-        rows.append(field[-1].row)
-    alive = [c for c in field if "note" not in c.row]
+    field = [Contender(arguments, case, voxels, name) for name in names]
+    for contender in field:
+        rows.append(contender.row)
+        contender.warm_up()
     for turn in range(REPEATS + 1):
+        alive = [c for c in field if "note" not in c.row]
         for contender in alive:
             if turn == 0 or not contender.slow:
                 contender.call()
-            if turn == 0 and contender.row["contender"] not in (OURS, FLEX):
+            if turn == 0 and "note" not in contender.row and contender.row["contender"] not in (OURS, FLEX):
                 check_equal(field[0].results, contender.results)
         write(arguments, rows)
-    for contender in alive:
-        contender.close()
     for contender in field:
+        contender.close()
         print(contender.row, flush=True)
 
 
@@ -345,6 +360,7 @@ def main() -> None:
     parser.add_argument("--rooms", required=True)
     parser.add_argument("--quick", action="store_true", help="20,000 voxels only")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--cases", choices=CASES, nargs="+", default=list(CASES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where others use the machine")
     parser.add_argument("--device", default="cpu")
@@ -359,7 +375,7 @@ def main() -> None:
     rows: list[dict] = []
     arguments.output.mkdir(parents=True, exist_ok=True)
     for voxels in SIZES[:1] if arguments.quick else arguments.sizes:
-        for case in CASES:
+        for case in arguments.cases:
             measure_row(arguments, case, voxels, rows)
     print(stem(arguments).with_suffix(".md").read_text())
 
@@ -374,9 +390,10 @@ def write(arguments: argparse.Namespace, rows: list[dict]) -> None:
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
         writer.writerows(rows)
+    gpu = "" if arguments.device == "cpu" else f"{torch.cuda.get_device_name()}, "
     lines = [
         f"Window attention with signal tables, forward and backward, float32: {platform.machine()}, "
-        f"{arguments.threads} threads, torch {torch.__version__}, {arguments.clock} clock; "
+        f"{arguments.threads} threads, {gpu}torch {torch.__version__}, {arguments.clock} clock; "
         f"real rooms of {100 * VOXEL_SIZE:.0f} cm voxels packed as clouds of one batch, none twice. "
         "Median of warm calls, the contenders taking turns.",
         "",

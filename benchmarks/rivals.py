@@ -75,6 +75,23 @@ def _torch_cluster_fps(points: Tensor, num_samples: int) -> Call | None:
     return lambda: torch_cluster.fps(flat, batch, ratio, random_start=False)
 
 
+def _plain_fps(points: Tensor, num_samples: int) -> Call:
+    """The loop of PyTorch that many repositories carry, all clouds of a batch at once."""
+
+    def sample() -> Tensor:
+        clouds, width, _ = points.shape
+        chosen = torch.zeros(clouds, num_samples, dtype=torch.long, device=points.device)
+        nearest = torch.full((clouds, width), torch.inf, device=points.device)
+        each = torch.arange(clouds, device=points.device)
+        last = chosen[:, 0]
+        for step in range(1, num_samples):
+            nearest = torch.minimum(nearest, (points - points[each, last][:, None]).square().sum(2))
+            last = chosen[:, step] = nearest.argmax(1)
+        return chosen
+
+    return sample
+
+
 # Neighbours: points (B, N, 3), queries (B, M, 3), k.
 
 
@@ -146,6 +163,17 @@ def _torch_cluster_radius(points: Tensor, queries: Tensor, radius: float, max_ne
     return lambda: torch_cluster.radius(flat, query, radius, batch, query_batch, max_neighbors)
 
 
+def _plain_radius(points: Tensor, queries: Tensor, radius: float, max_neighbors: int) -> Call | None:
+    if points.shape[0] * points.shape[1] * queries.shape[1] > MAX_PLAIN_ELEMENTS:
+        return None
+
+    def search() -> tuple[Tensor, Tensor]:
+        found = torch.cdist(queries, points).topk(max_neighbors, largest=False)
+        return found.indices, found.values <= radius
+
+    return search
+
+
 # Chamfer distance: x and y (B, N, 3), whether to run backward.
 
 
@@ -174,6 +202,7 @@ RIVALS: dict[str, list[Rival]] = {
         Rival("fpsample", "fpsample", "pip install fpsample", _fpsample),
         Rival("torch-fps", "torch_fps", "pip install torch-fps", _torch_fps, _BOTH),
         Rival("torch_cluster", *_CLUSTER, _torch_cluster_fps, _BOTH),
+        Rival("torch", "torch", "pip install torch", _plain_fps, ("cuda",)),
     ],
     "knn": [
         Rival("scipy", *_SCIPY, _scipy_knn),
@@ -186,6 +215,7 @@ RIVALS: dict[str, list[Rival]] = {
         Rival("scipy", *_SCIPY, _scipy_radius),
         Rival("open3d", *_OPEN3D, _open3d_radius),
         Rival("torch_cluster", *_CLUSTER, _torch_cluster_radius, _BOTH),
+        Rival("torch", "torch", "pip install torch", _plain_radius, ("cuda",)),
     ],
     "chamfer": [Rival("torch", "torch", "pip install torch", _plain_chamfer, _BOTH)],
 }

@@ -1,12 +1,13 @@
 """Times voxels and sparse convolution against what a user would pick instead, on scanned rooms.
 
-python benchmarks/sparse.py [--rooms FOLDER] [--only conv] [--threads 2] [--clock cpu]
+python benchmarks/sparse.py [--rooms FOLDER] [--only conv] [--threads 2] [--clock cpu] [--device cuda]
 
 Rooms stand side by side until they have enough points; the embedded set serves the smaller sizes, ``--rooms`` names a
 folder with the large one. Before a row is timed, all contenders must agree: on the voxels exactly, on convolutions and
-their gradients to float32's rounding. Prints a table and writes benchmarks/results/sparse_cpu.csv and .md.
+their gradients to float32's rounding. Prints a table and writes benchmarks/results/sparse_DEVICE.csv and .md.
 benchmarks/README.md says how it measures; ``--clock cpu --threads 1`` counts processor time instead, which a machine
-that is busy with other programs does not change much.
+that is busy with other programs does not change much. ``--device cuda`` compares with what plain PyTorch does: unique
+rows, and a gather, a matrix product and a sum by index for each tap; finding the taps is not in its time.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from ops import MAX_REPEATS, MIN_REPEATS, PAUSE_SECONDS, WARM_BELOW_MS, extra_megabytes, machine
+from ops import milliseconds as milliseconds_on
 from rivals import Call
 from torch import Tensor
 
@@ -127,18 +129,15 @@ def _torch_unique(xyz: Tensor) -> Call:
 
 def voxelize_row(xyz: Tensor, available: set[str]) -> Row:
     voxels = ops.voxelize(xyz, VOXEL_SIZE)
-    coords, first, inverse, count = _numpy_rows(xyz)()
+    coords, first, inverse, count = _numpy_rows(xyz.cpu())()
     pairs = ((voxels.coords, coords), (voxels.first, first), (voxels.inverse, inverse), (voxels.count, count))
     for own, other in pairs:
-        if not np.array_equal(own.numpy(), other.reshape(own.shape)):
+        if not np.array_equal(own.cpu().numpy(), other.reshape(own.shape)):
             raise SystemExit("voxelize: pc3d and numpy.unique differ")
-    calls: dict[str, Call] = {
-        OURS: lambda: ops.voxelize(xyz, VOXEL_SIZE),
-        "numpy rows": _numpy_rows(xyz),
-        "numpy keys": _numpy_keys(xyz),
-        "torch.unique": _torch_unique(xyz),
-    }
-    if "open3d" in available:
+    calls: dict[str, Call] = {OURS: lambda: ops.voxelize(xyz, VOXEL_SIZE), "torch.unique": _torch_unique(xyz)}
+    if xyz.is_cpu:
+        calls |= {"numpy rows": _numpy_rows(xyz), "numpy keys": _numpy_keys(xyz)}
+    if xyz.is_cpu and "open3d" in available:
         calls |= {"open3d": _open3d_downsample(xyz), "open3d trace": _open3d_trace(xyz)}
     return Row("voxelize", f"{xyz.shape[0]:,} points, {voxels.coords.shape[0]:,} voxels", calls)
 
@@ -164,6 +163,10 @@ class Spconv:
         self.layer.weight = torch.nn.Parameter(cube.permute(4, 0, 1, 2, 3).contiguous())
         self.indice_dict: dict[str, Any] = {}
 
+    @property
+    def weight(self) -> Tensor:
+        return self.layer.weight
+
     def __call__(self, features: Tensor, reuse_map: bool = True) -> Tensor:
         x = self.spconv.SparseConvTensor(features, self.indices, self.shape, 1)
         if reuse_map:
@@ -174,6 +177,26 @@ class Spconv:
         """(27, C_in, C_out)."""
         grad = self.layer.weight.grad
         return grad.permute(1, 2, 3, 4, 0).reshape(27, grad.shape[4], grad.shape[0])
+
+
+class Gathered:
+    """A sub-manifold convolution in plain PyTorch: for each tap a gather, a matrix product and a sum by index."""
+
+    def __init__(self, neighbors: Tensor, weight: Tensor) -> None:
+        self.weight = weight.detach().clone().requires_grad_()
+        self.rows = [(tap >= 0).nonzero().flatten() for tap in neighbors.T]
+        self.sources = [tap[rows] for tap, rows in zip(neighbors.T, self.rows, strict=True)]
+
+    def __call__(self, features: Tensor) -> Tensor:
+        out = features.new_zeros(len(features), self.weight.shape[2])
+        for rows, sources, weight in zip(self.rows, self.sources, self.weight, strict=True):
+            out = out.index_add(0, rows, features[sources] @ weight)
+        return out
+
+    def weight_gradient(self) -> Tensor:
+        """(27, C_in, C_out)."""
+        assert self.weight.grad is not None
+        return self.weight.grad
 
 
 def backward(features: Tensor, weight: Tensor, grad: Tensor, convolve: Callable[[Tensor], Tensor]) -> Call:
@@ -190,33 +213,35 @@ def conv_rows(xyz: Tensor, available: set[str]) -> Iterator[Row]:
     table = ops.kernel_map(coords)
     reads = float((table.neighbors >= 0).sum(1, dtype=torch.float32).mean())
     size = f"{coords.shape[0]:,} voxels, {reads:.1f} neighbours"
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator(xyz.device).manual_seed(0)
+    rival_name = "spconv" if xyz.is_cpu else "torch"
     calls: dict[str, Call] = {OURS: lambda: ops.kernel_map(coords)}
-    if "spconv" in available:
+    if xyz.is_cpu and "spconv" in available:
         tiny = Spconv(coords, 1, 1, torch.ones(27, 1, 1))
         ones = torch.ones(coords.shape[0], 1)
         calls["spconv"] = lambda: tiny(ones, reuse_map=False)  # with a convolution of 1 channel: it has no call without
     yield Row("kernel map", size, calls)
     for c_in, c_out in CHANNELS:
-        features = torch.randn(coords.shape[0], c_in, generator=random, requires_grad=True)
-        weight = (torch.randn(27, c_in, c_out, generator=random) / (27 * c_in) ** 0.5).requires_grad_()
-        grad = torch.randn(coords.shape[0], c_out, generator=random)
+        features = torch.randn(coords.shape[0], c_in, generator=random, device=xyz.device, requires_grad=True)
+        weight = torch.randn(27, c_in, c_out, generator=random, device=xyz.device) / (27 * c_in) ** 0.5
+        weight.requires_grad_()
+        grad = torch.randn(coords.shape[0], c_out, generator=random, device=xyz.device)
 
         def own(features: Tensor, weight: Tensor = weight) -> Tensor:
             return ops.sparse_conv3d(features, weight, table)
 
         forward_calls: dict[str, Call] = {OURS: lambda f=features, own=own: own(f.detach())}
         both_calls: dict[str, Call] = {OURS: backward(features, weight, grad, own)}
-        if "spconv" in available:
-            rival = Spconv(coords, c_in, c_out, weight)
+        if rival_name in available:
+            rival = Spconv(coords, c_in, c_out, weight) if xyz.is_cpu else Gathered(table.neighbors, weight)
             agree("sparse conv", own(features).detach(), rival(features).detach())
             both_calls[OURS]()
             ours = features.grad.clone(), weight.grad.clone()
-            both_calls["spconv"] = backward(features, rival.layer.weight, grad, rival)
-            both_calls["spconv"]()
+            both_calls[rival_name] = backward(features, rival.weight, grad, rival)
+            both_calls[rival_name]()
             agree("gradient of the features", ours[0], features.grad)
             agree("gradient of the weight", ours[1], rival.weight_gradient())
-            forward_calls["spconv"] = lambda f=features, rival=rival: inference(rival, f)
+            forward_calls[rival_name] = lambda f=features, rival=rival: inference(rival, f)
         forward_calls[OURS] = lambda f=features, own=own: inference(own, f)
         yield Row("conv forward", f"{size}, {c_in} -> {c_out}", forward_calls)
         yield Row("conv forward + backward", f"{size}, {c_in} -> {c_out}", both_calls)
@@ -230,8 +255,10 @@ def inference(layer: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
 # Measuring and writing.
 
 
-def measure(row: Row, clock: Callable[[], float]) -> None:
+def measure(row: Row, clock: Callable[[], float], device: str) -> None:
     def milliseconds(call: Call) -> float:
+        if device == "cuda":
+            return milliseconds_on(call, device)
         begin = clock()
         call()
         return 1e3 * (clock() - begin)
@@ -239,7 +266,7 @@ def measure(row: Row, clock: Callable[[], float]) -> None:
     first = {}
     for name, call in row.calls.items():
         milliseconds(call)
-        row.megabytes[name] = extra_megabytes(call, "cpu")
+        row.megabytes[name] = extra_megabytes(call, device)
         first[name] = milliseconds(call)
     repeats = max(MIN_REPEATS, min(MAX_REPEATS, int(1e3 * SECONDS_A_ROW / sum(first.values()))))
     times: dict[str, list[float]] = {name: [] for name in row.calls}
@@ -265,9 +292,9 @@ def markdown(done: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def write(done: list[Row], notes: list[str], folder: Path) -> None:
+def write(done: list[Row], notes: list[str], folder: Path, device: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "sparse_cpu.csv").open("w", newline="") as file:
+    with (folder / f"sparse_{device}.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["operation", "size", "implementation", "milliseconds", "extra_megabytes", "times_pc3d"])
         for row in done:
@@ -276,7 +303,7 @@ def write(done: list[Row], notes: list[str], folder: Path) -> None:
                 cells = [row.operation, row.size, name, f"{ms:.3f}", f"{row.megabytes[name]:.1f}", f"{ratio:.2f}"]
                 writer.writerow(cells)
     text = "\n".join(["# Voxels and sparse convolution, timed", "", *notes, "", markdown(done), ""])
-    (folder / "sparse_cpu.md").write_text(text)
+    (folder / f"sparse_{device}.md").write_text(text)
 
 
 def main() -> None:
@@ -285,13 +312,17 @@ def main() -> None:
     parser.add_argument("--only", choices=("voxelize", "conv"), help="one kind of operation")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads (default: all cores)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="what to count: wall or processor time")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="points")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))  # before the rivals load their OpenMP
-    notes, available = [f"{machine('cpu', args.threads)}; {args.clock} time", ""], set()
-    for name, install in (("open3d", "pip install open3d-cpu"), ("spconv.pytorch", "pip install spconv-cu126 ninja")):
+    on_cpu = args.device == "cpu"
+    notes = [machine(args.device, args.threads) + (f"; {args.clock} time" if on_cpu else ""), ""]
+    available = {"torch"}
+    rivals = (("open3d", "pip install open3d-cpu"), ("spconv.pytorch", "pip install spconv-cu126 ninja"))
+    for name, install in rivals if on_cpu else ():
         try:
             importlib.import_module(name)
             available.add(name.split(".")[0])
@@ -305,12 +336,13 @@ def main() -> None:
         if xyz is None:
             notes.append(f"- {num_points:,} points: more than the rooms hold; --rooms names a folder with more")
             continue
+        xyz = xyz.to(args.device)
         rows = [] if args.only == "conv" else [voxelize_row(xyz, available)]
         for row in [*rows, *([] if args.only == "voxelize" else conv_rows(xyz, available))]:
             print(f"{row.operation}, {row.size} ...", file=sys.stderr, flush=True)
-            measure(row, CLOCKS[args.clock])
+            measure(row, CLOCKS[args.clock], args.device)
             done.append(row)
-            write(done, notes, args.output)  # after every row: an interrupted run keeps what it has
+            write(done, notes, args.output, args.device)  # after every row: an interrupted run keeps what it has
     print("\n".join([*notes, "", markdown(done)]))
 
 

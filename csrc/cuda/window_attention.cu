@@ -42,6 +42,10 @@ struct WindowArguments {
                     "window_offsets must be int64 of shape (Nw + 1,)");
     STD_TORCH_CHECK(offsets.size(0) > 1 || query.size(0) == 0, "query has rows, but window_offsets name no window");
     for (const Tensor* t : {&signals, &order, &offsets}) check_same_device(query, *t, "signals and windows");
+    // (rows, H, d) to (d, H, rows), see WindowAttention.
+    for (Tensor* t : {&query_table, &key_table, &value_table}) {
+      *t = torch::stable::contiguous(torch::stable::transpose(*t, 0, 2));
+    }
   }
 
   // Every warp keeps at least four values for a table row in shared memory.

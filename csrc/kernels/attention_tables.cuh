@@ -22,7 +22,8 @@ struct AxisRows {
   int first[kMostAxes + 1];
 };
 
-// Features are (num_voxels, num_heads, head_dim), tables (axes.first[axes.count], num_heads, head_dim).
+// Features are (num_voxels, num_heads, head_dim), tables (head_dim, num_heads, axes.first[axes.count]): neighbouring
+// lanes read neighbouring rows.
 template <class T, class A>
 struct WindowAttention {
   const T* query;
@@ -47,8 +48,8 @@ struct WindowAttention {
   __device__ __forceinline__ int64_t features_at(int64_t row, int head) const {
     return (row * num_heads + head) * head_dim;
   }
-  __device__ __forceinline__ int64_t entry_at(int table_row, int head) const {
-    return (int64_t(table_row) * num_heads + head) * head_dim;
+  __device__ __forceinline__ int64_t column_at(int column, int head) const {
+    return (int64_t(column) * num_heads + head) * table_rows();
   }
   // The table row that signal `a` of a pair selects.
   __device__ __forceinline__ int selected(int64_t query_row, int64_t key_row, int a) const {
@@ -121,12 +122,21 @@ __device__ __forceinline__ A warp_largest(A value) {
   return value;
 }
 
-// The warp's voxel of one head into shared memory, in the type of the sums; zeros for a warp without a voxel.
+// Entries of a vector in shared memory that are read at once.
+template <class A>
+struct alignas(16) Four {
+  A values[4];
+};
+
+// The warp's voxel of one head into shared memory, in the type of the sums; zeros for a warp without a voxel, and up to
+// the next four.
 template <class T, class A>
 __device__ __forceinline__ void stage(const WindowAttention<T, A>& w, const T* rows, int64_t row, int head, bool active,
                                       A* out) {
   const T* source = rows + w.features_at(row, head);
-  for (int c = lane_index(); c < w.head_dim; c += kWarp) out[c] = active ? static_cast<A>(source[c]) : A(0);
+  for (int c = lane_index(); c < (w.head_dim + 3) / 4 * 4; c += kWarp) {
+    out[c] = active && c < w.head_dim ? static_cast<A>(source[c]) : A(0);
+  }
 }
 
 // The product of a group's vectors with a head's table: projected[warp][l] = vectors[warp] . table[l]. An entry of the
@@ -136,12 +146,19 @@ __device__ __forceinline__ void project(const WindowAttention<T, A>& w, const A*
                                         A* projected) {
   const int rows = w.table_rows();
   for (int l = threadIdx.x; l < rows; l += kAttentionThreads) {
-    const A* entry = table + w.entry_at(l, head);
     A sum[kAttentionWarps] = {};
-    for (int c = 0; c < w.head_dim; ++c) {
-      const A value = entry[c];
+    for (int begin = 0; begin < w.head_dim; begin += 4) {
+      A entries[4];
 #pragma unroll
-      for (int k = 0; k < kAttentionWarps; ++k) sum[k] += vectors[k * kMostHeadDim + c] * value;
+      for (int c = 0; c < 4; ++c) {
+        entries[c] = begin + c < w.head_dim ? table[w.column_at(begin + c, head) + l] : A(0);
+      }
+#pragma unroll
+      for (int k = 0; k < kAttentionWarps; ++k) {
+        const Four<A> vector = *reinterpret_cast<const Four<A>*>(vectors + k * kMostHeadDim + begin);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) sum[k] += vector.values[c] * entries[c];
+      }
     }
 #pragma unroll
     for (int k = 0; k < kAttentionWarps; ++k) projected[k * rows + l] = sum[k];
@@ -258,39 +275,50 @@ __device__ __forceinline__ void add_scaled(const WindowAttention<T, A>& w, A sca
   });
 }
 
-// write(c, the sum over lanes of sum[c], plus counts . table[:, c]), by one lane; `counts` may be null.
+// write(c, the sum over lanes of sum[c], plus counts . table[c]), by one lane; `counts` may be null. Changes `sum`.
 template <int kDim, class T, class A, class F>
-__device__ __forceinline__ void finish(const WindowAttention<T, A>& w, const A* sum, const A* counts, const A* table,
+__device__ __forceinline__ void finish(const WindowAttention<T, A>& w, A* sum, const A* counts, const A* table,
                                        int head, const F& write) {
   const int lane = lane_index();
+  if (counts != nullptr) {
+    for (int l = lane; l < w.table_rows(); l += kWarp) {
+      const A count = counts[l];
+      if (count == A(0)) continue;
+      each_column<kDim>([&](int c) {
+        if (c < w.head_dim) sum[c] += count * table[w.column_at(c, head) + l];
+      });
+    }
+    __syncwarp();
+  }
   each_column<kDim>([&](int c) {
     if (c >= w.head_dim) return;  // all lanes alike
-    A total = sum[c];
-    if (counts != nullptr) {
-      for (int l = lane; l < w.table_rows(); l += kWarp) {
-        const A count = counts[l];
-        if (count != A(0)) total += count * table[w.entry_at(l, head) + c];
-      }
-    }
-    total = warp_sum(total);
+    const A total = warp_sum(sum[c]);
     if (lane == 0) write(c, total);
   });
 }
 
-// partial[l][c] += the sum over a group's `active` warps of counts[warp][l] * vectors[warp][c]; the block owns it.
+// partial[c][l] += the sum over a group's `active` warps of counts[warp][l] * vectors[warp][c]; the block owns it.
 template <class T, class A>
 __device__ __forceinline__ void add_outer(const WindowAttention<T, A>& w, const A* counts, int stride, const A* vectors,
                                           int active, A* partial) {
-  const int size = w.table_rows() * w.head_dim;
-  for (int at = threadIdx.x; at < size; at += kAttentionThreads) {
-    const int l = at / w.head_dim;
-    const int c = at % w.head_dim;
-    A sum = partial[at];
-    for (int k = 0; k < active; ++k) {
-      const A count = counts[k * stride + l];
-      if (count != A(0)) sum += count * vectors[k * kMostHeadDim + c];
+  const int rows = w.table_rows();
+  for (int l = threadIdx.x; l < rows; l += kAttentionThreads) {
+    A count[kAttentionWarps];
+    bool any = false;
+#pragma unroll
+    for (int k = 0; k < kAttentionWarps; ++k) {
+      count[k] = k < active ? counts[k * stride + l] : A(0);
+      any = any || count[k] != A(0);
     }
-    partial[at] = sum;
+    if (!any) continue;  // most rows: a voxel's pairs select few
+    for (int c = 0; c < w.head_dim; ++c) {
+      A sum = partial[c * rows + l];
+#pragma unroll
+      for (int k = 0; k < kAttentionWarps; ++k) {
+        if (count[k] != A(0)) sum += count[k] * vectors[k * kMostHeadDim + c];
+      }
+      partial[c * rows + l] = sum;
+    }
   }
 }
 

@@ -12,9 +12,9 @@
 // and D = 9, 363 and 614 in place of 59 and 134. Products with tables come on top, 3Ld forward and 8Ld backward for
 // each voxel and head (L table rows), those of keys once for each tile.
 //
-// The scratch does not grow with windows of more than 181 voxels: these are cut into tiles of queries and, past
+// The scratch does not grow with windows of more than 128 voxels: these are cut into tiles of queries and, past
 // kMostKeys, into chunks of keys, which are passed twice, first for the sum of the soft-max. All blocks together have
-// at most 70 MB forward and 135 MB backward, twice that in float64 (more only for more than 512 heads).
+// at most 70 MB forward and 135 MB backward, twice that in float64 (more only for more than 1,024 heads).
 #pragma once
 
 #include "kernels/attention_tables.cuh"
@@ -22,8 +22,8 @@
 namespace pc3d {
 namespace cuda {
 
-constexpr int64_t kMostAttentionBlocks = 512;
-constexpr int64_t kMostScores = 1 << 15;  // of a block, at a time
+constexpr int64_t kMostAttentionBlocks = 1024;
+constexpr int64_t kMostScores = 1 << 14;  // of a block, at a time
 constexpr int64_t kMostKeys = 1 << 10;
 constexpr int64_t kTileOfChunks = kMostScores / kMostKeys;  // queries of a tile whose keys come in chunks
 constexpr int64_t kRowsOfBlock = 64;                        // voxels, of a head, that are worth a block

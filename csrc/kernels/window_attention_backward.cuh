@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kAttentionThreads)
   });
 }
 
-// table[l][head][c] = the sum of partial[run][head][l][c] over runs, in order.
+// table[l][head][c] = the sum of partial[run][head][c][l] over runs, in order.
 template <class A>
 __global__ void __launch_bounds__(kAttentionThreads)
     sum_partial(const A* __restrict__ partial, int64_t num_runs, int rows, int num_heads, int head_dim,
@@ -183,14 +183,12 @@ __global__ void __launch_bounds__(kAttentionThreads)
   const int64_t size = int64_t(rows) * num_heads * head_dim;
   const int64_t step = int64_t(gridDim.x) * kAttentionThreads;
   for (int64_t item = int64_t(blockIdx.x) * kAttentionThreads + threadIdx.x; item < size; item += step) {
-    const int64_t c = item % head_dim;
-    const int64_t head = item / head_dim % num_heads;
-    const int64_t l = item / head_dim / num_heads;
     A sum = A(0);
-    for (int64_t run = 0; run < num_runs; ++run) {
-      sum += partial[((run * num_heads + head) * rows + l) * head_dim + c];
-    }
-    table[item] = sum;
+    for (int64_t run = 0; run < num_runs; ++run) sum += partial[run * size + item];
+    const int64_t l = item % rows;
+    const int64_t c = item / rows % head_dim;
+    const int64_t head = item / rows / head_dim;
+    table[(l * num_heads + head) * head_dim + c] = sum;
   }
 }
 
