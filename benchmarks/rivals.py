@@ -60,8 +60,8 @@ def _fpsample(points: Tensor, num_samples: int) -> Call:
 def _torch_fps(points: Tensor, num_samples: int) -> Call | None:
     import torch_fps
 
-    if points.is_cpu and points.shape[1] * num_samples > 2e9:
-        return None  # looks at every point in every step: minutes
+    if points.shape[1] * num_samples > (2e9 if points.is_cpu else 5e8):
+        return None  # looks at every point in every step: minutes on a CPU, seconds on a GPU
     mask = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
     return lambda: torch_fps.farthest_point_sampling(points, mask, num_samples, random_start=False)
 
@@ -75,8 +75,10 @@ def _torch_cluster_fps(points: Tensor, num_samples: int) -> Call | None:
     return lambda: torch_cluster.fps(flat, batch, ratio, random_start=False)
 
 
-def _plain_fps(points: Tensor, num_samples: int) -> Call:
+def _plain_fps(points: Tensor, num_samples: int) -> Call | None:
     """The loop of PyTorch that many repositories carry, all clouds of a batch at once."""
+    if points.shape[1] * num_samples > 2e9:
+        return None
 
     def sample() -> Tensor:
         clouds, width, _ = points.shape
