@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -39,7 +40,11 @@ class Interruption:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+        told = "\nstopping after this step; Ctrl-C again stops at once"
+        try:
+            print(told, file=sys.stderr, flush=True)
+        except RuntimeError:  # the signal came amidst a line of progress, and the stream takes no other within one
+            os.write(2, f"{told}\n".encode())
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ import yaml
 
 from pc3d import _progress
 from pc3d.cli.main import VERBS, main
+from pc3d.methods.interruption import Interruption, interruptible
 from pc3d.models import PointViT, save_encoder
 
 PC3D = [sys.executable, "-m", "pc3d.cli.main"]
@@ -246,6 +248,33 @@ def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_end(recipe: str, tmp_path:
     (weights, steps), (expected, expected_steps) = final(Path(stopped)), final(Path(left_alone))
     assert steps == expected_steps
     assert all(torch.equal(weights[name], values) for name, values in expected.items())
+
+
+def test_ctrl_c_amidst_a_line_of_progress_is_a_request_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Buffered streams refuse to be written to while they write."""
+
+    class Terminal(io.RawIOBase):
+        written = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            if not self.written:
+                self.written = bytes(data)
+                signal.raise_signal(signal.SIGINT)
+            return len(data)
+
+    terminal, interruption = Terminal(), Interruption()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(terminal)))
+    with interruptible():
+        interruption.listen()
+        print("epoch 1 of 2", file=sys.stderr, flush=True)
+    assert terminal.written == b"epoch 1 of 2\n"
+    assert interruption.requested
+    assert capfd.readouterr().err == "\nstopping after this step; Ctrl-C again stops at once\n"
 
 
 def test_interrupted_before_the_first_step(
