@@ -176,6 +176,7 @@ def open_encoder(
     data: str,
     num_points: Points,
     variant: Variant | None = None,
+    device: str = "cpu",
 ) -> tuple[Encoder, str]:
     """An encoder and its name for reports.
 
@@ -186,9 +187,12 @@ def open_encoder(
         data: where ``"pca"`` is fitted: the training split.
         num_points: points per cloud for that fit.
         variant: of the data set, see :func:`open_split`.
+        device: where it computes; the handcrafted ones do so on the CPU.
     """
+    from pc3d.cli._devices import open_device
     from pc3d.evaluation import PointPCA, ShapeDescriptor
 
+    place = open_device(device)
     if encoder == "descriptor":
         return ShapeDescriptor(seed), "the handcrafted shape descriptor"
     if encoder == "pca":
@@ -210,9 +214,9 @@ def open_encoder(
     if untrained:
         # Built anew: fresh weights alone would leave the trained statistics of batch norm in place.
         torch.manual_seed(seed)
-        model = cast(Any, ENCODERS[type(model).__name__])(**model.config).eval()
+        model = cast(Any, ENCODERS[type(model).__name__])(**model.config).eval().to(place)
         return model, f"{encoder}, untrained (fresh weights, seed {seed})"
-    return model, encoder
+    return model.to(place), encoder
 
 
 def pooling_of(model: Encoder, pooling: str | None) -> str:

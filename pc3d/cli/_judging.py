@@ -49,6 +49,7 @@ def judge_frozen(
     num_points: Points,
     up: UpAxis | None,
     batch_size: int,
+    device: str,
     untrained: bool,
     seed: int,
     seeds: Sequence[int] | None,
@@ -68,6 +69,7 @@ def judge_frozen(
         num_points: points per cloud, see :func:`pc3d.cli._alignment.points_for`.
         up: see :func:`pc3d.cli._alignment.inputs_for`.
         batch_size: clouds per forward pass.
+        device: where the encoder computes.
         untrained: draw fresh weights from the seed.
         seed: where there are no ``seeds``.
         seeds: several.
@@ -85,7 +87,7 @@ def judge_frozen(
     outcomes, rows = [], []
     frozen: Frozen | None = None
     extraction: dict[str, float] = {}
-    how = (encoder, data, variant, num_points, pooling, batch_size)
+    how = (encoder, data, variant, num_points, pooling, batch_size, device)
     with Kept(interrupted(judge.__qualname__, *how, up, untrained, seed, seeds, *options)) as kept:
         for number in chosen_seeds(seed, seeds):
             before = kept.given_back
@@ -187,6 +189,7 @@ def features_of(
     num_points: Points,
     pooling: str | None,
     batch_size: int,
+    device: str = "cpu",
     *,
     up: UpAxis | None = None,
     untrained: bool,
@@ -197,7 +200,7 @@ def features_of(
     import torch
 
     model, name = open_encoder(
-        encoder, untrained=untrained, seed=seed, data=data, num_points=num_points, variant=variant
+        encoder, untrained=untrained, seed=seed, data=data, num_points=num_points, variant=variant, device=device
     )
     points = points_for(model, num_points)
     note_points(model, points)

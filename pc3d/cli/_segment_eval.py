@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pc3d.cli import _output
+from pc3d.cli._devices import open_device
 from pc3d.cli._judging import kept_beside
 from pc3d.cli._parser import nearest, run_verb
 from pc3d.cli._segment_row import row_of, trained_on
@@ -66,6 +67,7 @@ def evaluate(
     if data == "run" and root is not None:
         raise ValueError(f"root: {root!r} goes with --data; data 'run' reads where the configuration says")
     check_bounds(max_points, context)
+    open_device(device)
     model = load_segmenter(run)
     if test_area is not None and data != "s3dis":
         raise ValueError(f"test_area: {test_area} goes with --data s3dis, got data {data!r}")

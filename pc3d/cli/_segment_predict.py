@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _output
+from pc3d.cli._devices import open_device
 from pc3d.cli._parser import verb_parser
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def main(argv: Sequence[str]) -> int | None:
     if not options.scale > 0:
         raise ValueError(f"scale must be positive, got {options.scale}")
     check_bounds(options.max_points, options.context)
+    open_device(options.device)
     scenes = [Path(scene) for scene in options.scenes]
     _check_files(scenes, output, options.overwrite or options.resume)
     model = load_segmenter(options.run)

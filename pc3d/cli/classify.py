@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pc3d.cli import _fewshot_training, _objects, _several_runs, _training
+from pc3d.cli._devices import open_device
 from pc3d.cli._judging import kept_beside
 
 _SHORTHANDS = {
@@ -106,7 +107,7 @@ def evaluate(
         )
     folder = Path(output) if output is not None else Path(run) / "eval"
     path = _objects.free_result_path(folder, f"{data.split}_votes" if votes else data.split, overwrite)
-    model.to(device)
+    model.to(open_device(device))
     choice = (run, root, split, variant, votes, official_best_of, batch_size, device)
     with Kept(kept_beside(path, *choice)) as kept:
         options: dict[str, Any] = {"seed": data.seed, "batch_size": batch_size, "progress": True, "kept": kept}

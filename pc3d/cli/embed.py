@@ -22,6 +22,7 @@ def embed(
     num_points: Points = "default",
     up: UpAxis | None = None,
     batch_size: int = 32,
+    device: str = "cpu",
     untrained: bool = False,
     seed: int = 0,
     space: Literal["encoder", "text", "image", "joint"] = "encoder",
@@ -47,6 +48,7 @@ def embed(
         up: Of an encoder aligned with texts and pictures, the axis that points up in the data; by default what the
             data set says, y in GLB files, else z.
         batch_size: Clouds per forward pass.
+        device: Where the encoder computes, such as cpu or cuda.
         untrained: Keep the architecture, draw fresh weights from the seed.
         seed: Seed of untrained weights.
         space: Of an encoder aligned with texts and pictures: its own embedding, or vectors to compare with features of
@@ -61,7 +63,7 @@ def embed(
     if path.exists() and not overwrite:
         raise FileExistsError(f"out: {path} exists and would be lost: choose another name, or add --overwrite")
     model, name = open_encoder(
-        encoder, untrained=untrained, seed=seed, data=data, num_points=num_points, variant=variant
+        encoder, untrained=untrained, seed=seed, data=data, num_points=num_points, variant=variant, device=device
     )
     points = points_for(model, num_points)
     source = inputs_for(model, data, split, points, variant, up)

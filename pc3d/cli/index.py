@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pc3d.cli import _alignment, _output
 from pc3d.cli._alignment import UpAxis
+from pc3d.cli._devices import open_device
 from pc3d.cli._inputs import Points, Source, Variant
 from pc3d.cli._parser import OK, USAGE, nearest, run_verb
 
@@ -36,6 +37,7 @@ def build(
     num_points: Points = "default",
     up: UpAxis | None = None,
     batch_size: int = 16,
+    device: str = "cpu",
     on_error: Literal["refuse", "report"] = "refuse",
 ) -> None:
     """Embed shapes and add those that are new or have changed to an index of shapes.
@@ -54,6 +56,7 @@ def build(
             takes all.
         up: Axis that points up in the data; by default what the data set says, y in GLB files, else z.
         batch_size: Shapes per forward pass.
+        device: Where the encoder computes, such as cpu or cuda.
         on_error: What happens to a file that cannot be used: 'refuse' stops there and keeps what was embedded, 'report'
             leaves it out and lists it with the reason.
     """
@@ -64,6 +67,7 @@ def build(
 
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    place = open_device(device)
     aligned = _alignment.open_aligned(encoder)
     points = _alignment.points_for(aligned, num_points)
     made_by = {"encoder": _in_full(encoder), "digest": weights_digest(aligned), "num_points": points}
@@ -73,7 +77,7 @@ def build(
     # As _alignment.shapes takes it: where pc3d search draws shapes from. A file alone does not say what its set says.
     axis = up or ("y" if source.dataset.up == "y" else None)
     origin = {"data": _in_full(data), "split": split, "variant": variant, "up": axis, "on_error": on_error}
-    work = _Work(index, aligned.view("joint"), source, origin, points)
+    work = _Work(index, aligned.view("joint").to(place), source, origin, points)
     left_out = [{"path": str(file.path), "reason": file.reason} for file in source.dataset.skipped]
     try:
         with progress_bar(len(source.dataset), "index", "shapes") as advance:

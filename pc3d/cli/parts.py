@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pc3d.cli import _objects, _several_runs, _training
+from pc3d.cli._devices import open_device
 from pc3d.cli._judging import kept_beside
 
 _DESCRIPTION = f"""Train a part segmentation of objects whose category is known.
@@ -105,7 +106,7 @@ def evaluate(
     path = _objects.free_result_path(folder, name, overwrite)
     with Kept(kept_beside(path, run, root, split, batch_size, device)) as kept:
         tally = evaluate_parts(
-            model.to(device),
+            model.to(open_device(device)),
             data.dataset,
             PartTally(config["categories"], config["category_parts"]),
             data.prepare,

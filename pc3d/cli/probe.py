@@ -30,6 +30,7 @@ def probe(
     num_points: Points = "default",
     up: UpAxis | None = None,
     batch_size: int = 32,
+    device: str = "cpu",
     untrained: bool = False,
     seed: int = 0,
     seeds: list[int] | None = None,
@@ -62,6 +63,7 @@ def probe(
         up: Of an encoder aligned with texts and pictures, the axis that points up in the data; by default what the
             data set says, y in GLB files, else z.
         batch_size: Clouds per forward pass.
+        device: Where the encoder computes, such as cpu or cuda.
         untrained: Keep the architecture, draw fresh weights from the seed: the baseline of the encoder itself.
         seed: Seed of folds or validation part, of the perceptron, the bootstrap and untrained weights.
         seeds: Several seeds, one result each, and their mean, standard deviation and 95 % interval.
@@ -91,6 +93,7 @@ def probe(
         num_points=num_points,
         up=up,
         batch_size=batch_size,
+        device=device,
         untrained=untrained,
         seed=seed,
         seeds=seeds,

@@ -24,6 +24,7 @@ def retrieve(
     num_points: Points = "default",
     up: UpAxis | None = None,
     batch_size: int = 32,
+    device: str = "cpu",
     untrained: bool = False,
     seed: int = 0,
     seeds: list[int] | None = None,
@@ -48,6 +49,7 @@ def retrieve(
         up: Of an encoder aligned with texts and pictures, the axis that points up in the data; by default what the
             data set says, y in GLB files, else z.
         batch_size: Clouds per forward pass.
+        device: Where the encoder computes, such as cpu or cuda.
         untrained: Keep the architecture, draw fresh weights from the seed.
         seed: Seed of the bootstrap interval and of untrained weights.
         seeds: Several seeds, one result each, and their mean, standard deviation and 95 % interval.
@@ -68,6 +70,7 @@ def retrieve(
         num_points=num_points,
         up=up,
         batch_size=batch_size,
+        device=device,
         untrained=untrained,
         seed=seed,
         seeds=seeds,

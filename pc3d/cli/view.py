@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pc3d.cli import _output
+from pc3d.cli._devices import open_device
 from pc3d.cli._parser import run_verb
 from pc3d.cli._view_inputs import UpAxis, open_all
 from pc3d.cli._view_layers import Request, ask_of, build, choose_modes, cut_top, default_encoder, missing_modes
@@ -120,6 +121,7 @@ def look(
     )
     shown, run = opened.shown, opened.run
     heads = None if attention is None and "attention" in (mode or ()) else attention or ()
+    open_device(device)
     request = Request(encoder, text or (), text_tower, heads, point, device, seed)
     if run is not None and not shown:
         shown, notes = items_of_run(run, item)

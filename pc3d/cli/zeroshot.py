@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pc3d.cli import _alignment, _output
 from pc3d.cli._alignment import UpAxis
+from pc3d.cli._devices import open_device
 from pc3d.cli._inputs import Points, Variant, extract
 from pc3d.cli._judging import interrupted
 from pc3d.cli._parser import run_verb
@@ -26,6 +27,7 @@ def zeroshot(
     num_points: Points = "default",
     up: UpAxis | None = None,
     batch_size: int = 16,
+    device: str = "cpu",
     results: str | None = None,
     method: str | None = None,
     seed: int = 0,
@@ -47,12 +49,14 @@ def zeroshot(
             takes all.
         up: Axis that points up in the data; by default what the data set says, y in GLB files, else z.
         batch_size: Shapes per forward pass.
+        device: Where the encoder computes, such as cpu or cuda.
         results: Folder for a row of pc3d results.
         method: Name in the table of results; the encoder's by default.
         seed: Seed of the bootstrap interval.
     """
     from pc3d.evaluation import Kept, rank_classes, write_rows, zero_shot
 
+    place = open_device(device)
     patterns = _alignment.templates_of(templates)
     aligned = _alignment.open_aligned(encoder)
     source = _alignment.shapes(data, split, variant, up)
@@ -64,9 +68,9 @@ def zeroshot(
     raw = _alignment.class_vectors(tower, list(wanted.values()), patterns)
     vectors = aligned.text_targets(raw).detach().numpy()
     options = {"batch_size": batch_size, "pooling": "none", "num_points": _alignment.points_for(aligned, num_points)}
-    choice = (encoder, data, variant, split, classes, templates, text_tower, num_points, up, batch_size, seed)
+    choice = (encoder, data, variant, split, classes, templates, text_tower, num_points, up, batch_size, device, seed)
     with Kept(interrupted("zeroshot", *choice)) as kept:
-        features = extract(aligned.view("text"), encoder, source, data, split, kept=kept, **options)
+        features = extract(aligned.view("text").to(place), encoder, source, data, split, kept=kept, **options)
         names = list(wanted)
         if (source.dataset.labels >= 0).any():
             scored = _relabelled(features, own, names)

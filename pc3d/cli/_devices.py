@@ -1,0 +1,28 @@
+"""Where a verb computes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def open_device(name: str) -> torch.device:
+    """The device of ``--device``, if this machine has it.
+
+    Raises:
+        ValueError: it has not, or there is none of that name.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device: {name!r} cannot be used here ({reason}): give cpu, or cuda on a machine for which pc3d doctor "
+            "lists a GPU"
+        ) from None
+    return device
