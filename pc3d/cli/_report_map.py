@@ -137,7 +137,7 @@ def probes(run: Run, objects: Objects, seed: int, kept: Kept) -> tuple[list[Row]
             kept=kept,
         )
         name = "the encoder, untrained" if untrained else "the encoder of this run"
-        of_svm.append(linear_svm(frozen.train, frozen.test, protocol="tuned", seed=seed))
+        of_svm.append(linear_svm(frozen.train, frozen.test, protocol="tuned", seed=seed, progress=True))
         rows.append(of_svm[-1].to_row(name))
         rows.append(knn_probe(frozen.train, frozen.test, k=_NEIGHBOURS, seed=seed).to_row(name))
     return rows, of_svm[0]

@@ -73,7 +73,12 @@ def probe(
     from pc3d.evaluation import knn_probe, linear_svm, logistic_regression, mlp_probe
 
     def judge(frozen: Frozen, seed: int) -> ProbeResult:
-        choice: dict[str, Any] = {"protocol": protocol, "validation_fraction": validation_fraction, "seed": seed}
+        choice: dict[str, Any] = {
+            "protocol": protocol,
+            "validation_fraction": validation_fraction,
+            "seed": seed,
+            "progress": True,
+        }
         train, test = frozen.train, frozen.test
         if classifier == "knn":
             return knn_probe(train, test, k=k, **choice)

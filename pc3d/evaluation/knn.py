@@ -21,6 +21,7 @@ def knn_probe(
     grid: Sequence[int] = K_GRID,
     seed: int = 0,
     validation_fraction: float = VALIDATION_FRACTION,
+    progress: bool = False,
 ) -> ProbeResult:
     """Majority vote of the ``k`` nearest training features by cosine distance, votes weighted by inverse distance.
 
@@ -32,6 +33,7 @@ def knn_probe(
         grid: values that ``"tuned"``, ``"validation"`` and ``"legacy"`` try.
         seed: seed of the folds or the validation part, and of the bootstrap.
         validation_fraction: share of the training items that ``"validation"`` holds out.
+        progress: show a bar on standard error while values are tried.
 
     Raises:
         ValueError: as :func:`pc3d.evaluation.linear_svm`; also ``k`` larger than the training split.
@@ -50,4 +52,4 @@ def knn_probe(
     # What is held back, a fold or the validation part, cannot be among the neighbours.
     share = max(1 / FOLDS, validation_fraction if protocol in ("validation", "legacy") else 0.0)
     usable = [value for value in grid if value <= int(labelled * (1 - share))] or [1]
-    return probe(kind, train, test, k, protocol, usable, False, seed, validation_fraction)
+    return probe(kind, train, test, k, protocol, usable, False, seed, validation_fraction, progress)

@@ -19,6 +19,7 @@ def logistic_regression(
     standardize: bool = True,
     seed: int = 0,
     validation_fraction: float = VALIDATION_FRACTION,
+    progress: bool = False,
 ) -> ProbeResult:
     """Multinomial logistic regression with an L2 penalty, by L-BFGS.
 
@@ -31,6 +32,7 @@ def logistic_regression(
         standardize: scale each feature to zero mean and unit variance of the training split.
         seed: seed of the folds or the validation part, and of the bootstrap.
         validation_fraction: share of the training items that ``"validation"`` holds out.
+        progress: show a bar on standard error while values are tried.
 
     Raises:
         ValueError: as :func:`pc3d.evaluation.linear_svm`.
@@ -43,4 +45,4 @@ def logistic_regression(
         "C",
         {"max_iter": 2000},
     )
-    return probe(kind, train, test, C, protocol, grid, standardize, seed, validation_fraction)
+    return probe(kind, train, test, C, protocol, grid, standardize, seed, validation_fraction, progress)

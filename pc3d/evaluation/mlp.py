@@ -23,6 +23,7 @@ def mlp_probe(
     standardize: bool = True,
     seed: int = 0,
     validation_fraction: float = VALIDATION_FRACTION,
+    progress: bool = False,
 ) -> ProbeResult:
     """Three linear layers with two rectified hidden layers (MLP-3), by L-BFGS until the loss settles.
 
@@ -40,6 +41,7 @@ def mlp_probe(
         standardize: scale each feature to zero mean and unit variance of the training split.
         seed: seed of the initial weights, of the folds or the validation part, and of the bootstrap.
         validation_fraction: share of the training items that ``"validation"`` holds out.
+        progress: show a bar on standard error while values are tried.
 
     Raises:
         ValueError: as :func:`pc3d.evaluation.linear_svm`.
@@ -54,4 +56,4 @@ def mlp_probe(
         "alpha",
         {"hidden_layer_sizes": (hidden, hidden), "solver": "lbfgs", "max_iter": 1000, "random_state": seed},
     )
-    return probe(kind, train, test, alpha, protocol, grid, standardize, seed, validation_fraction)
+    return probe(kind, train, test, alpha, protocol, grid, standardize, seed, validation_fraction, progress)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pc3d._extras import require
+from pc3d._progress import progress_bar, track
 from pc3d.data import validation_mask
 from pc3d.evaluation.features import Array, Features, Labels
 from pc3d.evaluation.metrics import scores
@@ -52,6 +53,7 @@ def probe(
     standardize: bool,
     seed: int,
     validation_fraction: float = VALIDATION_FRACTION,
+    progress: bool = False,
 ) -> ProbeResult:
     fields, tried = data_fields(train, test), () if protocol == "fixed" else tuple(float(v) for v in grid)
     (x, y), (x_test, y_test) = train.labelled(), test.labelled()
@@ -59,17 +61,28 @@ def probe(
     if protocol == "fixed":
         selection = f"{kind.parameter} = {value:g} fixed beforehand"
     elif protocol == "tuned":
-        value, selection = cross_validated(kind, x, y, grid, standardize, seed, train.labelled_groups())
+        value, selection = cross_validated(
+            kind, x, y, grid, standardize, seed, train.labelled_groups(), progress=progress
+        )
     elif protocol == "validation":
         value, selection = validated(
-            kind, x, y, grid, standardize, seed, train.labelled_groups(), fraction=validation_fraction
+            kind,
+            x,
+            y,
+            grid,
+            standardize,
+            seed,
+            train.labelled_groups(),
+            fraction=validation_fraction,
+            progress=progress,
         )
     else:
-        accuracy = [kind.build(v, standardize).fit(x, y).score(x_test, y_test) for v in grid]
+        values = track(grid, f"try {kind.parameter}", "fits", visible=progress)
+        accuracy = [kind.build(v, standardize).fit(x, y).score(x_test, y_test) for v in values]
         value = grid[int(np.argmax(accuracy))]
         selection = f"{LEGACY_NOTE} ({kind.parameter} out of {_list(grid)} by test accuracy)"
     predicted = kind.build(value, standardize).fit(x, y).predict(x_test)
-    honest = (kind, train, test, value, "validation", grid, standardize, seed, validation_fraction)
+    honest = (kind, train, test, value, "validation", grid, standardize, seed, validation_fraction, progress)
     return ProbeResult(
         **fields,
         task=kind.task,
@@ -104,6 +117,8 @@ def cross_validated(
     standardize: bool,
     seed: int,
     groups: Labels | None = None,
+    *,
+    progress: bool = False,
 ) -> tuple[float, str]:
     """The grid value with the best cross-validation accuracy on the training features, and a sentence on how.
 
@@ -112,9 +127,7 @@ def cross_validated(
     """
     smallest = int(np.unique(y, return_counts=True)[1].min())
     splits = _folds(y, groups, seed)
-    accuracy = [
-        np.mean([kind.build(v, standardize).fit(x[a], y[a]).score(x[b], y[b]) for a, b in splits]) for v in grid
-    ]
+    accuracy = _tried(kind, x, y, grid, standardize, splits, progress)
     best = int(np.argmax(accuracy))
     sentence = (
         f"{kind.parameter} out of {_list(grid)} by stratified {len(splits)}-fold cross-validation on the training "
@@ -134,6 +147,7 @@ def validated(
     groups: Labels | None = None,
     *,
     fraction: float = VALIDATION_FRACTION,
+    progress: bool = False,
 ) -> tuple[float, str]:
     """The grid value with the best accuracy on a validation part of the training features, and a sentence on how.
 
@@ -149,9 +163,8 @@ def validated(
             "the validation split leaves training items of one class only, because the items of the other classes are "
             "too few or near-identical: use protocol='fixed'"
         )
-    accuracy = [
-        kind.build(v, standardize).fit(x[~held_out], y[~held_out]).score(x[held_out], y[held_out]) for v in grid
-    ]
+    split = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    accuracy = _tried(kind, x, y, grid, standardize, [split], progress)
     best = int(np.argmax(accuracy))
     sentence = (
         f"{kind.parameter} out of {_list(grid)} by accuracy on {int(held_out.sum())} items held out of the training "
@@ -159,6 +172,27 @@ def validated(
         f"accuracy {100 * accuracy[best]:.1f} %), then trained on all of it; the test split was not looked at"
     )
     return grid[best], sentence
+
+
+def _tried(
+    kind: Classifier,
+    x: Array,
+    y: Labels,
+    grid: Sequence[float],
+    standardize: bool,
+    splits: Sequence[tuple[Labels, Labels]],
+    progress: bool,
+) -> list[float]:
+    """Accuracy with each value: the mean over splits, each of rows to learn from and rows to score on."""
+    accuracy = []
+    with progress_bar(len(grid) * len(splits), f"try {kind.parameter}", "fits", visible=progress) as advance:
+        for value in grid:
+            scored = []
+            for a, b in splits:
+                scored.append(kind.build(value, standardize).fit(x[a], y[a]).score(x[b], y[b]))
+                advance(1)
+            accuracy.append(float(np.mean(scored)))
+    return accuracy
 
 
 def _folds(y: Labels, groups: Labels | None, seed: int) -> list[tuple[Labels, Labels]]:

@@ -289,7 +289,7 @@ def robustness(
     (x, y), (x_test, y_test) = train.labelled(), test.labelled()
     kind, _ = svm_form("svc_linear", seed)
     value, selection = (
-        cross_validated(kind, x, y, C_GRID, False, seed, train.labelled_groups())
+        cross_validated(kind, x, y, C_GRID, False, seed, train.labelled_groups(), progress=progress)
         if C is None
         else (C, f"C = {C:g} fixed beforehand")
     )

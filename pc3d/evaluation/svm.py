@@ -42,6 +42,7 @@ def linear_svm(
     standardize: bool = False,
     seed: int = 0,
     validation_fraction: float = VALIDATION_FRACTION,
+    progress: bool = False,
 ) -> ProbeResult:
     """Linear support vector machine, by default one against one as the Point-MAE family reports for ModelNet40.
 
@@ -68,13 +69,14 @@ def linear_svm(
         standardize: scale each feature to zero mean and unit variance of the training split.
         seed: seed of the folds or the validation part, of ``"linearsvc_l2"``, and of the bootstrap.
         validation_fraction: share of the training items that ``"validation"`` holds out.
+        progress: show a bar on standard error while values are tried.
 
     Raises:
         ValueError: unknown form or protocol, a value that is not positive, a single class, or splits that do not match.
     """
     kind, usual = svm_form(form, seed)
     value = usual if C is None else C
-    return probe(kind, train, test, value, protocol, grid, standardize, seed, validation_fraction)
+    return probe(kind, train, test, value, protocol, grid, standardize, seed, validation_fraction, progress)
 
 
 def svm_form(form: Form, seed: int) -> tuple[Classifier, float]:

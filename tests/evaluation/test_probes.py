@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC, LinearSVC
 
+from pc3d import _progress
 from pc3d.data import Household, validation_mask
 from pc3d.evaluation import (
     C_GRID,
@@ -281,6 +283,20 @@ def test_validation_chooses_what_is_best_on_the_part_held_out(planted: Make) -> 
     assert result.scores == linear_svm(train, test, C=best, seed=5).scores
     assert f"{part.sum()} items held out of the training split (share 0.25, seed 5" in result.selection
     assert result.to_row().selection == "validation"
+
+
+@pytest.mark.parametrize(("protocol", "fits"), [("tuned", [15]), ("validation", [3]), ("legacy", [3, 3])])
+def test_what_is_tried_shows_how_far_it_is(
+    protocol: str, fits: list[int], planted: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three values with five folds, with one part held out, and by the test split and then by one part held out."""
+    monkeypatch.setattr(_progress, "LINE_SECONDS", 0.0)
+    train, test = planted(), planted()
+    linear_svm(train, test, protocol=protocol, grid=(0.1, 1.0, 10.0))
+    assert capsys.readouterr().err == ""
+    linear_svm(train, test, protocol=protocol, grid=(0.1, 1.0, 10.0), progress=True)
+    shown = re.findall(r"try C: (\d+)/(\d+) fits .* fits/s.*peak memory", capsys.readouterr().err)
+    assert shown == [(str(done), str(count)) for count in fits for done in range(1, count + 1)]
 
 
 def test_validation_keeps_near_identical_objects_on_one_side() -> None:
