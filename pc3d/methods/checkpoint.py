@@ -103,7 +103,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Say how to go on."""
         if (self.folder / "last.ckpt").exists():
-            rank_zero_info(f"{self.folder} keeps what was done: go on with --resume, or pretrain(..., resume=True)")
+            rank_zero_info(f"{self.folder} keeps what was done: the run can be resumed")
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
         trainer.save_checkpoint(self.folder / name, weights_only=False)  # the optimiser and the loops, too
