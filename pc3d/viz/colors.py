@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pc3d._extras import require
+from pc3d.ops import farthest_point_sample
 
 FloatArray = NDArray[np.floating]
 
@@ -29,6 +32,41 @@ def height_colors(xyz: FloatArray, colormap: str = "viridis") -> FloatArray:
     # The ends of the map are near black and near white, which vanish on a page.
     colors: FloatArray = matplotlib.colormaps[colormap](0.08 + 0.84 * level)[:, :3]
     return colors
+
+
+def class_colors(num_classes: int) -> FloatArray:
+    """Colours ``(K, 3)`` in [0, 1] that the eye tells apart; class k has the same one whatever K.
+
+    Each is the farthest from all before it in CIELAB, among colours that are neither pale nor dark, grey nor glaring.
+    24 are at least 29 apart, where 2.3 can just be told. There are some thousand; after these they begin again.
+    """
+    palette = _palette()
+    return palette[np.arange(num_classes) % len(palette)]
+
+
+@functools.cache
+def _palette() -> FloatArray:
+    steps = np.linspace(0, 1, 18)
+    rgb = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = _lab(rgb)
+    chroma = np.hypot(lab[:, 1], lab[:, 2])
+    usable = (lab[:, 0] > 35) & (lab[:, 0] < 88) & (chroma > 18) & (chroma < 72)
+    rgb, lab = rgb[usable], lab[usable]
+    blue = int(np.abs(rgb - (0.27, 0.5, 0.77)).sum(1).argmin())
+    order = farthest_point_sample(torch.from_numpy(lab), len(lab), start=blue)
+    palette: FloatArray = rgb[order.numpy()]
+    return palette
+
+
+def _lab(rgb: FloatArray) -> FloatArray:
+    """CIELAB ``(N, 3)`` of sRGB ``(N, 3)`` under daylight (D65); Euclidean distance is about what the eye sees."""
+    linear = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    to_xyz = np.array(
+        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    )
+    ratio = linear @ to_xyz.T / (0.95047, 1.0, 1.08883)
+    x, y, z = np.where(ratio > 216 / 24389, np.cbrt(ratio), (24389 / 27 * ratio + 16) / 116).T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
 
 
 def shade(colors: FloatArray, nearness: FloatArray, strength: float = 0.45) -> FloatArray:

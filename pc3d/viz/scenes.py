@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pc3d.viz.colors import height_colors
+from pc3d.viz.colors import class_colors, height_colors
 from pc3d.viz.figures import new_figure
 from pc3d.viz.projection import project
 
@@ -19,17 +18,7 @@ View = Literal["top", "perspective"]
 
 _UNLABELLED = (0.85, 0.85, 0.85)
 _RIGHT, _WRONG = (0.62, 0.76, 0.62), (0.84, 0.15, 0.16)
-_GOLDEN = 0.618033988749895
 _CAMERA = {"top": (-90.0, 90.0), "perspective": (-60.0, 42.0)}
-
-
-def class_colors(num_classes: int) -> FloatArray:
-    """Colours ``(K, 3)`` in [0, 1], far apart for neighbours; class k has the same one whatever K."""
-    colors = []
-    for k in range(num_classes):
-        hue = (0.58 + k * _GOLDEN) % 1.0
-        colors.append(colorsys.hsv_to_rgb(hue, (0.72, 0.45, 0.9)[k % 3], (0.86, 0.95, 0.62)[(k // 2) % 3]))
-    return np.array(colors, dtype=np.float64).reshape(num_classes, 3)
 
 
 def label_colors(label: Labels, num_classes: int) -> FloatArray:

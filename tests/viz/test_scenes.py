@@ -9,6 +9,23 @@ import pytest
 
 from pc3d.data import Rooms
 from pc3d.viz import class_colors, confusion_figure, label_colors, render_scene, scene_figure
+from pc3d.viz.colors import _lab
+
+
+def test_lab_of_known_colours() -> None:
+    """Of sRGB's corners, as published tables have them."""
+    found = _lab(
+        np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1], [0, 0, 0], [0.02, 0.02, 0.02]], dtype=np.float64)
+    )
+    known = [
+        [53.24, 80.09, 67.20],
+        [87.73, -86.18, 83.18],
+        [32.30, 79.19, -107.86],
+        [100, 0, 0],
+        [0, 0, 0],
+        [1.40, 0, 0],
+    ]
+    np.testing.assert_allclose(found, known, atol=0.02)
 
 
 def test_colours_of_classes_differ_and_do_not_depend_on_their_number() -> None:
@@ -16,9 +33,15 @@ def test_colours_of_classes_differ_and_do_not_depend_on_their_number() -> None:
     np.testing.assert_array_equal(colors[:13], class_colors(13))
     assert colors.min() >= 0
     assert colors.max() <= 1
-    distance = np.linalg.norm(colors[:, None] - colors[None], axis=2) + np.eye(40)
-    assert distance.min() > 0.02
-    assert distance[:24, :24].min() > 0.08
+    places = _lab(colors)
+    distance = np.linalg.norm(places[:, None] - places[None], axis=2) + 1e3 * np.eye(40)
+    assert distance.min() > 20
+    assert distance[:24, :24].min() > 29
+    grey = _lab(np.linspace(0, 1, 20)[:, None].repeat(3, axis=1))
+    assert np.linalg.norm(places[:, None] - grey, axis=2).min() > 15  # the page, what has no label, the text
+    many = class_colors(5000)
+    assert len(many) == 5000
+    assert len(np.unique(many[:1000], axis=0)) == 1000
     named = label_colors(np.array([0, -1, 2, 99]), 3)
     np.testing.assert_array_equal(named[[0, 2]], colors[[0, 2]])
     np.testing.assert_array_equal(named[1], named[3])
