@@ -306,7 +306,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (BadFileError, MissingDataError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on from here")
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)  # 128 + SIGINT, as pc3d ends
 
 
 if __name__ == "__main__":

@@ -225,7 +225,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (BadFileError, MissingDataError, OSError, ValueError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on from here")
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)  # 128 + SIGINT, as pc3d ends
     print(f"{given.out / given.split}-index.npz: {count} shapes with more texts")
 
 

@@ -102,7 +102,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (BadFileError, MissingDataError, OSError, ValueError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on from here")
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)  # 128 + SIGINT, as pc3d ends
     lost = sum(not keep for keep in verdicts.values())
     print(f"{given.out}: {len(verdicts)} names, {lost} of them say nothing")
     if isinstance(judge, SimilarityJudge):

@@ -14,6 +14,7 @@ exporter writes (color/, depth/, pose/, intrinsic/). A shard per scan: an interr
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,8 +62,12 @@ def main(arguments: list[str] | None = None) -> None:
     tower = load_image_tower(given.tower, given.weights)
     extractor = ScanFeatures(tower, tolerance=given.tolerance, short_side=given.short_side, unit=given.unit)
     count, items = scans(given)
-    with tqdm(total=count, unit="scan", disable=None) as bar:
-        store = precompute(items, extractor, given.out, shard_size=1, progress=lambda *_: bar.update())
+    try:
+        with tqdm(total=count, unit="scan", disable=None) as bar:
+            store = precompute(items, extractor, given.out, shard_size=1, progress=lambda *_: bar.update())
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)  # 128 + SIGINT, as pc3d ends
     print(f"{given.out}: features of {len(store)} scans, {tower.dense_width} numbers per point, by {tower.name}")
 
 

@@ -11,6 +11,7 @@ object format with pictures. An interrupted run goes on when called again.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,13 +61,17 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     household = given.data == "household"
     objects = Household(given.split, pictures=True) if household else ObjectSet(given.data, given.split, pictures=True)
-    with tqdm(total=2 * len(objects), unit="item", disable=None) as bar:
-        for name, items, extractor in (
-            ("texts", texts(objects), TextFeatures(load_text_tower(given.text_tower), TEMPLATES[given.templates])),
-            ("images", pictures(objects), PictureFeatures(load_image_tower(given.image_tower))),
-        ):
-            store = precompute(items, extractor, given.out / name, progress=lambda *_: bar.update())
-            print(f"{given.out / name}: features of {len(store)} objects")
+    try:
+        with tqdm(total=2 * len(objects), unit="item", disable=None) as bar:
+            for name, items, extractor in (
+                ("texts", texts(objects), TextFeatures(load_text_tower(given.text_tower), TEMPLATES[given.templates])),
+                ("images", pictures(objects), PictureFeatures(load_image_tower(given.image_tower))),
+            ):
+                store = precompute(items, extractor, given.out / name, progress=lambda *_: bar.update())
+                print(f"{given.out / name}: features of {len(store)} objects")
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)  # 128 + SIGINT, as pc3d ends
 
 
 if __name__ == "__main__":

@@ -50,6 +50,19 @@ def test_meshes_become_shards_that_read_the_same(tmp_path: Path, assets: Path, c
         assert (stored[row].normal.norm(dim=1) - 1).abs().max() < 1e-5
 
 
+def test_ctrl_c_has_an_exit_code_and_says_how_it_goes_on(
+    tmp_path: Path, convert: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, "run", stop)
+    with pytest.raises(SystemExit) as end:
+        call(convert, "modelnet-meshes", tmp_path, tmp_path)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted: the same command goes on from here\n"
+
+
 def test_normalised_half_precision(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
     root = assets / "modelnet_resampled"
     arguments = ("--points", 1000, "--normalize", "--dtype", "float16", "--split", "test", "--fields")

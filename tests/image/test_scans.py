@@ -176,6 +176,16 @@ def test_the_script_lifts_frames_of_scannet(
     torch.testing.assert_close(joined.feature, lifted.features, atol=1e-3, rtol=1e-3)
     with pytest.raises(SystemExit, match="--frames: say where the frames"):
         script.main([str(tmp_path / "out"), *options[:4]])
+
+    def stop(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "precompute", stop)
+        with pytest.raises(SystemExit) as end:
+            script.main([str(tmp_path / "out"), *options])
+    assert end.value.code == 130
+    assert capsys.readouterr().err.endswith("interrupted: the same command goes on from here\n")
     # The same frames as they are downloaded: one file, in the place of the folders.
     folder = tmp_path / "frames" / "scene0000_00"
     for kind in ("color", "depth", "pose", "intrinsic"):
