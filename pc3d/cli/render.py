@@ -89,5 +89,8 @@ def _mesh(path: Path, up: Literal["y", "z"] | None) -> Mesh | None:
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Run the verb."""
-    return run_verb("render", render, argv)
+    """Run the verb; the file may stand first, without its option."""
+    arguments = list(argv)
+    if arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--file")
+    return run_verb("render", render, arguments)

@@ -639,7 +639,7 @@ def test_render_draws_meshes_and_clouds(
     names = sorted(path.name for path in (tmp_path / "mesh").iterdir())
     assert names == [f"00{i}.{kind}" for i in range(3) for kind in ("npz", "png")]
     np.savetxt(tmp_path / "cloud.xyz", np.random.default_rng(0).normal(size=(200, 3)))
-    cloud = ["render", "--file", str(tmp_path / "cloud.xyz"), "--output", str(tmp_path / "cloud"), "--size", "32"]
+    cloud = ["render", str(tmp_path / "cloud.xyz"), "--output", str(tmp_path / "cloud"), "--size", "32"]
     assert main([*cloud, "--views", "pointclip6"]) == 0
     assert "draw: 6/6 views (100 %)" in capsys.readouterr().err
     picture = np.asarray(Image.open(tmp_path / "cloud" / "000.png"))
