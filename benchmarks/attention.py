@@ -25,6 +25,7 @@ and does less than the others; a contender that fails there has the reason in it
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import ctypes
 import json
@@ -33,6 +34,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -273,7 +275,10 @@ class Contender:
         command = [sys.executable, __file__, "--child", "--rooms", arguments.rooms, "--case", case]
         command += ["--voxels", str(voxels), "--contender", name, "--results", str(self.results)]
         command += ["--threads", str(arguments.threads), "--clock", arguments.clock, "--device", arguments.device]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the process)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+        )
         self.most_seconds, self.most_gigabytes = arguments.most_seconds, MEMORY_LIMIT_GB[arguments.device]
 
     def warm_up(self) -> None:
@@ -292,15 +297,20 @@ class Contender:
 
     def ask(self) -> dict[str, float] | None:
         """Lets it go on, and reads what it found; None, and a note in the row, for a rival that fails."""
-        self.process.stdin.write("go on\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it is gone already
+            self.process.stdin.write("go on\n")
+            self.process.stdin.flush()
         line = self.process.stdout.readline()
         if line:
             return json.loads(line)
         status = self.process.wait()
+        self.errors.seek(0)
+        reason = next(
+            (line.strip() for line in reversed(self.errors.readlines()) if "Error" in line), f"status {status}"
+        )
         if self.row["contender"] == OURS:
-            raise SystemExit(f"{self.row} failed with exit status {status}; see above")
-        self.row["note"] = f"failed with exit status {status}"
+            raise SystemExit(f"{self.row} failed: {reason}")
+        self.row = {key: self.row[key] for key in ("case", "voxels", "contender")} | {"note": f"failed: {reason}"}
         return None
 
     def call(self) -> None:
@@ -325,7 +335,6 @@ def measure_row(arguments: argparse.Namespace, case: str, voxels: int, rows: lis
     names = [name for name in CONTENDERS if name != FLEX or arguments.device == "cuda"]
     field = [Contender(arguments, case, voxels, name) for name in names]
     for contender in field:
-        rows.append(contender.row)
         contender.warm_up()
     for turn in range(REPEATS + 1):
         alive = [c for c in field if "note" not in c.row]
@@ -334,7 +343,8 @@ def measure_row(arguments: argparse.Namespace, case: str, voxels: int, rows: lis
                 contender.call()
             if turn == 0 and "note" not in contender.row and contender.row["contender"] not in (OURS, FLEX):
                 check_equal(field[0].results, contender.results)
-        write(arguments, rows)
+        write(arguments, [*rows, *(contender.row for contender in field)])
+    rows += [contender.row for contender in field]
     for contender in field:
         contender.close()
         print(contender.row, flush=True)
@@ -363,7 +373,7 @@ def main() -> None:
     parser.add_argument("--cases", choices=CASES, nargs="+", default=list(CASES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where others use the machine")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--most-seconds", type=float, default=120.0, help="calls predicted to take longer are left out")
     for name, kind in (("--case", str), ("--voxels", int), ("--contender", str), ("--results", Path)):
@@ -414,7 +424,7 @@ def write(arguments: argparse.Namespace, rows: list[dict]) -> None:
             f"{r['megabytes']:,.0f} | "
             f"{time_ratio:.1f} | {memory_ratio:.1f} |"
         )
-    lines += ["", "Growth with voxels (exponent):", ""]
+    growth: list[str] = []
     for case in CASES:
         for contender in CONTENDERS:
             found = {
@@ -423,7 +433,9 @@ def write(arguments: argparse.Namespace, rows: list[dict]) -> None:
             if len(found) > 1:
                 of_time = slope({v: r["milliseconds"] for v, r in found.items()})
                 of_memory = slope({v: r["megabytes"] for v, r in found.items()})
-                lines.append(f"- {case}, {contender}: time {of_time:.2f}, memory {of_memory:.2f}")
+                growth.append(f"- {case}, {contender}: time {of_time:.2f}, memory {of_memory:.2f}")
+    if growth:
+        lines += ["", "Growth with voxels (exponent):", "", *growth]
     stem(arguments).with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 

@@ -40,6 +40,8 @@ def rooms_of_a_step(transform: Compose, folder: str | None) -> PointBatch:
 
 
 def seconds(call: Callable[[], object], steps: int, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()  # what came before is not counted
     begin = time.perf_counter()
     for _ in range(steps):
         call()
@@ -69,7 +71,7 @@ def main() -> None:
         forward().float().square().mean().backward()
         optimizer.step()
 
-    for _ in range(2):
+    for _ in range(3):
         step()
     print(f"{len(batch.xyz):,} points", flush=True)
     for name, call in (("step", step), ("forward", forward)):

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def open_device(name: str) -> torch.device:
-    """The device of ``--device``, if this machine has it.
+    """The device of ``--device``, cpu or cuda, if this machine has it.
 
     Raises:
         ValueError: it has not, or there is none of that name.
@@ -18,6 +18,8 @@ def open_device(name: str) -> torch.device:
 
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("pc3d has no kernels for it")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]

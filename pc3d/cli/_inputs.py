@@ -187,12 +187,14 @@ def open_encoder(
         data: where ``"pca"`` is fitted: the training split.
         num_points: points per cloud for that fit.
         variant: of the data set, see :func:`open_split`.
-        device: where it computes; the handcrafted ones do so on the CPU.
+        device: where it computes; the handcrafted ones know the CPU alone.
     """
     from pc3d.cli._devices import open_device
     from pc3d.evaluation import PointPCA, ShapeDescriptor
 
     place = open_device(device)
+    if encoder in HANDCRAFTED and place.type != "cpu":
+        raise ValueError(f"device: {encoder} computes on the CPU, got {device!r}: leave --device out")
     if encoder == "descriptor":
         return ShapeDescriptor(seed), "the handcrafted shape descriptor"
     if encoder == "pca":

@@ -98,6 +98,7 @@ def evaluate(
             f"votes must be at least 0 and official_best_of, which repeats them, at least 1, got {votes} and "
             f"{official_best_of}"
         )
+    place = open_device(device)
     model, config = load_classifier(run)
     data = _objects.stored_data(Path(run), "classify", root=root, split=split, variant=variant)
     if tuple(config["classes"]) != tuple(data.dataset.classes):
@@ -107,7 +108,7 @@ def evaluate(
         )
     folder = Path(output) if output is not None else Path(run) / "eval"
     path = _objects.free_result_path(folder, f"{data.split}_votes" if votes else data.split, overwrite)
-    model.to(open_device(device))
+    model.to(place)
     choice = (run, root, split, variant, votes, official_best_of, batch_size, device)
     with Kept(kept_beside(path, *choice)) as kept:
         options: dict[str, Any] = {"seed": data.seed, "batch_size": batch_size, "progress": True, "kept": kept}

@@ -90,6 +90,7 @@ def evaluate(
     from pc3d.evaluation import Kept, PartResult, PartTally, content_hash
     from pc3d.tasks import evaluate_parts, load_part_segmenter
 
+    place = open_device(device)
     model, config = load_part_segmenter(run)
     data = _objects.stored_data(Path(run), "parts", root=root, split=split)
     for name, ours, theirs in (
@@ -106,7 +107,7 @@ def evaluate(
     path = _objects.free_result_path(folder, name, overwrite)
     with Kept(kept_beside(path, run, root, split, batch_size, device)) as kept:
         tally = evaluate_parts(
-            model.to(open_device(device)),
+            model.to(place),
             data.dataset,
             PartTally(config["categories"], config["category_parts"]),
             data.prepare,
