@@ -1,6 +1,6 @@
 """Pictures of point clouds: colours, projections, figures, views. Takes arrays, knows no model."""
 
-from pc3d.viz.colors import gradient, height_colors, normal_colors, scalar_colors, shade
+from pc3d.viz.colors import class_colors, gradient, height_colors, normal_colors, scalar_colors, shade
 from pc3d.viz.features import feature_colors, similarity, similarity_to
 from pc3d.viz.figures import ReconstructionRow, draw_points, reconstruction_figure
 from pc3d.viz.layers import (
@@ -14,7 +14,7 @@ from pc3d.viz.layers import (
 )
 from pc3d.viz.projection import project
 from pc3d.viz.results import ResultsPanel, results_figure, severity_figure
-from pc3d.viz.scenes import class_colors, confusion_figure, label_colors, render_scene, scene_figure
+from pc3d.viz.scenes import confusion_figure, label_colors, render_scene, scene_figure
 from pc3d.viz.view import Layer, Scale, View, ViewCloud, arrange, similarity_layers
 
 __all__ = [
