@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pc3d.viz.page import data_url, plotly_text, render_page, typed_array, write_page
 from pc3d.viz.colors import class_colors
+from pc3d.viz.page import data_url, plotly_text, render_page, typed_array, write_page
 from pc3d.viz.thumbnails import Picture, sheet
 
 FloatArray = NDArray[np.floating]
