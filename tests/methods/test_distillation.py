@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from tiny import QUIET
+from tiny import QUIET, Stop, quiet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -80,21 +79,13 @@ def batch(clouds: list[PointCloud]) -> PointBatch:
     return collate(clouds)
 
 
-def quiet(scene: DenseDistillation, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    values: dict[str, float] = {}
-    monkeypatch.setattr(scene, "log", lambda name, value, **_: values.__setitem__(name, float(value)))
-    return values
-
-
 # ---- a step ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("decoder", [True, False])
-def test_regression_is_that_of_the_points_that_pictures_show(
-    decoder: bool, batch: PointBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_regression_is_that_of_the_points_that_pictures_show(decoder: bool, batch: PointBatch) -> None:
     scene = method(decoder=decoder).eval()
-    values = quiet(scene, monkeypatch)
+    values = quiet(scene)
     loss = scene.training_step(batch, 1)
     with torch.no_grad():
         inner = scene.encoder.encoder
@@ -113,7 +104,7 @@ def test_regression_is_that_of_the_points_that_pictures_show(
 
 def test_contrast_of_points_draws_so_many_of_each_scene(batch: PointBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = method(objective="ppkt", pairs_per_scene=40, embed_dim=5, temperature=0.2).eval()
-    quiet(scene, monkeypatch)
+    quiet(scene)
     assert batch.feature is not None
     # Targets that tell which points were drawn.
     unlike = torch.randn(batch.feature.shape, generator=torch.Generator().manual_seed(0))
@@ -143,11 +134,9 @@ def test_contrast_of_points_draws_so_many_of_each_scene(batch: PointBatch, monke
     assert value == pytest.approx(float(-scores.double().log_softmax(1).diagonal().mean()), rel=1e-5)
 
 
-def test_contrast_of_superpoints_is_of_pieces_on_a_grid_that_moves(
-    batch: PointBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_contrast_of_superpoints_is_of_pieces_on_a_grid_that_moves(batch: PointBatch) -> None:
     scene = method(objective="slidr", superpoint_size=0.5, embed_dim=None, temperature=0.2).eval()
-    quiet(scene, monkeypatch)
+    quiet(scene)
     value = scene.training_step(batch, 0).item()
     segment = scene.segments(batch, scene.draws(batch, 0, 0))
     assert batch.feature is not None
@@ -170,11 +159,9 @@ def test_contrast_of_superpoints_is_of_pieces_on_a_grid_that_moves(
     assert len(spans) == 3
 
 
-def test_points_that_no_picture_shows_do_not_count_but_are_seen(
-    batch: PointBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_points_that_no_picture_shows_do_not_count_but_are_seen(batch: PointBatch) -> None:
     scene = method(lambda: unet(signals="xyz_rgb")).eval()
-    quiet(scene, monkeypatch)
+    quiet(scene)
     assert batch.feature is not None
     assert batch.rgb is not None
     before = scene.training_step(batch, 0).item()
@@ -192,7 +179,7 @@ def test_regression_of_two_processes_is_that_of_one(
 ) -> None:
     """Each process divides by the mean number of targets, since the mean over processes is what is minimised."""
     scene = method().eval()
-    quiet(scene, monkeypatch)
+    quiet(scene)
     whole = scene.training_step(batch, 0).item()
     fewer = clouds[1].select(slice(300))
     uneven = scene.training_step(collate([clouds[0], fewer]), 0).item()
@@ -205,15 +192,13 @@ def test_regression_of_two_processes_is_that_of_one(
 
 @pytest.mark.parametrize("encoder", [unet, swin, objects])
 @pytest.mark.parametrize("decoder", [True, False])
-def test_gradients_reach_all_that_is_trained(
-    encoder: Any, decoder: bool, batch: PointBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_reach_all_that_is_trained(encoder: Any, decoder: bool, batch: PointBatch) -> None:
     if encoder is objects and not decoder:
         with pytest.raises(TypeError, match="SparseUNet or a Swin3D, got BlockFeatures"):
             method(encoder, decoder=False)
         return
     scene = method(lambda: encoder(drop_path=0.0) if encoder is swin else encoder(), decoder=decoder, objective="ppkt")
-    quiet(scene, monkeypatch)
+    quiet(scene)
     for name, parameter in scene.named_parameters():
         if "table" in name:
             nn.init.normal_(parameter, std=0.3)
@@ -227,12 +212,10 @@ def test_gradients_reach_all_that_is_trained(
 
 
 @pytest.mark.parametrize("objective", ["cosine", "ppkt", "slidr"])
-def test_a_step_is_a_function_of_seed_epoch_and_index_alone(
-    objective: str, batch: PointBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_is_a_function_of_seed_epoch_and_index_alone(objective: str, batch: PointBatch) -> None:
     # Draws of its own: drop path, and which point stands for a voxel.
     scene = method(swin, objective=objective, pairs_per_scene=50)
-    quiet(scene, monkeypatch)
+    quiet(scene)
 
     def step(index: int, seed: int = 0) -> float:
         scene.seed = seed
@@ -247,9 +230,9 @@ def test_a_step_is_a_function_of_seed_epoch_and_index_alone(
 
 
 @pytest.mark.parametrize("objective", ["cosine", "l1", "smooth_l1", "ppkt", "slidr"])
-def test_the_loss_falls_on_two_rooms(objective: str, batch: PointBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_falls_on_two_rooms(objective: str, batch: PointBatch) -> None:
     scene = method(objective=objective, decoder=False, pairs_per_scene=100)
-    quiet(scene, monkeypatch)
+    quiet(scene)
     optimizer = torch.optim.AdamW(scene.parameters(), lr=5e-3)
     course = []
     for step in range(30):
@@ -283,15 +266,13 @@ def test_bad_arguments_and_data_are_refused(clouds: list[PointCloud], batch: Poi
         method(teacher="offline:xfeat").training_step(batch, 0)
 
 
-def test_files_of_one_name_are_told_apart_by_their_weights(
-    clouds: list[PointCloud], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_of_one_name_are_told_apart_by_their_weights(clouds: list[PointCloud]) -> None:
     first, second = (
         collate([cloud.replace(meta={**cloud.meta, "teacher_weights": weights * 64}) for cloud in clouds])
         for weights in "ab"
     )
     scene = method(teacher="stand-in")
-    quiet(scene, monkeypatch)
+    quiet(scene)
     scene.training_step(first, 0)
     assert scene.encoder.config["space_weights"] == scene.encoder.space_weights == "a" * 64
     scene.training_step(first, 1)
@@ -328,17 +309,6 @@ def test_a_run_that_goes_on_knows_whose_weights_its_features_are_of(
 
 
 # ---- whole runs --------------------------------------------------------------------------------------------------
-
-
-class Stop(pl.Callback):
-    """Breaks off at a step, with nothing saved for the occasion."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            raise InterruptedError
 
 
 def run(lifted: LiftedSet, folder: Path, stop: int | None = None, resume: bool = False) -> dict[str, Tensor]:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from tiny import QUIET
+from tiny import QUIET, Stop, quiet
 from torch import Tensor, nn
 
 from pc3d import load_encoder
@@ -52,12 +51,6 @@ def clouds() -> list[PointCloud]:
 @pytest.fixture(scope="module")
 def batch(clouds: list[PointCloud]) -> PointBatch:
     return collate(clouds)
-
-
-def quiet(scene: MaskedScene, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    values: dict[str, float] = {}
-    monkeypatch.setattr(scene, "log", lambda name, value, **_: values.__setitem__(name, float(value)))
-    return values
 
 
 def changed_where_hidden(batch: PointBatch, hidden: HiddenScene) -> PointBatch:
@@ -147,9 +140,9 @@ def test_points_that_are_seen_are_left_as_they_are(batch: PointBatch) -> None:
 # ---- a step ------------------------------------------------------------------------------------------------------
 
 
-def test_targets_and_loss_are_those_of_hidden_voxels_alone(batch: PointBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_and_loss_are_those_of_hidden_voxels_alone(batch: PointBatch) -> None:
     scene = method(color_weight=2.0, normal_weight=3.0, offset_weight=0.5).eval()
-    values = quiet(scene, monkeypatch)
+    values = quiet(scene)
     hidden = scene.hide(batch, 0, 1)
     loss = scene.training_step(batch, 1)
     with torch.no_grad():
@@ -174,11 +167,9 @@ def test_targets_and_loss_are_those_of_hidden_voxels_alone(batch: PointBatch, mo
 
 
 @pytest.mark.parametrize("encoder", [unet, swin])
-def test_gradients_reach_all_of_the_encoder_and_nothing_of_the_decoder(
-    encoder: Any, batch: PointBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_reach_all_of_the_encoder_and_nothing_of_the_decoder(encoder: Any, batch: PointBatch) -> None:
     scene = method(lambda: encoder(drop_path=0.0) if encoder is swin else encoder())
-    quiet(scene, monkeypatch)
+    quiet(scene)
     for name, parameter in scene.named_parameters():
         if "table" in name:
             nn.init.normal_(parameter, std=0.3)
@@ -190,9 +181,9 @@ def test_gradients_reach_all_of_the_encoder_and_nothing_of_the_decoder(
         assert of_decoder or parameter.grad.abs().sum() > 0, name  # type: ignore[union-attr]
 
 
-def test_a_step_is_a_function_of_seed_epoch_and_index_alone(batch: PointBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_a_function_of_seed_epoch_and_index_alone(batch: PointBatch) -> None:
     scene = method(swin)  # draws of its own: drop path, and which point stands for a voxel
-    quiet(scene, monkeypatch)
+    quiet(scene)
 
     def step(index: int, seed: int = 0) -> float:
         scene.seed = seed
@@ -206,19 +197,19 @@ def test_a_step_is_a_function_of_seed_epoch_and_index_alone(batch: PointBatch, m
     assert len({step(0), step(1), step(0, seed=1)}) == 3
 
 
-def test_only_what_the_encoder_reads_is_predicted(clouds: list[PointCloud], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_the_encoder_reads_is_predicted(clouds: list[PointCloud]) -> None:
     bare = collate([cloud.replace(rgb=None, normal=None) for cloud in clouds])
     scene = method(lambda: unet(signals="xyz"))
-    values = quiet(scene, monkeypatch)
+    values = quiet(scene)
     assert scene.training_step(bare, 0).isfinite()
     assert set(values) == {"train/loss", "train/offset"}
     with pytest.raises(ValueError, match=r"this batch has no rgb and no normal"):
         method().training_step(bare, 0)
 
 
-def test_the_loss_falls_on_one_room(batch: PointBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_falls_on_one_room(batch: PointBatch) -> None:
     scene = method(seed=2)
-    values = quiet(scene, monkeypatch)
+    values = quiet(scene)
     optimizer = torch.optim.AdamW(scene.parameters(), lr=5e-3)
     course = []
     for step in range(60):
@@ -248,17 +239,6 @@ def test_bad_arguments_are_refused(batch: PointBatch) -> None:
 def data(**changes: Any) -> SceneDataModule:
     rooms = Selection(Rooms("train"), range(4))
     return SceneDataModule(train=rooms, train_transforms=[CROP], batch_size=2, **changes)
-
-
-class Stop(pl.Callback):
-    """Breaks off at a step, with nothing saved for the occasion."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            raise InterruptedError
 
 
 def run(folder: Path, stop: int | None = None, resume: bool = False) -> dict[str, Tensor]:

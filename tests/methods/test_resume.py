@@ -10,25 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from tiny import QUIET, cmae, command, data, environment, same
+from tiny import QUIET, Stop, cmae, command, data, environment, same
 
 from pc3d import load_encoder
 from pc3d.methods import PointCMAE, pretrain
 
 STEPS_PER_EPOCH, EPOCHS = 4, 3
-
-
-class Stop(pl.Callback):
-    """Breaks off at a step, with nothing saved for the occasion."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            raise InterruptedError
 
 
 def train(folder: Path, *, stop: int | None = None, resume: bool = False) -> PointCMAE:

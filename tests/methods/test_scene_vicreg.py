@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from tiny import QUIET
+from tiny import QUIET, Stop, quiet
 from torch import Tensor, nn
 
 from pc3d import load_encoder
@@ -56,12 +55,6 @@ def method(encoder: Callable[[], nn.Module] = unet, **changes: Any) -> SceneVICR
 def batch() -> PointBatch:
     rooms = [Rooms("train")[index] for index in (0, 2)]
     return PAIRS(rooms, torch.Generator().manual_seed(0))
-
-
-def quiet(scene: SceneVICReg, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    values: dict[str, float] = {}
-    monkeypatch.setattr(scene, "log", lambda name, value, **_: values.__setitem__(name, float(value)))
-    return values
 
 
 # ---- matches -----------------------------------------------------------------------------------------------------
@@ -165,9 +158,9 @@ def test_without_masks_there_is_no_token_and_all_is_seen(batch: PointBatch) -> N
 # ---- a step ------------------------------------------------------------------------------------------------------
 
 
-def test_the_loss_is_vicreg_of_the_projected_features(batch: PointBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_is_vicreg_of_the_projected_features(batch: PointBatch) -> None:
     scene = method(invariance_weight=3.0, variance_weight=2.0, covariance_weight=0.5).eval()
-    values = quiet(scene, monkeypatch)
+    values = quiet(scene)
     loss = scene.training_step(batch, 0)
     with torch.no_grad():
         rows = scene.pairs(batch, scene.draws(batch, 0, 0))
@@ -187,11 +180,11 @@ def test_the_loss_is_vicreg_of_the_projected_features(batch: PointBatch, monkeyp
 @pytest.mark.parametrize("mask_ratio", [0.0, 0.4])
 @pytest.mark.parametrize("encoder", [unet, swin])
 def test_gradients_reach_all_of_the_encoder_and_nothing_of_the_decoder(
-    encoder: Any, mask_ratio: float, batch: PointBatch, monkeypatch: pytest.MonkeyPatch
+    encoder: Any, mask_ratio: float, batch: PointBatch
 ) -> None:
     scene = method(lambda: swin(0.0) if encoder is swin else unet(), mask_ratio=mask_ratio)
     assert (scene.mask_token is not None) == (mask_ratio > 0)
-    quiet(scene, monkeypatch)
+    quiet(scene)
     for name, parameter in scene.named_parameters():
         if "table" in name:
             nn.init.normal_(parameter, std=0.3)
@@ -204,11 +197,9 @@ def test_gradients_reach_all_of_the_encoder_and_nothing_of_the_decoder(
 
 
 @pytest.mark.parametrize("mask_ratio", [0.0, 0.4])
-def test_a_step_is_a_function_of_seed_epoch_and_index_alone(
-    mask_ratio: float, batch: PointBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_is_a_function_of_seed_epoch_and_index_alone(mask_ratio: float, batch: PointBatch) -> None:
     scene = method(swin, mask_ratio=mask_ratio)  # draws of its own: drop path, and which point stands for a voxel
-    quiet(scene, monkeypatch)
+    quiet(scene)
 
     def step(index: int, seed: int = 0) -> float:
         scene.seed = seed
@@ -224,11 +215,11 @@ def test_a_step_is_a_function_of_seed_epoch_and_index_alone(
 
 @pytest.mark.parametrize("collapses", [False, True])
 def test_places_become_like_themselves_and_unlike_others_unless_nothing_keeps_them_apart(
-    collapses: bool, batch: PointBatch, monkeypatch: pytest.MonkeyPatch
+    collapses: bool, batch: PointBatch
 ) -> None:
     weights = {"variance_weight": 0.0, "covariance_weight": 0.0} if collapses else {}
     scene = method(**weights)
-    quiet(scene, monkeypatch)
+    quiet(scene)
     optimizer = torch.optim.AdamW(scene.parameters(), lr=3e-3)
     for step in range(40):
         loss: Tensor = scene.training_step(batch, step)
@@ -247,9 +238,9 @@ def test_places_become_like_themselves_and_unlike_others_unless_nothing_keeps_th
         assert (first - second).norm(dim=1).mean() < 0.4 * torch.cdist(first, second).mean()
 
 
-def test_what_is_hidden_is_told_from_what_is_around_it(batch: PointBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_hidden_is_told_from_what_is_around_it(batch: PointBatch) -> None:
     scene = method(mask_ratio=0.4, pairs_per_scene=10**6)
-    quiet(scene, monkeypatch)
+    quiet(scene)
     optimizer = torch.optim.AdamW(scene.parameters(), lr=3e-3)
 
     def nearer() -> float:
@@ -303,17 +294,6 @@ def test_bad_input_is_named(batch: PointBatch) -> None:
 
 
 # ---- whole runs --------------------------------------------------------------------------------------------------
-
-
-class Stop(pl.Callback):
-    """Breaks off at a step, with nothing saved for the occasion."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            raise InterruptedError
 
 
 def run(folder: Path, stop: int | None = None, resume: bool = False) -> dict[str, Tensor]:

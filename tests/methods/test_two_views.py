@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tiny import QUIET, encoder
+from tiny import QUIET, Stop, encoder, quiet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,12 +63,6 @@ def build(name: str, **changes: Any) -> TwoViews:
 def batch() -> PointBatch:
     objects = Household("train", num_points=96)
     return collate([objects[index] for index in range(0, 480, 80)])
-
-
-def quiet(method: Method) -> dict[str, float]:
-    values: dict[str, float] = {}
-    method.log = lambda name, value, **_: values.__setitem__(name, float(value))  # type: ignore[method-assign,assignment]
-    return values
 
 
 # ---- a step ------------------------------------------------------------------------------------------------------
@@ -240,17 +234,6 @@ def test_two_processes_compute_what_one_does(batch: PointBatch, tmp_path: Path) 
 def data() -> PointDataModule:
     objects = Selection(Household("train", num_points=128), range(0, 480, 20))
     return PointDataModule(train=objects, train_transforms=[RandomSubsample(96)], batch_size=8, seed=4)
-
-
-class Stop(pl.Callback):
-    """Breaks off at a step, with nothing saved for the occasion."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            raise InterruptedError
 
 
 def run(name: str, folder: Path, stop: int | None = None, resume: bool = False) -> Method:

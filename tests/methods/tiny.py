@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from pc3d.data import Household, PointDataModule, RandomSubsample, ScaleTranslate
-from pc3d.methods import MaskedAutoencoder, Optimisation, PointCMAE, PointMAE
+from pc3d.methods import Method, Optimisation, PointCMAE, PointMAE
 from pc3d.models import PointViT
 
 QUIET: dict[str, Any] = {
@@ -52,6 +52,24 @@ def data(batch_size: int = 60, **changes: Any) -> PointDataModule:
     return PointDataModule(train=train, train_transforms=transforms, batch_size=batch_size, **changes)
 
 
+class Stop(pl.Callback):
+    """Breaks off at a step, with nothing saved for the occasion."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise InterruptedError
+
+
+def quiet(method: Method) -> dict[str, float]:
+    """Lets a method log without a trainer; what it logs is found in the result."""
+    values: dict[str, float] = {}
+    method.log = lambda name, value, **_: values.__setitem__(name, float(value))  # type: ignore[method-assign,assignment]
+    return values
+
+
 def same(first: Any, second: Any) -> bool:
     """Whether two nested states agree bit for bit."""
     if isinstance(first, torch.Tensor):
@@ -71,4 +89,5 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-__all__ = ["QUIET", "MaskedAutoencoder", "cmae", "command", "data", "encoder", "environment", "mae", "pl", "same"]
+__all__ = ["QUIET", "Stop", "cmae", "command", "data", "encoder", "environment", "mae", "pl"]
+__all__ += ["quiet", "same"]

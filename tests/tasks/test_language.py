@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from tiny_scenes import QUIET, Pointwise, SmallRooms, unet
+from tiny_scenes import QUIET, Pointwise, SmallRooms, Stop, unet
 from torch import Tensor
 
 from pc3d.data import PointBatch, PointDataModule, collate
@@ -109,19 +108,11 @@ def test_gradients_reach_backbone_and_head(batch: PointBatch, monkeypatch: pytes
         assert parameter.ndim == 1 or parameter.grad.abs().sum() > 0, name
 
 
-class Stop(pl.Callback):
-    """Breaks off at a step, with nothing saved for the occasion."""
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == 4:
-            raise InterruptedError
-
-
 def run(folder: Path, stop: bool = False, resume: bool = False) -> SemanticSegmentation:
     method = task()
     torch.manual_seed(int(time.time()))
     data = PointDataModule(train=SmallRooms(), batch_size=2, validation_fraction=0.25, seed=4)
-    callbacks = [Stop()] if stop else []
+    callbacks = [Stop(4)] if stop else []
     pretrain(method, data, folder, resume=resume, every_n_steps=2, callbacks=callbacks, max_epochs=3, **QUIET)
     return method
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from tiny_scenes import QUIET, Pointwise, SmallRooms, unet
+from tiny_scenes import QUIET, Pointwise, SmallRooms, Stop, unet
 from torch import Tensor, nn
 
 from pc3d.data import PointBatch, PointDataModule, collate
@@ -354,17 +353,6 @@ def test_a_run_learns_and_leaves_a_model_that_gives_the_same(tmp_path: Path, bat
     assert again.initial is not None
     assert len(again.initial.taken) == len(again.segmenter.backbone.state_dict())
     assert again.initial.fresh == ()
-
-
-class Stop(pl.Callback):
-    """Breaks off at a step, with nothing saved for the occasion."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            raise InterruptedError
 
 
 def run(folder: Path, stop: int | None = None, resume: bool = False) -> dict[str, Tensor]:

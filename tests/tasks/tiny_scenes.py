@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,17 @@ QUIET: dict[str, Any] = {
     "enable_model_summary": False,
     "log_every_n_steps": 1,
 }
+
+
+class Stop(pl.Callback):
+    """Breaks off at a step, with nothing saved for the occasion."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise InterruptedError
 
 
 class Pointwise(nn.Module):
