@@ -31,6 +31,7 @@ import ctypes
 import json
 import math
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -244,6 +245,9 @@ def measure(arguments: argparse.Namespace, inputs: tuple) -> tuple[dict[str, flo
 def child(arguments: argparse.Namespace) -> None:
     """Measures one contender: a line of JSON for the warm-up on few voxels, then one for each line that it is sent."""
     torch.set_num_threads(arguments.threads)
+    if arguments.device == "cpu":  # what was predicted to fit and does not fails, and the system goes on
+        most = int((MEMORY_LIMIT_GB["cpu"] + 2) * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     sys.stdin.readline()  # the others have come as far, and are waiting
     few = problem(arguments.rooms, arguments.case, max(arguments.voxels // 10, 1000), arguments.device)
     cold, _ = measure(arguments, few)
@@ -305,9 +309,8 @@ class Contender:
             return json.loads(line)
         status = self.process.wait()
         self.errors.seek(0)
-        reason = next(
-            (line.strip() for line in reversed(self.errors.readlines()) if "Error" in line), f"status {status}"
-        )
+        told = [line.strip() for line in self.errors if "Error" in line]
+        reason = told[-1] if told else f"exit status {status}"
         if self.row["contender"] == OURS:
             raise SystemExit(f"{self.row} failed: {reason}")
         self.row = {key: self.row[key] for key in ("case", "voxels", "contender")} | {"note": f"failed: {reason}"}
