@@ -15,12 +15,17 @@ from numpy.lib.npyio import NpzFile
 
 
 @contextmanager
-def replace_atomically(path: Path) -> Iterator[IO[bytes]]:
+def replace_atomically(path: Path, *, overwrite: bool = True) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes the place of ``path`` only once it is complete and on the disk.
 
     A full disk, an unwritable folder or a killed process leaves whatever was at ``path`` untouched.
 
+    Args:
+        path: of the file; its folder is made if need be.
+        overwrite: False leaves a file alone that is there, whoever wrote it in the meantime.
+
     Raises:
+        FileExistsError: there is a file, and it may not be replaced.
         OSError: writing failed; the message names the file and says that the old one is intact.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -30,21 +35,40 @@ def replace_atomically(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            os.link(temporary, path)  # unlike a rename, it fails where there is a file: whoever is first stays
+            temporary.unlink()
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        # torch.save reports a failing write as RuntimeError while the OSError hangs in its chain.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(cause, OSError):
-            state = "the file from before is intact" if path.exists() else "nothing was written"
-            raise OSError(cause.errno, f"cannot write {path} ({cause.strerror or cause}): {state}") from error
-        raise
+        cause = _failed_write(error)
+        if cause is None:
+            raise
+        state = "the file from before is intact" if path.exists() else "nothing was written"
+        told = OSError(cause.errno, f"cannot write {path} ({cause.strerror or cause}): {state}")
+        told.is_told = True  # type: ignore[attr-defined]
+        raise told from error
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """:func:`replace_atomically` with a text, in UTF-8."""
+    with replace_atomically(path) as file:
+        file.write(text.encode())
+
+
+def _failed_write(error: BaseException) -> OSError | None:
+    """The error of the system that broke writing off; None if something else did, or a file within was named for it."""
+    # torch.save reports a failing write as RuntimeError while the OSError hangs in its chain. Ctrl-C may come while any
+    # error is handled, and stays Ctrl-C.
+    cause = error.__context__ if isinstance(error, Exception) and not isinstance(error, OSError) else error
+    return cause if isinstance(cause, OSError) and not hasattr(cause, "is_told") else None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from pc3d._files import replace_atomically, replace_text
 from pc3d.data import Household, ObjectSet, PointCloud
 from pc3d.evaluation import (
     Encoder,
@@ -138,7 +139,7 @@ def write_results(results: Mapping[str, ProbeResult], folder: Path, *, encoder_s
     rows = {name: result.to_dict() for name, result in results.items()}
     if encoder_sha256 is not None:
         rows[TRAINED]["encoder_sha256"] = encoder_sha256
-    _replace(folder / "demo.json", json.dumps(rows, indent=2))
+    replace_text(folder / "demo.json", json.dumps(rows, indent=2))
     with (folder / "demo.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["encoder", "overall_accuracy", "low", "high", "mean_class_accuracy", "C"])
@@ -185,9 +186,8 @@ def picture(method: MaskedAutoencoder, path: Path, *, seed: int = 0) -> None:
     rows = reconstruction_rows(method, [test.load(index) for index in shown], seed=seed)
     hidden = f"{100 * method.mask_ratio:.0f} % of the patches hidden"
     figure = reconstruction_figure(rows, title=f"Point-CMAE on objects that it was not trained on, {hidden}")
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with replace_atomically(path) as file:
+        figure.savefig(file, format="png")
 
 
 def reconstruction_rows(method: MaskedAutoencoder, clouds: Sequence[PointCloud], *, seed: int = 0) -> list[Any]:
@@ -219,9 +219,3 @@ def reconstruction_rows(method: MaskedAutoencoder, clouds: Sequence[PointCloud],
         hidden = predicted.reshape(-1, 3).numpy()
         rows.append(ReconstructionRow(cloud.text or "", cloud.xyz.numpy(), visible, hidden, rgb))
     return rows
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

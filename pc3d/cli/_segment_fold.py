@@ -55,6 +55,7 @@ def build_parser() -> Any:
 
 def main(argv: Sequence[str]) -> int | None:
     """Run the verb."""
+    from pc3d._files import replace_text
     from pc3d.cli._segment_eval import draw_confusion
     from pc3d.cli._segment_row import row_of_folds
     from pc3d.evaluation import sum_folds, write_rows
@@ -76,8 +77,7 @@ def main(argv: Sequence[str]) -> int | None:
         write_rows([row_of_folds([_row(fold) for fold in folds], paths, scores, options.method)], options.results)
     written = ""
     if targets:
-        targets[0].parent.mkdir(parents=True, exist_ok=True)
-        targets[0].write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        replace_text(targets[0], json.dumps(result, indent=2) + "\n")
         title = f"{len(folds)} folds: mIoU {100 * scores.miou:.1f} %"
         written = f"\n\nwritten: {targets[0]}{draw_confusion(scores, targets[1], title)}"
     lines = [

@@ -36,6 +36,7 @@ def results(
         figure: Picture to write too, dots with intervals: a .png, .svg or .pdf file.
         overwrite: Replace existing files.
     """
+    from pc3d._files import replace_text
     from pc3d.evaluation import read_rows
     from pc3d.evaluation.table import rows_to_csv, tabulate, to_csv, to_markdown
 
@@ -53,8 +54,7 @@ def results(
         _output.result(found, text.removesuffix("\n"))
         return
     path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    replace_text(path, text)
     _output.result(found, f"{path}: {len(rows)} rows, {len(table.methods)} methods, {len(table.columns)} columns")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn import functional as F
 
+from pc3d._files import replace_text
 from pc3d.data.chat import ChatEndpoint
 from pc3d.data.dataset import BadFileError
 
@@ -174,9 +174,7 @@ def filter_texts(
         verdicts = judge(names if by_id else [texts[name] for name in names])
         for name, keep in zip(names, verdicts, strict=True):
             entries[name] = {"flag": "Y" if keep else "N", "name": texts[name]}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(entries, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        replace_text(path, json.dumps(entries, indent=0, ensure_ascii=False) + "\n")
         if progress is not None:
             progress(len(texts) - len(waiting) + start + len(names))
     return {name: entries[name]["flag"] == "Y" for name in texts}

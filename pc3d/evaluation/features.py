@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pc3d._files import replace_atomically
 from pc3d._progress import progress_bar
 from pc3d.data import Compose, FarthestPointSample, FirstPoints, Normalize, PointCloud, PointDataset, Transform
 from pc3d.evaluation.kept import Kept, identity_of
@@ -292,10 +293,7 @@ def save_features(features: Features, path: Path | str, *, overwrite: bool = Fal
         raise ValueError(f"path must end in .npz, got {path}")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists and would be lost: choose another name, or overwrite=True")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and moved into place, so that an interruption leaves either the old file or the new one.
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with replace_atomically(path) as file:
         np.savez(
             file,
             features=features.values,
@@ -311,5 +309,4 @@ def save_features(features: Features, path: Path | str, *, overwrite: bool = Fal
             num_points=-1 if features.num_points is None else features.num_points,
             content_hash=features.content_hash,
         )
-    partial.replace(path)
     return path

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from pc3d._files import replace_atomically
 
 SELECTIONS = ("fixed", "tuned", "validation", "legacy")
 SUFFIX = ".row.json"
@@ -123,10 +124,10 @@ def _write(row: Row, folder: Path) -> Path:
     words = "-".join((row.method, row.protocol, row.selection, Path(row.data).name, f"seed{row.seed}"))
     readable = re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-").lower()
     path = folder / f"{readable[:120]}-{_digest(json.dumps(row.key))}{SUFFIX}"
-    partial = folder / f".{path.name}.{os.getpid()}.partial"
-    partial.write_text(json.dumps(row.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(row.to_dict(), indent=2, allow_nan=False) + "\n"
     try:
-        os.link(partial, path)  # unlike a rename, it fails where there is a file: whoever is first stays
+        with replace_atomically(path, overwrite=False) as file:
+            file.write(text.encode())
     except FileExistsError:
         before = read_row(path)
         if not _agree(before, row):
@@ -134,8 +135,6 @@ def _write(row: Row, folder: Path) -> Path:
                 f"{path} holds another result of the same experiment ({_in_words(before)}; now {_in_words(row)}), "
                 "which would be lost: give the new one another method name or another folder, or remove the file"
             ) from None
-    finally:
-        partial.unlink()
     return path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pc3d._extras import require
+from pc3d._files import replace_text
 
 _FORMAT = "pc3d shape index 2"
 _HEAD = "index.json"
@@ -249,10 +249,8 @@ class ShapeIndex:
         lines = (
             json.dumps({"id": name, "record": record}) for name, record in zip(self.ids, self.records, strict=True)
         )
-        self._file("jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        replace_text(self._file("jsonl"), "".join(f"{line}\n" for line in lines))
         head = {"format": _FORMAT, "generation": self._generation, "dim": self.dim, "made_by": self.made_by}
-        partial = self.folder / f".{_HEAD}.{os.getpid()}.partial"
-        partial.write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, self.folder / _HEAD)
+        replace_text(self.folder / _HEAD, json.dumps(head, indent=1) + "\n")
         for path in before:
             path.unlink(missing_ok=True)

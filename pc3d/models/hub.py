@@ -19,9 +19,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
+from pc3d._files import replace_atomically
 from pc3d._version import __version__
 from pc3d.models.aligned import AlignedShapeEncoder
 from pc3d.models.block_features import BlockFeatures
@@ -119,19 +120,12 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
     if not isinstance(encoder, Encoder) or type(inner).__name__ not in ENCODERS:
         raise TypeError(f"encoder must be one of {', '.join(ENCODERS)}, got {type(inner).__name__}")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     config = {"class": type(encoder).__name__, "arguments": encoder.config, "pc3d_version": __version__}
     tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    partial = folder / f".{WEIGHTS}.{os.getpid()}.partial"
-    partial_config = folder / f".{CONFIG}.{os.getpid()}.partial"
-    try:
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial_config.write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(partial_config, folder / CONFIG)
-        os.replace(partial, folder / WEIGHTS)
-    finally:
-        partial.unlink(missing_ok=True)
-        partial_config.unlink(missing_ok=True)
+    # The last one named is the first to come into place, once both are written.
+    with replace_atomically(folder / WEIGHTS) as weights, replace_atomically(folder / CONFIG) as settings:
+        weights.write(save(tensors, metadata={"format": "pt"}))
+        settings.write((json.dumps(config, indent=2) + "\n").encode())
     return folder
 
 

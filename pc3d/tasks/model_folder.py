@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from pc3d._files import replace_atomically
 from pc3d._version import __version__
 from pc3d.models import save_encoder
 
@@ -33,17 +34,12 @@ def save_model(
     """
     folder = Path(folder)
     place = folder / "head"
-    place.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in head.items()}
-    partial, partial_config = (place / f".{name}.{os.getpid()}.partial" for name in (WEIGHTS, CONFIG))
-    try:
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial_config.write_text(json.dumps({**config, "pc3d_version": __version__}, indent=2) + "\n")
-        os.replace(partial, place / WEIGHTS)
-        os.replace(partial_config, place / CONFIG)
-    finally:
-        partial.unlink(missing_ok=True)
-        partial_config.unlink(missing_ok=True)
+    text = json.dumps({**config, "pc3d_version": __version__}, indent=2) + "\n"
+    # The last one named is the first to come into place, once both are written.
+    with replace_atomically(place / CONFIG) as settings, replace_atomically(place / WEIGHTS) as weights:
+        weights.write(save(tensors, metadata={"format": "pt"}))
+        settings.write(text.encode())
     save_encoder(encoder, folder / "encoder")
     return folder
 

@@ -83,6 +83,39 @@ def test_an_error_of_the_writer_is_passed_on_and_cleaned_up(tmp_path: Path) -> N
     assert os.listdir(tmp_path) == []
 
 
+def test_a_full_disk_is_told_once_of_files_that_belong_together(tmp_path: Path) -> None:
+    def write() -> None:
+        with replace_atomically(tmp_path / "x"), replace_atomically(tmp_path / "y"):
+            raise OSError(28, "No space left on device")
+
+    (tmp_path / "x").write_text("before")
+    with pytest.raises(OSError, match="cannot write") as caught:
+        write()
+    assert caught.value.strerror == f"cannot write {tmp_path / 'y'} (No space left on device): nothing was written"
+    assert (os.listdir(tmp_path), (tmp_path / "x").read_text()) == (["x"], "before")
+
+
+def test_ctrl_c_while_a_missing_file_is_handled_stays_ctrl_c(tmp_path: Path) -> None:
+    def write() -> None:
+        with replace_atomically(tmp_path / "x"):
+            try:
+                open(tmp_path / "missing")  # noqa: SIM115
+            except OSError:
+                raise KeyboardInterrupt from None
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_may_not_be_replaced_stays(tmp_path: Path) -> None:
+    with replace_atomically(tmp_path / "x", overwrite=False) as file:
+        file.write(b"first")
+    with pytest.raises(FileExistsError, match=r"x .*is intact"), replace_atomically(tmp_path / "x", overwrite=False):
+        pass
+    assert (os.listdir(tmp_path), (tmp_path / "x").read_bytes()) == (["x"], b"first")
+
+
 class Innocent:
     """Any class whose pickle would have to be run."""
 
