@@ -39,11 +39,11 @@ def main(
     options, rest = _parse(argv)
     output = Path(options.output)
     path = output / "fewshot.json"
-    results = []
+    runs = []
     for fold in range(options.folds):
         folder = RunFolder(output / f"fold_{fold}")
-        arguments = [*rest, *_of_fold(fold, options), "--output", str(folder.path)]
-        results.append(train_missing(folder, arguments, options.overwrite, train, resolve, what="episode"))
+        runs.append((folder, [*rest, *_of_fold(fold, options), "--output", str(folder.path)]))
+    results = train_missing(runs, options.overwrite, train, resolve, what="episode")
     _objects.write_result(FewShotTrainingResult.of(results), path, options.results, options.method)
     return None
 

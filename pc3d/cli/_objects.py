@@ -156,7 +156,7 @@ def _train_once(verb: Verb, argv: Sequence[str], *, of_several: bool = False) ->
     try:
         verb.judge(str(run.path), device=device, overwrite=True, results=chosen.results, method=chosen.method)
     except KeyboardInterrupt:  # the run itself has ended: the same command would be refused
-        raise KeyboardInterrupt(f"go on with: {parser.prog} --output {run.path} --resume") from None
+        raise KeyboardInterrupt(_training.going_on(parser, chosen)) from None
 
 
 @dataclass(frozen=True)

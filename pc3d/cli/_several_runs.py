@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ def train_seeds(options: argparse.Namespace, rest: Sequence[str], train: Train, 
     Raises:
         ValueError: seeds that are not different numbers, or an option that does not go with them.
     """
+    from pc3d._files import replace_text
     from pc3d.evaluation import write_rows
     from pc3d.methods import RunFolder
 
@@ -65,28 +66,29 @@ def train_seeds(options: argparse.Namespace, rest: Sequence[str], train: Train, 
     ):
         if given:
             raise ValueError(f"--seeds {'needs' if name == 'output' else 'does not go with'} --{name}: {remedy}")
-    found = []
+    runs = []
     for seed in seeds:
         folder = RunFolder(Path(options.output) / f"seed_{seed}")
-        arguments = [*rest, "--seed", str(seed), "--output", str(folder.path)]
-        found.append(result.from_dict(train_missing(folder, arguments, options.overwrite, train, resolve, what="seed")))
+        runs.append((folder, [*rest, "--seed", str(seed), "--output", str(folder.path)]))
+    found = [
+        result.from_dict(outcome) for outcome in train_missing(runs, options.overwrite, train, resolve, what="seed")
+    ]
     rows = [outcome.to_rows(options.method) for outcome in found]
     data, text = gathered(found, rows)
     path = Path(options.output) / "seeds.json"
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(data, indent=2) + "\n")
     if options.results is not None:
         write_rows([row for of_seed in rows for row in of_seed], options.results)
     _output.result(data, f"{text}\n\nwritten: {path}")
 
 
 def train_missing(
-    folder: RunFolder, arguments: Sequence[str], overwrite: bool, train: Train, resolve: Resolve, *, what: str
-) -> dict[str, Any]:
-    """Train a run, go on with it, or keep it; its result on the test split.
+    runs: Sequence[tuple[RunFolder, Sequence[str]]], overwrite: bool, train: Train, resolve: Resolve, *, what: str
+) -> list[dict[str, Any]]:
+    """Train each run, go on with it, or keep it; their results on the test split.
 
     Args:
-        folder: of the run.
-        arguments: of the verb, without ``--resume`` and ``--overwrite``.
+        runs: the folder of each, and the arguments of the verb, without ``--resume`` and ``--overwrite``.
         overwrite: train what is finished again.
         train: runs the verb.
         resolve: the configuration that arguments make, as the run folder keeps it.
@@ -94,20 +96,46 @@ def train_missing(
 
     Raises:
         ValueError: what is finished is of another configuration.
+        NotADirectoryError: a run folder is a file.
     """
-    path = folder.path / "eval" / "test.json"
-    if folder.is_finished() and not overwrite and path.exists():
+    if overwrite:
+        resolve(runs[0][1])  # wrong options cost no result
+        _begin_anew(folder for folder, _ in runs)
+    same = "the same command without --overwrite" if overwrite else "the same command"
+    return [_train_missing(folder, arguments, train, resolve, what, same) for folder, arguments in runs]
+
+
+def _begin_anew(folders: Iterable[RunFolder]) -> None:
+    """Let no run count as begun or finished, also those whose turn has not come when an interruption does."""
+    from pc3d.methods import is_first_process
+
+    folders = list(folders)
+    for folder in folders:
+        folder.check(overwrite=True)
+    for folder in folders if is_first_process() else ():
+        _result_of(folder).unlink(missing_ok=True)
+        folder.checkpoint.unlink(missing_ok=True)
+
+
+def _result_of(folder: RunFolder) -> Path:
+    return folder.path / "eval" / "test.json"
+
+
+def _train_missing(
+    folder: RunFolder, arguments: Sequence[str], train: Train, resolve: Resolve, what: str, same: str
+) -> dict[str, Any]:
+    path = _result_of(folder)
+    if folder.is_finished() and path.exists():
         _check_unchanged(resolve(arguments), folder.config, what)
         _output.say(f"{folder.path}: finished already")
     else:
-        goes_on = folder.checkpoint.exists() and not overwrite
+        goes_on = folder.checkpoint.exists()
         if not goes_on:
             path.unlink(missing_ok=True)  # of an earlier run
         try:
             with _output.parts():
                 train([*arguments, "--resume" if goes_on else "--overwrite"])
         except KeyboardInterrupt:
-            same = "the same command without --overwrite" if overwrite else "the same command"
             raise KeyboardInterrupt(f"{folder.path.parent} keeps what is done: {same} goes on") from None
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found

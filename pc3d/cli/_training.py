@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,21 @@ def train(parser: Any, argv: Sequence[str], check: Callable[[Any], None] = lambd
             **objects.trainer.as_dict(),
         )
     except KeyboardInterrupt:
-        verb = parser.prog
         if folder.checkpoint.exists():
-            raise KeyboardInterrupt(f"go on with: {verb} --output {options.output} --resume") from None
+            raise KeyboardInterrupt(going_on(parser, options)) from None
         raise KeyboardInterrupt(
             f"nothing was finished yet, start again with --overwrite ({options.output} holds no checkpoint)"
         ) from None
     return trainer, folder
+
+
+def going_on(parser: Any, options: Any) -> str:
+    """The command that goes on with a run, with those options of its results that the run folder does not keep."""
+    words = [*parser.prog.split(), "--output", str(options.output), "--resume"]
+    for name in ("results", "method"):
+        value = options.get(name)
+        words += [] if value is None else [f"--{name}", str(value)]
+    return f"go on with: {shlex.join(words)}"
 
 
 def _instantiate(parser: Any, options: Any) -> Any:

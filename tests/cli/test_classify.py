@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shlex
 import shutil
 import signal
 from collections.abc import Callable
@@ -180,8 +181,10 @@ def test_a_run_that_was_interrupted_while_judged_is_judged_by_resuming(
     resume, several = ["--output", folder, "--resume"], ["--output", tmp_path / "b", "--seeds", "4"]
     with monkeypatch.context() as patch:
         patch.setattr("pc3d.evaluation.predict_logits", stop)
-        assert classify("train", *short, "--output", folder) == 130
-        assert f"interrupted; go on with: pc3d classify train --output {folder} --resume" in capsys.readouterr().err
+        rows = ["--results", str(tmp_path / "my rows"), "--method", "tiny"]
+        assert classify("train", *short, "--output", folder, *rows) == 130
+        told = ["pc3d", "classify", "train", "--output", str(folder), "--resume", *rows]
+        assert f"interrupted; go on with: {shlex.join(told)}\n" in capsys.readouterr().err
         for more, same in (([], "the same command"), (["--overwrite"], "the same command without --overwrite")):
             assert classify("train", *short, *several, *more) == 130
             assert f"{tmp_path / 'b'} keeps what is done: {same} goes on" in capsys.readouterr().err
@@ -192,6 +195,32 @@ def test_a_run_that_was_interrupted_while_judged_is_judged_by_resuming(
     assert all(torch.equal(before[name], value) for name, value in after.items())
     assert json.loads((folder / "eval" / "test.json").read_text())["num_test"] == 124
     assert (tmp_path / "b" / "seeds.json").exists()
+
+
+def test_nothing_of_runs_that_are_to_be_replaced_is_kept(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The interruption comes in the first of two seeds; the second one's turn has not come."""
+    folder = tmp_path / "a"
+    command = ["train", "--config", config, "--output", folder, "--trainer.max_epochs", "1", "--seeds", "4", "5"]
+    assert classify(*command) == 0
+    results = [folder / f"seed_{seed}" / "eval" / "test.json" for seed in (4, 5)]
+    assert classify(*command, "--overwrite", "--label_smoothing", "much") == 2
+    assert all(result.exists() for result in results)
+
+    def stop(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    other = [*command, "--label_smoothing", "0.3"]
+    with monkeypatch.context() as patch:
+        patch.setattr("pc3d.cli._training.train", stop)
+        assert classify(*other, "--overwrite") == 130
+        assert "the same command without --overwrite goes on" in capsys.readouterr().err
+    assert not any(result.exists() for result in results)
+    assert classify(*other) == 0
+    assert "finished already" not in capsys.readouterr().out
+    for result in results:
+        assert yaml.safe_load((result.parents[1] / "config.yaml").read_text())["model"]["label_smoothing"] == 0.3
 
 
 def test_ctrl_c_in_the_last_step_leaves_a_whole_run_and_ends_the_command(
