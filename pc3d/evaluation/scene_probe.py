@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from pc3d._progress import progress_bar, track
 from pc3d.data.dataset import PointDataset
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointBatch, PointCloud, collate
@@ -73,9 +74,11 @@ def fit_linear_head(
     *,
     transform: Transform | None = None,
     points_per_scene: int = 4000,
+    max_points: int = 1_000_000,
     weight_decay: float = 1e-4,
     max_iterations: int = 100,
     seed: int = 0,
+    progress: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The classifier that :func:`scene_linear_probe` fits, as weights of a linear layer on features as they are.
 
@@ -87,26 +90,34 @@ def fit_linear_head(
         scenes: labelled ones, all labels or some.
         transform: applied to each scene, which is seen whole.
         points_per_scene: labelled points drawn from each scene.
+        max_points: in all: of many scenes fewer points are drawn from each. Features are float32 on the CPU and are
+            held twice: a million of 240 channels take 2 GB.
         weight_decay: factor of half the squared weights, those on standardised features.
         max_iterations: of L-BFGS.
         seed: of the points drawn, and of ``transform``.
+        progress: show bars on standard error: over the scenes, once for their statistics if there are batch norms and
+            once for their features, and over the evaluations of L-BFGS.
 
     Returns:
         ``(K, C)`` and ``(K,)``, on the CPU.
 
     Raises:
-        ValueError: no labelled point in the scenes.
+        ValueError: no labelled point in the scenes, or fewer points in all than scenes.
     """
+    if max_points < len(scenes):
+        raise ValueError(f"max_points must be at least 1 for each of the {len(scenes)} scenes, got {max_points}")
+    number = min(points_per_scene, max_points // max(1, len(scenes)))
     seen = _Seen(scenes, transform, seed)
-    settle_on_scenes(backbone, seen)
+    settle_on_scenes(backbone, seen, progress=progress)
     was_training = backbone.training
     backbone.eval()
     try:
-        features, label = _some_points(backbone, seen, points_per_scene, seed)
+        features, label = _some_points(backbone, seen, number, seed, progress)
     finally:
         backbone.train(was_training)
     mean, scale = features.mean(0), features.std(0).clamp(min=1e-6)
-    weight, bias = _fit((features - mean) / scale, label, len(scenes.classes), weight_decay, max_iterations)
+    features.sub_(mean).div_(scale)
+    weight, bias = _fit(features, label, len(scenes.classes), weight_decay, max_iterations, progress)
     weight = (weight / scale[:, None]).T
     return weight, bias - weight @ mean
 
@@ -125,7 +136,7 @@ class _Seen(PointDataset):
 
 
 @torch.no_grad()
-def settle_on_scenes(backbone: nn.Module, scenes: PointDataset) -> None:
+def settle_on_scenes(backbone: nn.Module, scenes: PointDataset, *, progress: bool = False) -> None:
     """Set the running statistics of batch norms to the mean over whole scenes; no weight changes.
 
     An untrained encoder has statistics that no scene has, and one pre-trained on masked scenes those of masked scenes.
@@ -134,6 +145,7 @@ def settle_on_scenes(backbone: nn.Module, scenes: PointDataset) -> None:
         backbone: any network that is called with a batch; changed in place, its mode is left as it was. Without batch
             norm there is nothing to do.
         scenes: their labels are not used.
+        progress: show a bar on standard error.
     """
     norms = [module for module in backbone.modules() if isinstance(module, GlobalBatchNorm)]
     if not norms:
@@ -145,7 +157,7 @@ def settle_on_scenes(backbone: nn.Module, scenes: PointDataset) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all scenes
     try:
-        for index in range(len(scenes)):
+        for index in track(range(len(scenes)), "statistics of batch norms", "scenes", visible=progress):
             backbone(collate([scenes[index]]).to(_device(backbone)))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
@@ -166,18 +178,20 @@ def _encode(backbone: nn.Module, batch: PointBatch) -> Tensor:
 
 
 @torch.no_grad()
-def _features(backbone: nn.Module, scenes: PointDataset) -> Iterator[tuple[Tensor, Tensor]]:
-    for index in range(len(scenes)):
+def _features(backbone: nn.Module, scenes: PointDataset, progress: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    for index in track(range(len(scenes)), "features of points", "scenes", visible=progress):
         batch = collate([scenes[index]])
         if batch.segment is None:
             raise ValueError(f"scene {index} has no segment, the classes of its points: take a data set with labels")
         yield _encode(backbone, batch), batch.segment
 
 
-def _some_points(backbone: nn.Module, scenes: PointDataset, number: int, seed: int) -> tuple[Tensor, Tensor]:
+def _some_points(
+    backbone: nn.Module, scenes: PointDataset, number: int, seed: int, progress: bool = False
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     features, labels = [], []
-    for found, label in _features(backbone, scenes):
+    for found, label in _features(backbone, scenes, progress):
         rows = (label != _UNLABELLED).nonzero().flatten()
         rows = rows[torch.randperm(len(rows), generator=generator)[:number]]
         features.append(found[rows])
@@ -188,12 +202,13 @@ def _some_points(backbone: nn.Module, scenes: PointDataset, number: int, seed: i
 
 
 def _fit(
-    features: Tensor, label: Tensor, num_classes: int, weight_decay: float, max_iterations: int
+    features: Tensor, label: Tensor, num_classes: int, weight_decay: float, max_iterations: int, progress: bool = False
 ) -> tuple[Tensor, Tensor]:
     weight = torch.zeros(features.shape[1], num_classes, requires_grad=True)
     bias = torch.zeros(num_classes, requires_grad=True)
+    most = max_iterations * 5 // 4  # as is PyTorch's default
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=max_iterations, line_search_fn="strong_wolfe", tolerance_change=1e-7
+        [weight, bias], max_iter=max_iterations, max_eval=most, line_search_fn="strong_wolfe", tolerance_change=1e-7
     )
 
     def closure() -> Tensor:
@@ -201,8 +216,9 @@ def _fit(
         loss = nn.functional.cross_entropy(features @ weight + bias, label)
         loss = loss + 0.5 * weight_decay * weight.square().sum()
         loss.backward()
+        advance(1)
         return loss
 
-    with torch.enable_grad():
+    with progress_bar(most, "fit the head", "evaluations at most", visible=progress) as advance, torch.enable_grad():
         optimizer.step(closure)
     return weight.detach(), bias.detach()

@@ -2,7 +2,15 @@
 
 from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.nn.crops import Completion, ball_crop, complete, half_space_crop
-from pc3d.nn.distributed import all_reduce_sum, gather_rows, mean_over_processes, rank, share_of_batch, world_size
+from pc3d.nn.distributed import (
+    all_reduce_sum,
+    gather_rows,
+    mean_over_processes,
+    rank,
+    share_of_batch,
+    take_from_first,
+    world_size,
+)
 from pc3d.nn.ema import cosine_between, make_teacher, update_teacher
 from pc3d.nn.heads import DistillationHead, ProjectionHead, SegmentationHead
 from pc3d.nn.init import init_decoder_weights, init_encoder_weights, init_token
@@ -65,6 +73,7 @@ __all__ = [
     "spconv_conv3d",
     "split_mask",
     "superpoints",
+    "take_from_first",
     "update_teacher",
     "use_spconv",
     "voxel_grid",

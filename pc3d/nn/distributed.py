@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -64,6 +65,18 @@ def mean_over_processes(value: Tensor) -> Tensor:
     total = value.clone()
     dist.all_reduce(total)
     return total / world_size()
+
+
+@torch.no_grad()
+def take_from_first(tensors: Iterable[Tensor]) -> None:
+    """Give each process the values of the first one, in place; nothing where there is one process.
+
+    Args:
+        tensors: of equal shapes and in the same order on all processes, on a device that their backend reaches.
+    """
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from pc3d.data.types import PointBatch
 from pc3d.evaluation import ConfusionMatrix
 from pc3d.evaluation.scene_probe import fit_linear_head
 from pc3d.models import BlockFeatures, DistilledEncoder, UpcastFeatures, scene_backbone
-from pc3d.nn import mean_over_processes
+from pc3d.nn import mean_over_processes, take_from_first
 from pc3d.tasks.draws import draws_of_step
 from pc3d.tasks.initial_weights import take_weights
 from pc3d.tasks.language import LanguageGuidance
@@ -81,7 +81,8 @@ class SemanticSegmentation(pl.LightningModule):
             the encoder says. Train an encoder of objects with the head, or freeze a saved ``BlockFeatures``.
         probe_first: fit the head, which must be ``"linear"``, to frozen features of the training scenes before all else
             is trained from there (:func:`pc3d.evaluation.scene_probe.fit_linear_head`): a pre-trained backbone is not
-            moved about by a head that knows nothing yet. At a low learning rate, such as 1e-3.
+            moved about by a head that knows nothing yet. At a low learning rate, such as 1e-3. Up to 4,000 labelled
+            points of each scene are used, a million in all.
         class_weights: of each class in the loss, so that rare ones count in it; all alike when empty. Validation losses
             are unweighted.
         optimisation: AdamW and its schedule.
@@ -170,11 +171,21 @@ class SemanticSegmentation(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Fit the head first if asked for, and train all: Lightning keeps the modes that a loaded backbone has."""
         if self.probe_first and self.trainer.ckpt_path is None:  # otherwise weights are about to be those of the run
-            self.fit_head(getattr(self.trainer, "datamodule", None))
+            self.fit_head(
+                getattr(self.trainer, "datamodule", None),
+                progress=self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None,
+            )
         self.train()
 
-    def fit_head(self, data: pl.LightningDataModule | None) -> None:
+    def fit_head(self, data: pl.LightningDataModule | None, *, progress: bool = False) -> None:
         """What ``probe_first`` does, on the training scenes of a data module, as validation would see them.
+
+        Of several processes each fits, since batch norms count over all of them, and all take what the first has found:
+        the last bits may differ from one device to another.
+
+        Args:
+            data: of scenes, with a train set.
+            progress: show bars on standard error.
 
         Raises:
             ValueError: it is not a data module of scenes.
@@ -187,11 +198,12 @@ class SemanticSegmentation(pl.LightningModule):
         head = self.segmenter.head
         assert isinstance(head, nn.Linear)  # the constructor saw to it
         weight, bias = fit_linear_head(
-            self.segmenter.backbone, data.train, transform=data.eval_transform, seed=self.seed
+            self.segmenter.backbone, data.train, transform=data.eval_transform, seed=self.seed, progress=progress
         )
         with torch.no_grad():
             head.weight.copy_(weight)
             head.bias.copy_(bias)
+        take_from_first([*head.parameters(), *self.segmenter.backbone.buffers()])
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
         """One step."""

@@ -104,6 +104,25 @@ def test_the_head_is_fitted_to_transformed_scenes() -> None:
     assert not torch.allclose(turned[0][:, 0], plain[0][:, 0], atol=0.1)
 
 
+def test_no_more_points_are_taken_than_is_said_and_bars_show_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = Corners("train")
+    few = fit_linear_head(Raw(), train, points_per_scene=150)
+    capped = fit_linear_head(Raw(), train, max_points=301)
+    assert torch.equal(few[0], capped[0])
+    assert not torch.equal(fit_linear_head(Raw(), train)[0], capped[0])
+    with pytest.raises(ValueError, match="max_points must be at least 1 for each of the 2 scenes, got 1"):
+        fit_linear_head(Raw(), train, max_points=1)
+    monkeypatch.setattr("pc3d._progress.LINE_SECONDS", 0.0)
+    fit_linear_head(UpcastFeatures(unet()), train, max_points=300, max_iterations=8)
+    assert capsys.readouterr().err == ""
+    fit_linear_head(UpcastFeatures(unet()), train, max_points=300, max_iterations=8, progress=True)
+    shown = capsys.readouterr().err
+    for line in ("statistics of batch norms: 2/2 scenes", "features of points: 2/2 scenes", "fit the head: 8/10 eval"):
+        assert line in shown
+
+
 def unet() -> SparseUNet:
     torch.manual_seed(0)
     return SparseUNet((8, 12), (1, 1), 0.3, "xyz_rgb")

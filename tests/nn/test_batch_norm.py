@@ -54,6 +54,7 @@ def test_sums_and_means_over_processes(two: list[dict[str, Tensor]]) -> None:
     # y = x_0 + x_1 = 3; each process minimises y^2, so d/dx_r of the sum of both is 2 * 2 y = 12.
     assert [part["reduced"].item() for part in two] == [12.0, 12.0]
     assert [part["mean"].item() for part in two] == [3.5, 3.5]
+    assert [part["taken"].tolist() for part in two] == [[1.0, 5.0], [1.0, 5.0]]
 
 
 def test_rows_of_all_processes(two: list[dict[str, Tensor]]) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pc3d.nn import GlobalBatchNorm, all_reduce_sum, gather_rows, mean_over_processes
+from pc3d.nn import GlobalBatchNorm, all_reduce_sum, gather_rows, mean_over_processes, take_from_first
 
 ROWS = (7, 12)  # uneven on purpose
 
@@ -53,6 +53,8 @@ def worker(rank: int, folder: str) -> None:
     all_reduce_sum(value).square().sum().backward()
     assert value.grad is not None
     result["reduced"], result["mean"] = value.grad, mean_over_processes(torch.tensor(3.0 + rank))
+    result["taken"] = torch.tensor([1.0 + rank, 5.0])
+    take_from_first([result["taken"]])
     with pytest.raises(ValueError, match="at least 2 rows over all processes, got 1"):
         fresh(GlobalBatchNorm)(rows[: 1 - rank])
     torch.save(result, f"{folder}/{rank}.pt")

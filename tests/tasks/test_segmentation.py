@@ -170,7 +170,9 @@ def test_training_begins_with_the_head_of_a_probe(tmp_path: Path) -> None:
 def test_what_is_resumed_is_not_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     fit = SemanticSegmentation.fit_head
-    monkeypatch.setattr(SemanticSegmentation, "fit_head", lambda self, data: (calls.append(1), fit(self, data))[1])
+    monkeypatch.setattr(
+        SemanticSegmentation, "fit_head", lambda self, *data, **how: (calls.append(1), fit(self, *data, **how))[1]
+    )
     for resume, epochs in ((False, 1), (True, 2)):
         begun = without_decoder(head="linear", probe_first=True)
         pretrain(begun, data(), tmp_path, resume=resume, max_epochs=epochs, **QUIET)
