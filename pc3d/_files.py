@@ -77,7 +77,8 @@ def open_npz(path: Path) -> Iterator[NpzFile]:
 
     Raises:
         OSError: the file cannot be opened or read.
-        ValueError: it is no such archive, or a broken one, whatever NumPy and zlib make of it; the message names it.
+        ValueError: it is no such archive, or a broken one, whatever NumPy, zipfile and zlib make of it; the message
+            names it.
     """
     try:
         found = np.load(path, allow_pickle=False)
@@ -85,5 +86,6 @@ def open_npz(path: Path) -> Iterator[NpzFile]:
             raise ValueError("it holds one array that was written with numpy.save")
         with found:
             yield found
-    except (ValueError, EOFError, BadZipFile, zlib.error) as error:
+    # Of a damaged entry zipfile may think that it is encrypted or of another compression: RuntimeError.
+    except (ValueError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: not a readable .npz file ({error})") from error

@@ -133,6 +133,20 @@ def test_what_cannot_be_read_is_computed_anew_with_a_warning(tmp_path: Path) -> 
     assert np.array_equal(found.values, expected.values)
 
 
+@pytest.mark.parametrize(("place", "value"), [(8, 1), (10, 99)], ids=["encrypted", "unknown compression"])
+def test_a_damaged_entry_is_computed_anew(tmp_path: Path, place: int, value: int) -> None:
+    folder = tmp_path / "kept"
+    interrupted(folder, Counted(), 6)
+    (path,) = folder.glob("kept-*.npz")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + place] = value  # the entry of the first array in the directory at the end
+    path.write_bytes(content)
+    with Kept(folder) as store:
+        with pytest.warns(UserWarning, match=r"not a readable \.npz.*computed anew"):
+            extract_features(Counted(), Household("test"), kept=store, pooling="max", **OPTIONS)
+        assert store.given_back == 4
+
+
 def test_nothing_is_kept_that_did_not_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(descriptor: int) -> None:
         raise OSError(5, "Input/output error")
@@ -152,17 +166,18 @@ def test_other_versions_compute_anew(version: str, tmp_path: Path, monkeypatch: 
         assert store.given_back == 0
 
 
-def test_features_of_another_device_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    contents: list[list[str | Tensor]] = []
+def test_the_device_is_a_part_of_what_features_are_kept_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: dict[str, list[str]] = {"cpu": [], "meta": []}
 
     def of(self: Kept, content: list[str | Tensor], compute: Callable[[], Any]) -> Any:
-        contents.append(content)
-        return compute()
+        keys[device].append(content_key(content))
+        return np.zeros((len(content[-1]), 8), np.float32)  # the second device cannot compute
 
     monkeypatch.setattr(Kept, "of", of)
-    extract_features(Counted(), Household("test"), kept=Kept(tmp_path), pooling="max", **OPTIONS)
-    assert all("cpu" in [part for part in content if isinstance(part, str)] for content in contents)
-    assert len(contents) == 13
+    monkeypatch.setattr("pc3d.evaluation.features.identity_of", lambda encoder: "the same weights")
+    for device in keys:
+        extract_features(Counted().to(device), Household("test"), kept=Kept(tmp_path), pooling="max", **OPTIONS)
+    assert len({*keys["cpu"], *keys["meta"]}) == 2 * len(keys["cpu"]) == 26
 
 
 def test_keys_tell_contents_apart() -> None:
