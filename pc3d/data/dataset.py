@@ -215,7 +215,10 @@ def validation_mask(
         ValueError: ``fraction`` is out of range or there are fewer than two items.
     """
     if not 0.0 < fraction < 1.0:
-        raise ValueError(f"validation fraction must be between 0 and 1 (both excluded), got {fraction}")
+        raise ValueError(
+            f"fraction must be between 0 and 1 (both excluded), got {fraction}: a validation_fraction of 0.2 "
+            "holds out a fifth of the training items"
+        )
     if len(labels) < 2:
         raise ValueError(f"a data set of {len(labels)} item(s) cannot be split: two or more are needed")
     names = np.arange(len(labels)) if groups is None else groups

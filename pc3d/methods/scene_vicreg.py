@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,8 @@ class SceneVICReg(Method):
     encoder prepares the scene; a learned token is in the place of their features (as in :class:`MaskedScene`). Masks
     across two views are the idea of Masked Scene Contrast (Wu et al., 2023, section 3.3), there with a contrast with
     negatives, masks that do not overlap, and reconstruction beside it; and of masked self-distillation (Sonata), there
-    with a teacher. Neither negatives, nor a teacher, nor reconstruction is here. 0.4 is the ratio of the former.
+    with a teacher. Neither negatives, nor a teacher, nor reconstruction is here. 0.4 is the ratio of the former; the
+    default is 0, without masks.
 
     The exported encoder's batch norms hold the statistics of views, which are turned, thinned and coloured. Fine-tuning
     replaces them; before features are used frozen, :func:`pc3d.evaluation.scene_probe.settle_on_scenes` sets those of
@@ -89,8 +91,11 @@ class SceneVICReg(Method):
         if not 0.0 <= mask_ratio < 1.0:
             raise ValueError(f"mask_ratio must be at least 0 and less than 1, got {mask_ratio}")
         weights = (invariance_weight, variance_weight, covariance_weight)
-        if min(weights) < 0.0 or max(weights) <= 0.0:
-            raise ValueError(f"weights of invariance, variance and covariance must not be negative, got {weights}")
+        if not all(0.0 <= weight < math.inf for weight in weights) or not any(weights):
+            raise ValueError(
+                "invariance_weight, variance_weight and covariance_weight must be numbers of at least 0, one of them "
+                f"above 0, got {weights}: VICReg's are 25, 25 and 1"
+            )
         self.model = UpcastFeatures(encoder)
         # What takes no part would wait for gradients for ever when several processes train.
         self.model.train_encoder()

@@ -449,7 +449,10 @@ def test_train_says_what_is_wrong(config: Path, tmp_path: Path, capsys: pytest.C
         (["--model.frozen_rate", "0"], "frozen_rate must be positive, got 0"),
         (["--protocol", "test"], "protocol"),
         (["--seed", "-1"], "seed: must be at least 0 and below 4294967296, got -1"),
-        (["--validation_fraction", "2"], "validation fraction must be between 0 and 1 (both excluded), got 2.0"),
+        (
+            ["--validation_fraction", "2"],
+            "fraction must be between 0 and 1 (both excluded), got 2.0: a validation_fraction of 0.2",
+        ),
     ):
         assert classify(*start, *arguments) != 0
         assert message in capsys.readouterr().err

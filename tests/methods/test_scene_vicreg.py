@@ -271,8 +271,14 @@ def test_bad_input_is_named(batch: PointBatch) -> None:
         method(lambda: nn.Linear(1, 1))
     with pytest.raises(ValueError, match="pairs_per_scene must be at least 2, got 1"):
         method(pairs_per_scene=1)
-    with pytest.raises(ValueError, match=r"must not be negative, got \(25\.0, -1\.0, 1\.0\)"):
+    with pytest.raises(
+        ValueError, match=r"must be numbers of at least 0, .* got \(25\.0, -1\.0, 1\.0\): VICReg's are 25"
+    ):
         method(variance_weight=-1.0)
+    with pytest.raises(ValueError, match=r"one of them above 0, got \(0\.0, 0\.0, 0\.0\)"):
+        method(invariance_weight=0.0, variance_weight=0.0, covariance_weight=0.0)
+    with pytest.raises(ValueError, match=r"must be numbers of at least 0, .* got \(nan, 25\.0, 1\.0\)"):
+        method(invariance_weight=float("nan"))
     with pytest.raises(ValueError, match=r"match_distance must be positive, got -1\.0"):
         method(match_distance=-1.0)
     for ratio in (-0.1, 1.0, float("nan")):
