@@ -196,6 +196,13 @@ class ProbeResult(FrozenResult):
             },
         )
 
+    def _note_on_one_class(self) -> list[str]:
+        columns = zip(self.scores.confusion_classes, zip(*self.scores.confusion, strict=True), strict=True)
+        said = [name for name, counts in columns if any(counts)]
+        if len(said) > 1 or len(self.scores.per_class_count) < 2:
+            return []
+        return [note_on_one_class(said[0], not self.standardized and self.task == "linear SVM")]
+
     def __str__(self) -> str:
         name, value = self.parameter
         lines = [
@@ -208,6 +215,7 @@ class ProbeResult(FrozenResult):
             f"  seed        {self.seed}",
             self.describe_versions(),
             *_describe_scores(self.scores),
+            *self._note_on_one_class(),
         ]
         if self.honest is not None:
             name, value = self.honest.parameter
@@ -217,6 +225,21 @@ class ProbeResult(FrozenResult):
                 *_describe_scores(self.honest.scores),
             ]
         return "\n".join(lines)
+
+
+def note_on_one_class(name: str, unscaled: bool) -> str:
+    """A line on a classifier that tells no classes apart, whose accuracy is the share of one class.
+
+    Args:
+        name: of the class that it gives to every test item.
+        unscaled: it was trained on features as they are.
+    """
+    remedy = (
+        ", because features may be too small for it as they are: pc3d probe --standardize true scales them"
+        if unscaled
+        else ": look at the features"
+    )
+    return f"  note        every test item is said to be of one class, {name!r}{remedy}"
 
 
 def _describe_scores(scores: Scores) -> list[str]:

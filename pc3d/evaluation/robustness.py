@@ -12,10 +12,10 @@ import torch
 from pc3d._progress import track
 from pc3d.data import CORRUPTIONS, SEVERITIES, Corrupt, Corruption, PointCloud, PointDataset
 from pc3d.data.loader import sample_generator
-from pc3d.evaluation.features import Encoder, Features, extract_features, preparation
+from pc3d.evaluation.features import Encoder, Features, Labels, extract_features, preparation
 from pc3d.evaluation.kept import Kept
 from pc3d.evaluation.probe import C_GRID, cross_validated
-from pc3d.evaluation.result import FrozenResult, data_fields, percent
+from pc3d.evaluation.result import FrozenResult, data_fields, note_on_one_class, percent
 from pc3d.evaluation.rows import Row
 from pc3d.evaluation.svm import svm_form
 
@@ -54,6 +54,7 @@ class RobustnessResult(FrozenResult):
         without_color: overall accuracy at each severity of ``"drop_color"``; None where it was not judged. It is in no
             mean, so that encoders with and without colours are compared under the same corruptions.
         reads_rgb: whether the encoder was given colours, clean and corrupted.
+        only_class: the class that every clean test object is said to be of; None where there are several.
         baseline: what :attr:`relative` is relative to; None where nothing was given.
         relative: ModelNet-C's errors relative to it, see :meth:`relative_to`.
 
@@ -68,6 +69,7 @@ class RobustnessResult(FrozenResult):
     accuracies: dict[str, tuple[float, ...]]
     without_color: tuple[float, ...] | None = None
     reads_rgb: bool = False
+    only_class: str | None = None
     baseline: str | None = None
     relative: RelativeErrors | None = None
 
@@ -170,6 +172,7 @@ class RobustnessResult(FrozenResult):
                     else [f"{_line(_COLOR, self.without_color, width)}  (not in the mean)"]
                 ),
                 *self._describe_relative(),
+                *([] if self.only_class is None else [note_on_one_class(self.only_class, unscaled=True)]),
             ]
         )
 
@@ -301,6 +304,7 @@ def robustness(
             encoder, clouds, num_points=None, pooling=test.pooling, batch_size=batch_size, kept=kept
         )
         found[name].append(float(model.score(corrupted.values, y_test)))
+    predicted = model.predict(x_test)
     judged = {name: tuple(values) for name, values in found.items()}
     return RobustnessResult(
         **fields,
@@ -308,7 +312,8 @@ def robustness(
         tuned=C is None,
         selection=selection,
         severities=tuple(severities),
-        clean=float(model.score(x_test, y_test)),
+        clean=float((predicted == y_test).mean()),
+        only_class=_only_class(predicted, y_test, train.classes),
         without_color=judged.pop(_COLOR, None),
         accuracies=judged,
         reads_rgb=colored,
@@ -328,6 +333,13 @@ def check_corruptions(corruptions: Sequence[str], severities: Sequence[int]) -> 
     for severity in severities:
         if severity not in SEVERITIES:
             raise ValueError(f"severities must be among {', '.join(map(str, SEVERITIES))}, got {severity!r}")
+
+
+def _only_class(predicted: Labels, truth: Labels, classes: Sequence[str]) -> str | None:
+    said = np.unique(predicted)
+    if said.size > 1 or np.unique(truth).size < 2:
+        return None
+    return classes[said[0]] if said[0] < len(classes) else str(said[0])
 
 
 def _colored(encoder: Encoder, dataset: PointDataset, features: Features) -> bool:

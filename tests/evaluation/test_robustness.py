@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pc3d.data import CORRUPTIONS, Corrupt, Household, PointCloud, Selection
 from pc3d.data.loader import sample_generator
-from pc3d.evaluation import Features, ShapeDescriptor, extract_features, relative_errors, robustness
+from pc3d.evaluation import Features, ShapeDescriptor, extract_features, linear_svm, relative_errors, robustness
 
 OPTIONS: dict[str, Any] = {"corruptions": ("jitter", "drop_global"), "severities": (1, 5), "C": 1.0}
 
@@ -82,6 +82,27 @@ def test_every_encoder_sees_the_same_clouds(train: Features, test: Features, tes
     )
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_a_classifier_that_tells_no_classes_apart_is_told(train: Features, test: Features, test_set: Selection) -> None:
+    """The features' differences are too small for the penalty on weights: one class for all, until they are scaled."""
+    options: dict[str, Any] = {"corruptions": ["jitter"], "severities": [1], "C": 1.0}
+    plain = robustness(ShapeDescriptor(), train, test, test_set, **options)
+    assert plain.only_class is None
+    assert "every test item" not in str(plain)
+    small, small_test = (replace(f, values=1e-4 * f.values) for f in (train, test))
+    found = robustness(ShapeDescriptor(), small, small_test, test_set, **options)
+    majority = found.only_class
+    assert majority is not None
+    labels = test.labels[test.labels >= 0]
+    assert found.clean == (labels == test.classes.index(majority)).mean()
+    note = f"every test item is said to be of one class, {majority!r}, because features may be too small"
+    assert note in str(found)
+    assert "pc3d probe --standardize true" in str(found)
+    probed = linear_svm(small, small_test, C=1.0)
+    assert note in str(probed)
+    assert "every test item" not in str(linear_svm(small, small_test, C=1.0, standardize=True))
+    assert "every test item" not in str(linear_svm(train, test, C=1.0))
 
 
 def test_c_is_chosen_on_clean_training_features(train: Features, test: Features, test_set: Selection) -> None:
