@@ -347,6 +347,18 @@ def open_data(data: str) -> tuple[ObjectSet, ObjectSet]:
     return ObjectSet(data, "train"), ObjectSet(data, "test")
 
 
+def where_from(data: str) -> str:
+    """A sentence on a folder of data that does not come with pc3d, by what its own description says."""
+    if data == "household":
+        return ""
+    said = json.loads(Path(data, "train.json").read_text(encoding="utf-8"))
+    return (
+        f"The folder `{Path(data).name}` does not come with pc3d: {said.get('source', 'it names no source')}; "
+        f"{said.get('licence', 'no licence named')}.\n"
+        "Its layout is that of `pc3d.data.ObjectSet`: [how such a folder is made](judge.md).\n"
+    )
+
+
 def run(name: str, data: str, seed: int, options: argparse.Namespace) -> None:
     """Pre-train one method with one seed, and judge it by every protocol that is missing."""
     folder = options.output / Path(data).name / f"seed{seed}" / slug(name)
@@ -460,6 +472,7 @@ def write_tables(options: argparse.Namespace) -> None:
         f"# Results on {' and '.join(names)}\n\n"
         "One small encoder on small data sets, not a paper's numbers: pre-trained for "
         f"{budget or 'the epochs of each recipe'} by every method.\n"
+        f"{''.join(map(where_from, options.data))}"
         "What is not said here is said by the script; single results are in the `rows.csv` that it writes:\n\n"
         f"```text\npython benchmarks/results_table.py {command_line(options, rows, names)}\n```\n\n"
         f"{to_markdown(table)}\n{comparisons.to_markdown(table, rows)}"

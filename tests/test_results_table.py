@@ -45,6 +45,17 @@ def test_rows_and_tables_are_written(output: Path) -> None:
     assert (output / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_data_that_do_not_come_with_pc3d_are_told_of(table: ModuleType, tmp_path: Path) -> None:
+    said = {"source": "a library of parts", "licence": "CC BY 4.0"}
+    for name, content in (("parts", said), ("own", {})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.json").write_text(json.dumps(content))
+    start = "The folder `parts` does not come with pc3d: a library of parts; CC BY 4.0.\n"
+    assert table.where_from(str(tmp_path / "parts")).startswith(start)
+    assert "it names no source; no licence named" in table.where_from(str(tmp_path / "own"))
+    assert table.where_from("household") == ""
+
+
 def test_what_is_finished_is_not_computed_again_and_the_rest_is(
     table: ModuleType, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
