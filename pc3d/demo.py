@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -140,13 +141,14 @@ def write_results(results: Mapping[str, ProbeResult], folder: Path, *, encoder_s
     if encoder_sha256 is not None:
         rows[TRAINED]["encoder_sha256"] = encoder_sha256
     replace_text(folder / "demo.json", json.dumps(rows, indent=2))
-    with (folder / "demo.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["encoder", "overall_accuracy", "low", "high", "mean_class_accuracy", "C"])
-        for name, result in results.items():
-            s = result.scores
-            values = (s.overall_accuracy, *s.overall_interval, s.mean_class_accuracy)
-            writer.writerow([name, *(f"{100 * value:.1f}" for value in values), f"{result.parameter[1]:g}"])
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["encoder", "overall_accuracy", "low", "high", "mean_class_accuracy", "C"])
+    for name, result in results.items():
+        s = result.scores
+        values = (s.overall_accuracy, *s.overall_interval, s.mean_class_accuracy)
+        writer.writerow([name, *(f"{100 * value:.1f}" for value in values), f"{result.parameter[1]:g}"])
+    replace_text(folder / "demo.csv", file.getvalue())
 
 
 def table(folder: Path) -> str:
