@@ -82,6 +82,10 @@ def main(argv: Sequence[str]) -> int | None:
     except KeyboardInterrupt:
         count = f"{len(found)} of {len(scenes)} scenes are done"
         raise KeyboardInterrupt(f"{count}; go on with the same command and --resume") from None
+    except Exception:
+        if found:
+            _output.say(f"{len(found)} of {len(scenes)} scenes are done; --resume keeps them")
+        raise
     lines = [f"{scene['scene']}: {_shares(scene['shares'])}; written: {', '.join(scene['written'])}" for scene in found]
     _output.result(found, "\n".join(lines))
     return None
@@ -119,7 +123,8 @@ def _made_by(identity: str, path: Path, options: Any) -> str:
     """What tells the results of a scene from those of another model, with other options, or of a file that changed."""
     from pc3d.evaluation.kept import content_key
 
-    names = ("scale", "voting", "fragments", "max_points", "context", "device", "drop_invalid")
+    # Not drop_invalid: a file has no other result without it, only none where points are invalid.
+    names = ("scale", "voting", "fragments", "max_points", "context", "device")
     found = path.stat()
     state = f"{path.name} {found.st_size} {found.st_mtime_ns}"
     return content_key([identity, state, *(f"{name} {getattr(options, name)}" for name in names)])

@@ -502,6 +502,25 @@ def test_predict_goes_on_after_an_interruption(
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".ply", ".npz", ".png"}
 
 
+def test_what_is_done_is_kept_when_a_file_is_refused(
+    run: Path, scenes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    holed = np.load(scenes[1])
+    holed[5] = np.nan
+    np.save(tmp_path / "holed.npy", holed)
+    arguments: list[str | Path] = ["predict", run, scenes[1], tmp_path / "holed.npy", "--output", tmp_path / "out"]
+    assert segment(*arguments) == 1
+    told = capsys.readouterr()
+    assert "1 of 2 scenes are done; --resume keeps them" in told.out
+    assert "holed.npy: 1 of" in told.err
+    done = (tmp_path / "out" / "second.npz").stat().st_mtime_ns
+    assert segment(*arguments, "--resume", "--drop_invalid") == 0
+    assert "second.npy: done already" in capsys.readouterr().out
+    assert (tmp_path / "out" / "second.npz").stat().st_mtime_ns == done
+    with np.load(tmp_path / "out" / "holed.npz") as archive:
+        assert (archive["label"] == -1).nonzero()[0].tolist() == [5]
+
+
 def test_eval_goes_on_after_an_interruption(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

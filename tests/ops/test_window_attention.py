@@ -320,6 +320,35 @@ def test_windows_larger_than_what_is_kept_at_a_time(device, repeats, others, dim
     assert_near(p.to(torch.float32, device).with_gradients(push), by_definition(p, push), 1e-4)
 
 
+def dense_heads(p: Problem) -> Tensor:
+    """One window of all voxels with one signal of three rows, head by head as plain matrices."""
+    rows = (p.signals - p.signals.T + 1.5).floor().clamp(0, 2).long()
+    heads = []
+    for query, key, value, query_table, key_table, value_table in zip(
+        *(x.unbind(1) for x in (*p.features, *p.tables)), strict=True
+    ):
+        logits = query @ key.T + (query @ query_table.T).gather(1, rows) + (key @ key_table.T).gather(1, rows.T).T
+        share = logits.softmax(1)
+        heads.append(share @ value + share.new_zeros(len(share), 3).scatter_add(1, rows, share) @ value_table)
+    return torch.stack(heads, 1)
+
+
+@pytest.mark.slow
+def test_pairs_times_channels_beyond_what_32_bits_count(device):
+    """The released kernels number them in 32 bits, and pass over the pairs behind."""
+    n, heads, dim = 1449, 16, 64
+    assert n * n * heads * dim > 2**31
+    random = torch.Generator().manual_seed(0)
+    features, tables = ([torch.randn(m, heads, dim, generator=random) * dim**-0.25 for _ in range(3)] for m in (n, 3))
+    windows = Windows(torch.arange(n), torch.tensor([0, n]), n)
+    p = Problem(features, torch.randint(0, 2, (n, 1), generator=random).float(), windows, tables, (3,))
+    push = push_of(p).float()
+    leaves = [x.clone().requires_grad_() for x in (*features, *tables)]
+    right = dense_heads(replace(p, features=leaves[:3], tables=leaves[3:]))
+    expected = [right.detach(), *torch.autograd.grad(right, leaves, push)]
+    assert_near(p.to(torch.float32, device).with_gradients(push), expected, 1e-5)
+
+
 def test_the_same_bits_every_time_and_on_any_number_of_threads(device):
     coords, signals = room()
     p = room_problem(coords, signals, window_partition(coords, 7)).to(torch.float32, device)
