@@ -117,7 +117,8 @@ class SemanticSegmentation(pl.LightningModule):
             raise ValueError(f"class_names must be {num_classes} names, got {len(names)}")
         if class_weights and (len(class_weights) != num_classes or not all(0 < w < math.inf for w in class_weights)):
             raise ValueError(
-                f"class_weights must be {num_classes} positive numbers, one for each class, got {list(class_weights)}"
+                f"class_weights must be {num_classes} positive numbers, one for each class, or [] for all alike, got "
+                f"{len(class_weights)}: {list(class_weights)}"
             )
         if seed < 0:
             raise ValueError(f"seed must be at least 0, got {seed}")
