@@ -169,7 +169,7 @@ def test_a_failed_save_leaves_the_index_as_it_was(tmp_path: Path, monkeypatch: p
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pc3d.evaluation.shape_index.os.replace", full)
+    monkeypatch.setattr("pc3d._files.os.replace", full)
     with pytest.raises(OSError, match="No space left"):
         index.save()
     assert ShapeIndex(tmp_path).ids == ["a"]
