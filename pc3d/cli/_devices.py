@@ -18,13 +18,13 @@ def open_device(name: str) -> torch.device:
 
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("pc3d has no kernels for it")
+        reason = "" if device.type in ("cpu", "cuda") else "pc3d has no kernels for it"
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:  # the second: a PyTorch without CUDA
         reason = str(error).splitlines()[0]
+    if reason:
         raise ValueError(
             f"device: {name!r} cannot be used here ({reason}): give cpu, or cuda on a machine for which pc3d doctor "
             "lists a GPU"
-        ) from None
+        )
     return device

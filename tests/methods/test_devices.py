@@ -71,6 +71,7 @@ CASES: dict[str, tuple[Callable[[], Method], Callable[[], PointBatch]]] = {
     "MaskedScene of Swin3D": (swin(test_masked_scene.method), scenes),
     "SceneVICReg": (test_scene_vicreg.method, pairs),
     "SceneVICReg of Swin3D": (swin(test_scene_vicreg.method), pairs),
+    "SceneVICReg with masks": (lambda: test_scene_vicreg.method(mask_ratio=0.4), pairs),
     "DenseDistillation": (test_distillation.method, lifted),
     "DenseDistillation by PPKT": (distilled("ppkt"), lifted),
     "DenseDistillation by SLidR": (distilled("slidr"), lifted),

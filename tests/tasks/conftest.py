@@ -1,6 +1,7 @@
-"""Lets the tests of this folder, and the processes they start, import the helpers beside them."""
+"""Lets the tests of this folder, and the processes they start, import the helpers beside them and those of methods."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+FOLDER = Path(__file__).parent
+sys.path[:0] = [str(FOLDER), str(FOLDER.parent / "methods")]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from tiny import QUIET
 from tiny_objects import CLASSES, data, encoder, objects
-from tiny_scenes import QUIET
 from torch import Tensor, nn
 
 from pc3d.data import FirstPoints, Household, ObjectDataModule, PointBatch, PointDataset, collate

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_scenes import QUIET, Pointwise, SmallRooms, Stop, unet
+from tiny import QUIET, Stop
+from tiny_scenes import Pointwise, SmallRooms, unet
 from torch import Tensor
 
 from pc3d.data import PointBatch, PointDataModule, collate

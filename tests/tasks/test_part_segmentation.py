@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import QUIET
 from tiny_objects import CLASSES, encoder, objects
-from tiny_scenes import QUIET
 from torch import nn
 
 from pc3d.data import (

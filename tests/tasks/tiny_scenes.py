@@ -4,31 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from pc3d.data import PointBatch, PointCloud, Rooms
 from pc3d.data.dataset import PointDataset
 from pc3d.models import SparseUNet
-
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "log_every_n_steps": 1,
-}
-
-
-class Stop(pl.Callback):
-    """Breaks off at a step, with nothing saved for the occasion."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            raise InterruptedError
 
 
 class Pointwise(nn.Module):
