@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,15 @@ from pc3d.data.dataset import BadFileError
 Array = NDArray[Any]
 # Arrays of one file: xyz always, rgb in [0, 1] and normal where the file has them.
 Fields = dict[str, Array]
+# What programs call columns, in any case of letters.
+COLUMN_NAMES = {
+    "xyz": (("x", "y", "z"),),
+    "rgb": (
+        *(("red", "green", "blue"), ("r", "g", "b"), ("rf", "gf", "bf")),
+        *(("diffuse_red", "diffuse_green", "diffuse_blue"), ("colorred", "colorgreen", "colorblue")),
+    ),
+    "normal": (("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z")),
+}
 
 
 def colours(values: Array) -> Array:
@@ -24,6 +35,50 @@ def colours(values: Array) -> Array:
         # Rounding may lift a saturated channel a little above 1.
         top = 255 if values.size and values.max() > 1 + 1e-3 else 1
     return np.asarray(np.clip(values / top, 0, 1), np.float32)
+
+
+def named_colours(columns: Mapping[str, Array]) -> Array | None:
+    """``(N, 3)`` colours in [0, 1] among columns that have names; None if there are none."""
+    values = _by_name(columns, "rgb")
+    return None if values is None else colours(values)
+
+
+def named_fields(path: Path, columns: Mapping[str, Array]) -> Fields:
+    """Coordinates, colours and normals among columns that have names; others are passed over.
+
+    Args:
+        path: of the file, for the message.
+        columns: ``(N,)`` arrays by their names.
+
+    Raises:
+        BadFileError: there are no coordinates.
+    """
+    xyz, rgb, normal = _by_name(columns, "xyz"), named_colours(columns), _by_name(columns, "normal")
+    if xyz is None:
+        raise BadFileError(path, f"has no columns x, y and z; its columns are {list(columns)}")
+    found = {"xyz": xyz, "rgb": rgb, "normal": normal}
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _by_name(columns: Mapping[str, Array], field: str) -> Array | None:
+    known = {name.lower(): values for name, values in columns.items() if values.ndim == 1}
+    names = next((names for names in COLUMN_NAMES[field] if set(names) <= set(known)), None)
+    return None if names is None else np.stack([known[name] for name in names], axis=1)
+
+
+def read_table(lines: Iterable[str], delimiter: str | None = None) -> NDArray[np.float64]:
+    """Lines of numbers as an array of two dimensions.
+
+    Raises:
+        ValueError: something is not a number, or lines differ in length.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of NumPy, where there are no lines
+        try:
+            return np.loadtxt(lines, dtype=np.float64, delimiter=delimiter, comments=None, ndmin=2)
+        except ValueError as error:
+            # NumPy's advice is about its own arguments.
+            raise ValueError(str(error).partition("; use `usecols`")[0]) from error
 
 
 def check_complete(path: Path, loaded: Any, promised: tuple[int, int]) -> None:

@@ -1,7 +1,8 @@
-"""PLY files: points, and the vertices of meshes."""
+"""PLY files: points, and meshes."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,47 +11,139 @@ from numpy.typing import NDArray
 
 from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
-from pc3d.data.file_fields import Array, Fields, check_complete, colours
+from pc3d.data.file_fields import Array, Fields, named_colours, named_fields
+from pc3d.data.ply_elements import Element, Lists, PlyFile, read_ply
+
+_TEXTURE_COORDINATES = (("s", "t"), ("u", "v"), ("texture_u", "texture_v"))
+_NO_LISTS = Lists(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
-def load_ply(path: Path, trimesh: Any) -> Any:
-    """A PLY file as trimesh reads it, vertices in their order; refused if it is shorter than its header says."""
-    loaded = trimesh.load(path, file_type="ply", process=False)
-    raw = loaded.metadata.get("_ply_raw", {})
-    if not hasattr(loaded, "vertices"):  # an empty scene, where the header promises no vertex
+def ply_points(path: Path, file: PlyFile) -> Fields:
+    """The vertices of a file, with their colours and normals as far as it has them.
+
+    Raises:
+        BadFileError: there are no vertices.
+    """
+    vertex = file.elements.get("vertex", {})
+    fields = named_fields(path, _columns(vertex))
+    if len(fields["xyz"]) == 0:
         raise BadFileError(path, "holds no points")
-    lengths = [int(raw.get(element, {}).get("length", 0)) for element in ("vertex", "face")]
-    check_complete(path, loaded, (lengths[0], lengths[1]))
-    return loaded
-
-
-def ply_points(loaded: Any) -> Fields:
-    """The vertices of what :func:`load_ply` gave, with their colours and normals as far as the file has them."""
-    fields: Fields = {"xyz": np.asarray(loaded.vertices)}
-    raw = loaded.metadata.get("_ply_raw", {}).get("vertex", {}).get("data")
-    names = set(raw.dtype.names or ()) if isinstance(raw, np.ndarray) else set(raw or ())
-
-    def columns(wanted: tuple[str, str, str]) -> Array | None:
-        if raw is None or not set(wanted) <= names:
-            return None
-        return np.stack([np.asarray(raw[name]).reshape(-1) for name in wanted], axis=1)
-
-    rgb, normal = columns(("red", "green", "blue")), columns(("nx", "ny", "nz"))
-    if rgb is not None:
-        fields["rgb"] = colours(rgb)
-    if normal is not None:
-        fields["normal"] = normal
     return fields
+
+
+def _columns(element: Element) -> dict[str, Array]:
+    return {name: values for name, values in element.items() if not isinstance(values, Lists)}
+
+
+class Triangles:
+    """The polygons of a PLY file as fans of triangles.
+
+    Attributes:
+        vertices: ``(F, 3)`` int64 vertices of each triangle.
+        polygon: ``(F,)`` int64 which polygon a triangle is of.
+        corner: ``(F, 3)`` int64 which corners of that polygon it has.
+
+    Raises:
+        BadFileError: a corner is not a vertex.
+    """
+
+    def __init__(self, path: Path, file: PlyFile) -> None:
+        face = file.elements.get("face", {})
+        lists = face.get("vertex_indices", face.get("vertex_index"))
+        lengths, corners = lists if isinstance(lists, Lists) else _NO_LISTS
+        num_vertices = len(next(iter(file.elements["vertex"].values())))
+        if corners.size and not 0 <= corners.min() <= corners.max() < num_vertices:
+            raise BadFileError(
+                path, f"has faces with vertices {corners.min()} to {corners.max()}, of which it has {num_vertices}"
+            )
+        count = np.maximum(lengths - 2, 0)
+        self.polygon = np.repeat(np.arange(len(count)), count)
+        # How many triangles of its polygon come before a triangle.
+        step = np.arange(len(self.polygon)) - _begins(count)[self.polygon]
+        self.corner = np.stack([np.zeros_like(step), step + 1, step + 2], axis=1)
+        self.vertices = corners.astype(np.int64)[_begins(lengths)[self.polygon][:, None] + self.corner]
+        self._lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self.polygon)
+
+    def texture_coordinates(self, file: PlyFile) -> tuple[Array, Array] | None:
+        """Where the corners lie in which picture: ``(F, 3, 2)`` and ``(F,)``, -1 for none; None without any."""
+        vertex, face = file.elements["vertex"], file.elements.get("face", {})
+        lists, number = face.get("texcoord"), face.get("texnumber")
+        if isinstance(lists, Lists):
+            complete = (lists.lengths == 2 * self._lengths)[self.polygon]
+            place = np.where(complete, _begins(lists.lengths)[self.polygon], 0)[:, None] + 2 * self.corner
+            # Polygons without coordinates take any, which are not looked at.
+            place = np.where(complete[:, None], place, 0)
+            values = np.append(lists.values, [0.0, 0.0])
+            picture = np.zeros(len(self), np.int64) if number is None else np.asarray(number)[self.polygon]
+            return np.stack([values[place], values[place + 1]], axis=2), np.where(complete, picture, -1)
+        for names in _TEXTURE_COORDINATES:
+            if set(names) <= set(vertex):
+                of_vertices = np.stack([np.asarray(vertex[name]) for name in names], axis=1)
+                return of_vertices[self.vertices], np.zeros(len(self), np.int64)
+        return None
+
+
+def _begins(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.asarray(np.cumsum(lengths) - lengths)
 
 
 def read_ply_vertices(path: Path, **_: Any) -> Fields:
     """The points of a PLY file, or the vertices of its mesh with normals from the faces where it has none."""
-    loaded = load_ply(path, require("trimesh", extra="io", purpose="PLY files"))
-    fields = ply_points(loaded)
-    faces = np.asarray(getattr(loaded, "faces", np.empty((0, 3))), dtype=np.int64)
-    if "normal" not in fields and len(faces) > 0:
-        fields["normal"] = vertex_normals(fields["xyz"], faces)
+    file = read_ply(path)
+    fields = ply_points(path, file)
+    triangles = Triangles(path, file)
+    if "normal" not in fields and len(triangles) > 0:
+        fields["normal"] = vertex_normals(fields["xyz"], triangles.vertices)
     return fields
+
+
+def ply_meshes(path: Path, file: PlyFile, trimesh: Any) -> list[Any]:
+    """The faces of a file as trimesh's meshes, one for each texture; none if it has no faces.
+
+    Colours are those of the texture, else of the vertices, else of the faces. A texture whose picture cannot be opened
+    is told by a warning.
+    """
+    fields, triangles = ply_points(path, file), Triangles(path, file)
+    meshes, plain = [], np.ones(len(triangles), bool)
+    textured = triangles.texture_coordinates(file) if file.textures else None
+    if textured is not None:
+        coordinates, number = textured
+        for index, name in enumerate(file.textures):
+            rows = number == index
+            picture = _picture(path, name) if rows.any() else None
+            if picture is not None:
+                # Corners at one vertex may lie at different places of the picture.
+                corners = fields["xyz"][triangles.vertices[rows]].reshape(-1, 3)
+                visual = trimesh.visual.TextureVisuals(uv=coordinates[rows].reshape(-1, 2), image=picture)
+                faces = np.arange(len(corners)).reshape(-1, 3)
+                meshes.append(trimesh.Trimesh(corners, faces, visual=visual, process=False))
+                plain &= ~rows
+    if plain.any():
+        colour: dict[str, Array] = {}
+        if "rgb" in fields:
+            colour["vertex_colors"] = _bytes(fields["rgb"])
+        elif (of_faces := named_colours(_columns(file.elements["face"]))) is not None:
+            colour["face_colors"] = _bytes(of_faces[triangles.polygon[plain]])
+        meshes.append(trimesh.Trimesh(fields["xyz"], triangles.vertices[plain], process=False, **colour))
+    return meshes
+
+
+def _bytes(rgb: Array) -> NDArray[np.uint8]:
+    return np.asarray(np.round(rgb * 255), np.uint8)
+
+
+def _picture(path: Path, name: str) -> Any:
+    pillow = require("PIL.Image", extra="io", purpose="textures")
+    try:
+        picture = pillow.open(path.parent / name.replace("\\", "/"))
+        picture.load()
+        return picture
+    except OSError as error:
+        warnings.warn(f"{path}: its texture {name!r} cannot be opened ({error}): read without it", stacklevel=2)
+        return None
 
 
 def vertex_normals(vertices: Array, faces: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -14,7 +14,8 @@ import torch
 from pc3d._extras import MissingExtraError, require
 from pc3d.data.dataset import BadFileError
 from pc3d.data.file_fields import Array, Fields, check_complete, colours
-from pc3d.data.ply import load_ply, ply_points, read_ply_vertices
+from pc3d.data.ply import Triangles, ply_meshes, ply_points, read_ply_vertices
+from pc3d.data.ply_elements import read_ply
 from pc3d.data.survey_files import read_e57, read_las
 from pc3d.data.types import PointCloud
 
@@ -164,9 +165,11 @@ def _sample_meshes(meshes: list[Any], path: Path, num_points: int, seed: int) ->
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(num_points, area / area.sum())
     drawn = [_sampled(mesh, int(n), rng) for mesh, n in zip(meshes, counts, strict=True) if n > 0]
-    shared = set.intersection(*(set(fields) for fields in drawn))
+    if any("rgb" in fields for fields in drawn):
+        # White is what glTF gives a mesh without a material.
+        drawn = [{"rgb": np.ones((len(fields["xyz"]), 3), np.float32), **fields} for fields in drawn]
     order = rng.permutation(num_points)
-    return {name: np.concatenate([fields[name] for fields in drawn])[order] for name in shared}
+    return {name: np.concatenate([fields[name] for fields in drawn])[order] for name in drawn[0]}
 
 
 def _load_off(path: Path, trimesh: Any) -> Any:
@@ -189,7 +192,6 @@ def _load_textured(path: Path, trimesh: Any) -> Any:
 
 
 _MESH_LOADERS: dict[str, Callable[[Path, Any], Any]] = {
-    ".ply": load_ply,
     ".off": _load_off,
     ".stl": _load_stl,
     ".obj": _load_textured,
@@ -199,17 +201,23 @@ _MESH_LOADERS: dict[str, Callable[[Path, Any], Any]] = {
 
 def _read_mesh(path: Path, *, num_points: int, seed: int) -> Fields:
     trimesh = require("trimesh", extra="io", purpose=f"{path.suffix} files")
-    suffix = path.suffix.lower()
-    loaded = _MESH_LOADERS[suffix](path, trimesh)
-    if suffix == ".ply" and len(getattr(loaded, "faces", ())) == 0:
-        return ply_points(loaded)
+    loaded = _MESH_LOADERS[path.suffix.lower()](path, trimesh)
     if isinstance(loaded, trimesh.PointCloud):
         return {"xyz": np.asarray(loaded.vertices)}
     meshes = loaded.dump() if isinstance(loaded, trimesh.Scene) else [loaded]
     return _sample_meshes([mesh for mesh in meshes if isinstance(mesh, trimesh.Trimesh)], path, num_points, seed)
 
 
+def _read_ply(path: Path, *, num_points: int, seed: int) -> Fields:
+    file = read_ply(path)
+    if not len(Triangles(path, file)):
+        return ply_points(path, file)
+    meshes = ply_meshes(path, file, require("trimesh", extra="io", purpose="meshes"))
+    return _sample_meshes(meshes, path, num_points, seed)
+
+
 _READERS: dict[str, Callable[..., Fields]] = {
+    ".ply": _read_ply,
     **dict.fromkeys(_MESH_LOADERS, _read_mesh),
     ".pcd": _read_pcd,
     ".xyz": _read_text,
@@ -227,12 +235,13 @@ _MILLIMETRE = 1e-3
 def read_points(path: Path | str, *, num_points: int = 10_000, seed: int = 0, drop_invalid: bool = False) -> PointCloud:
     """Read a point cloud, or sample one from a mesh.
 
-    PLY, OFF, OBJ, STL and GLB go through trimesh, LAS and LAZ through laspy, E57 through pye57, PCD through pypcd4,
+    OFF, OBJ, STL and GLB go through trimesh, LAS and LAZ through laspy, E57 through pye57, PCD through pypcd4, PLY,
     NPY, NPZ and text (XYZ, TXT) through NumPy. Axes and units stay as stored (GLB is y up by its standard). Colours
     and normals are kept. In tables without names, three columns after x y z are normals where all have unit length,
     else colours.
 
-    A mesh is sampled uniformly by area, in random order, with face normals and the colours of its texture or vertices.
+    A mesh is sampled uniformly by area, in random order, with face normals and the colours of its texture, vertices or
+    faces; parts without a colour are white if others have one. Normals that a file gives as NaN are zero.
     Coordinates beyond what float32 resolves to a ten-thousandth of the extent (georeferenced surveys) are stored
     relative to ``meta["origin"]``, three floats to add for the coordinates of the file.
 
@@ -262,8 +271,8 @@ def read_points(path: Path | str, *, num_points: int = 10_000, seed: int = 0, dr
 def read_scene(path: Path | str, *, drop_invalid: bool = False) -> PointCloud:
     """Read a scan of a room, a building or a street: every point of the file, in its order, in metres as stored.
 
-    PLY goes through trimesh, PCD through pypcd4, LAS and LAZ through laspy (by pieces), E57 through pye57, NPY, NPZ and
-    text (XYZ, TXT) through NumPy. Colours and normals are kept where the file has them: 8-bit and 16-bit colours, the
+    PCD goes through pypcd4, LAS and LAZ through laspy (by pieces), E57 through pye57, PLY, NPY, NPZ and text (XYZ, TXT)
+    through NumPy. Colours and normals are kept where the file has them: 8-bit and 16-bit colours, the
     latter also where they hold 8-bit values, as in many LAS files, in which colours that are black throughout count as
     none. Of a PLY mesh the points are the vertices, with normals from the faces around if they have none of their own;
     an E57 file's scans are joined in their common frame.
@@ -284,13 +293,13 @@ def read_scene(path: Path | str, *, drop_invalid: bool = False) -> PointCloud:
         ImportError: the library for the format is not installed; the message says how to get it.
     """
     path = Path(path)
-    if path.suffix.lower() in _MESH_LOADERS and path.suffix.lower() != ".ply":
+    if path.suffix.lower() in _MESH_LOADERS:
         raise ValueError(
             f"{path}: a {path.suffix} file is a mesh without points of its own; "
             "sample some with pc3d.data.read_points(path, num_points=...)"
         )
     readers = {name: reader for name, reader in _READERS.items() if name not in _MESH_LOADERS}
-    fields = read_fields(path, {".ply": read_ply_vertices, **readers})
+    fields = read_fields(path, {**readers, ".ply": read_ply_vertices})
     return as_cloud(fields, path, drop_invalid, resolution=_MILLIMETRE)
 
 
@@ -327,6 +336,10 @@ def as_cloud(fields: Fields, path: Path, drop_invalid: bool, resolution: float |
             extent when None.
     """
     meta: dict[str, Any] = {"path": str(path), "id": path.stem}
+    if "normal" in fields:
+        # Normals that could not be estimated are written as NaN, or as zeros where a program has to write some.
+        normal = np.where(np.isfinite(fields["normal"]).all(axis=-1, keepdims=True), fields["normal"], 0)
+        fields = {**fields, "normal": normal} if normal.any() else {n: v for n, v in fields.items() if n != "normal"}
     finite = np.asarray(np.isfinite(fields["xyz"]).all(axis=1))
     if not finite.all():
         if not drop_invalid:

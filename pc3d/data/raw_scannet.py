@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
-from pc3d.data.ply import load_ply, vertex_normals
+from pc3d.data.ply import Triangles, ply_points, vertex_normals
+from pc3d.data.ply_elements import read_ply
 from pc3d.data.scene_labels import SCANNET20_IDS, SCANNET200_IDS
 
 Arrays = dict[str, NDArray[Any]]
@@ -76,25 +76,21 @@ def read_scannet_scan(
 
     Raises:
         BadFileError: a file is not there, truncated, or does not go with the mesh.
-        ImportError: trimesh is not installed.
     """
     folder = Path(folder)
-    trimesh = require("trimesh", extra="io", purpose="PLY files")
     mesh_path = folder / f"{folder.name}_vh_clean_2.ply"
     try:
-        mesh = load_ply(mesh_path, trimesh)
-        vertices = np.asarray(mesh.vertices, dtype=np.float32)
-        arrays: Arrays = {
-            "coord": vertices,
-            "color": np.asarray(mesh.visual.vertex_colors, dtype=np.uint8)[:, :3].copy(),
-            "normal": vertex_normals(vertices, np.asarray(mesh.faces, dtype=np.int64)),
-        }
+        file = read_ply(mesh_path)
+        mesh = ply_points(mesh_path, file)
+        vertices = np.asarray(mesh["xyz"], dtype=np.float32)
+        normal = vertex_normals(vertices, Triangles(mesh_path, file).vertices)
     except BadFileError:
         raise
     except Exception as error:  # whatever a parser raises on a broken file, the user needs the path
         raise BadFileError(mesh_path, f"cannot be read as a mesh: {error}") from error
-    if arrays["color"].shape != vertices.shape:
+    if "rgb" not in mesh:
         raise BadFileError(mesh_path, "has no colours at its vertices")
+    arrays: Arrays = {"coord": vertices, "color": np.round(mesh["rgb"] * 255).astype(np.uint8), "normal": normal}
     aggregation = folder / f"{folder.name}.aggregation.json"
     if not aggregation.is_file():
         if labels_required:

@@ -315,8 +315,8 @@ def test_points_that_are_not_finite(tmp_path: Path, table: dict[str, np.ndarray]
     np.save(tmp_path / "b.npy", np.full((5, 3), np.nan))
     with pytest.raises(BadFileError, match="holds no points"):
         read_points(tmp_path / "b.npy", drop_invalid=True)
-    np.savez(tmp_path / "c.npz", xyz=table["xyz"], normal=np.full((200, 3), np.nan))
-    with pytest.raises(BadFileError, match="normal has values that are not finite"):
+    np.savez(tmp_path / "c.npz", xyz=table["xyz"], rgb=np.full((200, 3), np.nan))
+    with pytest.raises(BadFileError, match="rgb has values that are not finite"):
         read_points(tmp_path / "c.npz")
 
 

@@ -1,0 +1,237 @@
+"""The elements of a PLY file: text or binary, with lists of any lengths."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from pc3d.data.dataset import BadFileError
+from pc3d.data.file_fields import Array, read_table
+
+# Codes that NumPy and struct share.
+_CODES = {
+    **{"char": "b", "uchar": "B", "short": "h", "ushort": "H", "int": "i", "uint": "I", "float": "f", "double": "d"},
+    **{"int8": "b", "uint8": "B", "int16": "h", "uint16": "H", "int32": "i", "uint32": "I"},
+    **{"float32": "f", "float64": "d", "int64": "q", "uint64": "Q"},
+}
+_ORDERS = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
+_HEADER_BYTES = 1 << 20
+
+
+class Lists(NamedTuple):
+    """A property whose rows are lists: their lengths ``(N,)`` int64, and all values, one list after the other."""
+
+    lengths: Array
+    values: Array
+
+
+Element = dict[str, Array | Lists]
+
+
+@dataclass(frozen=True)
+class PlyFile:
+    """What a PLY file holds.
+
+    Attributes:
+        elements: of each element its properties by their names, in lower case.
+        textures: file names of the pictures that the comments name.
+    """
+
+    elements: dict[str, Element]
+    textures: tuple[str, ...]
+
+
+class _Property(NamedTuple):
+    name: str
+    code: str
+    count_code: str | None  # of a list
+
+
+@dataclass(frozen=True)
+class _Header:
+    kind: str
+    elements: list[tuple[str, int, list[_Property]]]
+    textures: tuple[str, ...]
+    size: int
+
+
+def read_ply(path: Path) -> PlyFile:
+    """Everything in a PLY file.
+
+    Raises:
+        BadFileError: it is no PLY file, or holds less than its header promises.
+    """
+    with path.open("rb") as file:
+        header = _read_header(path, file.read(_HEADER_BYTES))
+        file.seek(header.size)
+        lines = _lines(file) if header.kind == "ascii" else iter(())
+        elements = {}
+        for name, count, properties in header.elements:
+            if header.kind == "ascii":
+                rows = _text_rows(path, lines, name, count, properties)
+            else:
+                rows = _binary_rows(path, file, name, count, properties, _ORDERS[header.kind])
+            elements[name] = rows
+    return PlyFile(elements, header.textures)
+
+
+def _read_header(path: Path, data: bytes) -> _Header:
+    start = re.match(rb"ply[ \t]*(\r\n|\n|\r)", data)
+    if start is None:
+        raise BadFileError(path, f"cannot be read as PLY: it begins with {data[:20]!r}, not with a line 'ply'")
+    # Old software ends lines with a lone carriage return, and the first byte after the header may look like another.
+    end = re.compile(rb"end_header[ \t]*" + start[1]).search(data, start.end())
+    if end is None:
+        raise BadFileError(path, "cannot be read as PLY: the line 'end_header' is missing; truncated?")
+    kind, textures = "", []
+    elements: list[tuple[str, int, list[_Property]]] = []
+    # Comments may be in any encoding.
+    for line in data[start.end() : end.start()].decode("latin-1").split(start[1].decode()):
+        match line.split():
+            case ["format", word, *_] if word in _ORDERS:
+                kind = word
+            case ["element", name, count] if count.isdecimal():
+                elements.append((name, int(count), []))
+            case ["property", "list", count_type, item_type, name] if elements and {count_type, item_type} <= set(
+                _CODES
+            ):
+                elements[-1][2].append(_Property(name.lower(), _CODES[item_type], _CODES[count_type]))
+            case ["property", item_type, name] if elements and item_type in _CODES:
+                elements[-1][2].append(_Property(name.lower(), _CODES[item_type], None))
+            case ["comment", "TextureFile", *_]:
+                textures.append(line.split("TextureFile", 1)[1].strip())
+            case [] | ["comment", *_] | ["obj_info", *_]:
+                pass
+            case _:
+                raise BadFileError(path, f"cannot be read as PLY: its header has the line {line!r}")
+    if not kind:
+        raise BadFileError(path, f"cannot be read as PLY: its header has no line 'format' with one of {list(_ORDERS)}")
+    return _Header(kind, elements, tuple(textures), end.end())
+
+
+def _lines(file: IO[bytes]) -> Iterator[str]:
+    """The lines of a text that hold something, whichever way they end."""
+    for raw in file:
+        for line in raw.decode("latin-1").replace("\r", "\n").split("\n"):
+            if line.strip():
+                yield line
+
+
+def _short(path: Path, name: str, promised: int, found: int) -> BadFileError:
+    return BadFileError(
+        path, f"is truncated: the header promises {promised} of the element {name!r}, {found} are there"
+    )
+
+
+def _text_rows(path: Path, lines: Iterator[str], name: str, count: int, properties: list[_Property]) -> Element:
+    if all(item.count_code is None for item in properties):
+        table = read_table(islice(lines, count))
+        if len(table) < count:
+            raise _short(path, name, count, len(table))
+        if count and table.shape[1] != len(properties):
+            raise BadFileError(
+                path, f"has {table.shape[1]} numbers a line where {name!r} has {len(properties)} properties"
+            )
+        if not count:
+            return {item.name: np.empty(0, item.code) for item in properties}
+        # The declared type tells colours in 0..255 from those in 0..1.
+        return {item.name: table[:, column].astype(item.code) for column, item in enumerate(properties)}
+    rows = list(islice(lines, count))
+    if len(rows) < count:
+        raise _short(path, name, count, len(rows))
+    numbers = np.array(" ".join(rows).split(), dtype=np.str_).astype(np.float64).tobytes()
+    as_double = [_Property(item.name, "d", None if item.count_code is None else "d") for item in properties]
+    element, size = _rows_of_lists(path, numbers, name, count, as_double, "<")
+    if size != len(numbers):
+        raise BadFileError(path, f"has lines of {name!r} with more numbers than their lists have items")
+    for item in properties:
+        column = element[item.name]
+        if isinstance(column, Lists):
+            element[item.name] = Lists(column.lengths, column.values.astype(item.code))
+        else:
+            element[item.name] = column.astype(item.code)
+    return element
+
+
+def _binary_rows(
+    path: Path, file: IO[bytes], name: str, count: int, properties: list[_Property], order: str
+) -> Element:
+    if any(item.count_code is not None for item in properties):
+        start = file.tell()
+        element, size = _rows_of_lists(path, file.read(), name, count, properties, order)
+        file.seek(start + size)
+        return element
+    rows = np.fromfile(file, _row_type(properties, order, [0] * len(properties)), count)
+    if len(rows) < count:
+        raise _short(path, name, count, len(rows))
+    return {item.name: rows[f"{column}"] for column, item in enumerate(properties)}
+
+
+def _row_type(properties: list[_Property], order: str, lengths: list[int]) -> np.dtype[np.void]:
+    """A row whose lists have these lengths. Columns go by their number: names may occur twice."""
+    fields: list[tuple[str, str] | tuple[str, str, tuple[int]]] = []
+    for column, (item, length) in enumerate(zip(properties, lengths, strict=True)):
+        if item.count_code is None:
+            fields.append((f"{column}", order + item.code))
+        else:
+            fields += [(f"{column} length", order + item.count_code), (f"{column}", order + item.code, (length,))]
+    return np.dtype(fields)
+
+
+def _rows_of_lists(
+    path: Path, data: bytes, name: str, count: int, properties: list[_Property], order: str
+) -> tuple[Element, int]:
+    """The properties of ``count`` rows at the beginning of ``data``, and how many bytes they take."""
+    places, lengths, size = _places(path, data, name, min(count, 1), properties, order)
+    if count:  # Usually all lists are as long as those of the first row.
+        row_type = _row_type(properties, order, lengths[:, 0].tolist())
+        rows = np.frombuffer(data, row_type, min(count, len(data) // row_type.itemsize))
+        columns = [column for column, item in enumerate(properties) if item.count_code is not None]
+        if len(rows) == count and all((rows[f"{c} length"] == lengths[c, 0]).all() for c in columns):
+            return {
+                item.name: rows[f"{c}"]
+                if item.count_code is None
+                else Lists(np.full(count, lengths[c, 0]), rows[f"{c}"].reshape(-1))
+                for c, item in enumerate(properties)
+            }, count * row_type.itemsize
+        places, lengths, size = _places(path, data, name, count, properties, order)
+    raw = np.frombuffer(data, np.uint8)
+    element: Element = {}
+    for column, item in enumerate(properties):
+        number = lengths[column]
+        width = struct.calcsize(order + item.code)
+        before = np.cumsum(number) - number
+        first = np.repeat(places[column] - before * width, number) + np.arange(number.sum()) * width
+        values = raw[first[:, None] + np.arange(width)].view(order + item.code).reshape(-1)
+        element[item.name] = values if item.count_code is None else Lists(number, values)
+    return element, size
+
+
+def _places(
+    path: Path, data: bytes, name: str, count: int, properties: list[_Property], order: str
+) -> tuple[Array, Array, int]:
+    """Where the values of each property and row begin, how many there are, and where the last row ends."""
+    places, lengths = np.empty((2, len(properties), count), np.int64)
+    sizes = [struct.calcsize(order + item.code) for item in properties]
+    counters = [None if item.count_code is None else struct.Struct(order + item.count_code) for item in properties]
+    position = 0
+    for row in range(count):
+        for column, (counter, size) in enumerate(zip(counters, sizes, strict=True)):
+            number = 1
+            if counter is not None:
+                if position + counter.size > len(data):
+                    raise _short(path, name, count, row)
+                number = int(counter.unpack_from(data, position)[0])
+                position += counter.size
+            if number < 0 or position + number * size > len(data):
+                raise _short(path, name, count, row)
+            places[column, row], lengths[column, row] = position, number
+            position += number * size
+    return places, lengths, position
