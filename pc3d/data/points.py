@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,71 +12,12 @@ import torch
 
 from pc3d._extras import MissingExtraError, require
 from pc3d.data.dataset import BadFileError
-from pc3d.data.file_fields import Array, Fields, check_complete, colours
+from pc3d.data.file_fields import Fields, check_complete, colours
 from pc3d.data.ply import Triangles, ply_meshes, ply_points, read_ply_vertices
 from pc3d.data.ply_elements import read_ply
 from pc3d.data.survey_files import read_e57, read_las
+from pc3d.data.tables import read_npy, read_npz, read_text
 from pc3d.data.types import PointCloud
-
-_ALIASES = {
-    "xyz": ("xyz", "points", "coord", "coords", "pos", "pc", "data", "arr_0"),
-    "rgb": ("rgb", "color", "colors", "colour"),
-    "normal": ("normal", "normals"),
-}
-
-
-def _split_columns(table: Array, path: Path) -> Fields:
-    """Columns x y z, and after them a normal, a colour, or both, told apart by their values."""
-    if table.ndim != 2 or table.shape[1] < 3:
-        raise BadFileError(path, f"has shape {table.shape}; rows of x y z [normal] [colour] are expected")
-    fields: Fields = {"xyz": table[:, :3]}
-    rest = table[:, 3:]
-    if rest.shape[1] not in (0, 3, 6):
-        raise BadFileError(
-            path, f"has {table.shape[1]} columns: 3 (xyz), 6 (and normals or colours) or 9 are understood"
-        )
-    for start in range(0, rest.shape[1], 3):
-        block = rest[:, start : start + 3]
-        unit = np.abs(np.linalg.norm(block.astype(np.float64), axis=1) - 1) < 0.02
-        if "normal" not in fields and unit.all():
-            fields["normal"] = block
-        elif "rgb" not in fields and (block >= 0).all() and (block <= 255).all():
-            fields["rgb"] = colours(block)
-        else:
-            raise BadFileError(
-                path, f"columns {start + 4} to {start + 6} are neither unit normals nor colours in 0..1 or 0..255"
-            )
-    return fields
-
-
-def _read_text(path: Path, **_: Any) -> Fields:
-    comments = ("#", "//")
-    # From the file itself: a survey of millions of lines is not held as text.
-    with path.open(encoding="utf-8", errors="replace") as file:
-        lines = (line for line in file if line.strip() and not line.lstrip().startswith(comments))
-        delimiter = "," if "," in next(lines, "") else None
-        file.seek(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # numpy warns about an empty file; it is refused below
-            table = np.loadtxt(file, dtype=np.float64, delimiter=delimiter, comments=comments, ndmin=2)
-    return _split_columns(table, path)
-
-
-def _read_npy(path: Path, **_: Any) -> Fields:
-    return _split_columns(np.load(path, allow_pickle=False), path)
-
-
-def _read_npz(path: Path, **_: Any) -> Fields:
-    with np.load(path, allow_pickle=False) as archive:
-        names = {field: next((n for n in aliases if n in archive), None) for field, aliases in _ALIASES.items()}
-        if names["xyz"] is None:
-            raise BadFileError(path, f"has none of the keys {_ALIASES['xyz']} for coordinates, but {archive.files}")
-        arrays = {field: archive[name] for field, name in names.items() if name is not None}
-    fields = _split_columns(arrays["xyz"], path)
-    for field in ("rgb", "normal"):
-        if field in arrays:
-            fields[field] = colours(arrays[field]) if field == "rgb" else arrays[field]
-    return fields
 
 
 def _read_pcd(path: Path, **_: Any) -> Fields:
@@ -220,13 +160,13 @@ _READERS: dict[str, Callable[..., Fields]] = {
     ".ply": _read_ply,
     **dict.fromkeys(_MESH_LOADERS, _read_mesh),
     ".pcd": _read_pcd,
-    ".xyz": _read_text,
-    ".txt": _read_text,
+    ".xyz": read_text,
+    ".txt": read_text,
     ".las": read_las,
     ".laz": read_las,
     ".e57": read_e57,
-    ".npy": _read_npy,
-    ".npz": _read_npz,
+    ".npy": read_npy,
+    ".npz": read_npz,
 }
 POINT_SUFFIXES = tuple(_READERS)
 _MILLIMETRE = 1e-3
@@ -237,8 +177,9 @@ def read_points(path: Path | str, *, num_points: int = 10_000, seed: int = 0, dr
 
     OFF, OBJ, STL and GLB go through trimesh, LAS and LAZ through laspy, E57 through pye57, PCD through pypcd4, PLY,
     NPY, NPZ and text (XYZ, TXT) through NumPy. Axes and units stay as stored (GLB is y up by its standard). Colours
-    and normals are kept. In tables without names, three columns after x y z are normals where all have unit length,
-    else colours.
+    and normals are kept, other properties are passed over. Text may have names of its columns above (x y z red green
+    blue nx ny nz). In tables without names, three columns after x y z are normals where all have unit length, else
+    colours.
 
     A mesh is sampled uniformly by area, in random order, with face normals and the colours of its texture, vertices or
     faces; parts without a colour are white if others have one. Normals that a file gives as NaN are zero.

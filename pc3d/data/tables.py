@@ -1,0 +1,187 @@
+"""Point clouds as tables of numbers: text, NPY and NPZ."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from pc3d.data.dataset import BadFileError
+from pc3d.data.file_fields import COLUMN_NAMES, Array, Fields, colours, named_fields, read_table
+
+# What programs call arrays, in any case of letters.
+_ARRAY_NAMES = {
+    "xyz": ("xyz", "points", "coord", "coords", "pos", "position", "positions", "pc", "data", "arr_0"),
+    "rgb": ("rgb", "color", "colors", "colour", "colours"),
+    "normal": ("normal", "normals"),
+}
+_COMMENT = re.compile(r"#|//")
+_COMMENT_LINE = re.compile(r"\s*(#|//|%|;)\s*")
+_BETWEEN = re.compile(r"\s*[,;]\s*|\s+")
+_NUMBER = re.compile(r"\s*[-+]?(\.?\d|nan|inf)", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+(,\d+)?([eE][-+]?\d+)?")
+
+
+def split_columns(table: Array, path: Path) -> Fields:
+    """Columns x y z, and after them a normal, a colour, or both, told apart by their values."""
+    _check_numbers(table, path, "the array")
+    if table.size == 0 and table.ndim == 2:
+        raise BadFileError(path, "holds no points")
+    if table.ndim != 2 or table.shape[1] < 3:
+        raise BadFileError(path, f"has shape {table.shape}; rows of x y z [normal] [colour] are expected")
+    fields: Fields = {"xyz": table[:, :3]}
+    rest = table[:, 3:]
+    if rest.shape[1] not in (0, 3, 6):
+        raise BadFileError(path, f"has {table.shape[1]} columns{_remedy(table, path)}")
+    for start in range(0, rest.shape[1], 3):
+        block = rest[:, start : start + 3]
+        length = np.linalg.norm(block.astype(np.float64), axis=1)
+        unit = np.abs(length - 1) < 0.02
+        # Nothing below 0 is a colour, so normals that are not known, zeros, may be among the others then.
+        if "normal" not in fields and (unit.all() or ((block < 0).any() and (unit | (length == 0)).all())):
+            fields["normal"] = block
+        elif "rgb" not in fields and (block >= 0).all() and (block <= 255).all():
+            fields["rgb"] = colours(block)
+        else:
+            raise BadFileError(
+                path, f"columns {start + 4} to {start + 6} are neither unit normals nor colours in 0..1 or 0..255"
+            )
+    return fields
+
+
+def _remedy(table: Array, path: Path) -> str:
+    understood = ": 3 (xyz), 6 (and normals or colours) or 9 are understood"
+    if len(table) == 3 and table.shape[1] > 9:
+        return f"{understood}; x, y and z seem to be its rows: store the transposed array"
+    if path.suffix.lower() in (".npy", ".npz"):
+        return f"{understood}; leave others out, or store named arrays: np.savez(path, xyz=..., rgb=..., normal=...)"
+    names = " ".join(" ".join(COLUMN_NAMES[field][0]) for field in ("xyz", "rgb", "normal"))
+    return f"{understood} without names; a first line may name them ({names}; others are passed over)"
+
+
+def _check_numbers(values: Array, path: Path, name: str) -> None:
+    if values.dtype.kind not in "iuf":
+        raise BadFileError(path, f"{name} must hold numbers, has {values.dtype}")
+
+
+class _Layout(NamedTuple):
+    delimiter: str | None
+    decimal_comma: bool
+    names: list[str]
+    in_comment: bool
+    promised: int | None
+
+
+def read_text(path: Path, **_: Any) -> Fields:
+    """The points of a text file: numbers between spaces, tabs, commas or semicolons, with or without names above."""
+    with path.open("rb") as start:
+        # Two bytes at the beginning tell UTF-16, three mark UTF-8 as programs for Windows write it.
+        encoding = "utf-16" if start.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    with path.open(encoding=encoding, errors="replace") as file:
+        layout, first = _layout(file)
+        # From the file itself: a survey of millions of lines is not held as text.
+        table = read_table(_numbers(chain([first], file), layout.decimal_comma), layout.delimiter)
+    if layout.promised is not None and layout.promised != len(table):
+        raise BadFileError(path, f"promises {layout.promised} points in its first line, {len(table)} are there")
+    if len(layout.names) == table.shape[1] and len(table) > 0:
+        fields = named_fields(path, {name: table[:, column] for column, name in enumerate(layout.names)})
+        # A comment like "x y z of the points" may have as many words by chance.
+        if len(fields) > 1 or not layout.in_comment or table.shape[1] not in (3, 6, 9):
+            return fields
+    return split_columns(table, path)
+
+
+def _layout(file: IO[str]) -> tuple[_Layout, str]:
+    """What the lines above the numbers say, and the first line of numbers.
+
+    Raises:
+        ValueError: a line is neither numbers nor names nor a comment.
+    """
+    names: list[str] = []
+    in_comment, promised = False, None
+    for line in file:
+        comment = _COMMENT_LINE.match(line)
+        words = [word.strip('"') for word in _BETWEEN.split(line[comment.end() if comment else 0 :].strip(" \t\r\n;"))]
+        if set("xyz") <= {word.lower() for word in words}:
+            names, in_comment = words, comment is not None
+        elif comment or words == [""]:
+            pass
+        elif len(words) == 1 and words[0].isdecimal() and promised is None:
+            promised = int(words[0])
+        elif _NUMBER.match(line):
+            return _Layout(*_delimiter(line), names, in_comment, promised), line
+        else:
+            raise ValueError(
+                f"the line {line.strip()[:60]!r} is neither numbers nor names of columns, x y z among them; begin it "
+                "with # to have it passed over"
+            )
+    return _Layout(None, False, names, in_comment, promised), ""
+
+
+def _delimiter(line: str) -> tuple[str | None, bool]:
+    """What stands between numbers, None for blanks, and whether a comma stands before their decimals."""
+    if ";" in line:
+        return ";", "," in line
+    words = line.split()
+    if len(words) >= 3 and "," in line and all(_DECIMAL_COMMA.fullmatch(word) for word in words):
+        return None, True
+    return ("," if "," in line else None), False
+
+
+def _numbers(lines: Iterable[str], decimal_comma: bool) -> Iterator[str]:
+    for line in lines:
+        kept = _COMMENT.split(line, maxsplit=1)[0].strip(" \t\r\n,;")
+        if kept:
+            yield kept.replace(",", ".") if decimal_comma else kept
+
+
+def read_npy(path: Path, **_: Any) -> Fields:
+    """The points of an array: rows of numbers, or records with names."""
+    array = np.load(path, allow_pickle=False)
+    if array.dtype.names is None:
+        return split_columns(array, path)
+    records = array.reshape(-1)
+    return _from_arrays({name: records[name] for name in array.dtype.names}, path)
+
+
+def read_npz(path: Path, **_: Any) -> Fields:
+    """The points of an archive of arrays."""
+    with np.load(path, allow_pickle=False) as archive:
+        known = {*chain(*_ARRAY_NAMES.values()), *chain(*chain(*COLUMN_NAMES.values()))}
+        unnamed = re.compile(r"arr_\d+")
+        wanted = [name for name in archive.files if name.lower() in known or unnamed.fullmatch(name)]
+        arrays = {name: archive[name] for name in wanted}
+        if "arr_0" in arrays and all(unnamed.fullmatch(name) for name in arrays):
+            # Arrays without names are told apart like columns.
+            shape = arrays["arr_0"].shape
+            blocks = [array for array in arrays.values() if array.shape == shape and len(shape) == 2]
+            return split_columns(np.concatenate(blocks, axis=1) if blocks else arrays["arr_0"], path)
+        return _from_arrays(arrays, path, archive.files)
+
+
+def _from_arrays(arrays: Mapping[str, Array], path: Path, names: Sequence[str] | None = None) -> Fields:
+    lower = {name.lower(): values for name, values in arrays.items()}
+    found = {
+        field: next(((name, lower[name]) for name in aliases if name in lower), None)
+        for field, aliases in _ARRAY_NAMES.items()
+    }
+    if found["xyz"] is None and set("xyz") <= set(lower):
+        fields = named_fields(path, arrays)
+    elif found["xyz"] is None:
+        others = list(arrays if names is None else names)
+        raise BadFileError(path, f"has none of the keys {_ARRAY_NAMES['xyz']} for coordinates, but {others}")
+    else:
+        fields = split_columns(found["xyz"][1], path)
+    for field in ("rgb", "normal"):
+        if (entry := found[field]) is not None:
+            name, values = entry
+            _check_numbers(values, path, name)
+            if field == "rgb":
+                # A fourth channel is how opaque a point is.
+                values = colours(values[:, :3] if values.ndim == 2 and values.shape[1] == 4 else values)
+            fields[field] = values
+    return fields
