@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,156 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from pc3d._extras import MissingExtraError, require
+from pc3d._extras import MissingExtraError
 from pc3d.data.dataset import BadFileError
-from pc3d.data.file_fields import Fields, check_complete, colours
-from pc3d.data.ply import Triangles, ply_meshes, ply_points, read_ply_vertices
-from pc3d.data.ply_elements import read_ply
+from pc3d.data.file_fields import Fields
+from pc3d.data.mesh_files import MESH_LOADERS, read_mesh, read_ply_points
+from pc3d.data.pcd import read_pcd
+from pc3d.data.ply import read_ply_vertices
 from pc3d.data.survey_files import read_e57, read_las
 from pc3d.data.tables import read_npy, read_npz, read_text
 from pc3d.data.types import PointCloud
 
-
-def _read_pcd(path: Path, **_: Any) -> Fields:
-    pypcd4 = require("pypcd4", extra="io", purpose="PCD files")
-    cloud = pypcd4.PointCloud.from_path(path)
-    missing = {"x", "y", "z"} - set(cloud.fields)
-    if missing:
-        raise BadFileError(path, f"has no field {sorted(missing)}; its fields are {list(cloud.fields)}")
-    fields: Fields = {"xyz": cloud.numpy(("x", "y", "z"))}
-    packed = next((name for name in ("rgb", "rgba") if name in cloud.fields), None)
-    if packed is not None:
-        # Three bytes packed into a 32-bit word, whatever the declared type of the field.
-        word = np.ascontiguousarray(cloud.pc_data[packed]).view(np.uint32).reshape(-1)
-        fields["rgb"] = colours(np.stack([word >> 16, word >> 8, word], axis=1).astype(np.uint8))
-    names = ("normal_x", "normal_y", "normal_z")
-    if set(names) <= set(cloud.fields):
-        fields["normal"] = cloud.numpy(names)
-    return fields
-
-
-def repaired_off(data: bytes) -> tuple[bytes, int, int]:
-    """An OFF file with its header in order, and the numbers of vertices and faces that the header promises.
-
-    Comments and blank lines go, the keyword is in capitals on a line of its own, counts that were glued to it
-    (``OFF490 518 0``) stand on the next. The body is not touched.
-
-    Raises:
-        ValueError: there is no keyword, there are no counts, or the body has fewer lines than the counts promise.
-    """
-    lines = [line.partition(b"#")[0].strip() for line in data.splitlines()]
-    lines = [line for line in lines if line]
-    if not lines or not lines[0].upper().lstrip(b"CN").startswith(b"OFF"):
-        raise ValueError(f"does not begin with OFF but with {lines[0][:40]!r}" if lines else "is empty")
-    position = lines[0].upper().index(b"OFF") + 3
-    keyword, glued = lines[0][:position].upper(), lines[0][position:].strip()
-    body = ([glued] if glued else []) + lines[1:]
-    try:
-        num_vertices, num_faces = (int(word) for word in body[0].split()[:2])
-    except (IndexError, ValueError):
-        raise ValueError("has no line with the numbers of vertices and faces after OFF") from None
-    if len(body) - 1 < num_vertices + num_faces:
-        raise ValueError(
-            f"is truncated: the header promises {num_vertices} vertices and {num_faces} faces, "
-            f"{len(body) - 1} lines follow"
-        )
-    counts = b"%d %d 0" % (num_vertices, num_faces)
-    return b"\n".join([keyword, counts, *body[1 : 1 + num_vertices + num_faces], b""]), num_vertices, num_faces
-
-
-def _sampled(mesh: Any, num_points: int, rng: np.random.Generator) -> Fields:
-    """Area-weighted uniform samples of one mesh with face normals and the colour of texture or vertices."""
-    trimesh = require("trimesh", extra="io")
-    visual = mesh.visual
-    textured = visual.kind == "texture" and visual.uv is not None
-    if textured and hasattr(visual.material, "to_simple"):
-        visual.material = visual.material.to_simple()
-    textured = textured and visual.material.image is not None
-    drawn = trimesh.sample.sample_surface(mesh, num_points, sample_color=textured, seed=rng)
-    xyz, face = np.asarray(drawn[0]), np.asarray(drawn[1])
-    fields: Fields = {"xyz": xyz, "normal": np.asarray(mesh.face_normals)[face]}
-    if textured:
-        fields["rgb"] = colours(np.asarray(drawn[2])[:, :3])
-    elif visual.kind == "texture":
-        colour = np.asarray(visual.material.main_color)[:3]
-        fields["rgb"] = np.tile(colours(colour), (num_points, 1))
-    elif visual.kind == "vertex":
-        weight = trimesh.triangles.points_to_barycentric(mesh.triangles[face], xyz)
-        corners = np.asarray(visual.vertex_colors)[mesh.faces[face], :3]
-        mixed = (corners * weight[:, :, None]).sum(axis=1) / 255
-        fields["rgb"] = np.clip(mixed, 0, 1).astype(np.float32)
-    elif visual.kind == "face":
-        fields["rgb"] = colours(np.asarray(visual.face_colors)[face, :3])
-    return fields
-
-
-def _sample_meshes(meshes: list[Any], path: Path, num_points: int, seed: int) -> Fields:
-    faces = sum(len(mesh.faces) for mesh in meshes)
-    if faces == 0:
-        raise BadFileError(path, "has no faces: empty, truncated or not a mesh")
-    if not all(np.isfinite(mesh.vertices).all() for mesh in meshes):
-        raise BadFileError(path, "has vertices that are not finite numbers")
-    area = np.array([mesh.area for mesh in meshes])
-    if area.sum() <= 0:
-        raise BadFileError(path, f"has {faces} faces of zero total area")
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(num_points, area / area.sum())
-    drawn = [_sampled(mesh, int(n), rng) for mesh, n in zip(meshes, counts, strict=True) if n > 0]
-    if any("rgb" in fields for fields in drawn):
-        # White is what glTF gives a mesh without a material.
-        drawn = [{"rgb": np.ones((len(fields["xyz"]), 3), np.float32), **fields} for fields in drawn]
-    order = rng.permutation(num_points)
-    return {name: np.concatenate([fields[name] for fields in drawn])[order] for name in drawn[0]}
-
-
-def _load_off(path: Path, trimesh: Any) -> Any:
-    data, num_vertices, num_faces = repaired_off(path.read_bytes())
-    loaded = trimesh.load(io.BytesIO(data), file_type="off", process=False)
-    check_complete(path, loaded, (num_vertices, num_faces))
-    return loaded
-
-
-def _load_stl(path: Path, trimesh: Any) -> Any:
-    data = path.read_bytes()
-    if data[:5] == b"solid" and b"facet normal" in data[:1000] and b"endsolid" not in data[-1000:]:
-        raise BadFileError(path, "is truncated: there is no endsolid")
-    return trimesh.load(io.BytesIO(data), file_type="stl", process=False)
-
-
-def _load_textured(path: Path, trimesh: Any) -> Any:
-    require("PIL", extra="io", purpose="textures")
-    return trimesh.load(path, file_type=path.suffix.lower()[1:], process=False)
-
-
-_MESH_LOADERS: dict[str, Callable[[Path, Any], Any]] = {
-    ".off": _load_off,
-    ".stl": _load_stl,
-    ".obj": _load_textured,
-    ".glb": _load_textured,
-}
-
-
-def _read_mesh(path: Path, *, num_points: int, seed: int) -> Fields:
-    trimesh = require("trimesh", extra="io", purpose=f"{path.suffix} files")
-    loaded = _MESH_LOADERS[path.suffix.lower()](path, trimesh)
-    if isinstance(loaded, trimesh.PointCloud):
-        return {"xyz": np.asarray(loaded.vertices)}
-    meshes = loaded.dump() if isinstance(loaded, trimesh.Scene) else [loaded]
-    return _sample_meshes([mesh for mesh in meshes if isinstance(mesh, trimesh.Trimesh)], path, num_points, seed)
-
-
-def _read_ply(path: Path, *, num_points: int, seed: int) -> Fields:
-    file = read_ply(path)
-    if not len(Triangles(path, file)):
-        return ply_points(path, file)
-    meshes = ply_meshes(path, file, require("trimesh", extra="io", purpose="meshes"))
-    return _sample_meshes(meshes, path, num_points, seed)
-
-
 _READERS: dict[str, Callable[..., Fields]] = {
-    ".ply": _read_ply,
-    **dict.fromkeys(_MESH_LOADERS, _read_mesh),
-    ".pcd": _read_pcd,
+    ".ply": read_ply_points,
+    **dict.fromkeys(MESH_LOADERS, read_mesh),
+    ".pcd": read_pcd,
     ".xyz": read_text,
     ".txt": read_text,
     ".las": read_las,
@@ -234,12 +97,12 @@ def read_scene(path: Path | str, *, drop_invalid: bool = False) -> PointCloud:
         ImportError: the library for the format is not installed; the message says how to get it.
     """
     path = Path(path)
-    if path.suffix.lower() in _MESH_LOADERS:
+    if path.suffix.lower() in MESH_LOADERS:
         raise ValueError(
             f"{path}: a {path.suffix} file is a mesh without points of its own; "
             "sample some with pc3d.data.read_points(path, num_points=...)"
         )
-    readers = {name: reader for name, reader in _READERS.items() if name not in _MESH_LOADERS}
+    readers = {name: reader for name, reader in _READERS.items() if name not in MESH_LOADERS}
     fields = read_fields(path, {**readers, ".ply": read_ply_vertices})
     return as_cloud(fields, path, drop_invalid, resolution=_MILLIMETRE)
 
@@ -262,8 +125,10 @@ def read_fields(path: Path, readers: dict[str, Callable[..., Fields]], **options
     except (BadFileError, MissingExtraError):
         raise
     except Exception as error:  # whatever a parser raises on a broken file, the user needs the path
-        reason = str(error) or type(error).__name__
-        raise BadFileError(path, f"cannot be read as {path.suffix.lower()[1:].upper()}: {reason}") from error
+        kind, reason = path.suffix.lower()[1:], str(error) or type(error).__name__
+        # Parsers of binary files seldom know what they stumbled over.
+        cause = "; truncated or still being copied?" if kind in ("pcd", "las", "laz", "e57", "glb") else ""
+        raise BadFileError(path, f"cannot be read as {kind.upper()}: {reason}{cause}") from error
 
 
 def as_cloud(fields: Fields, path: Path, drop_invalid: bool, resolution: float | None = None) -> PointCloud:
