@@ -41,6 +41,7 @@ COURSES = {
         *("docs/concepts.md", "docs/images.md", "docs/operators.md", "docs/commands.md", "docs/coming-from.md"),
         *(
             "docs/add-operator.md",
+            "docs/add-encoder.md",
             "docs/add-method.md",
             "docs/add-dataset.md",
             "docs/index.md",

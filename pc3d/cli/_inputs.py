@@ -205,7 +205,8 @@ def open_encoder(
     import torch
 
     from pc3d.models import load_encoder
-    from pc3d.models.hub import ENCODERS
+    from pc3d.models.described import describe
+    from pc3d.models.hub import build_encoder
 
     model: Any = load_encoder(encoder)
     if _default_pooling(model) is None:
@@ -216,7 +217,7 @@ def open_encoder(
     if untrained:
         # Built anew: fresh weights alone would leave the trained statistics of batch norm in place.
         torch.manual_seed(seed)
-        model = cast(Any, ENCODERS[type(model).__name__])(**model.config).eval().to(place)
+        model = cast(Any, build_encoder(describe(model))).eval().to(place)
         return model, f"{encoder}, untrained (fresh weights, seed {seed})"
     return model.to(place), encoder
 

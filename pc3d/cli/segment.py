@@ -118,13 +118,9 @@ def _in_full(argument: str) -> str:
 
 
 def _before(objects: Any) -> None:
-    """Refuses a backbone that could not be written at the end of the run; says what the backbone starts from."""
+    """Says what the backbone starts from."""
     from pc3d.methods import is_first_process
-    from pc3d.models.hub import ENCODERS
 
-    name = type(objects.model.encoder).__name__
-    if name not in ENCODERS:
-        raise ValueError(f"model.backbone must be one of {', '.join(ENCODERS)}, whose weights can be kept; got {name}")
     if objects.model.initial is not None and is_first_process():
         _output.say(objects.model.initial)
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
+from torch import nn
 
 from pc3d._files import replace_atomically
 from pc3d._progress import is_hidden
@@ -20,6 +21,7 @@ from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from pc3d.methods.interruption import interruptible
 from pc3d.methods.metrics import CsvMetrics
 from pc3d.methods.progress import run_progress
+from pc3d.models.hub import check_storable
 
 
 class Trainable(Protocol):
@@ -148,6 +150,7 @@ def pretrain(
     Raises:
         FileExistsError: the folder holds a run, and neither ``resume`` nor ``overwrite`` was given.
         FileNotFoundError: nothing to resume.
+        TypeError: the encoder of the method is none that could be loaded again; the folder is as it was.
         ValueError: the data give no training batch; the folder is as it was.
         OSError: the data cannot be read, and the folder is as it was; or a checkpoint could not be written, and the
             one before is intact.
@@ -159,6 +162,8 @@ def pretrain(
     # The processes that Lightning starts for further devices run this again; the folder is the first one's business.
     if is_first_process():
         folder.check(resume=resume, overwrite=overwrite)
+        if isinstance(encoder := getattr(method, "encoder", None), nn.Module):
+            check_storable(encoder)
         _check_data(data)  # before an earlier run is removed for one that cannot start
         folder.prepare(resume=resume, overwrite=overwrite)
         if config is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pc3d.models.described import describe
 from pc3d.models.openshape import OpenShapePointBERT, check_choice
 from pc3d.models.openshape_fcnn import OpenShapeFCNN
 from pc3d.models.openshape_sparse import OpenShapeSparseConv
@@ -67,7 +68,7 @@ class AlignedShapeEncoder(nn.Module):
         self.shared = self.text_dim == self.image_dim == width
         self.text_space, self.image_space = text_space, image_space
         self.config: dict[str, Any] = {
-            "encoder": {"class": type(encoder).__name__, "arguments": getattr(encoder, "config", {})},
+            "encoder": describe(encoder),
             "text_dim": self.text_dim,
             "image_dim": self.image_dim,
             "project_targets": project_targets,

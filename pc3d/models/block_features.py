@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
 from pc3d.models.aligned import AlignedShapeEncoder
+from pc3d.models.described import describe
 from pc3d.models.local_features import (
     LocalEncoder,
     TokenEncoder,
+    describes_places,
     least_points,
     local_dim,
     local_features,
     three_layers,
     vector_only,
 )
+from pc3d.models.openshape_fcnn import OpenShapeFCNN
+from pc3d.models.openshape_sparse import OpenShapeSparseConv
 from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.ops import gather, interpolate, voxelize
 
@@ -39,7 +43,8 @@ class BlockFeatures(nn.Module):
     three blocks at the centres of the groups, as in part segmentation (:class:`PointPartSegmenter`); otherwise
     features of the points that it saw. Those of :class:`PointNet` and :class:`DGCNN` are what their segmentation
     networks read, each point's own beside the vector of the cube; those of :class:`OpenShapeSparseConv` and
-    :class:`OpenShapeFCNN` the features of the voxels around it, of all levels.
+    :class:`OpenShapeFCNN` the features of the voxels around it, of all levels; those of a class of your own what its
+    ``local_features`` gives (:class:`ObjectEncoder`).
 
     In evaluation mode, which points of a cube the encoder sees, and in what order, follows from the coordinates alone:
     features do not depend on the order of the points, nor on the rest of the batch. In training they are drawn anew
@@ -57,7 +62,8 @@ class BlockFeatures(nn.Module):
         feature_dim: width of the result.
         layers: of an encoder with tokens, which three blocks, as :class:`PointPartSegmenter`.
         num_points: of a cube that the encoder sees. When left out, what the encoder says that it is meant for; 10,000,
-            as the shapes of OpenShape have, for its sparse convolutions, which say nothing.
+            as the shapes of OpenShape have, for its sparse convolutions, which say nothing. Others that say nothing
+            need it.
 
     Raises:
         TypeError: not an encoder of objects.
@@ -75,8 +81,12 @@ class BlockFeatures(nn.Module):
     ) -> None:
         super().__init__()
         inner = _inside(encoder)
-        if not isinstance(inner, LocalEncoder):
-            raise TypeError(f"BlockFeatures takes an encoder of objects, {_KNOWN}; got {type(inner).__name__}")
+        if not describes_places(inner):
+            raise TypeError(
+                f"BlockFeatures takes an encoder of objects, {_KNOWN}, or an ObjectEncoder of your own with "
+                f"local_features(xyz) and local_dim; got {type(inner).__name__}"
+            )
+        inner = cast(Any, inner)
         if inner.config.get("num_cls_tokens"):
             raise ValueError(
                 f"BlockFeatures needs an encoder with num_cls_tokens=0, got {inner.config['num_cls_tokens']}"
@@ -88,7 +98,7 @@ class BlockFeatures(nn.Module):
             )
         if layers is not None and not isinstance(inner, TokenEncoder):
             raise ValueError(f"layers: a {type(inner).__name__} has no blocks to choose from, leave it out")
-        points = int(inner.config.get("num_points", _OPENSHAPE_POINTS)) if num_points is None else num_points
+        points = _points_of(inner) if num_points is None else num_points
         if not block_size > 0 or feature_dim < 1 or points < 1:
             raise ValueError(
                 f"block_size, feature_dim and num_points must be positive, got {block_size}, {feature_dim} and {points}"
@@ -101,7 +111,7 @@ class BlockFeatures(nn.Module):
         self.encoder, self.block_size, self.feature_dim, self.num_points = inner, block_size, feature_dim, points
         self.layers = three_layers(inner, layers) if isinstance(inner, TokenEncoder) else None
         self.config: dict[str, Any] = {
-            "encoder": {"class": type(inner).__name__, "arguments": inner.config},
+            "encoder": describe(inner),
             "block_size": block_size,
             "feature_dim": feature_dim,
             "layers": None if self.layers is None else list(self.layers),
@@ -202,11 +212,12 @@ def scene_backbone(encoder: nn.Module) -> nn.Module:
     """
     if hasattr(encoder, "point_features") and hasattr(encoder, "feature_dim"):
         return encoder
-    if not isinstance(_inside(encoder), LocalEncoder):
+    if not describes_places(_inside(encoder)):
         raise TypeError(
             f"{type(encoder).__name__} is no backbone for scenes: it gives no features of points. Those that do are "
-            f"SparseUNet and Swin3D, UpcastFeatures around one of them, the encoders of objects {_KNOWN}, and any "
-            "module with point_features(batch) and feature_dim"
+            f"SparseUNet and Swin3D, UpcastFeatures around one of them, the encoders of objects {_KNOWN}, any "
+            "ObjectEncoder with local_features(xyz) and local_dim, and any module with point_features(batch) and "
+            "feature_dim"
         )
     return BlockFeatures(encoder)
 
@@ -223,6 +234,17 @@ def scattered(xyz: Tensor) -> Tensor:
         mixed = (mixed ^ (mixed >> 27)) * -0x6B2FB644ECCEEE15
         mixed = mixed ^ (mixed >> 31)
     return mixed
+
+
+def _points_of(encoder: nn.Module) -> int:
+    meant: int | None = cast(Any, encoder).config.get("num_points")
+    if meant is None and isinstance(encoder, OpenShapeSparseConv | OpenShapeFCNN):
+        return _OPENSHAPE_POINTS
+    if meant is None:
+        raise ValueError(
+            f"num_points: {type(encoder).__name__} does not say how many it is meant for, so it must be given"
+        )
+    return meant
 
 
 def _inside(encoder: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
 from pc3d.models.block_features import BlockFeatures
+from pc3d.models.described import describe
 from pc3d.models.voxel_features import ENCODER_PARTS, UpcastFeatures, as_voxel_encoder
 
 
@@ -48,7 +49,7 @@ class DistilledEncoder(nn.Module):
             int(cast(Any, encoder).feature_dim) if decoder else sum(as_voxel_encoder(encoder).config["channels"])
         )
         self.config: dict[str, Any] = {
-            "encoder": {"class": type(encoder).__name__, "arguments": getattr(encoder, "config", {})},
+            "encoder": describe(encoder),
             "space_dim": space_dim,
             "space": space,
             "decoder": decoder,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -26,6 +26,7 @@ from pc3d._files import replace_atomically
 from pc3d._version import __version__
 from pc3d.models.aligned import AlignedShapeEncoder
 from pc3d.models.block_features import BlockFeatures
+from pc3d.models.described import check_described, describe, imported_class
 from pc3d.models.dgcnn import DGCNN
 from pc3d.models.distilled import DistilledEncoder
 from pc3d.models.openshape import OpenShapePointBERT
@@ -62,22 +63,22 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 def _aligned(encoder: dict[str, Any], **arguments: Any) -> AlignedShapeEncoder:
     """From its configuration, which names the encoder inside."""
-    return AlignedShapeEncoder(ENCODERS[encoder["class"]](**encoder["arguments"]), **arguments)
+    return AlignedShapeEncoder(build_encoder(encoder), **arguments)
 
 
 def _blocks(encoder: dict[str, Any], **arguments: Any) -> BlockFeatures:
     """From its configuration, which names the encoder inside."""
-    return BlockFeatures(ENCODERS[encoder["class"]](**encoder["arguments"]), **arguments)
+    return BlockFeatures(build_encoder(encoder), **arguments)
 
 
 def _distilled(encoder: dict[str, Any], **arguments: Any) -> DistilledEncoder:
     """From its configuration, which names the encoder inside."""
-    return DistilledEncoder(ENCODERS[encoder["class"]](**encoder["arguments"]), **arguments)
+    return DistilledEncoder(build_encoder(encoder), **arguments)
 
 
 def _upcast(encoder: dict[str, Any]) -> UpcastFeatures:
     """From its configuration, which names the encoder inside."""
-    return UpcastFeatures(ENCODERS[encoder["class"]](**encoder["arguments"]))
+    return UpcastFeatures(build_encoder(encoder))
 
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {
@@ -97,6 +98,41 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
 }
 
 
+def build_encoder(description: Mapping[str, Any]) -> nn.Module:
+    """The encoder of :func:`pc3d.models.described.describe`, with fresh weights.
+
+    Raises:
+        ValueError: pc3d has no such class, or it cannot be imported.
+        TypeError: the class does not take the arguments.
+    """
+    return _constructor(description["class"])(**description["arguments"])
+
+
+def _constructor(name: str) -> Callable[..., nn.Module]:
+    if "." in name:
+        return imported_class(name)
+    if name not in ENCODERS:
+        raise ValueError(f"the class {name!r} is none of this pc3d {__version__}, which has {', '.join(ENCODERS)}")
+    return ENCODERS[name]
+
+
+def check_storable(encoder: nn.Module) -> None:
+    """Refuse, before it is trained, an encoder that :func:`load_encoder` could not build again.
+
+    Raises:
+        TypeError: see :func:`save_encoder`.
+    """
+    inner = encoder.encoder if isinstance(encoder, _AROUND) else encoder
+    if isinstance(inner, Encoder) and type(inner).__name__ in ENCODERS and type(inner).__module__.startswith("pc3d."):
+        return
+    if not (hasattr(inner, "encode") or hasattr(inner, "point_features")):
+        raise TypeError(
+            f"encoder must be one of {', '.join(ENCODERS)}, or a network with encode (pc3d.models.ObjectEncoder) or "
+            f"point_features of your own; got {type(inner).__name__}"
+        )
+    check_described(inner)
+
+
 def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
     """Write an encoder so that :func:`load_encoder` rebuilds it anywhere.
 
@@ -104,8 +140,10 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
 
     Args:
         encoder: a :class:`PointViT`, :class:`ViT3D`, :class:`PointNet`, :class:`DGCNN`, :class:`Swin3D`,
-            :class:`SparseUNet`, :class:`OpenShapePointBERT`, :class:`OpenShapeSparseConv` or :class:`OpenShapeFCNN`, or
-            one of these in an :class:`AlignedShapeEncoder`, a :class:`DistilledEncoder`, :class:`BlockFeatures` or
+            :class:`SparseUNet`, :class:`OpenShapePointBERT`, :class:`OpenShapeSparseConv` or :class:`OpenShapeFCNN`;
+            one of a class of your own with ``encode`` (:class:`ObjectEncoder`) or ``point_features``, which can be
+            imported and keeps the arguments of its constructor as ``config``; or one of these in an
+            :class:`AlignedShapeEncoder`, a :class:`DistilledEncoder`, :class:`BlockFeatures` or
             :class:`UpcastFeatures`.
         folder: created if need be; an encoder in it is replaced.
 
@@ -116,11 +154,9 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
         TypeError: not an encoder that can be loaded back.
         OSError: the folder cannot be written.
     """
-    inner = encoder.encoder if isinstance(encoder, _AROUND) else encoder
-    if not isinstance(encoder, Encoder) or type(inner).__name__ not in ENCODERS:
-        raise TypeError(f"encoder must be one of {', '.join(ENCODERS)}, got {type(inner).__name__}")
+    check_storable(encoder)
     folder = Path(folder)
-    config = {"class": type(encoder).__name__, "arguments": encoder.config, "pc3d_version": __version__}
+    config = {**describe(encoder), "pc3d_version": __version__}
     tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     # The last one named is the first to come into place, once both are written.
     with replace_atomically(folder / WEIGHTS) as weights, replace_atomically(folder / CONFIG) as settings:
@@ -144,6 +180,8 @@ def load_encoder(
 ) -> Any:
     """Load an encoder that :func:`save_encoder` or ``pc3d pretrain`` wrote, in evaluation mode, on the CPU.
 
+    Code never comes with weights: an encoder of a class outside of pc3d is built where that class can be imported.
+
     Args:
         path_or_hub_id: a folder with ``config.json`` and ``model.safetensors`` (or a run folder, whose ``encoder/`` is
             taken), or the id ``owner/name`` of a repository on the Hugging Face Hub. Where there is a local folder
@@ -153,8 +191,8 @@ def load_encoder(
 
     Raises:
         FileNotFoundError: neither such a folder nor such a repository exists.
-        ValueError: the files do not describe an encoder of pc3d, or not of the class ``expect``, or weights and
-            configuration do not fit.
+        ValueError: the files do not describe an encoder that can be built here, or not of the class ``expect``, or
+            weights and configuration do not fit.
     """
     config_path, weights_path = _locate(path_or_hub_id, revision)
     encoder = _build(config_path)
@@ -235,19 +273,21 @@ def _download(hub_id: str, revision: str | None) -> tuple[Path, Path]:
         ) from error
 
 
-def _build(config_path: Path) -> Encoder:
+def _build(config_path: Path) -> nn.Module:
     try:
         config: dict[str, Any] = json.loads(config_path.read_text())
         name, arguments = config["class"], config["arguments"]
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{config_path} is not the configuration of a pc3d encoder: {error!r}") from error
-    if name not in ENCODERS:
-        raise ValueError(
-            f"{config_path} names the class {name!r}; this pc3d {__version__} knows {', '.join(ENCODERS)} "
-            f"(written by pc3d {config.get('pc3d_version', 'unknown')}; a newer pc3d may know it)"
-        )
     try:
-        return ENCODERS[name](**arguments)
+        constructor = _constructor(name)
+    except ValueError as error:
+        written = config.get("pc3d_version", "unknown")
+        raise ValueError(
+            f"{config_path}, written by pc3d {written}, names an encoder that is not here: {error}"
+        ) from error
+    try:
+        return constructor(**arguments)
     except TypeError as error:
         raise ValueError(f"{config_path} has arguments that {name} does not take: {error}") from error
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pc3d.models.dgcnn import DGCNN
+from pc3d.models.object_encoder import ObjectEncoder
 from pc3d.models.openshape import OpenShapePointBERT
 from pc3d.models.openshape_fcnn import OpenShapeFCNN
 from pc3d.models.openshape_sparse import OpenShapeSparseConv
@@ -21,17 +22,29 @@ LocalEncoder: TypeAlias = TokenEncoder | PointNet | DGCNN | OpenShapeSparseConv 
 """Encoders of objects that say something of places: every one of the package."""
 
 
+def describes_places(encoder: nn.Module) -> bool:
+    """Whether an encoder of objects has :func:`local_features`: those of the package, and what offers as much.
+
+    That is ``local_features(xyz)``, from ``(B, N, 3)`` to ``(B, N, local_dim)``, and the attribute ``local_dim``; see
+    :class:`ObjectEncoder`.
+    """
+    if isinstance(encoder, LocalEncoder):
+        return True
+    return isinstance(encoder, ObjectEncoder) and hasattr(encoder, "local_features") and hasattr(encoder, "local_dim")
+
+
 def local_features(
-    encoder: LocalEncoder, xyz: Tensor, rgb: Tensor | None = None, layers: tuple[int, int, int] | None = None
+    encoder: nn.Module, xyz: Tensor, rgb: Tensor | None = None, layers: tuple[int, int, int] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Features within clouds and the places that they describe.
 
     Of encoders with tokens those of three blocks at the centres of the groups; of the others what they, or their
     published segmentation network, know of each point by itself: :meth:`PointNet.local_features`,
-    :meth:`DGCNN.local_features`, :meth:`OpenShapeSparseConv.local_features`, :meth:`OpenShapeFCNN.local_features`.
+    :meth:`DGCNN.local_features`, :meth:`OpenShapeSparseConv.local_features`, :meth:`OpenShapeFCNN.local_features`; of a
+    class of your own its ``local_features``.
 
     Args:
-        encoder: any of :data:`LocalEncoder`.
+        encoder: any that :func:`describes_places`.
         xyz: ``(B, N, 3)``.
         rgb: ``(B, N, 3)`` in [0, 1], for encoders that read colours.
         layers: of an encoder with tokens, which three blocks; see :func:`three_layers`.
@@ -41,26 +54,25 @@ def local_features(
     """
     if isinstance(encoder, TokenEncoder):
         return center_features(encoder, xyz, three_layers(encoder, layers), rgb)
-    if isinstance(encoder, PointNet | DGCNN):
-        return encoder.local_features(xyz), xyz
-    return encoder.local_features(xyz, rgb), xyz
+    describe = cast(Any, encoder).local_features
+    return describe(xyz, rgb) if getattr(encoder, "reads_rgb", False) else describe(xyz), xyz
 
 
-def local_dim(encoder: LocalEncoder) -> int:
+def local_dim(encoder: nn.Module) -> int:
     """F of :func:`local_features`."""
     if isinstance(encoder, TokenEncoder):
         return 3 * int(encoder.config.get("width", encoder.embed_dim))
-    return encoder.local_dim
+    return int(cast(Any, encoder).local_dim)
 
 
-def least_points(encoder: LocalEncoder) -> int:
+def least_points(encoder: nn.Module) -> int:
     """How many points a cloud must have for :func:`local_features`."""
     # OpenShape's transformer repeats points where a patch has too few; the others find so many different ones.
     names = ("num_groups",) if isinstance(encoder, OpenShapePointBERT) else ("num_groups", "group_size", "k")
-    return max(int(cast(Any, encoder.config.get(name, 1))) for name in names)
+    return max(int(cast(Any, encoder).config.get(name, 1)) for name in names)
 
 
-def vector_only(encoder: LocalEncoder, layers: Sequence[int] | None = None) -> list[nn.Module]:
+def vector_only(encoder: nn.Module, layers: Sequence[int] | None = None) -> list[nn.Module]:
     """The modules that only the vector of the whole cloud needs, not :func:`local_features` of these blocks."""
     names: Sequence[str] = getattr(encoder, "vector_only", ())
     modules = [getattr(encoder, name) for name in names]

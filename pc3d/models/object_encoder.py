@@ -12,8 +12,14 @@ from torch import Tensor, nn
 class ObjectEncoder(nn.Module, ABC):
     """A network that turns a cloud into one vector: what probes score and methods of whole clouds train.
 
+    A class of your own has :meth:`encode` and :meth:`reset_parameters`, and its constructor sets the attributes. One
+    that also knows places within a cloud has ``local_features(xyz)``, from ``(B, N, 3)`` to ``(B, N, local_dim)``, and
+    the attribute ``local_dim``: what :class:`BlockFeatures`, :class:`PointPartSegmenter` and :func:`object_features`
+    read. Modules that take no part in that are named in ``vector_only``, a tuple, so that they are not trained for it.
+
     Attributes:
-        config: the constructor's arguments as plain data; the class and they rebuild the network.
+        config: the constructor's arguments as plain data, all of them; the class and they rebuild the network. Where
+            ``num_points`` is among them, it says how many points of a cloud the encoder is meant for.
         embed_dim: C, the width of :meth:`encode` by its default pooling.
     """
 

@@ -6,9 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pc3d.models.local_features import center_features, three_layers
-from pc3d.models.point_vit import PointViT
-from pc3d.models.vit3d import ViT3D
+from pc3d.models.local_features import (
+    TokenEncoder,
+    describes_places,
+    local_dim,
+    local_features,
+    three_layers,
+    vector_only,
+)
+from pc3d.models.object_encoder import ObjectEncoder
 from pc3d.ops import interpolate
 
 _HEAD, _CATEGORY = (1024, 512, 256), 64
@@ -22,38 +28,50 @@ class PointPartSegmenter(nn.Module):
     and an embedding of the cloud's category.
 
     Of a :class:`ViT3D` the groups' tokens are read, and its class token takes part in the attention. The paper of DCGLR
-    judges part segmentation without saying by what head: that it is this one is our choice.
+    judges part segmentation without saying by what head: that it is this one is our choice. So it is for encoders
+    without tokens, of which the features of the points that they saw are read (:class:`ObjectEncoder`).
 
     Args:
-        encoder: a :class:`PointViT` without class token, published with 128 groups on 2048 points; or a :class:`ViT3D`.
+        encoder: a :class:`PointViT` without class token, published with 128 groups on 2048 points; a :class:`ViT3D`, a
+            :class:`PointNet` or a :class:`DGCNN`; or one of a class of your own with ``local_features``.
         num_parts: parts over all categories.
         num_categories: object categories.
-        layers: which three blocks, counted from 0; a third, two thirds and all of the depth when left out
-            (3, 7, 11 of 12).
+        layers: of an encoder with tokens, which three blocks, counted from 0; a third, two thirds and all of the depth
+            when left out (3, 7, 11 of 12).
         head_dims: hidden widths of what computes for every point: the two layers of the propagation, the two of the
             head; 4C, 1,024, 512 and 256, as published, when left out. They cost more than a small encoder.
 
     Raises:
+        TypeError: an encoder that knows no places within a cloud.
         ValueError: an encoder with class tokens, layers that it does not have, or not four positive widths.
     """
 
     def __init__(
         self,
-        encoder: PointViT | ViT3D,
+        encoder: ObjectEncoder,
         num_parts: int = 50,
         num_categories: int = 16,
         layers: tuple[int, int, int] | None = None,
         head_dims: tuple[int, int, int, int] | None = None,
     ) -> None:
         super().__init__()
+        if not describes_places(encoder) or getattr(encoder, "reads_rgb", False):
+            raise TypeError(
+                "PointPartSegmenter takes a PointViT, ViT3D, PointNet, DGCNN, or an ObjectEncoder of your own with "
+                f"local_features(xyz) and local_dim; got {type(encoder).__name__}"
+            )
         if encoder.config.get("num_cls_tokens"):
             raise ValueError(
                 f"PointPartSegmenter needs an encoder with num_cls_tokens=0, got {encoder.config['num_cls_tokens']}"
             )
-        self.layers = three_layers(encoder, layers)
+        if layers is not None and not isinstance(encoder, TokenEncoder):
+            raise ValueError(f"layers: a {type(encoder).__name__} has no blocks to choose from, leave it out")
+        self.layers = three_layers(encoder, layers) if isinstance(encoder, TokenEncoder) else None
         self.num_categories = num_categories
         self.encoder = encoder
-        width = 3 * encoder.embed_dim
+        for module in vector_only(encoder, self.layers):  # several processes would wait for its gradients for ever
+            module.requires_grad_(False)
+        width = local_dim(encoder)
         self.category = nn.Sequential(
             nn.Linear(num_categories, _CATEGORY, bias=False), nn.BatchNorm1d(_CATEGORY), nn.LeakyReLU(0.2)
         )
@@ -111,7 +129,7 @@ class PointPartSegmenter(nn.Module):
         Returns:
             ``(M, num_parts)`` log-probabilities.
         """
-        at_centers, centers = center_features(self.encoder, xyz, self.layers)
+        at_centers, centers = local_features(self.encoder, xyz, layers=self.layers)
         batch, groups, _ = centers.shape
         per_point = interpolate(
             at_centers.flatten(0, 1),

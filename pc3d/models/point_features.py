@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from pc3d.data.types import PointCloud, collate
 from pc3d.models.aligned import AlignedShapeEncoder
 from pc3d.models.dgcnn import DGCNN
+from pc3d.models.local_features import describes_places, local_features
 from pc3d.models.openshape import OpenShapePointBERT
-from pc3d.models.openshape_fcnn import OpenShapeFCNN
-from pc3d.models.openshape_sparse import OpenShapeSparseConv
 from pc3d.models.point_net import PointNet
 from pc3d.models.point_vit import PointViT
 from pc3d.models.sparse_unet import SparseUNet
@@ -65,7 +64,8 @@ def object_features(encoder: nn.Module, xyz: Tensor, query: Tensor | None = None
 
     Args:
         encoder: a :class:`PointViT`, :class:`ViT3D`, :class:`PointNet`, :class:`DGCNN`, :class:`OpenShapePointBERT`,
-            :class:`OpenShapeSparseConv` or :class:`OpenShapeFCNN`, or one of them in an :class:`AlignedShapeEncoder`.
+            :class:`OpenShapeSparseConv` or :class:`OpenShapeFCNN`, an :class:`ObjectEncoder` of your own with
+            ``local_features``, or one of them in an :class:`AlignedShapeEncoder`.
         xyz: ``(N, 3)``, what the encoder sees: as many points as it is meant for, in the unit sphere.
         query: ``(M, 3)`` the points to describe, in the same frame; ``xyz`` when None.
         rgb: ``(N, 3)`` in [0, 1] of ``xyz``, for encoders that read colours.
@@ -96,11 +96,13 @@ def _described(encoder: nn.Module, xyz: Tensor, rgb: Tensor | None) -> tuple[Ten
         with torch.random.fork_rng(devices=[]):
             (last,), centers = encoder.group_layers(xyz[None], [len(encoder.blocks) - 1], colors)
         return last[0], centers[0]
-    if isinstance(encoder, OpenShapeSparseConv | OpenShapeFCNN):
-        return encoder.local_features(xyz[None], colors)[0], xyz
+    if describes_places(encoder):
+        features, places = local_features(encoder, xyz[None], colors)
+        return features[0], places[0]
     raise TypeError(
         f"{type(encoder).__name__} says nothing of single points: features of points are those of a PointViT, ViT3D, "
-        "PointNet, DGCNN, OpenShapePointBERT, OpenShapeSparseConv, OpenShapeFCNN, SparseUNet or Swin3D"
+        "PointNet, DGCNN, OpenShapePointBERT, OpenShapeSparseConv, OpenShapeFCNN, SparseUNet or Swin3D, or of any "
+        "ObjectEncoder with local_features(xyz) and local_dim"
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
+from pc3d.models.described import describe
 from pc3d.ops import gather
 
 ENCODER_PARTS = ("stem", "levels", "downsamples")
@@ -103,7 +104,7 @@ class UpcastFeatures(nn.Module):
         self.encoder = encoder
         self.voxel_size, self.signals = voxels.voxel_size, voxels.signals
         self.feature_dim: int = sum(voxels.config["channels"])
-        self.config: dict[str, Any] = {"encoder": {"class": type(encoder).__name__, "arguments": voxels.config}}
+        self.config: dict[str, Any] = {"encoder": describe(encoder)}
 
     def train_encoder(self, trained: bool = True) -> None:
         """Make the encoder trainable, or not; its decoder, which takes no part, never.

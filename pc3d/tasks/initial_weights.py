@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pc3d.models import AlignedShapeEncoder, BlockFeatures, DistilledEncoder, UpcastFeatures
+from pc3d.models.described import describe
 from pc3d.models.signal_layout import common_signals
 from pc3d.tasks.weight_files import open_weights
 
@@ -122,7 +123,8 @@ def take_weights(
 def difference(ours: nn.Module, theirs: nn.Module) -> str:
     """Which arguments differ, where both sides say how they were built."""
     if type(ours) is not type(theirs):
-        return f": class_path pc3d.models.{type(theirs).__name__}"
+        name = str(describe(theirs)["class"])
+        return f": class_path {name if '.' in name else f'pc3d.models.{name}'}"
     here, there = getattr(ours, "config", {}), getattr(theirs, "config", {})
     names = [name for name in there if here.get(name) != there[name] and name != "num_cls_tokens"]
     return ": " + ", ".join(f"{name}={there[name]} (here {here.get(name)})" for name in names) if names else ""

@@ -20,7 +20,7 @@ from pc3d.data.object_module import Protocol
 from pc3d.data.types import PointBatch
 from pc3d.evaluation import Kept, PartTally, predict_parts
 from pc3d.evaluation.kept import identity_of
-from pc3d.models import PointPartSegmenter, PointViT, ViT3D, load_encoder
+from pc3d.models import ObjectEncoder, PointPartSegmenter, load_encoder
 from pc3d.nn import mean_over_processes
 from pc3d.tasks.draws import draws_of_step
 from pc3d.tasks.fine_tuning import FineTuning
@@ -41,8 +41,9 @@ class PartSegmentation(ObjectTask):
     same gradients; here it steps once, with clipped gradients.
 
     Args:
-        backbone: a :class:`PointViT` without class token, published with 128 patches of 2,048 points; or a
-            :class:`ViT3D`, for which the released code of POS-BERT has the same rate, epochs and batches.
+        backbone: a :class:`PointViT` without class token, published with 128 patches of 2,048 points; a
+            :class:`ViT3D`, for which the released code of POS-BERT has the same rate, epochs and batches; or another
+            that :class:`PointPartSegmenter` takes, and that keeps ``num_points`` among its arguments.
         num_categories: K.
         num_parts: P, over all categories.
         category_names: names of the categories; their numbers when empty.
@@ -56,7 +57,9 @@ class PartSegmentation(ObjectTask):
         seed: of the random draws within the network.
 
     Raises:
-        ValueError: class tokens in ``backbone``, names or parts that do not go with the numbers.
+        TypeError: a backbone that knows no places within an object.
+        ValueError: class tokens in ``backbone``, or none of ``num_points``; names or parts that do not go with the
+            numbers.
     """
 
     score = "instance_miou"
@@ -64,7 +67,7 @@ class PartSegmentation(ObjectTask):
 
     def __init__(
         self,
-        backbone: PointViT | ViT3D,
+        backbone: ObjectEncoder,
         num_categories: int,
         num_parts: int,
         category_names: Sequence[str] = (),
@@ -89,6 +92,11 @@ class PartSegmentation(ObjectTask):
         wrong = [part for members in of for part in members if not 0 <= part < num_parts]
         if wrong:
             raise ValueError(f"category_parts must be in 0..{num_parts - 1}, got {wrong[0]}")
+        if "num_points" not in getattr(backbone, "config", {}):
+            raise ValueError(
+                f"backbone: a {type(backbone).__name__} does not say how many points of an object it is meant to see: "
+                "let its constructor take num_points and keep it in self.config"
+            )
         model = PointPartSegmenter(backbone, num_parts, num_categories, layers, head_dims)
         super().__init__(model, optimisation, _RATE, seed)
         self.initial = None if encoder is None else start_from(backbone, encoder)
@@ -270,10 +278,11 @@ def load_part_segmenter(folder: str | os.PathLike[str]) -> tuple[PointPartSegmen
     if config.get("task") != "part segmentation":
         raise FileNotFoundError(f"{folder} holds no part segmenter but the model of another task")
     encoder = load_encoder(Path(folder) / "encoder")
-    if not isinstance(encoder, PointViT | ViT3D):
+    if not isinstance(encoder, ObjectEncoder):
         raise ValueError(f"{folder} holds a {type(encoder).__name__}, which no part segmenter is built on")
-    shape = tuple(config["layers"]), tuple(config["head_dims"])
-    model = PointPartSegmenter(encoder, len(config["parts"]), len(config["categories"]), *shape)
+    layers = None if config["layers"] is None else tuple(config["layers"])
+    sizes = len(config["parts"]), len(config["categories"])
+    model = PointPartSegmenter(encoder, *sizes, layers, tuple(config["head_dims"]))
     try:
         missing, unknown = model.load_state_dict(head_weights(folder), strict=False)
         lost = [name for name in missing if not name.startswith("encoder.")]

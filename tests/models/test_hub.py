@@ -68,7 +68,7 @@ def test_saving_again_replaces_and_a_failed_save_leaves_the_old_one(
 
 
 def test_only_encoders_can_be_saved(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"one of PointViT, .*, got Linear"):
+    with pytest.raises(TypeError, match=r"one of PointViT, .*; got Linear"):
         save_encoder(nn.Linear(2, 2), tmp_path)  # type: ignore[arg-type]
 
 
@@ -103,7 +103,9 @@ def test_damaged_folders_are_refused(saved: Path) -> None:
     weights.write_bytes(good)
     content = json.loads(config.read_text())
     for change, message in (
-        ({"class": "PointCNN"}, "names the class 'PointCNN'; this pc3d .* knows PointViT"),
+        ({"class": "PointCNN"}, "written by pc3d .*: the class 'PointCNN' is none of this pc3d .*, which has PointViT"),
+        ({"class": "no_such.Net"}, "no_such.Net is none of pc3d, and no_such cannot be imported here: .* PYTHONPATH"),
+        ({"class": "os.system"}, "os has no network of that name here"),
         ({"arguments": {"width": 3}}, "arguments that PointViT does not take.*width"),
         ({"arguments": {**content["arguments"], "embed_dim": 48}}, r"cls_token is \(2, 24\), expected \(2, 48\)"),
     ):

@@ -25,7 +25,7 @@ from pc3d.data import (
 )
 from pc3d.evaluation import Kept, PartTally, predict_parts, shape_iou
 from pc3d.methods import pretrain
-from pc3d.models import PointPartSegmenter, PointViT, ViT3D, save_encoder
+from pc3d.models import PointNet, PointPartSegmenter, PointViT, ViT3D, save_encoder
 from pc3d.tasks import (
     Classification,
     FineTuning,
@@ -253,6 +253,10 @@ def test_bad_batches_and_arguments_are_refused(batch: PointBatch) -> None:
         PartSegmentation(backbone(), 1, 2, category_parts=[(0, 2)])
     with pytest.raises(ValueError, match="num_cls_tokens=0, got 1"):
         task(backbone=backbone(1))
+    unsaid = PointNet(16)
+    del unsaid.config["num_points"]
+    with pytest.raises(ValueError, match=r"a PointNet does not say how many points .* take num_points"):
+        task(backbone=unsaid)
     with pytest.raises(ValueError, match="head_dims must be four positive widths"):
         task(head_dims=(1, 2, 3))
     with pytest.raises(ValueError, match="protocol must be one of held_out, legacy"):
@@ -298,6 +302,17 @@ def test_vit3d_is_trained_on_parts_from_its_own_weights(tmp_path: Path) -> None:
     assert config["layers"] == [0, 1, 2]
     changed = model.encoder.state_dict()
     assert not all(torch.equal(changed[name], value) for name, value in theirs.items())
+    kept = method.selection.kept()
+    assert kept is not None
+    assert by_hand(model, module.validation) == pytest.approx(kept.validation)  # type: ignore[arg-type]
+
+
+def test_an_encoder_without_tokens_is_trained_on_parts(tmp_path: Path) -> None:
+    method, module = task(backbone=PointNet(16, num_points=96)), data()
+    pretrain(method, module, tmp_path, max_epochs=1, **QUIET)
+    model, config = load_part_segmenter(tmp_path)
+    assert isinstance(model.encoder, PointNet)
+    assert config["layers"] is None
     kept = method.selection.kept()
     assert kept is not None
     assert by_hand(model, module.validation) == pytest.approx(kept.validation)  # type: ignore[arg-type]
