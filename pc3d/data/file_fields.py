@@ -81,12 +81,17 @@ def read_table(lines: Iterable[str], delimiter: str | None = None) -> NDArray[np
             raise ValueError(str(error).partition("; use `usecols`")[0]) from error
 
 
-def check_complete(path: Path, loaded: Any, promised: tuple[int, int]) -> None:
-    """Refuse a file whose parser came back with fewer vertices or faces than its header promises."""
-    found = len(loaded.vertices), len(getattr(loaded, "faces", ()))
-    # A polygon becomes several triangles, so more faces than promised are fine.
-    if found[0] != promised[0] or found[1] < promised[1]:
-        raise BadFileError(
-            path,
-            f"the header promises {promised[0]} vertices and {promised[1]} faces, {found[0]} and {found[1]} are usable",
-        )
+def fans(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Polygons cut into triangles that share the first corner.
+
+    Args:
+        lengths: ``(P,)`` how many corners each polygon has.
+
+    Returns:
+        ``(F,)`` which polygon each triangle is of, and ``(F, 3)`` which of its corners it has.
+    """
+    count = np.maximum(lengths - 2, 0)
+    polygon = np.repeat(np.arange(len(count)), count)
+    # How many triangles of its polygon come before a triangle.
+    step = np.arange(len(polygon)) - (np.cumsum(count) - count)[polygon]
+    return polygon, np.stack([np.zeros_like(step), step + 1, step + 2], axis=1)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import re
+import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,61 +15,57 @@ import numpy as np
 
 from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
-from pc3d.data.file_fields import Fields, check_complete, colours
+from pc3d.data.file_fields import Array, Fields, colours
+from pc3d.data.off import read_off
 from pc3d.data.ply import Triangles, ply_meshes, ply_points
 from pc3d.data.ply_elements import read_ply
 
-
-def repaired_off(data: bytes) -> tuple[bytes, int, int]:
-    """An OFF file with its header in order, and the numbers of vertices and faces that the header promises.
-
-    Comments and blank lines go, the keyword is in capitals on a line of its own, counts that were glued to it
-    (``OFF490 518 0``) stand on the next. The body is not touched.
-
-    Raises:
-        ValueError: there is no keyword, there are no counts, or the body has fewer lines than the counts promise.
-    """
-    lines = [line.partition(b"#")[0].strip() for line in data.splitlines()]
-    lines = [line for line in lines if line]
-    if not lines or not lines[0].upper().lstrip(b"CN").startswith(b"OFF"):
-        raise ValueError(f"does not begin with OFF but with {lines[0][:40]!r}" if lines else "is empty")
-    position = lines[0].upper().index(b"OFF") + 3
-    keyword, glued = lines[0][:position].upper(), lines[0][position:].strip()
-    body = ([glued] if glued else []) + lines[1:]
-    try:
-        num_vertices, num_faces = (int(word) for word in body[0].split()[:2])
-    except (IndexError, ValueError):
-        raise ValueError("has no line with the numbers of vertices and faces after OFF") from None
-    if len(body) - 1 < num_vertices + num_faces:
-        raise ValueError(
-            f"is truncated: the header promises {num_vertices} vertices and {num_faces} faces, "
-            f"{len(body) - 1} lines follow"
-        )
-    counts = b"%d %d 0" % (num_vertices, num_faces)
-    return b"\n".join([keyword, counts, *body[1 : 1 + num_vertices + num_faces], b""]), num_vertices, num_faces
+# What trimesh has no decoder for, or only with a package that pc3d does not ask for.
+_COMPRESSED = {"KHR_draco_mesh_compression", "EXT_meshopt_compression"}
+# What may stand before the name of a texture in a material file.
+_TEXTURE_OPTIONS = re.compile(r"^(-[a-z]+( +(on|off|[-+]?[\d.]+|[rgbmlz])(?= ))* +)+")
+_STL_HEADER, _STL_TRIANGLE = 84, 50
 
 
 def _sampled(mesh: Any, num_points: int, rng: np.random.Generator) -> Fields:
     """Area-weighted uniform samples of one mesh with face normals and the colour of texture or vertices."""
     trimesh = require("trimesh", extra="io")
-    visual = mesh.visual
+    visual, factor = mesh.visual, None
     textured = visual.kind == "texture" and visual.uv is not None
+    if visual.kind == "texture" and hasattr(visual.material, "baseColorFactor"):
+        factor = visual.material.baseColorFactor
+        factor = np.ones(3) if factor is None else colours(np.asarray(factor)[:3])
     if textured and hasattr(visual.material, "to_simple"):
         visual.material = visual.material.to_simple()
     textured = textured and visual.material.image is not None
-    drawn = trimesh.sample.sample_surface(mesh, num_points, sample_color=textured, seed=rng)
+    if textured and factor is None:
+        # Where there are places on a picture but no material, trimesh puts a grey picture that no file holds.
+        textured = visual.material.image.format is not None
+    drawn = trimesh.sample.sample_surface(mesh, num_points, seed=rng)
     xyz, face = np.asarray(drawn[0]), np.asarray(drawn[1])
     fields: Fields = {"xyz": xyz, "normal": np.asarray(mesh.face_normals)[face]}
-    if textured:
-        fields["rgb"] = colours(np.asarray(drawn[2])[:, :3])
-    elif visual.kind == "texture":
-        colour = np.asarray(visual.material.main_color)[:3]
-        fields["rgb"] = np.tile(colours(colour), (num_points, 1))
-    elif visual.kind == "vertex":
+
+    def mixed(of_vertices: Array) -> Array:
         weight = trimesh.triangles.points_to_barycentric(mesh.triangles[face], xyz)
-        corners = np.asarray(visual.vertex_colors)[mesh.faces[face], :3]
-        mixed = (corners * weight[:, :, None]).sum(axis=1) / 255
-        fields["rgb"] = np.clip(mixed, 0, 1).astype(np.float32)
+        return np.asarray((of_vertices[mesh.faces[face], :3] * weight[:, :, None]).sum(axis=1))
+
+    if visual.kind == "texture" and (textured or factor is not None or "kd" in visual.material.kwargs):
+        if textured:
+            place = mixed(np.asarray(visual.uv))
+            # Left to trimesh, every repetition of a picture would lie a pixel further on.
+            place = np.where((place >= 0) & (place <= 1), place, place % 1)
+            pixels = trimesh.visual.color.uv_to_interpolated_color(place, visual.material.image)
+            rgb = colours(np.asarray(pixels)[:, :3])
+        else:
+            main = colours(np.asarray(visual.material.main_color)[:3]) if factor is None else 1
+            rgb = np.ones((num_points, 3), np.float32) * main
+        # In glTF the colours of texture, material and vertices are factors of one another.
+        of_vertices = getattr(visual, "vertex_attributes", {}).get("color")
+        rgb = rgb if factor is None else rgb * factor
+        rgb = rgb if of_vertices is None else rgb * mixed(colours(np.asarray(of_vertices)))
+        fields["rgb"] = np.clip(rgb, 0, 1).astype(np.float32)
+    elif visual.kind == "vertex":
+        fields["rgb"] = np.clip(mixed(np.asarray(visual.vertex_colors)) / 255, 0, 1).astype(np.float32)
     elif visual.kind == "face":
         fields["rgb"] = colours(np.asarray(visual.face_colors)[face, :3])
     return fields
@@ -91,40 +91,109 @@ def _sample_meshes(meshes: list[Any], path: Path, num_points: int, seed: int) ->
 
 
 def _load_off(path: Path, trimesh: Any) -> Any:
-    data, num_vertices, num_faces = repaired_off(path.read_bytes())
-    loaded = trimesh.load(io.BytesIO(data), file_type="off", process=False)
-    check_complete(path, loaded, (num_vertices, num_faces))
-    return loaded
+    off = read_off(path)
+    rgb = off.fields.get("rgb")
+    if len(off.triangles) == 0:
+        return off.fields
+    paint: dict[str, Array] = {}
+    if rgb is not None:
+        paint["vertex_colors"] = np.round(rgb * 255).astype(np.uint8)
+    elif off.face_rgb is not None:
+        paint["face_colors"] = np.round(off.face_rgb * 255).astype(np.uint8)
+    return trimesh.Trimesh(off.fields["xyz"], off.triangles, process=False, **paint)
 
 
 def _load_stl(path: Path, trimesh: Any) -> Any:
     data = path.read_bytes()
-    if data[:5] == b"solid" and b"facet normal" in data[:1000] and b"endsolid" not in data[-1000:]:
-        raise BadFileError(path, "is truncated: there is no endsolid")
+    promised = struct.unpack_from("<I", data, _STL_HEADER - 4)[0] if len(data) >= _STL_HEADER else 0
+    size = _STL_HEADER + promised * _STL_TRIANGLE
+    begun = len(re.findall(rb"^\s*solid\b", data, re.MULTILINE | re.IGNORECASE))
+    if begun and len(data) != size and b"\0" not in data[:_STL_HEADER]:
+        ended = len(re.findall(rb"^\s*endsolid\b", data, re.MULTILINE | re.IGNORECASE))
+        if ended < begun:
+            raise BadFileError(path, f"is truncated: {begun} times solid, {ended} times endsolid")
+    elif len(data) < size:
+        found = max(len(data) - _STL_HEADER, 0) // _STL_TRIANGLE
+        raise BadFileError(
+            path, f"is truncated or not STL: its header promises {promised} triangles, {found} are there"
+        )
+    else:
+        data = data[:size]  # what some programs append is no part of the format
     return trimesh.load(io.BytesIO(data), file_type="stl", process=False)
 
 
-def _load_textured(path: Path, trimesh: Any) -> Any:
+class _FilesBeside:
+    """What a mesh refers to by name: materials and pictures, whatever folder they were in when it was written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def get(self, name: str) -> bytes:
+        plain = _TEXTURE_OPTIONS.sub("", name.strip().strip('"')).replace("\\", "/")
+        for candidate in (self._path.parent / plain, self._path.parent / plain.rpartition("/")[2]):
+            if candidate.is_file():
+                return candidate.read_bytes()
+        warnings.warn(f"{self._path}: {name!r} is not beside it: read without its colours", stacklevel=2)
+        raise FileNotFoundError(name)
+
+    __getitem__ = get
+
+
+def _load_obj(path: Path, trimesh: Any) -> Any:
     require("PIL", extra="io", purpose="textures")
-    return trimesh.load(path, file_type=path.suffix.lower()[1:], process=False)
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\t", b" ")
+    data = re.sub(rb"(?<=[\r\n]) +", b"", data)
+    return trimesh.load(io.BytesIO(data), file_type="obj", process=False, resolver=_FilesBeside(path))
+
+
+def _load_glb(path: Path, trimesh: Any) -> Any:
+    require("PIL", extra="io", purpose="textures")
+    with path.open("rb") as file:
+        head = file.read(20)
+        length = struct.unpack_from("<I", head, 12)[0] if len(head) == 20 else 0
+        described = json.loads(file.read(length))
+    compressed = sorted(_COMPRESSED & set(described.get("extensionsRequired", ())))
+    if compressed:
+        raise BadFileError(path, f"is compressed by {compressed[0]}, which is not read: export it without compression")
+    return trimesh.load(path, file_type="glb", process=False, resolver=_FilesBeside(path))
 
 
 MESH_LOADERS: dict[str, Callable[[Path, Any], Any]] = {
     ".off": _load_off,
     ".stl": _load_stl,
-    ".obj": _load_textured,
-    ".glb": _load_textured,
+    ".obj": _load_obj,
+    ".glb": _load_glb,
 }
 
 
 def read_mesh(path: Path, *, num_points: int, seed: int) -> Fields:
-    """Samples of the meshes of an OFF, STL, OBJ or GLB file."""
+    """Samples of the meshes of an OFF, STL, OBJ or GLB file, or its points if it has no faces."""
     trimesh = require("trimesh", extra="io", purpose=f"{path.suffix} files")
     loaded = MESH_LOADERS[path.suffix.lower()](path, trimesh)
-    if isinstance(loaded, trimesh.PointCloud):
-        return {"xyz": np.asarray(loaded.vertices)}
-    meshes = loaded.dump() if isinstance(loaded, trimesh.Scene) else [loaded]
-    return _sample_meshes([mesh for mesh in meshes if isinstance(mesh, trimesh.Trimesh)], path, num_points, seed)
+    if isinstance(loaded, dict):
+        return loaded
+    parts = _placed(loaded) if isinstance(loaded, trimesh.Scene) else [loaded]
+    meshes = [part for part in parts if isinstance(part, trimesh.Trimesh)]
+    clouds = [part for part in parts if isinstance(part, trimesh.PointCloud)]
+    return _points_of(clouds) if clouds and not meshes else _sample_meshes(meshes, path, num_points, seed)
+
+
+def _placed(scene: Any) -> list[Any]:
+    """The parts of a scene where it puts them; trimesh forgets colours of vertices beside a material when it copies."""
+    parts: list[Any] = scene.dump()
+    for part in parts:
+        kept = getattr(scene.geometry[part.metadata["name"]].visual, "vertex_attributes", {}).get("color")
+        if kept is not None:
+            part.visual.vertex_attributes["color"] = kept
+    return parts
+
+
+def _points_of(clouds: list[Any]) -> Fields:
+    """The points of clouds that stand where a mesh is expected, and colours where all have them."""
+    fields: Fields = {"xyz": np.concatenate([cloud.vertices for cloud in clouds])}
+    if all(np.shape(cloud.colors) == (len(cloud.vertices), 4) for cloud in clouds):
+        fields["rgb"] = colours(np.concatenate([np.asarray(cloud.colors)[:, :3] for cloud in clouds]))
+    return fields
 
 
 def read_ply_points(path: Path, *, num_points: int, seed: int) -> Fields:

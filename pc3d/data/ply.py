@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
-from pc3d.data.file_fields import Array, Fields, named_colours, named_fields
+from pc3d.data.file_fields import Array, Fields, fans, named_colours, named_fields
 from pc3d.data.ply_elements import Element, Lists, PlyFile, read_ply
 
 _TEXTURE_COORDINATES = (("s", "t"), ("u", "v"), ("texture_u", "texture_v"))
@@ -56,11 +56,7 @@ class Triangles:
             raise BadFileError(
                 path, f"has faces with vertices {corners.min()} to {corners.max()}, of which it has {num_vertices}"
             )
-        count = np.maximum(lengths - 2, 0)
-        self.polygon = np.repeat(np.arange(len(count)), count)
-        # How many triangles of its polygon come before a triangle.
-        step = np.arange(len(self.polygon)) - _begins(count)[self.polygon]
-        self.corner = np.stack([np.zeros_like(step), step + 1, step + 2], axis=1)
+        self.polygon, self.corner = fans(lengths)
         self.vertices = corners.astype(np.int64)[_begins(lengths)[self.polygon][:, None] + self.corner]
         self._lengths = lengths
 

@@ -69,11 +69,10 @@ def test_off_variants_are_the_same_square(tmp_path: Path, text: str) -> None:
         ("solid thing\n", "does not begin with OFF"),
         ("OFF\n4 2 0\n0 0 0\n1 0 0\n", "promises 4 vertices and 2 faces, 2 lines follow"),
         ("OFF\n4 2 0\n" + SQUARE + "3 0 1 2\n", "truncated"),
-        ("OFF\n4 2 0\n" + SQUARE + "3 0 1 2\n3 0", "promises 4 vertices and 2 faces"),
-        ("OFF\n4 0 0\n" + SQUARE, "no faces"),
+        ("OFF\n4 2 0\n" + SQUARE + "3 0 1 2\n3 0", "a face with fewer corners than it says, '3 0'; truncated"),
         ("OFF\n4 1 0\n" + SQUARE + "3 0 0 0\n", "zero total area"),
         ("OFF\n4 2 0\n" + SQUARE.replace("2 1 0", "nan 1 0") + FACES, "not finite"),
-        ("OFF\n4 2 0\n" + SQUARE + "3 0 1 2\n3 0 2 9\n", "cannot be read as OFF"),
+        ("OFF\n4 2 0\n" + SQUARE + "3 0 1 2\n3 0 2 9\n", "has faces with vertices 0 to 9, of which it has 4"),
         ("OFF\n4 x 0\n" + SQUARE + FACES, "no line with the numbers"),
     ],
 )
