@@ -38,9 +38,6 @@ def _sampled(mesh: Any, num_points: int, rng: np.random.Generator) -> Fields:
     if textured and hasattr(visual.material, "to_simple"):
         visual.material = visual.material.to_simple()
     textured = textured and visual.material.image is not None
-    if textured and factor is None:
-        # Where there are places on a picture but no material, trimesh puts a grey picture that no file holds.
-        textured = visual.material.image.format is not None
     drawn = trimesh.sample.sample_surface(mesh, num_points, seed=rng)
     xyz, face = np.asarray(drawn[0]), np.asarray(drawn[1])
     fields: Fields = {"xyz": xyz, "normal": np.asarray(mesh.face_normals)[face]}
@@ -49,7 +46,7 @@ def _sampled(mesh: Any, num_points: int, rng: np.random.Generator) -> Fields:
         weight = trimesh.triangles.points_to_barycentric(mesh.triangles[face], xyz)
         return np.asarray((of_vertices[mesh.faces[face], :3] * weight[:, :, None]).sum(axis=1))
 
-    if visual.kind == "texture" and (textured or factor is not None or "kd" in visual.material.kwargs):
+    if visual.kind == "texture":
         if textured:
             place = mixed(np.asarray(visual.uv))
             # Left to trimesh, every repetition of a picture would lie a pixel further on.
@@ -143,7 +140,15 @@ def _load_obj(path: Path, trimesh: Any) -> Any:
     require("PIL", extra="io", purpose="textures")
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\t", b" ")
     data = re.sub(rb"(?<=[\r\n]) +", b"", data)
-    return trimesh.load(io.BytesIO(data), file_type="obj", process=False, resolver=_FilesBeside(path))
+    loaded = trimesh.load(io.BytesIO(data), file_type="obj", process=False, resolver=_FilesBeside(path))
+    for part in loaded.geometry.values() if isinstance(loaded, trimesh.Scene) else [loaded]:
+        material = getattr(part.visual, "material", None)
+        # Without a material or a colour in it, trimesh puts a grey one, in a picture of no format or in numbers.
+        if material is not None and (
+            "kd" not in material.kwargs if material.image is None else material.image.format is None
+        ):
+            part.visual = trimesh.visual.ColorVisuals()
+    return loaded
 
 
 def _load_glb(path: Path, trimesh: Any) -> Any:
@@ -176,6 +181,24 @@ def read_mesh(path: Path, *, num_points: int, seed: int) -> Fields:
     meshes = [part for part in parts if isinstance(part, trimesh.Trimesh)]
     clouds = [part for part in parts if isinstance(part, trimesh.PointCloud)]
     return _points_of(clouds) if clouds and not meshes else _sample_meshes(meshes, path, num_points, seed)
+
+
+def load_meshes(path: Path) -> list[Any]:
+    """The meshes of a file as trimesh's, where the file puts them; none if it has no faces.
+
+    Args:
+        path: GLB, OBJ, PLY, OFF or STL; anything else is left to trimesh.
+
+    Raises:
+        Exception: whatever a parser comes up with.
+    """
+    trimesh = require("trimesh", extra="io", purpose=f"{path.suffix} files")
+    suffix = path.suffix.lower()
+    if suffix == ".ply":
+        return ply_meshes(path, read_ply(path), trimesh)
+    loaded = MESH_LOADERS[suffix](path, trimesh) if suffix in MESH_LOADERS else trimesh.load(path, process=False)
+    parts = _placed(loaded) if isinstance(loaded, trimesh.Scene) else [loaded]
+    return [part for part in parts if isinstance(part, trimesh.Trimesh) and len(part.faces)]
 
 
 def _placed(scene: Any) -> list[Any]:

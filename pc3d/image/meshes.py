@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
+from pc3d.data.file_fields import colours
+from pc3d.data.mesh_files import load_meshes
 from pc3d.image.views import fit
 
 GREY = (0.7, 0.7, 0.7)
@@ -122,13 +123,12 @@ def read_mesh(path: Path | str, *, up: Literal["y", "z"] | None = None) -> Mesh:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file")
-    trimesh = require("trimesh", extra="image", purpose="meshes")
     try:
-        loaded = trimesh.load(path, process=False)
+        parts = load_meshes(path)
+    except (BadFileError, ImportError):
+        raise
     except Exception as error:  # whatever the reader of the format comes up with
         raise BadFileError(path, f"cannot be read as a mesh ({type(error).__name__}: {error})") from error
-    parts = loaded.dump() if isinstance(loaded, trimesh.Scene) else [loaded]
-    parts = [part for part in parts if isinstance(part, trimesh.Trimesh) and len(part.faces)]
     if not parts:
         raise BadFileError(path, "has no triangles: is it a cloud of points? render_points draws those")
     default: Literal["y", "z"] = "y" if path.suffix.lower() in (".glb", ".gltf") else "z"
@@ -171,10 +171,15 @@ def _colors(part: Any, face: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[A
     if visual.kind != "texture":
         return np.broadcast_to(np.asarray(GREY), shape).copy(), None, None
     material = visual.material
-    factor = np.asarray(getattr(material, "baseColorFactor", None) if hasattr(material, "baseColorFactor") else None)
+    tint = np.ones(shape)
+    # In glTF the colours of texture, material and vertices are factors of one another.
+    if getattr(material, "baseColorFactor", None) is not None:
+        tint *= colours(np.asarray(material.baseColorFactor)[:3])
+    if (of_vertices := visual.vertex_attributes.get("color")) is not None:
+        tint *= colours(np.asarray(of_vertices))[face][:, :, :3]
     image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-    if image is None or visual.uv is None:
-        return np.broadcast_to(np.asarray(material.main_color)[:3] / 255, shape).copy(), None, None
-    tint = np.ones(3) if factor.dtype == object else factor[:3] / (255 if factor.dtype.kind in "iu" else 1)
-    uv = np.asarray(visual.uv, dtype=np.float64)[face]
-    return np.broadcast_to(tint, shape).copy(), uv, np.asarray(image.convert("RGB"))
+    if image is not None and visual.uv is not None:
+        return tint, np.asarray(visual.uv, dtype=np.float64)[face], np.asarray(image.convert("RGB"))
+    if not hasattr(material, "baseColorFactor"):
+        tint *= np.asarray(material.main_color)[:3] / 255
+    return tint, None, None

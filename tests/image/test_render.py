@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -333,6 +334,22 @@ def test_a_mesh_without_a_texture_keeps_its_colours(kind: str, tmp_path: Path) -
     assert (len(mesh.vertices), len(mesh.faces)) == (16, 24)
     color = mesh.color_at(torch.tensor([3, 15]), torch.tensor([[0.2, 0.3, 0.5], [1, 0, 0]]))
     np.testing.assert_allclose(color, np.stack([expected, expected]), atol=1e-6)
+
+
+def test_files_are_read_as_they_are_for_sampling(tmp_path: Path) -> None:
+    """A triangle and a quad in a binary PLY file, and colours of faces below a header of ModelNet's kind."""
+    places = [(0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 2, 0)]
+    header = b"ply\nformat binary_little_endian 1.0\nelement vertex 5\nproperty float x\nproperty float y\n"
+    header += b"property float z\nelement face 2\nproperty list uchar int vertex_indices\nend_header\n"
+    body = b"".join(struct.pack("<3f", *place) for place in places)
+    body += struct.pack("<B3i", 3, 3, 2, 4) + struct.pack("<B4i", 4, 0, 1, 2, 3)
+    (tmp_path / "a.ply").write_bytes(header + body)
+    assert read_mesh(tmp_path / "a.ply").faces.tolist() == [[3, 2, 4], [0, 1, 2], [0, 2, 3]]
+    lines = [*(" ".join(map(str, place)) for place in places), "3 3 2 4 255 0 0", "4 0 1 2 3 0 0 255"]
+    (tmp_path / "a.off").write_text("OFF5 2 0\n" + "\n".join(lines))
+    mesh = read_mesh(tmp_path / "a.off")
+    assert mesh.faces.tolist() == [[3, 2, 4], [0, 1, 2], [0, 2, 3]]
+    assert mesh.corner_color[:, 0].tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
 
 
 def test_files_that_are_no_meshes_are_refused(tmp_path: Path) -> None:
