@@ -192,11 +192,11 @@ def picture(method: MaskedAutoencoder, path: Path, *, seed: int = 0) -> None:
         figure.savefig(file, format="png")
 
 
-def reconstruction_rows(method: MaskedAutoencoder, clouds: Sequence[PointCloud], *, seed: int = 0) -> list[Any]:
+def reconstruction_rows(method: Any, clouds: Sequence[PointCloud], *, seed: int = 0) -> list[Any]:
     """What a method makes of clouds under a mask, ready for :func:`pc3d.viz.reconstruction_figure`.
 
     Args:
-        method: trained.
+        method: trained; a :class:`MaskedAutoencoder`, or another with ``encoder`` and ``reconstruct``.
         clouds: of at least as many points as the encoder takes, which are the first ones; titled by their texts.
         seed: of the masks.
 
@@ -205,15 +205,15 @@ def reconstruction_rows(method: MaskedAutoencoder, clouds: Sequence[PointCloud],
     """
     from pc3d.viz import ReconstructionRow
 
-    num_points = int(method.encoder.config["num_points"])
+    num_points = int(method.encoder.config.get("num_points", 1024))
     short = next((cloud for cloud in clouds if len(cloud) < num_points), None)
     if short is not None:
         raise ValueError(
             f"clouds must have at least the encoder's {num_points} points, {short.text!r} has {len(short)}"
         )
-    made = method.reconstruct(
-        torch.stack([cloud.xyz[:num_points] for cloud in clouds]), generator=torch.Generator().manual_seed(seed)
-    )
+    seen = torch.stack([cloud.xyz[:num_points] for cloud in clouds])
+    with torch.no_grad():
+        made = method.reconstruct(seen, generator=torch.Generator().manual_seed(seed))
     rows = []
     for cloud, patches, mask, predicted in zip(clouds, made.patches, made.mask, made.predicted, strict=True):
         visible = np.unique(patches[~mask].reshape(-1, 3).numpy(), axis=0)  # patches overlap: draw each point once

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pc3d.cli._inputs import Source, open_split
 from pc3d.cli._report_run import NotApplicableError, Run
+from pc3d.cli._view_runs import class_of, points_of, reconstructs_objects
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,34 +90,25 @@ def reconstructions(run: Run, choose: Callable[[], Objects], count: int, seed: i
     from pc3d.cli.pretrain import load_method
     from pc3d.demo import reconstruction_rows
     from pc3d.evaluation.features import preparation
-    from pc3d.methods import MaskedAutoencoder
     from pc3d.viz import reconstruction_figure
     from pc3d.viz.report import Section
 
-    if not _is_masked_autoencoder(run):
+    kind = class_of(run.config["model"])
+    if kind is None or not reconstructs_objects(kind):
         raise NotApplicableError("the method is no masked autoencoder of objects: it reconstructs nothing")
     if not run.folder.checkpoint.is_file():
         raise NotApplicableError(f"there is no {run.folder.checkpoint.name}, which holds the decoder")
-    objects, method = choose(), load_method(run.folder)
-    assert isinstance(method, MaskedAutoencoder)
+    objects, method = choose(), load_method(run.folder).eval()
     chosen = _spread(len(objects.source.dataset), count)
     # All that is stored is drawn; the encoder takes the first points, or farthest ones in their order.
-    num_points = None if objects.source.sampling == "first" else int(method.encoder.config["num_points"])
+    num_points = None if objects.source.sampling == "first" else points_of(method)
     prepare = preparation(num_points, objects.source.sampling, objects.source.normalize)
     clouds = [prepare(objects.source.dataset.load(index), torch.Generator()) for index in chosen]
-    hidden = f"{100 * method.mask_ratio:.0f} % of the patches hidden, masks by seed {seed}"
-    picture = _image(
-        reconstruction_figure(reconstruction_rows(method, clouds, seed=seed)), f"{objects.in_words}; {hidden}"
-    )
+    rows = reconstruction_rows(method, clouds, seed=seed)
+    ratio = getattr(method, "mask_ratio", None)
+    hidden = "" if ratio is None else f"{100 * ratio:.0f} % of the patches hidden, "
+    picture = _image(reconstruction_figure(rows), f"{objects.in_words}; {hidden}masks by seed {seed}")
     return Section("Reconstructions", [picture])
-
-
-def _is_masked_autoencoder(run: Run) -> bool:
-    from pc3d import methods
-
-    path = str(run.config["model"].get("class_path", ""))
-    kind = getattr(methods, path.rpartition(".")[2], None)
-    return isinstance(kind, type) and issubclass(kind, methods.MaskedAutoencoder)
 
 
 def segmentations(run: Run, count: int, kept: Kept) -> Section:

@@ -100,8 +100,9 @@ def open_all(
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is one that pc3d pretrain, segment, parts or classify trains in."""
-    return any((folder / name).exists() for name in ("encoder/config.json", "head/config.json", "last.ckpt"))
+    """Whether a folder is one that pc3d pretrain, segment, parts or classify trains in, or has begun to."""
+    begun = (folder / "config.yaml").is_file() and (folder / "tensorboard").is_dir()
+    return begun or any((folder / name).exists() for name in ("encoder/config.json", "head/config.json", "last.ckpt"))
 
 
 def _of_file(path: Path, num_points: int, up: UpAxis | None, drop_invalid: bool) -> Shown:

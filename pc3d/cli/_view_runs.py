@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pc3d.data import PointDataset
-    from pc3d.methods import MaskedAutoencoder, MaskedScene
 
 VISIBLE, HIDDEN, PREDICTED = range(3)
 MASK_NAMES = ("visible", "hidden", "predicted")
@@ -172,26 +171,41 @@ def _parts(run: Path, shown: Sequence[Shown], device: str) -> tuple[list[NDArray
 
 
 def reconstructs(run: Path) -> bool:
-    """Whether a run is one of a masked autoencoder or of masked scenes, with a checkpoint of what predicts."""
-    from pc3d import methods
+    """Whether a run is one of a method that reconstructs objects or scenes, with a checkpoint of what predicts."""
+    from pc3d.methods import MaskedScene
 
-    name = str(_model_of(run).get("class_path", "")).rpartition(".")[2]
-    found = getattr(methods, name, None)
-    masked = isinstance(found, type) and issubclass(found, (methods.MaskedAutoencoder, methods.MaskedScene))
+    found = class_of(_model_of(run))
+    masked = found is not None and (reconstructs_objects(found) or issubclass(found, MaskedScene))
     return masked and (run / "last.ckpt").is_file()
 
 
-def masked_method(run: Path) -> MaskedAutoencoder | MaskedScene:
+def reconstructs_objects(kind: type) -> bool:
+    """Whether a method hides parts of objects and predicts them, as :class:`pc3d.methods.MaskedAutoencoder` does."""
+    return callable(getattr(kind, "reconstruct", None))
+
+
+def class_of(section: Mapping[str, Any]) -> type | None:
+    """The class that a section of a configuration names, of pc3d or not; None where it cannot be imported."""
+    from importlib import import_module
+
+    module, _, name = str(section.get("class_path", "")).rpartition(".")
+    try:
+        found = getattr(import_module(module or "pc3d.methods"), name, None)
+    except ImportError:
+        return None
+    return found if isinstance(found, type) else None
+
+
+def masked_method(run: Path) -> Any:
     """The method of a run with its decoders, in evaluation mode."""
     import jsonargparse
     import torch
 
-    from pc3d.methods import MaskedAutoencoder, MaskedScene, Method
+    from pc3d.methods import Method
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Method, "model", required=True)
     method = parser.instantiate(parser.parse_object({"model": _model_of(run)})).model
-    assert isinstance(method, (MaskedAutoencoder, MaskedScene))
     method.load_state_dict(torch.load(run / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"])
     return method.eval()
 
@@ -205,7 +219,12 @@ def _model_of(run: Path) -> dict[str, Any]:
     return model if isinstance(model, dict) else {}
 
 
-def reconstructions(method: MaskedAutoencoder, shown: Sequence[Shown], seed: int) -> list[list[tuple[str, Any, Any]]]:
+def points_of(method: Any) -> int:
+    """As many points of an object as the encoder of a method is meant for."""
+    return int(getattr(method.encoder, "config", {}).get("num_points", 1024))
+
+
+def reconstructions(method: Any, shown: Sequence[Shown], seed: int) -> list[list[tuple[str, Any, Any]]]:
     """Of each object three clouds: the input, what the encoder sees of it, and that with the hidden patches predicted.
 
     Returns:
@@ -216,8 +235,9 @@ def reconstructions(method: MaskedAutoencoder, shown: Sequence[Shown], seed: int
 
     found = []
     for one in shown:
-        xyz = seen_points(one, int(method.encoder.config["num_points"]))[0]
-        made = method.reconstruct(xyz[None], generator=torch.Generator().manual_seed(seed))
+        xyz = seen_points(one, points_of(method))[0]
+        with torch.no_grad():
+            made = method.reconstruct(xyz[None], generator=torch.Generator().manual_seed(seed))
         mask = made.mask[0]
         # Patches overlap: each point is drawn once, and one that a visible patch has is seen.
         seen = torch.cdist(made.patches[0][~mask].reshape(-1, 3), xyz).argmin(1).unique().numpy()

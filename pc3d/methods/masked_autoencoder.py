@@ -42,6 +42,9 @@ class Reconstruction(NamedTuple):
 class MaskedAutoencoder(Method):
     """Reconstruct the masked patches of one or several masked views.
 
+    A class of your own changes one thing by overriding :meth:`draw_mask`, :meth:`losses` or
+    :meth:`configure_optimizers`.
+
     :class:`PointMAE`, :class:`PointCMAE` and :class:`PCPMAE` are this class with a model and further terms of the loss,
     which is ``reconstruction_weight * sum_k CD_k`` here.
 
@@ -112,7 +115,7 @@ class MaskedAutoencoder(Method):
         return loss
 
     def losses(self, branches: list[Branch], masks: list[Tensor]) -> dict[str, Tensor]:
-        """The terms of the loss before ``weights``, averaged over the global batch.
+        """The terms of the loss before ``weights``, averaged over the global batch; to minimise others, override it.
 
         With several processes each value is this process's share: the mean over processes is the global loss.
         """
@@ -139,13 +142,11 @@ class MaskedAutoencoder(Method):
         was_training = self.training
         self.eval()
         try:
-            shape = (len(self.model.decoders), len(xyz), self.model.encoder.config["num_groups"])
-            noise = torch.rand(shape, generator=generator, device=xyz.device)
+            if generator is None:
+                generator = torch.Generator(xyz.device).manual_seed(int(torch.randint(2**62, ())))
+            draws = SampleRandom.of(generator, len(xyz))
             patches = self.model.encoder.tokenizer(xyz)
-            if self.mask_type == "block":
-                masks = [block_mask(patches.centers, of_branch[:, 0], self.mask_ratio) for of_branch in noise]
-            else:
-                masks = [random_mask(of_branch, self.mask_ratio) for of_branch in noise]
+            masks = [self.draw_mask(patches.centers, draws) for _ in self.model.decoders]
             result = self.model.reconstruct(patches, masks, self.num_masked)[branch]
         finally:
             self.train(was_training)
@@ -155,7 +156,10 @@ class MaskedAutoencoder(Method):
         return Reconstruction(patches.centers, mask, absolute, result.predicted + hidden_centers)
 
     def draw_mask(self, centers: Tensor, draws: SampleRandom) -> Tensor:
-        """One mask ``(B, G)`` for patches with these centres ``(B, G, 3)``."""
+        """One mask ``(B, G)``, True = hidden, for patches with these centres ``(B, G, 3)``.
+
+        To hide others, override it: every row must have ``self.num_masked`` hidden, and all chance come of ``draws``.
+        """
         if self.mask_type == "random":
             return random_mask(draws.uniform(centers.shape[1]), self.mask_ratio)
         return block_mask(centers, draws.uniform(), self.mask_ratio)

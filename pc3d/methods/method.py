@@ -79,6 +79,10 @@ PUBLISHED = Optimisation()
 class Method(pl.LightningModule, ABC):
     """A pre-training method: trains some networks, of which one is the encoder that leaves the run.
 
+    A class of your own has :attr:`encoder`, ``training_step`` and ``configure_optimizers``. One that hides parts of
+    objects and predicts them is drawn by ``pc3d view`` and ``pc3d report`` if it has
+    ``reconstruct(xyz, generator=...)``, from clouds ``(B, N, 3)`` and a generator to a :class:`Reconstruction`.
+
     Args:
         seed: of the method's own draws (masks, drop path); initial weights come from PyTorch's default generator.
 

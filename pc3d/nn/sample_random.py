@@ -56,6 +56,13 @@ class SampleRandom:
         self.generator = torch.Generator(device=device)
         self.generator.manual_seed(int(mixed) & (2**63 - 1))
 
+    @classmethod
+    def of(cls, generator: torch.Generator, batch_size: int) -> SampleRandom:
+        """The numbers of a generator of one's own, for samples that belong to no run; it is advanced."""
+        draws = cls(0, 0, 0, batch_size=batch_size, device=generator.device)
+        draws.generator = generator
+        return draws
+
     def uniform(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1) of shape ``(batch_size, *shape)``, float32."""
         everyone = torch.rand(self.global_batch_size, *shape, generator=self.generator, device=self.generator.device)
