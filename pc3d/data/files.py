@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -84,8 +86,10 @@ class FolderDataset(FileDataset):
 
     Without ``split`` the layout is ``root/CLASS/FILE``; with one, ``root/SPLIT/CLASS/FILE`` or, as in ModelNet,
     ``root/CLASS/SPLIT/FILE``. Files may lie deeper within. Classes are the folder names in alphabetical order; a
-    folder without class sub-folders gives unlabelled items. Hidden files and folders are passed over; every other file
-    must lie in a class folder (of some split) and have one of the ``suffixes``, so that nothing is left out unnoticed.
+    folder without class sub-folders gives unlabelled items. An item's id is the name of its file without the ending, or
+    the path below ``root`` where several files have this name. Links to folders are followed. Hidden files and folders
+    are passed over; every other file must lie in a class folder (of some split) and have one of the ``suffixes``, so
+    that nothing is left out unnoticed.
 
     Args:
         root: the folder.
@@ -127,6 +131,8 @@ class FolderDataset(FileDataset):
             raise ValueError(f"suffixes must be among {POINT_SUFFIXES}, got {unknown}")
         self.classes, folders, above = self._class_folders()
         found = [(path, label) for label, folder in folders for path in _files(folder)]
+        lost = [path for path, _ in found if not path.exists()]
+        found = [(path, label) for path, label in found if path not in lost]
         wanted = [(path, label) for path, label in found if path.suffix.lower() in suffixes]
         foreign = [p for p, _ in found if p.suffix.lower() not in suffixes and p.suffix.lower() not in ignore]
         if not wanted:
@@ -137,7 +143,8 @@ class FolderDataset(FileDataset):
                 self.source,
                 self.terms,
             )
-        strangers = [SkippedFile(path, f"has the ending {path.suffix!r}") for path in foreign]
+        strangers = [SkippedFile(path, "is a link to a file that is not there") for path in lost]
+        strangers += [SkippedFile(path, f"has the ending {path.suffix!r}") for path in foreign]
         # An ending in ``ignore`` excuses a file here as well, unless it is one that is read.
         for path in (path for folder in above for path in _files(folder, deep=False)):
             if path.suffix.lower() in suffixes or path.suffix.lower() not in ignore:
@@ -150,6 +157,14 @@ class FolderDataset(FileDataset):
             )
         super().__init__(*zip(*wanted, strict=True), on_error=on_error, transform=transform)
         self.skipped = tuple(strangers) + self.skipped
+        self._named = Counter(path.stem for path in self.paths)
+
+    def load(self, index: int) -> PointCloud:
+        cloud, path = super().load(index), self.paths[index]
+        if self._named[path.stem] > 1:
+            # In the layout OBJECT/model.obj the name of the file tells nothing apart.
+            cloud.meta["id"] = path.relative_to(self.root).as_posix()
+        return cloud
 
     def read(self, path: Path) -> PointCloud:
         # Keyed by the file's place in the folder, so that adding a file changes no other.
@@ -187,8 +202,12 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path, *, deep: bool = True) -> list[Path]:
-    return sorted(
-        path
-        for path in (folder.rglob("*") if deep else folder.iterdir())
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """What lies in a folder, links to folders followed, and links to nothing."""
+    found = []
+    for top, folders, names in os.walk(folder, followlinks=True):
+        above = Path(top).resolve()
+        # A link to a folder that it lies in would go round for ever.
+        folders[:] = [name for name in folders if deep and not above.is_relative_to((above / name).resolve())]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(top, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file() or not path.exists())

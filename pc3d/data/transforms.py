@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -46,7 +47,10 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.G
 
 
 def _name(cloud: PointCloud) -> str:
-    return f" ({cloud.meta['id']})" if "id" in cloud.meta else ""
+    name, path = cloud.meta.get("id"), cloud.meta.get("path")
+    # A file of one cloud tells more than its name; the id, where a file holds many.
+    told = path if path is not None and Path(path).stem == name else name
+    return "" if told is None else f" ({told})"
 
 
 class Transform(ABC):

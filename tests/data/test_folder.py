@@ -151,3 +151,33 @@ def test_an_ignored_ending_that_is_read_is_refused_beside_the_class_folders(tmp_
         np.savetxt(path, np.zeros((4, 3)))
     with pytest.raises(BadFileError, match=r"loose\.txt: lies beside"):
         FolderDataset(tmp_path, suffixes=[".txt"])
+
+
+def test_links_are_followed_or_told(tmp_path: Path) -> None:
+    root, other = tmp_path / "set", tmp_path / "other"
+    for folder in (root / "chair", other / "deep"):
+        folder.mkdir(parents=True)
+    np.save(root / "chair" / "a.npy", np.eye(4, 3))
+    np.save(other / "deep" / "b.npy", np.eye(4, 3))
+    (root / "chair" / "linked").symlink_to(other)
+    (root / "chair" / "c.npy").symlink_to(other / "deep" / "b.npy")
+    (root / "chair" / "round").symlink_to(root)  # what lies below is found once
+    found = FolderDataset(root)
+    assert sorted(path.relative_to(root / "chair").as_posix() for path in found.paths) == [
+        "a.npy",
+        "c.npy",
+        "linked/deep/b.npy",
+    ]
+    (root / "chair" / "lost.npy").symlink_to(tmp_path / "gone.npy")
+    with pytest.raises(BadFileError, match=r"lost\.npy: is a link to a file that is not there; 1 file\(s\)"):
+        FolderDataset(root)
+    assert [bad.path.name for bad in FolderDataset(root, on_error="report").skipped] == ["lost.npy"]
+
+
+def test_files_of_one_name_have_ids_of_their_own(tmp_path: Path) -> None:
+    for name in ("chair/1/model.npy", "chair/2/model.npy", "table/3/model.npy", "table/top.npy"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / name, np.eye(4, 3))
+    found = FolderDataset(tmp_path)
+    ids = ["chair/1/model.npy", "chair/2/model.npy", "table/3/model.npy", "top"]
+    assert [found.load(index).meta["id"] for index in range(4)] == ids
