@@ -108,7 +108,8 @@ class ShapeNet55(FileDataset):
 
     Args:
         root: the folder with ``ShapeNet-55/{train,test}.txt`` and ``shapenet_pc/SYNSET-MODEL.npy``.
-        split: ``"train"`` (41,952 with Point-BERT's lists) or ``"test"`` (10,518).
+        split: ``"train"`` (41,952 with Point-BERT's lists), ``"test"`` (10,518), or ``"all"``, both, on which PCP-MAE
+            pre-trains.
         lists: name of the folder with the lists; some projects ship shorter ones.
         on_error: see :class:`FileDataset`.
         transform: applied to every item.
@@ -124,18 +125,20 @@ class ShapeNet55(FileDataset):
     def __init__(
         self,
         root: Path | str,
-        split: Literal["train", "test"] = "train",
+        split: Literal["train", "test", "all"] = "train",
         *,
         lists: str = "ShapeNet-55",
         on_error: OnError = "refuse",
         transform: Transform | None = None,
     ) -> None:
-        if split not in ("train", "test"):
-            raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+        if split not in ("train", "test", "all"):
+            raise ValueError(f"split must be 'train', 'test' or 'all', got {split!r}")
         self.root, self.split = Path(root), split
-        listing = self.root / lists / f"{split}.txt"
-        self._require([listing] if not listing.is_file() else [])
-        names = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+        wanted = ("train", "test") if split == "all" else (split,)
+        listings = [self.root / lists / f"{part}.txt" for part in wanted]
+        self._require([listing for listing in listings if not listing.is_file()])
+        lines = [line.strip() for listing in listings for line in listing.read_text(encoding="utf-8").splitlines()]
+        names = [line for line in lines if line]
         paths = [self.root / "shapenet_pc" / name for name in names]
         self._require([path for path in paths if not path.is_file()])
         synsets = [name.partition("-")[0] for name in names]

@@ -209,6 +209,12 @@ def test_shapenet55(assets: Path) -> None:
         cloud.xyz.numpy(), np.load(assets / "shapenet55" / "shapenet_pc" / "03001627-94ab4f76920d2d1c.npy")
     )
     assert list(SHAPENET55) == sorted(SHAPENET55)
+    # Both lists, on which PCP-MAE pre-trains: no object twice, none left out.
+    everything = ShapeNet55(assets / "shapenet55", "all")
+    assert sorted(map(str, everything.paths)) == sorted(map(str, [*train.paths, *test.paths]))
+    assert everything.labels.tolist() == [*train.labels.tolist(), *test.labels.tolist()]
+    with pytest.raises(ValueError, match="split must be 'train', 'test' or 'all', got 'val'"):
+        ShapeNet55(assets / "shapenet55", "val")  # type: ignore[arg-type]
 
 
 def test_shapenet55_lists_decide(tmp_path: Path, assets: Path) -> None:

@@ -220,6 +220,15 @@ def test_kept_epochs_are_those_of_the_published_schedules() -> None:
     assert kept["point_cmae_official"] == [epoch + 1 for epoch in kept["point_cmae"]]
 
 
+def test_recipes_take_the_objects_of_the_released_code() -> None:
+    """PCP-MAE's sets ``whole = True``, which adds the test list; Point-MAE and Point-CMAE read the train list alone."""
+    splits = {
+        name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]["train"]["init_args"]["split"]
+        for name in ("point_mae", "point_cmae", "point_cmae_official", "pcp_mae")
+    }
+    assert splits == {"point_mae": "train", "point_cmae": "train", "point_cmae_official": "train", "pcp_mae": "all"}
+
+
 def build(name: str) -> tuple[PointCMAE, Any]:
     parser = build_parser()
     options = parser.parse_args(["--config", str(CONFIGS / f"{name}.yaml"), "--output", "nowhere"])
