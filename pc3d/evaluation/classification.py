@@ -90,7 +90,8 @@ def vote_logits(
     """The mean of the logits over several random views of each object (Point-BERT's and Point-MAE's voting).
 
     The published view is a random subset of a slightly larger set of farthest points, scaled and shifted as in
-    training: hand it over as ``transform``.
+    training: hand it over as ``transform``. (The released code begins those farthest points at the first one; a
+    training transform begins at a random one.)
 
     Args:
         model: see :func:`predict_logits`.

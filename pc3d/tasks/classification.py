@@ -38,8 +38,9 @@ class Classification(ObjectTask):
         mode: ``"full"`` trains everything under a head of three layers; ``"mlp3"`` the same head, and ``"linear"`` a
             linear one, on a frozen encoder of which the class token and its position alone are trained (274,728 and
             31,528 parameters for the published encoder and 40 classes).
-        encoder: where the backbone's weights come from (:func:`start_from`); fresh ones when None. The attribute
-            ``initial`` is the report of what was taken.
+        encoder: where the backbone's weights come from (:func:`start_from`); when None it is left as it was built, for
+            :class:`PointViT` as for pre-training, where the released code trains from scratch with PyTorch's default
+            weights. The attribute ``initial`` is the report of what was taken.
         class_token: ``"fresh"`` as the released code, or ``"pretrained"``.
         freeze_bn: in the frozen modes, keep the encoder's batch norm at the statistics of pre-training. The released
             code lets them follow the batches (the default here), which a clean probe of the encoder does not want.

@@ -59,8 +59,8 @@ class SegmentationOptimisation:
         weight_decay: of every parameter.
         betas: of AdamW; ``"one_cycle"`` moves the first between 0.95 and 0.85, against the rate.
         schedule: ``"one_cycle"``: :func:`one_cycle`; ``"warmup_cosine"``: linear from ``min_learning_rate`` over
-            ``warmup_steps``, then the cosine whose clock started at step 0; ``"multi_step"``: times 0.1 at each of
-            ``milestones``; ``"constant"``.
+            ``warmup_steps``, then the cosine whose clock started at step 0 (Swin3D's released loop is one step late);
+            ``"multi_step"``: times 0.1 at each of ``milestones``; ``"constant"``.
         warmup_share: of ``"one_cycle"``, in [0, 1].
         warmup_steps: of ``"warmup_cosine"``.
         min_learning_rate: of ``"warmup_cosine"``, start and end.
