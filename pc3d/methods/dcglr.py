@@ -72,7 +72,8 @@ class InstanceContrast:
     Attributes:
         kind: ``"infonce"`` on projections of their own (ours, after MoCo); ``"npair_shared_head"``: the N-pair term in
             POS-BERT's released code, off there by default. The teacher's distribution is compared with the student's
-            logits of all clouds of the batch: ``64 <p_T(i), z_S(j) / student_temperature>``.
+            logits of all clouds of the batch, in each view, also the teacher's own:
+            ``64 <p_T(i), z_S(j) / student_temperature>``.
         weight: of the term beside distillation.
         temperature: of InfoNCE; 0.1 as in CrossPoint (Afham et al., 2022).
         queue_length: keys of earlier batches that serve as negatives. Keep it well below the number of clouds of an
@@ -293,7 +294,7 @@ class DCGLR(Method):
         return torch.stack(terms).mean()
 
     def _n_pair(self, logits: list[Tensor], targets: list[Tensor], clouds: Tensor) -> Tensor:
-        """Mean over pairs of different views; the teacher's distribution against the student's logits of all clouds."""
+        """Mean over pairs of views; the teacher's distribution against the student's logits of all clouds."""
         own, sharpness = self._own(logits[0]), self.distillation.sharpness(self.current_epoch)
         seeing = logits if self.distils or self.contrast.local_to_global else logits[: len(targets)]
         candidates = [gather_rows(view / self.distillation.student_temperature) for view in seeing]
@@ -305,9 +306,8 @@ class DCGLR(Method):
                 temperature=1.0 / NPAIR_SCALE,
                 denominator=clouds,
             )
-            for g, target in enumerate(targets)
-            for v, candidate in enumerate(candidates)
-            if v != g
+            for target in targets
+            for candidate in candidates
         ]
         return torch.stack(terms).mean()
 

@@ -69,9 +69,9 @@ class StepOptimisation:
         return min(self.warmup_epochs * per_epoch, total), total
 
     def rate(self, step: int, warmup: int, total: int) -> float:
-        """Learning rate of a step, counted from 0."""
+        """Learning rate of a step from 0 on; the last of the warm-up and the first of the cosine have all of it."""
         if step < warmup:
-            return self.learning_rate * step / warmup
+            return self.learning_rate * step / max(warmup - 1, 1)
         return cosine_between(step - warmup, max(total - warmup, 1), self.learning_rate, self.min_learning_rate)
 
     def build(self, module: nn.Module, undecayed: Iterable[nn.Parameter], warmup: int, total: int) -> dict[str, Any]:

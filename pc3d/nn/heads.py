@@ -67,7 +67,9 @@ class DistillationHead(nn.Module):
     """DINO's head: an MLP with GELU, unit length, and cosines with K prototypes.
 
     The last layer of the released code is weight-normalised with its lengths fixed to 1. Here its rows are divided by
-    their lengths, which is the same function and cannot drift.
+    their lengths, which is the same function and cannot drift. How long they are still matters to the optimiser, whose
+    steps turn short ones faster, so they start as there: uniform within ``1 / sqrt(bottleneck)``, PyTorch's default for
+    a linear layer, and not normal with a standard deviation of 0.02 as the MLP.
 
     Args:
         in_features: C.
@@ -100,7 +102,7 @@ class DistillationHead(nn.Module):
             if isinstance(layer, nn.Linear):
                 init_token(layer.weight)
                 nn.init.zeros_(layer.bias)
-        init_token(self.prototypes)
+        nn.init.uniform_(self.prototypes, -(bottleneck**-0.5), bottleneck**-0.5)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map ``(B, C)`` to ``(B, K)`` cosines."""

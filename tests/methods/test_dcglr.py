@@ -120,9 +120,7 @@ def test_the_n_pair_term_is_its_formula(batch: PointBatch, monkeypatch: pytest.M
     logits = [head(method.student.encoder.encode(v)).double() for v in (*views.whole, *views.parts)]
     total, terms = 0.0, 0
     for g in range(2):
-        for v in range(len(logits)):
-            if v == g:
-                continue
+        for v in range(len(logits)):  # the teacher's own view among them, as released
             anchor = (logits[g] / 0.04).softmax(1)
             for i in range(6):
                 scores = [64 * (anchor[i] @ logits[v][j]).item() / 0.1 for j in range(6)]
@@ -211,8 +209,16 @@ def test_prototypes_rest_in_the_first_epoch(run: tuple[DCGLR, dict[str, Tensor],
 def test_rate_and_decay_follow_their_schedules(run: tuple[DCGLR, dict[str, Tensor], Record, Path]) -> None:
     _, _, record, _ = run
     cosine = [1e-5 + (1e-2 - 1e-5) / 2 * (1 + math.cos(math.pi * t / 4)) for t in range(4)]
-    assert record.rate == pytest.approx([0.0, 5e-3, *cosine])
+    assert record.rate == pytest.approx([0.0, 1e-2, *cosine])  # numpy.linspace(0, 1e-2, 2), then the cosine
     assert record.decay == pytest.approx([0.4 - 0.36 / 2 * (1 + math.cos(math.pi * t / 6)) for t in range(6)])
+
+
+def test_the_warm_up_is_that_of_dino() -> None:
+    """``numpy.linspace(0, 5e-3, 5)`` of POS-BERT's released schedule, whose cosine begins with all of it once more."""
+    optimisation = StepOptimisation()
+    rates = [optimisation.rate(step, 5, 9) for step in range(6)]
+    assert rates == pytest.approx([0.0, 1.25e-3, 2.5e-3, 3.75e-3, 5e-3, 5e-3])
+    assert optimisation.rate(0, 1, 9) == 0.0
 
 
 def test_the_run_exports_the_teacher(run: tuple[DCGLR, dict[str, Tensor], Record, Path]) -> None:
@@ -286,6 +292,7 @@ def test_eight_objects_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Overfitting: of eight clouds each view finds its own, where chance has one in eight."""
     few: PointBatch = next(iter(small_data(batch_size=8).train_dataloader()))
     contrast = InstanceContrast(**{**SIZES["contrast"], "queue_length": 0})
+    torch.manual_seed(0)  # of the encoder, which is built before the method
     method = dcglr(PointNet(32), objective="contrast", contrast=contrast)
     values = logged(method, monkeypatch)
     optimizer = torch.optim.AdamW(method.student.parameters(), lr=1e-2)

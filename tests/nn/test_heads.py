@@ -52,6 +52,15 @@ def test_distillation_head_gives_cosines_with_prototypes() -> None:
     torch.testing.assert_close(head(features).double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_prototypes_start_as_those_of_the_released_head() -> None:
+    """Made after its initialisation has run, they keep PyTorch's: U[-1/16, 1/16] of 256, so 16 / sqrt(3 * 256) long."""
+    torch.manual_seed(0)
+    prototypes = DistillationHead(12, 512, hidden=8).prototypes.detach()
+    assert prototypes.abs().max() <= 1 / 16
+    assert float(prototypes.std()) == pytest.approx(1 / (16 * 3**0.5), rel=0.01)
+    assert float(prototypes.norm(dim=1).mean()) == pytest.approx(3**-0.5, rel=0.01)
+
+
 def test_prototypes_keep_unit_length_through_training() -> None:
     """Scaling a prototype changes no logit, so the lengths of the released weight norm are 1 whatever happens."""
     torch.manual_seed(0)
