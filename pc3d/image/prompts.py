@@ -39,7 +39,11 @@ ULIP_TEMPLATES: tuple[str, ...] = (
     *_expand("@ embroidered {}.", "an|the"),
     *_expand("a painting of @ {}.", "the|a"),
 )
-"""The 64 templates of ULIP (Xue et al. 2023), which OpenShape averages over."""
+"""The 64 templates of ULIP (Xue et al. 2023), which OpenShape averages over.
+
+OpenShape's one script with them has no full stops at the end; its released features do not tell which they were made
+with.
+"""
 
 
 def fill(templates: Sequence[str], name: str) -> list[str]:

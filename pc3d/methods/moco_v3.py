@@ -35,8 +35,10 @@ class MoCoV3(TwoViews):
     Loss: InfoNCE of each view's queries with the other view's keys in the batch, both times 2 ``temperature`` as in the
     paper's algorithm 1. From the paper: temperature 0.2, projector and predictor of its vision transformers, momentum
     0.99 rising to 1 by a cosine, weight decay 0.1, 40 epochs of warm-up; its learning rate of 1.5e-4 is per 256 images
-    (batches of 4,096). Ours: views of clouds. Not done: the patch embedding frozen at its initial weights, for which a
-    tokenizer of points has more to learn than a linear layer of pixels has.
+    (batches of 4,096). Ours: views of clouds; a rate set once an epoch by Point-MAE's schedule, whose cosine has begun
+    with the warm-up; and no decay of biases, norms and class tokens, where the released code decays everything. Not
+    done: the patch embedding frozen at its initial weights, for which a tokenizer of points has more to learn than a
+    linear layer of pixels has.
 
     The encoder that leaves the run is the trained one, as in the paper, not its average.
 
