@@ -4,11 +4,12 @@ VENV ?= .venv
 OLD_VENV ?= .venv-oldest
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-KERNELS := $(wildcard csrc/*/*)
+KERNELS := $(wildcard csrc/cpu/* csrc/cuda/* csrc/kernels/*)
+EMULATION := $(wildcard csrc/emulation/*.* csrc/emulation/cuda/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-fast test-oldest lint format typecheck docs pictures bench results lock clean
+.PHONY: help install demo test test-fast test-oldest test-emulated lint format typecheck docs pictures bench results lock clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +61,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 test: install lint typecheck  ## Lint, types and every test, also against the oldest torch
 	$(PYTEST)
 	$(MAKE) test-oldest
+	$(MAKE) test-emulated
 
 test-fast: install  ## Tests without the slow ones
 	$(PYTEST) -m "not slow"
@@ -87,7 +89,7 @@ results: install  ## Pre-train and judge every method, write docs/results.md (ho
 lint: install  ## Style, spelling, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu %.cuh,$(KERNELS))
+	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu %.cuh,$(KERNELS) $(EMULATION))
 	$(BIN)/codespell
 	$(BIN)/lint-imports
 
@@ -97,7 +99,7 @@ typecheck: install  ## mypy, strict
 format: install  ## Put code in shape
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter %.h %.cpp %.cu %.cuh,$(KERNELS))
+	$(BIN)/clang-format -i $(filter %.h %.cpp %.cu %.cuh,$(KERNELS) $(EMULATION))
 
 # The wheel built by the newest torch, in an environment with the oldest one tested, the source tree out of the way.
 # The oldest is a CPU build: it would not load CUDA kernels, which `install` has compiled already.
@@ -112,6 +114,32 @@ test-oldest: install
 	mkdir $$away/tests && cp -r tests/ops tests/conftest.py tests/test_installed.py $$away/tests/ && \
 	grep -A5 '^\[tool.pytest' pyproject.toml > $$away/pyproject.toml && \
 	cd $$away && OMP_NUM_THREADS=1 $$python -m pytest --numprocesses auto tests
+
+# The CUDA kernels, compiled for this CPU (csrc/emulation says how), in place of the CPU's own under the operators' tests.
+# SANITIZE=address checks every access to memory besides, in several times the time.
+EMULATED := build/emulated$(SANITIZE)
+EMULATED_OBJECTS := $(patsubst csrc/%,$(EMULATED)/%.o,$(wildcard csrc/cuda/*.cu csrc/emulation/*.cpp))
+TORCH = $(shell $(BIN)/python -c 'from importlib.util import find_spec; print(find_spec("torch").submodule_search_locations[0])')
+EMULATED_FLAGS = -std=c++17 -O1 -g1 -fPIC -fvisibility=hidden -fno-extern-tls-init -ffp-contract=off -Wno-unknown-pragmas \
+  -DTORCH_TARGET_VERSION=0x020b000000000000 -DTORCH_STABLE_ONLY -include csrc/emulation/cuda_runtime.h \
+  -Icsrc/emulation -Icsrc -I$(TORCH)/include $(if $(SANITIZE),-fsanitize=$(SANITIZE))
+
+$(EMULATED)/%.o: csrc/% $(KERNELS) $(EMULATION)
+	@mkdir -p $(@D)
+	$(CXX) $(EMULATED_FLAGS) -x c++ -c $< -o $@
+
+$(EMULATED)/cuda_on_cpu.so: $(EMULATED_OBJECTS)
+	$(CXX) -shared $(if $(SANITIZE),-fsanitize=$(SANITIZE)) $^ -L$(TORCH)/lib -ltorch_cpu -o $@
+
+# Of tests that run for every device: none of what is not about kernels, nor of sizes that would take minutes.
+EMULATED_TESTS := cpu and not compile and not opcheck and not graph and not two_to_the_31 and not more_queries_than_a_gpu \
+  and not 32_bits_count and not on_the_cpu
+
+test-emulated: install  ## The operators' tests on the CUDA kernels, without a GPU
+	$(MAKE) --jobs 2 $(EMULATED)/cuda_on_cpu.so
+	$(if $(SANITIZE),LD_PRELOAD="$(foreach name,libasan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(name)))" \
+	  ASAN_OPTIONS=detect_leaks=0:log_path=$(EMULATED)/said) \
+	PC3D_EMULATED_CUDA=$(EMULATED)/cuda_on_cpu.so $(PYTEST) -k "$(EMULATED_TESTS)" tests/ops
 
 # ---- housekeeping -----------------------------------------------------------------------------------------------
 

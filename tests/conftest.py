@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,10 @@ DEVICES = ["cpu"]
 if torch.cuda.is_available() and build_info()["cuda"] == "loaded":
     DEVICES.append("cuda")
 
+# CUDA kernels compiled for a CPU (make test-emulated) take the place of the CPU's own.
+EMULATED = os.environ.get("PC3D_EMULATED_CUDA", "")
+if EMULATED:
+    torch.ops.load_library(EMULATED)
 
 LONGEST = ("test_pages.py", "test_notebooks.py")
 

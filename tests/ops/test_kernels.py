@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,14 @@ def test_build_info_names_both_devices():
     assert info["cpu"] == "loaded"
     info["cpu"] = "changed"
     assert build_info()["cpu"] == "loaded"
+
+
+@pytest.mark.skipif("PC3D_EMULATED_CUDA" not in os.environ, reason="for make test-emulated")
+@pytest.mark.parametrize("device", ["cpu"])
+def test_cuda_kernels_run_in_place_of_those_of_the_cpu(device):
+    for name in ("farthest_point_sample", "knn", "gather", "voxelize", "sparse_conv", "window_attention"):
+        kernel = torch._C._dispatch_dump(f"pc3d::{name}").split("\nCPU: registered at ")[1].split(":")[0]
+        assert Path(kernel).parent.name == "cuda" and Path(kernel).suffix == ".cu", kernel
 
 
 @pytest.fixture

@@ -1,0 +1,86 @@
+// Launches of CUDA kernels, handed to the launchers in kernels/. Without a GPU, emulation/cuda/launch.cuh takes its
+// place.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <limits>
+
+namespace pc3d {
+
+// The stream torch is working on, and launches on it. Holds the device for as long as it lives.
+class Launch {
+ public:
+  explicit Launch(const torch::stable::Tensor& tensor) : device_(tensor.get_device_index()), guard_(device_) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  template <class... P, class... A>
+  void operator()(void (*kernel)(P...), int64_t blocks, int threads, A... arguments) const {
+    with_shared(kernel, blocks, threads, 0, arguments...);
+  }
+
+  template <class... P, class... A>
+  void with_shared(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, A... arguments) const {
+    const void* function = reinterpret_cast<const void*>(kernel);
+    if (shared_bytes > 48 * 1024) {
+      STD_CUDA_CHECK(
+          cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+    }
+    kernel<<<grid(blocks), threads, shared_bytes, stream_>>>(static_cast<P>(arguments)...);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  // All blocks run at once, or the launch fails.
+  template <class... P, class... A>
+  void cooperative(void (*kernel)(P...), int64_t blocks, int threads, A... arguments) const {
+    cooperative_launch(kernel, blocks, threads, static_cast<P>(arguments)...);
+  }
+
+  // The value behind a device pointer. Waits for the stream: for results whose size is data.
+  int64_t read(const int64_t* address) const {
+    int64_t value = 0;
+    STD_CUDA_CHECK(cudaMemcpyAsync(&value, address, sizeof(value), cudaMemcpyDeviceToHost, stream_));
+    STD_CUDA_CHECK(cudaStreamSynchronize(stream_));
+    return value;
+  }
+
+  // How many blocks a cooperative launch can have; 0 where the device has no such launches.
+  template <class... P>
+  int64_t resident_blocks(void (*kernel)(P...), int threads) const {
+    int supported = 0;
+    int processors = 0;
+    int blocks_each = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&supported, cudaDevAttrCooperativeLaunch, device_));
+    if (supported == 0) return 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device_));
+    STD_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_each, kernel, threads, 0));
+    return int64_t(processors) * blocks_each;
+  }
+
+ private:
+  static unsigned int grid(int64_t blocks) {
+    STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "more blocks than a CUDA grid can have: ", blocks);
+    return static_cast<unsigned int>(blocks);
+  }
+
+  template <class... P>
+  void cooperative_launch(void (*kernel)(P...), int64_t blocks, int threads, P... arguments) const {
+    void* addresses[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
+    STD_CUDA_CHECK(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), dim3(grid(blocks)), dim3(threads),
+                                               addresses, 0, stream_));
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  int32_t device_;
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_ = nullptr;
+};
+
+}  // namespace pc3d
