@@ -23,7 +23,7 @@ _MOST_ITEMS = 1000
 _NEIGHBOURS = 5
 
 
-def embedding_map(run: Run, objects: Objects, how: Method, seed: int, kept: Kept) -> Section:
+def embedding_map(run: Run, objects: Objects, how: Method, seed: int, kept: Kept, device: str) -> Section:
     """Features of the objects of a split, in a plane.
 
     Raises:
@@ -46,7 +46,9 @@ def embedding_map(run: Run, objects: Objects, how: Method, seed: int, kept: Kept
     source = Source(Selection(dataset, chosen.tolist()), objects.source.sampling, objects.source.normalize)
     folder = run.need_encoder()
     num_points = encoder_points(folder)
-    model, name = open_encoder(str(folder), untrained=False, seed=seed, data=objects.data, num_points=num_points)
+    model, name = open_encoder(
+        str(folder), untrained=False, seed=seed, data=objects.data, num_points=num_points, device=device
+    )
     if is_aligned(model):
         source = as_wanted(source, None)
     pooling = pooling_of(model, None)
@@ -113,7 +115,7 @@ def cloud_title(cloud: PointCloud, index: int) -> str:
     return str(cloud.text or cloud.meta.get("id") or cloud.meta.get("path") or f"object {index}")
 
 
-def probes(run: Run, objects: Objects, seed: int, kept: Kept) -> tuple[list[Row], ProbeResult]:
+def probes(run: Run, objects: Objects, seed: int, kept: Kept, device: str) -> tuple[list[Row], ProbeResult]:
     """Linear SVM and nearest neighbours on frozen features of the trained and of the untrained encoder.
 
     Returns:
@@ -135,6 +137,7 @@ def probes(run: Run, objects: Objects, seed: int, kept: Kept) -> tuple[list[Row]
             untrained=untrained,
             seed=seed,
             kept=kept,
+            device=device,
         )
         name = "the encoder, untrained" if untrained else "the encoder of this run"
         of_svm.append(linear_svm(frozen.train, frozen.test, protocol="tuned", seed=seed, progress=True))

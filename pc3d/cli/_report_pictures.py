@@ -111,7 +111,7 @@ def reconstructions(run: Run, choose: Callable[[], Objects], count: int, seed: i
     return Section("Reconstructions", [picture])
 
 
-def segmentations(run: Run, count: int, kept: Kept) -> Section:
+def segmentations(run: Run, count: int, kept: Kept, device: str) -> Section:
     """Scenes, or objects with parts, as labelled and as the model sees them.
 
     Raises:
@@ -124,11 +124,12 @@ def segmentations(run: Run, count: int, kept: Kept) -> Section:
     if not (run.config.get("data") or {}).get("test"):
         raise NotApplicableError("the configuration names no data.test")
     folder = run.need_encoder()
-    pictures = _scenes(folder, min(count, 3), kept) if run.kind == "segment" else [_parts(folder, count)]
+    scenes = run.kind == "segment"
+    pictures = _scenes(folder, min(count, 3), kept, device) if scenes else [_parts(folder, count, device)]
     return Section("Segmentation of held-out data", list(pictures))
 
 
-def _scenes(folder: Path, count: int, kept: Kept) -> Iterable[Image]:
+def _scenes(folder: Path, count: int, kept: Kept, device: str) -> Iterable[Image]:
     from pc3d.cli._segment_eval import dataset_of_run
     from pc3d.evaluation.kept import identity_of
     from pc3d.tasks import load_segmenter
@@ -140,21 +141,21 @@ def _scenes(folder: Path, count: int, kept: Kept) -> Iterable[Image]:
     made_by = identity_of(model)
     for index in _spread(len(dataset), count):
         cloud = dataset.load(index)
-        predicted = kept.of([made_by, *seen_by(model, cloud)], partial(_named_by, model, cloud))
+        predicted = kept.of([made_by, device, *seen_by(model, cloud)], partial(_named_by, model, cloud, device))
         label = None if cloud.segment is None else cloud.segment.numpy()
         rgb = None if cloud.rgb is None else cloud.rgb.numpy()
         figure = scene_figure(cloud.xyz.numpy(), predicted, model.classes, rgb=rgb, label=label)
         yield _image(figure, f"{name}: {cloud.meta.get('id', index)}, {len(cloud):,} points")
 
 
-def _named_by(model: SceneSegmenter, cloud: PointCloud) -> NDArray[Any]:
+def _named_by(model: SceneSegmenter, cloud: PointCloud, device: str) -> NDArray[Any]:
     from pc3d.tasks.scene_inference import segment_scene
 
-    label: NDArray[Any] = segment_scene(model, cloud).label.numpy()
+    label: NDArray[Any] = segment_scene(model, cloud, device=device).label.numpy()
     return label
 
 
-def _parts(folder: Path, count: int) -> Image:
+def _parts(folder: Path, count: int, device: str) -> Image:
     import torch
 
     from pc3d.cli._objects import stored_data
@@ -163,6 +164,7 @@ def _parts(folder: Path, count: int) -> Image:
     from pc3d.viz.objects import PartsColumn, parts_figure
 
     model, config = load_part_segmenter(folder)
+    model = model.to(device)
     data = stored_data(folder, "parts")
     num_points, columns = int(model.encoder.config["num_points"]), []
     for index in _spread(len(data.dataset), count):
@@ -170,10 +172,10 @@ def _parts(folder: Path, count: int) -> Image:
         if cloud.segment is None or cloud.label is None:
             raise NotApplicableError(f"{data.name} has no parts of points")
         rows = torch.arange(num_points) * len(cloud) // num_points
-        category = torch.tensor([cloud.label])
+        xyz, category = cloud.xyz.to(device), torch.tensor([cloud.label], device=device)
         with torch.no_grad():
-            scores = model.segment(cloud.xyz[rows][None], category, cloud.xyz, torch.tensor([0, len(cloud)]))
-        predicted = predict_parts(scores, category.expand(len(cloud)), config["category_parts"])
+            scores = model.segment(xyz[rows][None], category, xyz, torch.tensor([0, len(cloud)], device=device))
+        predicted = predict_parts(scores, category.expand(len(cloud)), config["category_parts"]).cpu()
         title = config["categories"][cloud.label]
         columns.append(PartsColumn(title, cloud.xyz.numpy(), predicted.numpy(), cloud.segment.numpy()))
     return _image(parts_figure(columns, config["parts"]), f"{data.name}, {data.split} split")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pc3d.cli import _output
+from pc3d.cli._devices import open_device
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def report(
     results: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    device: str = "cpu",
 ) -> None:
     """Write one web page about a run, which opens without a server and without the network.
 
@@ -46,6 +48,7 @@ def report(
         results: Folder with rows of pc3d results; null takes those that lie in the run folder.
         seed: Seed of masks, map, folds and untrained weights.
         overwrite: Replace an earlier report.
+        device: Where features and segmentations are computed, such as cpu or cuda.
     """
     from pc3d.cli import _report_map as features
     from pc3d.cli import _report_pictures as drawings
@@ -57,6 +60,7 @@ def report(
 
     if pictures < 0:
         raise ValueError(f"pictures: must be at least 0, got {pictures}")
+    open_device(device)
     opened = stored.open_run(run)
     path = opened.folder.path / "report.html" if output is None else Path(output)
     if path.suffix != ".html":
@@ -77,7 +81,7 @@ def report(
 
     @functools.cache
     def judged_now() -> tuple[list[Row], ProbeResult]:
-        return features.probes(opened, objects(), seed, kept)
+        return features.probes(opened, objects(), seed, kept, device)
 
     def probes() -> Section:
         rows = _rows(opened.folder.path if results is None else Path(results), required=results is not None)
@@ -87,7 +91,10 @@ def report(
             note = f"Judged now: linear SVM (C by cross-validation) and nearest neighbours, seed {seed}."
         return judged.probe_table(opened, rows, note)
 
-    with Kept(kept_beside(path, run, data, split, map, pictures, probe, seed)) as kept:
+    def segmentations() -> Section:
+        return drawings.segmentations(opened, pictures, kept, device)
+
+    with Kept(kept_beside(path, run, data, split, map, pictures, probe, seed, device)) as kept:
         sections = [
             _section("Configuration", lambda: stored.configuration(opened)),
             _section("Training curves", lambda: stored.curves(opened)),
@@ -96,8 +103,10 @@ def report(
             _section("Confusion matrix", lambda: judged.confusion(opened, judged_now()[1] if probe else None)),
             _section("Frozen features", probes),
             _section("Reconstructions", drawn(lambda: drawings.reconstructions(opened, objects, pictures, seed))),
-            _section("Segmentation of held-out data", drawn(lambda: drawings.segmentations(opened, pictures, kept))),
-            _section("Map of the embeddings", lambda: features.embedding_map(opened, objects(), map, seed, kept)),
+            _section("Segmentation of held-out data", drawn(segmentations)),
+            _section(
+                "Map of the embeddings", lambda: features.embedding_map(opened, objects(), map, seed, kept, device)
+            ),
         ]
         write_report(path, opened.title, str(opened.folder.path.resolve()), sections)
     left_out = {section.title: section.note for section in sections if not section.parts}

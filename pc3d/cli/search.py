@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _alignment, _output, _search_picture
 from pc3d.cli._alignment import UpAxis
+from pc3d.cli._devices import open_device
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def search(
     exact: bool = False,
     each: bool = False,
     picture: str | None = None,
+    device: str = "cpu",
 ) -> None:
     """Find the shapes of an index that are nearest to a text, a picture or a shape; of several queries, near to each.
 
@@ -46,6 +48,7 @@ def search(
         exact: Compare with every shape instead of following the graph of neighbours.
         each: Search for every query on its own.
         picture: File (PNG, JPEG, PDF, SVG) to draw the queries and what was found into.
+        device: Where the encoder computes, such as cpu or cuda.
     """
     import dataclasses
 
@@ -54,6 +57,7 @@ def search(
     from pc3d.evaluation import ShapeIndex
     from pc3d.evaluation.shape_index import weights_digest
 
+    place = open_device(device)
     if picture is not None:
         _search_picture.check_target(picture)
     kinds = [_kind(one) for one in query]
@@ -67,6 +71,7 @@ def search(
         raise ValueError(
             f"encoder: {name} has other weights than the one that {index} was built with: use that one, or build anew"
         )
+    aligned = aligned.to(place)
     towers = {
         # Opened once, and only if a query needs them.
         "text_tower": functools.cache(lambda: _alignment.open_text_tower(aligned, text_tower)),
@@ -152,13 +157,14 @@ def _vector(
 
     from pc3d.cli._inputs import extract
 
-    kind = _kind(query)
+    kind, place = _kind(query), aligned.log_scale.device
     with torch.no_grad():
         if kind == "text":
             features = _alignment.class_vectors(options["text_tower"](), [[query]], options["templates"])
-            return aligned.joint_text(features)[0].numpy()
+            return aligned.joint_text(features.to(place))[0].cpu().numpy()
         if kind == "picture":
-            return aligned.joint_image(options["image_tower"]().encode([_alignment.read_picture(query)]))[0].numpy()
+            features = options["image_tower"]().encode([_alignment.read_picture(query)])
+            return aligned.joint_image(features.to(place))[0].cpu().numpy()
     source = _alignment.shapes(query, "test", None, options["up"])
     found = extract(aligned.view("joint"), name, source, query, "", batch_size=1, pooling="none", num_points=num_points)
     return found.values[0]

@@ -222,6 +222,27 @@ def test_shapes_find_themselves_texts_and_pictures_the_nearest(
     assert both == sorted(both, key=lambda hit: -hit["score"])
 
 
+def test_queries_are_compared_where_it_is_said(
+    index: str,
+    files: Path,
+    device: torch.device,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Image.new("RGB", (8, 8), (200, 10, 10)).save(tmp_path / "red.png")
+    queries = [str(files / "object_3.npz"), "a wooden chair", str(tmp_path / "red.png"), "--each", "--index", index]
+    expected = found(capsys, *queries)
+    moved: list[object] = []
+    to = AlignedShapeEncoder.to
+    monkeypatch.setattr(AlignedShapeEncoder, "to", lambda self, *where: (moved.extend(where), to(self, *where))[1])
+    place = torch.device(device.type, 0)  # not the default, on a CPU neither
+    hits = found(capsys, *queries, "--device", str(place))
+    assert moved == [place]
+    for here, cpu in zip(hits, expected, strict=True):
+        assert [hit["score"] for hit in here["hits"]] == pytest.approx([hit["score"] for hit in cpu["hits"]], abs=2e-3)
+
+
 def test_a_text_beside_a_shape_counts_as_a_cosine(index: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hits = found(capsys, "a wooden chair", str(files / "object_3.npz"), "--index", index, "--exact")
     vectors = stored_vectors(index)

@@ -54,6 +54,8 @@ def test_features_are_computed_where_it_is_said(
         "robustness --encoder {encoder}",
         "zeroshot --encoder {encoder}",
         "index build --encoder {encoder} --out {out}/index",
+        "search lamp --index {out}/index",
+        "report {out}/run",
         "view household:test:0 --output {out}/x.png",
         "classify eval {out}/run",
         "parts eval {out}/run",

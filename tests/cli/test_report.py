@@ -148,10 +148,16 @@ def icon(item: PointCloud) -> Any:
     return item.image.numpy().astype(np.float64)
 
 
-def test_probes_are_judged_when_asked_for(run: Path, tmp_path: Path) -> None:
+def test_probes_are_judged_when_asked_for_and_where_it_is_said(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / "page.html"
-    options = ["--output", str(output), "--map", "none", "--pictures", "0", "--probe"]
+    moved: list[object] = []
+    to = PointViT.to
+    monkeypatch.setattr(PointViT, "to", lambda self, *where: (moved.extend(where), to(self, *where))[1])
+    options = ["--output", str(output), "--map", "none", "--pictures", "0", "--probe", "--device", "cpu:0"]
     assert main(["report", str(run), *options]) == 0
+    assert moved == [torch.device("cpu", 0)] * 2  # the encoder, and the same untrained
     page = Page(output)
     assert "Map of the embeddings: not asked for (--map none)" in page.text
     assert "Reconstructions: not asked for (--pictures 0)" in page.text
