@@ -15,6 +15,8 @@ from pc3d.data.dataset import BadFileError
 Array = NDArray[Any]
 # Arrays of one file: xyz always, rgb in [0, 1] and normal where the file has them.
 Fields = dict[str, Array]
+# What is kept of the coordinates of scenes, in metres.
+MILLIMETRE = 1e-3
 # What programs call columns, in any case of letters.
 COLUMN_NAMES = {
     "xyz": (("x", "y", "z"),),
@@ -95,3 +97,24 @@ def fans(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int6
     # How many triangles of its polygon come before a triangle.
     step = np.arange(len(polygon)) - (np.cumsum(count) - count)[polygon]
     return polygon, np.stack([np.zeros_like(step), step + 1, step + 2], axis=1)
+
+
+def near_origin(xyz: Array, resolution: float | None = None) -> tuple[Array, tuple[float, ...] | None]:
+    """Coordinates that survive float32: moved in their own precision, if float32 would blur them where they are.
+
+    Args:
+        xyz: ``(N, 3)``, one point or more.
+        resolution: what float32 must resolve; a ten-thousandth of the extent when None, where they are float64.
+
+    Returns:
+        The coordinates, and the three floats that were taken off, None if they were left as they are.
+    """
+    low, high = xyz.min(axis=0).astype(np.float64), xyz.max(axis=0).astype(np.float64)
+    if resolution is None:
+        # A file of float32 numbers has lost already what moving would keep.
+        resolution = 1e-4 * float((high - low).max()) if xyz.dtype == np.float64 else np.inf
+    step = max(np.abs(low).max(), np.abs(high).max()) * np.finfo(np.float32).eps
+    if not step > resolution > 0:
+        return xyz, None
+    origin = np.floor(low)
+    return xyz - origin, tuple(float(value) for value in origin)

@@ -19,7 +19,7 @@ _TERMS = "ModelNet's: academic research only, rights stay with the authors of th
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def _check_split(split: str, known: tuple[str, ...]) -> None:
@@ -141,7 +141,7 @@ def read_table(path: Path, columns: int, delimiter: str | None) -> torch.Tensor:
     if path.stat().st_size == 0:
         raise BadFileError(path, "is empty")
     try:
-        table = np.loadtxt(path, dtype=np.float32, delimiter=delimiter, ndmin=2)
+        table = np.loadtxt(path, dtype=np.float32, delimiter=delimiter, ndmin=2, encoding="utf-8-sig")
     except ValueError as error:
         raise BadFileError(path, f"is not a table of {columns} columns ({error}); truncated?") from error
     if table.shape[0] == 0 or table.shape[1] != columns:

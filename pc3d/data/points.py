@@ -11,7 +11,7 @@ import torch
 
 from pc3d._extras import MissingExtraError
 from pc3d.data.dataset import BadFileError
-from pc3d.data.file_fields import Fields
+from pc3d.data.file_fields import MILLIMETRE, Fields, near_origin
 from pc3d.data.mesh_files import MESH_LOADERS, read_mesh, read_ply_points
 from pc3d.data.pcd import read_pcd
 from pc3d.data.ply import read_ply_vertices
@@ -32,7 +32,6 @@ _READERS: dict[str, Callable[..., Fields]] = {
     ".npz": read_npz,
 }
 POINT_SUFFIXES = tuple(_READERS)
-_MILLIMETRE = 1e-3
 
 
 def read_points(path: Path | str, *, num_points: int = 10_000, seed: int = 0, drop_invalid: bool = False) -> PointCloud:
@@ -104,7 +103,7 @@ def read_scene(path: Path | str, *, drop_invalid: bool = False) -> PointCloud:
         )
     readers = {name: reader for name, reader in _READERS.items() if name not in MESH_LOADERS}
     fields = read_fields(path, {**readers, ".ply": read_ply_vertices})
-    return as_cloud(fields, path, drop_invalid, resolution=_MILLIMETRE)
+    return as_cloud(fields, path, drop_invalid, resolution=MILLIMETRE)
 
 
 def read_fields(path: Path, readers: dict[str, Callable[..., Fields]], **options: Any) -> Fields:
@@ -164,15 +163,9 @@ def as_cloud(fields: Fields, path: Path, drop_invalid: bool, resolution: float |
             raise BadFileError(path, f"{name} has shape {values.shape}, the coordinates have {xyz.shape}")
         if not np.isfinite(values).all():
             raise BadFileError(path, f"{name} has values that are not finite numbers")
-    low, high = xyz.min(axis=0).astype(np.float64), xyz.max(axis=0).astype(np.float64)
-    if resolution is None:
-        # A file of float32 numbers has lost already what moving would keep.
-        resolution = 1e-4 * float((high - low).max()) if xyz.dtype == np.float64 else np.inf
-    step = max(np.abs(low).max(), np.abs(high).max()) * np.finfo(np.float32).eps
-    if step > resolution > 0:
-        origin = np.floor(low)
-        xyz = xyz - origin
-        meta["origin"] = tuple(float(value) for value in origin)
+    xyz, origin = near_origin(xyz, resolution)
+    if origin is not None:
+        meta["origin"] = origin
     tensors = {n: torch.from_numpy(np.ascontiguousarray(v, np.float32)) for n, v in {**fields, "xyz": xyz}.items()}
     if "normal" in tensors:
         tensors["normal"] = torch.nn.functional.normalize(tensors["normal"], dim=1)

@@ -77,7 +77,7 @@ def alignment_angle(folder: Path) -> float:
     path = area / f"{area.name}_alignmentAngle.txt"
     if not path.is_file():
         raise BadFileError(path, "is not there: the unaligned version has one per area")
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
         words = line.split()
         if len(words) == 2 and words[0] == folder.name:
             return float(words[1])

@@ -36,7 +36,7 @@ def read_scannet_categories(path: Path | str) -> dict[str, ScanNetCategory]:
     """
     path = Path(path)
     # Copies of this file have all kinds of line ends, doubled ones among them.
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     table: dict[str, ScanNetCategory] = {}
     for row in csv.DictReader(lines, delimiter="\t"):
         try:
@@ -130,7 +130,7 @@ def _labels(
 
 def _json_key(path: Path, key: str) -> list[Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))[key]
+        values = json.loads(path.read_text(encoding="utf-8-sig"))[key]
     except FileNotFoundError as error:
         raise BadFileError(path, "is not there") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pc3d.data.dataset import BadFileError, MissingDataError, PointDataset
+from pc3d.data.file_fields import MILLIMETRE, near_origin
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
 
@@ -22,6 +23,8 @@ class SceneFolder(PointDataset):
     Coordinates are metres, colours 0 to 255 (floats none of which exceeds 1: 0 to 1), classes index into ``classes``
     with -1 for none. A scene is any folder with a ``coord.npy``, one to three levels below that of its split. Sets that
     Pointcept prepared load unchanged, as do those that ``data_tools/prepare_scenes.py`` writes.
+
+    Coordinates that float32 does not resolve to a millimetre are moved, see :func:`read_scene`.
 
     Items carry ``xyz`` and whatever of ``rgb``, ``normal``, ``segment`` and ``instance`` has a file (test splits have
     no classes); ``meta`` has ``id`` and ``path``. Scenes are read when they are asked for.
@@ -92,9 +95,13 @@ class SceneFolder(PointDataset):
         for field, name in (("segment", self._segment), ("instance", "instance")):
             if (folder / f"{name}.npy").is_file():
                 fields[field] = self._read_ids(folder / f"{name}.npy", len(coord), field == "segment")
+        meta: dict[str, Any] = {"id": self.ids[index], "path": str(folder)}
+        if len(coord):
+            coord, origin = near_origin(coord, MILLIMETRE)
+            meta |= {} if origin is None else {"origin": origin}
         return PointCloud(
             xyz=torch.from_numpy(coord.astype(np.float32)),
-            meta={"id": self.ids[index], "path": str(folder)},
+            meta=meta,
             **fields,  # type: ignore[arg-type]  # the keys are per-point fields
         )
 
@@ -134,7 +141,7 @@ class SceneFolder(PointDataset):
         if not path.is_file():
             raise MissingDataError.of(type(self).__name__, [path], self.root, self.source, self.terms)
         try:
-            names = json.loads(path.read_text(encoding="utf-8"))
+            names = json.loads(path.read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise BadFileError(path, f"not valid JSON ({error})") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -152,7 +159,7 @@ class SceneFolder(PointDataset):
             raise MissingDataError.of(
                 f"scene list of {type(self).__name__}", [path], self.root, self.source, self.terms
             )
-        names = [name for line in path.read_text(encoding="utf-8").splitlines() if (name := line.strip())]
+        names = [name for line in path.read_text(encoding="utf-8-sig").splitlines() if (name := line.strip())]
         missing: list[Path | str] = [name for name in names if name not in found]
         if missing:
             raise MissingDataError.of(

@@ -137,7 +137,7 @@ class ShapeNet55(FileDataset):
         wanted = ("train", "test") if split == "all" else (split,)
         listings = [self.root / lists / f"{part}.txt" for part in wanted]
         self._require([listing for listing in listings if not listing.is_file()])
-        lines = [line.strip() for listing in listings for line in listing.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for listing in listings for line in listing.read_text(encoding="utf-8-sig").splitlines()]
         names = [line for line in lines if line]
         paths = [self.root / "shapenet_pc" / name for name in names]
         self._require([path for path in paths if not path.is_file()])
@@ -220,7 +220,7 @@ class ShapeNetPart(FileDataset):
             for name in (("train", "val") if split == "trainval" else (split,))
         ]
         self._require([path for path in (categories, *lists) if not path.is_file()])
-        rows = [line.split() for line in categories.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [line.split() for line in categories.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         if any(len(row) != 2 for row in rows):
             raise BadFileError(categories, "must have a name and a synset on each line")
         self.classes = tuple(row[0] for row in rows)
@@ -266,7 +266,7 @@ class ShapeNetPart(FileDataset):
 
     def _listed(self, path: Path) -> list[tuple[str, str]]:
         try:
-            entries = [str(entry).split("/") for entry in json.loads(path.read_text(encoding="utf-8"))]
+            entries = [str(entry).split("/") for entry in json.loads(path.read_text(encoding="utf-8-sig"))]
         except ValueError as error:
             raise BadFileError(path, f"is not a JSON list ({error}); truncated?") from error
         for entry in entries:

@@ -81,6 +81,18 @@ def test_modelnet_resampled(assets: Path) -> None:
         ModelNetResampled(root, variant="modelnet20")
 
 
+def test_lists_with_a_byte_order_mark(tmp_path: Path, assets: Path, shapenetpart: Path) -> None:
+    """As editors for Windows save them."""
+    for root, make in ((assets / "modelnet_resampled", ModelNetResampled), (shapenetpart, ShapeNetPart)):
+        marked = tmp_path / f"marked {root.name}"
+        shutil.copytree(root, marked)
+        for path in (*marked.rglob("*.txt"), *marked.rglob("*.json")):
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        first, second = make(root, "train"), make(marked, "train")
+        assert first.classes == second.classes
+        assert all(torch.equal(first[i].xyz, second[i].xyz) for i in range(len(first)))
+
+
 def test_modelnet_class_names_with_underscores(tmp_path: Path, assets: Path) -> None:
     shutil.copytree(assets / "modelnet_resampled" / "chair", tmp_path / "night_stand")
     (tmp_path / "night_stand" / "chair_0001.txt").rename(tmp_path / "night_stand" / "night_stand_0001.txt")

@@ -294,3 +294,12 @@ def test_own_scenes_with_own_classes(tmp_path: Path) -> None:
     assert scenes.ids == ["a", "c"]
     assert scenes[1].xyz.dtype == torch.float32
     assert "2 scenes, 2 classes" in repr(scenes)
+
+
+def test_far_coordinates_keep_their_millimetres(scannet: Path) -> None:
+    path = scannet / SCAN / "coord.npy"
+    stored = np.load(path) + np.array([500_000.5, 5_400_000.25, 100])
+    np.save(path, stored)
+    cloud = ScanNet(scannet)[0]
+    restored = cloud.xyz.double().numpy() + np.array(cloud.meta["origin"])
+    assert np.abs(restored - stored).max() < 1e-3
