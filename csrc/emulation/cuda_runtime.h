@@ -10,6 +10,9 @@
 // was asked for may be touched where the address sanitizer is on, and none holds what another block left there.
 #pragma once
 
+// Some systems compile with checks of the C library that take a jump to another stack for an attack, and abort.
+#undef _FORTIFY_SOURCE
+
 #include <math.h>
 #include <stdint.h>
 
