@@ -32,7 +32,7 @@ def test_build_info_names_both_devices():
 def test_cuda_kernels_run_in_place_of_those_of_the_cpu(device):
     for name in ("farthest_point_sample", "knn", "gather", "voxelize", "sparse_conv", "window_attention"):
         kernel = torch._C._dispatch_dump(f"pc3d::{name}").split("\nCPU: registered at ")[1].split(":")[0]
-        assert Path(kernel).parent.name == "cuda" and Path(kernel).suffix == ".cu", kernel
+        assert (Path(kernel).parent.name, Path(kernel).suffix) == ("cuda", ".cu"), kernel
 
 
 @pytest.fixture
