@@ -56,6 +56,7 @@ def check_described(encoder: nn.Module) -> None:
     for name, value in config.items():
         try:
             json.dumps(value, allow_nan=False)
+            _check_keys(value)
         except (TypeError, ValueError) as error:
             raise TypeError(
                 f"self.config of {named} must be plain data, numbers, texts, lists and dictionaries of them; "
@@ -70,6 +71,9 @@ def imported_class(name: str) -> type[nn.Module]:
         ValueError: there is no such module here, or no network of that name in it.
     """
     module, _, attribute = name.rpartition(".")
+    # Modules like __main__ are programs, which run when they are imported.
+    if not all(part.isidentifier() and not part.startswith("__") for part in name.split(".")):
+        raise ValueError(f"the class {name!r} is none of pc3d, and no name of a class in a module")
     try:
         found = getattr(import_module(module), attribute, None)
     except ModuleNotFoundError as error:
@@ -80,6 +84,17 @@ def imported_class(name: str) -> type[nn.Module]:
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(f"the class {name} is none of pc3d, and {module} has no network of that name here")
     return found
+
+
+def _check_keys(value: Any) -> None:
+    """Raises TypeError for a dictionary with other keys than texts, which JSON would turn into some."""
+    if isinstance(value, dict):
+        odd = [key for key in value if not isinstance(key, str)]
+        if odd:
+            raise TypeError(f"the key {odd[0]!r} of a dictionary is no text")
+    if isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_keys(item)
 
 
 def _parameters(kind: type[nn.Module]) -> list[str]:

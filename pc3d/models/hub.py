@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
@@ -29,6 +21,8 @@ from pc3d.models.block_features import BlockFeatures
 from pc3d.models.described import check_described, describe, imported_class
 from pc3d.models.dgcnn import DGCNN
 from pc3d.models.distilled import DistilledEncoder
+from pc3d.models.hub_files import CONFIG, WEIGHTS, locate
+from pc3d.models.object_encoder import ObjectEncoder
 from pc3d.models.openshape import OpenShapePointBERT
 from pc3d.models.openshape_fcnn import OpenShapeFCNN
 from pc3d.models.openshape_sparse import OpenShapeSparseConv
@@ -57,28 +51,17 @@ Encoder = (
 AnyEncoder = TypeVar("AnyEncoder", bound=nn.Module)
 
 _AROUND = (AlignedShapeEncoder, BlockFeatures, DistilledEncoder, UpcastFeatures)
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def _aligned(encoder: dict[str, Any], **arguments: Any) -> AlignedShapeEncoder:
-    """From its configuration, which names the encoder inside."""
-    return AlignedShapeEncoder(build_encoder(encoder), **arguments)
+def _around(kind: Callable[..., Encoder]) -> Callable[..., Encoder]:
+    """A class around an encoder, built from its configuration, which names the one inside."""
 
+    def build(**arguments: Any) -> Encoder:
+        if "encoder" in arguments:  # a class of one's own may make it itself
+            arguments["encoder"] = build_encoder(arguments["encoder"])
+        return kind(**arguments)
 
-def _blocks(encoder: dict[str, Any], **arguments: Any) -> BlockFeatures:
-    """From its configuration, which names the encoder inside."""
-    return BlockFeatures(build_encoder(encoder), **arguments)
-
-
-def _distilled(encoder: dict[str, Any], **arguments: Any) -> DistilledEncoder:
-    """From its configuration, which names the encoder inside."""
-    return DistilledEncoder(build_encoder(encoder), **arguments)
-
-
-def _upcast(encoder: dict[str, Any]) -> UpcastFeatures:
-    """From its configuration, which names the encoder inside."""
-    return UpcastFeatures(build_encoder(encoder))
+    return build
 
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {
@@ -86,15 +69,15 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "ViT3D": ViT3D,
     "PointNet": PointNet,
     "DGCNN": DGCNN,
-    "BlockFeatures": _blocks,
+    "BlockFeatures": _around(BlockFeatures),
     "Swin3D": Swin3D,
     "SparseUNet": SparseUNet,
     "OpenShapePointBERT": OpenShapePointBERT,
     "OpenShapeSparseConv": OpenShapeSparseConv,
     "OpenShapeFCNN": OpenShapeFCNN,
-    "AlignedShapeEncoder": _aligned,
-    "DistilledEncoder": _distilled,
-    "UpcastFeatures": _upcast,
+    "AlignedShapeEncoder": _around(AlignedShapeEncoder),
+    "DistilledEncoder": _around(DistilledEncoder),
+    "UpcastFeatures": _around(UpcastFeatures),
 }
 
 
@@ -110,10 +93,18 @@ def build_encoder(description: Mapping[str, Any]) -> nn.Module:
 
 def _constructor(name: str) -> Callable[..., nn.Module]:
     if "." in name:
-        return imported_class(name)
+        kind = imported_class(name)
+        if not _is_encoder(kind):
+            raise ValueError(f"{name} is neither an ObjectEncoder (pc3d.models) nor a network with point_features")
+        return _around(kind) if issubclass(kind, _AROUND) else kind
     if name not in ENCODERS:
         raise ValueError(f"the class {name!r} is none of this pc3d {__version__}, which has {', '.join(ENCODERS)}")
     return ENCODERS[name]
+
+
+def _is_encoder(kind: type) -> bool:
+    # No other network is built from a file: many load code or weights when they are, from wherever it says.
+    return issubclass(kind, ObjectEncoder | Encoder) or hasattr(kind, "point_features")
 
 
 def check_storable(encoder: nn.Module) -> None:
@@ -122,15 +113,19 @@ def check_storable(encoder: nn.Module) -> None:
     Raises:
         TypeError: see :func:`save_encoder`.
     """
-    inner = encoder.encoder if isinstance(encoder, _AROUND) else encoder
-    if isinstance(inner, Encoder) and type(inner).__name__ in ENCODERS and type(inner).__module__.startswith("pc3d."):
-        return
-    if not (hasattr(inner, "encode") or hasattr(inner, "point_features")):
-        raise TypeError(
-            f"encoder must be one of {', '.join(ENCODERS)}, or a network with encode (pc3d.models.ObjectEncoder) or "
-            f"point_features of your own; got {type(inner).__name__}"
-        )
-    check_described(inner)
+    layers = [encoder]
+    while isinstance(layers[-1], _AROUND):
+        layers.append(layers[-1].encoder)
+    for layer in layers:
+        kind = type(layer)
+        if kind.__name__ in ENCODERS and kind.__module__.startswith("pc3d."):
+            continue
+        if not _is_encoder(kind):
+            raise TypeError(
+                f"encoder must be one of {', '.join(ENCODERS)}, or of your own an ObjectEncoder (pc3d.models) or a "
+                f"network with point_features; got {kind.__name__}"
+            )
+        check_described(layer)
 
 
 def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
@@ -141,8 +136,8 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
     Args:
         encoder: a :class:`PointViT`, :class:`ViT3D`, :class:`PointNet`, :class:`DGCNN`, :class:`Swin3D`,
             :class:`SparseUNet`, :class:`OpenShapePointBERT`, :class:`OpenShapeSparseConv` or :class:`OpenShapeFCNN`;
-            one of a class of your own with ``encode`` (:class:`ObjectEncoder`) or ``point_features``, which can be
-            imported and keeps the arguments of its constructor as ``config``; or one of these in an
+            an :class:`ObjectEncoder` of your own, or a network with ``point_features``, which can be imported and keeps
+            the arguments of its constructor as ``config``; or one of these in an
             :class:`AlignedShapeEncoder`, a :class:`DistilledEncoder`, :class:`BlockFeatures` or
             :class:`UpcastFeatures`.
         folder: created if need be; an encoder in it is replaced.
@@ -157,7 +152,11 @@ def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
     check_storable(encoder)
     folder = Path(folder)
     config = {**describe(encoder), "pc3d_version": __version__}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    # Copies: safetensors refuses weights that share memory, as tied ones do.
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in encoder.state_dict().items()
+    }
     # The last one named is the first to come into place, once both are written.
     with replace_atomically(folder / WEIGHTS) as weights, replace_atomically(folder / CONFIG) as settings:
         weights.write(save(tensors, metadata={"format": "pt"}))
@@ -180,7 +179,8 @@ def load_encoder(
 ) -> Any:
     """Load an encoder that :func:`save_encoder` or ``pc3d pretrain`` wrote, in evaluation mode, on the CPU.
 
-    Code never comes with weights: an encoder of a class outside of pc3d is built where that class can be imported.
+    Code never comes with weights: an encoder of a class outside of pc3d is built where that class can be imported. For
+    one from the Hub it must have been imported already, since what others publish does not say what is run here.
 
     Args:
         path_or_hub_id: a folder with ``config.json`` and ``model.safetensors`` (or a run folder, whose ``encoder/`` is
@@ -194,8 +194,8 @@ def load_encoder(
         ValueError: the files do not describe an encoder that can be built here, or not of the class ``expect``, or
             weights and configuration do not fit.
     """
-    config_path, weights_path = _locate(path_or_hub_id, revision)
-    encoder = _build(config_path)
+    config_path, weights_path, published = locate(path_or_hub_id, revision)
+    encoder = _build(config_path, published)
     if expect is not None and not isinstance(encoder, expect):
         raise ValueError(
             f"{config_path.parent} holds a {type(encoder).__name__}, but a {expect.__name__} is needed here"
@@ -209,87 +209,48 @@ def load_encoder(
     return encoder.eval()
 
 
-def _locate(path_or_hub_id: str | os.PathLike[str], revision: str | None) -> tuple[Path, Path]:
-    path = Path(path_or_hub_id)
-    for folder in (path, path / "encoder"):
-        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
-            if revision is not None:
-                raise ValueError(f"revision={revision!r} applies to the Hub, but {folder} is a local folder")
-            return folder / CONFIG, folder / WEIGHTS
-    if path.is_file():
-        hint = "give the folder that holds it" if path.name in (WEIGHTS, CONFIG) else _hint_for_file(path)
-        raise FileNotFoundError(
-            f"{path} is a file, but load_encoder takes a folder with {CONFIG} and {WEIGHTS}: {hint}"
-        )
-    if path.is_dir():
-        found = sorted(entry.name for entry in path.iterdir())[:8]
-        raise FileNotFoundError(
-            f"{path} has no {CONFIG} and {WEIGHTS} (it holds: {', '.join(found) or 'nothing'}); a run writes them to "
-            "its encoder/ folder when it finishes: resume it with pc3d pretrain --resume"
-        )
-    hub_id = os.fspath(path_or_hub_id)
-    if not _HUB_ID.fullmatch(hub_id) or hub_id.startswith("."):
-        raise FileNotFoundError(f"there is no folder {hub_id}; an id on the Hugging Face Hub reads owner/name")
-    first = path.parts[0]
-    if revision is None and Path(first).is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {hub_id} (there is one named {first}, so the Hugging Face Hub was not asked; if this "
-            'is an id there, pass revision="main")'
-        )
-    return _download(hub_id, revision)
-
-
-def _hint_for_file(path: Path) -> str:
-    if path.suffix in (".pth", ".pt"):
-        return (
-            "an official checkpoint of the Point-MAE family is read by pc3d.models.load_official_encoder, one of "
-            "Swin3D by load_official_swin3d, one of POS-BERT by load_posbert_encoder, one of OpenShape by "
-            "load_aligned_openshape, or made such a folder by data_tools/convert_openshape_checkpoint.py"
-        )
-    return "a .ckpt file belongs to a run: its finished encoder is in encoder/ beside it"
-
-
-def _download(hub_id: str, revision: str | None) -> tuple[Path, Path]:
-    try:
-        return (
-            Path(hf_hub_download(hub_id, CONFIG, revision=revision)),
-            Path(hf_hub_download(hub_id, WEIGHTS, revision=revision)),
-        )
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise FileNotFoundError(
-            f"{hub_id!r} is neither a folder here nor a repository on the Hugging Face Hub (a private one needs "
-            f"`hf auth login`): {error}"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"the repository {hub_id!r} has no revision {revision!r}: {error}") from error
-    except LocalEntryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{hub_id!r} is no folder here, and the Hugging Face Hub cannot be reached to look for it there: {error}"
-        ) from error
-    except EntryNotFoundError as error:
-        raise FileNotFoundError(
-            f"the repository {hub_id!r} (revision {revision or 'main'}) does not hold {CONFIG} and {WEIGHTS}: it was "
-            f"not written by pc3d ({error})"
-        ) from error
-
-
-def _build(config_path: Path) -> nn.Module:
+def _build(config_path: Path, published: bool) -> nn.Module:
     try:
         config: dict[str, Any] = json.loads(config_path.read_text())
-        name, arguments = config["class"], config["arguments"]
+        names, arguments = _names(config), config["arguments"]
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{config_path} is not the configuration of a pc3d encoder: {error!r}") from error
+    foreign = [name for name in names if "." in name and name.rpartition(".")[0] not in sys.modules]
+    if published and foreign:
+        raise ValueError(
+            f"{config_path}, from the Hub, names the class {foreign[0]}, which is none of pc3d: where you trust it, "
+            "import it before, or load the folder of a local copy"
+        )
     try:
-        constructor = _constructor(name)
+        constructors = [_constructor(name) for name in names]
     except ValueError as error:
         written = config.get("pc3d_version", "unknown")
         raise ValueError(
             f"{config_path}, written by pc3d {written}, names an encoder that is not here: {error}"
         ) from error
     try:
-        return constructor(**arguments)
+        return constructors[0](**arguments)
     except TypeError as error:
-        raise ValueError(f"{config_path} has arguments that {name} does not take: {error}") from error
+        raise ValueError(f"{config_path} has arguments that {names[0]} does not take: {error}") from error
+
+
+def _names(description: Any) -> list[str]:
+    """The class that a configuration names, and those of the encoders inside it.
+
+    Raises:
+        KeyError, TypeError: it is none of an encoder.
+    """
+    names: list[str] = []
+    around = {kind.__name__ for kind in _AROUND}
+    while True:
+        name, arguments = description["class"], description["arguments"]
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            raise TypeError(f"class must be a name and arguments a dictionary, got {name!r} and {arguments!r}")
+        names.append(name)
+        description = arguments.get("encoder")
+        like_one = isinstance(description, dict) and {"class", "arguments"} <= set(description)
+        if name not in around and not like_one:
+            return names
 
 
 def _check_fit(encoder: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:

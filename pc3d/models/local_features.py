@@ -69,7 +69,8 @@ def least_points(encoder: nn.Module) -> int:
     """How many points a cloud must have for :func:`local_features`."""
     # OpenShape's transformer repeats points where a patch has too few; the others find so many different ones.
     names = ("num_groups",) if isinstance(encoder, OpenShapePointBERT) else ("num_groups", "group_size", "k")
-    return max(int(cast(Any, encoder).config.get(name, 1)) for name in names)
+    numbers = [cast(Any, encoder).config.get(name) for name in names]
+    return max([1, *(number for number in numbers if isinstance(number, int))])
 
 
 def vector_only(encoder: nn.Module, layers: Sequence[int] | None = None) -> list[nn.Module]:

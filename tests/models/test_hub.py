@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from huggingface_hub.errors import (
 )
 from torch import nn
 
-from pc3d.models import PointViT, hub, load_encoder, save_encoder
+from pc3d.models import PointViT, hub_files, load_encoder, save_encoder
 
 
 def small(**changes: Any) -> PointViT:
@@ -106,6 +107,12 @@ def test_damaged_folders_are_refused(saved: Path) -> None:
         ({"class": "PointCNN"}, "written by pc3d .*: the class 'PointCNN' is none of this pc3d .*, which has PointViT"),
         ({"class": "no_such.Net"}, "no_such.Net is none of pc3d, and no_such cannot be imported here: .* PYTHONPATH"),
         ({"class": "os.system"}, "os has no network of that name here"),
+        ({"class": "torch.nn.Linear"}, "torch.nn.Linear is neither an ObjectEncoder .* nor a network with point_fea"),
+        ({"class": "venv.__main__.X"}, "'venv.__main__.X' is none of pc3d, and no name of a class in a module"),
+        ({"class": ".X"}, "'.X' is none of pc3d, and no name of a class in a module"),
+        ({"class": 3}, "not the configuration of a pc3d encoder: .*class must be a name .* got 3"),
+        ({"arguments": [3]}, r"not the configuration of a pc3d encoder: .*arguments a dictionary, .* and \[3\]"),
+        ({"class": "BlockFeatures"}, "not the configuration of a pc3d encoder"),
         ({"arguments": {"width": 3}}, "arguments that PointViT does not take.*width"),
         ({"arguments": {**content["arguments"], "embed_dim": 48}}, r"cls_token is \(2, 24\), expected \(2, 48\)"),
     ):
@@ -124,9 +131,29 @@ def test_an_id_is_looked_up_on_the_hub(saved: Path, monkeypatch: pytest.MonkeyPa
         asked.append((repo_id, filename, revision))
         return str(saved / filename)
 
-    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub_files, "hf_hub_download", download)
     assert load_encoder("someone/encoder", revision="abc").config["num_groups"] == 16
     assert asked == [("someone/encoder", "config.json", "abc"), ("someone/encoder", "model.safetensors", "abc")]
+
+
+def test_what_is_on_the_hub_imports_nothing(saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither does what it names inside another encoder; what was imported before may be built."""
+    content = json.loads((saved / "config.json").read_text())
+    (tmp_path / "unasked.py").write_text("from pc3d.models import PointViT\n\nclass Net(PointViT):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(hub_files, "hf_hub_download", lambda repo_id, filename, revision=None: str(saved / filename))
+    own = {**content, "class": "unasked.Net"}
+    for described in (own, {"class": "BlockFeatures", "arguments": {"encoder": own}}):
+        (saved / "config.json").write_text(json.dumps(described))
+        with pytest.raises(ValueError, match=r"from the Hub, names the class unasked\.Net, .* import it before"):
+            load_encoder("someone/encoder")
+    assert "unasked" not in sys.modules
+    (saved / "config.json").write_text(json.dumps(own))
+    try:
+        assert type(load_encoder(saved)).__module__ == "unasked"  # a folder of one's own may
+        assert type(load_encoder("someone/encoder")).__name__ == "Net"
+    finally:
+        del sys.modules["unasked"]
 
 
 def test_a_mistyped_folder_is_not_looked_up_on_the_hub(
@@ -138,7 +165,7 @@ def test_a_mistyped_folder_is_not_looked_up_on_the_hub(
         asked.append(repo_id)
         return str(saved / filename)
 
-    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub_files, "hf_hub_download", download)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     for path in ("runs/nope", Path("runs/nope")):
@@ -165,6 +192,6 @@ def test_ids_that_lead_nowhere_are_explained(
     def download(*args: object, **kwargs: object) -> str:
         raise error.__new__(error)  # their constructors want a response of whichever HTTP library is in use
 
-    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub_files, "hf_hub_download", download)
     with pytest.raises(FileNotFoundError, match=f"'someone/nothing'.* {message}"):
         load_encoder("someone/nothing", revision="v1")

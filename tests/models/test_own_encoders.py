@@ -16,6 +16,7 @@ from pc3d.methods import Method, pretrain
 from pc3d.models import (
     AlignedShapeEncoder,
     BlockFeatures,
+    DistilledEncoder,
     ObjectEncoder,
     PointPartSegmenter,
     PointViT,
@@ -60,6 +61,19 @@ class Silent(Shared):
         del self.config
 
 
+class Tied(Shared):
+    """Two layers with the same weights."""
+
+    def __init__(self, embed_dim: int = 8, num_points: int = 32) -> None:
+        super().__init__(embed_dim, num_points)
+        self.second = nn.Linear(3, embed_dim)
+        self.second.weight = self.layer.weight
+
+
+class OwnBlocks(BlockFeatures):
+    """Applies an encoder to blocks in a way of one's own."""
+
+
 class VectorAlone(ObjectEncoder):
     """Knows no places."""
 
@@ -98,6 +112,19 @@ def test_and_within_another(around: type[nn.Module], tmp_path: Path) -> None:
         assert torch.equal(loaded.state_dict()[name], value)
 
 
+def test_tied_weights_are_stored(tmp_path: Path) -> None:
+    encoder = Tied()
+    loaded = load_encoder(save_encoder(encoder, tmp_path), expect=Tied)
+    assert loaded.second.weight is loaded.layer.weight
+    assert torch.equal(loaded.layer.weight, encoder.layer.weight)
+
+
+def test_an_own_class_around_an_encoder_comes_back(tmp_path: Path) -> None:
+    loaded = load_encoder(save_encoder(OwnBlocks(Shared(5), feature_dim=6), tmp_path), expect=OwnBlocks)
+    assert isinstance(loaded.encoder, Shared)
+    assert loaded.config["encoder"]["arguments"]["embed_dim"] == 5
+
+
 def test_an_own_class_named_like_one_of_pc3d_is_told_apart(tmp_path: Path) -> None:
     kind = type("PointViT", (Shared,), {"__module__": __name__, "__init__": Shared.__init__})
     sys.modules[__name__].PointViT, theirs = kind, PointViT  # type: ignore[attr-defined]
@@ -114,17 +141,19 @@ def test_what_could_not_be_loaded_is_refused() -> None:
 
     in_script = type("InScript", (Shared,), {"__module__": "__main__"})
     for encoder, message in (
-        (nn.Linear(2, 2), r"PointViT, .* of your own; got Linear"),
+        (nn.Linear(2, 2), r"PointViT, .* or of your own an ObjectEncoder .*; got Linear"),
         (Local(), "Local cannot be imported by that name .*file of its own"),
         (in_script(), r"__main__\.InScript cannot be imported"),
         (Silent(), "Silent does not say how it was built.*self.config"),
         (Forgetful(), r"\(embed_dim, num_points, slope\); it lacks slope"),
         (BlockFeatures(Forgetful()), "it lacks slope"),
+        (DistilledEncoder(BlockFeatures(Forgetful()), 4, "clip"), "it lacks slope"),
     ):
         with pytest.raises(TypeError, match=message):
             check_storable(encoder)
     for config, message in (
         ({"embed_dim": 8, "num_points": 32, "width": 3}, "width are none of them"),
+        ({"embed_dim": {1: 8}, "num_points": 32}, r"embed_dim=\{1: 8\} is not: the key 1 of a dictionary is no text"),
         ({"embed_dim": torch.tensor(8), "num_points": 32}, r"plain data.*embed_dim=tensor\(8\) is not"),
     ):
         encoder = Shared()
@@ -178,6 +207,8 @@ def test_one_without_them_is_told_what_it_lacks() -> None:
     with pytest.raises(ValueError, match="layers: a Shared has no blocks"):
         PointPartSegmenter(Shared(), layers=(0, 1, 2))
     encoder = Shared()
+    encoder.config["k"] = None  # what it means is the class's own affair
+    BlockFeatures(encoder)
     del encoder.config["num_points"]
     with pytest.raises(ValueError, match="num_points: Shared does not say how many"):
         BlockFeatures(encoder)
