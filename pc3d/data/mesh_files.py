@@ -205,7 +205,8 @@ def _placed(scene: Any) -> list[Any]:
     """The parts of a scene where it puts them; trimesh forgets colours of vertices beside a material when it copies."""
     parts: list[Any] = scene.dump()
     for part in parts:
-        kept = getattr(scene.geometry[part.metadata["name"]].visual, "vertex_attributes", {}).get("color")
+        visual = getattr(scene.geometry[part.metadata["name"]], "visual", None)  # lines have none
+        kept = getattr(visual, "vertex_attributes", {}).get("color")
         if kept is not None:
             part.visual.vertex_attributes["color"] = kept
     return parts

@@ -248,6 +248,12 @@ def test_glb_of_points_and_compressed(tmp_path: Path) -> None:
         read_points(tmp_path / "a.glb")
 
 
+def test_glb_with_lines_beside_the_mesh(tmp_path: Path) -> None:
+    parts = [{"attributes": {"POSITION": 0}, "indices": 1}, {"attributes": {"POSITION": 0}, "mode": 1}]
+    (tmp_path / "a.glb").write_bytes(glb({}, None, meshes=[{"primitives": parts}]))
+    assert len(read_points(tmp_path / "a.glb", num_points=50)) == 50
+
+
 FACETS = [(0, 1, 2), (0, 2, 3)]
 
 
