@@ -132,7 +132,7 @@ class FolderDataset(FileDataset):
         self.classes, folders, above = self._class_folders()
         found = [(path, label) for label, folder in folders for path in _files(folder)]
         lost = [path for path, _ in found if not path.exists()]
-        found = [(path, label) for path, label in found if path not in lost]
+        found = [(path, label) for path, label in found if path.exists()] if lost else found
         wanted = [(path, label) for path, label in found if path.suffix.lower() in suffixes]
         foreign = [p for p, _ in found if p.suffix.lower() not in suffixes and p.suffix.lower() not in ignore]
         if not wanted:
@@ -205,9 +205,14 @@ def _files(folder: Path, *, deep: bool = True) -> list[Path]:
     """What lies in a folder, links to folders followed, and links to nothing."""
     found = []
     for top, folders, names in os.walk(folder, followlinks=True):
-        above = Path(top).resolve()
-        # A link to a folder that it lies in would go round for ever.
-        folders[:] = [name for name in folders if deep and not above.is_relative_to((above / name).resolve())]
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if deep and not name.startswith(".") and not _round(Path(top, name))]
         found += [Path(top, name) for name in names if not name.startswith(".")]
     return sorted(path for path in found if path.is_file() or not path.exists())
+
+
+def _round(folder: Path) -> bool:
+    """Whether it is a link to a folder that was gone through to get to it: to follow it would go round for ever."""
+    if not folder.is_symlink():
+        return False
+    target = folder.resolve()
+    return any(above.resolve().is_relative_to(target) for above in folder.parents)

@@ -25,9 +25,10 @@ def read_pcd(path: Path, **_: Any) -> Fields:
         faults = "; ".join(f"{' '.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise ValueError(f"its header is wrong ({faults})") from error
     promised = int(cloud.metadata.points)
-    if len(cloud.pc_data) < promised:
-        raise BadFileError(path, f"is truncated: the header promises {promised} points, {len(cloud.pc_data)} are there")
-    rows = cloud.pc_data[:promised]
+    data = np.atleast_1d(cloud.pc_data)  # of one line of text, pypcd4 makes a number
+    if len(data) < promised:
+        raise BadFileError(path, f"is truncated: the header promises {promised} points, {len(data)} are there")
+    rows = data[:promised]
     fields = named_fields(path, {name: rows[name].reshape(-1) for name in cloud.fields})
     packed = next((name for name in ("rgb", "rgba") if name in cloud.fields), None)
     if packed is not None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
 from pc3d.data.file_fields import Array, Fields, fans, named_colours, named_fields
-from pc3d.data.ply_elements import Element, Lists, PlyFile, read_ply
+from pc3d.data.ply_elements import Element, Lists, PlyFile, num_rows, read_ply
 
 _TEXTURE_COORDINATES = (("s", "t"), ("u", "v"), ("texture_u", "texture_v"))
 _NO_LISTS = Lists(np.empty(0, np.int64), np.empty(0, np.int64))
@@ -24,7 +24,9 @@ def ply_points(path: Path, file: PlyFile) -> Fields:
     Raises:
         BadFileError: there are no vertices.
     """
-    vertex = file.elements.get("vertex", {})
+    vertex = file.elements.get("vertex")
+    if vertex is None:
+        raise BadFileError(path, f"has no element 'vertex', but {list(file.elements)}")
     fields = named_fields(path, _columns(vertex))
     if len(fields["xyz"]) == 0:
         raise BadFileError(path, "holds no points")
@@ -49,9 +51,15 @@ class Triangles:
 
     def __init__(self, path: Path, file: PlyFile) -> None:
         face = file.elements.get("face", {})
+        if "tristrips" in file.elements:
+            warnings.warn(
+                f"{path}: its element 'tristrips' is passed over, triangles in strips are not read: have another "
+                "program write them as faces",
+                stacklevel=2,
+            )
         lists = face.get("vertex_indices", face.get("vertex_index"))
         lengths, corners = lists if isinstance(lists, Lists) else _NO_LISTS
-        num_vertices = len(next(iter(file.elements["vertex"].values())))
+        num_vertices = num_rows(file.elements.get("vertex", {}))
         if corners.size and not 0 <= corners.min() <= corners.max() < num_vertices:
             raise BadFileError(
                 path, f"has faces with vertices {corners.min()} to {corners.max()}, of which it has {num_vertices}"

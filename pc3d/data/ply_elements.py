@@ -35,6 +35,12 @@ class Lists(NamedTuple):
 Element = dict[str, Array | Lists]
 
 
+def num_rows(element: Element) -> int:
+    """How many rows an element has, 0 without properties."""
+    first = next(iter(element.values()), ())
+    return len(first.lengths if isinstance(first, Lists) else first)
+
+
 @dataclass(frozen=True)
 class PlyFile:
     """What a PLY file holds.
@@ -141,8 +147,7 @@ def _text_rows(path: Path, lines: Iterator[str], name: str, count: int, properti
             )
         if not count:
             return {item.name: np.empty(0, item.code) for item in properties}
-        # The declared type tells colours in 0..255 from those in 0..1.
-        return {item.name: table[:, column].astype(item.code) for column, item in enumerate(properties)}
+        return {item.name: _as_declared(table[:, column], item.code) for column, item in enumerate(properties)}
     rows = list(islice(lines, count))
     if len(rows) < count:
         raise _short(path, name, count, len(rows))
@@ -154,10 +159,18 @@ def _text_rows(path: Path, lines: Iterator[str], name: str, count: int, properti
     for item in properties:
         column = element[item.name]
         if isinstance(column, Lists):
-            element[item.name] = Lists(column.lengths, column.values.astype(item.code))
+            element[item.name] = Lists(column.lengths, _as_declared(column.values, item.code))
         else:
-            element[item.name] = column.astype(item.code)
+            element[item.name] = _as_declared(column, item.code)
     return element
+
+
+def _as_declared(values: Array, code: str) -> Array:
+    """Numbers in the type that tells colours in 0..255 from those in 0..1; as they are where that would lose some."""
+    if code in "fd":
+        return values.astype(code)
+    fit = (values == np.trunc(values)) & (values >= np.iinfo(code).min) & (values <= np.iinfo(code).max)
+    return values.astype(code) if fit.all() else values
 
 
 def _binary_rows(

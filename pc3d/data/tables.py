@@ -87,6 +87,12 @@ def read_text(path: Path, **_: Any) -> Fields:
         table = read_table(_numbers(chain([first], file), layout.decimal_comma), layout.delimiter)
     if layout.promised is not None and layout.promised != len(table):
         raise BadFileError(path, f"promises {layout.promised} points in its first line, {len(table)} are there")
+    if layout.names and not layout.in_comment and len(table) > 0 and len(layout.names) != table.shape[1]:
+        raise BadFileError(
+            path,
+            f"names {len(layout.names)} columns ({' '.join(layout.names)}) and has {table.shape[1]}: name each, or "
+            "begin the line with # where it is no list of names",
+        )
     if len(layout.names) == table.shape[1] and len(table) > 0:
         fields = named_fields(path, {name: table[:, column] for column, name in enumerate(layout.names)})
         # A comment like "x y z of the points" may have as many words by chance.

@@ -162,6 +162,7 @@ def test_links_are_followed_or_told(tmp_path: Path) -> None:
     (root / "chair" / "linked").symlink_to(other)
     (root / "chair" / "c.npy").symlink_to(other / "deep" / "b.npy")
     (root / "chair" / "round").symlink_to(root)  # what lies below is found once
+    (other / "deep" / "back").symlink_to(root / "chair")
     found = FolderDataset(root)
     assert sorted(path.relative_to(root / "chair").as_posix() for path in found.paths) == [
         "a.npy",

@@ -77,6 +77,13 @@ def test_points_that_the_header_promises_must_be_there(tmp_path: Path, data: str
     assert read_points(tmp_path / "a.pcd").xyz.tolist() == [list(point) for point in POINTS[:2]]
 
 
+@pytest.mark.parametrize("data", ["ascii", "binary"])
+def test_one_point(tmp_path: Path, data: str) -> None:
+    column = [(name, kind, values[:1]) for name, kind, values in XYZ]
+    (tmp_path / "a.pcd").write_bytes(pcd(column, data, points=1))
+    assert read_points(tmp_path / "a.pcd").xyz.tolist() == [list(POINTS[0])]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

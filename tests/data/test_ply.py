@@ -190,6 +190,28 @@ def test_normals_that_are_not_known(tmp_path: Path) -> None:
         check(read_points(tmp_path / "a.ply"), rgb=False)
 
 
+def test_numbers_that_do_not_go_with_their_type(tmp_path: Path) -> None:
+    """Colours in 0..1 that are declared as bytes, and one above 255, are not folded into bytes."""
+    written = ply("ascii", ("vertex", XYZ + columns("uchar", "red green blue", [(0.5, 0.0, 1.0)] * 5)))
+    (tmp_path / "a.ply").write_bytes(written)
+    assert read_points(tmp_path / "a.ply").rgb.tolist() == [[0.5, 0.0, 1.0]] * 5
+    (tmp_path / "a.ply").write_bytes(written.replace(b"0.5 0.0 1.0", b"256 51 0"))
+    torch.testing.assert_close(read_points(tmp_path / "a.ply").rgb, torch.tensor([[1.0, 0.2, 0.0]] * 5))
+
+
+def test_a_list_may_be_the_first_property(tmp_path: Path) -> None:
+    vertex = [("list uchar int", "near", [(1,)] * 5), *XYZ, *NXYZ]
+    (tmp_path / "a.ply").write_bytes(ply("ascii", ("vertex", vertex), ("face", [POLYGONS])))
+    check(read_scene(tmp_path / "a.ply"), rgb=False, normal=True)
+
+
+def test_strips_of_triangles_are_told(tmp_path: Path) -> None:
+    strips = ("tristrips", [("list int int", "vertex_indices", [(0, 1, 2, -1, 2, 3, 4)])])
+    (tmp_path / "a.ply").write_bytes(ply("binary_big_endian", ("vertex", XYZ), strips))
+    with pytest.warns(UserWarning, match=r"a\.ply: its element 'tristrips' is passed over"):
+        check(read_points(tmp_path / "a.ply"), rgb=False)
+
+
 WHOLE = ply("ascii", ("vertex", XYZ), ("face", [POLYGONS]))
 
 
@@ -202,6 +224,7 @@ WHOLE = ply("ascii", ("vertex", XYZ), ("face", [POLYGONS]))
         (WHOLE.replace(b"float y", b"half y"), "its header has the line 'property half y'"),
         (WHOLE.replace(b"vertex 5", b"vertex five"), "its header has the line 'element vertex five'"),
         (WHOLE.replace(b"float z", b"float w"), r"has no columns x, y and z; its columns are \['x', 'y', 'w'\]"),
+        (ply("ascii", ("camera", XYZ)), r"has no element 'vertex', but \['camera'\]"),
         (ply("ascii", ("vertex", [(kind, name, []) for kind, name, _ in XYZ])), "holds no points"),
         (WHOLE.replace(b"face 3", b"face 4"), "promises 4 of the element 'face', 3 are there"),
         (WHOLE.replace(b"5 4 3 2 1 0", b"5 4 3 2"), "promises 3 of the element 'face', 2 are there"),

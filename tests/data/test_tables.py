@@ -87,6 +87,7 @@ def test_normals_that_are_not_known(tmp_path: Path) -> None:
             table(rows=WITH_MORE),
             r"has 8 columns: 3 .*; a first line may name them \(x y z red green blue nx ny nz; others",
         ),
+        ("x y z label\n" + table(), r"names 4 columns \(x y z label\) and has 6: name each, or begin the line with #"),
         ("4\n" + table(), "promises 4 points in its first line, 3 are there"),
         ("Scan of a chair\n" + table(), "the line 'Scan of a chair' is neither numbers nor names .* begin it with #"),
         ("easting northing height\n1 2 3\n", "the line 'easting northing height' is neither numbers nor names"),
