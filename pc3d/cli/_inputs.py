@@ -212,7 +212,7 @@ def open_encoder(
     if _default_pooling(model) is None:
         raise ValueError(
             f"{encoder} holds a {type(model).__name__}, an encoder of scenes without one feature vector per cloud: "
-            "judge it with pc3d segment"
+            "judge it with pc3d segment; features of its points are given by pc3d.models.scene_features"
         )
     if untrained:
         # Built anew: fresh weights alone would leave the trained statistics of batch norm in place.

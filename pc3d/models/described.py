@@ -28,8 +28,8 @@ def check_described(encoder: nn.Module) -> None:
     """Refuse an encoder of a class outside of pc3d that could not be built from what :func:`describe` says.
 
     Raises:
-        TypeError: its class cannot be imported by its name, or ``config`` does not hold exactly the constructor's
-            arguments, as plain data.
+        TypeError: its class cannot be imported by its name, its ``encode`` takes no ``pooling``, or ``config`` does not
+            hold exactly the constructor's arguments, as plain data.
     """
     kind = type(encoder)
     named = f"{kind.__module__}.{kind.__qualname__}"
@@ -37,6 +37,12 @@ def check_described(encoder: nn.Module) -> None:
         raise TypeError(
             f"the encoder's class {named} cannot be imported by that name when its weights are loaded: define it at "
             "the top of a file of its own, as my_encoders.py, and import it from there"
+        )
+    encode = getattr(encoder, "encode", None)
+    if encode is not None and "pooling" not in inspect.signature(encode).parameters:
+        raise TypeError(
+            f"encode of {named} must take pooling, which whatever judges an encoder passes on: def encode(self, xyz, "
+            'pooling="max"), as pc3d.models.ObjectEncoder says; it may leave it unused'
         )
     config = getattr(encoder, "config", None)
     if not isinstance(config, Mapping):

@@ -74,6 +74,13 @@ class OwnBlocks(BlockFeatures):
     """Applies an encoder to blocks in a way of one's own."""
 
 
+class Unpooled(Shared):
+    """Its ``encode`` lacks an argument."""
+
+    def encode(self, xyz: Tensor) -> Tensor:  # type: ignore[override]
+        return self.local_features(xyz).amax(1)
+
+
 class VectorAlone(ObjectEncoder):
     """Knows no places."""
 
@@ -144,6 +151,7 @@ def test_what_could_not_be_loaded_is_refused() -> None:
         (nn.Linear(2, 2), r"PointViT, .* or of your own an ObjectEncoder .*; got Linear"),
         (Local(), "Local cannot be imported by that name .*file of its own"),
         (in_script(), r"__main__\.InScript cannot be imported"),
+        (Unpooled(), "encode of .*Unpooled must take pooling"),
         (Silent(), "Silent does not say how it was built.*self.config"),
         (Forgetful(), r"\(embed_dim, num_points, slope\); it lacks slope"),
         (BlockFeatures(Forgetful()), "it lacks slope"),
