@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import zlib
 from collections.abc import Iterator
@@ -55,6 +57,36 @@ def replace_atomically(path: Path, *, overwrite: bool = True) -> Iterator[IO[byt
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Be the only process that works in a folder, by a lock on its file ``.lock``, which a killed process loses, too.
+
+    Where the file system knows no locks, nothing is promised.
+
+    Args:
+        folder: exists.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        OSError: the folder cannot be written.
+    """
+    try:
+        file = open(folder / ".lock", "wb")  # noqa: SIM115  # closed below
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write into {folder} ({error.strerror})") from error
+    with file:
+        try:
+            # Of this process alone: neither its threads nor the processes that it forks share the lock or keep it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise BlockingIOError(
+                    error.errno,
+                    f"another process is at work in {folder}: wait until it has ended, or choose another folder",
+                ) from None
+        yield
 
 
 def replace_text(path: Path, text: str) -> None:

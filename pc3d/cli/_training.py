@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pc3d.cli._parser import nearest, verb_parser
+from pc3d.cli._parser import INTERRUPTED, nearest, verb_parser
 
 _CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -75,7 +75,7 @@ def train(parser: Any, argv: Sequence[str], check: Callable[[Any], None] = lambd
     resolved = dump(parser, options)
     if options.resume and folder.config.exists():
         _check_unchanged(resolved, folder.config)
-    if is_first_process():
+    if is_first_process(options.trainer.num_nodes):
         folder.check(resume=options.resume, overwrite=options.overwrite)
     # Weights are drawn from PyTorch's default generator, so the seed comes before the model.
     pl.seed_everything(options.seed, workers=True, verbose=False)
@@ -94,6 +94,8 @@ def train(parser: Any, argv: Sequence[str], check: Callable[[Any], None] = lambd
             **objects.trainer.as_dict(),
         )
     except KeyboardInterrupt:
+        if not is_first_process(options.trainer.num_nodes):  # of several that were interrupted, one says it
+            raise SystemExit(INTERRUPTED) from None
         if folder.checkpoint.exists():
             raise KeyboardInterrupt(going_on(parser, options)) from None
         raise KeyboardInterrupt(
@@ -205,27 +207,35 @@ def dump(parser: Any, options: Any) -> str:
     return text
 
 
-def changed_sections(resolved: str, stored: Path) -> list[str]:
+def changed_sections(resolved: str, stored: Path, *, any_batch_size: bool = False) -> list[str]:
     """Which of model, data and seed differ from a stored configuration, and so would make it another run.
 
     Trainer options (devices, epochs, ...) may change, and so may how batches are prepared: no result depends on it.
+
+    Args:
+        resolved: configuration of now.
+        stored: file of that of before.
+        any_batch_size: the batch size of each process may differ, too.
     """
     import yaml
 
     now, before = yaml.safe_load(resolved), yaml.safe_load(stored.read_text(encoding="utf-8"))
-    return [name for name in ("model", "data", "seed") if _what_matters(now, name) != _what_matters(before, name)]
+    free = ("num_workers", "pin_memory", *(("batch_size",) if any_batch_size else ()))
+    names = ("model", "data", "seed")
+    return [name for name in names if _what_matters(now, name, free) != _what_matters(before, name, free)]
 
 
-def _what_matters(config: Any, name: str) -> Any:
+def _what_matters(config: Any, name: str, free: Sequence[str]) -> Any:
     section = config.get(name) if isinstance(config, dict) else None
     if name != "data" or not isinstance(section, dict):
         return section
-    return {key: value for key, value in section.items() if key not in ("num_workers", "pin_memory")}
+    return {key: value for key, value in section.items() if key not in free}
 
 
 def _check_unchanged(resolved: str, stored: Path) -> None:
     """Refuses to resume what would be another run."""
-    changed = changed_sections(resolved, stored)
+    # More processes with fewer samples each make the same batches; the trainer knows how many there are.
+    changed = changed_sections(resolved, stored, any_batch_size=True)
     if changed:
         raise ValueError(
             f"cannot resume with another {' and '.join(changed)} than {stored} has: leave out --config and the "

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from pc3d._extras import require
 from pc3d.data.aligned_files import TERMS, TOOL, read_text_filter, unpack_cloud, without_silent_texts
 from pc3d.data.dataset import BadFileError, MissingDataError
-from pc3d.data.loader import _process, sample_generator
+from pc3d.data.loader import _process, leave_signals_to_the_main_process, sample_generator
 from pc3d.data.transforms import Compose, Transform
 from pc3d.data.types import PointBatch, PointCloud, collate
 
@@ -100,6 +100,7 @@ class StreamLoader:
     def __init__(self, stream: _Stream, num_batches: int, num_workers: int, pin_memory: bool) -> None:
         self._stream, self.num_batches = stream, num_batches
         self._options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory, "batch_size": None}
+        self._options["worker_init_fn"] = leave_signals_to_the_main_process
         self.sampler = self.batch_sampler = _Epoch(stream)
 
     def __len__(self) -> int:

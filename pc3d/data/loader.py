@@ -51,7 +51,7 @@ class EpochSampler(Sampler[BatchKey]):
 
     Without ``drop_last`` nothing is repeated and nothing left out: the last global batch is shared out as evenly as
     may be, borrowing from the one before where it has fewer samples than there are processes, because every process
-    must make the same number of steps.
+    must make the same number of steps. Batches of one sample have none to lend: then the last ones are of two.
 
     Args:
         num_samples: length of the data set.
@@ -134,11 +134,13 @@ class EpochSampler(Sampler[BatchKey]):
         rest = self.num_samples - bounds[-1]
         if self.drop_last or rest == 0:
             return bounds
-        if self.num_samples < (len(bounds)) * world_size:
+        if self.num_samples < world_size:
             raise ValueError(
-                f"{self.num_samples} samples in batches of {self.batch_size} do not give each of {world_size} "
-                "processes the same number of batches: use a larger batch_size, fewer processes or drop_last=True"
+                f"{self.num_samples} samples do not go round {world_size} processes, each of which must make the same "
+                "number of steps: use fewer processes"
             )
+        if self.num_samples < len(bounds) * world_size:  # batches of one sample have none to lend
+            return [*bounds[:-1], self.num_samples]
         bounds[-1] = min(bounds[-1], self.num_samples - world_size)
         return [*bounds, self.num_samples]
 
@@ -214,9 +216,14 @@ class _Remaining(Sampler[BatchKey]):
         return len(self.keys)
 
 
-def _leave_interruptions_to_the_main_process(worker: int) -> None:
-    # Ctrl-C reaches every process of a terminal; a worker that dies of it would fail the step that is to be finished.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def leave_signals_to_the_main_process(worker: int) -> None:
+    """Let a worker be deaf to what asks a run to stop.
+
+    Ctrl-C reaches every process of a terminal, and SLURM's signal every process of a job; a worker that dies of it
+    would fail the step that is to be finished. SIGTERM is how the process that it works for ends it.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_is(batch: Any) -> Any:
@@ -277,7 +284,7 @@ class PointLoader:
             collate_fn=_as_is,
             pin_memory=pin_memory,
             persistent_workers=persistent_workers and num_workers > 0,
-            worker_init_fn=_leave_interruptions_to_the_main_process,
+            worker_init_fn=leave_signals_to_the_main_process,
         )
         self._handed_out = 0
         self._resume: tuple[int, int] | None = None

@@ -12,6 +12,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
 
 from pc3d._files import replace_atomically
+from pc3d.data.module import PointDataModule
 from pc3d.methods.interruption import Interruption
 
 
@@ -44,6 +45,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return super().load_checkpoint(path, map_location, weights_only=True)
 
 
+def global_batch_size(data: pl.LightningDataModule | None, processes: int) -> int | None:
+    """Samples of a batch in all processes together; None where the data module does not say."""
+    return data.batch_size * processes if isinstance(data, PointDataModule) else None
+
+
 class RunCheckpoint(pl.callbacks.Checkpoint):
     """Keeps ``last.ckpt`` of a run folder current: at the end of each epoch, and every few steps if asked.
 
@@ -67,14 +73,13 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
 
     @property
     def asked_to_stop(self) -> bool:
-        """Whether Ctrl-C was pressed since the training began."""
+        """Whether Ctrl-C was pressed, or a signal came that asks to stop, since the training began."""
         return self._interruption.requested
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From now on Ctrl-C lets the step end."""
+        """From now on Ctrl-C, and a signal that asks to stop, lets the step end."""
         self._seen_step = trainer.global_step
-        if trainer.world_size == 1:  # several processes would not end at the same step
-            self._interruption.listen()
+        self._interruption.listen(several=trainer.world_size > 1, speak=trainer.is_global_zero)
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Leave, if that was asked for and ``last.ckpt`` is of this moment."""
@@ -84,21 +89,40 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Write ``last.ckpt`` if it is time."""
         step = trainer.global_step
+        if trainer.world_size > 1:  # all are to end at the same step, whichever was asked
+            requested = self._interruption.requested
+            self._interruption.requested = trainer.strategy.reduce_boolean_decision(requested, all=False)
         # After the last batch of an epoch comes its validation, which a run resumed from here would leave out; the
         # checkpoint at the end of the epoch follows in any case. Between two steps there are gradients to keep.
         due = self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._saved_step
         asked = self._interruption.requested and step != self._seen_step
+        ends = _ends_here(trainer) and step != self._saved_step
         self._seen_step = step
-        if (due or asked) and not trainer.is_last_batch:
+        if (due or asked or ends) and not trainer.is_last_batch:
             self._saved_step = step
             self._save(trainer, "last.ckpt")
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write ``last.ckpt`` anew, if validation within an epoch follows the step that it is of."""
+        # A run resumed from there goes on with the next step; what was validated would be forgotten.
+        within = not trainer.sanity_checking and not trainer.is_last_batch and not _ends_here(trainer)
+        if within and self._saved_step == trainer.global_step:
+            self._save(trainer, "last.ckpt")
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write ``last.ckpt``, and ``epoch_N.ckpt`` for epochs to keep."""
+        """Write ``last.ckpt``, and ``epoch_N.ckpt`` for epochs to keep, after a whole epoch."""
+        if not trainer.is_last_batch:
+            return
         self._saved_step = trainer.global_step
         if trainer.current_epoch + 1 in self.keep_epochs:
             self._save(trainer, f"epoch_{trainer.current_epoch + 1}.ckpt")
         self._save(trainer, "last.ckpt")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep how many samples a batch has in all processes together: a run that goes on with others is another."""
+        checkpoint["global_batch_size"] = global_batch_size(getattr(trainer, "datamodule", None), trainer.world_size)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Say how to go on."""
@@ -108,3 +132,11 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
     def _save(self, trainer: pl.Trainer, name: str) -> None:
         trainer.save_checkpoint(self.folder / name, weights_only=False)  # the optimiser and the loops, too
         self._interruption.saved()
+
+
+def _ends_here(trainer: pl.Trainer) -> bool:
+    """Whether ``max_steps``, ``max_time`` or a callback ends the run after this step.
+
+    That may cut an epoch short: a run that goes on has its rest to do.
+    """
+    return trainer.should_stop or trainer.global_step == trainer.max_steps

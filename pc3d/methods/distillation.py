@@ -38,8 +38,8 @@ class DenseDistillation(Method):
     points end in ``embed_dim`` numbers. The published runs are of outdoor scans; for rooms nothing is published, so
     sizes of superpoints and numbers of pairs are defaults of ours where not said otherwise.
 
-    A batch's draws, and those within the encoder, are a function of (seed, epoch, batch index, position in the global
-    batch): nothing of them needs to be stored to resume.
+    A batch's draws are a function of (seed, epoch, batch index, position in the global batch), those within the encoder
+    of (seed, epoch, batch index, process): nothing of them needs to be stored to resume.
 
     Args:
         encoder: has ``point_features(batch)`` and ``feature_dim``, such as :class:`pc3d.models.SparseUNet`,

@@ -1,4 +1,4 @@
-"""Ctrl-C during training: the step ends, the checkpoint is written, and only then the run stops."""
+"""Ctrl-C and a scheduler's signals: the step ends, the checkpoint is written, and only then the run stops."""
 
 from __future__ import annotations
 
@@ -6,22 +6,38 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C; what schedulers send before they kill; what SLURM's ``--signal=USR1@90`` sends 90 s before the time is up."""
+_ECHO = 2.0  # seconds in which a launcher may pass a Ctrl-C on that the terminal has sent to all processes already
+
 
 class Interruption:
-    """Whether the user asked to stop, and whether what was done is on the disk."""
+    """Whether a run was asked to stop, and whether what was done is on the disk."""
 
     def __init__(self) -> None:
         self.requested = False
         self._saved = False
+        self._several, self._speaks = False, True
+        self._since = 0.0
 
-    def listen(self) -> None:
-        """Take the first Ctrl-C as a request; :func:`interruptible` undoes this."""
+    def listen(self, *, several: bool = False, speak: bool = True) -> None:
+        """Take the first of :data:`SIGNALS` as a request; :func:`interruptible` undoes this.
+
+        Args:
+            several: the process is one of several, whose launcher may repeat a Ctrl-C.
+            speak: tell the user; one process of several does.
+        """
+        self._several, self._speaks = several, speak
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._request)
+            for number in SIGNALS:
+                signal.signal(number, self._request)
 
     def saved(self) -> None:
         """A checkpoint of this moment is on the disk."""
@@ -36,11 +52,16 @@ class Interruption:
         if self._saved:
             raise KeyboardInterrupt
 
-    def _request(self, *_: Any) -> None:
+    def _request(self, number: int, _: Any) -> None:
         if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        told = "\nstopping after this step; Ctrl-C again stops at once"
+            if number == signal.SIGINT and not (self._several and time.monotonic() - self._since < _ECHO):
+                raise KeyboardInterrupt
+            return
+        self.requested, self._since = True, time.monotonic()
+        if not self._speaks:
+            return
+        by = "" if number == signal.SIGINT else f"{signal.Signals(number).name}: "
+        told = f"\n{by}stopping after this step; Ctrl-C again stops at once"
         try:
             print(told, file=sys.stderr, flush=True)
         except RuntimeError:  # the signal came amidst a line of progress, and the stream takes no other within one
@@ -49,15 +70,19 @@ class Interruption:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Make Lightning's way out after Ctrl-C, exit code 1 and a deaf process, a ``KeyboardInterrupt`` again."""
+    """Make Lightning's ways out, exit code 1 and a deaf process after Ctrl-C, exit code 0 after a SIGTERM that came
+    before training began, a ``KeyboardInterrupt`` again."""
     main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise stop.__context__ from None
+        if isinstance(stop, SIGTERMException):
+            raise KeyboardInterrupt from None
         raise
     finally:
-        if main and before is not None:
-            signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            if main and handler is not None:
+                signal.signal(number, handler)

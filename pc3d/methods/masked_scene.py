@@ -37,8 +37,8 @@ class MaskedScene(Method):
     The exported encoder's batch norms hold the statistics of masked scenes. Fine-tuning replaces them; before features
     are used frozen, :func:`pc3d.evaluation.scene_probe.settle_on_scenes` sets those of whole scenes.
 
-    A batch's masks, drop path and representatives of voxels are a function of (seed, epoch, batch index, position in
-    the global batch): nothing of them needs to be stored to resume.
+    A batch's masks are a function of (seed, epoch, batch index, position in the global batch), drop path and
+    representatives of voxels of (seed, epoch, batch index, process): nothing of them needs to be stored to resume.
 
     Args:
         encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`; its decoder, if any, is left as it is.

@@ -144,4 +144,4 @@ class Method(pl.LightningModule, ABC):
     def on_train_epoch_start(self) -> None:
         """Log the learning rate in force."""
         for optimizer in self.trainer.optimizers:
-            self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+            self.log("train/learning_rate", optimizer.param_groups[0]["lr"], sync_dist=True)

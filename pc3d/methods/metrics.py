@@ -46,10 +46,11 @@ class CsvMetrics(Logger):
         """All rows so far; values read back from a file are strings."""
         return self._rows
 
-    def drop_after(self, step: int) -> None:
-        """Forget rows past a step: a resumed run will log them again."""
-        self._rows = [row for row in self._rows if int(row["step"]) <= step]
-        self._changed = True
+    def drop_after(self, step: int | None) -> None:
+        """Forget rows past a step, which a resumed run will log again; all of them, for a new run, if there is none."""
+        kept = [row for row in self._rows if step is not None and int(row["step"]) <= step]
+        self._changed = self._changed or len(kept) < len(self._rows)
+        self._rows = kept
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
-from pc3d._files import replace_atomically
+from pc3d._files import alone_in, replace_text
 from pc3d._progress import is_hidden
 from pc3d.data.loader import sample_generator
 from pc3d.data.module import PointDataModule
-from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint
+from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint, global_batch_size
 from pc3d.methods.interruption import interruptible
 from pc3d.methods.metrics import CsvMetrics
 from pc3d.methods.progress import run_progress
 from pc3d.models.hub import check_storable
+
+_HALF = ("16-true", "bf16-true")
 
 
 class Trainable(Protocol):
@@ -151,28 +155,63 @@ def pretrain(
         FileExistsError: the folder holds a run, and neither ``resume`` nor ``overwrite`` was given.
         FileNotFoundError: nothing to resume.
         TypeError: the encoder of the method is none that could be loaded again; the folder is as it was.
-        ValueError: the data give no training batch; the folder is as it was.
+        ValueError: the data give no training batch, an option of the trainer is wrong, or the batches of all processes
+            together are not of the size that the run had; the folder is as it was.
+        BlockingIOError: another process trains in this folder.
         OSError: the data cannot be read, and the folder is as it was; or a checkpoint could not be written, and the
             one before is intact.
         KeyboardInterrupt: Ctrl-C. The first one lets the step end and writes ``last.ckpt``, after the last step the
-            encoder, too; a second stops at once, and ``last.ckpt`` is what it was. (With several processes the first
-            stops at once.)
+            encoder, too; a second stops at once, and ``last.ckpt`` is what it was. SIGTERM and SIGUSR1, by which
+            schedulers tell that they will kill soon, are as the first.
     """
     folder = RunFolder(output)
     # The processes that Lightning starts for further devices run this again; the folder is the first one's business.
-    if is_first_process():
+    # Nothing is written, and no earlier run removed, for one that cannot start.
+    if is_first_process(trainer.get("num_nodes", 1)):
         folder.check(resume=resume, overwrite=overwrite)
         if isinstance(encoder := getattr(method, "encoder", None), nn.Module):
             check_storable(encoder)
-        _check_data(data)  # before an earlier run is removed for one that cannot start
-        folder.prepare(resume=resume, overwrite=overwrite)
-        if config is not None:
-            with replace_atomically(folder.config) as file:
-                file.write(config.encode())
+        _check_data(data)
+    before = _content_of(folder.checkpoint) if resume else {}
     metrics = CsvMetrics(folder.metrics)
-    if resume:
-        metrics.drop_after(_step_of(folder.checkpoint))
+    metrics.drop_after(before.get("global_step"))
     checkpoint = RunCheckpoint(folder.path, every_n_steps, keep_epochs)
+    engine = _trainer(folder, data, checkpoint, metrics, trainer)
+    _check_same_batches(before.get("global_batch_size"), data, engine.world_size)
+    with ExitStack() as stack:
+        if engine.is_global_zero:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone_in(folder.path))
+            folder.prepare(resume=resume, overwrite=overwrite)
+            if config is not None:
+                replace_text(folder.config, config)
+        with interruptible(), _refusals_of_lightning(trainer):
+            engine.fit(
+                cast(pl.LightningModule, method),
+                datamodule=data,
+                ckpt_path=folder.checkpoint if resume else None,
+                weights_only=True,
+            )
+        if engine.is_global_zero and engine.state.finished:
+            method.export(folder.path)
+    if checkpoint.asked_to_stop:  # in the last step: the run has ended, but what was to come after it shall not
+        raise KeyboardInterrupt
+    return engine
+
+
+def _trainer(
+    folder: RunFolder,
+    data: pl.LightningDataModule,
+    checkpoint: RunCheckpoint,
+    metrics: CsvMetrics,
+    trainer: dict[str, Any],
+) -> pl.Trainer:
+    """Lightning's trainer with what a run folder needs.
+
+    Raises:
+        ValueError: an option that Lightning refuses, or that leads nowhere.
+    """
+    _check_options(trainer)
     callbacks = [*_as_list(trainer.pop("callbacks", None)), checkpoint]
     if isinstance(data, PointDataModule) and data.val_dataloader() == []:
         trainer["limit_val_batches"] = 0
@@ -184,26 +223,59 @@ def pretrain(
         trainer["enable_model_summary"] = False
     loggers = [metrics, pl.loggers.TensorBoardLogger(folder.path, name="tensorboard", version="")]
     plugins = [*_as_list(trainer.pop("plugins", None)), AtomicCheckpointIO()]
-    engine = pl.Trainer(
-        default_root_dir=folder.path, callbacks=callbacks, logger=loggers, plugins=plugins, **_without_none(trainer)
-    )
-    with interruptible():
-        engine.fit(
-            cast(pl.LightningModule, method),
-            datamodule=data,
-            ckpt_path=folder.checkpoint if resume else None,
-            weights_only=True,
+    with _refusals_of_lightning(trainer):
+        return pl.Trainer(
+            default_root_dir=folder.path, callbacks=callbacks, logger=loggers, plugins=plugins, **_without_none(trainer)
         )
-    if engine.is_global_zero and engine.state.finished:
-        method.export(folder.path)
-    if checkpoint.asked_to_stop:  # in the last step: the run has ended, but what was to come after it shall not
-        raise KeyboardInterrupt
-    return engine
 
 
-def is_first_process() -> bool:
-    """Whether this process, of those that train or will train together, is the one that writes."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
+@contextmanager
+def _refusals_of_lightning(trainer: dict[str, Any]) -> Iterator[None]:
+    """Lightning's own kind of error as the usual one."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        accelerator = trainer.get("accelerator", "auto")
+        hint = "" if accelerator in ("auto", "cpu", None) else "; pc3d doctor shows which devices there are"
+        raise ValueError(f"trainer: {str(error).rstrip('.!')}{hint}") from error
+
+
+def is_first_process(num_nodes: int = 1) -> bool:
+    """Whether this process, of those that train or will train together, is the one that writes.
+
+    Args:
+        num_nodes: machines that train together.
+    """
+    # Where Lightning itself starts the processes of a machine, the first on each has no rank yet but the machine's.
+    node = os.environ.get("NODE_RANK", "0") if num_nodes > 1 and "RANK" not in os.environ else "0"
+    return int(getattr(rank_zero_only, "rank", 0)) == 0 and int(node) == 0
+
+
+def _check_options(trainer: dict[str, Any]) -> None:
+    """Refuses what Lightning would take and then fail at, or do badly."""
+    if trainer.get("precision") in _HALF:
+        raise ValueError(
+            f"trainer.precision: {trainer['precision']} keeps the weights in 16 bits, where small steps of the "
+            "optimiser are lost: use bf16-mixed or 16-mixed, which compute in 16 bits and keep them in 32"
+        )
+    if trainer.get("overfit_batches"):
+        raise ValueError(
+            "trainer.overfit_batches: batches are drawn anew each epoch here; to overfit a few samples, train on a "
+            "pc3d.data.Selection of them"
+        )
+
+
+def _check_same_batches(before: int | None, data: pl.LightningDataModule, processes: int) -> None:
+    """Refuses to go on with other batches than the run had so far, of all processes together."""
+    now = global_batch_size(data, processes)
+    if before is None or now is None or now == before:
+        return
+    share, rest = divmod(before, processes)
+    remedy = f"take a number of processes that divides {before}" if rest else f"--data.batch_size {share}"
+    raise ValueError(
+        f"cannot resume with batches of {now // processes} on each of {processes} processes: those of the run are of "
+        f"{before} together: {remedy}"
+    )
 
 
 def _check_data(data: pl.LightningDataModule) -> None:
@@ -214,11 +286,12 @@ def _check_data(data: pl.LightningDataModule) -> None:
             data.train.sample(0, sample_generator(0, 0, 0))
 
 
-def _step_of(checkpoint: Path) -> int:
-    """The optimiser steps that a checkpoint has seen."""
+def _content_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds."""
     try:
-        # Mapped, not read: only the number is needed here.
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        # Mapped, not read: only two numbers are needed here.
+        content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return {"global_step": int(content["global_step"]), "global_batch_size": content.get("global_batch_size")}
     except Exception as error:
         raise ValueError(f"{checkpoint} is not a checkpoint that can be resumed: {error}") from error
 

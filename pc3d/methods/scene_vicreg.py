@@ -49,8 +49,9 @@ class SceneVICReg(Method):
     replaces them; before features are used frozen, :func:`pc3d.evaluation.scene_probe.settle_on_scenes` sets those of
     whole scenes.
 
-    A batch's matches and masks, and the draws within the encoder, are a function of (seed, epoch, batch index, position
-    in the global batch): nothing of them needs to be stored to resume. Rows are compared over the global batch.
+    A batch's matches and masks are a function of (seed, epoch, batch index, position in the global batch), the draws
+    within the encoder of (seed, epoch, batch index, process): nothing of them needs to be stored to resume. Rows are
+    compared over the global batch.
 
     Args:
         encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`; its decoder, if any, is left as it is.

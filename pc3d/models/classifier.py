@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pc3d.models.point_vit import PointViT
+from pc3d.nn import GlobalBatchNorm
 
 HeadType = Literal["full", "mlp3", "linear"]
 HEADS: tuple[str, ...] = ("full", "mlp3", "linear")
@@ -99,11 +100,11 @@ def _head(width: int, num_classes: int, head: HeadType) -> nn.Sequential:
         return nn.Sequential(nn.Linear(width, num_classes))
     return nn.Sequential(
         nn.Linear(width, 256),
-        nn.BatchNorm1d(256),
+        GlobalBatchNorm(256),
         nn.ReLU(inplace=True),
         nn.Dropout(0.5),
         nn.Linear(256, 256),
-        nn.BatchNorm1d(256),
+        GlobalBatchNorm(256),
         nn.ReLU(inplace=True),
         nn.Dropout(0.5),
         nn.Linear(256, num_classes),

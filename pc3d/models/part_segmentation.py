@@ -15,6 +15,7 @@ from pc3d.models.local_features import (
     vector_only,
 )
 from pc3d.models.object_encoder import ObjectEncoder
+from pc3d.nn import GlobalBatchNorm
 from pc3d.ops import interpolate
 
 _HEAD, _CATEGORY = (1024, 512, 256), 64
@@ -73,7 +74,7 @@ class PointPartSegmenter(nn.Module):
             module.requires_grad_(False)
         width = local_dim(encoder)
         self.category = nn.Sequential(
-            nn.Linear(num_categories, _CATEGORY, bias=False), nn.BatchNorm1d(_CATEGORY), nn.LeakyReLU(0.2)
+            nn.Linear(num_categories, _CATEGORY, bias=False), GlobalBatchNorm(_CATEGORY), nn.LeakyReLU(0.2)
         )
         self.head_dims = tuple(head_dims or (4 * encoder.embed_dim, *_HEAD))
         if len(self.head_dims) != 4 or min(self.head_dims) < 1:
@@ -81,19 +82,19 @@ class PointPartSegmenter(nn.Module):
         hidden, propagated, first, second = self.head_dims
         self.propagation = nn.Sequential(
             nn.Linear(3 + width, hidden),
-            nn.BatchNorm1d(hidden),
+            GlobalBatchNorm(hidden),
             nn.ReLU(inplace=True),
             nn.Linear(hidden, propagated),
-            nn.BatchNorm1d(propagated),
+            GlobalBatchNorm(propagated),
             nn.ReLU(inplace=True),
         )
         self.head = nn.Sequential(
             nn.Linear(propagated + 2 * width + _CATEGORY, first),
-            nn.BatchNorm1d(first),
+            GlobalBatchNorm(first),
             nn.ReLU(inplace=True),
             nn.Dropout(0.5),
             nn.Linear(first, second),
-            nn.BatchNorm1d(second),
+            GlobalBatchNorm(second),
             nn.ReLU(inplace=True),
             nn.Linear(second, num_parts),
         )

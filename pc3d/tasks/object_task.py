@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pc3d.data.types import PointBatch
 from pc3d.evaluation.classification import content_hash
 from pc3d.evaluation.cost import cpu_seconds
+from pc3d.nn import all_reduce_sum
 from pc3d.tasks.draws import draws_of_step
 from pc3d.tasks.fine_tuning import FineTuning
 from pc3d.tasks.selection import EpochScore, EpochSelection
@@ -114,7 +115,7 @@ class ObjectTask(pl.LightningModule, ABC):
     def on_train_epoch_start(self) -> None:
         """Log the learning rate in force at the top of the network."""
         for optimizer in self.trainer.optimizers:
-            self.log("train/learning_rate", optimizer.param_groups[-1]["lr"])
+            self.log("train/learning_rate", optimizer.param_groups[-1]["lr"], sync_dist=True)
 
     def on_validation_epoch_start(self) -> None:
         """Start the counts anew."""
@@ -132,13 +133,12 @@ class ObjectTask(pl.LightningModule, ABC):
             return
         found: dict[str, float] = {}
         for name, tally in zip(self._watched(), self._tallies, strict=True):
-            counts = self.all_gather(tally.counts.to(self.device))
-            if isinstance(counts, Tensor):
-                tally.counts = counts.reshape(-1, *tally.counts.shape).sum(0).cpu()
+            tally.counts = all_reduce_sum(tally.counts.to(self.device)).cpu()
             scores = tally.means()
             found[name] = scores[self.score]
             for key, value in scores.items():
-                self.log(f"{name}/{key}", value, prog_bar=key == self.score, rank_zero_only=True)
+                # Alike on all processes, each of which may watch it to stop early.
+                self.log(f"{name}/{key}", value, prog_bar=key == self.score, sync_dist=True)
         score = EpochScore(self.current_epoch + 1, found.get("validation"), found.get("test"))
         self.selection.record(score, self.model)
 

@@ -16,7 +16,7 @@ from pc3d.data.types import PointBatch
 from pc3d.evaluation import ConfusionMatrix
 from pc3d.evaluation.scene_probe import fit_linear_head
 from pc3d.models import BlockFeatures, DistilledEncoder, UpcastFeatures, scene_backbone
-from pc3d.nn import mean_over_processes, take_from_first
+from pc3d.nn import all_reduce_sum, mean_over_processes, take_from_first
 from pc3d.tasks.draws import draws_of_step
 from pc3d.tasks.initial_weights import take_weights
 from pc3d.tasks.language import LanguageGuidance
@@ -237,12 +237,10 @@ class SemanticSegmentation(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores over the whole validation set."""
-        counts = self.all_gather(self._matrix.counts.to(self.device))
-        if isinstance(counts, Tensor):
-            self._matrix.counts = counts.reshape(-1, *self._matrix.counts.shape).sum(0).cpu()
+        self._matrix.counts = all_reduce_sum(self._matrix.counts.to(self.device)).cpu()
         scores = self._matrix.scores(self.classes)
         for name in ("miou", "macc", "allacc", "miou_present"):
-            self.log(f"validation/{name}", getattr(scores, name), prog_bar=name == "miou", rank_zero_only=True)
+            self.log(f"validation/{name}", getattr(scores, name), prog_bar=name == "miou", sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW and its schedule, as long as the run or as ``schedule_epochs`` says."""

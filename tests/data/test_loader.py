@@ -149,9 +149,15 @@ def test_processes_together_see_the_batch_of_one(num_samples: int, world_size: i
 def test_a_rest_smaller_than_the_processes_borrows() -> None:
     samplers = [EpochSampler(9, 4, shuffle=False, drop_last=False, rank=rank, world_size=2) for rank in range(2)]
     assert [sampler.batches(0) for sampler in samplers] == [[[0, 1, 2, 3], [7]], [[4, 5, 6], [8]]]
-    for num_samples, batch_size in ((1, 4), (3, 1)):
-        with pytest.raises(ValueError, match="do not give each of 2 processes the same number of batches"):
-            len(EpochSampler(num_samples, batch_size, drop_last=False, rank=0, world_size=2))
+    with pytest.raises(ValueError, match="1 samples do not go round 2 processes"):
+        len(EpochSampler(1, 4, drop_last=False, rank=0, world_size=2))
+
+
+def test_batches_of_one_that_have_none_to_lend_take_the_rest_in() -> None:
+    """Scenes are judged one by one: 8 of them by 3 processes."""
+    samplers = [EpochSampler(8, 1, shuffle=False, drop_last=False, rank=rank, world_size=3) for rank in range(3)]
+    assert [sampler.batches(0) for sampler in samplers] == [[[0], [3, 4]], [[1], [5, 6]], [[2], [7]]]
+    assert [len(sampler) for sampler in samplers] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(

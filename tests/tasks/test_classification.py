@@ -292,12 +292,12 @@ class Stop(pl.Callback):
             raise InterruptedError
 
 
-def run(folder: Path, stop: Stop | None = None, resume: bool = False) -> Classification:
+def run(folder: Path, stop: Stop | None = None, resume: bool = False, **changes: Any) -> Classification:
     method = task()
     torch.manual_seed(int(time.time()))
     module = data(seed=4, protocol="legacy")
     callbacks = [] if stop is None else [stop]
-    options = {"every_n_steps": 3, "callbacks": callbacks, "max_epochs": 4, **QUIET}
+    options = {"every_n_steps": 3, "callbacks": callbacks, "max_epochs": 4, **QUIET, **changes}
     pretrain(method, module, folder, resume=resume, **options)
     return method
 
@@ -315,6 +315,18 @@ def test_a_run_that_is_broken_off_ends_bit_for_bit_as_one_that_is_not(
     with pytest.raises(InterruptedError):
         run(tmp_path, stop=Stop(step, validating))
     resumed = run(tmp_path, resume=True)
+    assert resumed.selection.history == whole.selection.history
+    assert all(torch.equal(resumed.model.state_dict()[name], value) for name, value in whole.model.state_dict().items())
+
+
+def test_validation_within_an_epoch_is_not_forgotten_by_what_goes_on_after_it(tmp_path: Path) -> None:
+    """A checkpoint and a validation fall on the same step."""
+    options = {"val_check_interval": 1, "every_n_steps": 1, "max_epochs": 1}
+    whole = run(tmp_path / "whole", **options)
+    assert len(whole.selection.history) == 3
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "broken", stop=Stop(2, False), **options)
+    resumed = run(tmp_path / "broken", resume=True, **options)
     assert resumed.selection.history == whole.selection.history
     assert all(torch.equal(resumed.model.state_dict()[name], value) for name, value in whole.model.state_dict().items())
 

@@ -1,0 +1,96 @@
+"""Tasks in two processes: what they compute and what they say of validation is that of one."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tiny import QUIET
+from tiny_objects import CLASSES, encoder, objects
+from tiny_scenes import SmallRooms, unet
+from torch import Tensor, nn
+
+from pc3d.data import PointBatch, SceneDataModule, Selection
+from pc3d.methods import pretrain
+from pc3d.tasks import Classification, SegmentationOptimisation, SemanticSegmentation
+from pc3d.tasks.object_task import ObjectTask
+
+
+def tasks() -> dict[str, ObjectTask]:
+    """Without what each process draws for itself."""
+    torch.manual_seed(0)
+    found: dict[str, ObjectTask] = {
+        "classification": Classification(encoder(drop_path=0.0), len(CLASSES), CLASSES),
+    }
+    for task in found.values():
+        for module in task.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    return found
+
+
+def clouds(part: slice) -> PointBatch:
+    """Some of four objects."""
+    found = [objects("test").load(i).select(slice(96)) for i in range(4)][part]
+    xyz = torch.cat([cloud.xyz for cloud in found])
+    label = torch.stack([torch.as_tensor(cloud.label) for cloud in found])
+    return PointBatch(xyz.double(), torch.arange(len(found) + 1) * 96, label=label)
+
+
+def step(name: str, part: slice) -> dict[str, Tensor]:
+    """The mean over processes of loss and gradients, and the running statistics of batch norm; float64."""
+    task = tasks()[name].double()
+    loss, _ = task.loss(clouds(part))
+    loss.backward()
+    found = {path: p.grad for path, p in task.named_parameters() if p.grad is not None} | {"loss": loss.detach()}
+    if dist.is_initialized():
+        for value in found.values():
+            dist.all_reduce(value)
+            value /= dist.get_world_size()
+    return found | {path: value for path, value in task.named_buffers() if value.is_floating_point()}
+
+
+def worker(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    part = slice(0, 1) if rank == 0 else slice(1, 4)  # one object alone has no variance
+    torch.save({name: step(name, part) for name in tasks()}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_step_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call,attr-defined]
+    for name in tasks():
+        expected = step(name, slice(None))
+        assert any("running_var" in path for path in expected if "model.head" in path)
+        for rank in (0, 1):
+            found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)[name]
+            assert found.keys() == expected.keys()
+            for path, value in expected.items():
+                # Losses are computed in float32, whatever the weights are of.
+                torch.testing.assert_close(found[path], value, rtol=1e-5, atol=1e-6, msg=f"{name} {path}")
+
+
+def scenes(folder: Path, **options: Any) -> list[dict[str, str]]:
+    """Train on rooms and watch three of them one by one, which do not go round; the rows with validation."""
+    torch.manual_seed(0)
+    watch = pl.callbacks.EarlyStopping("validation/miou", mode="max", patience=9)
+    task = SemanticSegmentation(unet(), 24, optimisation=SegmentationOptimisation(learning_rate=0.0))
+    rooms = SmallRooms()
+    data = SceneDataModule(train=rooms, validation=Selection(rooms, range(3)), batch_size=4, eval_batch_size=1)
+    pretrain(task, data, folder, max_epochs=1, limit_train_batches=1, callbacks=[watch], **QUIET, **options)
+    with open(folder / "metrics.csv", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["validation/miou"]]
+
+
+@pytest.mark.slow
+def test_two_processes_watch_and_may_stop_by_what_is_validated(tmp_path: Path) -> None:
+    two = scenes(tmp_path / "two", devices=2, strategy="ddp_spawn")
+    assert len(two) == 1
+    assert float(two[0]["validation/miou"]) > 0
