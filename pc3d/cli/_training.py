@@ -134,7 +134,11 @@ def _is_wrapped(error: BaseException) -> bool:
 
 
 def with_config(argv: Sequence[str], folder: str) -> list[str]:
-    """The arguments, with names of shipped configurations turned into paths and a resumed run's own put in front."""
+    """The arguments, with names of shipped configurations turned into paths and a resumed run's own put in front.
+
+    Raises:
+        FileNotFoundError: no such configuration; or a run is to be resumed without one, and the folder holds none.
+    """
     argv = list(argv)
     look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     look.add_argument("--output")
@@ -142,8 +146,17 @@ def with_config(argv: Sequence[str], folder: str) -> list[str]:
     known, _ = look.parse_known_args(argv)
     named = _configs_in(argv)
     if not named:
-        stored = Path(known.output or "", "config.yaml")
-        return ["--config", str(stored), *argv] if known.resume and known.output and stored.is_file() else argv
+        if not (known.resume and known.output):
+            return argv
+        stored = Path(known.output, "config.yaml")
+        if stored.is_file():
+            return ["--config", str(stored), *argv]
+        if not {"-h", "--help"} & set(argv):
+            from pc3d.methods import RunFolder
+
+            # Otherwise the parser would miss the model that a configuration names.
+            RunFolder(known.output).check(resume=True)
+        return argv
     paths = {name: _path_of(name, folder) for name in named}
     joined = {f"--config={name}": f"--config={path}" for name, path in paths.items()}
     # Only the value of the option: a run folder may have the name of its configuration.

@@ -150,6 +150,15 @@ def test_without_its_module_an_encoder_is_refused_with_the_remedy(
     assert "own_lab.Shared is none of pc3d, and own_lab cannot be imported here" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", [["pretrain"], ["segment", "train"], ["classify", "train"]])
+def test_resuming_what_was_never_begun_is_told_so(
+    verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*verb, "--output", str(tmp_path / "none"), "--resume"]) == 1
+    assert "none holds no run (there is no last.ckpt): leave out --resume to start one" in capsys.readouterr().err
+    assert main([*verb, "--output", str(tmp_path / "none"), "--resume", "--help"]) == 0
+
+
 def test_a_run_that_failed_in_its_first_step_is_told_from_a_folder_of_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
