@@ -118,3 +118,10 @@ def near_origin(xyz: Array, resolution: float | None = None) -> tuple[Array, tup
         return xyz, None
     origin = np.floor(low)
     return xyz - origin, tuple(float(value) for value in origin)
+
+
+def beside(path: Path, name: str) -> Path | None:
+    """The file that another one refers to, in the folder that it names or, if it came from elsewhere, beside it."""
+    plain = name.replace("\\", "/")
+    candidates = (path.parent / plain, path.parent / plain.rpartition("/")[2])
+    return next((candidate for candidate in candidates if candidate.is_file()), None)

@@ -15,7 +15,7 @@ import numpy as np
 
 from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
-from pc3d.data.file_fields import Array, Fields, colours
+from pc3d.data.file_fields import Array, Fields, beside, colours
 from pc3d.data.off import read_off
 from pc3d.data.ply import Triangles, ply_meshes, ply_points
 from pc3d.data.ply_elements import read_ply
@@ -126,10 +126,9 @@ class _FilesBeside:
         self._path = path
 
     def get(self, name: str) -> bytes:
-        plain = _TEXTURE_OPTIONS.sub("", name.strip().strip('"')).replace("\\", "/")
-        for candidate in (self._path.parent / plain, self._path.parent / plain.rpartition("/")[2]):
-            if candidate.is_file():
-                return candidate.read_bytes()
+        found = beside(self._path, _TEXTURE_OPTIONS.sub("", name.strip().strip('"')))
+        if found is not None:
+            return found.read_bytes()
         warnings.warn(f"{self._path}: {name!r} is not beside it: read without its colours", stacklevel=2)
         raise FileNotFoundError(name)
 

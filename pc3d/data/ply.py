@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
-from pc3d.data.file_fields import Array, Fields, fans, named_colours, named_fields
+from pc3d.data.file_fields import Array, Fields, beside, fans, named_colours, named_fields
 from pc3d.data.ply_elements import Element, Lists, PlyFile, num_rows, read_ply
 
 _TEXTURE_COORDINATES = (("s", "t"), ("u", "v"), ("texture_u", "texture_v"))
@@ -142,7 +142,7 @@ def _bytes(rgb: Array) -> NDArray[np.uint8]:
 def _picture(path: Path, name: str) -> Any:
     pillow = require("PIL.Image", extra="io", purpose="textures")
     try:
-        picture = pillow.open(path.parent / name.replace("\\", "/"))
+        picture = pillow.open(beside(path, name) or path.parent / name)
         picture.load()
         return picture
     except OSError as error:

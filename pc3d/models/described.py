@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from pc3d.models.object_encoder import ObjectEncoder
+
 _OWN = "pc3d."
 
 
@@ -38,8 +40,8 @@ def check_described(encoder: nn.Module) -> None:
             f"the encoder's class {named} cannot be imported by that name when its weights are loaded: define it at "
             "the top of a file of its own, as my_encoders.py, and import it from there"
         )
-    encode = getattr(encoder, "encode", None)
-    if encode is not None and "pooling" not in inspect.signature(encode).parameters:
+    # What encoders of scenes call encode gives levels of voxels, which are not pooled.
+    if isinstance(encoder, ObjectEncoder) and not _takes_pooling(encoder):
         raise TypeError(
             f"encode of {named} must take pooling, which whatever judges an encoder passes on: def encode(self, xyz, "
             'pooling="max"), as pc3d.models.ObjectEncoder says; it may leave it unused'
@@ -109,6 +111,11 @@ def _parameters(kind: type[nn.Module]) -> list[str]:
         for name, parameter in inspect.signature(kind).parameters.items()
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
+
+
+def _takes_pooling(encoder: ObjectEncoder) -> bool:
+    parameters = inspect.signature(encoder.encode).parameters
+    return "pooling" in parameters or any(one.kind == one.VAR_KEYWORD for one in parameters.values())
 
 
 def _takes_any_name(kind: type[nn.Module]) -> bool:

@@ -56,10 +56,12 @@ class PointPartSegmenter(nn.Module):
         head_dims: tuple[int, int, int, int] | None = None,
     ) -> None:
         super().__init__()
-        if not describes_places(encoder) or getattr(encoder, "reads_rgb", False):
+        reads_rgb = getattr(encoder, "reads_rgb", False)
+        if reads_rgb or not describes_places(encoder):
             raise TypeError(
                 "PointPartSegmenter takes a PointViT, ViT3D, PointNet, DGCNN, or an ObjectEncoder of your own with "
                 f"local_features(xyz) and local_dim; got {type(encoder).__name__}"
+                + (", which reads colours: of objects there are only coordinates here" if reads_rgb else "")
             )
         if encoder.config.get("num_cls_tokens"):
             raise ValueError(

@@ -20,6 +20,7 @@ from pc3d.models import (
     ObjectEncoder,
     PointPartSegmenter,
     PointViT,
+    SparseUNet,
     load_encoder,
     object_features,
     save_encoder,
@@ -81,6 +82,10 @@ class Unpooled(Shared):
         return self.local_features(xyz).amax(1)
 
 
+class OwnScenes(SparseUNet):
+    """One of scenes, whose ``encode`` gives levels of voxels and knows no pooling."""
+
+
 class VectorAlone(ObjectEncoder):
     """Knows no places."""
 
@@ -124,6 +129,11 @@ def test_tied_weights_are_stored(tmp_path: Path) -> None:
     loaded = load_encoder(save_encoder(encoder, tmp_path), expect=Tied)
     assert loaded.second.weight is loaded.layer.weight
     assert torch.equal(loaded.layer.weight, encoder.layer.weight)
+
+
+def test_one_of_scenes_comes_back(tmp_path: Path) -> None:
+    loaded = load_encoder(save_encoder(OwnScenes(channels=[6], blocks=[1]), tmp_path), expect=OwnScenes)
+    assert loaded.config["channels"] == [6]
 
 
 def test_an_own_class_around_an_encoder_comes_back(tmp_path: Path) -> None:
@@ -212,6 +222,10 @@ def test_one_without_them_is_told_what_it_lacks() -> None:
     for build in (PointPartSegmenter, BlockFeatures, lambda one: object_features(one, torch.rand(4, 3))):
         with pytest.raises(TypeError, match=r"local_features\(xyz\) and local_dim"):
             build(VectorAlone())
+    coloured = Shared()
+    coloured.reads_rgb = True
+    with pytest.raises(TypeError, match="got Shared, which reads colours"):
+        PointPartSegmenter(coloured)
     with pytest.raises(ValueError, match="layers: a Shared has no blocks"):
         PointPartSegmenter(Shared(), layers=(0, 1, 2))
     encoder = Shared()
