@@ -569,7 +569,7 @@ def test_the_scenes_of_a_report_go_on_after_an_interruption(
     shown: list[Any] = []
     stop_at = 1
 
-    def interrupted(model: Any, cloud: PointCloud) -> SceneLabels:
+    def interrupted(model: Any, cloud: PointCloud, device: Any = None) -> SceneLabels:
         if stop_at == len(named):
             raise KeyboardInterrupt
         named.append(cloud)
