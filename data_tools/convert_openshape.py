@@ -32,7 +32,8 @@ import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pc3d.data import BadFileError, MissingDataError, OpenShapeFiles, PointCloud
-from pc3d.data.aligned_files import RELEASED_TOWER, key_part, shard_members, write_index, write_shard
+from pc3d.data.aligned_files import RELEASED_TOWER, key_part, write_index, write_shard
+from pc3d.data.shard_files import shard_members
 
 
 def clouds(dataset: OpenShapeFiles, rows: range, refuse: bool, skipped: list[str]) -> Iterator[PointCloud]:

@@ -48,9 +48,10 @@ from pc3d.data import (
     PointCloud,
     PointDataset,
 )
-from pc3d.data.aligned_files import shard_members, write_index, write_shard
+from pc3d.data.aligned_files import write_index, write_shard
 from pc3d.data.chat import ChatEndpoint, EndpointCaptioner
 from pc3d.data.enrichment import NearestTexts, enriched
+from pc3d.data.shard_files import shard_members
 from pc3d.image import (
     PHOTO,
     ULIP_TEMPLATES,

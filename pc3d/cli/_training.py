@@ -242,7 +242,10 @@ def _what_matters(config: Any, name: str, free: Sequence[str]) -> Any:
     section = config.get(name) if isinstance(config, dict) else None
     if name != "data" or not isinstance(section, dict):
         return section
-    return {key: value for key, value in section.items() if key not in free}
+    kept = {key: value for key, value in section.items() if key not in free}
+    if isinstance(kept.get("init_args"), dict):  # of a class that the configuration names
+        kept["init_args"] = {key: value for key, value in kept["init_args"].items() if key not in free}
+    return kept
 
 
 def _check_unchanged(resolved: str, stored: Path) -> None:

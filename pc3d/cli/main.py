@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,9 @@ VERBS = {
     "completion": "print a script that completes verbs and options in bash, zsh or tcsh",
     "demo": "pre-train a small Point-CMAE on the embedded objects and score it, in minutes",
 }
+
+# What PyTorch's loader puts in front of an error of one of its workers: all of its traceback.
+_WORKERS = re.compile(r"\ACaught \w+ in DataLoader worker process \d+\.\n.*\n[\w.]*(Error|Exception): ", re.DOTALL)
 
 
 def _help() -> str:
@@ -101,7 +105,7 @@ def _run(verb: str, arguments: list[str]) -> int:
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("PC3D_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_WORKERS.sub('', str(error))}", file=sys.stderr)
         return FAILURE
     return OK if code is None else int(code)
 

@@ -7,6 +7,7 @@ import json
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from pc3d.data.aligned import RAW, RENDERING, RETRIEVAL, THUMBNAIL, Targets
 from pc3d.data.dataset import BadFileError, MissingDataError, PointDataset
 from pc3d.data.pickles import load_object_array
+from pc3d.data.shard_files import shard_members
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
 
@@ -178,6 +180,9 @@ def _stack(rows: Sequence[Any]) -> Tensor:
 
 # ---- shards ------------------------------------------------------------------------------------------------------
 
+# What NumPy, zipfile and zlib make of damaged archives; they may seem encrypted, or of another compression.
+_BAD_ARRAYS = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, RuntimeError, KeyError, TypeError)
+
 
 def pack_cloud(cloud: PointCloud, dtype: str = "float16") -> bytes:
     """A shape with its targets as an ``.npz`` file: what a shard holds of it.
@@ -213,8 +218,13 @@ def pack_cloud(cloud: PointCloud, dtype: str = "float16") -> bytes:
     return file.getvalue()
 
 
-def unpack_cloud(data: bytes, path: Path | str) -> PointCloud:
+def unpack_cloud(data: bytes, path: Path | str, where: str = "where the index says so") -> PointCloud:
     """The shape that :func:`pack_cloud` packed.
+
+    Args:
+        data: the bytes.
+        path: of the shard that they are of.
+        where: in it they lie, for the error.
 
     Raises:
         BadFileError: the bytes are not one.
@@ -229,8 +239,8 @@ def unpack_cloud(data: bytes, path: Path | str) -> PointCloud:
         rgb = torch.from_numpy(arrays["rgb"].astype(np.float32) / 255.0) if "rgb" in arrays else None
         meta = {"id": str(arrays["id"]), "dataset": str(arrays["dataset"]), "targets": targets}
         return PointCloud(xyz=torch.from_numpy(arrays["xyz"]), rgb=rgb, meta=meta)
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError, TypeError) as error:
-        raise BadFileError(path, f"does not hold a packed shape where the index says so ({error!r})") from error
+    except _BAD_ARRAYS as error:
+        raise BadFileError(path, f"does not hold a packed shape {where} ({error!r})") from error
 
 
 def shard_key(cloud: PointCloud) -> str:
@@ -251,22 +261,6 @@ def write_shard(path: Path, clouds: Iterable[PointCloud], dtype: str = "float16"
             member = tarfile.TarInfo(f"{shard_key(cloud)}.npz")
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-
-
-def shard_members(path: Path) -> list[tuple[str, int, int]]:
-    """Key, first byte and number of bytes of each shape of a shard.
-
-    Raises:
-        BadFileError: the file is not a whole tar file.
-    """
-    try:
-        with tarfile.open(path) as tar:
-            found = [(m.name.removesuffix(".npz"), m.offset_data, m.size) for m in tar if m.name.endswith(".npz")]
-    except (tarfile.TarError, OSError) as error:
-        raise BadFileError(path, f"is not a readable tar file ({error})") from error
-    if found and found[-1][1] + found[-1][2] > path.stat().st_size:
-        raise BadFileError(path, "is truncated, or still being copied")
-    return found
 
 
 def write_index(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from glob import glob
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pc3d._extras import require
 from pc3d.data.aligned_files import TERMS, TOOL, read_text_filter, unpack_cloud, without_silent_texts
 from pc3d.data.dataset import BadFileError, MissingDataError
 from pc3d.data.loader import _process, leave_signals_to_the_main_process, sample_generator
+from pc3d.data.shard_files import read_shard
 from pc3d.data.transforms import Compose, Transform
 from pc3d.data.types import PointBatch, PointCloud, collate
 
@@ -44,12 +46,7 @@ class _Stream(IterableDataset[PointBatch]):
         worker = get_worker_info()
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         part, parts = self.process * workers + number, self.processes * workers
-        if len(self.urls) < parts:
-            raise ValueError(
-                f"{len(self.urls)} shards cannot be shared by {parts} readers ({self.processes} processes of {workers} "
-                "workers): use fewer workers, or more and smaller shards"
-            )
-        samples = self._shuffled(self._samples(part, parts), sample_generator(self.seed, self.epoch, 2**62 + part))
+        samples = self._samples(part, parts)
         for step in count():
             clouds = [
                 self._transformed(cloud, step * self.batch_size + i, part)
@@ -58,28 +55,31 @@ class _Stream(IterableDataset[PointBatch]):
             yield collate(clouds)
 
     def _samples(self, part: int, parts: int) -> Iterator[PointCloud]:
-        """Shapes of the shards of one reader; every round deals the shards anew, the same to all readers."""
-        webdataset = require("webdataset", extra="train", purpose="streams of shards")
+        """Shapes of one reader; every round deals the shards anew, the same to all readers."""
+        generator = sample_generator(self.seed, self.epoch, 2**62 + part)
         for turn in count():
             order = torch.randperm(len(self.urls), generator=sample_generator(self.seed, self.epoch, 2**63 + turn))
-            found = 0
-            for url in (self.urls[i] for i in order[part::parts].tolist()):
-                plain = webdataset.WebDataset([url], shardshuffle=False, nodesplitter=None, workersplitter=None)
-                for sample in plain:
-                    if "npz" not in sample:
-                        raise BadFileError(url, f"has no KEY.npz for the key {sample.get('__key__')!r}")
-                    found += 1
-                    yield without_silent_texts(unpack_cloud(sample["npz"], url), self.silent)
-            if not found:
-                raise BadFileError(self.urls[int(order[part])], "and the other shards of this reader hold no shapes")
+            # Each round by itself: a buffer that holds more than a reader's share would give a shape twice in a batch.
+            yield from self._shuffled(self._shapes(order[part::parts].tolist()), generator)
+
+    def _shapes(self, shards: Sequence[int]) -> Iterator[PointCloud]:
+        """Shapes of some shards, in their order."""
+        for url in (self.urls[i] for i in shards):
+            for sample in read_shard(url):
+                if "npz" not in sample:
+                    raise BadFileError(url, f"has no KEY.npz for the key {sample['__key__']!r}")
+                cloud = unpack_cloud(sample["npz"], url, f"in {sample['__key__']}.npz")
+                yield without_silent_texts(cloud, self.silent)
 
     def _shuffled(self, samples: Iterator[PointCloud], generator: torch.Generator) -> Iterator[PointCloud]:
-        """A sample drawn from a buffer each time, whose place the next one takes."""
+        """A sample drawn from a buffer each time, whose place the next one takes; in the end those that are left."""
         buffer = list(islice(samples, self.buffer_size))
         for sample in samples:
             chosen = int(torch.randint(len(buffer), (), generator=generator))
             yield buffer[chosen]
             buffer[chosen] = sample
+        for chosen in torch.randperm(len(buffer), generator=generator).tolist():
+            yield buffer[chosen]
 
     def _transformed(self, cloud: PointCloud, number: int, part: int) -> PointCloud:
         if self.transform is None:
@@ -132,12 +132,14 @@ class AlignedStream(pl.LightningDataModule):
 
     Where shards lie on a disk, :class:`pc3d.data.AlignedShards` is better: it reads any order, resumes exactly, and can
     make batches of look-alikes. Here shards may be URLs (``https://...``, ``pipe:aws s3 cp s3://... -``). Each reader,
-    a worker of a process, goes through its own share of the shards, dealt anew every round, and draws from a buffer of
-    shapes. Batches are a function of (seed, epoch, number of readers). An epoch is a fixed number of batches on every
-    process, so that shards need not be of one size. A run resumed within an epoch begins the stream of that epoch anew.
+    a worker of a process, goes through its own share of the shards, dealt anew every round, and gives each shape of it
+    once a round, in an order drawn from a buffer of shapes. Batches are a function of (seed, epoch, number of readers).
+    An epoch is a fixed number of batches on every process, so that shards need not be of one size; where they are, and
+    an epoch has the batches of one round, it has every shape once. A run resumed within an epoch begins the stream of
+    that epoch anew.
 
     Args:
-        urls: one per shard, or one with a range as in ``train-{000000..000876}.tar``.
+        urls: one per shard, or one with a range as in ``train-{000000..000876}.tar`` or, of paths, with ``*``.
         num_batches: per epoch and process.
         text_filter: a file like ``gpt4_filtering.json``: shapes flagged ``"N"`` in it lose their raw texts.
         train_transforms: applied in turn to every shape.
@@ -148,8 +150,10 @@ class AlignedStream(pl.LightningDataModule):
         pin_memory: hand out batches in page-locked memory.
 
     Raises:
-        ValueError: no shard, or a number out of range.
+        ValueError: no shard, a folder or a kind of address that cannot be read, or a number out of range; of
+            :meth:`check_readers`.
         MissingDataError: a shard that is a path, or the filter, is not there. What a URL gives is seen when it is read.
+        BadFileError: while training, a shard is empty, cut short or damaged, or the command that reads it failed.
     """
 
     def __init__(
@@ -166,20 +170,77 @@ class AlignedStream(pl.LightningDataModule):
         pin_memory: bool = False,
     ) -> None:
         super().__init__()
-        webdataset = require("webdataset", extra="train", purpose="streams of shards")
-        self.urls: list[str] = webdataset.shardlists.expand_urls(urls) if isinstance(urls, str) else list(urls)
+        self.urls = _expanded(urls)
         sizes = {"urls": len(self.urls), "num_batches": num_batches}
         for name, value in {**sizes, "batch_size": batch_size, "buffer_size": buffer_size}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        missing: list[Path | str] = [url for url in self.urls if not urlparse(url).scheme and not Path(url).is_file()]
-        if missing:
-            raise MissingDataError.of("AlignedStream", missing, Path(), TOOL, TERMS)
+        _check_urls(self.urls)
         self.num_batches, self.num_workers, self.pin_memory = num_batches, num_workers, pin_memory
+        self.batch_size = batch_size
         transform = Compose(train_transforms) if train_transforms else None
         silent = read_text_filter(text_filter)
         self._stream = _Stream(self.urls, silent, transform, batch_size, buffer_size, seed)
 
+    def check_readers(self, processes: int) -> None:
+        """Whether each reader gets a shard.
+
+        Args:
+            processes: that train together.
+
+        Raises:
+            ValueError: there are fewer shards than readers.
+        """
+        workers = max(self.num_workers, 1)
+        if len(self.urls) < processes * workers:
+            raise ValueError(
+                f"{len(self.urls)} shard(s) cannot be shared by {processes * workers} readers ({processes} process(es) "
+                f"of {workers} worker(s)): use fewer num_workers or processes, or more and smaller shards"
+            )
+
     def train_dataloader(self) -> StreamLoader:
-        """Batches of the stream."""
+        """Batches of the stream.
+
+        Raises:
+            ValueError: see :meth:`check_readers`.
+        """
+        self.check_readers(_process()[1])
         return StreamLoader(self._stream, self.num_batches, self.num_workers, self.pin_memory)
+
+
+def _expanded(urls: str | Sequence[str]) -> list[str]:
+    """A URL for each shard, from one with ranges or stars, or several as they are."""
+    if not isinstance(urls, str):
+        return list(urls)
+    webdataset = require("webdataset", extra="train", purpose="streams of shards")
+    try:
+        found: list[str] = webdataset.shardlists.expand_urls(urls)
+    except AssertionError as error:  # of a variable as in ${NAME}
+        raise ValueError(f"urls: {urls}: {error}") from error
+    return [each for url in found for each in ((sorted(glob(url)) if _path_of(url) else []) or [url])]
+
+
+def _path_of(url: str) -> Path | None:
+    """The file that an address names; None where it names something else."""
+    parsed = urlparse(url)
+    return Path(parsed.path if parsed.scheme else url) if parsed.scheme in ("", "file") else None
+
+
+def _check_urls(urls: Sequence[str]) -> None:
+    """Refuses addresses of which nothing can be read."""
+    webdataset = require("webdataset", extra="train", purpose="streams of shards")
+    known = ["file", *(name for name in webdataset.gopen_schemes if not name.startswith("_"))]
+    missing: list[Path | str] = []
+    for url in urls:
+        path, scheme = _path_of(url), urlparse(url).scheme
+        if path is None and scheme not in known:
+            raise ValueError(
+                f"urls: {url}: of addresses, {', '.join(known)} are read: name a command that prints the shard, as in "
+                "pipe:aws s3 cp s3://BUCKET/train-000000.tar -"
+            )
+        if path is not None and url and path.is_dir():
+            raise ValueError(f"urls: {url} is a folder: name its shards, as in {path}/*.tar")
+        if path is not None and not path.is_file():
+            missing.append(url)
+    if missing:
+        raise MissingDataError.of("AlignedStream", missing, Path(), TOOL, TERMS)

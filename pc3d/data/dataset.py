@@ -45,7 +45,7 @@ class BadFileError(ValueError):
     """
 
     def __init__(self, path: Path | str, reason: str | None = None) -> None:
-        super().__init__(str(path) if reason is None else f"{Path(path)}: {reason}")
+        super().__init__(str(path) if reason is None else f"{path}: {reason}")
         self.path = Path(path)
         self.reason = "" if reason is None else reason
 

@@ -12,6 +12,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
 
 from pc3d._files import replace_atomically
+from pc3d.data.aligned_stream import AlignedStream
 from pc3d.data.module import PointDataModule
 from pc3d.methods.interruption import Interruption
 
@@ -47,7 +48,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def global_batch_size(data: pl.LightningDataModule | None, processes: int) -> int | None:
     """Samples of a batch in all processes together; None where the data module does not say."""
-    return data.batch_size * processes if isinstance(data, PointDataModule) else None
+    return data.batch_size * processes if isinstance(data, PointDataModule | AlignedStream) else None
 
 
 class RunCheckpoint(pl.callbacks.Checkpoint):

@@ -17,6 +17,7 @@ from torch import nn
 
 from pc3d._files import alone_in, replace_text
 from pc3d._progress import is_hidden
+from pc3d.data.aligned_stream import AlignedStream
 from pc3d.data.loader import sample_generator
 from pc3d.data.module import PointDataModule
 from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint, global_batch_size
@@ -178,6 +179,8 @@ def pretrain(
     checkpoint = RunCheckpoint(folder.path, every_n_steps, keep_epochs)
     engine = _trainer(folder, data, checkpoint, metrics, trainer)
     _check_same_batches(before.get("global_batch_size"), data, engine.world_size)
+    if isinstance(data, AlignedStream):
+        data.check_readers(engine.world_size)
     with ExitStack() as stack:
         if engine.is_global_zero:
             folder.path.mkdir(parents=True, exist_ok=True)

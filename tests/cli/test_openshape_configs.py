@@ -188,3 +188,41 @@ def test_a_stream_trains_and_goes_on(streamed: list[str], capsys: pytest.Capture
     mined = [*streamed[:-1], str(run.with_name("mined")), "--trainer.max_epochs", "1", "--model.mining.group_size", "5"]
     assert main(mined) == 1
     assert "read shards on a disk with AlignedShards, or leave mining out" in capsys.readouterr().err
+
+
+def test_a_stream_goes_on_with_other_readers_but_the_same_batches(
+    streamed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(streamed[-1])
+    shared = [*streamed, "--data.num_workers", "3"]
+    assert main([*shared, "--trainer.max_epochs", "1"]) == 1
+    assert "2 shard(s) cannot be shared by 3 readers" in capsys.readouterr().err
+    assert not run.exists()
+    assert main([*streamed, "--trainer.max_epochs", "1"]) == 0
+    resume = ["pretrain", "--output", str(run), "--resume", "--trainer.max_epochs", "2"]
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp_spawn"]
+    for options, message in (
+        (["--data.init_args.batch_size", "6"], "batches of 6 on each of 1 processes: those of the run are of 5"),
+        (two, "batches of 5 on each of 2 processes: those of the run are of 5 together: take a number of processes"),
+        (["--data.init_args.num_batches", "2"], "cannot resume with another data"),
+    ):
+        assert main([*resume, *options]) == 1
+        assert message in capsys.readouterr().err
+    assert main([*resume, "--data.init_args.num_workers", "1"]) == 0
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
+def test_a_shard_that_was_cut_ends_a_run_that_can_go_on(
+    streamed: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "train-000001.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2 + 1000])
+    options = ["--trainer.max_epochs", "2", "--every_n_steps", "1", "--data.init_args.buffer_size", "1"]
+    assert main([*streamed, *options, "--data.init_args.num_workers", "2"]) == 1
+    said = capsys.readouterr().err
+    assert f"error: {path}: is no tar file, was cut short or is damaged (unexpected end of data): copy or" in said
+    assert "Traceback" not in said
+    path.write_bytes(whole)
+    resume = "--resume" if (tmp_path / "run" / "last.ckpt").exists() else "--overwrite"
+    assert main([*streamed, resume, *options]) == 0
