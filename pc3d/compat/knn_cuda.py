@@ -25,4 +25,6 @@ class KNN(nn.Module):
             ref, query = ref.transpose(1, 2), query.transpose(1, 2)
         index, squared = ops.knn(ref.detach(), self.k, query=query.detach())
         distance = squared.sqrt()
-        return (distance, index) if self.transpose_mode else (distance.transpose(1, 2), index.transpose(1, 2))
+        if self.transpose_mode:
+            return distance, index
+        return distance.transpose(1, 2).contiguous(), index.transpose(1, 2).contiguous()  # callers use .view on them
