@@ -1,7 +1,7 @@
 """The call signatures of extensions that no longer build, over :mod:`pc3d.ops`.
 
-Old repositories import ``pointnet2_ops``, ``knn_cuda`` and ``extensions.chamfer_dist``, CUDA extensions tied to one old
-PyTorch. After ::
+Old repositories import ``pointnet2_ops``, ``knn_cuda``, ``extensions.chamfer_dist`` and others, CUDA extensions tied to
+one old PyTorch. After ::
 
     import pc3d.compat
     pc3d.compat.install()
@@ -17,16 +17,22 @@ from types import ModuleType
 
 __all__ = ["install"]
 
+# The module ``chamfer`` comes before ``extensions.chamfer_dist``, whose own folder loads once it is there.
 _STANDS_FOR = {
+    "chamfer": "pc3d.compat.chamfer",
     "pointnet2_ops": "pc3d.compat.pointnet2_ops",
     "pointnet2_ops.pointnet2_utils": "pc3d.compat.pointnet2_ops",
     "knn_cuda": "pc3d.compat.knn_cuda",
     "extensions.chamfer_dist": "pc3d.compat.chamfer_dist",
+    "pointnet2_batch_cuda": "pc3d.compat.pointnet2_batch_cuda",
+    "pointops": "pc3d.compat.pointops",
+    "torch_scatter": "pc3d.compat.torch_scatter",
 }
 
 
 def install(*, replace: bool = False) -> list[str]:
-    """Lets ``import pointnet2_ops``, ``knn_cuda`` and ``extensions.chamfer_dist`` find the modules of this package.
+    """Lets ``import pointnet2_ops``, ``knn_cuda``, ``chamfer``, ``extensions.chamfer_dist``, ``pointnet2_batch_cuda``,
+    ``pointops`` and ``torch_scatter`` find the modules of this package.
 
     Args:
         replace: stand in also for an extension that is installed.
@@ -48,11 +54,15 @@ def install(*, replace: bool = False) -> list[str]:
 
 
 def _is_importable(name: str) -> bool:
-    """Whether the real extension is there *and* loads: repositories carry folders of it that were never compiled."""
+    """Whether the real extension is there *and* loads.
+
+    Repositories carry folders of it that were never compiled, and some compile while they are imported, which ends in
+    an error of any kind without a compiler or a GPU.
+    """
     if name in sys.modules:
         return not sys.modules[name].__name__.startswith("pc3d.compat") and hasattr(sys.modules[name], "__file__")
     try:
         importlib.import_module(name)
-    except ImportError:
+    except Exception:
         return False
     return True
