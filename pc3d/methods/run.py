@@ -156,8 +156,9 @@ def pretrain(
         FileExistsError: the folder holds a run, and neither ``resume`` nor ``overwrite`` was given.
         FileNotFoundError: nothing to resume.
         TypeError: the encoder of the method is none that could be loaded again; the folder is as it was.
-        ValueError: the data give no training batch, an option of the trainer is wrong, or the batches of all processes
-            together are not of the size that the run had; the folder is as it was.
+        ValueError: the data give no training batch, an option of the trainer is wrong or leaves nothing to train, or
+            the batches of all processes together are not of the size that the run had; the folder is as it was. Or no
+            step was trained in ``max_time``, and nothing is exported.
         BlockingIOError: another process trains in this folder.
         OSError: the data cannot be read, and the folder is as it was; or a checkpoint could not be written, and the
             one before is intact.
@@ -195,6 +196,8 @@ def pretrain(
                 ckpt_path=folder.checkpoint if resume else None,
                 weights_only=True,
             )
+        if engine.state.finished and engine.global_step == 0:  # however that came about
+            raise ValueError("not one step was trained, and nothing is exported: is trainer.max_time too short?")
         if engine.is_global_zero and engine.state.finished:
             method.export(folder.path)
     if checkpoint.asked_to_stop:  # in the last step: the run has ended, but what was to come after it shall not
@@ -256,6 +259,12 @@ def is_first_process(num_nodes: int = 1) -> bool:
 
 def _check_options(trainer: dict[str, Any]) -> None:
     """Refuses what Lightning would take and then fail at, or do badly."""
+    for name in ("limit_train_batches", "max_epochs", "max_steps"):
+        if trainer.get(name) == 0:
+            raise ValueError(
+                f"trainer.{name}: 0 trains nothing, and what was never trained would be exported: give 1 or more, or "
+                "leave it out"
+            )
     if trainer.get("precision") in _HALF:
         raise ValueError(
             f"trainer.precision: {trainer['precision']} keeps the weights in 16 bits, where small steps of the "

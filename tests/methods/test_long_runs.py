@@ -166,6 +166,9 @@ def test_the_first_process_of_the_first_machine_writes(monkeypatch: pytest.Monke
         ("precision", "bf16-true", "trainer.precision: bf16-true keeps the weights in 16 bits.*use bf16-mixed"),
         ("overfit_batches", "2", "trainer.overfit_batches: .*train on a pc3d.data.Selection"),
         ("strategy", "fsdp", "requires a GPU accelerator"),
+        ("limit_train_batches", "0", "trainer.limit_train_batches: 0 trains nothing, .*: give 1 or more, or leave it"),
+        ("max_epochs", "0", "trainer.max_epochs: 0 trains nothing"),
+        ("max_steps", "0", "trainer.max_steps: 0 trains nothing"),
     ],
 )
 def test_what_lightning_refuses_costs_no_run(option: str, value: str, message: str, tmp_path: Path) -> None:
@@ -179,6 +182,14 @@ def test_lightnings_refusals_are_errors_like_any_other(tmp_path: Path, capsys: p
     arguments = ["pretrain", "--config", CONFIG, "--output", str(tmp_path / "run")]
     assert main([*arguments, "--trainer.limit_train_batches", "0.01"]) == 1  # seen only when the data are loaded
     assert capsys.readouterr().err.startswith("error: trainer: You requested to check 0.01 of the `train_dataloader`")
+
+
+def test_what_was_never_trained_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"not one step was trained, and nothing is exported: is trainer\.max_time too"
+    ):
+        train(tmp_path, max_time="00:00:00:00")
+    assert not (tmp_path / "encoder").exists()
 
 
 # ---- where runs end ----------------------------------------------------------------------------------------------
