@@ -1,83 +1,17 @@
-// k nearest neighbours and ball queries on CUDA.
+// k nearest neighbours and ball queries on CUDA, all pairs measured; kernels/neighbor_tree.cuh is for large clouds.
 //
-// A warp serves one query (or a few): its lanes measure 32 points at a time out of a tile in shared memory, and keep
-// the best found, sorted by (distance, index), in their registers: position p in lane p % 32. Points come in the order
-// of their index, so one that is as far as the last one kept never replaces it. Memory beyond the result: none.
-//
-// All pairs are measured. A grid would slot in between: cells sorted into a tile list per block of queries.
+// A warp serves one query (or a few): its lanes measure 32 points at a time out of a tile in shared memory. Points come
+// in the order of their index, so one that is as far as the last one kept never replaces it. Memory beyond the result:
+// none.
 #pragma once
 
-#include "kernels/common.cuh"
+#include "kernels/sorted_list.cuh"
 
 namespace pc3d {
 namespace cuda {
 
-constexpr int kNeighborThreads = 256;
-constexpr int kNeighborWarps = kNeighborThreads / kWarp;
 constexpr int kTilePoints = 1024;
 constexpr int64_t kManyQueries = 65536;  // enough warps to fill a GPU with several queries each
-
-// The `wanted` best of one query, spread over a warp; room for 32 * kEntries.
-template <class T, int kEntries>
-struct SortedList {
-  T distance[kEntries];
-  uint32_t index[kEntries];
-  int filled;
-  T worst;  // the distance to beat once the list is full
-
-  __device__ __forceinline__ void clear(T limit) {
-#pragma unroll
-    for (int e = 0; e < kEntries; ++e) {
-      distance[e] = infinity<T>();
-      index[e] = kNone;
-    }
-    filled = 0;
-    worst = limit;
-  }
-
-  // Puts a point behind all that are as near or nearer. Called by the whole warp with the same arguments.
-  __device__ __forceinline__ void insert(T d, uint32_t i, int wanted) {
-    const int lane = threadIdx.x % kWarp;
-    int position = 0;
-#pragma unroll
-    for (int e = 0; e < kEntries; ++e) {
-      position += __popc(__ballot_sync(kAllLanes, index[e] != kNone && distance[e] <= d));
-    }
-#pragma unroll
-    for (int e = kEntries - 1; e >= 0; --e) {
-      T left_distance = __shfl_up_sync(kAllLanes, distance[e], 1);
-      uint32_t left_index = __shfl_up_sync(kAllLanes, index[e], 1);
-      if (e > 0) {
-        const T carried_distance = __shfl_sync(kAllLanes, distance[e > 0 ? e - 1 : 0], kWarp - 1);
-        const uint32_t carried_index = __shfl_sync(kAllLanes, index[e > 0 ? e - 1 : 0], kWarp - 1);
-        left_distance = lane == 0 ? carried_distance : left_distance;
-        left_index = lane == 0 ? carried_index : left_index;
-      }
-      const int here = e * kWarp + lane;
-      distance[e] = here < position ? distance[e] : here == position ? d : left_distance;
-      index[e] = here < position ? index[e] : here == position ? i : left_index;
-    }
-    filled = filled < wanted ? filled + 1 : wanted;
-    if (filled == wanted) worst = at(wanted - 1).distance;
-  }
-
-  struct Entry {
-    T distance;
-    uint32_t index;
-  };
-
-  // The entry at a position, known to every lane.
-  __device__ __forceinline__ Entry at(int position) const {
-    T d = distance[0];
-    uint32_t i = index[0];
-#pragma unroll
-    for (int e = 1; e < kEntries; ++e) {
-      d = position / kWarp == e ? distance[e] : d;
-      i = position / kWarp == e ? index[e] : i;
-    }
-    return {__shfl_sync(kAllLanes, d, position % kWarp), __shfl_sync(kAllLanes, i, position % kWarp)};
-  }
-};
 
 // Copies points [begin, begin + count) of a cloud into shared memory; called by the whole block.
 template <class T>

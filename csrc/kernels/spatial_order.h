@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "kernels/hilbert.h"
 #include "kernels/simd.h"
 
 namespace pc3d {
@@ -22,38 +23,6 @@ constexpr int64_t kSortChunk = 1 << 16;  // points that one thread handles at a 
 PC3D_ALWAYS_INLINE uint64_t cell_key(uint32_t cell, uint32_t row) { return uint64_t{cell} << 32 | row; }
 PC3D_ALWAYS_INLINE uint32_t row_of(uint64_t key) { return static_cast<uint32_t>(key); }
 PC3D_ALWAYS_INLINE uint32_t cell_of(uint64_t key) { return static_cast<uint32_t>(key >> 32); }
-
-// Position along the Hilbert curve (Skilling, Programming the Hilbert curve, 2004), free of branches. The number of
-// bits is a constant, so that the compiler unrolls the loops and works on many points at once; a coarser curve drops
-// the last bits.
-PC3D_ALWAYS_INLINE uint32_t hilbert_position(uint32_t x, uint32_t y, uint32_t z) {
-  constexpr int bits = kMaxCellBits;
-  for (int k = bits - 1; k > 0; --k) {
-    const uint32_t low = (1u << k) - 1;
-    const uint32_t x_set = 0u - (x >> k & 1);
-    x ^= low & x_set;
-    const uint32_t y_set = 0u - (y >> k & 1);
-    const uint32_t xy = (x ^ y) & low & ~y_set;
-    x ^= xy | (low & y_set);
-    y ^= xy;
-    const uint32_t z_set = 0u - (z >> k & 1);
-    const uint32_t xz = (x ^ z) & low & ~z_set;
-    x ^= xz | (low & z_set);
-    z ^= xz;
-  }
-  y ^= x;
-  z ^= y;
-  uint32_t turn = 0;
-  for (int k = bits - 1; k > 0; --k) turn ^= ((1u << k) - 1) & (0u - (z >> k & 1));
-  x ^= turn;
-  y ^= turn;
-  z ^= turn;
-  uint32_t position = 0;
-  for (int k = bits - 1; k >= 0; --k) {
-    position = position << 3 | (x >> k & 1) << 2 | (y >> k & 1) << 1 | (z >> k & 1);
-  }
-  return position;
-}
 
 // Writes the cell of each key's point into the key.
 template <class T>
@@ -81,7 +50,9 @@ struct AssignCells {
           cell[a][i] = c < last ? c : last;
         }
       }
-      for (int i = 0; i < kBlock; ++i) cell[0][i] = hilbert_position(cell[0][i], cell[1][i], cell[2][i]);
+      for (int i = 0; i < kBlock; ++i) {
+        cell[0][i] = hilbert_position<kMaxCellBits, uint32_t>(cell[0][i], cell[1][i], cell[2][i]);
+      }
       for (int i = 0; i < size; ++i) keys[begin + i] = cell_key(cell[0][i] >> dropped, row_of(keys[begin + i]));
     }
   }

@@ -66,17 +66,26 @@ def sample(n: int, count: int = 12) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count].sort().values
 
 
-def check_knn(xyz: Tensor, query: Tensor, k: int) -> None:
-    index, squared = OPS.knn(xyz, one_cloud(xyz), query, one_cloud(query), k)
+def check_knn(xyz: Tensor, query: Tensor, k: int, device: str | torch.device = "cpu") -> None:
+    given = (xyz, one_cloud(xyz), query, one_cloud(query))
+    index, squared = (found.cpu() for found in OPS.knn(*(tensor.to(device) for tensor in given), k))
     rows = sample(query.shape[0])
     expected = reference.knn(xyz, one_cloud(xyz), query[rows], torch.tensor([0, rows.shape[0]]), k)
     assert torch.equal(index[rows], expected[0])
     assert torch.equal(squared[rows], expected[1])
 
 
-def check_ball(xyz: Tensor, query: Tensor, radius: float, max_neighbors: int, nearest_first: bool) -> None:
+def check_ball(
+    xyz: Tensor,
+    query: Tensor,
+    radius: float,
+    max_neighbors: int,
+    nearest_first: bool,
+    device: str | torch.device = "cpu",
+) -> None:
     wanted = (radius, max_neighbors, nearest_first)
-    index, count = OPS.ball_query(xyz, one_cloud(xyz), query, one_cloud(query), *wanted)
+    given = (xyz, one_cloud(xyz), query, one_cloud(query))
+    index, count = (found.cpu() for found in OPS.ball_query(*(tensor.to(device) for tensor in given), *wanted))
     rows = sample(query.shape[0])
     expected = reference.ball_query(xyz, one_cloud(xyz), query[rows], torch.tensor([0, rows.shape[0]]), *wanted)
     assert torch.equal(index[rows], expected[0])
@@ -115,6 +124,33 @@ def test_ball_query(kind: str, n: int, dtype: torch.dtype, nearest_first: bool) 
             check_ball(xyz, xyz, radius, max_neighbors, nearest_first)
 
 
+# On CUDA leaves and nodes hold 32: 1,025 points have a level of nodes more than 1,024, and 32,769 another.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "count"), [(1025, 40), (32_769, 10)])
+def test_few_queries_of_a_large_cloud(device: torch.device, kind: str, n: int, count: int, dtype: torch.dtype) -> None:
+    xyz = make_cloud(kind, n, dtype)
+    query = xyz[sample(n, count)]
+    query[::4] += xyz.std(0).nan_to_num(posinf=1)
+    query[-1] += 1000
+    for k in (1, 20) if n > 20_000 else (1, 33, 128):
+        check_knn(xyz, query, k, device)
+    near = reference.knn(xyz, one_cloud(xyz), query[:1], torch.tensor([0, 1]), 30)[1]
+    radius = 1.5 * min(float(near[0, -1]), 1e30) ** 0.5 + 1e-3
+    for nearest_first in (False, True):
+        for max_neighbors in (20,) if n > 20_000 else (1, 50):
+            check_ball(xyz, query, radius, max_neighbors, nearest_first, device)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "lattice", "equal"])
+def test_more_than_two_to_the_32_distances(device: torch.device, kind: str) -> None:
+    xyz = make_cloud(kind, 66_000, torch.float32)
+    for k in (1, 16, 128):
+        check_knn(xyz, xyz.flip(0), k, device)
+    for nearest_first in (False, True):
+        check_ball(xyz, xyz.flip(0), 0.05, 20, nearest_first, device)
+
+
 def test_ball_is_open_where_points_lie_on_its_surface(threads: int) -> None:
     axis = torch.arange(20.0)
     xyz = torch.cartesian_prod(axis, axis, axis)
@@ -140,13 +176,21 @@ def test_equal_points_are_not_all_compared(threads: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_small_and_large_clouds_in_one_batch(dtype: torch.dtype, threads: int) -> None:
-    sizes, query_sizes = [0, 40, 5000, 7, 0, 4000, 300, 3000], [0, 40, 4000, 0, 0, 10, 300, 3000]
+@pytest.mark.parametrize(
+    "query_sizes",
+    [[0, 40, 4000, 0, 0, 10, 300, 3000], [0, 9, 15, 0, 0, 10, 3, 4]],
+    ids=["thousands_of_queries", "few_queries"],
+)
+def test_small_and_large_clouds_in_one_batch(
+    device: torch.device, dtype: torch.dtype, query_sizes: list[int], threads: int
+) -> None:
+    sizes = [0, 40, 5000, 7, 0, 4000, 300, 3000]
     offsets, query_offsets = (torch.tensor([0, *s]).cumsum(0) for s in (sizes, query_sizes))
     xyz = torch.cat([make_cloud(kind, n, dtype) for n, kind in zip(sizes, KINDS, strict=False)])
     query = torch.cat([make_cloud(kind, n, dtype) for n, kind in zip(query_sizes, KINDS, strict=False)])
-    index, squared = OPS.knn(xyz, offsets, query, query_offsets, 20)
-    lowest, count = OPS.ball_query(xyz, offsets, query, query_offsets, 0.2, 12, False)
+    given = [tensor.to(device) for tensor in (xyz, offsets, query, query_offsets)]
+    index, squared = (found.cpu() for found in OPS.knn(*given, 20))
+    lowest, count = (found.cpu() for found in OPS.ball_query(*given, 0.2, 12, False))
     for b in range(len(sizes)):
         points = xyz[offsets[b] : offsets[b + 1]]
         rows = sample(query_sizes[b]) + query_offsets[b]
