@@ -22,6 +22,7 @@ _STANDS_FOR = {
     "chamfer": "pc3d.compat.chamfer",
     "pointnet2_ops": "pc3d.compat.pointnet2_ops",
     "pointnet2_ops.pointnet2_utils": "pc3d.compat.pointnet2_ops",
+    "pointnet2_ops.pointnet2_modules": "pc3d.compat.pointnet2_modules",
     "knn_cuda": "pc3d.compat.knn_cuda",
     "extensions.chamfer_dist": "pc3d.compat.chamfer_dist",
     "pointnet2_batch_cuda": "pc3d.compat.pointnet2_batch_cuda",
