@@ -97,25 +97,12 @@ __global__ void __launch_bounds__(kNearestThreads, 4)
 }
 
 template <class T, class Launch>
-void nearest_one_way(const T* xyz, int64_t num_rows, const int64_t* offsets, const T* query, int64_t num_queries,
-                     const int64_t* query_offsets, int64_t num_clouds, T* squared, int64_t* index,
-                     const Launch& launch) {
-  if (num_queries == 0) return;
-  if (num_queries >= kEnoughNearestQueries) {
-    launch(find_nearest<T, 1>, ceil_div(num_queries, kNearestThreads), kNearestThreads, xyz, num_rows, offsets, query,
-           num_queries, query_offsets, num_clouds, squared, index);
-  } else {
-    launch(find_nearest<T, kNearestWarps>, ceil_div(num_queries, kWarp), kNearestThreads, xyz, num_rows, offsets, query,
-           num_queries, query_offsets, num_clouds, squared, index);
-  }
-}
-
-template <class T, class Launch>
-void nearest_both_ways(const T* x, int64_t num_x, const int64_t* x_offsets, const T* y, int64_t num_y,
-                       const int64_t* y_offsets, int64_t num_clouds, T* x_squared, int64_t* x_index, T* y_squared,
-                       int64_t* y_index, const Launch& launch) {
-  nearest_one_way(y, num_y, y_offsets, x, num_x, x_offsets, num_clouds, x_squared, x_index, launch);
-  nearest_one_way(x, num_x, x_offsets, y, num_y, y_offsets, num_clouds, y_squared, y_index, launch);
+void nearest_one_way(const Search<T>& s, int64_t* index, T* squared, const Launch& launch) {
+  if (s.num_queries == 0) return;
+  const bool enough = s.num_queries >= kEnoughNearestQueries;
+  launch(enough ? find_nearest<T, 1> : find_nearest<T, kNearestWarps>,
+         ceil_div(s.num_queries, enough ? kNearestThreads : kWarp), kNearestThreads, s.xyz, s.num_rows, s.offsets,
+         s.query, s.num_queries, s.query_offsets, s.num_clouds, squared, index);
 }
 
 }  // namespace cuda

@@ -74,5 +74,17 @@ __device__ __forceinline__ int64_t cloud_of_row_device(const int64_t* offsets, i
   return low;
 }
 
+// What a search for neighbours reads.
+template <class T>
+struct Search {
+  const T* xyz;
+  int64_t num_rows;
+  const int64_t* offsets;
+  const T* query;
+  int64_t num_queries;
+  const int64_t* query_offsets;
+  int64_t num_clouds;
+};
+
 }  // namespace cuda
 }  // namespace pc3d

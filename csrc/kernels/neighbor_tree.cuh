@@ -11,7 +11,7 @@
 #pragma once
 
 #include "kernels/hilbert.h"
-#include "kernels/neighbors.cuh"
+#include "kernels/sorted_list.cuh"
 
 namespace pc3d {
 namespace cuda {
@@ -356,6 +356,13 @@ template <class T, class Launch>
 void knn_in_tree(const Search<T>& search, const Tree<T>& tree, int64_t k, int64_t* index, T* squared,
                  const Launch& launch) {
   search_by_size<T, Wanted::kNearest>(search, tree, k, T(0), index, squared, nullptr, launch);
+}
+
+// The nearest alone.
+template <class T, class Launch>
+void nearest_in_tree(const Search<T>& s, const Tree<T>& tree, int64_t* index, T* squared, const Launch& launch) {
+  launch(search_tree<T, 1, Wanted::kNearest>, ceil_div(s.num_queries, kNeighborWarps), kNeighborThreads, s, tree, 1,
+         T(0), index, squared, static_cast<int64_t*>(nullptr));
 }
 
 template <class T, class Launch>

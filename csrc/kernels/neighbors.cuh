@@ -188,18 +188,6 @@ __global__ void __launch_bounds__(kNeighborThreads)
   if (lane == 0) out_count[m] = found;
 }
 
-// What both searches read.
-template <class T>
-struct Search {
-  const T* xyz;
-  int64_t num_rows;
-  const int64_t* offsets;
-  const T* query;
-  int64_t num_queries;
-  const int64_t* query_offsets;
-  int64_t num_clouds;
-};
-
 template <class T, int kEntries, int kQueries, bool kBall, bool kPasses, class Launch>
 void launch_select(const Search<T>& s, int64_t k, T limit, int64_t* index, T* squared, int64_t* count,
                    const Launch& launch) {

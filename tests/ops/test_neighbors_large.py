@@ -92,6 +92,16 @@ def check_ball(
     assert torch.equal(count[rows], expected[1])
 
 
+def check_nearest_both_ways(x: Tensor, y: Tensor, device: torch.device) -> None:
+    given = (tensor.to(device) for tensor in (x, one_cloud(x), y, one_cloud(y)))
+    found = [tensor.cpu() for tensor in OPS.nearest_both_ways(*given)]
+    for (a, b), (squared, index) in zip(((x, y), (y, x)), (found[:2], found[2:]), strict=True):
+        rows = sample(a.shape[0])
+        expected = reference.knn(b, one_cloud(b), a[rows], one_cloud(rows), 1)
+        assert torch.equal(index[rows], expected[0][:, 0])
+        assert torch.equal(squared[rows], expected[1][:, 0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", SIZES)
@@ -149,6 +159,7 @@ def test_more_than_two_to_the_32_distances(device: torch.device, kind: str) -> N
         check_knn(xyz, xyz.flip(0), k, device)
     for nearest_first in (False, True):
         check_ball(xyz, xyz.flip(0), 0.05, 20, nearest_first, device)
+    check_nearest_both_ways(xyz, make_cloud(kind, 67_000, torch.float32), device)
 
 
 def test_ball_is_open_where_points_lie_on_its_surface(threads: int) -> None:
@@ -234,15 +245,9 @@ def test_nearest_both_ways_of_small_sets(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", KINDS)
-def test_nearest_both_ways_of_large_sets(kind: str, dtype: torch.dtype) -> None:
+def test_nearest_both_ways_of_large_sets(device: torch.device, kind: str, dtype: torch.dtype) -> None:
     for n, m in ((300, 300), (900, 1100), (5000, 6000), (5000, 20)):
-        x, y = make_cloud(kind, n, dtype), make_cloud(kind, m, dtype)
-        found = OPS.nearest_both_ways(x, one_cloud(x), y, one_cloud(y))
-        for (a, b), (squared, index) in zip(((x, y), (y, x)), (found[:2], found[2:]), strict=True):
-            rows = sample(a.shape[0])
-            expected = reference.knn(b, one_cloud(b), a[rows], one_cloud(rows), 1)
-            assert torch.equal(index[rows], expected[0][:, 0])
-            assert torch.equal(squared[rows], expected[1][:, 0])
+        check_nearest_both_ways(make_cloud(kind, n, dtype), make_cloud(kind, m, dtype), device)
 
 
 def test_what_a_compiled_graph_lets_pass_does_no_harm() -> None:
