@@ -216,14 +216,19 @@ class _Remaining(Sampler[BatchKey]):
         return len(self.keys)
 
 
+_GRACE = 60  # seconds, longer than schedulers wait until they kill
+
+
 def leave_signals_to_the_main_process(worker: int) -> None:
     """Let a worker be deaf to what asks a run to stop.
 
-    Ctrl-C reaches every process of a terminal, and SLURM's signal every process of a job; a worker that dies of it
-    would fail the step that is to be finished. SIGTERM is how the process that it works for ends it.
+    Ctrl-C reaches every process of a terminal, and a scheduler's signals every process of a job; a worker that dies of
+    one would fail the step that is to be finished. SIGTERM is also how the process that it works for ends a worker that
+    hangs: it works, for a while.
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
 
 
 def _as_is(batch: Any) -> Any:

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from pc3d._files import replace_atomically
 from pc3d.data.aligned_stream import AlignedStream
 from pc3d.data.module import PointDataModule
-from pc3d.methods.interruption import Interruption
+from pc3d.methods.interruption import Interruption, let_go
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -75,28 +75,30 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
     @property
     def asked_to_stop(self) -> bool:
         """Whether Ctrl-C was pressed, or a signal came that asks to stop, since the training began."""
-        return self._interruption.requested
+        return self._interruption.stops
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From now on Ctrl-C, and a signal that asks to stop, lets the step end."""
         self._seen_step = trainer.global_step
         self._interruption.listen(several=trainer.world_size > 1, speak=trainer.is_global_zero)
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Leave, if that was asked for and ``last.ckpt`` is of this moment."""
         # Not when it is written: what was logged for the last step or epoch is to be on the disk, too.
-        self._interruption.leave_if_saved()
+        try:
+            self._interruption.leave_if_saved()
+        except KeyboardInterrupt:
+            let_go(trainer)
+            raise
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Write ``last.ckpt`` if it is time."""
         step = trainer.global_step
-        if trainer.world_size > 1:  # all are to end at the same step, whichever was asked
-            requested = self._interruption.requested
-            self._interruption.requested = trainer.strategy.reduce_boolean_decision(requested, all=False)
+        self._decide(trainer)
         # After the last batch of an epoch comes its validation, which a run resumed from here would leave out; the
         # checkpoint at the end of the epoch follows in any case. Between two steps there are gradients to keep.
         due = self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._saved_step
-        asked = self._interruption.requested and step != self._seen_step
+        asked = self._interruption.stops and step != self._seen_step
         ends = _ends_here(trainer) and step != self._saved_step
         self._seen_step = step
         if (due or asked or ends) and not trainer.is_last_batch:
@@ -104,16 +106,20 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
             self._save(trainer, "last.ckpt")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write ``last.ckpt`` anew, if validation within an epoch follows the step that it is of."""
-        # A run resumed from there goes on with the next step; what was validated would be forgotten.
-        within = not trainer.sanity_checking and not trainer.is_last_batch and not _ends_here(trainer)
-        if within and self._saved_step == trainer.global_step:
+        """Write ``last.ckpt`` anew, if validation within an epoch follows the step that it is of, or ends the run."""
+        if trainer.sanity_checking or trainer.is_last_batch:
+            return
+        # A run resumed from what was written before would go on with the next step, what was validated be forgotten.
+        saved = self._saved_step == trainer.global_step
+        if saved != _ends_here(trainer):
+            self._saved_step = trainer.global_step
             self._save(trainer, "last.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write ``last.ckpt``, and ``epoch_N.ckpt`` for epochs to keep, after a whole epoch."""
         if not trainer.is_last_batch:
             return
+        self._decide(trainer)  # validation may have taken long
         self._saved_step = trainer.global_step
         if trainer.current_epoch + 1 in self.keep_epochs:
             self._save(trainer, f"epoch_{trainer.current_epoch + 1}.ckpt")
@@ -129,6 +135,12 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         """Say how to go on."""
         if (self.folder / "last.ckpt").exists():
             rank_zero_info(f"{self.folder} keeps what was done: the run can be resumed")
+
+    def _decide(self, trainer: pl.Trainer) -> None:
+        """Let all processes end at the same step, whichever of them was asked."""
+        if trainer.world_size > 1:
+            requested = self._interruption.requested
+            self._interruption.decide(trainer.strategy.reduce_boolean_decision(requested, all=False))
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
         trainer.save_checkpoint(self.folder / name, weights_only=False)  # the optimiser and the loops, too

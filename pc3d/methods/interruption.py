@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -23,7 +24,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.requested = False
-        self._saved = False
+        self._decided = self._saved = False
         self._several, self._speaks = False, True
         self._since = 0.0
 
@@ -39,9 +40,24 @@ class Interruption:
             for number in SIGNALS:
                 signal.signal(number, self._request)
 
+    @property
+    def stops(self) -> bool:
+        """Whether the run is to stop: with several processes, whether they have decided so together."""
+        return self._decided if self._several else self.requested
+
+    def decide(self, together: bool) -> None:
+        """Take what all processes have found, alike on each; a request that comes later waits for the next time.
+
+        Args:
+            together: one of them or more were asked to stop.
+        """
+        self._decided = together
+        if together and not self.requested:
+            self.requested, self._since = True, time.monotonic()
+
     def saved(self) -> None:
         """A checkpoint of this moment is on the disk."""
-        self._saved = self.requested
+        self._saved = self.stops
 
     def leave_if_saved(self) -> None:
         """Stop the run, if that was asked for before the last checkpoint.
@@ -66,6 +82,17 @@ class Interruption:
             print(told, file=sys.stderr, flush=True)
         except RuntimeError:  # the signal came amidst a line of progress, and the stream takes no other within one
             os.write(2, f"{told}\n".encode())
+
+
+def let_go(trainer: pl.Trainer) -> None:
+    """Stop watching the processes that Lightning has started for further devices; they end by themselves.
+
+    Lightning kills this process as soon as one of them has ended with another code than 0, as those do that were asked
+    to stop: at any time within the seconds in which this one tells the user, or writes what leaves the run.
+    """
+    watched = getattr(trainer.strategy.launcher, "procs", None)
+    if watched is not None:
+        watched.clear()
 
 
 @contextmanager

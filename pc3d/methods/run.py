@@ -21,7 +21,7 @@ from pc3d.data.aligned_stream import AlignedStream
 from pc3d.data.loader import sample_generator
 from pc3d.data.module import PointDataModule
 from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint, global_batch_size
-from pc3d.methods.interruption import interruptible
+from pc3d.methods.interruption import interruptible, let_go
 from pc3d.methods.metrics import CsvMetrics
 from pc3d.methods.progress import run_progress
 from pc3d.models.hub import check_storable
@@ -106,11 +106,14 @@ class RunFolder:
     def prepare(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """:meth:`check`, then make the folder; with ``overwrite``, first remove what an earlier run wrote here.
 
-        Files that are not a run's are left alone.
+        So is what a run that was killed left of a file that it was writing. Files that are not a run's are left alone.
         """
         self.check(resume=resume, overwrite=overwrite)
         if overwrite:
             self._remove_run()
+        for name in (self.config.name, self.checkpoint.name, self.metrics.name, "epoch_*.ckpt"):
+            for file in self.path.glob(f".{name}.*.partial"):
+                file.unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
 
     def _remove_run(self) -> None:
@@ -196,6 +199,7 @@ def pretrain(
                 ckpt_path=folder.checkpoint if resume else None,
                 weights_only=True,
             )
+        let_go(engine)
         if engine.state.finished and engine.global_step == 0:  # however that came about
             raise ValueError("not one step was trained, and nothing is exported: is trainer.max_time too short?")
         if engine.is_global_zero and engine.state.finished:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import jsonargparse
@@ -195,6 +198,42 @@ def test_resume_in_the_middle_of_an_epoch(objects: Selection, num_workers: int) 
         while len(seen) < 8:
             seen += list(resumed)
         assert all(same(a, b) for a, b in zip(seen, expected, strict=True)), stop
+
+
+def test_workers_are_deaf_to_what_a_scheduler_sends_to_every_process(objects: Selection) -> None:
+    loader = PointLoader(objects, 2, transform=AUGMENT, num_workers=2)
+    batches = iter(loader)
+    found = [next(batches)]
+    workers = loader._loader._iterator._workers  # type: ignore[union-attr]
+    for worker in workers:
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+            os.kill(worker.pid, number)
+    found += batches
+    assert all(worker.is_alive() for worker in workers)
+    expected = list(PointLoader(objects, 2, transform=AUGMENT))
+    assert len(found) == len(expected) > 4
+    assert all(map(same, found, expected))
+
+
+class Hanging(Dataset[PointCloud]):
+    """Its second item never comes."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> PointCloud:
+        time.sleep(600 * index)
+        return PointCloud(torch.zeros(1, 3))
+
+
+def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pc3d.data.loader._GRACE", 1)
+    loader = PointLoader(Hanging(), 1, num_workers=1, shuffle=False)
+    next(iter(loader))
+    (worker,) = loader._loader._iterator._workers  # type: ignore[union-attr]
+    worker.terminate()
+    worker.join(5)
+    assert worker.exitcode == -signal.SIGALRM
 
 
 def test_a_state_of_something_else_is_refused(objects: Selection) -> None:

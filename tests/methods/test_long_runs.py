@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from tiny import QUIET, cmae, data, same
+from tiny import QUIET, Stop, cmae, command, data, environment, same
 
 from pc3d._files import alone_in
 from pc3d.cli.main import main
@@ -78,6 +78,14 @@ def test_a_signal_of_a_scheduler_lets_the_step_end_and_the_run_goes_on(
     assert same(state(tmp_path), state(whole))
 
 
+@pytest.mark.slow
+def test_several_processes_stop_together_when_one_is_asked_between_two_epochs(tmp_path: Path) -> None:
+    done = subprocess.run(command("signal_run.py", tmp_path), env=environment(), capture_output=True, timeout=200)
+    assert done.returncode == 130, done.stderr[-2000:]
+    assert state(tmp_path)["epoch"] == 0
+    assert not (tmp_path / "encoder").exists()
+
+
 def test_a_signal_before_training_begins_is_an_interruption_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +112,23 @@ def test_a_launcher_may_repeat_ctrl_c_but_a_user_is_heard() -> None:
         several._since -= 3.0  # seconds later
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_of_several_processes_none_stops_before_all_have_decided() -> None:
+    with interruptible():
+        asked, other = Interruption(), Interruption()
+        for each in (asked, other):
+            each.listen(several=True, speak=False)
+        asked.requested = True
+        asked.saved()  # while a checkpoint was written
+        assert not asked.stops
+        asked.leave_if_saved()
+        for each in (asked, other):
+            each.decide(True)
+            each.saved()
+            with pytest.raises(KeyboardInterrupt):
+                each.leave_if_saved()
+        signal.raise_signal(signal.SIGINT)  # which reached the other one later
 
 
 # ---- one command at a time ---------------------------------------------------------------------------------------
@@ -200,6 +225,31 @@ def test_a_run_of_few_steps_goes_on_within_its_epoch(whole: Path, tmp_path: Path
     assert (tmp_path / "encoder" / "config.json").exists()
     assert state(tmp_path)["global_step"] == 3
     train(tmp_path, resume=True)
+    assert same(state(tmp_path), state(whole))
+
+
+def test_a_run_that_validation_ends_within_an_epoch_leaves_its_checkpoint(tmp_path: Path) -> None:
+    def watched(folder: Path, *callbacks: pl.Callback, **options: Any) -> None:
+        held_out = data(120, validation_fraction=0.2)  # 3 steps an epoch
+        options = {"max_epochs": 2, "val_check_interval": 2, "callbacks": list(callbacks), **QUIET, **options}
+        pretrain(cmae(), held_out, folder, **options)
+
+    watched(tmp_path / "a", pl.callbacks.EarlyStopping("validation/loss", mode="max", min_delta=1e9, patience=1))
+    assert (tmp_path / "a" / "encoder" / "config.json").exists()
+    assert state(tmp_path / "a")["global_step"] == 5
+    watched(tmp_path / "a", resume=True)
+    watched(tmp_path / "b")
+    assert same(state(tmp_path / "a"), state(tmp_path / "b"))
+
+
+def test_a_run_that_is_killed_while_it_writes_goes_on_and_tidies_up(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(InterruptedError):
+        train(tmp_path, callbacks=[Stop(6)])
+    for name in ("last.ckpt", "epoch_1.ckpt", "metrics.csv", "config.yaml"):
+        (tmp_path / f".{name}.4711.partial").write_bytes(b"half")
+    (tmp_path / ".other.4711.partial").touch()
+    train(tmp_path, resume=True)
+    assert [path.name for path in tmp_path.glob(".*.partial")] == [".other.4711.partial"]
     assert same(state(tmp_path), state(whole))
 
 
