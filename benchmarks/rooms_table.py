@@ -11,11 +11,11 @@ drawn by the seed, at least two), and of 10 % of the points of each of them; bud
 starts. The linear probe reads the features of all levels of the encoder, untrained and pre-trained, without decoder.
 With few labels the same is also done without decoder: a head reads the features of all levels
 (:class:`pc3d.models.UpcastFeatures`), so that all but the head is pre-trained; a pre-trained encoder then learns at a
-share of the rate (``ENCODER_RATE``), which was chosen on held-out training rooms. With 10 % of the points, fine-tuning
-is also begun with the head of a linear probe of these points (``probe_first``), with the milder colours of
-pre-training. Pre-training by two views has twice as many steps as that by masks, each of four views instead of two.
-Everything is judged on all points of the test rooms, trained models as ``pc3d segment eval --single_pass`` does; with
-``--validate``, for tuning, on every fourth training room, which then is not trained on.
+share of the rate (``ENCODER_RATE``), which was chosen on held-out training rooms. With 10 % of the points, and with all
+of them, fine-tuning is also begun with the head of a linear probe of these points (``probe_first``), with the milder
+colours of pre-training. Pre-training by two views has twice as many steps as that by masks, each of four views instead
+of two. Everything is judged on all points of the test rooms, trained models as ``pc3d segment eval --single_pass``
+does; with ``--validate``, for tuning, on every fourth training room, which then is not trained on.
 
 A run that is interrupted goes on where it stopped; what is finished is not computed again. Several processes may share
 the work by ``--seeds`` and ``--models`` with one ``--output``. What results depend on is kept beside them in
@@ -140,15 +140,23 @@ STARTS = {
 RUNS = {"pretrained": "pretraining", "views": "pretraining-views", "masked_views": "pretraining-masked_views"}
 """Where an encoder was pre-trained."""
 SHARES = {"100": 1.0, "10": 0.1}
-FEW = ("10-encoder", "points-encoder", "points-probe")
+ENCODER_ALONE = ("10-encoder", "points-encoder")
 """Few labels, and no decoder."""
+PROBE_FIRST = ("points-probe", "100-probe")
+"""No decoder, begun with the head of a linear probe."""
 PROBE_STEPS = 150
 PROBE_RATE = 1e-3
 """Of fine-tuning that begins with the head of a linear probe."""
 ENCODER_RATE = {"scratch": 1.0, "pretrained": 0.3, "views": 0.1, "masked_views": 0.1}
 """Of the encoder beside its head, where there is no decoder; masked views have that of views."""
-TASKS = {"100": "100 %", "10": "10 %", FEW[0]: "10 %, no decoder", FEW[1]: "10 % of points, no decoder"}
-TASKS[FEW[2]] = "10 % of points, no decoder, probe first"
+TASKS = {
+    "100": "100 %",
+    "100-probe": "100 %, no decoder, probe first",
+    "10": "10 %",
+    "10-encoder": "10 %, no decoder",
+    "points-encoder": "10 % of points, no decoder",
+    "points-probe": "10 % of points, no decoder, probe first",
+}
 
 
 @dataclass(frozen=True)
@@ -332,27 +340,27 @@ def segment(experiment: Experiment, start: str, task: str, encoder: str | None =
         rooms: PointDataset = LimitedLabels(experiment.train, label_fraction=0.1, seed=experiment.seed)
     else:
         rooms = labelled(experiment.train, SHARES[share], experiment.seed)
-    if task == FEW[2]:
+    if task in PROBE_FIRST:
         head |= {"head": "linear", "probe_first": True}
     recipe, backbone = experiment.recipe, experiment.new_backbone()
-    factor = ENCODER_RATE[start] if task in FEW[:2] else 1.0
+    factor = ENCODER_RATE[start] if task in ENCODER_ALONE else 1.0
     module = SemanticSegmentation(
-        UpcastFeatures(backbone) if task in FEW else backbone,
+        UpcastFeatures(backbone) if task in (*ENCODER_ALONE, *PROBE_FIRST) else backbone,
         len(rooms.classes),
         rooms.classes,
         encoder=None if encoder is None else str(experiment.folder / encoder),
         # A probe is fitted without, and what is begun with one goes on so.
-        class_weights=() if task == FEW[2] else class_weights(rooms),
+        class_weights=() if task in PROBE_FIRST else class_weights(rooms),
         optimisation=SegmentationOptimisation(
-            learning_rate=PROBE_RATE if task == FEW[2] else recipe.learning_rate,
+            learning_rate=PROBE_RATE if task in PROBE_FIRST else recipe.learning_rate,
             block_factor=recipe.block_factor,
             backbone_factor=factor,
         ),
         seed=experiment.seed,
         **head,
     )
-    steps = PROBE_STEPS if task == FEW[2] else recipe.steps["100" if share == "100" else "10"]
-    run(module, rooms, folder, experiment.steps(steps), PRETRAINING if task == FEW[2] else SEGMENTING)
+    steps = PROBE_STEPS if task in PROBE_FIRST else recipe.steps["100" if share == "100" else "10"]
+    run(module, rooms, folder, experiment.steps(steps), PRETRAINING if task in PROBE_FIRST else SEGMENTING)
     matrix = evaluate_scenes(load_segmenter(folder), experiment.test, use_fragments=False)
     keep(path, matrix.scores(rooms.classes), started, len(rooms))
 
