@@ -9,7 +9,7 @@ EMULATION := $(wildcard csrc/emulation/*.* csrc/emulation/cuda/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-fast test-oldest test-emulated lint format typecheck docs pictures bench results lock clean
+.PHONY: help install demo test test-fast test-oldest test-emulated test-sanitized lint format typecheck docs pictures bench results lock clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -120,9 +120,12 @@ test-oldest: install
 EMULATED := build/emulated$(SANITIZE)
 EMULATED_OBJECTS := $(patsubst csrc/%,$(EMULATED)/%.o,$(wildcard csrc/cuda/*.cu csrc/emulation/*.cpp))
 TORCH = $(shell $(BIN)/python -c 'from importlib.util import find_spec; print(find_spec("torch").submodule_search_locations[0])')
-EMULATED_FLAGS = -std=c++17 -O1 -g1 -fPIC -fvisibility=hidden -fno-extern-tls-init -ffp-contract=off -Wno-unknown-pragmas \
-  -DTORCH_TARGET_VERSION=0x020b000000000000 -DTORCH_STABLE_ONLY -include csrc/emulation/cuda_runtime.h \
-  -DPC3D_PAIRS_FOR_TREE=40000.0 -Icsrc/emulation -Icsrc -I$(TORCH)/include $(if $(SANITIZE),-fsanitize=$(SANITIZE))
+TESTED_FLAGS = -std=c++17 -O1 -g1 -fPIC -fvisibility=hidden -ffp-contract=off -Wno-unknown-pragmas \
+  -DTORCH_TARGET_VERSION=0x020b000000000000 -DTORCH_STABLE_ONLY
+# Small clouds are searched in a tree too.
+EMULATED_FLAGS = $(TESTED_FLAGS) -fno-extern-tls-init -DPC3D_PAIRS_FOR_TREE=40000.0 \
+  -include csrc/emulation/cuda_runtime.h -Icsrc/emulation -Icsrc -I$(TORCH)/include $(if $(SANITIZE),-fsanitize=$(SANITIZE))
+PRELOAD_SANITIZER = LD_PRELOAD="$(foreach name,libasan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(name)))"
 
 $(EMULATED)/%.o: csrc/% $(KERNELS) $(EMULATION)
 	@mkdir -p $(@D)
@@ -138,9 +141,22 @@ EMULATED_TESTS := cpu and not compile and not opcheck and not graph and not two_
 
 test-emulated: install  ## The operators' tests on the CUDA kernels, without a GPU
 	$(MAKE) --jobs 2 $(EMULATED)/cuda_on_cpu.so
-	$(if $(SANITIZE),LD_PRELOAD="$(foreach name,libasan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(name)))" \
-	  ASAN_OPTIONS=detect_leaks=0:log_path=$(EMULATED)/said) \
+	$(if $(SANITIZE),$(PRELOAD_SANITIZER) ASAN_OPTIONS=detect_leaks=0:log_path=$(EMULATED)/said) \
 	PC3D_EMULATED_CUDA=$(EMULATED)/cuda_on_cpu.so $(PYTEST) -k "$(EMULATED_TESTS)" tests/ops
+
+# The CPU kernels with every access to memory and what C++ leaves undefined checked; a report ends the process.
+SANITIZED := build/sanitized
+$(SANITIZED)/%.o: csrc/cpu/%.cpp $(KERNELS)
+	@mkdir -p $(@D)
+	$(CXX) $(TESTED_FLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc -I$(TORCH)/include -c $< -o $@
+
+$(SANITIZED)/cpu.so: $(patsubst csrc/cpu/%.cpp,$(SANITIZED)/%.o,$(wildcard csrc/cpu/*.cpp))
+	$(CXX) -shared -fsanitize=address,undefined $^ -L$(TORCH)/lib -ltorch_cpu -o $@
+
+test-sanitized: install  ## The operators' tests on the CPU kernels, under the sanitizers of addresses and undefined behaviour
+	$(MAKE) --jobs 2 $(SANITIZED)/cpu.so
+	$(PRELOAD_SANITIZER) ASAN_OPTIONS=detect_leaks=0:log_path=$(SANITIZED)/said \
+	PC3D_SANITIZED_CPU=$(SANITIZED)/cpu.so $(PYTEST) -k "cpu and not compile and not opcheck and not graph" tests/ops
 
 # ---- housekeeping -----------------------------------------------------------------------------------------------
 

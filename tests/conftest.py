@@ -18,10 +18,10 @@ DEVICES = ["cpu"]
 if torch.cuda.is_available() and build_info()["cuda"] == "loaded":
     DEVICES.append("cuda")
 
-# CUDA kernels compiled for a CPU (make test-emulated) take the place of the CPU's own.
-EMULATED = os.environ.get("PC3D_EMULATED_CUDA", "")
-if EMULATED:
-    torch.ops.load_library(EMULATED)
+# CUDA kernels compiled for a CPU (make test-emulated), or sanitized ones (make test-sanitized), replace the CPU's own.
+for name in ("PC3D_EMULATED_CUDA", "PC3D_SANITIZED_CPU"):
+    if os.environ.get(name):
+        torch.ops.load_library(os.environ[name])
 
 LONGEST = ("test_pages.py", "test_notebooks.py")
 

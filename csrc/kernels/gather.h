@@ -37,6 +37,7 @@ template <class T, class ParallelFor>
 void gather(const T* features, int64_t channels, const int64_t* index, int64_t num_out, T* out,
             const ParallelFor& parallel_for) {
   const int64_t bytes = channels * static_cast<int64_t>(sizeof(T));
+  if (bytes == 0) return;  // and no array to copy into
   const auto copy = bytes == 12   ? copy_rows<12>
                     : bytes == 24 ? copy_rows<24>
                     : bytes == 6  ? copy_rows<6>
