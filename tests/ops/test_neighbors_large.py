@@ -264,6 +264,24 @@ def test_what_a_compiled_graph_lets_pass_does_no_harm() -> None:
         assert not count[n // 2 :].any()
 
 
+def test_a_large_cloud_that_a_compiled_graph_lets_pass_does_no_harm(device: torch.device) -> None:
+    xyz = make_cloud("uniform", 2000, torch.float32)
+    xyz[::2, 1] = torch.nan
+    xyz[1::20] = torch.inf
+    query = xyz[:40].clone()
+    for offsets in ([0, 2000], [-5, 3000], [700, 900], [2000, 0]):
+        given = [tensor.to(device) for tensor in (xyz, torch.tensor(offsets), query, one_cloud(query))]
+        try:
+            found, within = OPS.knn(*given, 9)[0], OPS.ball_query(*given, 0.2, 9, True)[0]
+        except RuntimeError as error:  # the CPU's kernels look at offsets, those of CUDA keep to the memory
+            assert "offsets must run from 0 to the number of rows" in str(error)
+            assert offsets != [0, 2000]
+            continue
+        for index in (found.cpu(), within.cpu()):
+            assert index.min() >= -1
+            assert index.max() < 2000
+
+
 @pytest.mark.parametrize("channels", [3, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_sums_over_readers_do_not_depend_on_the_threads(channels: int, dtype: torch.dtype) -> None:
