@@ -271,12 +271,12 @@ def test_a_large_cloud_that_a_compiled_graph_lets_pass_does_no_harm(device: torc
     query = xyz[:40].clone()
     for offsets in ([0, 2000], [-5, 3000], [700, 900], [2000, 0]):
         given = [tensor.to(device) for tensor in (xyz, torch.tensor(offsets), query, one_cloud(query))]
-        try:
-            found, within = OPS.knn(*given, 9)[0], OPS.ball_query(*given, 0.2, 9, True)[0]
-        except RuntimeError as error:  # the CPU's kernels look at offsets, those of CUDA keep to the memory
-            assert "offsets must run from 0 to the number of rows" in str(error)
-            assert offsets != [0, 2000]
+        if offsets != [0, 2000] and device.type == "cpu" and "PC3D_EMULATED_CUDA" not in os.environ:
+            # The CPU's kernels look at offsets, those of CUDA keep to the memory.
+            with pytest.raises(RuntimeError, match="offsets must run from 0 to the number of rows"):
+                OPS.knn(*given, 9)
             continue
+        found, within = OPS.knn(*given, 9)[0], OPS.ball_query(*given, 0.2, 9, True)[0]
         for index in (found.cpu(), within.cpu()):
             assert index.min() >= -1
             assert index.max() < 2000
