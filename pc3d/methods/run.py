@@ -200,7 +200,8 @@ def pretrain(
                 weights_only=True,
             )
         let_go(engine)
-        if engine.state.finished and engine.global_step == 0:  # however that came about
+        # However that came about. Where processes were spawned, steps were counted in them alone.
+        if engine.state.finished and engine.global_step == 0 and not folder.checkpoint.exists():
             raise ValueError("not one step was trained, and nothing is exported: is trainer.max_time too short?")
         if engine.is_global_zero and engine.state.finished:
             method.export(folder.path)

@@ -141,5 +141,6 @@ def scenes(folder: Path, **options: Any) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_two_processes_watch_and_may_stop_by_what_is_validated(tmp_path: Path) -> None:
     two = scenes(tmp_path / "two", devices=2, strategy="ddp_spawn")
+    assert (tmp_path / "two" / "encoder" / "config.json").exists()
     assert len(two) == 1
     assert float(two[0]["validation/miou"]) > 0
