@@ -12,6 +12,7 @@ from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
 
 _REMEDY = "copy or make it anew, or leave it out"
+_GOES_ON = "it goes on after its end: tar files are not joined by cat"
 _BLOCK = 1 << 16
 
 
@@ -58,7 +59,7 @@ def read_shard(url: str) -> Iterator[dict[str, Any]]:
             yield sample
             found = True
         stream.close()  # of a command, fails if it did
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         raise BadFileError(url, f"{_reason(error, stream)}: {_REMEDY}") from error
     finally:
         _leave(stream)
@@ -82,18 +83,31 @@ def _read_out(file: Any) -> None:
     # To the last byte: a command whose output nobody takes may fail of that.
     while rest := file.read(_BLOCK):
         if any(rest):
-            raise tarfile.ReadError("it goes on after its end: tar files are not joined by cat")
+            raise tarfile.ReadError(_GOES_ON)
+    # Of compressed files joined by cat ``tarfile`` unpacks the first; of gzip's, 8 bytes of checksum are left, too.
+    packed = getattr(getattr(file, "cmp", None), "unused_data", b"")
+    if any(packed[8:] if getattr(file, "comptype", "") == "gz" else packed):
+        raise tarfile.ReadError(_GOES_ON)
 
 
 def _reason(error: Exception, stream: Any) -> str:
     """What is wrong with a shard, from what reading it raised."""
+    read_out = _is_read_out(stream)
     _leave(stream)  # and so learn how its command ended
     status = getattr(stream, "status", None)
-    if status not in (None, 0):
+    if read_out and status not in (None, 0):
         return f"was not read to its end, the command that reads it ended with exit code {status}"
     if isinstance(error, OSError):
         return f"cannot be read ({error})"
     return f"is no tar file, was cut short or is damaged ({error.args[0]})"
+
+
+def _is_read_out(stream: Any) -> bool:
+    """Whether a stream has no more to give, or failed: a command that is left before that may fail of it."""
+    try:
+        return stream is None or not stream.read(1)
+    except (OSError, ValueError):  # of a command that failed; of a stream that is closed
+        return True
 
 
 def _leave(stream: Any) -> None:

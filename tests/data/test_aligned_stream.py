@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import re
@@ -121,6 +122,14 @@ def test_what_cannot_be_streamed_is_refused(tmp_path: Path) -> None:
         AlignedStream("${NONE}/b.tar", 1)
 
 
+def test_a_compressed_shard_is_read(urls: str, tmp_path: Path) -> None:
+    whole = Path(urls.replace("{000000..000003}", "000001")).read_bytes()
+    for compress in (gzip.compress, bz2.compress):
+        (tmp_path / "packed").write_bytes(compress(whole))
+        stream = AlignedStream([str(tmp_path / "packed")], 4, batch_size=1, buffer_size=1)
+        assert ids(stream) == [[2], [3], [4], [5]]
+
+
 # ---- shards that are not whole -----------------------------------------------------------------------------------
 
 
@@ -139,7 +148,11 @@ def cut(shard: bytes, member: int, offset: int) -> bytes:
         (lambda shard: cut(shard, 3, 0), "empty header at byte"),  # all shapes, but no end
         (lambda shard: cut(shard, 2, 700), "unexpected end of data"),
         (lambda shard: cut(shard, 1, 0) + b"\xff" * 512 + shard[len(cut(shard, 1, 512)) :], "bad checksum at byte"),
+        (lambda shard: cut(shard, 1, 0) + b"\xff" * 300_000, "bad checksum at byte"),  # more than a pipe holds
         (lambda shard: shard + shard, "it goes on after its end: tar files are not joined by cat"),
+        (lambda shard: gzip.compress(shard) + gzip.compress(shard), "it goes on after its end"),
+        (lambda shard: bz2.compress(shard) + bz2.compress(shard), "it goes on after its end"),
+        (lambda shard: bz2.compress(shard) + b"\xff" * 30_000, "End of stream already reached"),
         (lambda shard: gzip.compress(shard)[:-300], "unexpected end of data"),
         (lambda shard: b"", "empty header at byte 0"),
         (lambda shard: b"<html>not found</html>" * 100, "invalid header at byte 0"),
