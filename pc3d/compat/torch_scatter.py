@@ -1,7 +1,7 @@
 """The functions of ``torch_scatter`` that repositories of point clouds call, over PyTorch's own.
 
 Whatever the reduction, a place that nothing is written to holds 0. Of equal largest or smallest values the lowest
-index is taken, and gets the gradient.
+index is taken, and gets the gradient. Where one is NaN, so is the result.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def _scatter_end(
     with torch.no_grad():
         best = src.new_zeros(shape).scatter_reduce(dim, index, src, _ENDS[kind], include_self=False)
         places = _expanded(torch.arange(src.shape[dim], device=src.device), src, dim)
-        places = places.masked_fill(src != best.gather(dim, index), src.shape[dim])
+        other = (src != best.gather(dim, index)) & ~src.isnan()  # a NaN is the largest and the smallest
+        places = places.masked_fill(other, src.shape[dim])
         arg = places.new_full(shape, src.shape[dim]).scatter_reduce(dim, index, places, "amin")
     nothing = arg == src.shape[dim]
     if src.shape[dim] == 0:

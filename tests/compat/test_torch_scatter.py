@@ -50,6 +50,15 @@ def test_largest_and_smallest_say_where_they_are_and_the_lowest_of_equals_has_th
     assert where.tolist() == [[1, 5], [3, 3], [6, 6], [2, 2]]
 
 
+@pytest.mark.parametrize("reduce", ["max", "min", "sum", "mean"])
+def test_what_is_not_a_number_is_told(reduce: str) -> None:
+    src = torch.tensor([1.0, torch.nan, 5.0, 2.0, torch.nan, 7.0])
+    out = torch_scatter.scatter(src, INDEX, 0, reduce=reduce)
+    assert out.isnan().tolist() == [True, False, False, True]
+    if reduce in ("max", "min"):
+        assert getattr(torch_scatter, f"scatter_{reduce}")(src, INDEX, 0)[1].tolist() == [1, 3, 6, 4]
+
+
 def test_out_takes_part() -> None:
     src, out = torch.tensor([5, 1, 5, 2, 4, 1.0]), torch.tensor([3.0, 1.0, 7.0, -1.0])
     assert torch_scatter.scatter(src, INDEX, out=out.clone(), reduce="max").tolist() == [3, 2, 7, 5]
