@@ -1,6 +1,7 @@
 #include "kernels/neighbors.h"
 
 #include "cpu/binding.h"
+#include "kernels/chamfer.h"
 
 namespace pc3d {
 
@@ -30,8 +31,15 @@ std::tuple<Tensor, Tensor> knn_cpu(const Tensor& xyz, const Tensor& offsets, con
   Tensor squared = torch::stable::new_empty(query, {query.size(0), k}, query.scalar_type());
   dispatch_points(xyz, "knn", [&](auto zero) {
     using scalar_t = decltype(zero);
-    knn(points.const_data_ptr<scalar_t>(), o, queries.const_data_ptr<scalar_t>(), qo, num_clouds, k,
-        index.mutable_data_ptr<int64_t>(), squared.mutable_data_ptr<scalar_t>(), ParallelFor());
+    const scalar_t* p = points.const_data_ptr<scalar_t>();
+    const scalar_t* q = queries.const_data_ptr<scalar_t>();
+    int64_t* rows = index.mutable_data_ptr<int64_t>();
+    scalar_t* distances = squared.mutable_data_ptr<scalar_t>();
+    if (k == 1) {
+      nearest_one_way(q, qo, p, o, num_clouds, distances, rows, ParallelFor());
+    } else {
+      knn(p, o, q, qo, num_clouds, k, rows, distances, ParallelFor());
+    }
   });
   return {index, squared};
 }
