@@ -48,11 +48,10 @@ class BadFileError(ValueError):
         super().__init__(str(path) if reason is None else f"{path}: {reason}")
         self.path = Path(path)
         self.reason = "" if reason is None else reason
+        self._given = str(path)  # of an address, not the same as of the path
 
-    def __reduce__(self) -> tuple[type[BadFileError], tuple[Path | str, str | None]]:
-        if not self.reason:
-            return type(self), (str(self), None)
-        return type(self), (self.path, self.reason)
+    def __reduce__(self) -> tuple[type[BadFileError], tuple[str, str | None]]:
+        return type(self), (self._given, self.reason or None)
 
 
 @dataclass(frozen=True)
