@@ -203,7 +203,7 @@ def test_resume_in_the_middle_of_an_epoch(objects: Selection, num_workers: int) 
 def test_workers_are_deaf_to_what_a_scheduler_sends_to_every_process(objects: Selection) -> None:
     loader = PointLoader(objects, 2, transform=AUGMENT, num_workers=2)
     batches = iter(loader)
-    found = [next(batches)]
+    found = [next(batches), next(batches)]  # one of each worker, which is thus ready
     workers = loader._loader._iterator._workers  # type: ignore[union-attr]
     for worker in workers:
         for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
