@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -226,9 +228,20 @@ def leave_signals_to_the_main_process(worker: int) -> None:
     one would fail the step that is to be finished. SIGTERM is also how the process that it works for ends a worker that
     hangs: it works, for a while.
     """
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    threading.Thread(target=_end_in_a_while, args=(told,), daemon=True).start()
+
+
+def _end_in_a_while(told: int) -> None:
+    """Wait for a SIGTERM, then let the process end: in a thread, since the main one may hang outside of Python."""
+    while signal.SIGTERM not in os.read(told, 64):
+        pass
+    signal.alarm(_GRACE)
 
 
 def _as_is(batch: Any) -> Any:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import jsonargparse
@@ -218,22 +220,34 @@ def test_workers_are_deaf_to_what_a_scheduler_sends_to_every_process(objects: Se
 class Hanging(Dataset[PointCloud]):
     """Its second item never comes."""
 
+    def __init__(self, outside_of_python: bool) -> None:
+        self.outside_of_python = outside_of_python
+
     def __len__(self) -> int:
         return 2
 
     def __getitem__(self, index: int) -> PointCloud:
+        if index == 1 and self.outside_of_python:  # as threads of a library do that were forked while they held a lock
+            lock = ctypes.create_string_buffer(64)
+            for _ in range(2):
+                ctypes.CDLL(None).pthread_mutex_lock(lock)
         time.sleep(600 * index)
         return PointCloud(torch.zeros(1, 3))
 
 
-def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("outside_of_python", [False, True])
+def test_a_worker_that_hangs_is_ended(outside_of_python: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pc3d.data.loader._GRACE", 1)
-    loader = PointLoader(Hanging(), 1, num_workers=1, shuffle=False)
+    loader = PointLoader(Hanging(outside_of_python), 1, num_workers=1, shuffle=False)
     next(iter(loader))
     (worker,) = loader._loader._iterator._workers  # type: ignore[union-attr]
     worker.terminate()
+    with suppress(RuntimeError):  # PyTorch may be the first to see that a worker was killed, and say so
+        worker.join(5)
     worker.join(5)
-    assert worker.exitcode == -signal.SIGALRM
+    code = worker.exitcode
+    worker.kill()
+    assert code == -signal.SIGALRM
 
 
 def test_a_state_of_something_else_is_refused(objects: Selection) -> None:
