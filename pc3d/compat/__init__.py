@@ -49,6 +49,7 @@ def install(*, replace: bool = False) -> list[str]:
         sys.modules[name] = module
         parent, _, child = name.rpartition(".")
         if parent:
+            _is_importable(parent)  # a folder may hold other extensions, too
             setattr(sys.modules.setdefault(parent, ModuleType(parent)), child, module)
         installed.append(name)
     return installed

@@ -141,6 +141,19 @@ def test_a_chamfer_folder_loads_once_its_compiled_module_is_there(tmp_path: Path
     assert done.stdout.split() == [str(package / "__init__.py"), "pc3d.compat.chamfer"], done.stderr
 
 
+def test_what_lies_beside_a_replaced_folder_is_found(tmp_path: Path) -> None:
+    for name in ("chamfer_dist", "emd"):
+        (tmp_path / "extensions" / name).mkdir(parents=True)
+        (tmp_path / "extensions" / name / "__init__.py").touch()
+    code = (
+        "import pc3d.compat; assert 'extensions.chamfer_dist' in pc3d.compat.install(replace=True)\n"
+        "from extensions import emd, chamfer_dist; print(emd.__file__, chamfer_dist.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    beside = str(tmp_path / "extensions" / "emd" / "__init__.py")
+    assert done.stdout.split() == [beside, "pc3d.compat.chamfer_dist"], done.stderr
+
+
 def test_install_leaves_an_installed_extension_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     real = type(sys)("knn_cuda")
     real.__file__ = "knn_cuda.so"
