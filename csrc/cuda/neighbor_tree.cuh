@@ -30,12 +30,15 @@ struct SearchTensors {
   }
 };
 
-// How many clouds hold how many rows is known on the device alone: this goes by their mean.
+// How many clouds hold how many rows is known on the device alone: this goes by their mean. A few queries pass over all
+// points sooner than a sort does, and torch sorts no more than 32 bits count.
 inline bool worth_a_tree(const SearchTensors& s, int64_t k) {
+  constexpr int64_t kFewQueries = 32;
+  if (k > 128 || s.query.size(0) < kFewQueries || s.xyz.size(0) > std::numeric_limits<int32_t>::max()) return false;
   const double clouds = static_cast<double>(s.offsets.size(0) - 1);
   const double pairs =
       static_cast<double>(s.xyz.size(0)) * static_cast<double>(s.query.size(0)) / (clouds > 1 ? clouds : 1);
-  return pairs > 0 && k <= 128 && pairs >= PC3D_PAIRS_FOR_TREE;
+  return pairs > 0 && pairs >= PC3D_PAIRS_FOR_TREE;
 }
 
 // The memory of a tree, as long as it is searched.

@@ -7,7 +7,8 @@
 // points; nodes outside of it are passed over.
 //
 // A point's distance is rounded as that of its box is, each step of which is monotonic, so that no point is nearer than
-// the box around it: the result is that of all pairs, to the bit.
+// the box around it: the result is that of all pairs, to the bit. Points and queries that are no numbers (only
+// unchecked input has them) find nothing.
 #pragma once
 
 #include "kernels/hilbert.h"

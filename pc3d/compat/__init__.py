@@ -6,7 +6,7 @@ one old PyTorch. After ::
     import pc3d.compat
     pc3d.compat.install()
 
-those imports find the modules of this package, which run on the CPU and on CUDA, and the old code runs unchanged.
+those imports find the modules of this package, which run on the CPU and on CUDA.
 """
 
 from __future__ import annotations

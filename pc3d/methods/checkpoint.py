@@ -111,7 +111,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
             return
         # A run resumed from what was written before would go on with the next step, what was validated be forgotten.
         saved = self._saved_step == trainer.global_step
-        if saved != _ends_here(trainer):
+        if saved or _ends_here(trainer):
             self._saved_step = trainer.global_step
             self._save(trainer, "last.ckpt")
 

@@ -228,15 +228,21 @@ def test_a_run_of_few_steps_goes_on_within_its_epoch(whole: Path, tmp_path: Path
     assert same(state(tmp_path), state(whole))
 
 
-def test_a_run_that_validation_ends_within_an_epoch_leaves_its_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every_n_steps", [None, 1])
+def test_a_run_that_validation_ends_within_an_epoch_leaves_its_checkpoint(
+    tmp_path: Path, every_n_steps: int | None
+) -> None:
     def watched(folder: Path, *callbacks: pl.Callback, **options: Any) -> None:
         held_out = data(120, validation_fraction=0.2)  # 3 steps an epoch
         options = {"max_epochs": 2, "val_check_interval": 2, "callbacks": list(callbacks), **QUIET, **options}
-        pretrain(cmae(), held_out, folder, **options)
+        pretrain(cmae(), held_out, folder, every_n_steps=every_n_steps, **options)
 
     watched(tmp_path / "a", pl.callbacks.EarlyStopping("validation/loss", mode="max", min_delta=1e9, patience=1))
     assert (tmp_path / "a" / "encoder" / "config.json").exists()
-    assert state(tmp_path / "a")["global_step"] == 5
+    left = torch.load(tmp_path / "a" / "last.ckpt", weights_only=False)
+    assert left["global_step"] == 5
+    (stopping,) = (kept for name, kept in left["callbacks"].items() if name.startswith("EarlyStopping"))
+    assert stopping["wait_count"] == 1  # and what it validated is not forgotten
     watched(tmp_path / "a", resume=True)
     watched(tmp_path / "b")
     assert same(state(tmp_path / "a"), state(tmp_path / "b"))
