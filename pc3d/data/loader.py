@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -218,30 +219,25 @@ class _Remaining(Sampler[BatchKey]):
         return len(self.keys)
 
 
-_GRACE = 60  # seconds, longer than schedulers wait until they kill
-
-
 def leave_signals_to_the_main_process(worker: int) -> None:
     """Let a worker be deaf to what asks a run to stop.
 
     Ctrl-C reaches every process of a terminal, and a scheduler's signals every process of a job; a worker that dies of
-    one would fail the step that is to be finished. SIGTERM is also how the process that it works for ends a worker that
-    hangs: it works, for a while.
+    one would fail the step that is to be finished. SIGTERM is also how the process that it works for ends a worker, one
+    that hangs or that is left over when a script ends: from that process alone it is heard.
     """
-    told, tell = os.pipe()
-    os.set_blocking(tell, False)
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
-    threading.Thread(target=_end_in_a_while, args=(told,), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told, daemon=True).start()
 
 
-def _end_in_a_while(told: int) -> None:
-    """Wait for a SIGTERM, then let the process end: in a thread, since the main one may hang outside of Python."""
-    while signal.SIGTERM not in os.read(told, 64):
+def _end_when_told() -> None:
+    """Wait for the SIGTERM of the process that this one works for, in a thread: the main one may hang in a library."""
+    main = multiprocessing.parent_process()
+    while main is None or signal.sigwaitinfo({signal.SIGTERM}).si_pid != main.pid:
         pass
-    signal.alarm(_GRACE)
+    os._exit(0)  # as PyTorch's own workers do, told by that process
 
 
 def _as_is(batch: Any) -> Any:

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import signal
+import subprocess
+import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import jsonargparse
@@ -207,9 +206,8 @@ def test_workers_are_deaf_to_what_a_scheduler_sends_to_every_process(objects: Se
     batches = iter(loader)
     found = [next(batches), next(batches)]  # one of each worker, which is thus ready
     workers = loader._loader._iterator._workers  # type: ignore[union-attr]
-    for worker in workers:
-        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
-            os.kill(worker.pid, number)
+    for name in ("INT", "USR1", "TERM"):  # by another process
+        subprocess.run(["kill", f"-{name}", *(str(worker.pid) for worker in workers)], check=True)
     found += batches
     assert all(worker.is_alive() for worker in workers)
     expected = list(PointLoader(objects, 2, transform=AUGMENT))
@@ -236,18 +234,32 @@ class Hanging(Dataset[PointCloud]):
 
 
 @pytest.mark.parametrize("outside_of_python", [False, True])
-def test_a_worker_that_hangs_is_ended(outside_of_python: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pc3d.data.loader._GRACE", 1)
+def test_a_worker_that_hangs_is_ended(outside_of_python: bool) -> None:
     loader = PointLoader(Hanging(outside_of_python), 1, num_workers=1, shuffle=False)
     next(iter(loader))
     (worker,) = loader._loader._iterator._workers  # type: ignore[union-attr]
     worker.terminate()
-    with suppress(RuntimeError):  # PyTorch may be the first to see that a worker was killed, and say so
-        worker.join(5)
     worker.join(5)
     code = worker.exitcode
     worker.kill()
-    assert code == -signal.SIGALRM
+    assert code == 0
+
+
+def test_a_script_that_leaves_its_workers_ends(tmp_path: Path) -> None:
+    """The process, at its end, tells workers to end and waits for them."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+from pc3d.data import Household, PointLoader
+
+if __name__ == "__main__":
+    batches = iter(PointLoader(Household("test", num_points=32), 4, num_workers=2))
+    next(batches)
+    print("last line", flush=True)
+""")
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "last line\n"
+        assert process.wait(30) == 0
 
 
 def test_a_state_of_something_else_is_refused(objects: Selection) -> None:
