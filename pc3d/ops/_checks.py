@@ -6,6 +6,7 @@ they can be read; a compiled graph cannot read them, there the kernels only guar
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ class Packed(NamedTuple):
     """(B + 1,) int64: cloud b is rows offsets[b] to offsets[b + 1]."""
     dense_shape: tuple[int, int] | None
     """(B, N) where the caller passed a dense tensor."""
+    sizes: tuple[int, int] | None
+    """(B, N) where every cloud is known to hold N points without reading the offsets: dense points, or one cloud."""
 
 
 def values_are_readable(*tensors: Tensor) -> bool:
@@ -69,10 +72,11 @@ def check_offsets(offsets: object, name: str, num_rows: int, device: torch.devic
     if offsets.device != device:
         raise ValueError(f"{name} is on {offsets.device}, the points are on {device}; move one of them with .to()")
     if values_are_readable(offsets):
-        first, last = int(offsets[0]), int(offsets[-1])
+        on_host = offsets.cpu()  # at once: each look at a value on a GPU waits for all that was asked of it
+        first, last = int(on_host[0]), int(on_host[-1])
         if first != 0 or last != num_rows:
             raise ValueError(f"{name} must run from 0 to the number of rows {num_rows}, got {first} to {last}")
-        if bool((offsets[1:] < offsets[:-1]).any()):
+        if bool((on_host[1:] < on_host[:-1]).any()):
             raise ValueError(f"{name} must ascend, got {offsets.tolist() if offsets.numel() <= 20 else offsets}")
     return offsets
 
@@ -82,7 +86,7 @@ def check_finite(value: Tensor, name: str) -> None:
     if value.numel() == 0 or not values_are_readable(value):
         return
     # One fast pass: a sum is finite only if every term is. It may overflow with finite terms, so look twice.
-    if not bool(torch.isfinite(value.sum())) and not bool((finite := torch.isfinite(value)).all()):
+    if not math.isfinite(value.sum().item()) and not bool((finite := torch.isfinite(value)).all()):
         row = int((~finite).flatten(0, -2).any(-1).nonzero()[0]) if value.dim() > 1 else int((~finite).nonzero()[0])
         raise ValueError(
             f"{name} holds a NaN or infinite coordinate, first in row {row}; "
@@ -100,20 +104,21 @@ def pack(xyz: object, offsets: object, name: str, offsets_name: str = "offsets")
     xyz = check_tensor(xyz, name)
     if xyz.dim() not in (2, 3) or xyz.shape[-1] != 3:
         raise ValueError(f"{name} must have shape (B, N, 3), or (N, 3) with {offsets_name}, got {tuple(xyz.shape)}")
-    dense_shape = None
+    dense_shape = sizes = None
     if xyz.dim() == 3:
         if offsets is not None:
             raise ValueError(f"{offsets_name} goes with packed (N, 3) points; {name} is dense, {tuple(xyz.shape)}")
-        dense_shape = (xyz.shape[0], xyz.shape[1])
-        packed_offsets = dense_offsets(*dense_shape, xyz.device)
+        dense_shape = sizes = (xyz.shape[0], xyz.shape[1])
+        packed_offsets = dense_offsets(*sizes, xyz.device)
     elif offsets is None:
-        packed_offsets = dense_offsets(1, xyz.shape[0], xyz.device)
+        sizes = (1, xyz.shape[0])
+        packed_offsets = dense_offsets(*sizes, xyz.device)
     else:
         packed_offsets = check_offsets(offsets, offsets_name, xyz.shape[0], xyz.device)
     if xyz.dtype in (torch.float16, torch.bfloat16):
         xyz = xyz.float()
     check_finite(xyz, name)
-    return Packed(xyz.reshape(-1, 3), packed_offsets, dense_shape)
+    return Packed(xyz.reshape(-1, 3), packed_offsets, dense_shape, sizes)
 
 
 def check_coords(coords: object, offsets: object, name: str = "coords") -> tuple[Tensor, Tensor]:
@@ -151,9 +156,12 @@ def lengths(offsets: Tensor) -> Tensor:
 
 def check_enough_points(points: Packed, queries: Packed, k: int, points_name: str) -> None:
     """Refuses a cloud with queries but fewer than ``k`` points."""
-    if points.dense_shape is not None and queries.dense_shape is not None:
-        if points.dense_shape[1] < k and queries.dense_shape[0] > 0 and queries.dense_shape[1] > 0:
-            raise ValueError(f"k is {k}, but the clouds of {points_name} have only {points.dense_shape[1]} points")
+    if points.sizes is not None and queries.sizes is not None:
+        if points.sizes[1] < k and queries.sizes[0] > 0 and queries.sizes[1] > 0:
+            which = (
+                f"cloud 0 of {points_name} has" if points.dense_shape is None else f"the clouds of {points_name} have"
+            )
+            raise ValueError(f"k is {k}, but {which} only {points.sizes[1]} points")
     elif values_are_readable(points.offsets, queries.offsets):
         short = (lengths(points.offsets) < k) & (lengths(queries.offsets) > 0)
         if bool(short.any()):

@@ -106,15 +106,21 @@ def chamfer_distance(
         value = value / 2
     if reduction == "none":
         return value
+    if first.sizes is not None:
+        num_clouds, num_points = first.sizes
+        return value.sum() / max(num_clouds if num_points > 0 else 0, 1)
     return value.sum() / (lengths(first.offsets) > 0).sum().clamp(min=1)
 
 
 def _check_both_filled(first: Packed, second: Packed) -> None:
-    if values_are_readable(first.offsets, second.offsets):
-        lonely = (lengths(first.offsets) == 0) != (lengths(second.offsets) == 0)
-        if bool(lonely.any()):
-            cloud = int(lonely.nonzero()[0])
-            raise ValueError(f"cloud {cloud} is empty in one of x and y only; their distance is not defined")
+    lonely: list[int] = []
+    if first.sizes is not None and second.sizes is not None:
+        (num_clouds, n), (_, m) = first.sizes, second.sizes
+        lonely = [0] if num_clouds > 0 and (n == 0) != (m == 0) else []
+    elif values_are_readable(first.offsets, second.offsets):
+        lonely = ((lengths(first.offsets) == 0) != (lengths(second.offsets) == 0)).nonzero()[:, 0].tolist()
+    if lonely:
+        raise ValueError(f"cloud {lonely[0]} is empty in one of x and y only; their distance is not defined")
 
 
 def _safe_sqrt(squared: Tensor) -> Tensor:
