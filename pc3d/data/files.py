@@ -21,6 +21,7 @@ from pc3d.data.types import PointCloud
 OnError = Literal["refuse", "report"]
 # Text is left out by default: class folders often hold a licence or a read-me.
 FOLDER_SUFFIXES = tuple(name for name in POINT_SUFFIXES if name != ".txt")
+_SPLITS = ("train", "val", "valid", "validation", "test")
 # Class names; the folders to read with the label of each; the folders above them, which should hold no files.
 _Layout = tuple[tuple[str, ...], list[tuple[int, Path]], list[Path]]
 
@@ -85,11 +86,11 @@ class FolderDataset(FileDataset):
     """Any folder of point or mesh files with a sub-folder per class.
 
     Without ``split`` the layout is ``root/CLASS/FILE``; with one, ``root/SPLIT/CLASS/FILE`` or, as in ModelNet,
-    ``root/CLASS/SPLIT/FILE``. Files may lie deeper within. Classes are the folder names in alphabetical order; a
-    folder without class sub-folders gives unlabelled items. An item's id is the name of its file without the ending, or
-    the path below ``root`` where several files have this name. Links to folders are followed. Hidden files and folders
-    are passed over; every other file must lie in a class folder (of some split) and have one of the ``suffixes``, so
-    that nothing is left out unnoticed.
+    ``root/CLASS/SPLIT/FILE``, also where a class has the name of the split. Files may lie deeper within. Classes are
+    the folder names in alphabetical order; a folder without class sub-folders gives unlabelled items. An item's id is
+    the name of its file without the ending, or the path below ``root`` where several files have this name. Links to
+    folders are followed. Hidden files and folders are passed over; every other file must lie in a class folder (of some
+    split) and have one of the ``suffixes``, so that nothing is left out unnoticed.
 
     Args:
         root: the folder.
@@ -176,7 +177,9 @@ class FolderDataset(FileDataset):
     def _class_folders(self) -> _Layout:
         if not self.root.is_dir():
             raise MissingDataError.of(type(self).__name__, [self.root], self.root, self.source, self.terms)
-        if self.split is not None and not (self.root / self.split).is_dir():
+        if self.split is not None and (
+            not (self.root / self.split).is_dir() or _is_class(self.root / self.split, self.split)
+        ):
             return self._split_in_class(self.split)
         above = [] if self.split is None else [self.root]
         top = self.root if self.split is None else self.root / self.split
@@ -195,6 +198,12 @@ class FolderDataset(FileDataset):
             )
         folders = [(label, folder / split) for label, folder in enumerate(classes)]
         return tuple(folder.name for folder in classes), folders, [self.root, *classes]
+
+
+def _is_class(folder: Path, split: str) -> bool:
+    """Whether a folder with the name of a split is a class of that name, which has splits and nothing else in it."""
+    within = {path.name for path in _subfolders(folder)}
+    return split in within and within <= {split, *_SPLITS}
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -66,6 +66,19 @@ def test_splits_above_or_below_the_classes(tmp_path: Path, split_first: bool) ->
         FolderDataset(tmp_path, "val")
 
 
+@pytest.mark.parametrize("split_first", [True, False])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_may_have_the_name_of_a_split(tmp_path: Path, split_first: bool, split: str) -> None:
+    """Among construction bricks there are boats, planes and trains."""
+    for number, (part, name) in enumerate((part, name) for part in ("train", "test") for name in ("boat", "train")):
+        place = tmp_path / part / name if split_first else tmp_path / name / part
+        place.mkdir(parents=True)
+        np.save(place / f"{part}-{name}.npy", np.full((4, 3), float(number)))
+    objects = FolderDataset(tmp_path, split)
+    assert objects.classes == ("boat", "train")
+    assert [path.stem for path in objects.paths] == [f"{split}-boat", f"{split}-train"]
+
+
 def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((4, 3)))
     objects = FolderDataset(tmp_path)
