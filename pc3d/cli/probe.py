@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from pc3d.cli import _output
 from pc3d.cli._alignment import UpAxis
 from pc3d.cli._inputs import Points, Variant
 from pc3d.cli._judging import Frozen, judge_frozen
@@ -89,6 +90,11 @@ def probe(
             return logistic_regression(train, test, C=1.0 if C is None else C, **choice)
         return linear_svm(train, test, C=C, form=svm, **choice)
 
+    if (classifier, svm, protocol, C) == ("svm", "svc_linear", "fixed", None) and not standardize:
+        _output.say(
+            "note: C = 0.012 is the published value for ModelNet40 and 384 dimensions, and may be far too small for "
+            "other data: --protocol tuned chooses one by cross-validation on the training features"
+        )
     judge_frozen(
         judge,
         encoder,
