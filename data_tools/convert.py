@@ -44,6 +44,7 @@ from pc3d.data import (
     PointCloud,
     ShapeNet55,
 )
+from pc3d.data.dataset import check_same_classes
 
 KINDS: dict[str, Callable[..., FileDataset]] = {
     "modelnet-meshes": ModelNetMeshes,
@@ -268,6 +269,10 @@ def run(given: argparse.Namespace) -> None:
     values = {name: getattr(given, name) for name in NAMES}
     probe = Options(**values, fields=())
     datasets = {name: open_split(probe, root, None if name == "all" else name) for name in given.split}
+    try:
+        check_same_classes({name: dataset.classes for name, dataset in datasets.items()})
+    except ValueError as error:
+        sys.exit(str(error))
     output = Output(given.out)
     for name, dataset in datasets.items():
         fields = first_fields(dataset) if given.fields is None else tuple(given.fields)

@@ -90,6 +90,7 @@ def evaluate(
         results: Folder for rows of pc3d results.
         method: Name in the table of results; the encoder's class and how it started by default.
     """
+    from pc3d.data.dataset import check_same_classes
     from pc3d.evaluation import ClassificationResult, Kept, predict_logits, scores
     from pc3d.tasks import load_classifier
 
@@ -101,11 +102,7 @@ def evaluate(
     place = open_device(device)
     model, config = load_classifier(run)
     data = _objects.stored_data(Path(run), "classify", root=root, split=split, variant=variant)
-    if tuple(config["classes"]) != tuple(data.dataset.classes):
-        raise ValueError(
-            f"{data.name} has other classes ({', '.join(data.dataset.classes[:3])}, ...) than the model "
-            f"({', '.join(config['classes'][:3])}, ...): judge it on a set with those that it was trained for"
-        )
+    check_same_classes({"the model": config["classes"], data.name: data.dataset.classes})
     folder = Path(output) if output is not None else Path(run) / "eval"
     path = _objects.free_result_path(folder, f"{data.split}_votes" if votes else data.split, overwrite)
     model.to(place)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -141,6 +141,32 @@ def data_name(dataset: PointDataset) -> str:
     if root is not None:
         return folder_name(root, getattr(dataset, "variant", None))
     return data_name(dataset.dataset) if isinstance(dataset, Selection) else type(dataset).__name__
+
+
+def check_same_classes(named: Mapping[str, Sequence[str]]) -> None:
+    """Refuse splits whose labels do not mean the same.
+
+    Args:
+        named: what to call each split, and its classes in the order of labels.
+
+    Raises:
+        ValueError: two have other classes, or another order; the message says which.
+    """
+    first, ours = next(iter(named.items()), ("", ()))
+    for second, theirs in named.items():
+        if tuple(ours) == tuple(theirs):
+            continue
+        alone = [
+            *(f"{name!r} in {first} alone" for name in ours if name not in theirs),
+            *(f"{name!r} in {second} alone" for name in theirs if name not in ours),
+        ]
+        more = f", and {len(alone) - 6} more" if len(alone) > 6 else ""
+        raise ValueError(
+            f"{first} and {second} must have the same classes in the same order, or a label would not mean the same in "
+            f"both; got {len(ours)} and {len(theirs)}: {', '.join(alone[:6]) or 'the order differs'}{more}. Where a "
+            "split has no object of a class, a folder of files takes an empty sub-folder for it; in pc3d's own shards "
+            "every SPLIT.json names all classes"
+        )
 
 
 class Selection(PointDataset):

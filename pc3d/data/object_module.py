@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from pc3d._extras import require
-from pc3d.data.dataset import PointDataset, parts_of_categories, split_train_validation
+from pc3d.data.dataset import PointDataset, check_same_classes, parts_of_categories, split_train_validation
 from pc3d.data.loader import PointLoader
 from pc3d.data.transforms import Transform
 
@@ -40,7 +40,8 @@ class ObjectDataModule(PointDataModule):
         pin_memory: hand out batches in page-locked memory; worth it with a GPU.
 
     Raises:
-        ValueError: an argument is out of range, two exclude each other, or there are unlabelled training objects.
+        ValueError: an argument is out of range, two exclude each other, there are unlabelled objects, or splits have
+            different classes.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class ObjectDataModule(PointDataModule):
             raise ValueError("protocol 'legacy' judges the test split after each epoch, and there is none: give test")
         for name, dataset in (("train", train), ("validation", validation), ("test", test)):
             check_labelled(name, dataset)
+        splits = {"train": train, "validation": validation, "test": test}
+        check_same_classes({name: dataset.classes for name, dataset in splits.items() if dataset is not None})
         if validation_fraction != 0.0:
             if validation is not None:
                 raise ValueError("give validation or validation_fraction, not both")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pc3d._extras import require
-from pc3d.data.dataset import PointDataset, Selection
+from pc3d.data.dataset import PointDataset, Selection, check_same_classes
 from pc3d.data.limited_labels import LimitedLabels
 from pc3d.data.mixing import SceneCollate
 from pc3d.data.transforms import Transform
@@ -105,11 +105,8 @@ class SceneDataModule(PointDataModule):
         }
         if not named:
             raise ValueError("this data module has no data set: pass train=")
-        first = next(iter(named))
-        for name, classes in named.items():
-            if classes != named[first]:
-                raise ValueError(f"{first} and {name} must have the same classes, got {named[first]} and {classes}")
-        return tuple(named[first])
+        check_same_classes(named)
+        return tuple(next(iter(named.values())))
 
 
 def _some_scenes(dataset: PointDataset, fraction: float, seed: int) -> Selection:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pc3d._extras import require
+from pc3d.data.dataset import check_same_classes
 from pc3d.evaluation.features import Features
 from pc3d.evaluation.metrics import Scores
 from pc3d.evaluation.rows import SELECTIONS, Row, data_hash
@@ -266,7 +267,8 @@ def data_fields(train: Features, test: Features) -> dict[str, Any]:
     Raises:
         ValueError: the splits were encoded differently, or their classes differ.
     """
-    for name in ("classes", "num_points", "sampling", "normalize", "pooling"):
+    check_same_classes({"train": train.classes, "test": test.classes})
+    for name in ("num_points", "sampling", "normalize", "pooling"):
         ours, theirs = getattr(train, name), getattr(test, name)
         if name == "num_points" and train.sampling == "random" and None not in (ours, theirs):
             continue  # of the largest cloud of each

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pc3d._progress import progress_bar, track
-from pc3d.data.dataset import PointDataset
+from pc3d.data.dataset import PointDataset, check_same_classes
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointBatch, PointCloud, collate
 from pc3d.evaluation.segmentation import ConfusionMatrix, SegmentationScores
@@ -50,8 +50,7 @@ def scene_linear_probe(
     Raises:
         ValueError: no labelled point in the training scenes, or sets of different classes.
     """
-    if train.classes != test.classes:
-        raise ValueError(f"train and test must have the same classes, got {train.classes} and {test.classes}")
+    check_same_classes({"train": train.classes, "test": test.classes})
     if settle:
         settle_on_scenes(backbone, train)
     was_training = backbone.training

@@ -282,6 +282,23 @@ def test_folder_with_class_sub_folders(by_class: Path, encoder: str, capsys: pyt
     assert set(result["scores"]["per_class_count"]) == {"chair", "lamp"}
 
 
+@pytest.mark.parametrize(("options", "told"), [([], True), (["--C", "0.012"], False), (["--protocol", "tuned"], False)])
+def test_a_published_value_that_nobody_asked_for_is_pointed_out(
+    options: list[str], told: bool, by_class: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["probe", "--encoder", "descriptor", "--data", str(by_class), "--json", *POINTS, *options]) == 0
+    assert ("--protocol tuned chooses one" in capsys.readouterr().err) == told
+
+
+def test_a_class_that_one_split_lacks_is_named(by_class: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (by_class / "train" / "lamp").rename(by_class / "train" / "Lamp")
+    try:
+        assert main(["probe", "--encoder", "descriptor", "--data", str(by_class), *POINTS]) == 1
+    finally:
+        (by_class / "train" / "Lamp").rename(by_class / "train" / "lamp")
+    assert "got 2 and 2: 'Lamp' in train alone, 'lamp' in test alone." in capsys.readouterr().err
+
+
 def test_embed_writes_and_never_overwrites(tmp_path: Path, encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "features.npz"
     arguments = ["embed", "--encoder", encoder, "--out", str(out), *POINTS]

@@ -141,6 +141,19 @@ def test_folders_of_mixed_files(tmp_path: Path, assets: Path, convert: ModuleTyp
         call(convert, *arguments)
 
 
+def test_a_class_that_one_split_lacks_is_told_before_anything_is_written(tmp_path: Path, convert: ModuleType) -> None:
+    for place in ("train/bolt", "train/nut", "test/bolt"):
+        (tmp_path / "in" / place).mkdir(parents=True)
+        np.save(tmp_path / "in" / place / "one.npy", np.random.default_rng(0).random((20, 3)))
+    arguments = ("folder", tmp_path / "in", tmp_path / "out", "--points", 20)
+    with pytest.raises(SystemExit, match=r"same classes.*got 2 and 1: 'nut' in train alone.*empty sub-folder"):
+        call(convert, *arguments)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "in" / "test" / "nut").mkdir()  # the remedy
+    call(convert, *arguments)
+    assert ObjectSet(tmp_path / "out", "test", num_points=20).classes == ("bolt", "nut")
+
+
 def test_too_few_points_and_wrong_arguments(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
     with pytest.raises(SystemExit, match="has 1000 points, --points asks for 8192"):
         call(convert, "modelnet-resampled", assets / "modelnet_resampled", tmp_path)

@@ -359,6 +359,13 @@ def test_bad_data_are_refused() -> None:
         data(validation=objects("test"))
     with pytest.raises(ValueError, match="needs a train set to cut from"):
         data(train=None)
+    other = objects("test")
+    other.classes = (*other.classes[1:], other.classes[0])
+    with pytest.raises(ValueError, match=r"train and test must have the same classes.*: the order differs"):
+        data(test=other)
+    other.classes = ("bolt", *CLASSES[1:])
+    with pytest.raises(ValueError, match=f"'{CLASSES[0]}' in train alone, 'bolt' in validation alone"):
+        data(validation_fraction=0.0, validation=other)
 
 
 def test_folders_without_a_classifier_are_explained(tmp_path: Path) -> None:
