@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 UpAxis = Literal["y", "z"]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_Y_UP = (".glb",)
+_Y_UP = (".glb", ".gltf")
 _PUBLISHED_POINTS = 10_000
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 UpAxis = Literal["y", "z"]
 _SCENE_SETS = ("rooms", "scannet", "scannet200", "s3dis", "structured3d")
-_Y_UP = (".glb",)
+_Y_UP = (".glb", ".gltf")
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import struct
 import warnings
@@ -16,12 +15,11 @@ import numpy as np
 from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
 from pc3d.data.file_fields import Array, Fields, beside, colours
+from pc3d.data.gltf import plain_glb
 from pc3d.data.off import read_off
 from pc3d.data.ply import Triangles, ply_meshes, ply_points
 from pc3d.data.ply_elements import read_ply
 
-# What trimesh has no decoder for, or only with a package that pc3d does not ask for.
-_COMPRESSED = {"KHR_draco_mesh_compression", "EXT_meshopt_compression"}
 # What may stand before the name of a texture in a material file.
 _TEXTURE_OPTIONS = re.compile(r"^(-[a-z]+( +(on|off|[-+]?[\d.]+|[rgbmlz])(?= ))* +)+")
 _STL_HEADER, _STL_TRIANGLE = 84, 50
@@ -138,6 +136,7 @@ class _FilesBeside:
 def _load_obj(path: Path, trimesh: Any) -> Any:
     require("PIL", extra="io", purpose="textures")
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\t", b" ")
+    data = data if b"\n" in data else data.replace(b"\r", b"\n")
     data = re.sub(rb"(?<=[\r\n]) +", b"", data)
     loaded = trimesh.load(io.BytesIO(data), file_type="obj", process=False, resolver=_FilesBeside(path))
     for part in loaded.geometry.values() if isinstance(loaded, trimesh.Scene) else [loaded]:
@@ -152,14 +151,7 @@ def _load_obj(path: Path, trimesh: Any) -> Any:
 
 def _load_glb(path: Path, trimesh: Any) -> Any:
     require("PIL", extra="io", purpose="textures")
-    with path.open("rb") as file:
-        head = file.read(20)
-        length = struct.unpack_from("<I", head, 12)[0] if len(head) == 20 else 0
-        described = json.loads(file.read(length))
-    compressed = sorted(_COMPRESSED & set(described.get("extensionsRequired", ())))
-    if compressed:
-        raise BadFileError(path, f"is compressed by {compressed[0]}, which is not read: export it without compression")
-    return trimesh.load(path, file_type="glb", process=False, resolver=_FilesBeside(path))
+    return trimesh.load(io.BytesIO(plain_glb(path)), file_type="glb", process=False, resolver=_FilesBeside(path))
 
 
 MESH_LOADERS: dict[str, Callable[[Path, Any], Any]] = {
@@ -167,11 +159,12 @@ MESH_LOADERS: dict[str, Callable[[Path, Any], Any]] = {
     ".stl": _load_stl,
     ".obj": _load_obj,
     ".glb": _load_glb,
+    ".gltf": _load_glb,
 }
 
 
 def read_mesh(path: Path, *, num_points: int, seed: int) -> Fields:
-    """Samples of the meshes of an OFF, STL, OBJ or GLB file, or its points if it has no faces."""
+    """Samples of the meshes of an OFF, STL, OBJ, GLB or GLTF file, or its points if it has no faces."""
     trimesh = require("trimesh", extra="io", purpose=f"{path.suffix} files")
     loaded = MESH_LOADERS[path.suffix.lower()](path, trimesh)
     if isinstance(loaded, dict):
@@ -179,14 +172,19 @@ def read_mesh(path: Path, *, num_points: int, seed: int) -> Fields:
     parts = _placed(loaded) if isinstance(loaded, trimesh.Scene) else [loaded]
     meshes = [part for part in parts if isinstance(part, trimesh.Trimesh)]
     clouds = [part for part in parts if isinstance(part, trimesh.PointCloud)]
-    return _points_of(clouds) if clouds and not meshes else _sample_meshes(meshes, path, num_points, seed)
+    if clouds and not meshes:
+        return _points_of(clouds)
+    if clouds:
+        count = sum(len(cloud.vertices) for cloud in clouds)
+        warnings.warn(f"{path}: {count} points beside its meshes are passed over", stacklevel=2)
+    return _sample_meshes(meshes, path, num_points, seed)
 
 
 def load_meshes(path: Path) -> list[Any]:
     """The meshes of a file as trimesh's, where the file puts them; none if it has no faces.
 
     Args:
-        path: GLB, OBJ, PLY, OFF or STL; anything else is left to trimesh.
+        path: GLB, GLTF, OBJ, PLY, OFF or STL; anything else is left to trimesh.
 
     Raises:
         Exception: whatever a parser comes up with.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +15,10 @@ from numpy.typing import NDArray
 from pc3d.data.dataset import BadFileError
 from pc3d.data.file_fields import Array, Fields, colours, fans, read_table
 
-_KEYWORD = re.compile(rb"(?:ST)?([CN]*)OFF(?=\d|\b)", re.IGNORECASE)
+_KEYWORD = re.compile(rb"(ST)?([CN]*)OFF(?=\d|\b)", re.IGNORECASE)
 _COUNTS = re.compile(rb"\d+\s+\d+(\s+\d+)?")
+# In capitals but for the n, which would announce normals as a capital one.
+_MORE_DIMENSIONS = re.compile(rb"(ST)?C?N?(4|n|4n)OFF\b")
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ def read_off(path: Path) -> OffFile:
 
     Comments and blank lines are passed over. The keyword may be in small letters or missing, and counts may be glued to
     it (``OFF490 518 0``). Before OFF, C announces colours of the vertices, N normals, ST places on a texture, which are
-    passed over. Faces may have colours; white are those without, where others have one.
+    passed over. Faces may have colours; white are those without, where others have one. Lines may end anywhere in a
+    file that has none.
 
     Raises:
         ValueError: there is no keyword, there are no counts, or the body has fewer lines than the counts promise.
@@ -44,7 +50,8 @@ def read_off(path: Path) -> OffFile:
     """
     lines = [line.partition(b"#")[0].strip() for line in path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()]
     lines = [line for line in lines if line]
-    with_colour, with_normal, body = _header(lines)
+    announced, body = _header(lines)
+    body = _in_lines(announced, body)
     try:
         num_vertices, num_faces = (int(word) for word in body[0].split()[:2])
     except (IndexError, ValueError):
@@ -56,36 +63,75 @@ def read_off(path: Path) -> OffFile:
             f"is truncated: the header promises {num_vertices} vertices and {num_faces} faces, "
             f"{len(body) - 1} lines follow"
         )
-    fields = _vertices(path, body[1 : 1 + num_vertices], with_colour, with_normal)
+    fields = _vertices(path, body[1 : 1 + num_vertices], announced)
     triangles, face_rgb = _faces(path, body[1 + num_vertices : 1 + num_vertices + num_faces], num_vertices)
     return OffFile(fields, triangles, face_rgb)
 
 
-def _header(lines: list[bytes]) -> tuple[bool, bool, list[bytes]]:
-    """Whether vertices have colours and normals, and the lines from that of the counts on."""
+class _Announced(NamedTuple):
+    """What vertices have beside their place."""
+
+    texture: bool = False
+    colour: bool = False
+    normal: bool = False
+
+
+def _header(lines: list[bytes]) -> tuple[_Announced, list[bytes]]:
+    """What the keyword says, and the lines from that of the counts on."""
     if not lines:
         raise ValueError("is empty")
+    if _MORE_DIMENSIONS.match(lines[0]):
+        raise ValueError("is an OFF file of other than three dimensions, which is not read: export it in three")
     keyword = _KEYWORD.match(lines[0])
     if keyword is None:
         if _COUNTS.fullmatch(lines[0]):
-            return False, False, lines
+            return _Announced(), lines
         raise ValueError(f"does not begin with OFF but with {lines[0][:40]!r}")
-    announced, glued = keyword[1].upper(), lines[0][keyword.end() :].strip()
-    return b"C" in announced, b"N" in announced, ([glued] if glued else []) + lines[1:]
+    letters, glued = keyword[2].upper(), lines[0][keyword.end() :].strip()
+    announced = _Announced(keyword[1] is not None, b"C" in letters, b"N" in letters)
+    return announced, ([glued] if glued else []) + lines[1:]
 
 
-def _vertices(path: Path, lines: list[bytes], with_colour: bool, with_normal: bool) -> Fields:
+def _in_lines(announced: _Announced, body: list[bytes]) -> list[bytes]:
+    """A line for the counts, each vertex and each face where they stand in fewer; else the lines as they are."""
+    counts = b" ".join(body[:3]).split()[:3]
+    if len(counts) < 3 or not all(word.isdigit() for word in counts):
+        return body
+    num_vertices, num_faces = int(counts[0]), int(counts[1])
+    if len(body) > num_vertices + num_faces and len(body[0].split()) > 1:
+        return body
+    words = b" ".join(body).split()
+    width = 3 + 3 * announced.normal + 4 * announced.colour + 2 * announced.texture
+    if 3 + width * num_vertices + num_faces > len(words):
+        return body
+    ends = [3 + width * row for row in range(num_vertices + 1)]
+    for _ in range(num_faces):
+        length = words[ends[-1]] if ends[-1] < len(words) else b""
+        ends.append(ends[-1] + 1 + int(length) if length.isdigit() else len(words) + 1)
+    whole = ends[-1] == len(words)
+    return [b" ".join(words[start:end]) for start, end in pairwise([0, *ends])] if whole else body
+
+
+def _vertices(path: Path, lines: list[bytes], announced: _Announced) -> Fields:
     if not lines:
         raise BadFileError(path, "holds no points")
     table = read_table(line.decode("latin-1") for line in lines)
-    first = 6 if with_normal else 3
-    if table.shape[1] < first + (3 if with_colour else 0):
-        raise ValueError(f"has {table.shape[1]} numbers a vertex, fewer than its keyword announces")
+    first, width = 6 if announced.normal else 3, table.shape[1]
+    if width < first + 3 * announced.colour:
+        raise ValueError(f"has {width} numbers a vertex, fewer than its keyword announces")
     fields: Fields = {"xyz": table[:, :3]}
-    if with_normal:
+    if announced.normal:
         fields["normal"] = table[:, 3:6]
-    if with_colour:
-        fields["rgb"] = colours(table[:, first : first + 3])
+    if announced.colour:
+        # How opaque a vertex is, the fourth, tells 0..255 from 0..1 where the others are dark.
+        end = max(first + 3, min(first + 4, width - 2 * announced.texture))
+        fields["rgb"] = colours(table[:, first:end])[:, :3]
+    elif width > first + 2 * announced.texture:
+        warnings.warn(
+            f"{path}: has {width} numbers a vertex, more than its keyword announces: those after the first {first} are "
+            "passed over; COFF announces colours",
+            stacklevel=2,
+        )
     return fields
 
 

@@ -18,7 +18,7 @@ from pc3d.data.mesh_files import load_meshes
 from pc3d.image.views import fit
 
 GREY = (0.7, 0.7, 0.7)
-MESH_SUFFIXES = (".glb", ".obj", ".off", ".ply", ".stl")
+MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".off", ".ply", ".stl")
 # Rows are the images of x, y and z: (x, y, z) with y up becomes (x, -z, y).
 _Y_UP = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
 
@@ -112,8 +112,8 @@ def read_mesh(path: Path | str, *, up: Literal["y", "z"] | None = None) -> Mesh:
     """Read a mesh with its colours and textures through trimesh, z up afterwards.
 
     Args:
-        path: GLB, OBJ, PLY, OFF or STL.
-        up: the file's up axis; when left out y for GLB, whose standard says so, and z for the others.
+        path: GLB, GLTF, OBJ, PLY, OFF or STL.
+        up: the file's up axis; when left out y for GLB and GLTF, whose standard says so, and z for the others.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pc3d.data import Household, PointCloud
 
@@ -35,6 +36,17 @@ def household_test() -> Household:
 @pytest.fixture
 def chair(household: Household) -> PointCloud:
     return household[int((household.labels == household.classes.index("chair")).nonzero()[0])]
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A picture that grows red to the right and green upwards, for the unit square."""
+    pixels = np.zeros((52, 52, 3), np.uint8)
+    pixels[:, :, 0] = np.arange(52)[None] * 5
+    pixels[:, :, 1] = np.arange(52)[::-1, None] * 5
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images" / "a b.png")
+    return tmp_path / "images" / "a b.png"
 
 
 @pytest.fixture

@@ -357,9 +357,10 @@ def test_files_that_are_no_meshes_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(FileNotFoundError, match=r"no\.glb does not exist"):
         read_mesh(tmp_path / "no.glb")
-    (tmp_path / "bad.glb").write_bytes(b"glTF nothing")
-    with pytest.raises(BadFileError, match=r"bad\.glb: cannot be read as a mesh"):
-        read_mesh(tmp_path / "bad.glb")
+    for content, message in ((b"glTF nothing", "is not glTF 2"), (b"nothing", "cannot be read as a mesh")):
+        (tmp_path / "bad.glb").write_bytes(content)
+        with pytest.raises(BadFileError, match=rf"bad\.glb: {message}"):
+            read_mesh(tmp_path / "bad.glb")
     trimesh.PointCloud(np.random.default_rng(0).random((5, 3))).export(tmp_path / "points.ply")
     with pytest.raises(BadFileError, match="has no triangles: is it a cloud of points"):
         read_mesh(tmp_path / "points.ply")

@@ -1,0 +1,256 @@
+"""GLB and GLTF files: the place and the colour of every sample are compared with what the file says of them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from unit_square import CORNERS, check_gradient
+
+from pc3d.data import BadFileError, read_points
+from pc3d.image import read_mesh
+
+
+def glb(
+    attributes: dict[str, np.ndarray], material: dict[str, Any] | None, picture: Path | None = None, **more: Any
+) -> bytes:
+    """A square by hand: data of its vertices beside their places, and the material."""
+    arrays = {"POSITION": np.array(CORNERS, "<f4"), **attributes}
+    pieces = [array.tobytes() for array in arrays.values()] + [np.array([0, 1, 2, 0, 2, 3], "<u4").tobytes()]
+    codes = {"f": 5126, "B": 5121, "H": 5123}
+    accessors = [
+        {
+            "componentType": codes[a.dtype.char],
+            "count": 4,
+            "type": f"VEC{a.shape[1]}",
+            "normalized": a.dtype.char != "f",
+        }
+        for a in arrays.values()
+    ]
+    accessors.append({"componentType": 5125, "count": 6, "type": "SCALAR"})
+    accessors = [{"bufferView": view, **accessor} for view, accessor in enumerate(accessors)]
+    primitive: dict[str, Any] = {"attributes": {name: i for i, name in enumerate(arrays)}, "indices": len(arrays)}
+    described: dict[str, Any] = {
+        "asset": {"version": "2.0"},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+    }
+    if material is not None:
+        primitive["material"] = 0
+        described["materials"] = [{"pbrMetallicRoughness": material}]
+    if picture is not None:
+        pieces.append(picture.read_bytes())
+        described["images"] = [{"bufferView": len(pieces) - 1, "mimeType": "image/png"}]
+        described["textures"] = [{"source": 0}]
+    views, blob = [], b""
+    for piece in pieces:
+        views.append({"buffer": 0, "byteOffset": len(blob), "byteLength": len(piece)})
+        blob += piece + b"\0" * (-len(piece) % 4)
+    described |= {"meshes": [{"primitives": [primitive]}], "accessors": accessors, "bufferViews": views}
+    described |= {"buffers": [{"byteLength": len(blob)}], **more}
+    text = json.dumps(described).encode()
+    text += b" " * (-len(text) % 4)
+    chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(blob), b"BIN\0") + blob
+    return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
+
+
+GRADIENT = np.array(CORNERS, np.float32)
+
+
+@pytest.mark.parametrize(
+    "colour",
+    [
+        np.array([(x, y, 0) for x, y, _ in CORNERS], "<f4"),
+        np.array([(x * 255, y * 255, 0, 255) for x, y, _ in CORNERS], "B"),
+        np.array([(x * 65535, y * 65535, 0, 65535) for x, y, _ in CORNERS], "<u2"),
+    ],
+)
+@pytest.mark.parametrize("material", [None, {}, {"baseColorFactor": [0.2, 0.6, 1, 1]}])
+def test_glb_multiplies_vertices_and_material(
+    tmp_path: Path, colour: np.ndarray, material: dict[str, Any] | None
+) -> None:
+    (tmp_path / "a.glb").write_bytes(glb({"COLOR_0": colour}, material))
+    factor = (material or {}).get("baseColorFactor", [1, 1, 1])[:3]
+    check_gradient(read_points(tmp_path / "a.glb", num_points=300), factor)
+
+
+def test_glb_multiplies_texture_and_material(tmp_path: Path, picture: Path) -> None:
+    places = np.array([(x, 1 - y) for x, y, _ in CORNERS], "<f4")
+    material = {"baseColorTexture": {"index": 0}, "baseColorFactor": [1, 0.4, 1, 1]}
+    (tmp_path / "a.glb").write_bytes(glb({"TEXCOORD_0": places}, material, picture))
+    check_gradient(read_points(tmp_path / "a.glb", num_points=300), (1, 0.4, 1), atol=1 / 255)
+
+
+def test_glb_parts_with_and_without_a_material(tmp_path: Path) -> None:
+    scene = trimesh.Scene()
+    red = trimesh.visual.material.PBRMaterial(baseColorFactor=[255, 0, 0, 255])
+    for place, visual in ((0, trimesh.visual.TextureVisuals(material=red)), (2, None)):
+        square = trimesh.Trimesh(CORNERS, [[0, 1, 2], [0, 2, 3]], visual=visual, process=False)
+        scene.add_geometry(square, transform=trimesh.transformations.translation_matrix([place, 0, 0]))
+    scene.export(tmp_path / "a.glb")
+    cloud = read_points(tmp_path / "a.glb", num_points=200)
+    right = cloud.xyz[:, 0] > 1.5
+    assert 0 < right.sum() < 200
+    assert torch.equal(cloud.rgb, torch.tensor([[1.0, 0, 0], [1, 1, 1]])[right.long()])
+
+
+def test_glb_of_points_and_compressed(tmp_path: Path) -> None:
+    colours = np.array([(x * 255, y * 255, 0, 255) for x, y, _ in CORNERS], np.uint8)
+    trimesh.Scene(trimesh.PointCloud(GRADIENT, colors=colours)).export(tmp_path / "a.glb")
+    cloud = read_points(tmp_path / "a.glb")
+    assert cloud.xyz.tolist() == GRADIENT.tolist()
+    check_gradient(cloud)
+    (tmp_path / "a.glb").write_bytes(glb({}, None, extensionsRequired=["KHR_draco_mesh_compression"]))
+    with pytest.raises(BadFileError, match=r"is compressed by KHR_draco_mesh_compression, which is not read: export"):
+        read_points(tmp_path / "a.glb")
+
+
+def test_glb_with_lines_beside_the_mesh(tmp_path: Path) -> None:
+    parts = [{"attributes": {"POSITION": 0}, "indices": 1}, {"attributes": {"POSITION": 0}, "mode": 1}]
+    (tmp_path / "a.glb").write_bytes(glb({}, None, meshes=[{"primitives": parts}]))
+    assert len(read_points(tmp_path / "a.glb", num_points=50)) == 50
+
+
+@pytest.mark.parametrize("ending", [".gltf", ".glb"])
+@pytest.mark.parametrize("where", ["beside", "inside"])
+def test_data_in_other_files(tmp_path: Path, picture: Path, ending: str, where: str) -> None:
+    """Numbers and picture in files with blanks in their names, or in the text."""
+    places = np.array([(x, 1 - y) for x, y, _ in CORNERS], "<f4")
+    whole = glb({"TEXCOORD_0": places}, {"baseColorTexture": {"index": 0}}, picture)
+    tree, data = taken_apart(whole)
+    if where == "beside":
+        (tmp_path / "a 1.bin").write_bytes(data)
+        tree["buffers"][0]["uri"], tree["images"] = "a%201.bin", [{"uri": "images/a%20b.png"}]
+    else:
+        tree["buffers"][0]["uri"] = "data:application/octet-stream;base64," + base64.b64encode(data).decode()
+    text = json.dumps(tree).encode()
+    text += b" " * (-len(text) % 4)
+    head = struct.pack("<4sIII4s", b"glTF", 2, 20 + len(text), len(text), b"JSON")
+    (tmp_path / f"a{ending}").write_bytes(text if ending == ".gltf" else head + text)
+    check_gradient(read_points(tmp_path / f"a{ending}", num_points=200), atol=1 / 255)
+    assert read_mesh(tmp_path / f"a{ending}").textures[0].shape == (52, 52, 3)
+    if where == "beside":
+        (tmp_path / "a 1.bin").unlink()
+        with pytest.raises(BadFileError, match=r"its data are in 'a 1\.bin', which is not beside it: copy that too"):
+            read_points(tmp_path / f"a{ending}")
+
+
+def taken_apart(whole: bytes) -> tuple[dict[str, Any], bytes]:
+    size = struct.unpack_from("<I", whole, 12)[0]
+    return json.loads(whole[20 : 20 + size]), whole[28 + size :]
+
+
+def test_integers_that_stand_for_fractions(tmp_path: Path, picture: Path) -> None:
+    """As gltfpack and gltf-transform write places in space and on the picture."""
+    short, byte = np.array(CORNERS) * 32767, np.array([(x, 1 - y) for x, y, _ in CORNERS]) * 255
+    written = glb({"TEXCOORD_0": byte.astype("B")}, {"baseColorTexture": {"index": 0}}, picture)
+    tree, data = taken_apart(written)
+    rows = np.zeros((4, 4), "<i2")  # each begins at a multiple of four bytes
+    rows[:, :3] = short - [0, 0, 32767]
+    tree["bufferViews"].append({"buffer": 0, "byteOffset": len(data), "byteLength": 32, "byteStride": 8})
+    view = len(tree["bufferViews"]) - 1
+    tree["accessors"][0] = {"bufferView": view, "componentType": 5122, "count": 4, "type": "VEC3", "normalized": True}
+    tree["nodes"] = [{"mesh": 0, "translation": [0, 0, 3], "scale": [1, 1, 2]}]
+    tree["buffers"][0] = {"byteLength": len(data) + 32, "uri": "a.bin"}
+    (tmp_path / "a.bin").write_bytes(data + rows.tobytes())
+    (tmp_path / "a.gltf").write_text(json.dumps(tree))
+    cloud = read_points(tmp_path / "a.gltf", num_points=200)
+    torch.testing.assert_close(cloud.xyz[:, 2], torch.ones(200))  # 3 - 1 * 2
+    assert 0.95 < cloud.xyz[:, :2].max() <= 1
+    check_gradient(cloud.replace(xyz=cloud.xyz * torch.tensor([1.0, 1, 0])), atol=1 / 255)
+
+
+@pytest.mark.parametrize(
+    ("transform", "moved"),
+    [
+        ({"scale": [0.5, 0.25], "offset": [0.5, 0.25]}, lambda u, v: (u / 2 + 0.5, v / 4 + 0.25)),
+        # The example of the extension: the lower left quarter of the picture, turned clockwise.
+        ({"scale": [0.5, 0.5], "rotation": np.pi / 2, "offset": [0, 1]}, lambda u, v: (v / 2, 1 - u / 2)),
+        ({}, lambda u, v: (u, v)),
+    ],
+)
+def test_the_place_on_the_picture_that_the_material_names(
+    tmp_path: Path, picture: Path, transform: dict[str, Any], moved: Callable[..., tuple[float, float]]
+) -> None:
+    places = {"TEXCOORD_0": np.zeros((4, 2), "<f4"), "TEXCOORD_1": np.array([(x, 1 - y) for x, y, _ in CORNERS], "<f4")}
+    texture = {"index": 0, "texCoord": 1, "extensions": {"KHR_texture_transform": transform}}
+    (tmp_path / "a.glb").write_bytes(glb(places, {"baseColorTexture": texture}, picture))
+    cloud = read_points(tmp_path / "a.glb", num_points=200)
+    u, v = moved(cloud.xyz[:, 0], 1 - cloud.xyz[:, 1])
+    torch.testing.assert_close(cloud.rgb[:, :2], torch.stack([u, 1 - v], dim=1), atol=1.5 / 255, rtol=0)
+
+
+def test_colours_of_a_material_of_specular_colours(tmp_path: Path) -> None:
+    """Older models of Sketchfab."""
+    written = glb({}, {"baseColorFactor": [0, 0, 1, 1]})
+    tree, data = taken_apart(written)
+    glossy = {"diffuseFactor": [1, 0.2, 0, 1], "specularFactor": [0, 1, 0], "glossinessFactor": 0.5}
+    tree["materials"] = [{"extensions": {"KHR_materials_pbrSpecularGlossiness": glossy}}]
+    tree["buffers"][0]["uri"] = "a.bin"
+    (tmp_path / "a.bin").write_bytes(data)
+    (tmp_path / "a.gltf").write_text(json.dumps(tree))
+    rgb = read_points(tmp_path / "a.gltf", num_points=10).rgb
+    torch.testing.assert_close(rgb, torch.tensor([[1.0, 0.2, 0.0]]).expand(10, 3))
+
+
+def test_scenes_nodes_and_cameras(tmp_path: Path) -> None:
+    """The second of two scenes; its mesh hangs on a camera, which hangs on a node that turns and stretches."""
+    turn = {"rotation": [0, 0, 0.5**0.5, 0.5**0.5], "scale": [2, 1, 1], "children": [2]}
+    camera = {"camera": 0, "translation": [10, 0, 5], "children": [0]}
+    (tmp_path / "a.glb").write_bytes(
+        glb({}, None, scene=1, scenes=[{"nodes": [0]}, {"nodes": [1]}], nodes=[{"mesh": 0}, turn, camera])
+    )
+    xyz = read_points(tmp_path / "a.glb", num_points=400).xyz
+    # x and y of the square, 0 to 1, go to (-y, 2 * (x + 10)).
+    low, high = xyz.amin(dim=0), xyz.amax(dim=0)
+    torch.testing.assert_close(low, torch.tensor([-1.0, 20, 5]), atol=0.05, rtol=0)
+    torch.testing.assert_close(high, torch.tensor([0.0, 22, 5]), atol=0.05, rtol=0)
+
+
+def test_fans_of_triangles(tmp_path: Path) -> None:
+    for more in ({}, {"indices": 1}):
+        parts = [{"attributes": {"POSITION": 0}, "mode": 6, **more}]
+        (tmp_path / "a.glb").write_bytes(glb({}, None, meshes=[{"primitives": parts}]))
+        cloud = read_points(tmp_path / "a.glb", num_points=400)
+        torch.testing.assert_close(cloud.xyz.mean(dim=0), torch.tensor([0.5, 0.5, 0.0]), atol=0.08, rtol=0)
+
+
+def test_what_is_passed_over_is_told(tmp_path: Path, picture: Path) -> None:
+    parts = [{"attributes": {"POSITION": 0}, "indices": 1}, {"attributes": {"POSITION": 0}, "mode": 0}]
+    (tmp_path / "a.glb").write_bytes(glb({}, None, meshes=[{"primitives": parts}]))
+    with pytest.warns(UserWarning, match=r"a\.glb: 4 points beside its meshes are passed over"):
+        assert len(read_points(tmp_path / "a.glb", num_points=50)) == 50
+    places = {"TEXCOORD_0": np.zeros((4, 2), "<f4")}
+    texture = {"textures": [{"extensions": {"KHR_texture_basisu": {"source": 0}}}]}
+    (tmp_path / "a.glb").write_bytes(glb(places, {"baseColorTexture": {"index": 0}}, picture, **texture))
+    with pytest.warns(UserWarning, match=r"a\.glb: its pictures are KTX2, which are not read"):
+        read_points(tmp_path / "a.glb", num_points=50)
+
+
+SPARSE = [{"componentType": 5126, "count": 4, "type": "VEC3", "sparse": {"count": 1}}]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (glb({}, None, extensionsRequired=["EXT_mesh_gpu_instancing"]), "places its meshes by EXT_mesh_gpu_instancing"),
+        (glb({}, None, asset={"version": "1.0"}), "is not glTF 2, the only version that is read"),
+        (struct.pack("<4sIIII", b"glTF", 1, 20, 0, 0), "is not glTF 2"),
+        (glb({}, None)[:-1], r"is truncated: it promises \d+ bytes, \d+ are there"),
+        (glb({}, None, buffers=[{"byteLength": 999}]), "is truncated: 72 of 999 bytes of a buffer are there"),
+        (glb({}, None, accessors=SPARSE, extensionsUsed=[]), "has sparse accessors, which are not read"),
+    ],
+)
+def test_what_is_not_read_is_said(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "a.glb").write_bytes(data)
+    with pytest.raises(BadFileError, match=r"a\.glb: " + message):
+        read_points(tmp_path / "a.glb")
