@@ -3,8 +3,9 @@
     python data_tools/convert.py KIND ROOT OUT [--split train test] [--points 8192] [--workers 4]
 
 KIND is ``modelnet-meshes``, ``modelnet-resampled``, ``shapenet55`` or ``folder`` (class sub-folders with PLY, PCD, XYZ,
-LAS, LAZ, OFF, OBJ, STL, GLB, NPY or NPZ files). OUT gets ``SPLIT.json`` and ``SPLIT-NNN.npz`` shards, to be read with
-``pc3d.data.ObjectSet(OUT, SPLIT)``, and ``manifest.sha256``, to be checked with ``sha256sum --check``.
+CSV, PTS, LAS, LAZ, E57, OFF, OBJ, STL, GLB, GLTF, NPY or NPZ files). OUT gets ``SPLIT.json`` and ``SPLIT-NNN.npz``
+shards, to be read with ``pc3d.data.ObjectSet(OUT, SPLIT)``, and ``manifest.sha256``, to be checked with ``sha256sum
+--check``.
 
 Meshes are sampled uniformly by area; of clouds with more points a random subset is kept. Points are written in random
 order, so that a prefix is a fair subsample. The same input, options and seed give the same values.

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """Name the class of every point of scene files.
 
-Any PLY, PCD, LAS, LAZ, E57, XYZ, NPY or NPZ file of points in metres, z up, with or without colours and normals. For
-each NAME.* the output folder receives NAME.ply (the points in the colours of their classes, with label and confidence),
-NAME.npz (label, confidence, classes, class_colors, in the order of the file) and NAME.png (a picture). Of several files
-that were interrupted, --resume leaves out what is done."""
+Any PLY, PCD, LAS, LAZ, E57, XYZ, CSV, PTS, NPY or NPZ file of points in metres, z up, with or without colours and
+normals. For each NAME.* the output folder receives NAME.ply (the points in the colours of their classes, with label and
+confidence), NAME.npz (label, confidence, classes, class_colors, in the order of the file) and NAME.png (a picture). Of
+several files that were interrupted, --resume leaves out what is done."""
 
 
 def build_parser() -> Any:

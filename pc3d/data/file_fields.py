@@ -29,14 +29,20 @@ COLUMN_NAMES = {
 
 
 def colours(values: Array) -> Array:
-    """Colours in [0, 1]: integers by the range of their type, floats as they are or, above 1, as 0..255."""
-    if values.dtype.kind in "ui":
-        # 16-bit fields are often filled with 8-bit values (LAS files above all).
-        top = 255 if values.dtype.itemsize == 1 or (values.size and values.max() <= 255) else np.iinfo(np.uint16).max
-    else:
-        # Rounding may lift a saturated channel a little above 1.
-        top = 255 if values.size and values.max() > 1 + 1e-3 else 1
-    return np.asarray(np.clip(values / top, 0, 1), np.float32)
+    """Colours in [0, 1]: integers of 0..255 or 0..65535, floats of these or of 0..1, told apart by the largest.
+
+    Raises:
+        ValueError: there are some beyond these ranges.
+    """
+    known = np.isfinite(values)  # organised clouds have NaN where there is no point
+    low, high = (float(limit(initial=0, where=known)) for limit in (values.min, values.max))
+    # 16-bit fields are often filled with 8-bit values (LAS files above all), and rounding may lift a saturated channel
+    # a little above the top.
+    tops = ((1, 1.001), (255, 256), (65535, 65536))[values.dtype.kind in "ui" :]
+    top = next((top for top, limit in tops if high <= limit), None)
+    if top is None or low < -1e-3 * top:
+        raise ValueError(f"has colours of {low:g} to {high:g}: write them in 0..1, 0..255 or 0..65535")
+    return np.asarray(np.clip(np.divide(values, top, dtype=np.float64), 0, 1), np.float32)
 
 
 def named_colours(columns: Mapping[str, Array]) -> Array | None:
@@ -104,7 +110,8 @@ def near_origin(xyz: Array, resolution: float | None = None) -> tuple[Array, tup
 
     Args:
         xyz: ``(N, 3)``, one point or more.
-        resolution: what float32 must resolve; a ten-thousandth of the extent when None, where they are float64.
+        resolution: what float32 must resolve; a ten-thousandth of the extent when None, where they are of a type that
+            holds more than float32.
 
     Returns:
         The coordinates, and the three floats that were taken off, None if they were left as they are.
@@ -112,7 +119,7 @@ def near_origin(xyz: Array, resolution: float | None = None) -> tuple[Array, tup
     low, high = xyz.min(axis=0).astype(np.float64), xyz.max(axis=0).astype(np.float64)
     if resolution is None:
         # A file of float32 numbers has lost already what moving would keep.
-        resolution = 1e-4 * float((high - low).max()) if xyz.dtype == np.float64 else np.inf
+        resolution = np.inf if np.can_cast(xyz.dtype, np.float32) else 1e-4 * float((high - low).max())
     step = max(np.abs(low).max(), np.abs(high).max()) * np.finfo(np.float32).eps
     if not step > resolution > 0:
         return xyz, None

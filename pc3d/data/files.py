@@ -19,8 +19,6 @@ from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
 
 OnError = Literal["refuse", "report"]
-# Text is left out by default: class folders often hold a licence or a read-me.
-FOLDER_SUFFIXES = tuple(name for name in POINT_SUFFIXES if name != ".txt")
 _SPLITS = ("train", "val", "valid", "validation", "test")
 # Class names; the folders to read with the label of each; the folders above them, which should hold no files.
 _Layout = tuple[tuple[str, ...], list[tuple[int, Path]], list[Path]]
@@ -97,8 +95,9 @@ class FolderDataset(FileDataset):
         split: ``"train"``, ``"test"``, ... or None.
         num_points: points to sample from a mesh; point clouds are read whole.
         seed: of that sampling; each file has its own stream, whatever else the folder holds.
-        suffixes: which files to read, see :func:`read_points`.
-        ignore: endings of files that belong to others and are passed over, such as material files.
+        suffixes: which files to read; when None all that :func:`read_points` reads but those in ``ignore``.
+        ignore: endings of files that belong to others and are passed over, such as material files, and text: class
+            folders often hold a licence or a read-me.
         drop_invalid: leave out points that are not finite, see :func:`read_points`.
         on_error: see :class:`FileDataset`.
         transform: applied to every item.
@@ -118,7 +117,7 @@ class FolderDataset(FileDataset):
         *,
         num_points: int = 10_000,
         seed: int = 0,
-        suffixes: Sequence[str] = FOLDER_SUFFIXES,
+        suffixes: Sequence[str] | None = None,
         ignore: Sequence[str] = (".mtl", ".png", ".jpg", ".jpeg", ".json", ".md", ".txt"),
         drop_invalid: bool = False,
         on_error: OnError = "refuse",
@@ -127,6 +126,8 @@ class FolderDataset(FileDataset):
         check_on_error(on_error)
         self.root, self.split = Path(root), split
         self.num_points, self.seed, self.drop_invalid = num_points, seed, drop_invalid
+        if suffixes is None:
+            suffixes = tuple(suffix for suffix in POINT_SUFFIXES if suffix not in ignore)
         unknown = sorted(set(suffixes) - set(POINT_SUFFIXES))
         if unknown:
             raise ValueError(f"suffixes must be among {POINT_SUFFIXES}, got {unknown}")
@@ -135,7 +136,14 @@ class FolderDataset(FileDataset):
         lost = [path for path, _ in found if not path.exists()]
         found = [(path, label) for path, label in found if path.exists()] if lost else found
         wanted = [(path, label) for path, label in found if path.suffix.lower() in suffixes]
-        foreign = [p for p, _ in found if p.suffix.lower() not in suffixes and p.suffix.lower() not in ignore]
+        # A GLTF file has its numbers in others.
+        data_of = {path.parent for path, _ in wanted if path.suffix.lower() == ".gltf"}
+        foreign = [
+            path
+            for path, _ in found
+            if path.suffix.lower() not in (*suffixes, *ignore)
+            and not (path.suffix.lower() == ".bin" and path.parent in data_of)
+        ]
         if not wanted:
             raise MissingDataError.of(
                 f"{type(self).__name__}: no files to read ({', '.join(suffixes)})",

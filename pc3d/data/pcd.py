@@ -13,6 +13,8 @@ from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
 from pc3d.data.file_fields import Fields, colours, named_fields
 
+_HEADER_BYTES = 1 << 16
+
 
 def read_pcd(path: Path, **_: Any) -> Fields:
     """The points of a PCD file: text, binary or compressed; ``rgb`` or ``rgba`` packed in a word, or a field each."""
@@ -20,7 +22,7 @@ def read_pcd(path: Path, **_: Any) -> Fields:
     pydantic = require("pydantic", extra="io", purpose="PCD files")
     try:
         with path.open("rb") as file:
-            cloud = pypcd4.PointCloud.from_fileobj(_with_counts(file))
+            cloud = pypcd4.PointCloud.from_fileobj(_tidied(file))
     except pydantic.ValidationError as error:
         faults = "; ".join(f"{' '.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise ValueError(f"its header is wrong ({faults})") from error
@@ -38,12 +40,32 @@ def read_pcd(path: Path, **_: Any) -> Fields:
     return fields
 
 
-def _with_counts(file: IO[bytes]) -> IO[bytes]:
-    """A PCD file whose header has the line COUNT; the format lets it be left out where all counts are 1."""
-    head = re.match(rb"(?:(?!DATA).*\n)*", file.read(4096))
-    file.seek(0)
-    types = None if head is None else re.search(rb"^TYPE +(.*\S)\s*\n", head[0], re.MULTILINE)
-    if head is None or types is None or re.search(rb"^COUNT\b", head[0], re.MULTILINE):
+def _tidied(file: IO[bytes]) -> IO[bytes]:
+    """A PCD file as pypcd4 wants it: every line in its header, and a blank between numbers of text.
+
+    COUNT may be left out where all counts are 1, POINTS where WIDTH and HEIGHT say it; before version 0.7 FIELDS was
+    called COLUMNS.
+    """
+    header = re.match(rb"(?:(?!DATA\b).*\n)*DATA\s+(\w+).*\n", file.read(_HEADER_BYTES))
+    if header is None:
+        file.seek(0)
+        return file  # pypcd4 says what is wrong
+    lines = [line.split() for line in header[0].splitlines()]
+    found = {line[0]: line[1:] for line in lines if line and not line[0].startswith(b"#")}
+    tidy = {key: found[key] for key in found if key not in (b"VERSION", b"COLUMNS", b"DATA")}
+    if b"COLUMNS" in found:
+        tidy.setdefault(b"FIELDS", found[b"COLUMNS"])
+    if b"TYPE" in found:
+        tidy.setdefault(b"COUNT", [b"1"] * len(found[b"TYPE"]))
+    if b"WIDTH" in found and b"HEIGHT" in found:
+        tidy.setdefault(b"POINTS", [b"%d" % (int(found[b"WIDTH"][0]) * int(found[b"HEIGHT"][0]))])
+    tidy[b"DATA"] = found[b"DATA"]
+    version = found.pop(b"VERSION", [b".7"])
+    if header[1] != b"ascii" and tidy == found and version[0] in (b".7", b"0.7"):
+        file.seek(0)
         return file
+    file.seek(header.end())
     data = file.read()
-    return io.BytesIO(data[: types.end()] + b"COUNT" + b" 1" * len(types[1].split()) + b"\n" + data[types.end() :])
+    if header[1] == b"ascii":
+        data = b"\n".join(b" ".join(line.split()) for line in data.splitlines())
+    return io.BytesIO(b"".join(b" ".join([key, *words]) + b"\n" for key, words in tidy.items()) + data)

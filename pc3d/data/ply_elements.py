@@ -89,17 +89,18 @@ def read_ply(path: Path) -> PlyFile:
 
 
 def _read_header(path: Path, data: bytes) -> _Header:
-    start = re.match(rb"ply[ \t]*(\r\n|\n|\r)", data)
+    start = re.match(rb"ply[ \t]*(\r\n|\n\r|\n|\r)", data)
     if start is None:
         raise BadFileError(path, f"cannot be read as PLY: it begins with {data[:20]!r}, not with a line 'ply'")
     # Old software ends lines with a lone carriage return, and the first byte after the header may look like another.
-    end = re.compile(rb"end_header[ \t]*" + start[1]).search(data, start.end())
+    line_end = start[1] if start[1] in (b"\r", b"\n\r") else rb"\r?\n"
+    end = re.compile(rb"end_header[ \t]*" + line_end).search(data, start.end())
     if end is None:
         raise BadFileError(path, "cannot be read as PLY: the line 'end_header' is missing; truncated?")
     kind, textures = "", []
     elements: list[tuple[str, int, list[_Property]]] = []
     # Comments may be in any encoding.
-    for line in data[start.end() : end.start()].decode("latin-1").split(start[1].decode()):
+    for line in re.split(r"[\r\n]+", data[start.end() : end.start()].decode("latin-1")):
         match line.split():
             case ["format", word, *_] if word in _ORDERS:
                 kind = word

@@ -23,8 +23,7 @@ _READERS: dict[str, Callable[..., Fields]] = {
     ".ply": read_ply_points,
     **dict.fromkeys(MESH_LOADERS, read_mesh),
     ".pcd": read_pcd,
-    ".xyz": read_text,
-    ".txt": read_text,
+    **dict.fromkeys((".xyz", ".txt", ".csv", ".asc", ".pts", ".xyzrgb", ".xyzn"), read_text),
     ".las": read_las,
     ".laz": read_las,
     ".e57": read_e57,
@@ -37,11 +36,12 @@ POINT_SUFFIXES = tuple(_READERS)
 def read_points(path: Path | str, *, num_points: int = 10_000, seed: int = 0, drop_invalid: bool = False) -> PointCloud:
     """Read a point cloud, or sample one from a mesh.
 
-    OFF, OBJ, STL and GLB go through trimesh, LAS and LAZ through laspy, E57 through pye57, PCD through pypcd4, PLY,
-    NPY, NPZ and text (XYZ, TXT) through NumPy. Axes and units stay as stored (GLB is y up by its standard). Colours
-    and normals are kept, other properties are passed over. Text may have names of its columns above (x y z red green
-    blue nx ny nz). In tables without names, three columns after x y z are normals where all have unit length, else
-    colours.
+    OFF, OBJ, STL, GLB and GLTF go through trimesh, LAS and LAZ through laspy, E57 through pye57, PCD through pypcd4,
+    PLY, NPY, NPZ and text (XYZ, TXT, CSV, ASC, PTS, XYZRGB, XYZN) through NumPy. Axes and units stay as stored (GLB and
+    GLTF are y up by their standard). Colours and normals are kept, other properties are passed over. Text may have
+    names of its columns above (x y z red green blue nx ny nz). In tables without names, three columns after x y z are
+    normals where all have unit length, else colours; text that begins with the number of its points, as PTS files do,
+    may have an intensity before them. Colours go up to 1, 255 or 65535, as the largest of a file tells.
 
     A mesh is sampled uniformly by area, in random order, with face normals and the colours of its texture, vertices or
     faces; parts without a colour are white if others have one. Normals that a file gives as NaN are zero.
@@ -74,11 +74,12 @@ def read_points(path: Path | str, *, num_points: int = 10_000, seed: int = 0, dr
 def read_scene(path: Path | str, *, drop_invalid: bool = False) -> PointCloud:
     """Read a scan of a room, a building or a street: every point of the file, in its order, in metres as stored.
 
-    PCD goes through pypcd4, LAS and LAZ through laspy (by pieces), E57 through pye57, PLY, NPY, NPZ and text (XYZ, TXT)
-    through NumPy. Colours and normals are kept where the file has them: 8-bit and 16-bit colours, the
-    latter also where they hold 8-bit values, as in many LAS files, in which colours that are black throughout count as
-    none. Of a PLY mesh the points are the vertices, with normals from the faces around if they have none of their own;
-    an E57 file's scans are joined in their common frame.
+    PCD goes through pypcd4, LAS and LAZ through laspy (by pieces), E57 through pye57, PLY, NPY, NPZ and text (XYZ, TXT,
+    CSV, ASC, PTS, XYZRGB, XYZN) through NumPy. Colours and normals are kept where the file has them: 8-bit and 16-bit
+    colours, the latter also where they hold 8-bit values, as in many LAS files, in which colours that are black
+    throughout count as none; points that a LAS file marks as withheld are read like the others. Of a PLY mesh the
+    points are the vertices, with normals from the faces around if they have none of their own; an E57 file's scans are
+    joined in their common frame.
 
     Coordinates that float32 does not resolve to a millimetre (UTM and the like) are moved in float64, before they
     become float32: ``xyz`` is then relative to ``meta["origin"]``, three floats to add for the coordinates of the file.
@@ -114,7 +115,10 @@ def read_fields(path: Path, readers: dict[str, Callable[..., Fields]], **options
     """
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(f"{path}: no reader for {path.suffix!r} files; there are readers for {', '.join(readers)}")
+        raise ValueError(
+            f"{path}: no reader for {path.suffix!r} files; there are readers for {', '.join(readers)}: convert it to "
+            "one of these, or store its rows of x y z with numpy.save"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file")
     if path.stat().st_size == 0:

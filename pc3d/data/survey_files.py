@@ -9,7 +9,7 @@ import numpy as np
 
 from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
-from pc3d.data.file_fields import Fields, colours
+from pc3d.data.file_fields import Array, Fields, colours
 
 _CHUNK = 1_000_000
 _CHANNELS = ("red", "green", "blue")
@@ -40,7 +40,19 @@ def read_las(path: Path, **_: Any) -> Fields:
 def read_e57(path: Path, **_: Any) -> Fields:
     """The valid points of all scans of an E57 file in their common frame, and colours where every scan has them."""
     pye57 = require("pye57", extra="io", purpose="E57 files")
+
     file = pye57.E57(str(path))
+    bytes_for_colours = file.make_buffer
+
+    def make_buffer(field_name: str, capacity: int, do_conversion: bool = True, do_scaling: bool = True) -> Any:
+        """Room for colours of any range: into pye57's bytes those in 16 bits or in 0..1 do not go."""
+        options = (do_conversion, do_scaling)
+        if not field_name.startswith("color"):
+            return bytes_for_colours(field_name, capacity, *options)
+        values = np.empty(capacity, np.float32)
+        return values, pye57.libe57.SourceDestBuffer(file.image_file, field_name, values, capacity, *options)
+
+    file.make_buffer = make_buffer
     try:
         scans = [file.read_scan(i, colors=True, ignore_missing_fields=True) for i in range(file.scan_count)]
     finally:
@@ -48,11 +60,12 @@ def read_e57(path: Path, **_: Any) -> Fields:
     if not scans:
         raise BadFileError(path, "holds no scans")
 
-    def columns(names: tuple[str, str, str]) -> Any:
-        return np.concatenate([np.stack([scan[name] for name in names], axis=1) for scan in scans])
+    def columns(names: tuple[str, str, str]) -> list[Array]:
+        return [np.stack([scan[name] for name in names], axis=1) for scan in scans]
 
-    fields: Fields = {"xyz": columns(("cartesianX", "cartesianY", "cartesianZ"))}
+    fields: Fields = {"xyz": np.concatenate(columns(("cartesianX", "cartesianY", "cartesianZ")))}
     channels = ("colorRed", "colorGreen", "colorBlue")
     if all(set(channels) <= set(scan) for scan in scans):
-        fields["rgb"] = colours(columns(channels))
+        # Scanners differ in their range of colours.
+        fields["rgb"] = np.concatenate([colours(of_scan) for of_scan in columns(channels)])
     return fields

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -12,17 +13,27 @@ import numpy as np
 
 from pc3d.data.dataset import BadFileError
 from pc3d.data.file_fields import COLUMN_NAMES, Array, Fields, colours, named_fields, read_table
+from pc3d.data.pickles import load_object_array
 
 # What programs call arrays, in any case of letters.
 _ARRAY_NAMES = {
-    "xyz": ("xyz", "points", "coord", "coords", "pos", "position", "positions", "pc", "data", "arr_0"),
+    "xyz": (
+        *("xyz", "points", "coord", "coords", "coordinates", "pos", "position", "positions"),
+        *("pts", "pc", "pcd", "cloud", "point_cloud", "pointcloud", "data", "arr_0"),
+    ),
     "rgb": ("rgb", "color", "colors", "colour", "colours"),
     "normal": ("normal", "normals"),
 }
+# What programs call columns that are read.
+_COLUMNS = frozenset(chain(*chain(*COLUMN_NAMES.values())))
+_OBJECTS = (
+    "holds Python objects (a pickle), not one array of numbers: store rows of numbers with np.save, or named arrays as "
+    "in np.savez(path, xyz=..., rgb=..., normal=...)"
+)
 _COMMENT = re.compile(r"#|//")
 _COMMENT_LINE = re.compile(r"\s*(#|//|%|;)\s*")
 _BETWEEN = re.compile(r"\s*[,;]\s*|\s+")
-_NUMBER = re.compile(r"\s*[-+]?(\.?\d|nan|inf)", re.IGNORECASE)
+_NUMBER = re.compile(r"\s*\"?[-+]?(\.?\d|nan|inf)", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+(,\d+)?([eE][-+]?\d+)?")
 
 
@@ -32,19 +43,20 @@ def split_columns(table: Array, path: Path) -> Fields:
     if table.size == 0 and table.ndim == 2:
         raise BadFileError(path, "holds no points")
     if table.ndim != 2 or table.shape[1] < 3:
-        raise BadFileError(path, f"has shape {table.shape}; rows of x y z [normal] [colour] are expected")
+        raise BadFileError(path, f"has shape {table.shape}; rows of x y z [normal] [colour] of one cloud are expected")
     fields: Fields = {"xyz": table[:, :3]}
     rest = table[:, 3:]
     if rest.shape[1] not in (0, 3, 6):
         raise BadFileError(path, f"has {table.shape[1]} columns{_remedy(table, path)}")
     for start in range(0, rest.shape[1], 3):
         block = rest[:, start : start + 3]
-        length = np.linalg.norm(block.astype(np.float64), axis=1)
+        known = block[np.isfinite(block).all(axis=1)]  # organised clouds have NaN where there is no point
+        length = np.linalg.norm(known.astype(np.float64), axis=1)
         unit = np.abs(length - 1) < 0.02
         # Nothing below 0 is a colour, so normals that are not known, zeros, may be among the others then.
-        if "normal" not in fields and (unit.all() or ((block < 0).any() and (unit | (length == 0)).all())):
+        if "normal" not in fields and (unit.all() or ((known < 0).any() and (unit | (length == 0)).all())):
             fields["normal"] = block
-        elif "rgb" not in fields and (block >= 0).all() and (block <= 255).all():
+        elif "rgb" not in fields and (known >= 0).all() and (known <= 255).all():
             fields["rgb"] = colours(block)
         else:
             raise BadFileError(
@@ -77,27 +89,31 @@ class _Layout(NamedTuple):
 
 
 def read_text(path: Path, **_: Any) -> Fields:
-    """The points of a text file: numbers between spaces, tabs, commas or semicolons, with or without names above."""
+    """The points of a text file: numbers between spaces, tabs, commas or semicolons, with or without names above.
+
+    In files that begin with the number of points, as PTS files do, the fourth of four or seven columns is an intensity.
+    """
     with path.open("rb") as start:
         # Two bytes at the beginning tell UTF-16, three mark UTF-8 as programs for Windows write it.
         encoding = "utf-16" if start.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     with path.open(encoding=encoding, errors="replace") as file:
         layout, first = _layout(file)
+        names = layout.names
         # From the file itself: a survey of millions of lines is not held as text.
-        table = read_table(_numbers(chain([first], file), layout.decimal_comma), layout.delimiter)
+        if names and not layout.in_comment:
+            names = [name for name in names if name.lower() in _COLUMNS]
+            table = read_table(_columns(chain([first], file), layout, path), ",")
+        else:
+            table = read_table(_numbers(chain([first], file), layout.decimal_comma), layout.delimiter)
     if layout.promised is not None and layout.promised != len(table):
         raise BadFileError(path, f"promises {layout.promised} points in its first line, {len(table)} are there")
-    if layout.names and not layout.in_comment and len(table) > 0 and len(layout.names) != table.shape[1]:
-        raise BadFileError(
-            path,
-            f"names {len(layout.names)} columns ({' '.join(layout.names)}) and has {table.shape[1]}: name each, or "
-            "begin the line with # where it is no list of names",
-        )
-    if len(layout.names) == table.shape[1] and len(table) > 0:
-        fields = named_fields(path, {name: table[:, column] for column, name in enumerate(layout.names)})
+    if len(names) == table.shape[1] and len(table) > 0:
+        fields = named_fields(path, {name: table[:, column] for column, name in enumerate(names)})
         # A comment like "x y z of the points" may have as many words by chance.
         if len(fields) > 1 or not layout.in_comment or table.shape[1] not in (3, 6, 9):
             return fields
+    if table.shape[1] in (4, 7) and (layout.promised is not None or path.suffix.lower() == ".pts"):
+        table = np.delete(table, 3, axis=1)
     return split_columns(table, path)
 
 
@@ -118,7 +134,7 @@ def _layout(file: IO[str]) -> tuple[_Layout, str]:
             pass
         elif len(words) == 1 and words[0].isdecimal() and promised is None:
             promised = int(words[0])
-        elif _NUMBER.match(line):
+        elif _NUMBER.match(line) or (names and not in_comment):
             return _Layout(*_delimiter(line), names, in_comment, promised), line
         else:
             raise ValueError(
@@ -145,9 +161,38 @@ def _numbers(lines: Iterable[str], decimal_comma: bool) -> Iterator[str]:
             yield kept.replace(",", ".") if decimal_comma else kept
 
 
+def _columns(lines: Iterable[str], layout: _Layout, path: Path) -> Iterator[str]:
+    """Those columns of a table with names that are read, between commas; the others may hold words or nothing."""
+    kept = (line for line in lines if line.strip() and not _COMMENT.match(line.lstrip()))
+    rows: Iterable[list[str]]
+    if layout.delimiter is None:
+        rows = (_COMMENT.split(line, maxsplit=1)[0].split() for line in kept)
+    else:
+        rows = csv.reader(kept, delimiter=layout.delimiter, skipinitialspace=True)
+    wanted = [column for column, name in enumerate(layout.names) if name.lower() in _COLUMNS]
+    for number, row in enumerate(rows):
+        while len(row) > len(layout.names) and not row[-1].strip():
+            row.pop()  # a separator at the end of the line
+        if len(row) != len(layout.names):
+            found = f"names {len(layout.names)} columns ({' '.join(layout.names)}) and has {len(row)}"
+            if number:
+                raise BadFileError(path, f"{found} in row {number}: truncated?")
+            raise BadFileError(path, f"{found}: name each, or begin the line with # where it is no list of names")
+        cells = [row[column].strip(' "') or "nan" for column in wanted]
+        yield ",".join(cell.replace(",", ".") for cell in cells) if layout.decimal_comma else ",".join(cells)
+
+
 def read_npy(path: Path, **_: Any) -> Fields:
-    """The points of an array: rows of numbers, or records with names."""
-    array = np.load(path, allow_pickle=False)
+    """The points of an array: rows of numbers, records with names, or a dictionary of arrays."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        if "Object arrays" not in str(error):
+            raise
+        held = load_object_array(path)
+        if not isinstance(held, dict):
+            raise BadFileError(path, _OBJECTS) from error
+        return _from_arrays({name: np.asarray(values) for name, values in held.items() if _known(name)}, path, [*held])
     if array.dtype.names is None:
         return split_columns(array, path)
     records = array.reshape(-1)
@@ -157,16 +202,24 @@ def read_npy(path: Path, **_: Any) -> Fields:
 def read_npz(path: Path, **_: Any) -> Fields:
     """The points of an archive of arrays."""
     with np.load(path, allow_pickle=False) as archive:
-        known = {*chain(*_ARRAY_NAMES.values()), *chain(*chain(*COLUMN_NAMES.values()))}
         unnamed = re.compile(r"arr_\d+")
-        wanted = [name for name in archive.files if name.lower() in known or unnamed.fullmatch(name)]
-        arrays = {name: archive[name] for name in wanted}
+        wanted = [name for name in archive.files if _known(name) or unnamed.fullmatch(name)]
+        try:
+            arrays = {name: archive[name] for name in wanted}
+        except ValueError as error:
+            if "Object arrays" not in str(error):
+                raise
+            raise BadFileError(path, _OBJECTS) from error
         if "arr_0" in arrays and all(unnamed.fullmatch(name) for name in arrays):
             # Arrays without names are told apart like columns.
             shape = arrays["arr_0"].shape
             blocks = [array for array in arrays.values() if array.shape == shape and len(shape) == 2]
             return split_columns(np.concatenate(blocks, axis=1) if blocks else arrays["arr_0"], path)
         return _from_arrays(arrays, path, archive.files)
+
+
+def _known(name: object) -> bool:
+    return isinstance(name, str) and (name.lower() in _COLUMNS or any(name.lower() in n for n in _ARRAY_NAMES.values()))
 
 
 def _from_arrays(arrays: Mapping[str, Array], path: Path, names: Sequence[str] | None = None) -> Fields:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 
 from pc3d.data import BadFileError, FolderDataset, MissingDataError, PointLoader
 
@@ -43,6 +44,19 @@ def test_files_of_many_formats_by_class(folder: Path) -> None:
     assert objects[4].rgb is not None
     assert objects[4].label == 1
     assert objects.skipped == ()
+
+
+def test_what_lies_about_may_be_excused_and_data_of_a_mesh_are(folder: Path) -> None:
+    np.savetxt(folder / "crate" / "scan.csv", np.eye(3), delimiter=",", header="x,y,z", comments="")
+    for name, data in trimesh.Scene([trimesh.creation.box()]).export(file_type="gltf").items():
+        (folder / "bread" / name).write_bytes(data)
+    objects = FolderDataset(folder, num_points=20)
+    assert {path.name for path in objects.paths} >= {"scan.csv", "model.gltf"}
+    assert len(objects) == 8
+    assert len(FolderDataset(folder, ignore=(".csv", ".txt", ".gltf", ".bin"))) == 6
+    (folder / "crate" / "scan.bin").write_bytes(b"12 bytes more")
+    with pytest.raises(BadFileError, match=r"scan\.bin: has the ending '\.bin'"):
+        FolderDataset(folder)
 
 
 def test_sampling_of_a_file_does_not_depend_on_the_others(folder: Path) -> None:

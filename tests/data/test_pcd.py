@@ -78,6 +78,45 @@ def test_points_that_the_header_promises_must_be_there(tmp_path: Path, data: str
 
 
 @pytest.mark.parametrize("data", ["ascii", "binary"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"POINTS 3\n", b""),
+        (b"VIEWPOINT 1 2 3 1 0 0 0\n", b""),
+        (b"VERSION .7\nFIELDS", b"VERSION .5\nCOLUMNS"),
+        (b"# made by hand\n", b"# made by hand\n" * 1000),
+    ],
+    ids=["no number of points", "no viewpoint", "before 0.7", "a long header"],
+)
+def test_headers_as_old_or_other_programs_write_them(tmp_path: Path, data: str, old: bytes, new: bytes) -> None:
+    written = pcd([*XYZ, ("rgb", "U4", WORDS)], data, counts=False)
+    assert written.count(old) == 1
+    (tmp_path / "a.pcd").write_bytes(written.replace(old, new))
+    cloud = read_points(tmp_path / "a.pcd")
+    assert cloud.xyz.tolist() == [list(point) for point in POINTS]
+    torch.testing.assert_close(cloud.rgb, torch.tensor(COLOURS) / 255)
+
+
+@pytest.mark.parametrize(("old", "new"), [(" ", "\t"), (" ", "  "), ("\n", " \r\n"), ("\n", "\n\n")])
+def test_text_with_other_blanks(tmp_path: Path, old: str, new: str) -> None:
+    header, _, body = pcd([*XYZ, ("rgb", "U4", WORDS)], "ascii").decode().partition("DATA ascii\n")
+    (tmp_path / "a.pcd").write_bytes((header + "DATA ascii\n" + body.replace(old, new)).encode())
+    assert read_points(tmp_path / "a.pcd").xyz.tolist() == [list(point) for point in POINTS]
+
+
+@pytest.mark.parametrize("data", ["ascii", "binary"])
+def test_organised_clouds_have_gaps(tmp_path: Path, data: str) -> None:
+    nan = float("nan")
+    gap = [*fields("F4", "x y z", [POINTS[0], (nan,) * 3, POINTS[2]]), ("rgb", "U4", [WORDS[0], 0, WORDS[2]])]
+    (tmp_path / "a.pcd").write_bytes(pcd(gap, data))
+    with pytest.raises(BadFileError, match="1 of 3 points are not finite; drop_invalid=True"):
+        read_points(tmp_path / "a.pcd")
+    cloud = read_points(tmp_path / "a.pcd", drop_invalid=True)
+    assert cloud.xyz.tolist() == [list(POINTS[0]), list(POINTS[2])]
+    torch.testing.assert_close(cloud.rgb, torch.tensor(COLOURS)[[0, 2]] / 255)
+
+
+@pytest.mark.parametrize("data", ["ascii", "binary"])
 def test_one_point(tmp_path: Path, data: str) -> None:
     column = [(name, kind, values[:1]) for name, kind, values in XYZ]
     (tmp_path / "a.pcd").write_bytes(pcd(column, data, points=1))

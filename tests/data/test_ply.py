@@ -70,6 +70,10 @@ VARIANTS: dict[str, list[tuple[str, list[Column]]]] = {
     "16 bits": [
         ("vertex", XYZ + columns("ushort", "red green blue", [tuple(c * 257 for c in one) for one in COLOURS]))
     ],
+    "16 bits in doubles": [
+        ("vertex", XYZ + columns("double", "red green blue", [tuple(c * 257.0 for c in one) for one in COLOURS]))
+    ],
+    "CloudCompare": [("vertex", XYZ + RGB + columns("float", "scalar_Intensity alpha", [(0.5, 255.0)] * 5))],
     "lists of one length": [("vertex", [*XYZ, ("list uchar float", "weights", [(0.5, 0.25)] * 5), *RGB])],
     "lists of many lengths": [("vertex", [*XYZ, ("list int short", "near", [(), (1, 2), (3,), (), (4, 5)]), *RGB])],
     "between other elements": [
@@ -171,6 +175,19 @@ def test_line_ends_and_comments(tmp_path: Path, encoding: str, end: str) -> None
     data = ply(encoding, ("vertex", columns("uchar", "a", [(10,)] * 5) + XYZ + RGB), comments=comments, end=end)
     (tmp_path / "a.ply").write_bytes(data)
     check(read_scene(tmp_path / "a.ply"))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(
+    "ends", [("\n", "\r\n", "\r\n"), ("\r\n", "\n", "\n"), ("\n", "\n", "\r\n"), ("\r\n", "\r\n", "\n"), ("\n\r",) * 3]
+)
+def test_line_ends_that_differ(tmp_path: Path, encoding: str, ends: tuple[str, str, str]) -> None:
+    """Those of the first line, of the others, and of the last of the header, before a byte that might be another."""
+    written = ply(encoding, ("vertex", [("int", "id", [0x0A0D0A0D] * 5), *XYZ, *RGB]))
+    lines = written.partition(b"end_header\n")[0].decode().splitlines()
+    header = lines[0] + ends[0] + ends[1].join(lines[1:]) + ends[1] + "end_header" + ends[2]
+    (tmp_path / "a.ply").write_bytes(header.encode() + written.partition(b"end_header\n")[2])
+    check(read_points(tmp_path / "a.ply"))
 
 
 def test_blank_lines_tabs_and_no_last_line_end(tmp_path: Path) -> None:

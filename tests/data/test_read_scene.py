@@ -116,6 +116,28 @@ def test_las_with_8_and_16_bit_colours(tmp_path: Path, room: PointCloud, suffix:
     assert cloud.meta["origin"] == tuple(np.floor(shifted(room).min(axis=0)))
 
 
+@pytest.mark.parametrize("suffix", ["las", "laz"])
+@pytest.mark.parametrize("point_format", range(11))
+def test_las_of_every_point_format(tmp_path: Path, suffix: str, point_format: int) -> None:
+    """With what else points have: classes, marks, and dimensions of one's own."""
+    xyz = UTM + np.array([[0.123, 4.567, 8.901], [1.5, 2.25, 3.125], [7.0, 7.001, 7.002]])
+    header = laspy.LasHeader(point_format=point_format, version="1.2" if point_format < 4 else "1.4")
+    header.scales, header.offsets = [0.001] * 3, [400_000, 5_000_000, 0]
+    header.add_extra_dim(laspy.ExtraBytesParams(name="roughness", type=np.float64))
+    survey = laspy.LasData(header)
+    survey.x, survey.y, survey.z = xyz.T
+    survey.classification, survey.withheld, survey.roughness = [2, 7, 6], [0, 1, 0], [0.5, 0.25, 0]
+    colored = "red" in survey.point_format.dimension_names
+    if colored:
+        survey.red, survey.green, survey.blue = np.array([[65535, 0, 257], [0, 65535, 0], [257, 0, 65535]]).T
+    survey.write(tmp_path / f"a.{suffix}")
+    cloud = read_scene(tmp_path / f"a.{suffix}")
+    np.testing.assert_allclose(cloud.xyz.numpy() + cloud.meta["origin"], xyz, atol=5e-4 + 1e-6)
+    assert (cloud.rgb is not None) == colored == (point_format in (2, 3, 5, 7, 8, 10))
+    if colored:
+        np.testing.assert_allclose(cloud.rgb.numpy(), [[1, 0, 1 / 255], [0, 1, 0], [1 / 255, 0, 1]], atol=1e-6)
+
+
 def test_las_without_colours_or_with_black_ones(tmp_path: Path, room: PointCloud) -> None:
     write_las(tmp_path / "a.las", shifted(room), None)
     check(read_scene(tmp_path / "a.las"), room, rgb=False, atol=6e-4)

@@ -44,6 +44,15 @@ TEXTS = {
     "a count": "\n3\n" + table(),
     "other comments": "% made by hand\n; x y\n# three points\n" + table().replace("\n", "  // a point\n"),
     "more columns": "x,class,y,z,r,g,b,intensity\n" + table(",", WITH_MORE),
+    "words and gaps in other columns": "name,x,y,z,r,g,b,note\n"
+    + table(",", [[f'"a, {i} # b"', *row, "" if i else "top"] for i, row in enumerate(ROWS)]),
+    "all in quotes": '"x";"y";"z";"r";"g";"b"\n' + table(";", [[f'"{cell}"' for cell in row] for row in ROWS]),
+    "words between blanks": "x y z class r g b\n" + table(rows=[[*row[:3], "chair", *row[3:]] for row in ROWS]),
+    "names and decimal commas": "x;y;z;r;g;b\n" + table(";").replace(".", ","),
+    "names and a separator at the end": "x,y,z,r,g,b\n" + table(",").replace("\n", ",\n"),
+    "names and 16 bits": "X,Y,Z,Intensity,Red,Green,Blue\n"
+    + table(",", [[*row[:3], "7", *(str(int(c) * 257) for c in row[3:])] for row in ROWS]),
+    "a count and intensities": "3\n" + table(rows=[[*row[:3], "-7", *row[3:]] for row in ROWS]),
     "an index without a name": ",x,y,z,r,g,b\n" + table(",", [[str(i), *row] for i, row in enumerate(ROWS)]),
     "another order": "blue z y x red green\n" + table(rows=[[r[5], *r[2::-1], *r[3:5]] for r in ROWS]),
     "words that happen to be as many": "# x y z of the points\n" + table(),
@@ -54,8 +63,13 @@ TEXTS = {
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_separators_and_headers(tmp_path: Path, text: str) -> None:
-    for name, encoding in (("a.txt", "utf-8"), ("b.xyz", "utf-8-sig"), ("c.txt", "utf-16")):
-        (tmp_path / name).write_text(text.replace("\n", "\r\n" if name == "b.xyz" else "\n"), encoding, newline="")
+    for name, encoding, end in (
+        ("a.txt", "utf-8", "\n"),
+        ("b.xyz", "utf-8-sig", "\r\n"),
+        ("c.csv", "utf-16", "\n"),
+        ("d.ASC", "ascii", "\r"),
+    ):
+        (tmp_path / name).write_text(text.replace("\n", end), encoding, newline="")
         check(read_scene(tmp_path / name))
 
 
@@ -64,6 +78,29 @@ def test_a_decimal_comma_is_told_from_a_separator(tmp_path: Path) -> None:
     assert read_points(tmp_path / "a.txt").xyz.tolist() == [[1.5, 2, 3], [4, 5.25, 6]]
     (tmp_path / "a.txt").write_text("1,5,2\n4, 5,25\n")
     assert read_points(tmp_path / "a.txt").xyz.tolist() == [[1, 5, 2], [4, 5, 25]]
+
+
+def test_pts_with_an_intensity_and_no_count(tmp_path: Path) -> None:
+    (tmp_path / "a.pts").write_text(table(rows=[[*row[:3], "-0.5", *row[3:]] for row in ROWS]))
+    check(read_points(tmp_path / "a.pts"))
+    (tmp_path / "a.pts").write_text("3\n" + table(rows=[[*row[:3], "-0.5"] for row in ROWS]))
+    check(read_points(tmp_path / "a.pts"), rgb=False)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".txt", ".csv"])
+def test_rows_without_a_point(tmp_path: Path, suffix: str) -> None:
+    gap = np.full((1, 9), np.nan)
+    rows = np.concatenate([gap, np.concatenate([XYZ, NORMAL, RGB], axis=1)])
+    if suffix == ".npy":
+        np.save(tmp_path / "a.npy", rows)
+    elif suffix == ".txt":
+        np.savetxt(tmp_path / "a.txt", rows)
+    else:  # as pandas writes them
+        text = "".join(",".join("" if np.isnan(v) else repr(float(v)) for v in row) + "\n" for row in rows)
+        (tmp_path / "a.csv").write_text("x,y,z,nx,ny,nz,r,g,b\n" + text)
+    with pytest.raises(BadFileError, match="1 of 4 points are not finite"):
+        read_points(tmp_path / f"a{suffix}")
+    check(read_points(tmp_path / f"a{suffix}", drop_invalid=True), normal=True)
 
 
 def test_normals_that_are_not_known(tmp_path: Path) -> None:
@@ -88,6 +125,8 @@ def test_normals_that_are_not_known(tmp_path: Path) -> None:
             r"has 8 columns: 3 .*; a first line may name them \(x y z red green blue nx ny nz; others",
         ),
         ("x y z label\n" + table(), r"names 4 columns \(x y z label\) and has 6: name each, or begin the line with #"),
+        ("x,y,z,name\n1,2,3,a\n4,5,", r"names 4 columns \(x y z name\) and has 3 in row 1: truncated\?"),
+        ("x,y,z\n1,2,3\n4,b,6\n", "could not convert string 'b' to float64 at row 1, column 2"),
         ("4\n" + table(), "promises 4 points in its first line, 3 are there"),
         ("Scan of a chair\n" + table(), "the line 'Scan of a chair' is neither numbers nor names .* begin it with #"),
         ("easting northing height\n1 2 3\n", "the line 'easting northing height' is neither numbers nor names"),
@@ -123,6 +162,7 @@ ARRAYS = {
 ARCHIVES = {
     "capitals": {"XYZ": XYZ, "RGB": RGB.astype(np.uint8)},
     "positions": {"positions": XYZ.astype(np.float16), "colours": RGB / 255},
+    "other names": {"Point_Cloud": XYZ, "Colors": RGB.astype(np.float16)},
     "alpha": {"points": XYZ, "colors": np.concatenate([RGB, [[255]] * 3], axis=1)},
     "a column each": {name: values for name, _, values in BY_COLUMN} | {c: RGB[:, i] for i, c in enumerate("rgb")},
     "no names": {"arr_0": XYZ, "arr_1": np.arange(3), "arr_2": RGB},
@@ -149,6 +189,7 @@ def test_archives(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
         (XYZ.astype(complex), "the array must hold numbers, has complex128"),
         (XYZ > 0, "the array must hold numbers, has bool"),
         (np.zeros((3, 100)), "has 100 columns: .* x, y and z seem to be its rows: store the transposed array"),
+        (np.zeros((2, 100, 3)), r"has shape \(2, 100, 3\); rows of x y z .* of one cloud are expected"),
         (np.zeros((100, 4)), r"has 4 columns: .* leave others out, or store named arrays: np\.savez"),
         (records(*BY_COLUMN[:2]), r"has none of the keys \('xyz', .*, but \['x', 'y'\]"),
     ],
@@ -159,7 +200,53 @@ def test_what_is_wrong_with_an_array_is_said(tmp_path: Path, array: np.ndarray, 
         read_points(tmp_path / "a.npy")
 
 
+def test_a_dictionary_of_arrays(tmp_path: Path) -> None:
+    """As OpenShape's release has them; ragged values under other names do not matter."""
+    held = {"xyz": XYZ, "rgb": RGB / 255, "normal": NORMAL, "id": "chair", "views": [[1], [2, 3]], 7: None}
+    np.save(tmp_path / "a.npy", held, allow_pickle=True)
+    check(read_points(tmp_path / "a.npy"), normal=True)
+
+
 def test_colours_must_be_numbers(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", xyz=XYZ, rgb=np.array(["red", "green", "blue"]))
     with pytest.raises(BadFileError, match=r"a\.npz: rgb must hold numbers, has <U5"):
         read_points(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("kind", ["f8", "f4", "i4", "u2"])
+@pytest.mark.parametrize("top", [1, 255, 65535])
+def test_the_largest_colour_tells_the_range_of_all(tmp_path: Path, kind: str, top: int) -> None:
+    """16-bit colours are floats after a way through text or pandas."""
+    expected = np.array([[0, 51, 255], [255, 102, 0], [0, 0, 0], [5, 10, 15]]) / 255
+    colours = (expected * top).astype(kind) if kind[0] == "f" or top > 1 else (expected * 255).round().astype(kind)
+    np.savez(tmp_path / "a.npz", xyz=np.eye(4, 3), rgb=colours)
+    np.testing.assert_allclose(read_points(tmp_path / "a.npz").rgb.numpy(), expected, atol=1e-6)
+    # Where there is no point there is no colour either.
+    if kind[0] == "f":
+        gap = np.full((1, 3), np.nan)
+        np.savez(tmp_path / "a.npz", xyz=np.r_[np.eye(4, 3), gap], rgb=np.r_[colours, gap.astype(kind)])
+        cloud = read_points(tmp_path / "a.npz", drop_invalid=True)
+        np.testing.assert_allclose(cloud.rgb.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("colours", "message"),
+    [
+        (np.array([[-1.0, 0.5, 1.0]]), "has colours of -1 to 1: write them in 0..1, 0..255 or 0..65535"),
+        (np.array([[0, 127, -128]], np.int8), "has colours of -128 to 127"),
+        (np.array([[0, 1, 1 << 24]]), r"has colours of 0 to 1\.67772e\+07"),
+    ],
+)
+def test_colours_of_other_ranges_are_refused(tmp_path: Path, colours: np.ndarray, message: str) -> None:
+    np.savez(tmp_path / "a.npz", xyz=np.eye(1, 3), rgb=colours)
+    with pytest.raises(BadFileError, match=r"a\.npz: .*" + message):
+        read_points(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("kind", ["i4", "i8", "f8", "longdouble"])
+def test_far_coordinates_of_any_type_are_moved_before_they_are_rounded(tmp_path: Path, kind: str) -> None:
+    """A survey in whole millimetres."""
+    xyz = np.array([[500_000_123, 540_000_456, 7], [500_001_124, 540_000_457, 1009]]).astype(kind)
+    np.save(tmp_path / "a.npy", xyz)
+    cloud = read_points(tmp_path / "a.npy")
+    assert (cloud.xyz.double() + torch.tensor(cloud.meta["origin"], dtype=torch.float64)).tolist() == xyz.tolist()
