@@ -1,4 +1,4 @@
-"""``pc3d classify fewshot``: fine-tune on several episodes of few objects, and average."""
+"""``pc3d classify fewshot``: fine-tune on several few-shot episodes, and average."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pc3d.cli._parser import verb_parser
 from pc3d.cli._several_runs import train_missing
 from pc3d.methods.run import RunFolder
 
-_DESCRIPTION = """Fine-tune on episodes of few objects, as Point-BERT and Point-MAE do on ModelNet40: for each of
---folds episodes a classifier is trained on --way classes with --shot objects each, and judged on --queries others of
-each class. The accuracy is that of the last epoch, mean and sample standard deviation over the episodes; --protocol
-legacy also gives what the literature reports, the epoch that was best on the test objects of each episode.
+_DESCRIPTION = """Fine-tune on few-shot episodes, as Point-BERT and Point-MAE do on ModelNet40. For each of --folds
+episodes, a classifier is trained on --way classes with --shot objects each, and evaluated on --queries other objects of
+each class. The accuracy is that of the last epoch: mean and sample standard deviation over the episodes. --protocol
+legacy also gives what the literature reports, the best epoch on the test objects of each episode.
 
-All other options are those of pc3d classify train, whose runs are kept in --output, a folder fold_N each. What is
-finished there is not trained again, and an episode that was interrupted goes on: give the same command once more.
+All other options are those of pc3d classify train. Its runs are kept in --output, in one folder fold_N each. If
+interrupted, repeat the command: finished episodes are not trained again, and an interrupted one continues.
 
-Configurations that ship for it: modelnet40_fewshot (published; --root FOLDER with the pickles of ModelNetFewshot),
+Configurations that ship with pc3d: modelnet40_fewshot (published; --root FOLDER with the pickles of ModelNetFewshot),
 household_fewshot (two CPU cores, minutes). They name a data set of episodes, FewShotFile or FewShotSplit."""
 _NUMBERS = ("way", "shot", "queries")
 
@@ -54,7 +54,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--output", required=True, help="Folder of the runs and of fewshot.json.")
     parser.add_argument("--folds", type=int, default=10, help="Episodes (published: 10).")
     for name, what in zip(_NUMBERS, ("Classes", "Training objects per class", "Test objects per class"), strict=True):
-        parser.add_argument(f"--{name}", type=int, help=f"{what}; that of the configuration if left out.")
+        parser.add_argument(f"--{name}", type=int, help=f"{what}; by default that of the configuration.")
     parser.add_argument("--overwrite", action="store_true", help="Remove earlier runs.")
     parser.add_argument("--results", help="Folder for rows of pc3d results.")
     parser.add_argument("--method", help="Name in the table of results.")

@@ -37,8 +37,8 @@ def evaluate(
 ) -> None:
     """Score a trained segmentation: mIoU, mAcc, allAcc, a table of the classes, the confusion matrix.
 
-    Writes DATA_SPLIT.json and the confusion matrix as DATA_SPLIT.png into the folder eval/ of the run. Results of
-    several folds are added up with pc3d segment fold. What is interrupted goes on by the same command.
+    Writes DATA_SPLIT.json and the confusion matrix as DATA_SPLIT.png into the folder eval/ of the run. pc3d segment
+    fold adds up the results of several folds. If interrupted, the same command continues.
 
     Args:
         run: Run folder of pc3d segment train.
@@ -49,14 +49,14 @@ def evaluate(
         test_area: Area of s3dis that is held out, 1 to 6 (default 5): split test is its rooms, train the others'.
         voting: Sum predictions over the published views, with quarter turns (scannet), scales and flips (s3dis), or
             twelve turns whose normalised logits are summed (swin3d; its released code has a single pass for each).
-        single_pass: One forward pass for all points, in place of fragments with one point per voxel.
+        single_pass: One forward pass for all points, instead of fragments with one point per voxel.
         max_points: Most voxels in one forward pass; larger scenes are cut into blocks.
         context: Metres around a block that the network sees.
         device: Where to compute, such as cpu or cuda.
-        output: Folder for the results, in place of eval/ of the run.
+        output: Folder for the results, instead of eval/ of the run.
         overwrite: Replace earlier results.
-        results: Folder for a row of pc3d results; all training scenes are read for the hash in it. Needed of every
-            fold for a row of them together.
+        results: Folder for a row of pc3d results; all training scenes are read for the hash in it. A row for several
+            folds together needs it for every fold.
         method: Name in the table of results; the backbone's class and how it started by default.
     """
     from pc3d._files import replace_atomically

@@ -14,13 +14,13 @@ from pc3d.cli._parser import verb_parser
 if TYPE_CHECKING:
     from pc3d.evaluation import ConfusionMatrix, Row
 
-_DESCRIPTION = """Add the results of several folds up to one.
+_DESCRIPTION = """Add up the results of several folds.
 
 Confusion matrices are summed before anything is divided, as S3DIS 6-fold is scored: the mIoU printed is not the mean of
-the folds' mIoU. For the six areas, train a run for each and judge it on the area that it has not seen:
-pc3d segment eval runs/area_1 --data s3dis --root FOLDER --test_area 1 --voting s3dis
+the folds' mIoU. For the six areas, train one run for each and evaluate it on the area that it has not seen: pc3d
+segment eval runs/area_1 --data s3dis --root FOLDER --test_area 1 --voting s3dis
 
-With --results the folds together become a row of pc3d results, if each was judged with --results as well."""
+With --results, the folds together become a row of pc3d results, if each was evaluated with --results as well."""
 _HOW = ("voting", "use_fragments", "max_points", "context")
 
 

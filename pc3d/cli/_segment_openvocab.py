@@ -20,18 +20,18 @@ def openvocab(
 ) -> None:
     """Make a segmentation model whose classes are texts, without labels, from a distilled encoder.
 
-    The run must be one of the method DenseDistillation whose teacher is joint with texts, such as CLIP. The model is
-    what pc3d segment train leaves: pc3d segment predict names the points of any scene by these classes, pc3d segment
-    eval --data ... scores them where the data set has classes of the same names in the same order.
+    The run must use the method DenseDistillation with a teacher that shares a space with texts, such as CLIP. The model
+    is like one of pc3d segment train: pc3d segment predict labels the points of any scene with these classes, and pc3d
+    segment eval --data ... scores them if the data set has classes of the same names in the same order.
 
     Args:
         run: Run folder of pc3d pretrain, or the encoder in it.
-        classes: Names with commas, or a file with one per line, each perhaps followed by a tab and a prompt (several
-            lines of one name: several prompts).
+        classes: Comma-separated names, or a file with one per line, optionally followed by a tab and a prompt (several
+            lines with one name give it several prompts).
         output: Folder for the model.
-        templates: What names are put into: 'photo', 'ulip' (64), 'none', or a file with one per line.
+        templates: Prompt templates for the names: 'photo', 'ulip' (64), 'none', or a file with one per line.
         teacher: Pair of towers, if the encoder does not name its own, such as 'open_clip:ViT-B-16/laion2b_s34b_b88k'.
-        weights: Of open_clip, a local file.
+        weights: Local file of weights for open_clip.
         overwrite: Replace a model in the output folder.
     """
     from pc3d.cli._alignment import class_vectors, read_classes, templates_of

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from pc3d.data import PointCloud
     from pc3d.tasks import SceneLabels, SceneSegmenter
 
-_DESCRIPTION = """Name the class of every point of scene files.
+_DESCRIPTION = """Label every point of scene files.
 
-Any PLY, PCD, LAS, LAZ, E57, XYZ, CSV, PTS, NPY or NPZ file of points in metres, z up, with or without colours and
+Reads PLY, PCD, LAS, LAZ, E57, XYZ, CSV, PTS, NPY and NPZ files of points in metres, z up, with or without colours and
 normals. For each NAME.* the output folder receives NAME.ply (the points in the colours of their classes, with label and
-confidence), NAME.npz (label, confidence, classes, class_colors, in the order of the file) and NAME.png (a picture). Of
-several files that were interrupted, --resume leaves out what is done."""
+confidence), NAME.npz (label, confidence, classes, class_colors, in the order of the file) and NAME.png (a picture).
+After an interruption, --resume skips the files that are done."""
 
 
 def build_parser() -> Any:

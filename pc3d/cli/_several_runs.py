@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pc3d.methods import RunFolder
 
 HELP = """--seeds 0 1 2 trains a run for each seed, one after the other on one device, in OUTPUT/seed_N, and writes
-their mean, sample standard deviation and 95 % interval to OUTPUT/seeds.json. What is finished there is not trained
-again, and a run that was interrupted goes on: give the same command once more."""
+their mean, sample standard deviation and 95 % interval to OUTPUT/seeds.json. If interrupted, repeat the command:
+finished runs are not trained again, and an interrupted one continues."""
 Train = Callable[[Sequence[str]], Any]
 Resolve = Callable[[Sequence[str]], str]
 

@@ -1,4 +1,4 @@
-"""``pc3d classify``: train a classifier of objects and judge it."""
+"""``pc3d classify``: train and evaluate a classifier of objects."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _SHORTHANDS = {
 _DESCRIPTION = f"""Train a classifier of objects: the whole encoder (--mode full), or a head on a frozen one (linear,
 mlp3).
 
-Everything is one configuration: a YAML file (--config, a path or the name of one that ships with pc3d), any field of
-which an option overrides, as in --trainer.max_epochs 10. --encoder starts from a pre-trained encoder (run folder,
-folder, Hub id, or official .pth file); without it training starts from fresh weights. The run folder (--output)
-receives the resolved configuration, last.ckpt, metrics.csv, TensorBoard files, and in the end the model (encoder/ and
-head/) of the epoch that did best on the validation part, with its score on the test split, which nothing has looked at
-before, in eval/. --protocol legacy also judges the test split after each epoch and reports its best, beside the other.
-A run that was interrupted goes on with: pc3d classify train --output FOLDER --resume
+One configuration describes the run: a YAML file (--config, a path or the name of one that ships with pc3d). An option
+overrides any field, as in --trainer.max_epochs 10. --encoder starts from a pre-trained encoder (run folder, folder, Hub
+id, or official .pth file); without it, training starts from fresh weights. The run folder (--output) receives the
+resolved configuration, last.ckpt, metrics.csv, TensorBoard files and, at the end, the model (encoder/ and head/) of the
+best epoch on the validation part, with its score on the test split in eval/. The test split is not used before.
+--protocol legacy also evaluates the test split after each epoch and reports its best result next to the other. To
+resume an interrupted run: pc3d classify train --output FOLDER --resume
 
 {_several_runs.HELP}
 
@@ -69,23 +69,23 @@ def evaluate(
     results: str | None = None,
     method: str | None = None,
 ) -> None:
-    """Judge a trained classifier on the test split of its configuration, and print the whole protocol.
+    """Evaluate a trained classifier on the test split of its configuration, and print the whole protocol.
 
-    Writes SPLIT.json, with votes SPLIT_votes.json, into the folder eval/ of the run. What is interrupted goes on by the
-    same command.
+    Writes SPLIT.json (with votes, SPLIT_votes.json) into the folder eval/ of the run. If interrupted, the same command
+    continues.
 
     Args:
         run: Run folder of pc3d classify train.
-        root: Folder of the data set, in place of the configuration's.
-        split: Split, in place of the configuration's.
-        variant: Variant of the data set, in place of the configuration's.
-        votes: Also average the logits over so many random views of each object, prepared as in training (the field's
+        root: Folder of the data set, instead of the configuration's.
+        split: Split, instead of the configuration's.
+        variant: Variant of the data set, instead of the configuration's.
+        votes: Also average the logits over this many random views of each object, prepared as in training (usual
             voting: 10). 0 for none.
-        official_best_of: Repeat the votes so often and also report the best round, as released code does with 299; it
-            is chosen on the test split, and labelled so.
+        official_best_of: Repeat the votes this many times and also report the best round, as released code does with
+            299. The best round is chosen on the test split, and labelled as such.
         batch_size: Objects per forward pass.
         device: Where to compute, such as cpu or cuda.
-        output: Folder for the results, in place of eval/ of the run.
+        output: Folder for the results, instead of eval/ of the run.
         overwrite: Replace earlier results.
         results: Folder for rows of pc3d results.
         method: Name in the table of results; the encoder's class and how it started by default.
@@ -151,8 +151,8 @@ def few_shot(argv: Sequence[str]) -> int | None:
 def main(argv: Sequence[str]) -> int | None:
     """Run the verb."""
     verbs = {
-        "train": ("train a classifier from a configuration file, and judge it once on the test split", train),
-        "eval": ("judge a trained classifier again, by votes or on another split", judge),
+        "train": ("train a classifier from a configuration file, and evaluate it once on the test split", train),
+        "eval": ("evaluate a trained classifier again, by votes or on another split", judge),
         "fewshot": ("fine-tune on several episodes of few objects, and average", few_shot),
     }
     return _objects.dispatch("classify", "Classification of objects.", verbs, argv)

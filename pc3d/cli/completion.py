@@ -1,4 +1,4 @@
-"""``pc3d completion``: what a shell needs to complete verbs, options and their choices."""
+"""``pc3d completion``: shell completion of verbs, options and their choices."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NUMBERS = {int, float, bool, type(None)}
 
 
 def completion(shell: Literal["bash", "zsh", "tcsh"]) -> None:
-    """Print a script that completes pc3d in a shell: its verbs, their options, and the choices of these.
+    """Print a script for shell completion of pc3d: verbs, options and their choices.
 
     For bash: pc3d completion bash > ~/.local/share/bash-completion/completions/pc3d
     For zsh: pc3d completion zsh > FOLDER/_pc3d, where FOLDER is in $fpath.

@@ -15,8 +15,8 @@ _CONFIG = "point_cmae_household"
 def demo(output: str = "runs/demo", seed: int = 0, overwrite: bool = False) -> None:
     """Pre-train a small Point-CMAE on the embedded objects, probe it, and draw what it reconstructs.
 
-    What is in the folder already is used: a finished run is not trained again, an interrupted one goes on.
-    The same training without the rest: pc3d pretrain --config point_cmae_household --output FOLDER
+    Earlier results in the folder are used: a finished run is not trained again, and an interrupted one continues. To
+    run only the training: pc3d pretrain --config point_cmae_household --output FOLDER
 
     Args:
         output: Folder for the run, the table (demo.json, demo.csv) and the picture (demo.png).

@@ -28,11 +28,11 @@ def embed(
     space: Literal["encoder", "text", "image", "joint"] = "encoder",
     overwrite: bool = False,
 ) -> None:
-    """Write features of a data set, a folder or a file of points to an .npz file.
+    """Write the features of a data set, a folder or a file of points to an .npz file.
 
     The file holds 'features' (n, D) float32, 'label' (n,) int64 with -1 for unlabelled, 'id' and 'classes', and how
-    they were made: 'encoder', 'pooling', 'num_points', 'content_hash'. It is written at the end; what is interrupted
-    goes on by the same command, from a folder .NAME.kept beside it.
+    they were made: 'encoder', 'pooling', 'num_points', 'content_hash'. It is written at the end. If interrupted, the
+    same command continues from a folder .NAME.kept beside the file.
 
     Args:
         encoder: Folder or Hub id of an exported encoder; or 'descriptor' or 'pca', the handcrafted baselines.
@@ -41,18 +41,18 @@ def embed(
         variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
             (modelnet40, the default, or modelnet10).
         split: Split of the data set; not used for plain files.
-        pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
-            (its default), concat(max,mean), concat(cls,max,mean), cls.
-        num_points: Points per cloud, by default 1024, the first so many. Of an encoder aligned with texts and pictures
-            by default as many as it was made for, at most, a random subset. null takes all.
-        up: Of an encoder aligned with texts and pictures, the axis that points up in the data; by default what the
-            data set says, y in GLB files, else z.
+        pooling: Name of the encoder's pooling; by default the encoder's own. For PointViT: max, mean, max+mean (its
+            default), concat(max,mean), concat(cls,max,mean), cls.
+        num_points: Points per cloud: the first 1024 by default. For an encoder aligned with texts and pictures, by
+            default a random subset of at most as many as it was made for. null takes all.
+        up: For an encoder aligned with texts and pictures, the axis that points up in the data; by default that of the
+            data set, y in GLB files, else z.
         batch_size: Clouds per forward pass.
         device: Where the encoder computes, such as cpu or cuda.
-        untrained: Keep the architecture, draw fresh weights from the seed.
+        untrained: Keep the architecture, but draw fresh weights from the seed.
         seed: Seed of untrained weights.
-        space: Of an encoder aligned with texts and pictures: its own embedding, or vectors to compare with features of
-            texts, of pictures, or of both (of unit length, as pc3d index keeps them of the same shapes).
+        space: For an encoder aligned with texts and pictures: its own embedding, or vectors to compare with features of
+            texts, of pictures, or of both (of unit length, like those that pc3d index stores for the same shapes).
         overwrite: Replace an existing file.
     """
     from pc3d.evaluation import Kept, save_features

@@ -44,22 +44,22 @@ def fewshot(
             (modelnet40, the default, or modelnet10).
         way: Classes per draw.
         shot: Training items per class.
-        num_queries: Test items per class. By default 20, as in the literature, or where the test split is too small for
-            that, as many as it allows, which the output states.
+        num_queries: Test items per class. By default 20, as in the literature. If the test split is too small for that,
+            as many as it allows; the output states the number.
         num_draws: Independent draws.
         C: Inverse regularisation of the SVM, the same for every draw.
         standardize: Scale features by the training items of the draw.
-        pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
-            (its default), concat(max,mean), concat(cls,max,mean), cls.
-        num_points: Points per cloud, by default 1024, the first so many. Of an encoder aligned with
-            texts and pictures by default as many as it was made for, at most, a random subset. null takes all.
-        up: Of an encoder aligned with texts and pictures, the axis that points up in the data; by default what the
-            data set says, y in GLB files, else z.
+        pooling: Name of the encoder's pooling; by default the encoder's own. For PointViT: max, mean, max+mean (its
+            default), concat(max,mean), concat(cls,max,mean), cls.
+        num_points: Points per cloud: the first 1024 by default. For an encoder aligned with texts and pictures, by
+            default a random subset of at most as many as it was made for. null takes all.
+        up: For an encoder aligned with texts and pictures, the axis that points up in the data; by default that of the
+            data set, y in GLB files, else z.
         batch_size: Clouds per forward pass.
         device: Where the encoder computes, such as cpu or cuda.
-        untrained: Keep the architecture, draw fresh weights from the seed.
+        untrained: Keep the architecture, but draw fresh weights from the seed.
         seed: Seed of the draws and of untrained weights.
-        seeds: Several seeds, one result each, and their mean, standard deviation and 95 % interval.
+        seeds: Several seeds: one result for each, and their mean, standard deviation and 95 % interval.
         results: Folder for rows of pc3d results, one for each seed.
         method: Name in the table of results; the encoder's by default.
     """

@@ -40,25 +40,25 @@ def build(
     device: str = "cpu",
     on_error: Literal["refuse", "report"] = "refuse",
 ) -> None:
-    """Embed shapes and add those that are new or have changed to an index of shapes.
+    """Embed shapes, and add new and changed ones to an index of shapes.
 
-    Shapes are told apart by the paths of their files, or by their ids where they have no file each. Building again
-    embeds what was added, and what is not as it was: another size or time of a file, other points in a set, another
-    num_points or up. Shapes that are gone stay in the index. An interrupted build goes on where it was.
+    Shapes are identified by the paths of their files, or by their ids if they have no file of their own. Building again
+    embeds only new and changed shapes: another size or time of a file, other points in a set, another num_points or up.
+    Shapes that no longer exist stay in the index. An interrupted build continues where it stopped.
 
     Args:
         encoder: Folder or Hub id of an encoder aligned with texts and pictures.
-        out: Folder of the index; one that is there must be of the same encoder.
+        out: Folder of the index; an existing index must be of the same encoder.
         data: 'household' (embedded), a folder with a data set or with files of points or meshes, or one such file.
         variant: Variant of ScanObjectNN or of ModelNet's text files.
         split: Split of the data set; not used for plain files.
-        num_points: Points per shape, at most, a random subset; by default as many as the encoder was made for; null
-            takes all.
-        up: Axis that points up in the data; by default what the data set says, y in GLB files, else z.
+        num_points: Most points per shape, a random subset; by default as many as the encoder was made for; null takes
+            all.
+        up: Axis that points up in the data; by default that of the data set, y in GLB files, else z.
         batch_size: Shapes per forward pass.
         device: Where the encoder computes, such as cpu or cuda.
-        on_error: What happens to a file that cannot be used: 'refuse' stops there and keeps what was embedded, 'report'
-            leaves it out and lists it with the reason.
+        on_error: What to do with a file that cannot be used: 'refuse' stops and keeps what was embedded; 'report'
+            leaves the file out and lists it with the reason.
     """
     from pc3d._progress import progress_bar
     from pc3d.data import BadFileError

@@ -19,16 +19,16 @@ VERBS = {
     "fewshot": "score frozen features with few labels: N-way K-shot, several draws",
     "retrieve": "score frozen features by retrieval: mean average precision, recall, precision",
     "robustness": "score a classifier of frozen features on corrupted test clouds, as ModelNet-C does",
-    "zeroshot": "classify shapes by names alone, with an encoder aligned with texts",
+    "zeroshot": "classify shapes by class names alone, with an encoder aligned with texts",
     "index": "embed shapes once into an index that pc3d search reads",
-    "search": "find shapes of an index by text, picture or shape",
+    "search": "find shapes in an index by text, picture or shape",
     "embed": "write the features of a data set, or of any files of points, to an .npz file",
-    "results": "gather rows of results into a table with intervals over seeds, and a figure",
-    "classify": "train and judge a classifier of objects: fine-tuned, or a head on a frozen encoder",
-    "parts": "train and judge a part segmentation of objects",
-    "segment": "train, judge and apply a semantic segmentation of scenes",
-    "view": "look at points, data, features, predictions and reconstructions: a window or a picture",
-    "render": "draw a mesh or a point cloud from a set of views, with depth and what is behind every pixel",
+    "results": "collect rows of results into a table with intervals over seeds, and a figure",
+    "classify": "train and evaluate a classifier of objects: fine-tuned, or a head on a frozen encoder",
+    "parts": "train and evaluate a part segmentation of objects",
+    "segment": "train, evaluate and apply a semantic segmentation of scenes",
+    "view": "show points, data, features, predictions and reconstructions: a window or a picture",
+    "render": "render a mesh or a point cloud from a set of views, with depth and what is behind every pixel",
     "report": "write one web page about a run: configuration, curves, cost, results, pictures, a map of embeddings",
     "doctor": "show versions, compiled kernels, devices and data sets, and what is missing",
     "completion": "print a script that completes verbs and options in bash, zsh or tcsh",
@@ -54,7 +54,7 @@ def _help() -> str:
             "pc3d VERB --help lists the options of a verb; pc3d --version prints the version. Every verb takes",
             "--json (the result as JSON, alone on standard output) and --quiet (no progress, no notes).",
             "Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted. PC3D_TRACEBACK=1 shows where an error came",
-            "from; NO_COLOR=1 leaves colours out.",
+            "from; NO_COLOR=1 turns colours off.",
         ]
     )
 
@@ -111,7 +111,7 @@ def _run(verb: str, arguments: list[str]) -> int:
 
 
 def command() -> int:
-    """Run the command line as a process that ends with the code: Ctrl-C once more cannot change it into a signal."""
+    """Run the command line and exit with its code, which another Ctrl-C cannot turn into a signal."""
     try:
         code = main()
     except KeyboardInterrupt:  # while the first one was told

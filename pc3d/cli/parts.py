@@ -1,4 +1,4 @@
-"""``pc3d parts``: train a part segmentation of objects and judge it."""
+"""``pc3d parts``: train and evaluate a part segmentation of objects."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pc3d.cli._judging import kept_beside
 
 _DESCRIPTION = f"""Train a part segmentation of objects whose category is known.
 
-Everything is one configuration: a YAML file (--config, a path or the name of one that ships with pc3d), any field of
-which an option overrides, as in --trainer.max_epochs 10. --encoder starts from a pre-trained encoder (run folder,
-folder, Hub id, or official .pth file), whose class tokens are dropped; without it training starts from fresh weights.
-The run folder (--output) receives the resolved configuration, last.ckpt, metrics.csv, TensorBoard files, and in the end
-the model (encoder/ and head/) of the epoch that did best on the validation part, with its score on the test split,
-which nothing has looked at before, in eval/. --protocol legacy also judges the test split after each epoch, on points
-drawn with replacement as the released code does, and reports its best, beside the other. A run that was interrupted
-goes on with: pc3d parts train --output FOLDER --resume
+One configuration describes the run: a YAML file (--config, a path or the name of one that ships with pc3d). An option
+overrides any field, as in --trainer.max_epochs 10. --encoder starts from a pre-trained encoder (run folder, folder, Hub
+id, or official .pth file), whose class tokens are dropped; without it, training starts from fresh weights. The run
+folder (--output) receives the resolved configuration, last.ckpt, metrics.csv, TensorBoard files and, at the end, the
+model (encoder/ and head/) of the best epoch on the validation part, with its score on the test split in eval/. The test
+split is not used before. --protocol legacy also evaluates the test split after each epoch, on points drawn with
+replacement as the released code does, and reports its best result next to the other. To resume an interrupted run: pc3d
+parts train --output FOLDER --resume
 
 {_several_runs.HELP}
 
@@ -69,20 +69,20 @@ def evaluate(
     results: str | None = None,
     method: str | None = None,
 ) -> None:
-    """Judge a trained part segmentation on the test split of its configuration, and print the whole protocol.
+    """Evaluate a trained part segmentation on the test split of its configuration, and print the whole protocol.
 
-    Writes SPLIT.json, with --protocol legacy SPLIT_legacy.json, into the folder eval/ of the run. What is interrupted
-    goes on by the same command.
+    Writes SPLIT.json (with --protocol legacy, SPLIT_legacy.json) into the folder eval/ of the run. If interrupted, the
+    same command continues.
 
     Args:
         run: Run folder of pc3d parts train.
-        root: Folder of the data set, in place of the configuration's.
-        split: Split, in place of the configuration's.
-        protocol: 'held_out' judges every stored point once; 'legacy' points drawn with replacement, as released code
-            does, and labels the result so.
+        root: Folder of the data set, instead of the configuration's.
+        split: Split, instead of the configuration's.
+        protocol: 'held_out' evaluates every stored point once; 'legacy' evaluates points drawn with replacement, as
+            released code does, and labels the result as such.
         batch_size: Objects per forward pass.
         device: Where to compute, such as cpu or cuda.
-        output: Folder for the results, in place of eval/ of the run.
+        output: Folder for the results, instead of eval/ of the run.
         overwrite: Replace earlier results.
         results: Folder for rows of pc3d results.
         method: Name in the table of results; the encoder's class and how it started by default.
@@ -135,8 +135,8 @@ def judge(argv: Sequence[str]) -> int | None:
 def main(argv: Sequence[str]) -> int | None:
     """Run the verb."""
     verbs = {
-        "train": ("train a part segmentation from a configuration file, and judge it once on the test split", train),
-        "eval": ("judge a trained part segmentation again, by the legacy protocol or on another split", judge),
+        "train": ("train a part segmentation from a configuration file, and evaluate it once on the test split", train),
+        "eval": ("evaluate a trained part segmentation again, by the legacy protocol or on another split", judge),
     }
     return _objects.dispatch("parts", "Part segmentation of objects.", verbs, argv)
 

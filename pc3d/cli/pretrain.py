@@ -1,4 +1,4 @@
-"""``pc3d pretrain``: train an encoder without labels, as a configuration says."""
+"""``pc3d pretrain``: train an encoder without labels, from a configuration."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["build_parser", "changed_sections", "load_method", "main", "resolve",
 
 _DESCRIPTION = """Pre-train an encoder without labels.
 
-Everything is one configuration: a YAML file (--config, a path or the name of one that ships with pc3d), any field of
-which an option overrides, as in --trainer.max_epochs 10 or --model.mask_ratio 0.7. The run folder (--output) receives
-the resolved configuration, last.ckpt, metrics.csv, TensorBoard files, and in the end encoder/, which load_encoder
-reads. A run that was interrupted goes on with: pc3d pretrain --output FOLDER --resume
+One configuration describes the run: a YAML file (--config, a path or the name of one that ships with pc3d). An option
+overrides any field, as in --trainer.max_epochs 10 or --model.mask_ratio 0.7. The run folder (--output) receives the
+resolved configuration, last.ckpt, metrics.csv, TensorBoard files and, at the end, encoder/, which load_encoder reads.
+To resume an interrupted run: pc3d pretrain --output FOLDER --resume
 
-Data are batches of one data set (pc3d.data.PointDataModule) unless data.class_path says otherwise, as
+Data are batches of one data set (pc3d.data.PointDataModule), unless data.class_path names another class, such as
 pc3d.data.AlignedStream for shards on a web server or in a bucket.
 
-A configuration of supervised pre-training (its model has a backbone, as swin3d_structured3d) is the task of pc3d
-segment train, and is handed to it."""
+A configuration of supervised pre-training (its model has a backbone, as in swin3d_structured3d) is passed on to pc3d
+segment train."""
 
 
 def build_parser(*, other_data: bool = False) -> Any:

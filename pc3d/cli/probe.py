@@ -45,29 +45,29 @@ def probe(
         data: 'household' (embedded), or a folder: pc3d's shards, a published data set, or files in class sub-folders.
         variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
             (modelnet40, the default, or modelnet10).
-        classifier: Linear support vector machine, logistic regression, k nearest neighbours, or a perceptron of three
-            layers.
-        svm: 'svc_linear' is one against one on features as they are; 'linearsvc_l2' one against rest, squared hinge
-            loss, on features of length 1.
+        classifier: Linear support vector machine, logistic regression, k nearest neighbours, or a three-layer
+            perceptron.
+        svm: 'svc_linear' is one-vs-one on unscaled features; 'linearsvc_l2' is one-vs-rest with squared hinge loss on
+            features of length 1.
         protocol: How C, k or alpha is chosen. 'fixed' takes the given value; 'tuned' cross-validates on the training
-            features; 'validation' holds a part of them out; 'legacy' takes the best on the test split, as much of the
-            literature does, labels the result so, and prints that of 'validation' beside it.
+            features; 'validation' holds out a part of them; 'legacy' takes the best on the test split, as much of the
+            literature does, labels the result as such, and prints that of 'validation' next to it.
         C: Inverse regularisation for 'fixed'; the default is 0.012 (svc_linear) or 1 (linearsvc_l2, logistic).
         k: Neighbours for 'fixed'.
         alpha: L2 penalty of the perceptron for 'fixed'.
         validation_fraction: Share of the training split that 'validation' holds out, near-identical objects together.
         standardize: Scale features by the training split; the default is no (svm) or yes (logistic, mlp3).
-        pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
-            (its default), concat(max,mean), concat(cls,max,mean), cls.
-        num_points: Points per cloud, by default 1024, the first so many. Of an encoder aligned with
-            texts and pictures by default as many as it was made for, at most, a random subset. null takes all.
-        up: Of an encoder aligned with texts and pictures, the axis that points up in the data; by default what the
-            data set says, y in GLB files, else z.
+        pooling: Name of the encoder's pooling; by default the encoder's own. For PointViT: max, mean, max+mean (its
+            default), concat(max,mean), concat(cls,max,mean), cls.
+        num_points: Points per cloud: the first 1024 by default. For an encoder aligned with texts and pictures, by
+            default a random subset of at most as many as it was made for. null takes all.
+        up: For an encoder aligned with texts and pictures, the axis that points up in the data; by default that of the
+            data set, y in GLB files, else z.
         batch_size: Clouds per forward pass.
         device: Where the encoder computes, such as cpu or cuda.
-        untrained: Keep the architecture, draw fresh weights from the seed: the baseline of the encoder itself.
+        untrained: Keep the architecture, but draw fresh weights from the seed, as a baseline for the encoder.
         seed: Seed of folds or validation part, of the perceptron, the bootstrap and untrained weights.
-        seeds: Several seeds, one result each, and their mean, standard deviation and 95 % interval.
+        seeds: Several seeds: one result for each, and their mean, standard deviation and 95 % interval.
         results: Folder for rows of pc3d results, one for each seed.
         method: Name in the table of results; the encoder's by default.
     """

@@ -22,7 +22,7 @@ def render(
     supersample: int = 2,
     overwrite: bool = False,
 ) -> None:
-    """Draw a mesh or a point cloud from a set of views, on any machine, without a display.
+    """Render a mesh or a point cloud from a set of views; no display is needed.
 
     Each view gives NNN.png (colour and alpha) and NNN.npz with 'depth', 'normal', 'index' (the face, or the point,
     behind each pixel), 'intrinsic' and 'pose' (camera to object). The object is centred and scaled as the views ask.

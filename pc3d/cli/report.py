@@ -29,11 +29,11 @@ def report(
     overwrite: bool = False,
     device: str = "cpu",
 ) -> None:
-    """Write one web page about a run, which opens without a server and without the network.
+    """Write one web page about a run, which opens without a server or a network.
 
     It shows the configuration, the curves, the cost, scores and confusion matrices of eval/, rows of results, pictures
-    of what the networks do, and a map of the embeddings with a picture of each object. What does not apply to the run
-    is left out, with the reason. What is interrupted goes on by the same command.
+    of what the networks do, and a map of the embeddings with a picture of each object. Sections that do not apply to
+    the run are left out, with the reason. If interrupted, the same command continues.
 
     Args:
         run: Run folder of pc3d pretrain, classify train, parts train or segment train.
@@ -41,10 +41,10 @@ def report(
         data: Objects for reconstructions, map and probes. 'run' takes the data set that the run was trained on;
             or 'household', or a folder, as pc3d probe does.
         split: Split of that data set; probes use train and test.
-        map: How features get into the plane; 'none' leaves the map out.
+        map: How features are projected to the plane; 'none' leaves out the map.
         pictures: Objects or scenes (of these at most 3) in pictures; 0 for none.
-        probe: Also judge the frozen encoder now, beside the same one untrained: linear SVM, with its confusion matrix,
-            and nearest neighbours.
+        probe: Also evaluate the frozen encoder now, next to the same encoder untrained: linear SVM, with its confusion
+            matrix, and nearest neighbours.
         results: Folder with rows of pc3d results; null takes those that lie in the run folder.
         seed: Seed of masks, map, folds and untrained weights.
         overwrite: Replace an earlier report.

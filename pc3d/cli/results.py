@@ -1,4 +1,4 @@
-"""``pc3d results``: gather rows of results into a table and a figure."""
+"""``pc3d results``: collect rows of results into a table and a figure."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def results(
     figure: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Gather rows of results into a table: methods against data sets and protocols, with intervals over seeds.
+    """Collect rows of results into a table: methods by data sets and protocols, with intervals over seeds.
 
-    Rows come from the judging verbs with --results FOLDER. Each cell tells how many seeds it has; seeds that others
-    have and it lacks are counted. Results that were selected on the test split stand in columns of their own.
+    Evaluation commands write the rows with --results FOLDER. Each cell states its number of seeds, and how many it
+    lacks that others have. Results that were selected on the test split have their own columns.
 
     Args:
         folders: Folders with rows, sub-folders included; they may stand first, without the option.

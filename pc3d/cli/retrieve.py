@@ -33,7 +33,7 @@ def retrieve(
 ) -> None:
     """Rank objects by the cosine of frozen features: mean average precision, recall and precision at 1, 5 and 10.
 
-    Nothing is trained. Near-identical objects, where the data set names them, count neither as hits nor as misses.
+    Nothing is trained. Near-identical objects, if the data set names them, count neither as hits nor as misses.
 
     Args:
         encoder: Folder or Hub id of an exported encoder; or 'descriptor' or 'pca', the handcrafted baselines.
@@ -41,18 +41,18 @@ def retrieve(
         variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
             (modelnet40, the default, or modelnet10).
         gallery: 'test' ranks the other test objects for each test object; 'train' ranks the training objects.
-        center: Take the mean training feature off before the angles.
-        pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
-            (its default), concat(max,mean), concat(cls,max,mean).
-        num_points: Points per cloud, by default 1024, the first so many. Of an encoder aligned with
-            texts and pictures by default as many as it was made for, at most, a random subset. null takes all.
-        up: Of an encoder aligned with texts and pictures, the axis that points up in the data; by default what the
-            data set says, y in GLB files, else z.
+        center: Subtract the mean training feature before computing the cosines.
+        pooling: Name of the encoder's pooling; by default the encoder's own. For PointViT: max, mean, max+mean (its
+            default), concat(max,mean), concat(cls,max,mean).
+        num_points: Points per cloud: the first 1024 by default. For an encoder aligned with texts and pictures, by
+            default a random subset of at most as many as it was made for. null takes all.
+        up: For an encoder aligned with texts and pictures, the axis that points up in the data; by default that of the
+            data set, y in GLB files, else z.
         batch_size: Clouds per forward pass.
         device: Where the encoder computes, such as cpu or cuda.
-        untrained: Keep the architecture, draw fresh weights from the seed.
+        untrained: Keep the architecture, but draw fresh weights from the seed.
         seed: Seed of the bootstrap interval and of untrained weights.
-        seeds: Several seeds, one result each, and their mean, standard deviation and 95 % interval.
+        seeds: Several seeds: one result for each, and their mean, standard deviation and 95 % interval.
         results: Folder for rows of pc3d results, one for each seed.
         method: Name in the table of results; the encoder's by default.
     """

@@ -39,31 +39,32 @@ def robustness(
     """Train a linear SVM on clean frozen features and score it on corrupted test clouds, as ModelNet-C does.
 
     Corruptions: scale, jitter, rotate, drop_global, drop_local, add_global, add_local at the published levels 1 to 5,
-    density, the farthest 1/2 to 1/16 of the points, and occlusion, without the 10 to 50 % that lie deepest behind what
-    is seen from one side. Every encoder sees the same clouds for the same seed, their
-    colours included if it reads them; then there is also drop_color, 20 to 100 % of the points turned grey, on its own.
+    density, which keeps 1/2 to 1/16 of the points (farthest points), and occlusion, which removes the 10 to 50 % that
+    lie deepest behind what is seen from one side. For the same seed, every encoder sees the same clouds, including
+    colours if it reads them. For these encoders there is also drop_color, reported separately: 20 to 100 % of the
+    points turn grey.
 
     Args:
         encoder: Folder or Hub id of an exported encoder; or 'descriptor' or 'pca', the handcrafted baselines.
         data: 'household' (embedded), or a folder: pc3d's shards, a published data set, or files in class sub-folders.
         variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
             (modelnet40, the default, or modelnet10).
-        corruptions: Which; all that make a difference by default.
-        severities: Which levels; 1 to 5 by default.
+        corruptions: Which corruptions; by default all that change what the encoder reads.
+        severities: Which levels; by default 1 to 5.
         C: Inverse regularisation of the SVM; chosen by cross-validation on the clean training features by default.
         baseline: File of a row that --results wrote for another encoder: mCE and RmCE are relative to it.
         figure: Picture to write, accuracy against severity: a .png, .svg or .pdf file; of the first seed.
-        pooling: How the encoder pools, in its own words; its default if left out. For PointViT: max, mean, max+mean
-            (its default), concat(max,mean), concat(cls,max,mean).
-        num_points: Points per cloud before the corruption, by default 1024, the first so many. Of an encoder aligned
-            with texts and pictures by default as many as it was made for, at most, a random subset. null takes all.
-        up: Of an encoder aligned with texts and pictures, the axis that points up in the data; by default what the
-            data set says, y in GLB files, else z.
+        pooling: Name of the encoder's pooling; by default the encoder's own. For PointViT: max, mean, max+mean (its
+            default), concat(max,mean), concat(cls,max,mean).
+        num_points: Points per cloud before the corruption: the first 1024 by default. For an encoder aligned with texts
+            and pictures, by default a random subset of at most as many as it was made for. null takes all.
+        up: For an encoder aligned with texts and pictures, the axis that points up in the data; by default that of the
+            data set, y in GLB files, else z.
         batch_size: Clouds per forward pass.
         device: Where the encoder computes, such as cpu or cuda.
-        untrained: Keep the architecture, draw fresh weights from the seed.
+        untrained: Keep the architecture, but draw fresh weights from the seed.
         seed: Seed of the corruptions, the folds and of untrained weights.
-        seeds: Several seeds, one result each, and their mean, standard deviation and 95 % interval.
+        seeds: Several seeds: one result for each, and their mean, standard deviation and 95 % interval.
         results: Folder for rows of pc3d results, one for each seed.
         method: Name in the table of results; the encoder's by default.
         overwrite: Replace an existing figure.

@@ -1,4 +1,4 @@
-"""``pc3d search``: shapes of an index by text, picture or shape."""
+"""``pc3d search``: find shapes of an index by text, picture or shape."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def search(
     picture: str | None = None,
     device: str = "cpu",
 ) -> None:
-    """Find the shapes of an index that are nearest to a text, a picture or a shape; of several queries, near to each.
+    """Find the shapes of an index that are nearest to a text, a picture or a shape, or near to all of several queries.
 
     Args:
         query: A text ("a wooden rocking chair"), a picture (PNG, JPEG, WEBP, BMP) or a shape (any file of points or a
-            mesh); given before all options, it needs no --query. Of several, the shapes found are near to all: the
+            mesh); given before all options, it needs no --query. With several, the shapes found are near to all: the
             smallest of the cosines counts.
         index: Folder that pc3d index build made.
-        encoder: Encoder, where it has moved since the index was built; its weights must be the same.
-        top: How many shapes.
+        encoder: Encoder, if it has moved since the index was built; its weights must be the same.
+        top: How many shapes to return.
         text_tower: Text tower, if the encoder does not name its own, such as 'offline:minilm'.
         image_tower: Image tower, likewise, such as 'offline:efficientnet-lite0'.
-        templates: What texts are put into: 'none', 'photo', 'ulip' (64), or a file with one per line.
+        templates: Prompt templates for the texts: 'none', 'photo', 'ulip' (64), or a file with one per line.
         up: Axis that points up in files of shapes; by default y in GLB files, else z.
         exact: Compare with every shape instead of following the graph of neighbours.
         each: Search for every query on its own.
-        picture: File (PNG, JPEG, PDF, SVG) to draw the queries and what was found into.
+        picture: File (PNG, JPEG, PDF, SVG) for a picture of the queries and the shapes found.
         device: Where the encoder computes, such as cpu or cuda.
     """
     import dataclasses

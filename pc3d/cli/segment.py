@@ -1,4 +1,4 @@
-"""``pc3d segment``: train a semantic segmentation of scenes, judge it, and apply it to files."""
+"""``pc3d segment``: train and evaluate a semantic segmentation of scenes, and apply it to files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ _VERBS = {
 }
 _DESCRIPTION = """Train a semantic segmentation of scenes.
 
-Everything is one configuration: a YAML file (--config, a path or the name of one that ships with pc3d), any field of
-which an option overrides, as in --trainer.max_epochs 10 or --model.encoder runs/pretrained. The run folder (--output)
-receives the resolved configuration, last.ckpt, metrics.csv, TensorBoard files, and in the end the model: encoder/,
-which load_encoder reads, and head/. A run that was interrupted goes on with:
-pc3d segment train --output FOLDER --resume
+One configuration describes the run: a YAML file (--config, a path or the name of one that ships with pc3d). An option
+overrides any field, as in --trainer.max_epochs 10 or --model.encoder runs/pretrained. The run folder (--output)
+receives the resolved configuration, last.ckpt, metrics.csv, TensorBoard files and, at the end, the model: encoder/,
+which load_encoder reads, and head/. To resume an interrupted run: pc3d segment train --output FOLDER --resume
 
 Shorthands: --label_fraction, --labelled_points and --scene_fraction for those of --data, --encoder, --skip, --y_up
 and --freeze for those of --model. --encoder is a run folder, a folder, a Hub id, or an official Swin3D .pth file."""

@@ -1,4 +1,4 @@
-"""``pc3d view``: look at points, data, and what encoders and runs make of them."""
+"""``pc3d view``: show points, data, and what encoders and runs make of them."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def look(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Look at clouds of points: colours, normals, labels, predictions and their errors, features of an encoder.
+    """Show point clouds: colours, normals, labels, predictions and their errors, features of an encoder.
 
-    A window opens (Open3D). With --output, a picture is written, on any machine, without display and GPU; with --html,
-    a page that opens in any browser without a server; with --web, a server runs, and a browser shows the clouds.
+    By default, a window opens (Open3D). --output writes a picture, without a display or a GPU. --html writes a page
+    that opens in any browser without a server. --web runs a server, and a browser shows the clouds.
 
     Args:
         what: Files of points or meshes of any kind that pc3d reads; items of data sets as in household:test:12,
@@ -70,29 +70,30 @@ def look(
         split: Split of the data set.
         item: Items of the data set, of a folder or of the run's data; by default the first.
         mode: What to colour by: rgb, height, normal, label, instance, prediction, error, mask, features, similarity,
-            text, attention. By default the first that there is and all that was computed.
-        encoder: Folder or Hub id of an encoder, for features, similarity, text and attention; of a run its own.
-        text: Texts to colour by, with an encoder aligned with texts (OpenShape) or distilled from a tower that is joint
-            with them (DenseDistillation).
-        text_tower: Text tower, or for a distilled encoder its teacher, where it does not name its own.
+            text, attention. By default the first available mode and all that were computed.
+        encoder: Folder or Hub id of an encoder, for features, similarity, text and attention; for a run, its own by
+            default.
+        text: Texts to colour by, with an encoder aligned with texts (OpenShape) or distilled from an image tower that
+            shares a space with texts (DenseDistillation).
+        text_tower: Text tower, or for a distilled encoder its teacher, if the encoder does not name its own.
         point: Row of the first cloud, or number of a cloud and row, that all points are compared with.
-        attention: Heads whose attention to colour by, of a PointViT with class token or a ViT3D; with --mode attention
-            all of them by default.
-        output: Picture to write (PNG, JPEG, WEBP, or a turning GIF), in place of the window.
-        html: Page to write (.html, at most 10 MB), in place of the window.
-        web: Serve the clouds to browsers until Ctrl-C, in place of the window.
+        attention: Attention heads to colour by, for a PointViT with class token or a ViT3D; with --mode attention, all
+            heads by default.
+        output: Picture to write (PNG, JPEG, WEBP, or a rotating GIF), instead of the window.
+        html: Page to write (.html, at most 10 MB), instead of the window.
+        web: Serve the clouds to browsers until Ctrl-C, instead of the window.
         host: Address that --web listens on; 0.0.0.0 lets other machines in.
         port: Port of --web; the next free one, if it is busy.
-        view: Azimuth and elevation of the camera in degrees; by default -55 22, of sets of scenes -55 50.
+        view: Azimuth and elevation of the camera in degrees; by default -55 22, for sets of scenes -55 50.
         size: Width and height of a panel of the picture in pixels.
         columns: Panels in a row.
-        point_size: Diameter of points in pixels; by default as large as closes surfaces.
-        top: Share of the height that is left out at the top, to see into rooms; by default 0.15 of sets of scenes,
-            where the ceiling hides all else, and 0 of everything else.
-        frames: Pictures in a GIF.
+        point_size: Diameter of points in pixels; by default large enough to close surfaces.
+        top: Share of the height to leave out at the top, to see into rooms; by default 0.15 for sets of scenes, where
+            the ceiling hides the rest, and 0 otherwise.
+        frames: Number of frames of a GIF.
         camera_path: Camera path that the window has recorded, for a GIF; by default the camera turns around once.
-        max_points: Points that are drawn at once, at most: a random part of larger views. By default 2,000,000; 300,000
-            in a page, and at first 1,000,000 from a server.
+        max_points: Most points drawn at once; larger views show a random part. By default 2,000,000; 300,000 in a page,
+            and at first 1,000,000 from a server.
         num_points: Points to sample from a mesh.
         up: Axis that points up in files; by default y in GLB files, else z.
         drop_invalid: Leave out points that are not finite numbers.

@@ -1,4 +1,4 @@
-"""``pc3d zeroshot``: classify shapes by names alone."""
+"""``pc3d zeroshot``: classify shapes by class names alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def zeroshot(
     method: str | None = None,
     seed: int = 0,
 ) -> None:
-    """Classify shapes by the nearest class text: top-1, 3 and 5 where there are labels, else the five nearest of each.
+    """Classify shapes by the nearest class text: top-1, 3 and 5 if there are labels, else the five nearest of each.
 
     Args:
         encoder: Folder or Hub id of an encoder aligned with texts: a run of the method OpenShape, or a converted
@@ -40,14 +40,14 @@ def zeroshot(
         data: 'household' (embedded), a folder with a data set or with files of points or meshes, or one such file.
         variant: Variant of ScanObjectNN or of ModelNet's text files.
         split: Split of the data set; not used for plain files.
-        classes: Names with commas, or a file with one per line, each perhaps followed by a tab and a prompt (several
-            lines of one name: several prompts). By default the data set's own names, said with spaces for underscores.
-            Scored if they hold all of the data set's.
-        templates: What names are put into: 'ulip' (64, published), 'photo', 'none', or a file with one per line.
+        classes: Comma-separated names, or a file with one per line, optionally followed by a tab and a prompt (several
+            lines with one name give it several prompts). By default the data set's own names, with spaces instead of
+            underscores. Scored if they include all of the data set's classes.
+        templates: Prompt templates for the names: 'ulip' (64, published), 'photo', 'none', or a file with one per line.
         text_tower: Text tower, if the encoder does not name its own, such as 'offline:minilm'.
-        num_points: Points per shape, at most, a random subset; by default as many as the encoder was made for; null
-            takes all.
-        up: Axis that points up in the data; by default what the data set says, y in GLB files, else z.
+        num_points: Most points per shape, a random subset; by default as many as the encoder was made for; null takes
+            all.
+        up: Axis that points up in the data; by default that of the data set, y in GLB files, else z.
         batch_size: Shapes per forward pass.
         device: Where the encoder computes, such as cpu or cuda.
         results: Folder for a row of pc3d results.

@@ -1,4 +1,4 @@
-"""What a learned encoder has to beat: handcrafted descriptors with the ``encode`` interface of an encoder.
+"""Baselines for learned encoders: handcrafted descriptors with the ``encode`` interface of an encoder.
 
 Neither learns from labels. Both see the same points as the encoder that they are compared with.
 """
@@ -43,8 +43,8 @@ class ShapeDescriptor:
     - the D2 shape distribution (Osada et al. 2002, section 3): a 32-bin histogram over [0, 2] of the distances of 4,096
       random pairs of points;
     - 16-bin histograms of height, of distance from the vertical axis and of distance from the origin;
-    - the extents (the two horizontal ones sorted, so that a turn by 90 degrees changes nothing, then the height), and
-      the standard deviations along the principal axes;
+    - the extents (the two horizontal ones sorted, so that a rotation by 90 degrees changes nothing, then the height),
+      and the standard deviations along the principal axes;
     - the share of points in each cell of a 6 x 6 x 6 grid over [-1, 1]^3.
 
     The square root makes the linear kernel of two histograms their Bhattacharyya coefficient.
@@ -84,8 +84,8 @@ class ShapeDescriptor:
 class PointPCA:
     """Principal components of the raw points, fitted on a training split without labels.
 
-    A set of points has no order and PCA needs one: the points are counted in the cells of an 8 x 8 x 8 grid over
-    [-1, 1]^3, the square roots of the shares are the vector, and PCA keeps its leading components.
+    A set of points has no order, but PCA needs one. The points are therefore counted in the cells of an 8 x 8 x 8 grid
+    over [-1, 1]^3. The square roots of the shares form the vector, and PCA keeps its leading components.
 
     Args:
         num_components: length of the feature.
@@ -108,7 +108,7 @@ class PointPCA:
         sampling: Sampling = "first",
         normalize: Centering = "none",
     ) -> PointPCA:
-        """Find the components of a data set's clouds, prepared as :func:`extract_features` prepares them.
+        """Fit the components on the clouds of a data set, prepared as :func:`extract_features` prepares them.
 
         Args:
             dataset: the training split; its labels are not used.
@@ -157,12 +157,12 @@ def settle_batch_norm(
     normalize: Centering = "none",
     batch_size: int = 32,
 ) -> Network:
-    """Set the running statistics of an encoder's batch norm by one pass over a data set; no weight changes.
+    """Set the running statistics of an encoder's batch norm with one pass over a data set; no weight changes.
 
-    Without it an untrained encoder is judged with statistics (mean 0, variance 1) that no real patch has.
+    Without it, an untrained encoder is evaluated with statistics (mean 0, variance 1) that no real patch has.
 
     Args:
-        encoder: changed in place; its mode is left as it was.
+        encoder: changed in place; its training mode is preserved.
         dataset: its labels are not used.
         num_points: points per cloud; None takes every point of each.
         sampling: as for :func:`extract_features`, and to be the same there.

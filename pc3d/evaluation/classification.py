@@ -1,4 +1,4 @@
-"""A trained classifier judged on a data set, once or by votes over several views of each object."""
+"""Evaluate a trained classifier on a data set, once or by votes over several views of each object."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def predict_logits(
     progress: bool = False,
     kept: Kept | None = None,
 ) -> tuple[Logits, str]:
-    """Logits of every object of a data set, in its order.
+    """Compute the logits of every object of a data set, in its order.
 
     Args:
         model: maps ``(B, N, 3)`` to ``(B, K)``. A ``torch.nn.Module`` is put into evaluation mode and computes where
@@ -46,8 +46,7 @@ def predict_logits(
         draw: which view of the objects, where the transform is random.
         batch_size: objects per call of ``model``; those that differ in points are never batched together.
         progress: show a progress bar on standard error.
-        kept: gives back the logits that were computed before an interruption, batch by batch; the same ``batch_size``
-            finds them.
+        kept: returns the logits that were computed before an interruption, batch by batch; use the same ``batch_size``.
 
     Returns:
         ``(n, K)`` float32, and the first 16 hexadecimal digits of SHA-256 over the coordinates that were seen.
@@ -87,11 +86,11 @@ def vote_logits(
     first_draw: int = 0,
     **options: Any,
 ) -> Logits:
-    """The mean of the logits over several random views of each object (Point-BERT's and Point-MAE's voting).
+    """Average the logits over several random views of each object (Point-BERT's and Point-MAE's voting).
 
     The published view is a random subset of a slightly larger set of farthest points, scaled and shifted as in
-    training: hand it over as ``transform``. (The released code begins those farthest points at the first one; a
-    training transform begins at a random one.)
+    training: pass it as ``transform``. (In the released code, farthest point sampling starts at the first point; a
+    training transform starts at a random one.)
 
     Args:
         model: see :func:`predict_logits`.
@@ -144,7 +143,7 @@ def _batches(
 
 @dataclass(frozen=True)
 class Votes:
-    """What voting adds to a result.
+    """The results of voting.
 
     Attributes:
         votes: views of each object whose logits are averaged.
@@ -183,15 +182,15 @@ class ClassificationResult:
         data: name of the data set.
         split: name of the split.
         train_hash: hash of the training split, see :func:`content_hash`.
-        test_hash: hash of the coordinates that were judged, see :func:`predict_logits`.
+        test_hash: hash of the coordinates that were evaluated, see :func:`predict_logits`.
         num_train: objects trained on.
         num_validation: objects that chose the epoch; None where there were none.
-        num_test: objects judged.
+        num_test: objects evaluated.
         preparation: what happened to an object before the model saw it.
         selection: which epoch was kept and why, see :class:`pc3d.tasks.EpochSelection`.
         seed: of the training.
         scores: of one deterministic view of each object.
-        votes: what voting makes of it, if it was asked for.
+        votes: the results of voting, if requested.
         settings: of the training, as rows keep them.
         cost: of the training, as rows keep it.
         versions: of the software.
@@ -231,11 +230,11 @@ class ClassificationResult:
     def to_rows(self, method: str | None = None) -> list[Row]:
         """The result as rows of a table.
 
-        One for a single view of each object, one for votes, and, with the selection ``"legacy"``, one each for what the
-        best epoch on the test split and the best of several rounds of votes would have said.
+        One for a single view of each object, one for votes and, with the selection ``"legacy"``, one each for the best
+        epoch on the test split and the best of several rounds of votes.
 
         Args:
-            method: name in the table; the encoder's class and how it started when left out.
+            method: name in the table; by default the encoder's class and how it started.
         """
         protocol = f"fine-tuning ({self.mode})"
         s = self.scores

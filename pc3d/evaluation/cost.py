@@ -1,4 +1,4 @@
-"""What a piece of work cost."""
+"""Measure CPU time and memory of a piece of work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cpu_seconds() -> float:
 def measured() -> Iterator[dict[str, float]]:
     """Fill a dictionary with ``cpu_seconds`` of the block and ``peak_memory_bytes`` of the process so far.
 
-    CPU seconds rather than those of the clock: they hardly depend on what else the machine does.
+    CPU seconds are used instead of wall-clock time, because they hardly depend on other work of the machine.
     """
     cost: dict[str, float] = {}
     started = cpu_seconds()

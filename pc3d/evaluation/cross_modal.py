@@ -1,4 +1,4 @@
-"""Retrieval of shapes by text or picture: how often the right one is among the first."""
+"""Recall of shapes by text or picture: how often the right shape is among the first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frozen features: what an encoder makes of a data set, with everything needed to say how."""
+"""Frozen features of a data set, with a description of how they were computed."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Centering = Literal["none", "centroid", "box"]
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Anything that turns clouds into vectors: a trained network, an untrained one, a handcrafted descriptor.
+    """Interface of anything that encodes clouds as vectors: a trained or untrained network, a handcrafted descriptor.
 
-    One with a true attribute ``reads_rgb`` is also given the colours of clouds that have them, as ``rgb``.
+    If the attribute ``reads_rgb`` is true, ``encode`` also gets the colours of clouds that have them, as ``rgb``.
     """
 
     def encode(self, xyz: Tensor, pooling: str = "max+mean") -> Tensor:
@@ -50,15 +50,15 @@ class Features:
         data: name of the data set.
         split: name of the split.
         content_hash: first 16 hexadecimal digits of SHA-256 over the coordinates that were encoded and the labels.
-        num_points: points per cloud, of the largest where ``"random"`` sampling found smaller ones; None where clouds
-            of different length went in whole.
+        num_points: points per cloud, or of the largest cloud if ``"random"`` sampling found smaller ones; None if
+            clouds of different length were encoded whole.
         sampling: how ``num_points`` were taken: the ``"first"`` stored, ``"farthest"`` point sampling, or ``"random"``,
             which takes all points of smaller clouds.
         normalize: ``"none"``, or how clouds were brought into the unit sphere: centred by ``"centroid"`` or ``"box"``.
         pooling: how the encoder pooled its tokens.
         encoder: what made the features.
-        groups: ``(n,)`` int64, equal for near-identical items, which cross-validation keeps in one fold; None where the
-            data set does not say.
+        groups: ``(n,)`` int64, equal for near-identical items, which cross-validation keeps in one fold; None if the
+            data set does not define them.
     """
 
     values: Array
@@ -123,25 +123,25 @@ def extract_features(
 ) -> Features:
     """Encode every item of a data set in evaluation mode, without masking, augmentation or gradient.
 
-    The data set's own transform is left out, so the result is a function of the stored data and the encoder alone. The
-    sets of pc3d store points in random order and ModelNet40's HDF5 files in farthest-point order, so for both the first
-    ``num_points`` cover the object; for scans and files in an order of their own take ``sampling="farthest"``.
+    The data set's own transform is not applied, so the result depends only on the stored data and the encoder. pc3d's
+    data sets store points in random order, and ModelNet40's HDF5 files in farthest-point order, so in both the first
+    ``num_points`` cover the object. For scans and files in another order use ``sampling="farthest"``.
 
     Args:
-        encoder: what to probe. A ``torch.nn.Module`` is put into ``eval()`` and given back in the mode it came in.
+        encoder: what to probe. A ``torch.nn.Module`` is put into ``eval()``; its mode is restored at the end.
         dataset: labelled or not.
         batch_size: clouds per call of ``encode``.
         pooling: passed to ``encode``.
-        num_points: points per cloud; None takes every point of each, clouds of equal length together.
+        num_points: points per cloud; None uses every point, with clouds of equal length batched together.
         sampling: ``"first"`` takes the first points in stored order, ``"farthest"`` an evenly spread subset,
             ``"random"`` a random subset in random order, the same in every call (of smaller clouds, all points).
         normalize: ``"none"`` takes coordinates as stored; ``"centroid"`` and ``"box"`` centre each cloud and scale it
             into the unit sphere, after sampling.
         progress: show a progress bar on standard error.
-        data: name of the data set for reports; its class name when left out.
+        data: name of the data set for reports; by default its class name.
         split: name of the split for reports.
-        name: name of the encoder for reports; its class name when left out.
-        kept: gives back what was encoded before an interruption, batch by batch; the same ``batch_size`` finds it.
+        name: name of the encoder for reports; by default its class name.
+        kept: returns what was encoded before an interruption, batch by batch; use the same ``batch_size``.
 
     Returns:
         The features, in the order of the data set.

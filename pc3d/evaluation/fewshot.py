@@ -18,7 +18,7 @@ USUAL_QUERIES = 20
 
 @dataclass(frozen=True)
 class Episode:
-    """One draw: ``classes`` ``(way,)``, and the rows of the training and the test features that take part."""
+    """One draw: ``classes`` ``(way,)``, and the rows of the training and test features that are used."""
 
     classes: NDArray[np.int64]
     support: NDArray[np.int64]
@@ -61,7 +61,7 @@ class FewShotResult(FrozenResult):
         """The result as a row of a table: the mean over the draws.
 
         Args:
-            method: name in the table; what made the features when left out.
+            method: name in the table; by default what computed the features.
             cost: see :class:`pc3d.evaluation.Row`.
         """
         settings = ("way", "shot", "num_queries", "num_draws", "classifier", "C", "standardized")
@@ -180,7 +180,7 @@ def few_shot(
     seed: int = 0,
     episodes: Sequence[Episode] | None = None,
 ) -> FewShotResult:
-    """Linear SVM on the support items of each draw, accuracy on its queries, mean and standard deviation over draws.
+    """Fit a linear SVM to the support items of each draw; mean and standard deviation of its accuracy on the queries.
 
     The task is that of Sharma and Kaul (2020): ``way`` classes, ``shot`` training items each from the training split,
     ``num_queries`` (20 in the literature) unseen test items each from the test split, ten draws. The classifier and its
@@ -191,8 +191,8 @@ def few_shot(
         test: features of the test split.
         way: classes per draw.
         shot: training items per class.
-        num_queries: test items per class. None takes 20, or where the test split has no ``way`` classes with so many,
-            as many as it has; the result says so.
+        num_queries: test items per class. None takes 20; if the test split does not have ``way`` classes with that
+            many, as many as it has, which the result states.
         num_draws: number of independent draws.
         C: regularisation of the linear SVM.
         standardize: scale features by the mean and deviation of the draw's training items.

@@ -14,7 +14,7 @@ from pc3d.evaluation.rows import Row, data_hash
 
 @dataclass(frozen=True)
 class FewShotTrainingResult:
-    """Accuracies of classifiers that were trained on a few objects each, with the whole protocol.
+    """Accuracies of classifiers that were each trained on a few objects, with the whole protocol.
 
     Attributes:
         mode: ``"full"``, ``"mlp3"`` or ``"linear"``.
@@ -28,7 +28,7 @@ class FewShotTrainingResult:
         preparation: what happened to an object before the model saw it.
         epochs: of each training, of which the last one counts.
         accuracies: of each episode, fractions.
-        legacy: of each episode, at the epoch that was best on its test objects; None unless the runs looked.
+        legacy: of each episode, at the best epoch on its test objects; None unless the runs evaluated it.
         seed: of the trainings.
         settings: of the trainings, as rows keep them.
         cost: of all trainings, as rows keep it.
@@ -103,7 +103,7 @@ class FewShotTrainingResult:
         """The result as rows of a table; a second one where the best test epochs are known.
 
         Args:
-            method: name in the table; the encoder's class and how it started when left out.
+            method: name in the table; by default the encoder's class and how it started.
         """
         started = "from scratch" if self.start == "fresh weights" else "pre-trained"
         found = [("fixed", self.mean)]

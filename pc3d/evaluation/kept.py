@@ -1,4 +1,4 @@
-"""What was computed before an interruption: kept on the disk, so that the same work goes on where it was."""
+"""Store on disk what was computed before an interruption, so that the same work can resume."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _PATTERN = "kept-*.npz"
 
 
 class Kept:
-    """Arrays by the content that they are computed from.
+    """A cache on disk that lets interrupted work resume; arrays are found by the content they are computed from.
 
-    A context: what ends well removes the folder; what is interrupted, or fails after half a minute, leaves in it what
-    was computed, and :meth:`of` gives that back the next time. Nothing stale can be given back: the key of an array is
-    a SHA-256 over everything that it depends on.
+    Use it as a context manager. If the work succeeds, the folder is removed. If it is interrupted, or fails after half
+    a minute, the folder keeps what was computed, and :meth:`of` returns it the next time. Nothing stale can be
+    returned: the key of an array is a SHA-256 over everything that it depends on.
 
     Args:
-        folder: where arrays are kept; made when the first ones are.
+        folder: where arrays are stored; created with the first array.
 
     Attributes:
-        given_back: so many arrays were not computed anew.
+        given_back: number of arrays that did not have to be computed again.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -50,11 +50,11 @@ class Kept:
         self.given_back = 0
 
     def of(self, content: Sequence[str | Tensor], compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """What ``compute`` gives, or gave before the interruption for the same content.
+        """Return what ``compute`` returns, or returned before the interruption for the same content.
 
         Args:
             content: all that the array depends on: texts and tensors.
-            compute: gives the array.
+            compute: computes the array.
         """
         key = content_key(content)
         found = self._read(key)
@@ -81,7 +81,7 @@ class Kept:
         return found
 
     def save(self) -> None:
-        """Write what is new. A folder that cannot be written costs a warning, not the work."""
+        """Write new arrays. A folder that cannot be written gives a warning, not an error."""
         if self._new and not self._failed:
             # A name of its own: the same work may be interrupted twice, or done twice at once.
             path = self.folder / f"kept-{uuid.uuid4().hex}.npz"

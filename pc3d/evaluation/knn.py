@@ -28,8 +28,8 @@ def knn_probe(
     Args:
         train: features of the training split.
         test: features of the test split.
-        k: number of neighbours, used by ``protocol="fixed"`` alone.
-        protocol: as in :func:`pc3d.evaluation.linear_svm`, for ``k`` in place of ``C``.
+        k: number of neighbours, used only by ``protocol="fixed"``.
+        protocol: as in :func:`pc3d.evaluation.linear_svm`, for ``k`` instead of ``C``.
         grid: values that ``"tuned"``, ``"validation"`` and ``"legacy"`` try.
         seed: seed of the folds or the validation part, and of the bootstrap.
         validation_fraction: share of the training items that ``"validation"`` holds out.

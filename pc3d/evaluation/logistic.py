@@ -26,7 +26,7 @@ def logistic_regression(
     Args:
         train: features of the training split.
         test: features of the test split.
-        C: inverse strength of the penalty, used by ``protocol="fixed"`` alone.
+        C: inverse strength of the penalty, used only by ``protocol="fixed"``.
         protocol: as in :func:`pc3d.evaluation.linear_svm`.
         grid: values that ``"tuned"``, ``"validation"`` and ``"legacy"`` try.
         standardize: scale each feature to zero mean and unit variance of the training split.

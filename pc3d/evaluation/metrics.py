@@ -1,4 +1,4 @@
-"""Accuracy with intervals: what every protocol reports."""
+"""Accuracy with confidence intervals, as every protocol reports it."""
 
 from __future__ import annotations
 

@@ -25,18 +25,18 @@ def mlp_probe(
     validation_fraction: float = VALIDATION_FRACTION,
     progress: bool = False,
 ) -> ProbeResult:
-    """Three linear layers with two rectified hidden layers (MLP-3), by L-BFGS until the loss settles.
+    """Fit three linear layers with two ReLU hidden layers (MLP-3), with L-BFGS until the loss converges.
 
-    The widths are those of the three-layer head of the Point-MAE family. There the head is trained on clouds that are
-    augmented anew in each of 300 epochs, with batch norm and dropout; this probe sees one feature vector per cloud and
-    is regularised by an L2 penalty instead, so its scores are not those of published "MLP-3" rows.
+    The widths are those of the three-layer head of the Point-MAE family. There, the head is trained for 300 epochs on
+    augmented clouds, with batch norm and dropout. This probe sees one feature vector per cloud and is regularised by an
+    L2 penalty instead, so its scores are not comparable with published "MLP-3" rows.
 
     Args:
         train: features of the training split.
         test: features of the test split.
-        alpha: strength of the penalty, used by ``protocol="fixed"`` alone. Our default: no paper states one.
+        alpha: strength of the penalty, used only by ``protocol="fixed"``. Our default: no paper states one.
         hidden: width of both hidden layers.
-        protocol: as in :func:`pc3d.evaluation.linear_svm`, for ``alpha`` in place of ``C``.
+        protocol: as in :func:`pc3d.evaluation.linear_svm`, for ``alpha`` instead of ``C``.
         grid: values that ``"tuned"``, ``"validation"`` and ``"legacy"`` try.
         standardize: scale each feature to zero mean and unit variance of the training split.
         seed: seed of the initial weights, of the folds or the validation part, and of the bootstrap.

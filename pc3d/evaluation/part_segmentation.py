@@ -1,4 +1,4 @@
-"""Part segmentation judged as ShapeNetPart is: IoU of the parts of each object's category, averaged over objects."""
+"""Part segmentation scored as on ShapeNetPart: IoU of the parts of each object's category, averaged over objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RANDOM_NOTE = "LEGACY: points drawn with replacement, as the released code judge
 
 
 def predict_parts(scores: Tensor, category: Tensor, category_parts: Sequence[Sequence[int]]) -> Tensor:
-    """The best part of each point among those of its object's category; the scores of other parts do not count.
+    """Predict for each point the best part among those of its object's category; other parts are ignored.
 
     Args:
         scores: ``(M, P)`` of M points, larger is better.
@@ -50,10 +50,10 @@ def predict_parts(scores: Tensor, category: Tensor, category_parts: Sequence[Seq
 
 
 def shape_iou(predicted: Tensor, part: Tensor, parts: Sequence[int]) -> float | None:
-    """IoU of one object: the mean over the parts of its category, 1 for a part that is neither there nor predicted.
+    """IoU of one object: the mean over the parts of its category, 1 for a part that is neither present nor predicted.
 
-    The rule of ShapeNetPart's released evaluations (Yi et al. 2016; PointNet). A part that the object has though its
-    category is not known to have it counts too: it cannot have been predicted, so its IoU is 0.
+    The rule of ShapeNetPart's released evaluations (Yi et al. 2016; PointNet). A part of the object that is not among
+    the parts of its category counts, too: it cannot be predicted, so its IoU is 0.
 
     Args:
         predicted: ``(N,)`` int64.
@@ -216,12 +216,13 @@ class PartResult:
         data: name of the data set.
         split: name of the split.
         train_hash: hash of the training split.
-        test_hash: hash of the coordinates and parts that were judged.
+        test_hash: hash of the coordinates and parts that were evaluated.
         num_train: objects trained on.
         num_validation: objects that chose the epoch; None where there were none.
-        num_test: objects judged.
+        num_test: objects evaluated.
         preparation: what happened to an object before the model saw it.
-        protocol: ``"held_out"`` judges every stored point once; ``"legacy"`` points drawn with replacement.
+        protocol: ``"held_out"`` evaluates every stored point once; ``"legacy"`` evaluates points drawn with
+            replacement.
         num_points: points of an object that the encoder sees.
         selection: which epoch was kept and why, see :class:`pc3d.tasks.EpochSelection`.
         seed: of the training.
@@ -265,7 +266,7 @@ class PartResult:
         """The result as rows of a table; what the best epoch on the test split would have said is one of its own.
 
         Args:
-            method: name in the table; the encoder's class and how it started when left out.
+            method: name in the table; by default the encoder's class and how it started.
         """
         s, drawn = self.scores, ", points drawn with replacement" if self.protocol == "legacy" else ""
         values = {"instance_miou": s.instance_miou, "class_miou": s.class_miou, "accuracy": s.accuracy}

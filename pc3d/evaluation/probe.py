@@ -1,4 +1,4 @@
-"""What the probes share: a classifier with one free parameter, and the stated ways to choose it."""
+"""Common parts of the probes: a classifier with one free parameter, and the ways to choose it."""
 
 from __future__ import annotations
 

@@ -43,10 +43,10 @@ def points_in_words(num_points: int | None, sampling: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenResult(ABC):
-    """What every protocol on frozen features keeps of data and features.
+    """Data and features of a result, common to all protocols on frozen features.
 
     Attributes:
-        encoder: what made the features.
+        encoder: name of what computed the features.
         data: name of the data set.
         train_hash: content hash of the training split, see :class:`Features`.
         test_hash: content hash of the test split.
@@ -85,7 +85,7 @@ class FrozenResult(ABC):
         """The result as rows of a table, that of the protocol that was asked for first.
 
         Args:
-            method: name in the table; what made the features when left out.
+            method: name in the table; by default what computed the features.
             cost: see :class:`pc3d.evaluation.Row`.
         """
         return [self.to_row(method, cost)]
@@ -159,7 +159,7 @@ class ProbeResult(FrozenResult):
         """The result as rows of a table: with ``"legacy"`` also the one that did not look at the test split.
 
         Args:
-            method: name in the table; what made the features when left out.
+            method: name in the table; by default what computed the features.
             cost: see :class:`pc3d.evaluation.Row`.
         """
         beside = [] if self.honest is None else self.honest.to_rows(method, cost)
@@ -169,7 +169,7 @@ class ProbeResult(FrozenResult):
         """The result as a row of a table.
 
         Args:
-            method: name in the table; what made the features when left out.
+            method: name in the table; by default what computed the features.
             cost: see :class:`pc3d.evaluation.Row`.
         """
         name, value = self.parameter

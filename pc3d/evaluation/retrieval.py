@@ -1,4 +1,4 @@
-"""Retrieval on frozen features: who is near whom, judged by class, without any training."""
+"""Retrieval on frozen features, scored by class, without any training."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class RetrievalResult(FrozenResult):
 
     Attributes:
         gallery: ``"test"`` (leave one out) or ``"train"``.
-        centered: whether the mean training feature was taken off before the angles.
-        num_queries: test items that were asked about.
+        centered: whether the mean training feature was subtracted before computing the cosines.
+        num_queries: test items used as queries.
         num_without_match: labelled test items left out because the gallery has nothing of their class.
-        num_excluded: near-identical items that were taken out of galleries, over all queries.
+        num_excluded: near-identical items that were removed from galleries, over all queries.
         mean_average_precision: mean over the queries of the average precision of the whole ranking.
         interval: its 95 % percentile bootstrap interval over the queries.
         recall: K to the share of queries with an item of their class among the first K.
@@ -53,7 +53,7 @@ class RetrievalResult(FrozenResult):
         """The result as a row of a table, mean average precision first.
 
         Args:
-            method: name in the table; what made the features when left out.
+            method: name in the table; by default what computed the features.
             cost: see :class:`pc3d.evaluation.Row`.
         """
         recall = {f"recall@{k}": value for k, value in self.recall.items()}
@@ -95,10 +95,10 @@ def retrieval(
     ranks: Sequence[int] = RANKS,
     seed: int = 0,
 ) -> RetrievalResult:
-    """Rank a gallery by cosine for every test item, and see how many of its class come first.
+    """Rank a gallery by cosine for every test item, and score how early items of its class come.
 
     An item is relevant to a query of the same class. The query itself never counts, and near-identical items (the same
-    ``groups``) neither as hits nor as misses: they are taken out of the ranking. A query whose class has no other item
+    ``groups``) neither as hits nor as misses: they are removed from the ranking. A query whose class has no other item
     in the gallery has no average precision and is left out, which the result counts.
 
     With r_1 < r_2 < ... the ranks of the R relevant items, the average precision is the mean of i / r_i, which is what
@@ -110,8 +110,8 @@ def retrieval(
         test: features of the test split: the queries.
         gallery: ``"test"`` ranks the other test items, ``"train"`` the training items. Splits are taken to share no
             near-identical items, so groups count within the test split alone.
-        center: take the mean training feature off first. Features of a network with a final rectifier or a large
-            common offset point the same way, and angles between them say little until then.
+        center: subtract the mean training feature first. Features of a network with a final ReLU or a large common
+            offset all point in a similar direction, and without this the angles between them say little.
         ranks: the K of recall and precision.
         seed: seed of the bootstrap.
 
@@ -153,7 +153,7 @@ def retrieval(
 
 
 def average_precision(hits: NDArray[np.bool_]) -> float:
-    """Mean over the relevant items of the share of relevant ones among all up to it.
+    """Mean over the relevant items of the share of relevant items among all items up to it.
 
     Args:
         hits: ``(n,)`` whether the item at each rank is relevant, best first; at least one is.

@@ -1,4 +1,4 @@
-"""How far a classifier falls when test clouds are corrupted: one that was trained on clean features, never adapted."""
+"""How much a classifier trained on clean features loses when test clouds are corrupted."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class RelativeErrors:
     Attributes:
         mce: mean over corruptions of the error summed over severities, over that of the baseline. Below 1 is better
             than the baseline.
-        rmce: the same for the fall from the clean accuracy; None where the baseline does not fall under some
-            corruption, so that the ratio says nothing.
+        rmce: the same for the decrease from the clean accuracy; None if some corruption does not decrease the
+            baseline's accuracy, so that the ratio has no meaning.
         ce: corruption to its term of ``mce``.
     """
 
@@ -48,10 +48,10 @@ class RobustnessResult(FrozenResult):
     Attributes:
         C: of the linear SVM.
         selection: how it was found, in words.
-        severities: levels judged.
+        severities: levels evaluated.
         clean: overall accuracy on the test split as it is.
         accuracies: corruption of the shape to overall accuracy at each severity.
-        without_color: overall accuracy at each severity of ``"drop_color"``; None where it was not judged. It is in no
+        without_color: overall accuracy at each severity of ``"drop_color"``; None if it was not evaluated. It is in no
             mean, so that encoders with and without colours are compared under the same corruptions.
         reads_rgb: whether the encoder was given colours, clean and corrupted.
         only_class: the class that every clean test object is said to be of; None where there are several.
@@ -115,7 +115,7 @@ class RobustnessResult(FrozenResult):
         """The result as a row of a table, the mean over corruptions of the shape and severities first.
 
         Args:
-            method: name in the table; what made the features when left out.
+            method: name in the table; by default what computed the features.
             cost: see :class:`pc3d.evaluation.Row`.
         """
         per_kind = {f"accuracy under {kind}": float(np.mean(values)) for kind, values in self.curves.items()}
@@ -200,8 +200,8 @@ def relative_errors(
 ) -> RelativeErrors:
     """Mean corruption error and relative mean corruption error.
 
-    The paper's baseline is DGCNN on ModelNet40, whose numbers mean nothing on other data: take a result on the same
-    test split, of the handcrafted descriptor say.
+    The paper's baseline is DGCNN on ModelNet40, whose numbers mean nothing on other data. Use a result on the same test
+    split instead, such as that of the handcrafted descriptor.
 
     Args:
         clean: accuracy without corruption.
@@ -247,21 +247,21 @@ def robustness(
     progress: bool = False,
     kept: Kept | None = None,
 ) -> RobustnessResult:
-    """Train a linear SVM on clean training features, then judge it on corrupted test clouds.
+    """Train a linear SVM on clean training features, and evaluate it on corrupted test clouds.
 
     Clouds are sampled and normalised as for the clean features and corrupted after that, each with draws that are a
     function of the seed, the corruption, the severity and the item, so that every encoder sees the same clouds. Points
-    keep their colours, for encoders that read them; what the loss of colours does is told apart from the rest.
+    keep their colours, for encoders that read them. The effect of losing colours is reported separately.
 
     Args:
         encoder: what made the features.
         train: features of the training split.
         test: features of the clean test split.
         test_set: the clouds behind ``test``.
-        corruptions: of :data:`pc3d.data.CORRUPTIONS`; None takes all that make a difference: ``"drop_color"`` where the
-            encoder reads colours and all clouds have them, and the others.
+        corruptions: of :data:`pc3d.data.CORRUPTIONS`; None takes all of them, ``"drop_color"`` only if the encoder
+            reads colours and all clouds have them.
         severities: from 1 to 5.
-        C: of the SVM; None takes it out of the usual grid by cross-validation on the clean training features.
+        C: of the SVM; None chooses it from the usual grid by cross-validation on the clean training features.
         batch_size: clouds per call of ``encode``.
         seed: of the corruptions and the folds.
         progress: show a progress bar on standard error, a step for each corruption and severity.

@@ -1,4 +1,4 @@
-"""One result, one row: what every judging verb can add to a folder, and what tables are made of.
+"""Rows of results, which every evaluation command can add to a folder, and from which tables are made.
 
 A row is a JSON file of its own, so that several processes may write into one folder and none can damage what another
 wrote.
@@ -26,8 +26,8 @@ class Row:
     """A result of one method under one protocol on one data set with one seed.
 
     Attributes:
-        method: what was judged: the name in the table. Runs that differ in the seed alone share it.
-        protocol: how it was judged, such as ``"linear SVM"`` or ``"fine-tuning (full)"``.
+        method: name of what was evaluated, as in the table. Runs that differ only in the seed share it.
+        protocol: how it was evaluated, such as ``"linear SVM"`` or ``"fine-tuning (full)"``.
         selection: what chose the free choices of the protocol: ``"fixed"`` (nothing), ``"tuned"`` (cross-validation on
             the training split), ``"validation"`` (a part of the training split) or ``"legacy"`` (the test split).
         data: name of the data set.
@@ -103,7 +103,7 @@ def data_hash(train_hash: str, test_hash: str) -> str:
 
 
 def write_rows(rows: Iterable[Row], folder: Path | str) -> list[Path]:
-    """Add rows to a folder, a file each; a row that is there already with the same result is left alone.
+    """Add rows to a folder, one file each; an existing row with the same result is kept.
 
     Args:
         rows: what to add.

@@ -1,4 +1,4 @@
-"""A linear probe of scenes: how much of the classes a linear layer reads from frozen features of points."""
+"""A linear probe of scenes: a linear classifier on frozen features of points."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def scene_linear_probe(
     settle: bool = True,
     seed: int = 0,
 ) -> SegmentationScores:
-    """Fit a linear classifier to the features of some labelled points of each training scene; judge all test points.
+    """Fit a linear classifier to features of some labelled points of each training scene, and score all test points.
 
     Features are standardised by the mean and variance of the training points. The classifier is fitted by L-BFGS to
     cross-entropy with an L2 penalty, which is convex: there is no learning rate to choose. Scenes are seen whole, in
@@ -36,14 +36,14 @@ def scene_linear_probe(
 
     Args:
         backbone: has ``point_features(batch)``; for an encoder without decoder
-            :class:`pc3d.models.voxel_features.UpcastFeatures`. Scenes go to its device, the classifier is fitted on the
-            CPU. Its weights stay, its mode is left as it was.
+            :class:`pc3d.models.voxel_features.UpcastFeatures`. Scenes go to its device, and the classifier is fitted on
+            the CPU. Its weights and its mode are preserved.
         train: labelled scenes.
-        test: scenes to judge; their classes are those of ``train``.
-        points_per_scene: labelled points drawn from each training scene; all where there are fewer.
+        test: scenes to evaluate; their classes are those of ``train``.
+        points_per_scene: labelled points drawn from each training scene; all if there are fewer.
         weight_decay: factor of half the squared weights.
         max_iterations: of L-BFGS.
-        settle: first set the running statistics of batch norms by one pass over the training scenes, see
+        settle: first set the running statistics of batch norms with one pass over the training scenes, see
             :func:`settle_on_scenes`.
         seed: of the points drawn.
 
@@ -79,18 +79,18 @@ def fit_linear_head(
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The classifier that :func:`scene_linear_probe` fits, as weights of a linear layer on features as they are.
+    """Fit the classifier of :func:`scene_linear_probe`, as weights of a linear layer on unscaled features.
 
-    Where fine-tuning is to begin with what a linear probe knows (linear probing, then fine-tuning; Kumar et al., ICLR
+    It serves to start fine-tuning with the head of a linear probe (linear probing, then fine-tuning; Kumar et al., ICLR
     2022, section 3.3). Batch norms are settled first (:func:`settle_on_scenes`).
 
     Args:
-        backbone: as for the probe; its weights stay, its mode is left as it was.
+        backbone: as for the probe; its weights and its mode are preserved.
         scenes: labelled ones, all labels or some.
         transform: applied to each scene, which is seen whole.
         points_per_scene: labelled points drawn from each scene.
-        max_points: in all: of many scenes fewer points are drawn from each. Features are float32 on the CPU and are
-            held twice: a million of 240 channels take 2 GB.
+        max_points: largest number of points in all: with many scenes, fewer points are drawn from each. Features are
+            float32 on the CPU and are held twice: a million of 240 channels take 2 GB.
         weight_decay: factor of half the squared weights, those on standardised features.
         max_iterations: of L-BFGS.
         seed: of the points drawn, and of ``transform``.
@@ -141,8 +141,8 @@ def settle_on_scenes(backbone: nn.Module, scenes: PointDataset, *, progress: boo
     An untrained encoder has statistics that no scene has, and one pre-trained on masked scenes those of masked scenes.
 
     Args:
-        backbone: any network that is called with a batch; changed in place, its mode is left as it was. Without batch
-            norm there is nothing to do.
+        backbone: any network that is called with a batch; changed in place; its mode is preserved. Without batch norm,
+            nothing is done.
         scenes: their labels are not used.
         progress: show a bar on standard error.
     """

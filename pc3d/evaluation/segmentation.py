@@ -1,4 +1,4 @@
-"""Semantic segmentation judged by one confusion matrix over a whole data set."""
+"""Semantic segmentation scored by one confusion matrix over a whole data set."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _EPSILON = 1e-10
 
 
 class ConfusionMatrix:
-    """Counts of (true class, predicted class) over points, gathered piece by piece.
+    """Counts of (true class, predicted class) over points, accumulated step by step.
 
     Points whose *label* is the ignore index are left out. Row is the true class, column the predicted one; a last
-    column counts predictions outside of ``0..K-1``, which are misses of their class and false alarms of none.
+    column counts predictions outside of ``0..K-1``, which are false negatives of their class and false positives of
+    none.
 
     Args:
         num_classes: K.
@@ -103,7 +104,7 @@ class SegmentationScores:
     """Scores of a segmentation; all values are fractions in [0, 1].
 
     ``miou`` and ``macc`` are the published formulas: means over all K classes, in which a class that is neither in the
-    labels nor among the predictions counts as 0. On a small data set without some classes that says little, so
+    labels nor among the predictions counts as 0. On a small data set that lacks some classes this says little, so
     ``miou_present`` is the mean over the classes that occur in the labels.
 
     Attributes:
@@ -159,14 +160,14 @@ class SegmentationScores:
 
 
 def segmentation_scores(counts: Tensor, classes: Sequence[str] = ()) -> SegmentationScores:
-    """Scores from a confusion matrix, as ScanNet, S3DIS and Structured3D are judged.
+    """Compute scores from a confusion matrix, as ScanNet, S3DIS and Structured3D define them.
 
     With I the diagonal, T the sums of rows, P those of columns and U = P + T - I, over the whole data set:
     IoU = I / (U + 1e-10), accuracy = I / (T + 1e-10), allAcc = sum I / (sum T + 1e-10).
 
     Args:
         counts: ``(K, K + 1)`` or ``(K, K)`` integers, row the true class; see :class:`ConfusionMatrix`.
-        classes: names of the K classes; their numbers when empty.
+        classes: names of the K classes; if empty, their numbers.
 
     Raises:
         ValueError: another shape, or another number of names.

@@ -1,4 +1,4 @@
-"""An index of shapes by their joint vectors, on disk, to be searched by text, picture or shape."""
+"""An index of shapes on disk, which can be searched by text, picture or shape."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _GRAPH_BYTES = 260
 
 @dataclass(frozen=True)
 class Hit:
-    """A shape that was found.
+    """A shape found by a search.
 
     Attributes:
         id: its name.
-        score: cosine with the query; of several queries the smallest.
+        score: cosine with the query; with several queries, the smallest.
         record: what was stored with it: ``path``, ``text``, ``label``, ...
     """
 
@@ -49,10 +49,10 @@ def weights_digest(module: torch.nn.Module) -> str:
 
 
 class ShapeIndex:
-    """Nearest shapes by cosine (usearch: a graph of approximate neighbours, half-precision vectors).
+    """An index of shapes, searched by cosine (usearch: approximate neighbour graph, half-precision vectors).
 
-    A folder holds ``index.json``, and of its newest generation the vectors and a line of JSON per shape. A generation
-    is complete before ``index.json`` names it, so an interrupted :meth:`save` leaves the one before.
+    A folder holds ``index.json`` and, for its newest generation, the vectors and a line of JSON per shape. A generation
+    is complete before ``index.json`` names it, so an interrupted :meth:`save` preserves the previous one.
 
     Memory: 2 bytes per dimension and about 260 bytes for graph and keys, so a million shapes take 2.8 GB in CLIP's 1280
     dimensions, 3.6 GB in the joint 1664 of MiniLM and EfficientNet-Lite0 (:meth:`bytes_for`), names and records apart.
@@ -63,7 +63,7 @@ class ShapeIndex:
         made_by: what made the vectors: the encoder's path and the digest of its weights.
 
     Args:
-        folder: of an index, or where one shall be.
+        folder: of an existing or new index.
         dim: width of the vectors of a new index.
         made_by: see above; an existing index of another ``digest`` is refused.
 
@@ -131,11 +131,11 @@ class ShapeIndex:
 
     @staticmethod
     def bytes_for(count: int, dim: int) -> int:
-        """Memory that an index of so many vectors takes, about."""
+        """Approximate memory of an index with this many vectors."""
         return count * (2 * dim + _GRAPH_BYTES)
 
     def record(self, name: str) -> dict[str, Any] | None:
-        """What was stored with a shape; None where there is no such shape."""
+        """What was stored with a shape; None if there is no such shape."""
         row = self._known.get(name)
         return None if row is None else self.records[row]
 
@@ -147,13 +147,13 @@ class ShapeIndex:
         *,
         renew: bool = False,
     ) -> int:
-        """Add shapes; those whose name is there already are passed over, or renewed.
+        """Add shapes; those whose name exists already are skipped or replaced.
 
         Args:
             names: one per vector.
             vectors: ``(n, dim)``, any length but 0.
             records: plain data to keep with each.
-            renew: vector and record take the place of those that are there under the same name.
+            renew: replace the vector and the record of an existing shape with the same name.
 
         Returns:
             How many were new.
@@ -193,7 +193,7 @@ class ShapeIndex:
     def search(
         self, queries: NDArray[Any], count: int = 10, *, scale: float | Sequence[float] = 1.0, exact: bool = False
     ) -> list[Hit]:
-        """The shapes nearest to a query, or to all of several.
+        """Find the shapes nearest to a query, or to all of several queries.
 
         Args:
             queries: ``(dim,)``, or ``(Q, dim)`` for shapes that are near to each of them: the smallest of the Q cosines
@@ -204,7 +204,7 @@ class ShapeIndex:
             exact: compare with every vector instead of following the graph.
 
         Returns:
-            Best first; fewer than ``count`` where there are no more.
+            Best first; fewer than ``count`` if there are no more.
 
         Raises:
             ValueError: a width or a number of scales that does not fit, or a count below 1.
@@ -233,7 +233,7 @@ class ShapeIndex:
         return [Hit(self.ids[rows[i]], float(score[i]), self.records[rows[i]]) for i in order]
 
     def save(self) -> None:
-        """Write a new generation, and remove the one before.
+        """Write a new generation, and remove the previous one.
 
         Raises:
             OSError: the folder cannot be written; the index there is as it was.

@@ -44,27 +44,27 @@ def linear_svm(
     validation_fraction: float = VALIDATION_FRACTION,
     progress: bool = False,
 ) -> ProbeResult:
-    """Linear support vector machine, by default one against one as the Point-MAE family reports for ModelNet40.
+    """Fit a linear support vector machine, by default one-vs-one as the Point-MAE family reports for ModelNet40.
 
     The defaults, with features pooled max + mean, are those behind the published 91.0 % of Point-MAE (Zhang et al.
-    2022, Point-M2AE): ``SVC(kernel="linear", C=0.012)`` on features as they are. That ``C`` belongs to 384 dimensions
-    and ModelNet40; narrow encoders and small data sets need a larger one, for which there is ``protocol="tuned"``.
+    2022, Point-M2AE): ``SVC(kernel="linear", C=0.012)`` on unscaled features. That ``C`` belongs to 384 dimensions and
+    ModelNet40. Narrow encoders and small data sets need a larger one: use ``protocol="tuned"``.
 
     Args:
         train: features of the training split.
         test: features of the test split.
-        C: inverse strength of the regularisation, used by ``protocol="fixed"`` alone; None takes 0.012 for
+        C: inverse strength of the regularisation, used only by ``protocol="fixed"``; None takes 0.012 for
             ``"svc_linear"`` and 1 for ``"linearsvc_l2"``.
-        form: ``"svc_linear"`` is one against one with the hinge loss on features as they are; ``"linearsvc_l2"`` one
-            against rest with the squared hinge loss on features scaled to length 1. Both are found under the name of a
-            linear SVM (contrastive and distilled encoders are often judged by the second, with C = 1); they differ by
-            a point or so.
+        form: ``"svc_linear"`` is one-vs-one with the hinge loss on unscaled features; ``"linearsvc_l2"`` is one-vs-rest
+            with the squared hinge loss on features scaled to length 1. The literature calls both a linear SVM
+            (contrastive and distilled encoders are often evaluated with the second, with C = 1); they differ by about a
+            point.
         protocol: ``"fixed"`` uses ``C``; ``"tuned"`` takes the value of ``grid`` with the best stratified five-fold
             cross-validation accuracy on the training features, near-identical items (``train.groups``) in one fold, the
             smallest value among equals; ``"validation"`` the one with the best accuracy on a part held out of the
             training split, groups on one side, and then trains on all of it; ``"legacy"`` takes the value with the best
-            accuracy on the test split, the field's habit, labels the result so, and has that of ``"validation"`` beside
-            it.
+            accuracy on the test split, as is common in the field, labels the result as such, and adds that of
+            ``"validation"``.
         grid: values that ``"tuned"``, ``"validation"`` and ``"legacy"`` try.
         standardize: scale each feature to zero mean and unit variance of the training split.
         seed: seed of the folds or the validation part, of ``"linearsvc_l2"``, and of the bootstrap.

@@ -1,7 +1,7 @@
-"""Rows of results as a table: methods against data sets and protocols, with what seeds change.
+"""Rows of results as a table: methods by data sets and protocols, with the variation over seeds.
 
-Nothing is averaged away: the number of seeds stands in every cell, seeds that others have and a method lacks are
-counted against it, and rows of other data contents or other settings never share a cell.
+Every cell states its number of seeds. Seeds that others have and a method lacks are counted as missing. Rows of other
+data contents or other settings never share a cell.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TOLD_COSTS = {
 
 @dataclass(frozen=True)
 class Column:
-    """What the cells below each other share."""
+    """What the cells of one column have in common."""
 
     data: str
     data_hash: str
@@ -43,13 +43,13 @@ class Cell:
     """The rows of one method in one column.
 
     Attributes:
-        seeds: those that there are, ascending.
+        seeds: the available seeds, ascending.
         missing: those that other results of the data set have and this cell lacks.
         values: the metric per seed, a fraction.
         mean: of the values.
         deviation: their sample standard deviation (``ddof=1``); None for a single seed.
-        interval: 95 % interval of the mean by Student's t over the seeds; None for a single seed. It says how much the
-            seeds differ, not how much another test split would.
+        interval: 95 % interval of the mean by Student's t over the seeds; None for a single seed. It describes the
+            variation over seeds, not over test splits.
         cost: name to mean over the seeds.
     """
 
@@ -70,13 +70,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Methods against columns.
+    """A table of methods (rows) and columns.
 
     Attributes:
-        methods: in the order of the table. Rows of one cell that differ in their settings are told apart by a method
-            name that says in what, as in ``"Point-MAE (C=1)"``.
+        methods: in the order of the table. If rows of one cell differ in their settings, the names of their methods
+            state the difference, as in ``"Point-MAE (C=1)"``.
         columns: data set by data set; results selected on the test split last.
-        cells: of a method and a column, where there are rows.
+        cells: of a method and a column, if there are rows.
     """
 
     methods: tuple[str, ...]
@@ -100,11 +100,11 @@ def seed_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def tabulate(rows: Iterable[Row], *, metric: str | None = None, order: Sequence[str] = ()) -> Table:
-    """Gather rows into a table.
+    """Collect rows into a table.
 
     Args:
-        rows: as :func:`pc3d.evaluation.read_rows` gives them.
-        metric: the metric to show; the first of each row when left out. Rows without it are refused.
+        rows: as :func:`pc3d.evaluation.read_rows` returns them.
+        metric: the metric to show; by default the first of each row. Rows without it are refused.
         order: methods that come first, in this order; the others follow by name.
 
     Raises:

@@ -22,8 +22,8 @@ class ZeroShotResult:
     """Zero-shot scores with the whole protocol; all scores are fractions.
 
     Attributes:
-        encoder: what made the features of shapes.
-        texts: what made the class vectors: tower and prompts.
+        encoder: name of what computed the features of shapes.
+        texts: what the class vectors were made from: tower and prompts.
         data: name of the data set and its split.
         test_hash: content hash, see :class:`pc3d.evaluation.Features`.
         num_test: labelled items that were scored.
@@ -63,7 +63,7 @@ class ZeroShotResult:
         """The result as a row of a table, top-1 first.
 
         Args:
-            method: name in the table; what made the features when left out.
+            method: name in the table; by default what computed the features.
             cost: see :class:`pc3d.evaluation.Row`.
         """
         return Row(
@@ -109,7 +109,7 @@ class ZeroShotResult:
 
 
 def rank_classes(features: NDArray[Any], class_vectors: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Classes by falling cosine for each feature, of equal ones the first, and those cosines: both ``(n, C)``.
+    """Classes by descending cosine for each feature (ties: the first class first), and the cosines: both ``(n, C)``.
 
     Raises:
         ValueError: widths that differ, or a class vector that is not finite.
@@ -137,7 +137,7 @@ def zero_shot(
     ranks: Sequence[int] = RANKS,
     seed: int = 0,
 ) -> ZeroShotResult:
-    """Score the nearest class texts of every labelled item.
+    """Classify every labelled item by its nearest class texts, and score the result.
 
     Args:
         test: features in the space of the texts, such as of ``aligned.view("text")``.

@@ -1,4 +1,4 @@
-"""Barlow Twins: each feature says the same of both views, and nothing that another feature says."""
+"""Barlow Twins: each feature is the same for both views, and no feature repeats another."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pc3d.nn import ProjectionHead, ViewAugmentation
 
 
 class BarlowTwins(TwoViews):
-    """Self-supervised learning via redundancy reduction (Zbontar et al., ICML 2021, arXiv 2103.03230), for clouds.
+    """Barlow Twins for clouds: redundancy reduction (Zbontar et al., ICML 2021, arXiv 2103.03230).
 
-    No negatives and no teacher. Loss: ``invariance + redundancy_weight * redundancy`` of
+    It needs no negatives and no teacher. Loss: ``invariance + redundancy_weight * redundancy`` of
     :func:`pc3d.losses.barlow_twins`. From the paper: the weight 0.005, and the projector of three layers of 8,192.
-    Ours: views of clouds, and AdamW with Point-MAE's schedule in the place of LARS (learning rate 0.2 per 256 images,
-    weight decay 1.5e-6, batches of 2,048).
+    Ours: views of clouds, and AdamW with Point-MAE's schedule instead of LARS (learning rate 0.2 per 256 images, weight
+    decay 1.5e-6, batches of 2,048).
 
     Args:
         encoder: any encoder of objects.
@@ -44,6 +44,6 @@ class BarlowTwins(TwoViews):
         self.redundancy_weight = redundancy_weight
 
     def losses(self, features: list[Tensor], views: list[Tensor]) -> dict[str, Tensor]:
-        """The weighted sum, and its two terms as they are."""
+        """The weighted sum, and its two unweighted terms."""
         terms = barlow_twins(*self.projections(features))
         return {"loss": terms.invariance + self.redundancy_weight * terms.redundancy, **terms._asdict()}

@@ -1,4 +1,4 @@
-"""Whether an encoder still tells clouds apart while it is trained to make their views agree."""
+"""Detect whether an encoder still distinguishes clouds while it is trained to make their views agree."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from torch.nn import functional as F
 
 
 class CollapseWatch:
-    """Measures how different a batch's features are and warns, once, when they have been alike for a while.
+    """Measure how different the features of a batch are, and warn once if they have been similar for a while.
 
-    Agreement of views is reached trivially by giving every cloud the same feature, or, in self-distillation, the same
-    distribution over prototypes. Looking on changes nothing in the training, and nothing of it needs to be stored to
-    resume.
+    Views agree trivially if every cloud has the same feature or, in self-distillation, the same distribution over
+    prototypes. The measurement does not change the training, and nothing of it needs to be stored to resume.
 
     Args:
         threshold: of :func:`feature_spread`, below which a batch counts as collapsed.
         patience: collapsed batches in a row before the warning.
-        information: what the teacher's distributions must tell of a cloud, in nats: the entropy of their mean less the
-            mean of their entropies.
+        information: the least information that the teacher's distributions must have about a cloud, in nats: the
+            entropy of their mean minus the mean of their entropies.
 
     Raises:
         ValueError: a threshold that is not positive, or a patience below 1.
@@ -84,7 +83,7 @@ def feature_spread(features: Tensor) -> Tensor:
     """Standard deviation of unit-length features ``(B, C)``, over the batch, times the square root of C.
 
     The root mean square over the C dimensions. 0 where all rows are parallel, at most ``sqrt(B / (B - 1))``, and about
-    1 where they point everywhere alike (the 1 / sqrt(C) of SimSiam, Chen and He, 2021, section 4.1).
+    1 if directions are uniform (the 1 / sqrt(C) of SimSiam, Chen and He, 2021, section 4.1).
     """
     unit = F.normalize(features, dim=1)
     variance = (unit - unit.mean(0)).square().sum() / max(len(unit) - 1, 1)
@@ -94,7 +93,7 @@ def feature_spread(features: Tensor) -> Tensor:
 def effective_rank(features: Tensor) -> Tensor:
     """Exponential of the entropy of the singular values of unit-length features ``(B, C)``: from 1 to min(B, C).
 
-    Of features as they are, not centred (RankMe, Garrido et al., 2023, equation 1; Roy and Vetterli, 2007).
+    The features are not centred (RankMe, Garrido et al., 2023, equation 1; Roy and Vetterli, 2007).
     """
     unit = F.normalize(features.double(), dim=1)
     if not unit.isfinite().all():  # of which there are no singular values

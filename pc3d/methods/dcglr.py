@@ -1,4 +1,4 @@
-"""DCGLR: distillation with contrast, from the whole of a shape to its parts."""
+"""DCGLR: self-distillation and contrast between global and local views of a shape."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Objective = Literal["distill", "contrast", "both"]
 
 @dataclass(frozen=True)
 class Distillation:
-    """The part that predicts the teacher's distribution over prototypes (POS-BERT's released code, after DINO).
+    """Settings of the term that predicts the teacher's distribution over prototypes (POS-BERT's code, after DINO).
 
     Attributes:
         num_prototypes: K, far below the number of training clouds.
@@ -47,7 +47,7 @@ class Distillation:
             between; DINO goes from 0.04 to 0.07.
         teacher_temperature_epochs: see above.
         center_momentum: of the running mean of the teacher's logits.
-        frozen_epochs: first epochs in which the prototypes stay as they are.
+        frozen_epochs: number of first epochs in which the prototypes are frozen.
     """
 
     num_prototypes: int = 512
@@ -67,20 +67,20 @@ class Distillation:
 
 @dataclass(frozen=True)
 class InstanceContrast:
-    """The part that finds the teacher's view of the same cloud among those of others. The paper states none of it.
+    """Settings of the term that finds the teacher's view of the same cloud among those of others; none is published.
 
     Attributes:
-        kind: ``"infonce"`` on projections of their own (ours, after MoCo); ``"npair_shared_head"``: the N-pair term in
+        kind: ``"infonce"`` on separate projections (ours, after MoCo); ``"npair_shared_head"``: the N-pair term in
             POS-BERT's released code, off there by default. The teacher's distribution is compared with the student's
-            logits of all clouds of the batch, in each view, also the teacher's own:
-            ``64 <p_T(i), z_S(j) / student_temperature>``.
-        weight: of the term beside distillation.
+            logits of all clouds of the batch, in each view, also the teacher's own: ``64 <p_T(i), z_S(j) /
+            student_temperature>``.
+        weight: of the term, relative to distillation.
         temperature: of InfoNCE; 0.1 as in CrossPoint (Afham et al., 2022).
         queue_length: keys of earlier batches that serve as negatives. Keep it well below the number of clouds of an
             epoch times two: a cloud's own earlier keys are among them.
         hidden: width of the projection's hidden layer.
         dim: width of the projection.
-        local_to_global: local views look for their cloud too, not only each global view for the other.
+        local_to_global: local views are also matched with their cloud, not only the global views with each other.
     """
 
     kind: Literal["infonce", "npair_shared_head"] = "infonce"
@@ -101,7 +101,7 @@ DISTILLATION, CONTRAST = Distillation(), InstanceContrast()
 
 
 class Networks(nn.Module):
-    """An encoder and the heads on it; there is one of the student and one of the teacher.
+    """An encoder and its heads; student and teacher each have one.
 
     Args:
         encoder: of clouds.
@@ -137,32 +137,32 @@ def _together(head: nn.Module | None, features: list[Tensor]) -> list[Tensor]:
 
 
 class DCGLR(Method):
-    """A student that sees parts predicts what its teacher says of the whole, and tells clouds apart.
+    """DCGLR: a student that sees parts predicts its teacher's output for the whole cloud, and distinguishes clouds.
 
     Distillation with Contrast is All You Need for Self-Supervised Point Cloud Representation Learning (Fu et al., 2022,
-    arXiv 2202.04241). Two global and several local crops of each cloud; the teacher, an average of earlier students,
-    sees the global ones. Loss: ``distillation + contrast.weight * contrast``, or one of them.
+    arXiv 2202.04241). There are two global and several local crops of each cloud. The teacher, an average of earlier
+    students, sees the global ones. Loss: ``distillation + contrast.weight * contrast``, or one of them.
 
-    The paper has no official code and states few settings. What is not in it is taken from the released code of
-    POS-BERT by the same first author, from DINO and MoCo, or is ours, as the parts say: this is the framework that the
-    paper describes, not a reproduction of its numbers. ``objective`` makes its ablation.
+    The paper has no official code and states few settings. The other settings come from the released code of POS-BERT
+    by the same first author, from DINO and MoCo, or are ours, as the documentation of each part states. This is the
+    framework that the paper describes, not a reproduction of its numbers. ``objective`` selects the paper's ablations.
 
-    The teacher runs in training mode with running statistics of its own, and without drop path. Its encoder is what the
-    run exports.
+    The teacher runs in training mode with its own running statistics, and without drop path. The run exports its
+    encoder.
 
-    Views and everything else a step draws are a function of (seed, epoch, batch index, position in the global batch);
-    drop path within an encoder also of the process.
+    Views, and everything else a step draws, are a function of (seed, epoch, batch index, position in the global batch).
+    Drop path within an encoder also depends on the process.
 
     Args:
         encoder: any encoder of objects that takes clouds of different numbers of points: :class:`pc3d.models.ViT3D`
             (as in the paper), :class:`pc3d.models.PointNet`, :class:`pc3d.models.DGCNN`, :class:`pc3d.models.PointViT`.
         objective: ``"both"``, or one term alone: ``"distill"`` is DINO on point clouds, ``"contrast"`` is MoCo.
         crops: the views.
-        distillation: the head and temperatures of the one term.
-        contrast: head, negatives and weight of the other.
-        momentum: of the teacher, at the first and the last step; a half cosine between. DINO advises a higher first
-            value for small batches: 0.999 below 64 clouds.
-        average_buffers: average the running statistics of batch norm as well, rather than let the teacher collect its
+        distillation: the head and temperatures of the distillation term.
+        contrast: head, negatives and weight of the contrastive term.
+        momentum: of the teacher, at the first and the last step, with a half cosine in between. DINO advises a higher
+            first value for small batches: 0.999 below 64 clouds.
+        average_buffers: also average the running statistics of batch norm, instead of letting the teacher collect its
             own.
         optimisation: AdamW and its schedules.
         seed: of views and drop path.

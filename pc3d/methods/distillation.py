@@ -1,4 +1,4 @@
-"""Dense distillation: an encoder of scenes learns what a frozen tower of pictures says of every point."""
+"""Dense distillation: an encoder of scenes learns the features of a frozen image tower at every point."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Objective = Literal["cosine", "l1", "smooth_l1", "ppkt", "slidr"]
 
 
 class DenseDistillation(Method):
-    """Regress, or contrast with, features of pictures that were lifted onto the points of scenes beforehand.
+    """Dense distillation, by regression or contrast, of image features that were lifted onto the points of scenes.
 
-    The data are a :class:`pc3d.data.LiftedSet`: each point's target is the mean of the teacher's dense feature over the
-    pictures that show it, and points that none shows take no part in the loss, though the encoder sees them.
+    The data are a :class:`pc3d.data.LiftedSet`: the target of each point is the mean of the teacher's dense feature
+    over the pictures that show it. Points that no picture shows are not in the loss, but the encoder sees them.
 
     * ``"cosine"``: ``1 - cos`` between the projected feature of a point and its target (OpenScene, Peng et al., 2023,
-      section 3.2). The projection ends in the teacher's space, so that with a teacher joint with texts points can be
+      section 3.2). The projection ends in the teacher's space. If the teacher shares a space with texts, points can be
       compared with texts: ``pc3d segment openvocab``.
     * ``"l1"``, ``"smooth_l1"``: other distances (:func:`pc3d.losses.feature_regression`).
-    * ``"ppkt"``: of the points drawn from the batch, each finds its own pixel's feature among those of all (PPKT, Liu
+    * ``"ppkt"``: each point drawn from the batch has to find the feature of its own pixel among those of all (PPKT, Liu
       et al., 2021).
     * ``"slidr"``: the same with means over superpoints (SLidR, Sautier et al., 2022). There, segments are superpixels
       of one picture; here targets are means over pictures already, and segments are pieces of surface in cubes whose
       grid is moved at random (:func:`pc3d.nn.superpoints`).
 
-    Contrast is within the process's batch, as in SLidR's code. There, a trainable last layer on a frozen network of
-    pictures gives what points are compared with; here that layer reads the lifted feature, and it and the projection of
-    points end in ``embed_dim`` numbers. The published runs are of outdoor scans; for rooms nothing is published, so
-    sizes of superpoints and numbers of pairs are defaults of ours where not said otherwise.
+    The contrast is within the batch of each process, as in SLidR's code. There, points are compared with a trainable
+    last layer on a frozen image network. Here, that layer reads the lifted feature, and both it and the projection of
+    points have ``embed_dim`` outputs. The published runs use outdoor scans. Nothing is published for rooms, so sizes of
+    superpoints and numbers of pairs are our defaults unless stated otherwise.
 
     A batch's draws are a function of (seed, epoch, batch index, position in the global batch), those within the encoder
     of (seed, epoch, batch index, process): nothing of them needs to be stored to resume.
@@ -45,8 +45,8 @@ class DenseDistillation(Method):
         encoder: has ``point_features(batch)`` and ``feature_dim``, such as :class:`pc3d.models.SparseUNet`,
             :class:`pc3d.models.Swin3D` or :class:`pc3d.models.BlockFeatures`.
         teacher_dim: width of the targets.
-        teacher: name of the tower that made them, kept with the encoder and compared with the data's; empty if it does
-            not matter. A hash of its weights is taken from the data, kept, and compared likewise.
+        teacher: name of the tower that computed them, stored with the encoder and compared with that of the data; empty
+            for no check. A hash of its weights is taken from the data, stored and compared in the same way.
         objective: see above.
         decoder: train the decoder of a voxel encoder as well; False distils into the features of all levels without it
             (:class:`pc3d.models.UpcastFeatures`).
@@ -59,7 +59,7 @@ class DenseDistillation(Method):
         seed: of all draws.
 
     Raises:
-        TypeError: the encoder gives no features of points.
+        TypeError: the encoder computes no features of points.
         ValueError: an unknown objective, or a number out of range.
     """
 
@@ -122,7 +122,7 @@ class DenseDistillation(Method):
         """The teacher's feature ``(sum N, teacher_dim)`` of every point.
 
         Raises:
-            ValueError: there are none, or they are another teacher's, by its name or by its weights.
+            ValueError: there are none, or they are from another teacher, by its name or by its weights.
         """
         if batch.feature is None:
             raise ValueError(
@@ -158,11 +158,11 @@ class DenseDistillation(Method):
             self.model.name_weights(weights)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep which weights of the teacher the features were of so far."""
+        """Store which weights of the teacher the features came from so far."""
         checkpoint["teacher_weights"] = self._teacher_weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them back: a run that goes on with features of others is refused."""
+        """Restore them: resuming with features of other weights is refused."""
         if weights := checkpoint.get("teacher_weights"):
             self._name_weights(weights)
 

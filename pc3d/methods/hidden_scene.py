@@ -86,7 +86,7 @@ def hide_cells(
 
 
 def encode_hidden(voxels: VoxelEncoder, hidden: HiddenScene, mask_token: Tensor) -> Tensor:
-    """What the encoder says of every finest voxel, ``(V, sum of channels)``, seeing what is not hidden.
+    """Features of every finest voxel, ``(V, sum of channels)``, from what is not hidden.
 
     Args:
         voxels: the encoder.

@@ -24,7 +24,7 @@ from pc3d.nn import (
 
 
 class Reconstruction(NamedTuple):
-    """One masked view of some clouds and what became of it; coordinates are those of the clouds.
+    """One masked view of some clouds and its reconstruction; coordinates are those of the clouds.
 
     Attributes:
         centers: ``(B, G, 3)`` centres of the patches.
@@ -40,13 +40,12 @@ class Reconstruction(NamedTuple):
 
 
 class MaskedAutoencoder(Method):
-    """Reconstruct the masked patches of one or several masked views.
+    """Base class of masked autoencoders: reconstruct the masked patches of one or several masked views.
 
-    A class of your own changes one thing by overriding :meth:`draw_mask`, :meth:`losses` or
-    :meth:`configure_optimizers`.
+    To change one thing in a subclass, override :meth:`draw_mask`, :meth:`losses` or :meth:`configure_optimizers`.
 
-    :class:`PointMAE`, :class:`PointCMAE` and :class:`PCPMAE` are this class with a model and further terms of the loss,
-    which is ``reconstruction_weight * sum_k CD_k`` here.
+    The loss is ``reconstruction_weight * sum_k CD_k``. :class:`PointMAE`, :class:`PointCMAE` and :class:`PCPMAE` are
+    this class with a model and further terms of the loss.
 
     A batch's masks and drop path are a function of (seed, epoch, batch index, position in the global batch): nothing of
     them needs to be stored to resume, and N processes draw what one process would (:class:`pc3d.nn.SampleRandom`).
@@ -115,7 +114,7 @@ class MaskedAutoencoder(Method):
         return loss
 
     def losses(self, branches: list[Branch], masks: list[Tensor]) -> dict[str, Tensor]:
-        """The terms of the loss before ``weights``, averaged over the global batch; to minimise others, override it.
+        """The unweighted terms of the loss, averaged over the global batch; override it to minimise others.
 
         With several processes each value is this process's share: the mean over processes is the global loss.
         """
@@ -136,7 +135,7 @@ class MaskedAutoencoder(Method):
 
         Args:
             xyz: the clouds.
-            generator: of the masks; PyTorch's default one when left out.
+            generator: of the masks; by default PyTorch's.
             branch: which decoder predicts; each has its own mask.
         """
         was_training = self.training
@@ -158,7 +157,8 @@ class MaskedAutoencoder(Method):
     def draw_mask(self, centers: Tensor, draws: SampleRandom) -> Tensor:
         """One mask ``(B, G)``, True = hidden, for patches with these centres ``(B, G, 3)``.
 
-        To hide others, override it: every row must have ``self.num_masked`` hidden, and all chance come of ``draws``.
+        Override it to hide other patches. Every row must hide ``self.num_masked`` patches, and all randomness must come
+        from ``draws``.
         """
         if self.mask_type == "random":
             return random_mask(draws.uniform(centers.shape[1]), self.mask_ratio)
@@ -177,17 +177,18 @@ class MaskedAutoencoder(Method):
 
 
 class PointMAE(MaskedAutoencoder):
-    """Masked autoencoders for point cloud self-supervised learning (Pang et al., ECCV 2022).
+    """Point-MAE: masked autoencoders for point cloud self-supervised learning (Pang et al., ECCV 2022).
 
     Args:
-        encoder: the published :class:`pc3d.models.PointViT` (22 M parameters, no class token) when left out.
+        encoder: by default the published :class:`pc3d.models.PointViT` (22 M parameters, no class token).
         mask_ratio: share of patches hidden.
         mask_type: ``"random"`` or ``"block"``.
         decoder_depth: transformer blocks of the decoder.
         decoder_num_heads: attention heads of the decoder.
         decoder_drop_path: stochastic depth of the decoder's last block.
         chamfer: ``"l2"`` (squared distances) or ``"l1"``.
-        reconstruction_weight: factor of the loss; cosmetic under AdamW, but logs compare with the published ones.
+        reconstruction_weight: factor of the loss. Cosmetic under AdamW, but it makes logs comparable with the published
+            ones.
         optimisation: AdamW and its schedule.
         seed: of masks and drop path.
     """
@@ -210,17 +211,17 @@ class PointMAE(MaskedAutoencoder):
 
 
 class PointCMAE(MaskedAutoencoder):
-    """Masked autoencoders with explicit contrastive properties (Ren et al., ACCV 2024, arXiv 2407.05862).
+    """Point-CMAE: masked autoencoders with contrastive properties (Ren et al., ACCV 2024, arXiv 2407.05862).
 
-    Two masked views of the same patches, two decoders, and a cosine loss between their features of the tokens that both
-    views had masked.
+    It uses two masked views of the same patches, two decoders, and a cosine loss between their features of the tokens
+    that are masked in both views.
 
     Args:
-        encoder: the published :class:`pc3d.models.PointViT` with two class tokens when left out.
+        encoder: by default the published :class:`pc3d.models.PointViT` with two class tokens.
         mask_ratio: share of patches hidden in each view.
         mask_type: ``"random"`` or ``"block"``.
-        contrast: ``"same_token"`` compares a token with itself, as the paper says; ``"all_tokens"`` with every token of
-            the other view, as the released code does.
+        contrast: ``"same_token"`` compares a token with itself, as in the paper; ``"all_tokens"`` with every token of
+            the other view, as in the released code.
         contrast_weight: factor of the contrastive term.
         reconstruction_weight: factor of the sum of both chamfer distances.
         decoder_depth: transformer blocks of each decoder.
@@ -253,7 +254,7 @@ class PointCMAE(MaskedAutoencoder):
         self.weights["contrast"] = contrast_weight
 
     def losses(self, branches: list[Branch], masks: list[Tensor]) -> dict[str, Tensor]:
-        """Adds ``contrast``: decoder features of the tokens that both views had masked should be alike."""
+        """Adds ``contrast``: decoder features of the tokens that both views had masked should be similar."""
         first, second = branches
         both_masked = masks[0] & masks[1]
         count = mean_over_processes(both_masked.sum().to(torch.float32))

@@ -1,4 +1,4 @@
-"""Masked scene reconstruction: hide what was seen in cubes of a scene, predict it from an encoder of voxels."""
+"""Masked scene reconstruction: hide cubes of a scene, and predict their contents with an encoder of voxels."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ _NORMAL_LENGTH = 0.1
 
 
 class MaskedScene(Method):
-    """Hide colour, normal and place in the voxel within random cubes of a scene; predict them where hidden.
+    """Hide colour, normal and position in the voxel within random cubes of a scene, and predict them.
 
-    The scene is cut into cubes, most of them are hidden: their voxels keep their places, but their points' signals are
-    taken away before the encoder prepares the scene, so that neither the choice of representatives of coarser voxels
-    nor differences of signals in attention tables can give them away; after the stem a learned token takes the place of
-    their features. The encoder runs on all voxels of the unbroken scene, as it will downstream (dropping the hidden
-    ones would change what a sparse convolution sees). No decoder: features of all levels are brought up to the finest
-    voxels (:func:`pc3d.models.voxel_features.upcast`, after Sonata, Wu et al., 2025), and a small network reads the
-    mean colour, mean normal and mean place of the points of each hidden voxel from them. The idea is that of Masked
-    Scene Contrast (Wu et al., 2023, section 3.3), whose masked cubes are of 0.1 m and of ratio 0.4.
+    The scene is cut into cubes, and most of them are hidden. Their voxels keep their positions, but the signals of
+    their points are removed before the encoder prepares the scene. Neither the choice of representatives of coarser
+    voxels nor differences of signals in attention tables can therefore reveal them. After the stem, a learned token
+    replaces their features. The encoder runs on all voxels of the complete scene, as it will downstream (dropping the
+    hidden ones would change what a sparse convolution sees). There is no decoder: features of all levels are brought up
+    to the finest voxels (:func:`pc3d.models.voxel_features.upcast`, after Sonata, Wu et al., 2025), and a small network
+    predicts the mean colour, mean normal and mean position of the points of each hidden voxel from them. The idea is
+    that of Masked Scene Contrast (Wu et al., 2023, section 3.3), which masks cubes of 0.1 m at a ratio of 0.4.
 
     Loss: ``color_weight * L1(colour) + normal_weight * (1 - cos(normal)) + offset_weight * L1(place)`` over hidden
-    voxels. What the encoder does not read as a signal is not predicted. Grid-varying views are the data's business: the
-    rotations, scales and shifts of the configurations give each epoch another voxel grid.
+    voxels. Signals that the encoder does not read are not predicted. The data transforms vary the voxel grid: the
+    rotations, scales and shifts of the configurations give each epoch another one.
 
-    The exported encoder's batch norms hold the statistics of masked scenes. Fine-tuning replaces them; before features
-    are used frozen, :func:`pc3d.evaluation.scene_probe.settle_on_scenes` sets those of whole scenes.
+    The batch norms of the exported encoder hold the statistics of masked scenes. Fine-tuning replaces them. Before you
+    use frozen features, set the statistics of whole scenes with :func:`pc3d.evaluation.scene_probe.settle_on_scenes`.
 
     A batch's masks are a function of (seed, epoch, batch index, position in the global batch), drop path and
     representatives of voxels of (seed, epoch, batch index, process): nothing of them needs to be stored to resume.
 
     Args:
-        encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`; its decoder, if any, is left as it is.
+        encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`; its decoder, if any, is not changed.
         cell_size: edge of the cubes in the units of the points.
         mask_ratio: share of the occupied cubes hidden in each scene.
         head_dim: width of the network that predicts.
         color_weight: of the colour's term; colours lie in [-1, 1].
         normal_weight: of the normal's term.
-        offset_weight: of the place's term; places lie in [0, 1].
+        offset_weight: of the position's term; positions lie in [0, 1].
         optimisation: AdamW and its schedule.
         seed: of masks and all draws within the encoder.
 
@@ -122,7 +122,7 @@ class MaskedScene(Method):
         return hide_cells(batch, self._voxels.voxel_size, self.cell_size, self.mask_ratio, draws)
 
     def features(self, hidden: HiddenScene) -> Tensor:
-        """What the encoder says of every finest voxel, ``(V, sum of channels)``, seeing what is not hidden."""
+        """Features of every finest voxel, ``(V, sum of channels)``, from what is not hidden."""
         return encode_hidden(self._voxels, hidden, self.mask_token)
 
     def targets(self, batch: PointBatch, hidden: HiddenScene) -> dict[str, Tensor]:

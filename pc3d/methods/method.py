@@ -1,4 +1,4 @@
-"""What every pre-training method has in common: an encoder to export, AdamW with a warm-up and cosine schedule."""
+"""Base class of all pre-training methods, and AdamW with a warm-up and cosine schedule."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Optimisation:
         betas: of AdamW.
         min_learning_rate: start of the warm-up and end of the cosine.
         warmup_epochs: length of the linear warm-up.
-        schedule_epochs: length of the schedule; the trainer's ``max_epochs`` when None.
+        schedule_epochs: length of the schedule; None for the trainer's ``max_epochs``.
         stepping: ``"clean"`` sets the rate before each epoch; ``"official"`` repeats the released loop, which lags an
             epoch behind (:func:`pc3d.nn.epoch_learning_rate`).
     """
@@ -47,7 +47,7 @@ class Optimisation:
         """Optimiser and scheduler in the form that Lightning takes from ``configure_optimizers``.
 
         Raises:
-            ValueError: neither ``schedule_epochs`` nor ``max_epochs`` says how long the schedule is.
+            ValueError: neither ``schedule_epochs`` nor ``max_epochs`` sets the length of the schedule.
         """
         epochs = self.schedule_epochs if self.schedule_epochs is not None else max_epochs
         if epochs is None or epochs < 1:
@@ -77,11 +77,11 @@ PUBLISHED = Optimisation()
 
 
 class Method(pl.LightningModule, ABC):
-    """A pre-training method: trains some networks, of which one is the encoder that leaves the run.
+    """Base class of pre-training methods. A method trains networks, one of which is the exported encoder.
 
-    A class of your own has :attr:`encoder`, ``training_step`` and ``configure_optimizers``. One that hides parts of
-    objects and predicts them is drawn by ``pc3d view`` and ``pc3d report`` if it has
-    ``reconstruct(xyz, generator=...)``, from clouds ``(B, N, 3)`` and a generator to a :class:`Reconstruction`.
+    A subclass defines :attr:`encoder`, ``training_step`` and ``configure_optimizers``. ``pc3d view`` and ``pc3d
+    report`` draw a method that hides and predicts parts of objects if it has ``reconstruct(xyz, generator=...)``, from
+    clouds ``(B, N, 3)`` and a generator to a :class:`Reconstruction`.
 
     Args:
         seed: of the method's own draws (masks, drop path); initial weights come from PyTorch's default generator.
@@ -102,7 +102,7 @@ class Method(pl.LightningModule, ABC):
         """The network that downstream tasks use."""
 
     def export(self, folder: Path) -> None:
-        """Write what leaves the run into its folder: ``encoder/``."""
+        """Export the encoder into the run folder, as ``encoder/``."""
         save_encoder(self.encoder, folder / "encoder")
 
     def draws(self, batch: PointBatch, epoch: int, batch_idx: int) -> SampleRandom:

@@ -1,4 +1,4 @@
-"""Hard negatives: which shapes an encoder finds alike, looked up now and then while it trains."""
+"""Hard negatives: find the shapes that an encoder considers similar, from time to time during training."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _CELLS_AT_ONCE = 2**28  # 1 GB of cosines, whatever the size of the set
 
 @dataclass(frozen=True)
 class Mining:
-    """Batches of look-alikes (OpenShape, section 3.4): shapes drawn at random, each with some of its neighbours.
+    """Batches of similar shapes (OpenShape, section 3.4): shapes drawn at random, each with some of its neighbours.
 
-    The published second stage is a run that starts from the first one's encoder, with ``start_epoch=0`` and
-    ``refresh_epochs=None``: the neighbours are those of the encoder that it starts from. How long it lasts and its
-    learning rate are not stated.
+    The published second stage is a run that starts from the encoder of the first, with ``start_epoch=0`` and
+    ``refresh_epochs=None``: the neighbours are those of the initial encoder. Its length and learning rate are not
+    published.
 
     Attributes:
         group_size: m, shapes around each seed, itself included. The batch size must be a multiple; published are 40
             groups of 5.
         num_neighbors: nearest shapes that the others are drawn from, itself included.
         start_epoch: epoch, from 0, at which mining begins.
-        refresh_epochs: epochs after which the neighbours are looked up anew; None for never.
+        refresh_epochs: epochs after which the neighbours are computed again; None for never.
         threshold: δ of :func:`pc3d.losses.negatives_to_keep`.
-        dropped: what becomes of pairs that are no fair negatives (:func:`pc3d.losses.shape_contrast`).
-        batch_size: shapes embedded at a time when neighbours are looked up.
+        dropped: what to do with pairs that are no valid negatives (:func:`pc3d.losses.shape_contrast`).
+        batch_size: shapes embedded at a time when neighbours are computed.
 
     Raises:
         ValueError: a number out of range.

@@ -29,18 +29,18 @@ PUBLISHED = Optimisation(learning_rate=1.5e-4, weight_decay=0.1, min_learning_ra
 
 
 class MoCoV3(TwoViews):
-    """Momentum contrast without a queue (Chen et al., ICCV 2021, arXiv 2104.02057), for clouds.
+    """MoCo v3 for clouds: momentum contrast without a queue (Chen et al., ICCV 2021, arXiv 2104.02057).
 
-    Encoder, projector and predictor make queries of both views, an averaged copy of encoder and projector makes keys.
-    Loss: InfoNCE of each view's queries with the other view's keys in the batch, both times 2 ``temperature`` as in the
-    paper's algorithm 1. From the paper: temperature 0.2, projector and predictor of its vision transformers, momentum
-    0.99 rising to 1 by a cosine, weight decay 0.1, 40 epochs of warm-up; its learning rate of 1.5e-4 is per 256 images
-    (batches of 4,096). Ours: views of clouds; a rate set once an epoch by Point-MAE's schedule, whose cosine has begun
-    with the warm-up; and no decay of biases, norms and class tokens, where the released code decays everything. Not
-    done: the patch embedding frozen at its initial weights, for which a tokenizer of points has more to learn than a
-    linear layer of pixels has.
+    Encoder, projector and predictor compute queries of both views. An averaged copy of encoder and projector computes
+    keys. Loss: InfoNCE of each view's queries with the other view's keys in the batch, both times 2 ``temperature`` as
+    in the paper's algorithm 1. From the paper: temperature 0.2, projector and predictor of its vision transformers,
+    momentum 0.99 rising to 1 by a cosine, weight decay 0.1, 40 epochs of warm-up; its learning rate of 1.5e-4 is per
+    256 images (batches of 4,096). Ours: views of clouds; a learning rate set once per epoch by Point-MAE's schedule,
+    whose cosine begins with the warm-up; and no decay of biases, norms and class tokens, while the released code decays
+    everything. The patch embedding is not frozen at its initial weights, because a tokenizer of points has more to
+    learn than a linear layer of pixels.
 
-    The encoder that leaves the run is the trained one, as in the paper, not its average.
+    The exported encoder is the trained one, as in the paper, not its average.
 
     Args:
         encoder: any encoder of objects.

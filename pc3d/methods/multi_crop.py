@@ -1,4 +1,4 @@
-"""Views of clouds for self-distillation: large crops for teacher and student, small ones for the student."""
+"""Views of clouds for self-distillation: large crops for teacher and student, small crops for the student."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Views(NamedTuple):
 
 @dataclass(frozen=True)
 class MultiCrop:
-    """Two global crops, some local ones and, if asked, two copies of low resolution of each size.
+    """Two global crops, some local crops and, optionally, two low-resolution copies of each size.
 
-    The counts, ratios and magnitudes are those of POS-BERT's released code. The paper of DCGLR speaks of global and
-    local views and states neither.
+    The counts, ratios and magnitudes are those of POS-BERT's released code. The paper of DCGLR mentions global and
+    local views but states none of them.
 
     Attributes:
         global_view: makes the two global views.

@@ -1,4 +1,4 @@
-"""OpenShape: shapes against frozen features of their texts and pictures."""
+"""OpenShape: contrast of shapes with frozen features of their texts and pictures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LossFactor = Literal["code", "paper"]
 
 @dataclass(frozen=True)
 class StepDecay:
-    """AdamW whose learning rate falls in steps of iterations, without warm-up (OpenShape's released configuration).
+    """AdamW with a learning rate that decays in steps, without warm-up (OpenShape's released configuration).
 
     Attributes:
         learning_rate: the first one; published: 5e-4 for the 32 M transformer, 4e-4 for the 72 M one, 1e-3 for others.
@@ -80,37 +80,37 @@ class OpenShape(Method):
     """OpenShape (Liu et al., NeurIPS 2023, arXiv 2305.10764): a 3D encoder in the space of a frozen 2D model.
 
     Shapes are contrasted with features of their texts and with features of their pictures, both computed beforehand
-    (:func:`pc3d.losses.shape_contrast`). A shape without text, or without picture, takes part in the other pairing
-    alone.
+    (:func:`pc3d.losses.shape_contrast`). A shape without text, or without picture, is used only in the other pairing.
 
-    The ``multi_positive`` loss, several texts and pictures of a shape as positives together, is the same loss on more
+    The ``multi_positive`` loss, with several texts and pictures as positives of a shape, is the same loss on more
     targets: :class:`pc3d.data.ChooseTargets` with ``num_texts`` or ``num_images`` above 1 (ours; the paper has one of
-    each). A shape's targets share its weight, and each of them is to find the shape.
+    each). The targets of a shape share its weight, and each of them has to find the shape.
 
-    With mining, batches are made of look-alikes, found by the encoder itself in an extra pass over the training set
-    (with the data module's ``eval_transforms``), and pairs of them that may well be of one kind are no negatives. How
-    alike a picture is to another shape's text can be said in a shared space alone; with two spaces, texts are compared
-    with texts (ours).
+    With mining, batches are made of similar shapes, which the encoder itself finds in an extra pass over the training
+    set (with the ``eval_transforms`` of the data module). Pairs that are probably of one kind are not used as
+    negatives. The similarity of a picture to the text of another shape is defined only in a shared space; with two
+    spaces, texts are compared with texts (ours).
 
-    Where the released code and the paper differ, or do what one may not want, there is an option; the defaults are the
-    code's, with which the released weights were trained, but for masked pairs, which are removed as in the paper.
+    There is an option wherever the released code and the paper differ, or do what one may not want. The defaults follow
+    the code, with which the released weights were trained, except for masked pairs, which are removed as in the paper.
 
     Args:
-        encoder: any with ``encode(xyz)`` and ``embed_dim``. When left out, the published transformer in the released
-            code's mirrored frame; one that is given has the frame of its own ``axes``, by default ``"z_up"``.
-        text_dim: width of the text features; the encoder's ``embed_dim`` when left out, as published.
-        image_dim: of the picture features, likewise. See :class:`pc3d.models.AlignedShapeEncoder` for other widths.
+        encoder: any with ``encode(xyz)`` and ``embed_dim``. By default the published transformer in the mirrored frame
+            of the released code. A given encoder has the frame of its own ``axes``, by default ``"z_up"``.
+        text_dim: width of the text features; by default the encoder's ``embed_dim``, as published.
+        image_dim: width of the picture features, likewise. See :class:`pc3d.models.AlignedShapeEncoder` for other
+            widths.
         project_targets: learn linear maps g_T and g_I of the frozen features, which the paper describes and the
-            released configuration has off.
+            released configuration does not use.
         text_weight: of the pairing with texts; 0 leaves it out.
         image_weight: of the pairing with pictures; 0 leaves it out.
         loss_factor: ``"code"`` averages the two directions of a pairing, ``"paper"`` halves that once more.
         initial_logit_scale: of the cosines, learned.
-        mining: batches of look-alikes; None for random ones.
-        start_from: folder of a run or an encoder to go on from, such as the first stage's before mining; an aligned
-            encoder brings its heads and logit scale along, any other goes in as the encoder.
-        text_space: name of the text tower (``open_clip:ViT-bigG-14/laion2b_s39b_b160k``), kept with the encoder so that
-            ``pc3d zeroshot`` and ``pc3d search`` can open it. Features that say they are of another are refused. Of two
+        mining: batches of similar shapes; None for random batches.
+        start_from: folder of a run or an encoder to start from, such as that of the first stage before mining. From an
+            aligned encoder, heads and logit scale are loaded, too; any other is used as the encoder.
+        text_space: name of the text tower (``open_clip:ViT-bigG-14/laion2b_s39b_b160k``), stored with the encoder so
+            that ``pc3d zeroshot`` and ``pc3d search`` can open it. Features of another tower are refused. With two
             spaces, name both or none: the one without a name counts as not trained.
         image_space: name of the image tower, likewise.
         optimisation: AdamW and its steps.
@@ -206,7 +206,7 @@ class OpenShape(Method):
         return embedding
 
     def sides(self, batch: PointBatch) -> dict[str, Side]:
-        """The frozen targets of the global batch that have a weight.
+        """The frozen targets of the global batch whose weight is not 0.
 
         Raises:
             ValueError: features of another width, or of another tower than the encoder is aligned with.

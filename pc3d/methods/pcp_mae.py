@@ -14,21 +14,21 @@ PUBLISHED = Optimisation(learning_rate=5e-4)
 
 
 class PCPMAE(MaskedAutoencoder):
-    """Learning to predict centers for point masked autoencoders (Zhang et al., NeurIPS 2024, arXiv 2408.08753).
+    """PCP-MAE: predict centers for point masked autoencoders (Zhang et al., NeurIPS 2024, arXiv 2408.08753).
 
-    Point-MAE's decoder is told where the masked patches are, and that alone lets it reconstruct well: the encoder need
-    not understand the shape. Here the encoder predicts it, and the decoder gets the prediction. Loss:
-    ``reconstruction_weight * CD + center_weight * MSE(position features)``.
+    The decoder of Point-MAE gets the true positions of the masked patches. That alone lets it reconstruct well: the
+    encoder need not understand the shape. Here, the encoder predicts the positions, and the decoder gets the
+    prediction. Loss: ``reconstruction_weight * CD + center_weight * MSE(position features)``.
 
     From the paper and its released settings: the masked patches as queries of the encoder's own blocks, the network
     that reads positions from them, sinusoidal position features in an encoder at paper size, the stop-gradient before
     the decoder, embedding of positions shared by encoder and decoder, the ratio 0.1 of the two terms, learning rate
     5e-4, and scale, shift and rotation as augmentation (the recipe ``pcp_mae``). Ours: stochastic depth drops visible
-    and masked patches of a cloud together; and an encoder whose position embedding reads coordinates may be used, then
-    it is coordinates that are predicted.
+    and masked patches of a cloud together; and the encoder may have a position embedding that reads coordinates, which
+    are then what is predicted.
 
     Args:
-        encoder: without class token; the published :class:`pc3d.models.PointViT` (with sinusoids) when left out.
+        encoder: without class token; by default the published :class:`pc3d.models.PointViT` (with sinusoids).
         mask_ratio: share of patches hidden.
         mask_type: ``"random"`` or ``"block"``.
         decoder_depth: transformer blocks of the decoder.

@@ -30,16 +30,16 @@ _HALF = ("16-true", "bf16-true")
 
 
 class Trainable(Protocol):
-    """What a run trains: a ``LightningModule`` that can write what leaves the run."""
+    """What a run trains: a ``LightningModule`` that can export its networks."""
 
     def export(self, folder: Path) -> None:
         """Write the trained networks into the run folder, ``encoder/`` last."""
 
 
 class RunFolder:
-    """Where a run writes: ``config.yaml``, ``last.ckpt``, ``metrics.csv``, ``tensorboard/``, in the end ``encoder/``.
+    """The folder of a run: ``config.yaml``, ``last.ckpt``, ``metrics.csv``, ``tensorboard/``, finally ``encoder/``.
 
-    A run of a task also leaves ``head/`` beside the encoder.
+    A run of a task also writes ``head/``.
 
     Args:
         path: the folder; it need not exist.
@@ -55,7 +55,7 @@ class RunFolder:
         self.head = self.path / "head"
 
     def is_finished(self) -> bool:
-        """Whether the encoder of a finished run is there."""
+        """Whether the folder holds the encoder of a finished run."""
         return (self.encoder / "config.json").exists()
 
     def is_started(self) -> bool:
@@ -64,7 +64,7 @@ class RunFolder:
         return any(entry.exists() for entry in own)
 
     def check(self, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Say whether a run may start here; changes nothing.
+        """Check whether a run may start here; changes nothing.
 
         Args:
             resume: the run goes on from ``last.ckpt``.
@@ -106,7 +106,7 @@ class RunFolder:
     def prepare(self, *, resume: bool = False, overwrite: bool = False) -> None:
         """:meth:`check`, then make the folder; with ``overwrite``, first remove what an earlier run wrote here.
 
-        So is what a run that was killed left of a file that it was writing. Files that are not a run's are left alone.
+        This also removes partly written files of a killed run. Files that do not belong to a run are kept.
         """
         self.check(resume=resume, overwrite=overwrite)
         if overwrite:
@@ -136,20 +136,20 @@ def pretrain(
     config: str | None = None,
     **trainer: Any,
 ) -> pl.Trainer:
-    """Pre-train a method, or train a task of :mod:`pc3d.tasks`, keeping everything in one folder (:class:`RunFolder`).
+    """Pre-train a method, or train a task of :mod:`pc3d.tasks`, in one folder (:class:`RunFolder`).
 
-    A run that was killed at any step and is resumed ends with the same weights, bit for bit on a CPU, as one that was
-    left alone, because batches, masks and drop path are functions of the seed and the step.
+    A run that was killed at any step and resumed ends with the same weights as an uninterrupted run (bit for bit on a
+    CPU), because batches, masks and drop path are functions of the seed and the step.
 
     Args:
         method: what to train.
-        data: gives batches of clouds.
+        data: the data module with batches of clouds.
         output: the run folder.
-        resume: go on from the folder's ``last.ckpt``.
+        resume: continue from the folder's ``last.ckpt``.
         overwrite: remove an earlier run from the folder.
-        every_n_steps: write ``last.ckpt`` also within epochs, after every so many steps.
+        every_n_steps: also write ``last.ckpt`` within epochs, after this many steps.
         keep_epochs: finished epochs whose checkpoint is kept as ``epoch_N.ckpt``.
-        config: the resolved configuration as YAML, kept in the folder.
+        config: the resolved configuration as YAML, stored in the folder.
         **trainer: options of ``pytorch_lightning.Trainer``, such as ``max_epochs``, ``devices``, ``strategy``.
 
     Returns:
@@ -158,16 +158,16 @@ def pretrain(
     Raises:
         FileExistsError: the folder holds a run, and neither ``resume`` nor ``overwrite`` was given.
         FileNotFoundError: nothing to resume.
-        TypeError: the encoder of the method is none that could be loaded again; the folder is as it was.
+        TypeError: the encoder of the method could not be loaded again; the folder is unchanged.
         ValueError: the data give no training batch, an option of the trainer is wrong or leaves nothing to train, or
-            the batches of all processes together are not of the size that the run had; the folder is as it was. Or no
-            step was trained in ``max_time``, and nothing is exported.
+            the global batch size is not that of the run; the folder is unchanged. Or no step was trained in
+            ``max_time``, and nothing is exported.
         BlockingIOError: another process trains in this folder.
-        OSError: the data cannot be read, and the folder is as it was; or a checkpoint could not be written, and the
-            one before is intact.
-        KeyboardInterrupt: Ctrl-C. The first one lets the step end and writes ``last.ckpt``, after the last step the
-            encoder, too; a second stops at once, and ``last.ckpt`` is what it was. SIGTERM and SIGUSR1, by which
-            schedulers tell that they will kill soon, are as the first.
+        OSError: the data cannot be read, and the folder is unchanged; or a checkpoint could not be written, and the
+            previous one is intact.
+        KeyboardInterrupt: Ctrl-C. The first one finishes the step and writes ``last.ckpt``, after the last step also
+            the encoder. A second one stops at once and does not change ``last.ckpt``. SIGTERM and SIGUSR1, which
+            schedulers send before they kill a job, act like the first.
     """
     folder = RunFolder(output)
     # The processes that Lightning starts for further devices run this again; the folder is the first one's business.

@@ -1,4 +1,4 @@
-"""VICReg of the points of scenes: one place is to have one feature in both views of it."""
+"""VICReg of the points of scenes: one place has the same feature in both views of it."""
 
 from __future__ import annotations
 
@@ -23,47 +23,47 @@ from pc3d.ops import gather, knn
 
 
 class SceneVICReg(Method):
-    """Two overlapping views of a scene agree, point by point, while features keep their variance and do not repeat.
+    """VICReg for scenes: the points of two views agree, while features keep their variance and do not repeat.
 
-    A batch is of :class:`pc3d.data.ViewPairs`. Every point of the first view is matched with the point of the second
-    that was nearest to it before the views were turned, scaled and coloured each in its way; of the matches, some are
-    drawn from each scene, and :func:`pc3d.losses.vicreg` compares what a projector says of both. No decoder: features
-    of all levels are brought up to the finest voxels (:class:`pc3d.models.UpcastFeatures`, after Sonata, Wu et al.,
-    2025), so all that was learnt is in the encoder. Views differ in the grid of their voxels as well.
+    The data are :class:`pc3d.data.ViewPairs`. Every point of the first view is matched with the point of the second
+    that was nearest to it before each view was rotated, scaled and coloured. Some matches are drawn from each scene,
+    and :func:`pc3d.losses.vicreg` compares the outputs of a projector for both points. There is no decoder: features of
+    all levels are brought up to the finest voxels (:class:`pc3d.models.UpcastFeatures`, after Sonata, Wu et al., 2025),
+    so all that was learnt is in the encoder. The views also differ in their voxel grids.
 
-    Matching by place is that of PointContrast (Xie et al., 2020) and, for pictures, of the local term of VICRegL
-    (Bardes et al., 2022); here it is the only term. VICReg rather than a contrast with negatives, because most other
-    points of a room are of the same walls and floors. For scenes none of it is published in this form, so what is not
-    from VICReg (the weights 25, 25 and 1) is a default of ours.
+    Matching by place comes from PointContrast (Xie et al., 2020) and, for pictures, from the local term of VICRegL
+    (Bardes et al., 2022); here it is the only term. VICReg is used instead of a contrast with negatives, because most
+    other points of a room are of the same walls and floors. None of this is published in this form for scenes, so what
+    is not from VICReg (the weights 25, 25 and 1) is our default.
 
-    With a ``mask_ratio``, cubes of both views are hidden, of each view by draws of its own, and matches stay what they
-    were: what a view says of a place that it does not see is compared with what the other says, which mostly does see
-    it, so that it must be told from the surroundings. Hidden voxels keep their place and lose their signals before the
-    encoder prepares the scene; a learned token is in the place of their features (as in :class:`MaskedScene`). Masks
-    across two views are the idea of Masked Scene Contrast (Wu et al., 2023, section 3.3), there with a contrast with
-    negatives, masks that do not overlap, and reconstruction beside it; and of masked self-distillation (Sonata), there
-    with a teacher. Neither negatives, nor a teacher, nor reconstruction is here. 0.4 is the ratio of the former; the
+    With a ``mask_ratio``, cubes of both views are hidden, with separate draws for each view. The matches do not change:
+    the feature of a place that one view does not see is compared with that of the other view, which mostly does see it,
+    so it must be inferred from the surroundings. Hidden voxels keep their position and lose their signals before the
+    encoder prepares the scene; a learned token replaces their features (as in :class:`MaskedScene`). Masks across two
+    views come from Masked Scene Contrast (Wu et al., 2023, section 3.3), which has a contrast with negatives, masks
+    that do not overlap, and reconstruction as well; and from masked self-distillation (Sonata), which has a teacher.
+    There are no negatives, no teacher and no reconstruction here. 0.4 is the ratio of Masked Scene Contrast; the
     default is 0, without masks.
 
-    The exported encoder's batch norms hold the statistics of views, which are turned, thinned and coloured. Fine-tuning
-    replaces them; before features are used frozen, :func:`pc3d.evaluation.scene_probe.settle_on_scenes` sets those of
-    whole scenes.
+    The batch norms of the exported encoder hold the statistics of views, which are rotated, thinned and coloured.
+    Fine-tuning replaces them. Before you use frozen features, set the statistics of whole scenes with
+    :func:`pc3d.evaluation.scene_probe.settle_on_scenes`.
 
     A batch's matches and masks are a function of (seed, epoch, batch index, position in the global batch), the draws
     within the encoder of (seed, epoch, batch index, process): nothing of them needs to be stored to resume. Rows are
     compared over the global batch.
 
     Args:
-        encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`; its decoder, if any, is left as it is.
-        projector: hidden and output widths of the projector, which does not leave the run.
-        pairs_per_scene: matches drawn from each scene; all where there are fewer.
-        match_distance: of two matched points before the transforms, at most, in the units of the points; None for one
-            and a half of the encoder's voxels.
+        encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`; its decoder, if any, is not changed.
+        projector: hidden and output widths of the projector, which is not exported.
+        pairs_per_scene: matches drawn from each scene; all if there are fewer.
+        match_distance: largest distance of two matched points before the transforms, in the units of the points; None
+            for one and a half of the encoder's voxels.
         mask_ratio: share of the occupied cubes hidden in each view; 0 hides nothing.
         cell_size: edge of the cubes in the units of the points.
         invariance_weight: how much views must agree.
         variance_weight: how much features must differ from place to place.
-        covariance_weight: how little dimensions may repeat each other.
+        covariance_weight: how strongly dimensions that repeat each other are penalised.
         optimisation: AdamW and its schedule.
         seed: of all draws.
 
@@ -166,7 +166,7 @@ class SceneVICReg(Method):
         return drawn, partner[drawn]
 
     def point_features(self, batch: PointBatch, draws: SampleRandom) -> Tensor:
-        """What the encoder says of every point, ``(N, sum of channels)``, seeing what is not hidden.
+        """Features of every point, ``(N, sum of channels)``, from what is not hidden.
 
         Raises:
             ValueError: no view of the batch has enough cubes to hide one.
@@ -177,7 +177,7 @@ class SceneVICReg(Method):
         return gather(encode_hidden(as_voxel_encoder(self.encoder), hidden, self.mask_token), hidden.inverse)
 
     def losses(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:
-        """The weighted sum, and its three terms as they are.
+        """The weighted sum, and its three unweighted terms.
 
         Args:
             first: ``(P, C)`` features of points.

@@ -14,12 +14,12 @@ from pc3d.nn import ProjectionHead, ViewAugmentation
 
 
 class SimCLR(TwoViews):
-    """A simple framework for contrastive learning (Chen et al., ICML 2020, arXiv 2002.05709), for clouds.
+    """SimCLR for clouds: a simple framework for contrastive learning (Chen et al., ICML 2020, arXiv 2002.05709).
 
-    From the paper and its released code: the loss, its temperature 0.1, the projector of a hidden layer of 2,048 and an
-    output of 128, both batch-normalised. Ours: views of clouds, and AdamW with Point-MAE's schedule in the place of
-    LARS (learning rate 0.3 per 256 images, weight decay 1e-6, batches of 4,096). Negatives come from the batch alone,
-    so its size matters.
+    From the paper and its released code: the loss, its temperature 0.1, and the projector with a hidden layer of 2,048
+    and an output of 128, both batch-normalised. Ours: views of clouds, and AdamW with Point-MAE's schedule instead of
+    LARS (learning rate 0.3 per 256 images, weight decay 1e-6, batches of 4,096). Negatives come only from the batch, so
+    its size matters.
 
     Args:
         encoder: any encoder of objects.

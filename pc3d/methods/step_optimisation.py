@@ -17,20 +17,20 @@ from pc3d.nn import cosine_between, weight_decay_groups
 
 @dataclass(frozen=True)
 class StepOptimisation:
-    """AdamW with a linear warm-up from 0, a cosine of the rate, and another of the weight decay.
+    """AdamW with a linear warm-up from 0, a cosine schedule of the learning rate, and another of the weight decay.
 
-    The defaults are those of POS-BERT's released code, which are DINO's but for the rate.
+    The defaults are those of POS-BERT's released code, which are DINO's except for the learning rate.
 
     Attributes:
         learning_rate: reached at the end of the warm-up; that of a global batch of 64 by default, and not scaled by
             the batch size (the released code multiplies it by global batch / 64).
         min_learning_rate: at the end of the cosine.
         warmup_epochs: length of the warm-up.
-        weight_decay: first and last value of a half cosine over all steps; one-dimensional parameters are spared.
+        weight_decay: first and last value of a half cosine over all steps; one-dimensional parameters are not decayed.
         betas: of AdamW.
-        clip: largest norm of the gradient of each parameter tensor by itself; None for no limit. (The trainer's
+        clip: largest norm of the gradient of each single parameter tensor; None for no limit. (The trainer's
             ``gradient_clip_val`` limits the norm of all together.)
-        schedule_epochs: length of the schedules; the trainer's ``max_epochs`` when None.
+        schedule_epochs: length of the schedules; None for the trainer's ``max_epochs``.
     """
 
     learning_rate: float = 5e-3
@@ -54,7 +54,7 @@ class StepOptimisation:
         """Steps of the warm-up and of the whole schedule.
 
         Raises:
-            ValueError: neither ``schedule_epochs`` nor the trainer says how long the schedule is.
+            ValueError: neither ``schedule_epochs`` nor the trainer sets the length of the schedule.
         """
         per_epoch = math.ceil(_batches(trainer) / trainer.accumulate_grad_batches)
         if self.schedule_epochs is None and trainer.max_steps > 0:

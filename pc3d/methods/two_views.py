@@ -1,4 +1,4 @@
-"""What methods of two views have in common: make them, encode them, compare what a projector says of them."""
+"""Base class of methods that compare two views: make them, encode them, compare their projections."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ VIEW = ViewAugmentation()
 
 
 class TwoViews(Method):
-    """Two random views of each cloud should be alike to the encoder, those of different clouds should not.
+    """Base class of methods that make the features of two random views of a cloud agree.
 
-    The methods are :class:`SimCLR`, :class:`MoCoV3`, :class:`VICReg` and :class:`BarlowTwins`; they say how two views
-    are compared. Published for images, whose views are crops with other colours; the views of clouds are ours
-    (:class:`pc3d.nn.ViewAugmentation`). Each view goes through the encoder by itself, so it has its own batch
-    statistics. Rows are compared over the global batch: N processes compute what one process would.
+    The methods are :class:`SimCLR`, :class:`MoCoV3`, :class:`VICReg` and :class:`BarlowTwins`, which define how two
+    views are compared. They were published for images, whose views are crops with changed colours; the views of clouds
+    are ours (:class:`pc3d.nn.ViewAugmentation`). Each view is encoded separately and has its own batch statistics. Rows
+    are compared over the global batch: N processes compute what one process would.
 
     A batch's views are a function of (seed, epoch, batch index, position in the global batch), so nothing of them
     needs to be stored to resume. So is stochastic depth within the encoder, where it has any, but each process has its
@@ -30,7 +30,7 @@ class TwoViews(Method):
 
     Args:
         encoder: any encoder of objects.
-        projector: from the encoder's features to what is compared; it does not leave the run.
+        projector: maps the encoder's features to what is compared; it is not exported.
         view: how both views are made.
         optimisation: AdamW and its schedule.
         seed: of views and stochastic depth.
@@ -83,7 +83,7 @@ class TwoViews(Method):
         """
 
     def projections(self, features: list[Tensor]) -> list[Tensor]:
-        """What the projector says of each view, ``(global B, d)``."""
+        """The projections of each view, ``(global B, d)``."""
         return [gather_rows(self.projector(rows)) for rows in features]
 
     def configure_optimizers(self) -> Any:

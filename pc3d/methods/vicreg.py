@@ -14,12 +14,12 @@ from pc3d.nn import ProjectionHead, ViewAugmentation
 
 
 class VICReg(TwoViews):
-    """Variance-invariance-covariance regularization (Bardes et al., ICLR 2022, arXiv 2105.04906), for clouds.
+    """VICReg for clouds: Variance-Invariance-Covariance Regularization (Bardes et al., ICLR 2022, arXiv 2105.04906).
 
-    No negatives and no teacher. Loss: ``invariance_weight * s + variance_weight * v + covariance_weight * c`` of
-    :func:`pc3d.losses.vicreg`. From the paper: the weights 25, 25 and 1, and the projector of three layers of 8,192.
-    Ours: views of clouds, and AdamW with Point-MAE's schedule in the place of LARS (learning rate 0.2 per 256 images,
-    weight decay 1e-6, batches of 2,048).
+    It needs no negatives and no teacher. Loss: ``invariance_weight * s + variance_weight * v + covariance_weight * c``
+    of :func:`pc3d.losses.vicreg`. From the paper: the weights 25, 25 and 1, and the projector of three layers of 8,192.
+    Ours: views of clouds, and AdamW with Point-MAE's schedule instead of LARS (learning rate 0.2 per 256 images, weight
+    decay 1e-6, batches of 2,048).
 
     Args:
         encoder: any encoder of objects.
@@ -48,7 +48,7 @@ class VICReg(TwoViews):
         self.weights = (invariance_weight, variance_weight, covariance_weight)
 
     def losses(self, features: list[Tensor], views: list[Tensor]) -> dict[str, Tensor]:
-        """The weighted sum, and its three terms as they are."""
+        """The weighted sum, and its three unweighted terms."""
         terms = vicreg(*self.projections(features))
         weighted = [weight * term for weight, term in zip(self.weights, terms, strict=True)]
         return {"loss": weighted[0] + weighted[1] + weighted[2], **terms._asdict()}

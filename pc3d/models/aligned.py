@@ -1,4 +1,4 @@
-"""An encoder of shapes beside the text and picture features that it was aligned with: what zero-shot and search use."""
+"""An encoder of shapes that is aligned with text and picture features, for zero-shot classification and search."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Space = Literal["text", "image", "joint"]
 class AlignedShapeEncoder(nn.Module):
     """An encoder of shapes whose embeddings can be compared with features of texts and of pictures.
 
-    Published (OpenShape): text tower and image tower share one space, the encoder's output lies in it, and there is
-    nothing else: ``text_dim`` and ``image_dim`` are the encoder's own. Where they are not, because the towers are of
-    two spaces or of another width, a linear head per kind carries the embedding into each (ours).
+    As published (OpenShape), text tower and image tower share one space, the encoder's output lies in it, and there are
+    no heads: ``text_dim`` and ``image_dim`` are the encoder's own. If the towers have two spaces or another width, one
+    linear head for each maps the embedding into its space (ours).
 
-    For search every shape has one *joint* vector of unit length: the embedding itself where the space is shared, else
-    the two heads' outputs side by side, made unit and divided by the square root of 2. A text's is its feature beside
-    zeros, so that ``joint(shape) . joint_text(text)`` is the cosine (with two spaces, divided by the root of 2). A head
-    that was not trained takes no part (:attr:`sides`).
+    For search, every shape has one *joint* vector of unit length: the embedding itself if the space is shared, else the
+    outputs of the two heads, each normalised and divided by the square root of 2, concatenated. The joint vector of a
+    text is its feature concatenated with zeros, so ``joint(shape) . joint_text(text)`` is the cosine (with two spaces,
+    divided by the square root of 2). A head that was not trained is not used (:attr:`sides`).
 
     Args:
         encoder: anything with ``embed_dim`` and ``encode(xyz)``, and ``encode(xyz, rgb=...)`` if it has ``reads_rgb``.
-        text_dim: width of the text features; the encoder's when left out.
-        image_dim: of the picture features, likewise.
+        text_dim: width of the text features; by default the encoder's.
+        image_dim: width of the picture features, likewise.
         project_targets: also learn a linear map of the frozen text features and one of the picture features, g_T and
             g_I of the paper. Off as in the released configuration, whose models are compared with CLIP's own features.
         text_space: name of the text tower, which :func:`pc3d.image.load_text_tower` opens; empty if not known. Of two
@@ -85,13 +85,13 @@ class AlignedShapeEncoder(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
 
     def name_spaces(self, text_space: str, image_space: str) -> None:
-        """Name the towers where they are not named yet."""
+        """Name the towers that have no name yet."""
         self.text_space, self.image_space = self.text_space or text_space, self.image_space or image_space
         self.config |= {"text_space": self.text_space, "image_space": self.image_space}
 
     @property
     def reads_rgb(self) -> bool:
-        """Whether colours make a difference: they do if they do to the encoder within."""
+        """Whether the encoder reads colours."""
         return bool(getattr(self.encoder, "reads_rgb", False))
 
     @property
@@ -101,7 +101,7 @@ class AlignedShapeEncoder(nn.Module):
 
     @property
     def logit_scale(self) -> Tensor:
-        """What cosines are multiplied with."""
+        """The factor by which cosines are multiplied."""
         return self.log_scale.exp()
 
     def forward(self, xyz: Tensor, rgb: Tensor | None = None) -> Tensor:
@@ -115,7 +115,7 @@ class AlignedShapeEncoder(nn.Module):
 
         Args:
             xyz: ``(B, N, 3)``.
-            pooling: of no meaning here: the encoder's own default is what was aligned.
+            pooling: ignored; the encoder's default pooling was aligned.
             rgb: ``(B, N, 3)`` in [0, 1]; passed on if the encoder reads colours.
 
         Returns:
@@ -134,18 +134,18 @@ class AlignedShapeEncoder(nn.Module):
         return result
 
     def text_targets(self, features: Tensor) -> Tensor:
-        """Text features ``(M, text_dim)`` as shapes are compared with them: as they are, or through g_T."""
+        """Text features ``(M, text_dim)`` to compare shapes with: unchanged, or through g_T."""
         result: Tensor = self.text_projection(_of_width(features, self.text_dim, "text", self.text_space))
         return result
 
     def image_targets(self, features: Tensor) -> Tensor:
-        """Picture features ``(M, image_dim)`` as shapes are compared with them: as they are, or through g_I."""
+        """Picture features ``(M, image_dim)`` to compare shapes with: unchanged, or through g_I."""
         result: Tensor = self.image_projection(_of_width(features, self.image_dim, "image", self.image_space))
         return result
 
     @property
     def sides(self) -> tuple[Literal["text", "image"], ...]:
-        """The kinds that shapes can be compared with: both, or of two spaces the only one that has a name."""
+        """What shapes can be compared with: both kinds, or the only named one if one of two spaces has a name."""
         named = {"text": self.text_space, "image": self.image_space}
         if self.shared or all(named.values()) or not any(named.values()):
             return ("text", "image")
@@ -159,11 +159,11 @@ class AlignedShapeEncoder(nn.Module):
 
     @property
     def joint_scale(self) -> float:
-        """What products of a shape's and a text's or picture's joint vectors are multiplied with to be cosines."""
+        """The factor that turns products of the joint vectors of a shape and a text or picture into cosines."""
         return 1.0 if self.shared else math.sqrt(len(self.sides))
 
     def check_side(self, side: str) -> None:
-        """Refuse ``"text"`` or ``"image"`` where :attr:`sides` lacks it.
+        """Raise an error if :attr:`sides` lacks ``"text"`` or ``"image"``.
 
         Raises:
             ValueError: the head of that side was not trained.
@@ -198,7 +198,7 @@ class AlignedShapeEncoder(nn.Module):
 
 
 class AlignedView(nn.Module):
-    """An aligned encoder whose ``encode`` gives vectors of one space, for what takes any encoder.
+    """An aligned encoder whose ``encode`` returns vectors of one space, for code that takes any encoder.
 
     Args:
         aligned: the encoder.
@@ -218,7 +218,7 @@ class AlignedView(nn.Module):
         self.pooling, self.reads_rgb = f"none (in the {space} space)", aligned.reads_rgb
 
     def encode(self, xyz: Tensor, pooling: str = "none", *, rgb: Tensor | None = None) -> Tensor:
-        """``(B, N, 3)`` clouds to ``(B, D)``; ``pooling`` has no meaning here."""
+        """``(B, N, 3)`` clouds to ``(B, D)``; ``pooling`` is ignored."""
         embedding = self.aligned.encode(xyz, rgb=rgb)
         carry = {"text": self.aligned.in_text_space, "image": self.aligned.in_image_space, "joint": self.aligned.joint}
         return carry[self.space](embedding)
@@ -230,7 +230,7 @@ def is_aligned(encoder: object) -> bool:
 
 
 def as_aligned(encoder: nn.Module) -> AlignedShapeEncoder:
-    """The encoder, if need be in an :class:`AlignedShapeEncoder`: one that lies in a space as it is.
+    """Return the encoder as an :class:`AlignedShapeEncoder`; one whose output lies in a space is wrapped.
 
     Raises:
         TypeError: an encoder that was not aligned with anything.

@@ -1,4 +1,4 @@
-"""Where a class token looks: attention maps over the points of a cloud."""
+"""Attention maps of a class token over the points of a cloud."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class AttentionMap(NamedTuple):
     """Attention of the class token in the last block of an encoder, per head.
 
     Attributes:
-        attention: ``(B, heads, T)`` to each token; sums to 1 with what the class token pays to itself.
+        attention: ``(B, heads, T)`` to each token; sums to 1 together with the attention of the class token to itself.
         centers: ``(B, T, 3)`` centres of the tokens' groups.
-        per_point: ``(B, heads, N)`` that of the token whose centre is nearest to each point.
+        per_point: ``(B, heads, N)`` the attention to the token whose centre is nearest to each point.
     """
 
     attention: Tensor
@@ -29,7 +29,7 @@ class AttentionMap(NamedTuple):
     per_point: Tensor
 
     def mask(self, share: float = 0.6) -> Tensor:
-        """The points of the fewest tokens that together have a share of the attention: a picture as DINO draws it.
+        """The points of the fewest tokens that together have a share of the attention, as DINO draws it.
 
         Args:
             share: of the attention to tokens, in (0, 1].
@@ -51,7 +51,7 @@ class AttentionMap(NamedTuple):
 
 @torch.no_grad()
 def attention_map(encoder: PointViT | ViT3D, xyz: Tensor) -> AttentionMap:
-    """Look where the class token of an encoder looks, in evaluation mode.
+    """Compute the attention maps of an encoder's class token, in evaluation mode.
 
     Args:
         encoder: one with a class token.
@@ -62,7 +62,7 @@ def attention_map(encoder: PointViT | ViT3D, xyz: Tensor) -> AttentionMap:
 
     Raises:
         TypeError: an encoder without attention.
-        ValueError: an encoder without class token, or clouds that it cannot take.
+        ValueError: an encoder without class token, or clouds that the encoder cannot process.
     """
     if not isinstance(encoder, PointViT | ViT3D):
         raise TypeError(f"an attention map needs a PointViT or a ViT3D, got {type(encoder).__name__}")

@@ -1,4 +1,4 @@
-"""An encoder of objects as a backbone for scenes: one block of the scene after the other is an object to it."""
+"""An encoder of objects as a backbone for scenes: it encodes each block of a scene like an object."""
 
 from __future__ import annotations
 
@@ -34,36 +34,37 @@ _KNOWN = ", ".join(kind.__name__ for kind in get_args(LocalEncoder))
 class BlockFeatures(nn.Module):
     """Features for every point of a scene, from an encoder of objects.
 
-    The scene is cut into cubes. Of each, as many points as the encoder is meant for, scaled into the unit sphere, go
-    through the encoder. What it says within the cube is carried to all points of the cube from the three nearest
-    places, weighted by inverse squared distance (PointNet++, section 3.4); joined by the place in the cube it goes
-    through a linear layer, batch norm and ReLU. A cube with fewer points repeats them.
+    The scene is cut into cubes. As many points of each cube as the encoder is meant for are scaled into the unit sphere
+    and encoded. The features are interpolated to all points of the cube from the three nearest positions, weighted by
+    inverse squared distance (PointNet++, section 3.4). Together with the position in the cube, they pass through a
+    linear layer, batch norm and ReLU. A cube with fewer points repeats them.
 
-    What an encoder says: with tokens (:class:`PointViT`, :class:`ViT3D`, :class:`OpenShapePointBERT`) the outputs of
-    three blocks at the centres of the groups, as in part segmentation (:class:`PointPartSegmenter`); otherwise
-    features of the points that it saw. Those of :class:`PointNet` and :class:`DGCNN` are what their segmentation
-    networks read, each point's own beside the vector of the cube; those of :class:`OpenShapeSparseConv` and
-    :class:`OpenShapeFCNN` the features of the voxels around it, of all levels; those of a class of your own what its
-    ``local_features`` gives (:class:`ObjectEncoder`).
+    Encoders with tokens (:class:`PointViT`, :class:`ViT3D`, :class:`OpenShapePointBERT`) give the outputs of three
+    blocks at the centres of the groups, as in part segmentation (:class:`PointPartSegmenter`). Others give features of
+    the points that they saw. :class:`PointNet` and :class:`DGCNN`: what their segmentation networks read, the features
+    of each point together with the vector of the cube. :class:`OpenShapeSparseConv` and :class:`OpenShapeFCNN`: the
+    features of the voxels around the point, of all levels. A class of your own: its ``local_features``
+    (:class:`ObjectEncoder`).
 
-    In evaluation mode, which points of a cube the encoder sees, and in what order, follows from the coordinates alone:
-    features do not depend on the order of the points, nor on the rest of the batch. In training they are drawn anew
-    each time. Cubes instead of the columns of PointNet's experiments with rooms, and the layers after, are ours.
+    In evaluation mode, the coordinates alone determine which points of a cube the encoder sees, and in what order:
+    features depend neither on the order of the points nor on the rest of the batch. In training, the points are drawn
+    anew each time. PointNet's experiments with rooms use columns; the cubes, and the layers after the encoder, are
+    ours.
 
     In training all cubes of a batch go through the encoder at once, so that batch norm sees all of them: memory grows
-    with cubes times ``num_points``. Where it does not suffice, a smaller ``num_points``, larger cubes or smaller crops
-    of scenes help.
+    with the number of cubes times ``num_points``. To save memory, use a smaller ``num_points``, larger cubes or smaller
+    crops of scenes.
 
     Args:
-        encoder: an encoder of objects, without class token if it is a :class:`PointViT`; of an
-            :class:`AlignedShapeEncoder` the one inside.
+        encoder: an encoder of objects; a :class:`PointViT` must have no class token. Of an
+            :class:`AlignedShapeEncoder`, the inner encoder is used.
         block_size: edge of a cube, in the units of the points. A large scene is segmented as if it were seen whole
             where the ``context`` of :func:`pc3d.tasks.segment_scene`, 2 m, is at least that.
         feature_dim: width of the result.
-        layers: of an encoder with tokens, which three blocks, as :class:`PointPartSegmenter`.
-        num_points: of a cube that the encoder sees. When left out, what the encoder says that it is meant for; 10,000,
-            as the shapes of OpenShape have, for its sparse convolutions, which say nothing. Others that say nothing
-            need it.
+        layers: which three blocks of an encoder with tokens, as in :class:`PointPartSegmenter`.
+        num_points: points of a cube that the encoder sees. By default the number that the encoder is meant for; for
+            OpenShape's sparse convolutions, which do not state one, 10,000 as in OpenShape's shapes. Required for other
+            encoders that do not state one.
 
     Raises:
         TypeError: not an encoder of objects.
@@ -125,7 +126,7 @@ class BlockFeatures(nn.Module):
 
     @property
     def signals(self) -> str:
-        """The fields that the encoder reads, as ``xyz_rgb``."""
+        """The fields that the encoder reads, such as ``xyz_rgb``."""
         return "xyz_rgb" if getattr(self.encoder, "reads_rgb", False) else "xyz"
 
     def train_encoder(self, trained: bool = True) -> None:
@@ -204,10 +205,10 @@ class BlockFeatures(nn.Module):
 
 
 def scene_backbone(encoder: nn.Module) -> nn.Module:
-    """An encoder of any kind as a backbone for scenes: as it is, or if it is one of objects in :class:`BlockFeatures`.
+    """Return any encoder as a backbone for scenes; an encoder of objects is wrapped in :class:`BlockFeatures`.
 
     Raises:
-        TypeError: a module that gives no features of points.
+        TypeError: a module that computes no features of points.
         ValueError: an encoder of objects that :class:`BlockFeatures` refuses.
     """
     if hasattr(encoder, "point_features") and hasattr(encoder, "feature_dim"):

@@ -15,13 +15,13 @@ HEADS: tuple[str, ...] = ("full", "mlp3", "linear")
 
 
 class PointClassifier(nn.Module):
-    """Class token and maximum over the patch tokens, side by side, into a head (Point-MAE, fine-tuning).
+    """A classifier of the concatenated class token and maximum over the patch tokens (Point-MAE, fine-tuning).
 
     Args:
         encoder: an encoder with one class token.
         num_classes: K.
         head: ``"full"`` and ``"mlp3"`` are the same three layers (2C→256→256→K with batch norm, ReLU and dropout 0.5);
-            the names say whether the field trains the encoder with it or not. ``"linear"`` is one layer.
+            the names state whether the encoder is usually trained with it or not. ``"linear"`` is one layer.
 
     Raises:
         ValueError: an encoder without exactly one class token, or an unknown head.
@@ -54,7 +54,7 @@ class PointClassifier(nn.Module):
 
 
 class VectorClassifier(nn.Module):
-    """The vector that an encoder makes of a cloud, into the heads of :class:`PointClassifier`.
+    """A classifier of the vector that an encoder computes for a cloud, with the heads of :class:`PointClassifier`.
 
     Args:
         encoder: has ``encode(xyz)``, which maps ``(B, N, 3)`` to ``(B, embed_dim)``, and ``embed_dim``.
@@ -62,7 +62,7 @@ class VectorClassifier(nn.Module):
         head: see :class:`PointClassifier`; the first layer takes ``embed_dim`` features.
 
     Raises:
-        TypeError: an encoder without the two.
+        TypeError: an encoder without ``encode`` or ``embed_dim``.
         ValueError: an unknown head.
     """
 
@@ -87,7 +87,7 @@ class VectorClassifier(nn.Module):
 
 
 def classifier_of(encoder: nn.Module, num_classes: int, head: HeadType = "full") -> PointClassifier | VectorClassifier:
-    """A :class:`PointClassifier` where the encoder is a transformer with one class token, else a vector's."""
+    """A :class:`PointClassifier` for a transformer with one class token, else a :class:`VectorClassifier`."""
     if isinstance(encoder, PointViT) and encoder.config["num_cls_tokens"] == 1:
         return PointClassifier(encoder, num_classes, head)
     return VectorClassifier(encoder, num_classes, head)

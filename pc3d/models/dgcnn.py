@@ -14,15 +14,16 @@ _MIXED_DIM = 1024
 
 
 class DGCNN(ObjectEncoder):
-    """Four edge convolutions, each among the neighbours in the features of the one before.
+    """DGCNN: four edge convolutions, each over the nearest neighbours in the features of the previous one.
 
-    Widths 64, 64, 128 and 256; their outputs, joined, go through a shared layer 512→1024, maximum and mean over the
-    cloud give 2048, a linear layer and batch norm C. Features do not depend on the order of the points.
+    The widths are 64, 64, 128 and 256. The concatenated outputs go through a shared layer 512→1024. Maximum and mean
+    over the cloud give 2048 features, and a linear layer with batch norm gives C. Features do not depend on the order
+    of the points.
 
     Args:
         embed_dim: C.
         k: neighbours of each point; 20 for clouds of 1,024 points, 40 for 2,048.
-        num_points: points per cloud that the encoder is meant for. Nothing is computed from it: it is kept with the
+        num_points: points per cloud that the encoder is meant for. It changes no computation; it is stored with the
             weights.
 
     Raises:
@@ -60,15 +61,16 @@ class DGCNN(ObjectEncoder):
         return mixed
 
     def local_features(self, xyz: Tensor) -> Tensor:
-        """What its segmentation network reads of every point (section 4.3 and figure 3).
+        """The features of every point that its segmentation network reads (section 4.3 and figure 3).
 
-        There three edge convolutions are joined and a category is known; here all four, and none.
+        There, three edge convolutions are concatenated, and the category is known; here all four are, and no category
+        is known.
 
         Args:
             xyz: ``(B, N, 3)``, N at least k.
 
         Returns:
-            ``(B, N, 512 + 1024)``: the outputs of the edge convolutions beside the maximum over the cloud of the shared
+            ``(B, N, 512 + 1024)``: the outputs of the edge convolutions, and the maximum over the cloud of the shared
             layer that follows them.
         """
         edges = self._edge_features(xyz)
@@ -85,7 +87,7 @@ class DGCNN(ObjectEncoder):
         return torch.cat(found, dim=2)
 
     def encode(self, xyz: Tensor, pooling: str = "max+mean") -> Tensor:
-        """One feature vector per cloud, ``(B, N, 3)`` to ``(B, C)``; always from maximum and mean, side by side."""
+        """One feature vector per cloud, ``(B, N, 3)`` to ``(B, C)``; always from the concatenated maximum and mean."""
         points = self.forward(xyz)
         features: Tensor = self.norm(self.linear(torch.cat([points.amax(1), points.mean(1)], dim=1)))
         return features

@@ -1,4 +1,4 @@
-"""An encoder of points or voxels beside a map into the feature space of an image tower."""
+"""An encoder of points or voxels with a map into the feature space of an image tower."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pc3d.models.voxel_features import ENCODER_PARTS, UpcastFeatures, as_voxel_e
 
 
 class DistilledEncoder(nn.Module):
-    """A backbone whose features of points are carried into another space by LayerNorm and a linear layer.
+    """A backbone with a projection (LayerNorm and a linear layer) of its point features into another space.
 
-    As a backbone it gives its own features; the space is for what compares them with texts.
+    As a backbone it returns its own features. The space serves to compare them with texts.
 
     Args:
         encoder: has ``point_features(batch)`` and ``feature_dim``.
         space_dim: width of the space.
-        space: name of the tower whose dense features lie in it (:func:`pc3d.image.load_image_tower`); empty for a space
-            that is no tower's.
-        decoder: read ``point_features``; False reads the features of all levels of a voxel encoder without its decoder
-            (:class:`UpcastFeatures`), and the decoder is left as it is.
+        space: name of the tower whose dense features lie in this space (:func:`pc3d.image.load_image_tower`); empty if
+            it is not the space of a tower.
+        decoder: read ``point_features``. False reads the features of all levels of a voxel encoder without its decoder
+            (:class:`UpcastFeatures`), and does not change the decoder.
         space_weights: SHA-256 of that tower's weights; empty if not known.
 
     Raises:
-        TypeError: the encoder gives no features of points, or, without decoder, is none of voxels.
+        TypeError: the encoder computes no features of points, or, without decoder, is not an encoder of voxels.
         ValueError: ``space_dim`` is below 1.
     """
 
@@ -63,19 +63,19 @@ class DistilledEncoder(nn.Module):
                 module.requires_grad_(name in ENCODER_PARTS)
 
     def name_weights(self, weights: str) -> None:
-        """Keep the SHA-256 of the weights of the tower whose space this is."""
+        """Store the SHA-256 of the weights of the tower whose space this is."""
         self.space_weights = weights
         if weights:
             self.config["space_weights"] = weights
 
     @property
     def signals(self) -> str:
-        """The fields that the encoder reads, as ``xyz_rgb``."""
+        """The fields that the encoder reads, such as ``xyz_rgb``."""
         return str(getattr(self.encoder, "signals", "xyz"))
 
     @property
     def voxel_size(self) -> float | None:
-        """Edge of the encoder's finest voxels; None where it has none."""
+        """Edge of the encoder's finest voxels; None if it has no voxels."""
         size = getattr(self.encoder, "voxel_size", None)
         return None if size is None else float(cast(float, size))
 

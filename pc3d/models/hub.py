@@ -129,18 +129,17 @@ def check_storable(encoder: nn.Module) -> None:
 
 
 def save_encoder(encoder: nn.Module, folder: str | os.PathLike[str]) -> Path:
-    """Write an encoder so that :func:`load_encoder` rebuilds it anywhere.
+    """Save an encoder so that :func:`load_encoder` can rebuild it anywhere.
 
-    Both files are replaced atomically, the weights last: a folder never holds half of one.
+    Both files are replaced atomically, the weights last: a folder never holds an incomplete file.
 
     Args:
         encoder: a :class:`PointViT`, :class:`ViT3D`, :class:`PointNet`, :class:`DGCNN`, :class:`Swin3D`,
-            :class:`SparseUNet`, :class:`OpenShapePointBERT`, :class:`OpenShapeSparseConv` or :class:`OpenShapeFCNN`;
-            an :class:`ObjectEncoder` of your own, or a network with ``point_features``, which can be imported and keeps
-            the arguments of its constructor as ``config``; or one of these in an
-            :class:`AlignedShapeEncoder`, a :class:`DistilledEncoder`, :class:`BlockFeatures` or
-            :class:`UpcastFeatures`.
-        folder: created if need be; an encoder in it is replaced.
+            :class:`SparseUNet`, :class:`OpenShapePointBERT`, :class:`OpenShapeSparseConv` or :class:`OpenShapeFCNN`; an
+            :class:`ObjectEncoder` of your own, or a network with ``point_features``, which can be imported and stores
+            the arguments of its constructor as ``config``; or one of these in an :class:`AlignedShapeEncoder`, a
+            :class:`DistilledEncoder`, :class:`BlockFeatures` or :class:`UpcastFeatures`.
+        folder: created if needed; an encoder in it is replaced.
 
     Returns:
         The folder.
@@ -179,15 +178,16 @@ def load_encoder(
 ) -> Any:
     """Load an encoder that :func:`save_encoder` or ``pc3d pretrain`` wrote, in evaluation mode, on the CPU.
 
-    Code never comes with weights: an encoder of a class outside of pc3d is built where that class can be imported. For
-    one from the Hub it must have been imported already, since what others publish does not say what is run here.
+    Weights contain no code: an encoder of a class outside of pc3d can be loaded only where that class can be imported.
+    For an encoder from the Hub, the class must have been imported already, so that files published by others cannot
+    decide which code runs.
 
     Args:
         path_or_hub_id: a folder with ``config.json`` and ``model.safetensors`` (or a run folder, whose ``encoder/`` is
-            taken), or the id ``owner/name`` of a repository on the Hugging Face Hub. Where there is a local folder
-            ``owner``, this is taken for a path unless ``revision`` is given.
+            used), or the id ``owner/name`` of a repository on the Hugging Face Hub. If a local folder ``owner`` exists,
+            the argument is a path unless ``revision`` is given.
         revision: branch, tag or commit on the Hub.
-        expect: the class that the caller can work with; any when left out.
+        expect: the class that the caller needs; by default any.
 
     Raises:
         FileNotFoundError: neither such a folder nor such a repository exists.

@@ -21,7 +21,7 @@ from pc3d.nn import (
 
 
 class Branch(NamedTuple):
-    """What one branch made of its masked view.
+    """The output of one branch for its masked view.
 
     Attributes:
         predicted: ``(B, M, S, 3)`` points of the masked patches, relative to their centres; masked ascending.
@@ -92,8 +92,8 @@ class Decoder(nn.Module):
 class MaskedPointModel(nn.Module):
     """Encoder and decoders that reconstruct masked patches, in one or several differently masked branches.
 
-    All branches share the patches, their embedding and the encoder; each has a decoder of its own (and, where the
-    encoder has class tokens, one of those). The encoder runs once over all branches: rows do not see each other in it.
+    All branches share the patches, their embedding and the encoder. Each has its own decoder and, if the encoder has
+    class tokens, its own class token. The encoder runs once over all branches; rows do not interact in it.
 
     Args:
         encoder: the encoder; ``num_cls_tokens`` must be 0 or the number of branches.

@@ -1,4 +1,4 @@
-"""What every encoder of objects offers, whatever it is made of."""
+"""The interface of all encoders of objects."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 
 class ObjectEncoder(nn.Module, ABC):
-    """A network that turns a cloud into one vector: what probes score and methods of whole clouds train.
+    """Base class of networks that encode a cloud as one vector, for probes and methods of whole clouds.
 
-    A class of your own has :meth:`encode` and :meth:`reset_parameters`, and its constructor sets the attributes. One
-    that also knows places within a cloud has ``local_features(xyz)``, from ``(B, N, 3)`` to ``(B, N, local_dim)``, and
-    the attribute ``local_dim``: what :class:`BlockFeatures`, :class:`PointPartSegmenter` and :func:`object_features`
-    read. Modules that take no part in that are named in ``vector_only``, a tuple, so that they are not trained for it.
+    A subclass defines :meth:`encode` and :meth:`reset_parameters`, and its constructor sets the attributes. A subclass
+    that also describes points within a cloud has ``local_features(xyz)``, from ``(B, N, 3)`` to ``(B, N, local_dim)``,
+    and the attribute ``local_dim``; :class:`BlockFeatures`, :class:`PointPartSegmenter` and :func:`object_features`
+    read them. Modules that ``local_features`` does not use are named in the tuple ``vector_only``, so that they are not
+    trained for it.
 
     Attributes:
-        config: the constructor's arguments as plain data, all of them; the class and they rebuild the network. Where
-            ``num_points`` is among them, it says how many points of a cloud the encoder is meant for.
+        config: all arguments of the constructor as plain data, from which the network can be rebuilt. If ``num_points``
+            is among them, it is the number of points of a cloud that the encoder is meant for.
         embed_dim: C, the width of :meth:`encode` by its default pooling.
     """
 
@@ -34,11 +35,11 @@ class ObjectEncoder(nn.Module, ABC):
 
         Args:
             xyz: ``(B, N, 3)``.
-            pooling: of an encoder with tokens, how they become one vector; each has a default of width C. An encoder
-                without tokens takes any of those names and does what it always does.
+            pooling: how an encoder with tokens combines them into one vector; each has a default of width C. An encoder
+                without tokens accepts any of these names and ignores it.
 
         Returns:
-            ``(B, C)``, or a multiple of C where a pooling joins several vectors.
+            ``(B, C)``, or a multiple of C if a pooling concatenates several vectors.
         """
 
     @abstractmethod

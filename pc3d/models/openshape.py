@@ -77,14 +77,14 @@ def with_colors(xyz: Tensor, rgb: Tensor | None) -> Tensor:
 class OpenShapePointBERT(nn.Module):
     """The transformer of OpenShape (Liu et al., NeurIPS 2023, section 3.3 and appendix), there named PointBERT.
 
-    Farthest points are the centres of patches; a shared network reads each patch's points (place relative to the
-    centre, absolute place, colour) and takes the maximum; a linear layer joins that with the centre's place. A class
-    token and pre-norm transformer blocks follow, without position embedding and without final norm; a linear layer
-    carries the class token into the space of the 2D model. The output is not normalised.
+    Farthest point sampling gives the centres of patches. A shared network reads the points of each patch (position
+    relative to the centre, absolute position, colour) and takes the maximum. A linear layer combines it with the
+    position of the centre. A class token and pre-norm transformer blocks follow, without position embedding and without
+    final norm. A linear layer maps the class token into the space of the 2D model. The output is not normalised.
 
     Shapes are expected in the unit sphere, z up. The points of a patch are the *first* of the ball in the order of the
-    cloud, so that order must be random (:class:`pc3d.data.RandomSubsample`): then they are a fair sample of the ball,
-    and the first centre is a random point.
+    cloud. That order must therefore be random (:class:`pc3d.data.RandomSubsample`), so that they are a fair sample of
+    the ball, and the first centre is a random point.
 
     Args:
         embed_dim: D of the output, 1280 for OpenCLIP ViT-bigG-14.
@@ -95,14 +95,14 @@ class OpenShapePointBERT(nn.Module):
         patch_dim: width of a pooled patch; the layers before are 64 wide.
         num_groups: G, patches per cloud.
         radius: of a patch. A point at exactly this distance belongs to it, as in the released code.
-        group_size: S, points read of a patch; where there are fewer, the first one again.
-        project: whether the linear layer after the class token is there; without it ``embed_dim`` must be ``width``
-            (the released ViT-B/32 weights).
+        group_size: S, points read of a patch; if there are fewer, the first one is repeated.
+        project: whether there is a linear layer after the class token; without it ``embed_dim`` must be ``width`` (the
+            released ViT-B/32 weights).
         neighbors: which points of a fuller ball are read: the ``"first"`` (published) or the ``"nearest"``.
         start: the first centre: the ``"first"`` point, so that evaluation is deterministic, or a ``"random"`` one from
             PyTorch's default generator, which the released code draws in evaluation too.
-        axes: see :func:`to_frame`; published ``"mirrored"``, the default mirrors nothing.
-        num_points: points per cloud that the encoder is meant for; nothing is computed from it.
+        axes: see :func:`to_frame`; published is ``"mirrored"``, the default does not mirror.
+        num_points: points per cloud that the encoder is meant for; it changes no computation.
 
     Raises:
         ValueError: a size that is not positive, or sizes that do not fit each other.
@@ -197,7 +197,7 @@ class OpenShapePointBERT(nn.Module):
 
         Args:
             xyz: ``(B, N, 3)``, N at least ``num_groups``.
-            pooling: of no meaning here: the embedding is what the class token says.
+            pooling: ignored; the embedding comes from the class token.
             rgb: ``(B, N, 3)`` in [0, 1]; grey when left out.
 
         Returns:
@@ -218,7 +218,7 @@ class OpenShapePointBERT(nn.Module):
     def group_layers(
         self, xyz: Tensor, layers: Sequence[int], rgb: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """What several blocks make of the patches.
+        """The patch tokens after several blocks.
 
         Args:
             xyz: ``(B, N, 3)``, N at least ``num_groups``.

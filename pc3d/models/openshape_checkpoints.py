@@ -31,7 +31,7 @@ _HEAD_WIDTH = 64
 
 @dataclass
 class OpenShapeReport:
-    """What became of a file's tensors.
+    """What was done with the tensors of a file.
 
     Attributes:
         path: the file.
@@ -52,16 +52,17 @@ class OpenShapeReport:
 
 
 def load_official_openshape(path: str | os.PathLike[str], **arguments: Any) -> tuple[OpenShapeEncoder, OpenShapeReport]:
-    """Build the encoder that an official checkpoint was trained in, in evaluation mode, on the CPU.
+    """Load the encoder of an official checkpoint, in evaluation mode, on the CPU.
 
-    Widths, depths and blocks are read off the tensors. What no tensor tells follows from the released sizes and can be
-    overridden: patches, radius and voxel size, and the frame: ``axes="mirrored"`` for files of the training code (the
-    ViT-bigG weights), ``axes="y_up"`` and the patches of the small models for files whose tensors start with
-    ``pc_encoder.`` (ViT-L/14 and ViT-B/32). Either way the encoder takes right-handed clouds with z up.
+    Widths, depths and blocks are inferred from the tensors. What the tensors do not determine follows from the released
+    sizes and can be overridden: patches, radius and voxel size, and the frame: ``axes="mirrored"`` for files of the
+    training code (the ViT-bigG weights), ``axes="y_up"`` and the patches of the small models for files whose tensors
+    start with ``pc_encoder.`` (ViT-L/14 and ViT-B/32). Either way the encoder takes right-handed clouds with z up.
 
     Args:
         path: the file.
-        **arguments: of :class:`OpenShapePointBERT` or :class:`OpenShapeSparseConv`, those that a file does not tell.
+        **arguments: of :class:`OpenShapePointBERT` or :class:`OpenShapeSparseConv`, those that a file does not
+            determine.
 
     Returns:
         The encoder and what was done with the file's tensors.

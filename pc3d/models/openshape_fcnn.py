@@ -1,4 +1,4 @@
-"""OpenShape's small network of sparse convolutions, that of its comparison of backbones before scaling."""
+"""OpenShape's small network of sparse convolutions, from its comparison of backbones before scaling."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class _Scales(NamedTuple):
 class OpenShapeFCNN(nn.Module):
     """The 5.3 M sparse convolutions of OpenShape (Liu et al., NeurIPS 2023, section 3.3), before they were scaled up.
 
-    A linear layer on the points; of each voxel the mean. Four stages of a 3x3x3 convolution (strided by 2 but for the
-    first) and a 3x3x3 maximum strided by 2; every finest voxel gets the features of those that hold it after each stage
-    (edges of 2, 8, 32 and 128 voxels); three strided convolutions; the maximum beside the mean over a shape, and three
-    linear layers. The output is not normalised. Widths are not in the released configuration: these give the paper's
-    number of parameters.
+    The network has a linear layer on the points and their mean in each voxel. Four stages follow, each of a 3x3x3
+    convolution (strided by 2 except in the first) and a 3x3x3 maximum strided by 2. Every finest voxel gets the
+    features of the voxels that contain it after each stage (edges of 2, 8, 32 and 128 voxels). Three strided
+    convolutions, the concatenated maximum and mean over a shape, and three linear layers follow. The output is not
+    normalised. The released configuration does not state the widths: these give the paper's number of parameters.
 
     Args:
         embed_dim: D of the output, 1280 for OpenCLIP ViT-bigG-14.
@@ -49,7 +49,7 @@ class OpenShapeFCNN(nn.Module):
         hidden_dim: of the hidden linear layers.
         voxel_size: edge of a voxel in the units of the points.
         dropout: after the first linear layer.
-        axes: see :func:`pc3d.models.openshape.to_frame`; published ``"mirrored"``, the default mirrors nothing.
+        axes: see :func:`pc3d.models.openshape.to_frame`; published is ``"mirrored"``, the default does not mirror.
 
     Raises:
         ValueError: a size that is not positive, or not five widths.
@@ -106,7 +106,7 @@ class OpenShapeFCNN(nn.Module):
         return embedding
 
     def local_features(self, xyz: Tensor, rgb: Tensor | None = None) -> Tensor:
-        """The features of the voxels that hold each point after all four stages, side by side, before they are merged.
+        """Concatenated features of the voxels that contain each point after all four stages, before merging.
 
         Args:
             xyz: ``(B, N, 3)``.
@@ -140,7 +140,7 @@ class OpenShapeFCNN(nn.Module):
 
         Args:
             xyz: ``(B, N, 3)`` in the unit sphere, z up.
-            pooling: of no meaning here: there is one embedding.
+            pooling: ignored; there is only one embedding.
             rgb: ``(B, N, 3)`` in [0, 1]; grey when left out.
 
         Returns:

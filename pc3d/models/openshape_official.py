@@ -22,12 +22,12 @@ for generation the inference library says ViT-L/14 and ViT-B/32 of CLIP, which i
 def load_aligned_openshape(
     path: str | os.PathLike[str], *, tower: str | None = None, **arguments: Any
 ) -> tuple[AlignedShapeEncoder, OpenShapeReport]:
-    """An official checkpoint as what zero-shot, search and ``start_from`` take, in evaluation mode, on the CPU.
+    """Load an official checkpoint for zero-shot, search and ``start_from``, in evaluation mode, on the CPU.
 
     Args:
         path: the file.
-        tower: name of the pair of towers that the checkpoint was aligned with. When left out, that of the released
-            model with embeddings of its width (:data:`RELEASED_TOWERS`); empty if not known.
+        tower: name of the pair of towers that the checkpoint was aligned with. By default, that of the released model
+            with embeddings of its width (:data:`RELEASED_TOWERS`); empty if not known.
         **arguments: see :func:`load_official_openshape`.
 
     Returns:
@@ -36,7 +36,7 @@ def load_aligned_openshape(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no OpenShape checkpoint, or its width tells no tower.
+        ValueError: it is no OpenShape checkpoint, or its width determines no tower.
     """
     encoder, report = load_official_openshape(path, **arguments)
     if tower is None and encoder.embed_dim not in RELEASED_TOWERS:

@@ -92,10 +92,11 @@ def reset_sparse_convolutions(network: nn.Module) -> None:
 class OpenShapeSparseConv(nn.Module):
     """OpenShape-SparseConv (Liu et al., NeurIPS 2023, appendix): a ResNet of sparse convolutions with merged scales.
 
-    Points are cut into voxels, which read the mean place and colour of their points. A 5x5x5 stem; four levels, each
-    halved by a 2x2x2 convolution and followed by residual blocks (widths 32, 64, 128, 256). Every finest voxel gets the
-    features of the voxels that hold it on all four levels; two strided 3x3x3 convolutions follow, then the maximum
-    beside the mean over all voxels of a shape, and three linear layers. The output is not normalised.
+    Points are grouped into voxels, whose inputs are the mean position and colour of their points. After a 5x5x5 stem
+    come four levels, each halved by a 2x2x2 convolution and followed by residual blocks (widths 32, 64, 128, 256).
+    Every finest voxel gets the features of the voxels that contain it on all four levels. Two strided 3x3x3
+    convolutions follow, then the concatenated maximum and mean over all voxels of a shape, and three linear layers. The
+    output is not normalised.
 
     Shapes are expected in the unit sphere, z up.
 
@@ -105,7 +106,7 @@ class OpenShapeSparseConv(nn.Module):
         hidden_dim: width of the last convolution and of the hidden linear layers.
         voxel_size: edge of a voxel in the units of the points.
         dropout: after the first linear layer.
-        axes: see :func:`pc3d.models.openshape.to_frame`; published ``"mirrored"``, the default mirrors nothing.
+        axes: see :func:`pc3d.models.openshape.to_frame`; published is ``"mirrored"``, the default does not mirror.
 
     Raises:
         ValueError: a size that is not positive, or not four levels.
@@ -182,7 +183,7 @@ class OpenShapeSparseConv(nn.Module):
         return embedding
 
     def local_features(self, xyz: Tensor, rgb: Tensor | None = None) -> Tensor:
-        """The features of the voxels that hold each point on all four levels, side by side, before they are merged.
+        """Concatenated features of the voxels that contain each point on all four levels, before merging.
 
         Args:
             xyz: ``(B, N, 3)``.
@@ -210,7 +211,7 @@ class OpenShapeSparseConv(nn.Module):
 
         Args:
             xyz: ``(B, N, 3)``.
-            pooling: of no meaning here: there is one embedding.
+            pooling: ignored; there is only one embedding.
             rgb: ``(B, N, 3)`` in [0, 1]; grey when left out.
 
         Returns:

@@ -24,26 +24,26 @@ _HEAD, _CATEGORY = (1024, 512, 256), 64
 class PointPartSegmenter(nn.Module):
     """Per-point part log-probabilities from three depths of the encoder (Point-MAE, part segmentation).
 
-    The outputs of three blocks, each through the encoder's final norm, give features at the patch centres. A point gets
-    them by inverse squared distance from its three nearest centres, together with their maximum and mean over the cloud
-    and an embedding of the cloud's category.
+    The outputs of three blocks, each through the encoder's final norm, give features at the patch centres. They are
+    interpolated to every point from its three nearest centres, weighted by inverse squared distance. The head also
+    reads their maximum and mean over the cloud, and an embedding of the cloud's category.
 
-    Of a :class:`ViT3D` the groups' tokens are read, and its class token takes part in the attention. The paper of DCGLR
-    judges part segmentation without saying by what head: that it is this one is our choice. So it is for encoders
-    without tokens, of which the features of the points that they saw are read (:class:`ObjectEncoder`).
+    With a :class:`ViT3D`, the tokens of the groups are read, and its class token takes part in the attention. The paper
+    of DCGLR evaluates part segmentation but does not describe the head: this one is our choice. The same holds for
+    encoders without tokens, where the features of the points that they saw are read (:class:`ObjectEncoder`).
 
     Args:
         encoder: a :class:`PointViT` without class token, published with 128 groups on 2048 points; a :class:`ViT3D`, a
-            :class:`PointNet` or a :class:`DGCNN`; or one of a class of your own with ``local_features``.
+            :class:`PointNet` or a :class:`DGCNN`; or an encoder of your own with ``local_features``.
         num_parts: parts over all categories.
         num_categories: object categories.
-        layers: of an encoder with tokens, which three blocks, counted from 0; a third, two thirds and all of the depth
-            when left out (3, 7, 11 of 12).
-        head_dims: hidden widths of what computes for every point: the two layers of the propagation, the two of the
-            head; 4C, 1,024, 512 and 256, as published, when left out. They cost more than a small encoder.
+        layers: which three blocks of an encoder with tokens, counted from 0; by default at a third, two thirds and all
+            of the depth (3, 7, 11 of 12).
+        head_dims: hidden widths of the layers that run for every point: the two of the propagation and the two of the
+            head; by default 4C, 1,024, 512 and 256, as published. They cost more than a small encoder.
 
     Raises:
-        TypeError: an encoder that knows no places within a cloud.
+        TypeError: an encoder without features of points within a cloud.
         ValueError: an encoder with class tokens, layers that it does not have, or not four positive widths.
     """
 
@@ -121,7 +121,7 @@ class PointPartSegmenter(nn.Module):
         return self.segment(xyz, category, xyz.flatten(0, 1), offsets).view(batch, num_points, -1)
 
     def segment(self, xyz: Tensor, category: Tensor, query: Tensor, query_offsets: Tensor) -> Tensor:
-        """As :meth:`forward`, for any number of points of each cloud: the encoder sees some, others are segmented.
+        """As :meth:`forward`, but segments any number of query points of each cloud.
 
         Args:
             xyz: ``(B, N, 3)``, what the encoder sees.

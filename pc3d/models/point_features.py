@@ -1,4 +1,4 @@
-"""What an encoder of any kind says of single points: features to colour them by, and what matters for a text."""
+"""Features of single points from any encoder, and the relevance of points for a text."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def reads_scenes(encoder: nn.Module) -> bool:
 
 @torch.no_grad()
 def scene_features(encoder: nn.Module, cloud: PointCloud) -> Tensor:
-    """Features of every point of a scene, in evaluation mode.
+    """Compute features of every point of a scene, in evaluation mode.
 
-    Of voxel encoders those of all levels without the decoder (:class:`UpcastFeatures`), which pre-training may not have
-    trained; of others their ``point_features``.
+    For voxel encoders, these are the features of all levels without the decoder (:class:`UpcastFeatures`), which
+    pre-training may not have trained. For others, they are their ``point_features``.
 
     Args:
-        encoder: one that reads scenes; computes where its parameters are.
+        encoder: an encoder of scenes; it computes on the device of its parameters.
         cloud: with the fields that it reads.
 
     Returns:
@@ -55,12 +55,13 @@ def scene_features(encoder: nn.Module, cloud: PointCloud) -> Tensor:
 
 @torch.no_grad()
 def object_features(encoder: nn.Module, xyz: Tensor, query: Tensor | None = None, rgb: Tensor | None = None) -> Tensor:
-    """Features of any points of an object, in evaluation mode.
+    """Compute features of any points of an object, in evaluation mode.
 
-    Of encoders with tokens those of the tokens, after the last block; of :class:`PointNet` and :class:`DGCNN` those of
-    the points before the maximum over the cloud; of OpenShape's sparse convolutions those of the voxels that hold a
-    point, of all levels. They are carried to the queries from the three nearest tokens or points, weighted by inverse
-    squared distance, as for part segmentation (PointNet++, section 3.4).
+    For encoders with tokens, these are the features of the tokens after the last block. For :class:`PointNet` and
+    :class:`DGCNN`, they are the features of the points before the maximum over the cloud. For OpenShape's sparse
+    convolutions, they are the features of the voxels that contain a point, of all levels. They are interpolated to the
+    queries from the three nearest tokens or points, weighted by inverse squared distance, as for part segmentation
+    (PointNet++, section 3.4).
 
     Args:
         encoder: a :class:`PointViT`, :class:`ViT3D`, :class:`PointNet`, :class:`DGCNN`, :class:`OpenShapePointBERT`,
@@ -74,7 +75,7 @@ def object_features(encoder: nn.Module, xyz: Tensor, query: Tensor | None = None
         ``(M, C)``.
 
     Raises:
-        TypeError: an encoder that says nothing of single points.
+        TypeError: an encoder without features of single points.
     """
     inner = encoder.encoder if isinstance(encoder, AlignedShapeEncoder) else encoder
     with _Evaluation(encoder):
@@ -118,12 +119,12 @@ def text_relevance(
     share: float = 0.12,
     batch_size: int = 16,
 ) -> Tensor:
-    """How much each part of an object has to do with a text, for an encoder that gives the whole a single vector.
+    """Compute the relevance of each part of an object for a text, for an encoder with one vector per object.
 
-    By occlusion (Zeiler and Fergus, 2014, section 4.2, there of pictures): the points around each of some evenly spread
-    centres are taken away in turn, and by how much the cosine of the rest with the text is less than that of the whole
-    is credited to the centre. Queries get the mean over their three nearest centres, weighted by inverse squared
-    distance. Positive: without this part the shape is less like the text.
+    This uses occlusion (Zeiler and Fergus, 2014, section 4.2, there for pictures). The points around each of some
+    evenly spread centres are removed in turn. The centre is credited with the decrease of the cosine to the text: that
+    of the whole minus that of the rest. Queries get the mean over their three nearest centres, weighted by inverse
+    squared distance. A positive value means that without this part the shape is less similar to the text.
 
     Args:
         aligned: the encoder.
@@ -165,12 +166,12 @@ def text_relevance(
 
 @torch.no_grad()
 def point_attention(encoder: nn.Module, xyz: Tensor, query: Tensor | None = None) -> Tensor:
-    """The attention of the class token in the last block, of every head, at any points of an object.
+    """Compute the attention of the class token in the last block, for every head, at any points of an object.
 
     Args:
         encoder: a :class:`PointViT` with class token or a :class:`ViT3D`.
         xyz: ``(N, 3)`` what the encoder sees.
-        query: ``(M, 3)``; ``xyz`` when None. Each gets what is paid to the token with the nearest centre.
+        query: ``(M, 3)``; ``xyz`` when None. Each gets the attention to the token with the nearest centre.
 
     Returns:
         ``(heads, M)``, the mean over tokens being 1 where attention is even: weights times the number of tokens.

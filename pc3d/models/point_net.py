@@ -12,14 +12,14 @@ _LOCAL_DIM, _LOCAL_LAYERS = 64, 6  # after two of the shared layers, each with i
 
 
 class PointNet(ObjectEncoder):
-    """Every point by itself through 3→64→64→64→128→C, then the maximum over the cloud.
+    """PointNet: shared layers 3→64→64→64→128→C for every point, then the maximum over the cloud.
 
-    Without the transforms of input and features, as the self-supervised literature uses it (STRL, Huang et al., 2021;
-    POS-BERT, Fu et al., 2022). Features do not depend on the order of the points, and clouds may have any number.
+    It has no input and feature transforms, as usual in the self-supervised literature (STRL, Huang et al., 2021;
+    POS-BERT, Fu et al., 2022). Features do not depend on the order of the points. Clouds may have any number of points.
 
     Args:
         embed_dim: C.
-        num_points: points per cloud that the encoder is meant for. Nothing is computed from it: it is kept with the
+        num_points: points per cloud that the encoder is meant for. It changes no computation; it is stored with the
             weights.
 
     Raises:
@@ -50,7 +50,7 @@ class PointNet(ObjectEncoder):
         return features
 
     def local_features(self, xyz: Tensor) -> Tensor:
-        """What its segmentation network reads of every point (section 4.2 and figure 2).
+        """The features of every point that its segmentation network reads (section 4.2 and figure 2).
 
         Args:
             xyz: ``(B, N, 3)``.

@@ -26,7 +26,7 @@ POOLINGS: tuple[str, ...] = ("max", "mean", "max+mean", "concat(max,mean)", "con
 
 
 class EncoderOutput(NamedTuple):
-    """What an encoder says about a batch of clouds.
+    """Output of an encoder for a batch of clouds.
 
     Attributes:
         tokens: ``(B, G, C)`` patch tokens after the final norm.
@@ -51,7 +51,7 @@ class PointViT(ObjectEncoder):
         mlp_ratio: hidden width of the MLPs over C.
         num_groups: G, patches per cloud.
         group_size: S, points per patch.
-        num_points: points per cloud that the encoder is meant for. Nothing is computed from it: it is kept with the
+        num_points: points per cloud that the encoder is meant for. It changes no computation; it is stored with the
             weights because accuracy falls steeply at another density.
         num_cls_tokens: learned class tokens, with a learned position each. One of them joins the sequence: Point-MAE
             has none in pre-training, Point-CMAE one per branch, the classifier one.
@@ -166,7 +166,7 @@ class PointViT(ObjectEncoder):
         return sequence, torch.cat([self.cls_position[cls_index, None].to(position.dtype), position], dim=1)
 
     def cls_attention(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
-        """What the class token looks at in the last block.
+        """Attention of the class token in the last block.
 
         Args:
             xyz: ``(B, N, 3)``.

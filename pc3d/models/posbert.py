@@ -27,15 +27,15 @@ def load_posbert_encoder(
 ) -> tuple[ViT3D, LoadReport]:
     """Load the transformer of a checkpoint that POS-BERT's ``pretrain.py`` wrote, in evaluation mode, on the CPU.
 
-    Widths and depth are read off the tensors. The number of heads is that of the released size of that width (4 of
-    192, 8 of 512); of other widths it must be given, and so must a ``group_size`` (the option ``--patch_size`` there)
-    other than 32. Heads on the encoder and what masks the student's tokens are left out.
+    Widths and depth are inferred from the tensors. The number of heads is that of the released size with this width (4
+    for 192, 8 for 512); for other widths it must be given. A ``group_size`` (the option ``--patch_size`` there) other
+    than 32 must also be given. The heads on the encoder, and what masks the student's tokens, are left out.
 
     Args:
         path: the file.
         network: whose weights; those of the teacher are what the released code evaluates.
-        **arguments: of :class:`ViT3D`, those that a file does not tell: ``num_heads``, ``group_size``, ``num_points``,
-            ``drop_path``.
+        **arguments: of :class:`ViT3D`, those that a file does not determine: ``num_heads``, ``group_size``,
+            ``num_points``, ``drop_path``.
 
     Returns:
         The encoder and what was done with the file's tensors.

@@ -1,4 +1,4 @@
-"""The network of PCP-MAE: Point-MAE whose encoder has to find out where the masked patches are."""
+"""The network of PCP-MAE: Point-MAE whose encoder predicts where the masked patches are."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pc3d.nn import Patches, init_token, split_mask
 class PredictedCenterModel(MaskedPointModel):
     """Reconstructs masked patches at predicted instead of true positions.
 
-    The encoder's transformer runs over all patches. Visible ones attend to visible ones only, so that what it makes of
-    them is what :class:`MaskedPointModel` makes of them. Masked ones attend to all, with a learned token in the place
-    of their position (the paper's weight-shared cross-attention); a small network reads their position features from
-    the result. The decoder sees the predicted positions, cut off from its gradient; it embeds positions by the
+    The encoder's transformer runs over all patches. Visible patches attend only to visible ones, so their tokens are
+    the same as in :class:`MaskedPointModel`. Masked patches attend to all, with a learned token instead of their
+    position (the paper's weight-shared cross-attention). A small network predicts their position features from the
+    result. The decoder sees the predicted positions, detached from its gradient, and embeds positions with the
     encoder's own network.
 
     Args:

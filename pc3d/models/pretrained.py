@@ -40,14 +40,14 @@ _TOKEN_SUFFIXES: dict[Kind, list[str]] = {
 
 @dataclass
 class LoadReport:
-    """What became of a file's tensors.
+    """What was done with the tensors of a file.
 
     Attributes:
         path: the file.
         kind: what it holds.
         used: the file's tensors that were taken.
         unused: the file's tensors that the loaded network has no place for.
-        fresh: tensors of the loaded network that the file says nothing about, or rows of them, as ``cls_token[1]``.
+        fresh: tensors of the loaded network that are not in the file, or rows of them, such as ``cls_token[1]``.
     """
 
     path: Path
@@ -63,12 +63,12 @@ class LoadReport:
 
 
 def load_official_model(path: str | os.PathLike[str], **arguments: Any) -> tuple[OfficialModel, LoadReport]:
-    """Load an official checkpoint into the network that it belongs to, in evaluation mode, on the CPU.
+    """Load an official checkpoint into the network it belongs to, in evaluation mode, on the CPU.
 
     Args:
         path: the ``.pth`` file.
         **arguments: of :class:`PointViT`, where they differ from the official ones (:func:`load_official_encoder`): a
-            file does not say how many patches its network expects.
+            file does not state how many patches its network expects.
 
     Returns:
         The network and what was done with the file's tensors.

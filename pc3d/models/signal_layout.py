@@ -1,4 +1,4 @@
-"""Where the signals that a voxel encoder reads lie in its tensors: for weights that go from one choice to another."""
+"""Where the signals that a voxel encoder reads lie in its tensors, to transfer weights between choices of signals."""
 
 from __future__ import annotations
 

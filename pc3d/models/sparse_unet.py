@@ -1,4 +1,4 @@
-"""A plain U-Net of sparse convolutions, to compare with."""
+"""A plain U-Net of sparse convolutions, as a baseline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pc3d.ops import KernelMap, gather, kernel_map, segment_reduce
 
 
 class UNetLevel(NamedTuple):
-    """Where the voxels of one level are.
+    """The voxels of one level and their neighbours.
 
     Attributes:
         coords: ``(V, 3)`` int32.
@@ -46,13 +46,13 @@ class UNetScene(NamedTuple):
 
 
 class SparseUNet(nn.Module):
-    """Residual blocks of 3x3x3 convolutions, halved by 2x2x2 ones, and back (Choy et al., 2019, figure 4, in small).
+    """A sparse U-Net: residual 3x3x3 convolutions, 2x2x2 down-sampling and back (small form of Choy et al., 2019).
 
     Args:
         channels: width of each level, finest first.
         blocks: residual blocks of each level of the encoder; the decoder has one a level.
         voxel_size: edge of a voxel of the finest level, in the units of the points.
-        signals: what the stem reads besides the place in the voxel.
+        signals: what the stem reads besides the position in the voxel.
 
     Raises:
         ValueError: lists of different lengths, or a size that is not positive.
@@ -109,7 +109,7 @@ class SparseUNet(nn.Module):
             batch: scenes of any number of points each.
 
         Returns:
-            ``(sum N, feature_dim)``, a row per point; points of one voxel have the same.
+            ``(sum N, feature_dim)``, a row per point; points of one voxel have the same features.
 
         Raises:
             ValueError: the batch lacks a field that the model reads.

@@ -27,7 +27,7 @@ from pc3d.ops import KernelMap, gather, kernel_map
 
 
 class SwinLevel(NamedTuple):
-    """Where the voxels of one level are; everything that does not depend on features.
+    """The voxels of one level: everything that does not depend on features.
 
     Attributes:
         grid: the voxels; ``grid.point`` is the row in the batch of each one's representative point.
@@ -52,7 +52,7 @@ class SwinScene(NamedTuple):
     Attributes:
         levels: finest first.
         inverse: ``(N,)`` int64, the finest voxel of each point.
-        inputs: ``(V, 3 to 9)`` float32, what the stem reads: colour, normal, place in the voxel.
+        inputs: ``(V, 3 to 9)`` float32, what the stem reads: colour, normal, position in the voxel.
         stem_map: neighbours of the stem's convolution.
         xyz: ``(N, 3)`` the points.
     """
@@ -65,10 +65,10 @@ class SwinScene(NamedTuple):
 
 
 class Swin3D(nn.Module):
-    """Encoder of window attention over voxels, and a light decoder back to the finest of them.
+    """Swin3D: an encoder with window attention over voxels, and a light decoder back to the finest voxels.
 
-    A 3x3x3 sparse convolution lifts colour, normal and place in the voxel to the first width; each level is a stack of
-    attention blocks in windows, every second one shifted. The defaults are Swin3D-S for ScanNet.
+    A 3x3x3 sparse convolution maps colour, normal and position in the voxel to the first width. Each level is a stack
+    of window attention blocks; every second one has shifted windows. The defaults are Swin3D-S for ScanNet.
 
     Each voxel is represented by one of its points: the first in evaluation mode, a random one in training. Windows are
     anchored at the origin of the coordinates, as published. Coordinates are right-handed with z up.
@@ -76,19 +76,19 @@ class Swin3D(nn.Module):
     Args:
         channels: width of each level, finest first; as many levels as there are numbers.
         depths: attention blocks of each level.
-        num_heads: heads of each level; when left out 8 channels a head on the first level and 16 on the others, as
+        num_heads: heads of each level; by default 8 channels a head on the first level and 16 on the others, as
             published.
-        window_sizes: edge of a window in voxels of each level; 5 on the first level and 7 on the others when left out.
-        down_strides: how many voxels along an axis become one, between levels; 3 (ScanNet) and then 2 when left out.
+        window_sizes: edge of a window in voxels of each level; by default 5 on the first level and 7 on the others.
+        down_strides: how many voxels along an axis become one, between levels; by default 3 (ScanNet) and then 2.
             Published for S3DIS: 2 everywhere.
         voxel_size: edge of a voxel of the finest level, in the units of the points. Published: 0.02 m (ScanNet), 0.04
             m (S3DIS).
         signals: what the stem reads and the attention tables encode.
         decoder_attention: an attention block after each up-sampling step, as published for segmentation. The published
-            parameter counts are without.
+            parameter counts do not include it.
         drop_path: stochastic depth of the encoder's last block, rising linearly from 0 in its first.
         decoder_drop_path: of each block of the decoder.
-        checkpointing: compute the blocks' activations again in the backward pass instead of keeping them.
+        checkpointing: recompute the activations of the blocks in the backward pass instead of storing them.
 
     Raises:
         ValueError: lists of different lengths, a size that is not positive, or a width that the heads do not divide.
@@ -188,7 +188,7 @@ class Swin3D(nn.Module):
             batch: scenes of any number of points each.
 
         Returns:
-            ``(sum N, feature_dim)``, a row per point; points of one voxel have the same.
+            ``(sum N, feature_dim)``, a row per point; points of one voxel have the same features.
 
         Raises:
             ValueError: the batch lacks a field that the model reads.

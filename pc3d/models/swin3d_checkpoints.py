@@ -1,8 +1,8 @@
 """Official Swin3D checkpoints: read, recognised, converted, and written back.
 
 The files of the authors' repositories and of Pointcept hold the same tensors under the prefixes ``module.`` and
-``backbone.``. They do not say how large a voxel is, how the first level is down-sampled, nor which axis was up. Files
-are read with ``weights_only=True``: they run no code.
+``backbone.``. They do not state the voxel size, how the first level is down-sampled, or which axis was up. Files are
+read with ``weights_only=True``: they run no code.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ _GROUPS = ("xyz", "rgb", "norm")
 
 @dataclass
 class SwinReport:
-    """What became of a file's tensors.
+    """What was done with the tensors of a file.
 
     Attributes:
         path: the file.
         used: the file's tensors that were taken.
-        adapted: those of them whose window size differs: the rows of the common range of their position tables.
+        adapted: those of them whose window size differs: the rows of the common range of their position tables were
+            taken.
         mismatched: the file's tensors that have another shape in the network, with both shapes.
         dropped: the file's tensors that were not asked for, or that belong to another network around this one.
-        fresh: tensors of the network that the file says nothing about.
+        fresh: tensors of the network that are not in the file.
     """
 
     path: Path
@@ -76,16 +77,16 @@ class _Slot:
 def load_official_swin3d(
     path: str | os.PathLike[str], *, y_up: bool = False, **arguments: Any
 ) -> tuple[Swin3D, SegmentationHead | None, SwinReport]:
-    """Build the network that an official checkpoint was trained in, in evaluation mode, on the CPU.
+    """Load the network of an official checkpoint, in evaluation mode, on the CPU.
 
-    Widths, depths, heads, windows, signals and decoder are read off the tensors. ``save_encoder(model, folder)`` then
-    makes of it what ``load_encoder`` and the commands of pc3d take.
+    Widths, depths, heads, windows, signals and decoder are inferred from the tensors. Export the network with
+    ``save_encoder(model, folder)`` for ``load_encoder`` and the commands of pc3d.
 
     Args:
         path: the file.
-        y_up: the weights were trained with y up, as the ones with the signals XYZ_RGB of the authors were; they are
-            turned into weights for z up. (Equivalently one may swap y and z of every input.)
-        **arguments: of :class:`Swin3D`, those that a file does not tell: ``voxel_size`` (0.02 unless given) and
+        y_up: the weights were trained with y up, as the authors' weights with the signals XYZ_RGB were. They are
+            converted to weights for z up. (Swapping y and z of every input is equivalent.)
+        **arguments: of :class:`Swin3D`, those that a file does not determine: ``voxel_size`` (0.02 unless given) and
             ``down_strides`` (3, 2, 2, 2 unless given; S3DIS 2, 2, 2, 2), ``drop_path``, ``checkpointing``.
 
     Returns:
@@ -117,11 +118,11 @@ def load_official_swin3d(
 def load_official_swin3d_encoder(
     model: Swin3D, path: str | os.PathLike[str], *, y_up: bool = False, load_stem: bool = True
 ) -> SwinReport:
-    """Start a network's encoder from an official checkpoint, as the published fine-tuning does.
+    """Load an official checkpoint into the encoder of a network, as the published fine-tuning does.
 
-    Decoder and classifier of the file are never taken. What has another shape in the network stays as it is and is
-    reported, but for position tables of another window size (Swin3D's detectors have windows of 7 voxels on the first
-    level): a bin is a quarter of a voxel in each, so the rows of the common range are taken.
+    Decoder and classifier of the file are never loaded. Tensors with another shape in the network are not loaded, and
+    are reported. Position tables of another window size are an exception (Swin3D's detectors have windows of 7 voxels
+    on the first level): a bin is a quarter of a voxel in each, so the rows of the common range are loaded.
 
     Args:
         model: the network; changed in place.

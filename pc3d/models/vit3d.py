@@ -18,17 +18,18 @@ from pc3d.ops import farthest_point_sample, gather, knn
 
 
 class ViT3D(ObjectEncoder):
-    """Groups of embedded points as tokens, a class token, and a pre-norm transformer: the 3D-ViT of DCGLR.
+    """The 3D-ViT of DCGLR: groups of embedded points as tokens, a class token, and a pre-norm transformer.
 
-    Every point by itself goes through 3→D→D. Of n points, ``ceil(n / k)`` farthest ones are the centres of groups of
-    their k nearest: with f the points' features, ``concat(f_j - f_c, f_c)`` goes through 2D→C→C and the maximum over
-    the group is a token. So the number of tokens follows the number of points, and a part of an object is cut as finely
-    as the whole. Where a token is, it knows from its points' features alone, unless ``position`` says more.
+    Every point goes through shared layers 3→D→D. Farthest point sampling takes ``ceil(n / k)`` of n points as the
+    centres of groups of their k nearest points. With f the features of the points, ``concat(f_j - f_c, f_c)`` goes
+    through 2D→C→C, and the maximum over the group is a token. The number of tokens is therefore proportional to the
+    number of points, and a part of an object is divided as finely as the whole. The position of a token is known only
+    from the features of its points, unless ``position`` adds more.
 
-    The paper (Fu et al., 2022, arXiv 2202.04241) says no more than that it is a variant of ViT whose last attention
-    shows local structures. Everything here is the patch transformer in the released code of POS-BERT, by the same first
-    author. The defaults are its large size, 17,158,080 parameters; with ``embed_dim=192, depth=4, num_heads=4`` it is
-    the base size, 1,255,424.
+    The paper (Fu et al., 2022, arXiv 2202.04241) states only that it is a variant of ViT whose last attention shows
+    local structures. Everything else here follows the patch transformer in the released code of POS-BERT, by the same
+    first author. The defaults are its large size, 17,158,080 parameters; with ``embed_dim=192, depth=4, num_heads=4``
+    it is the base size, 1,255,424.
 
     Args:
         embed_dim: token width C.
@@ -37,7 +38,7 @@ class ViT3D(ObjectEncoder):
         mlp_ratio: hidden width of the MLPs over C.
         group_size: k, points per group, and points per token.
         point_dim: D, width of a point's features.
-        num_points: points per cloud that the encoder is meant for. Nothing is computed from it: it is kept with the
+        num_points: points per cloud that the encoder is meant for. It changes no computation; it is stored with the
             weights.
         drop_path: stochastic depth of the last block, rising linearly from 0 in the first.
         position: ``"mlp"`` adds an embedding of the groups' centres before the first block. Not in the released code.
@@ -95,7 +96,7 @@ class ViT3D(ObjectEncoder):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Fresh weights: those of the transformer as DINO draws them, those before it as PyTorch does."""
+        """Fresh weights: the transformer is initialised as in DINO, the layers before it as in PyTorch."""
         self.apply(reset_layers)
         self.transformer.apply(init_encoder_weights)
         init_token(self.cls_token)
@@ -130,7 +131,7 @@ class ViT3D(ObjectEncoder):
         return pool(self.forward(xyz), pooling)
 
     def cls_attention(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
-        """What the class token looks at in the last block.
+        """Attention of the class token in the last block.
 
         Args:
             xyz: ``(B, N, 3)``.
@@ -142,7 +143,7 @@ class ViT3D(ObjectEncoder):
         return self.transformer.last_attention(sequence, position)[:, :, 0, 1:], centers
 
     def group_layers(self, xyz: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """What several blocks make of the groups.
+        """The group tokens after several blocks.
 
         Args:
             xyz: ``(B, N, 3)``, N at least ``group_size``.

@@ -1,4 +1,4 @@
-"""What the backbones for voxelised scenes share: their input, and the levels that they give."""
+"""Input and output levels shared by the backbones for voxelised scenes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class VoxelInput(NamedTuple):
     signals: Tensor
 
     def features(self) -> Tensor:
-        """``(V, 3 to 9)`` float32: colour, normal, and place in the voxel, 0 to 1 from its lower corner."""
+        """``(V, 3 to 9)`` float32: colour, normal, and position in the voxel, 0 to 1 from its lower corner."""
         return torch.cat([self.signals, self.grid.local], dim=1)
 
 

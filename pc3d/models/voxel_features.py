@@ -1,4 +1,4 @@
-"""Features of voxels from an encoder alone: what masked pre-training and linear probes read, without a decoder."""
+"""Features of voxels from an encoder without a decoder, for masked pre-training and linear probes."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def as_voxel_encoder(module: nn.Module) -> VoxelEncoder:
 def upcast(scene: VoxelScene, encoded: Sequence[Tensor]) -> Tensor:
     """The features of all levels on the finest voxels, finest first: each voxel next to those that contain it.
 
-    The up-casting of Sonata (Wu et al., 2025, section 3): no parameter, so nothing of what the encoder knows can hide
-    in a decoder.
+    This is the up-casting of Sonata (Wu et al., 2025, section 3). It has no parameters, so everything that is learnt is
+    in the encoder.
 
     Args:
         scene: says which coarser voxel holds each one.
@@ -89,10 +89,11 @@ def upcast(scene: VoxelScene, encoded: Sequence[Tensor]) -> Tensor:
 class UpcastFeatures(nn.Module):
     """A voxel encoder without its decoder as a backbone: features of all levels at every point.
 
-    Fine-tuned with few labels, all of it but a head may come from pre-training, as in Sonata (Wu et al., 2025).
+    For fine-tuning with few labels, everything except the head can come from pre-training, as in Sonata (Wu et al.,
+    2025).
 
     Args:
-        encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`; its decoder, if any, is left as it is.
+        encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`; its decoder, if any, is not changed.
 
     Raises:
         TypeError: not an encoder of voxels.
