@@ -1,4 +1,4 @@
-"""Shapes with stored features of their texts and pictures, for training against a frozen 2D model."""
+"""Shapes with stored features of their texts and pictures, for alignment with a frozen 2D model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RELEASED_CAPTIONERS = ("blip", "azure")
 
 @dataclass(frozen=True)
 class Targets:
-    """Features of the texts and pictures of one shape. They are kept in ``meta["targets"]`` of its cloud.
+    """Features of the texts and pictures of one shape, stored in ``meta["targets"]`` of its cloud.
 
     Attributes:
         text_features: ``(T, D)`` float32, not necessarily of unit length; T may be 0.
@@ -90,7 +90,7 @@ def targets_of(batch: PointBatch) -> list[Targets]:
 
 
 class ChooseTargets(Transform):
-    """Choose the texts and pictures that a shape is trained with this time (OpenShape, section 3.1, and its code).
+    """Draw the texts and pictures of a shape for one training step (OpenShape, section 3.1, and its code).
 
     The first text: each kind that the shape has gives one candidate (a uniformly drawn raw text; the caption of a
     uniformly drawn captioner, none if that one wrote nothing; a uniformly drawn retrieved text), and one of the
@@ -193,7 +193,7 @@ def _draw_several(values: Sequence[int], count: int, generator: torch.Generator)
 
 
 class TurnSlightly(Transform):
-    """A small random turn about all three axes, angles normal and clipped (PointNet++'s rotation perturbation).
+    """A small random rotation about all three axes, with clipped normal angles (PointNet++'s perturbation).
 
     Points are row vectors multiplied by ``Rz Ry Rx``; normals follow.
 

@@ -1,4 +1,4 @@
-"""Where shapes with stored text and picture features lie: OpenShape's released files, and shards of them."""
+"""Files of shapes with stored text and picture features: OpenShape's release, and shards."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def without_silent_texts(cloud: PointCloud, silent: frozenset[str]) -> PointClou
 
 
 class OpenShapeFiles(PointDataset):
-    """Shapes as OpenShape released them: a pickled dictionary in a ``.npy`` file each, and a list of them.
+    """OpenShape's released shapes: one ``.npy`` file with a pickled dictionary for each shape, and a list of them.
 
     Clouds come in pc3d's frame (z up, right-handed; the files are y up), otherwise as stored: 10,000 points, colours,
     ``meta["id"]``, ``meta["dataset"]`` and ``meta["targets"]``. The pickles are read without running what they name.
@@ -254,7 +254,7 @@ def key_part(name: str) -> str:
 
 
 def write_shard(path: Path, clouds: Iterable[PointCloud], dtype: str = "float16") -> None:
-    """Write shapes into a tar file, one ``KEY.npz`` each: a shard as WebDataset reads it."""
+    """Write shapes into a tar file, one ``KEY.npz`` each: a WebDataset shard."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for cloud in clouds:
             data = pack_cloud(cloud, dtype)
@@ -266,7 +266,7 @@ def write_shard(path: Path, clouds: Iterable[PointCloud], dtype: str = "float16"
 def write_index(
     path: Path, shards: Sequence[Path], labels: Mapping[str, int] | None = None, classes: Sequence[str] = ()
 ) -> None:
-    """Write the index of a split: in which shard, and where in it, each shape lies.
+    """Write the index of a split: the shard of each shape, and its position there.
 
     Args:
         path: ``SPLIT-index.npz`` beside the shards.
@@ -310,7 +310,7 @@ def _counts(keys: Sequence[str]) -> dict[str, int]:
 
 
 class AlignedShards(PointDataset):
-    """Shapes with their targets from WebDataset shards, a million of them or more, read one by one where they lie.
+    """Shapes with targets in WebDataset shards, a million or more, with random access.
 
     ``SPLIT-index.npz`` says where in which tar file each shape is, so that any order costs one read a shape: orders of
     epochs are permutations of the whole set, runs resume exactly, and batches of neighbours can be drawn

@@ -1,4 +1,4 @@
-"""Shards read in their own order, from disks, web servers or buckets, for sets that cannot be read at random."""
+"""Shards read sequentially, from disks, web servers or buckets, for data without random access."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _as_is(batch: Any) -> Any:
 
 
 class AlignedStream(pl.LightningDataModule):
-    """Training batches from shards of shapes with targets, read in their own order by WebDataset.
+    """Training batches from shards of shapes with targets, streamed in order with WebDataset.
 
     Where shards lie on a disk, :class:`pc3d.data.AlignedShards` is better: it reads any order, resumes exactly, and can
     make batches of look-alikes. Here shards may be URLs (``https://...``, ``pipe:aws s3 cp s3://... -``). Each reader,

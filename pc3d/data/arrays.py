@@ -1,4 +1,4 @@
-"""Data sets whose clouds lie in arrays: HDF5 files and caches, held in memory."""
+"""Data sets in arrays: HDF5 files and caches, held in memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read_hdf5(path: Path, required: Sequence[str], optional: Sequence[str] = ())
 
 
 class ArrayDataset(PointDataset):
-    """Clouds that are in memory already.
+    """A data set of clouds in memory.
 
     Args:
         clouds: coordinates of each item, ``(N, 3)`` float32.

@@ -1,4 +1,4 @@
-"""Questions to a language model behind any endpoint that speaks OpenAI's protocol, on this machine or elsewhere."""
+"""Questions to a language model behind any endpoint with OpenAI's protocol, on this machine or elsewhere."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ChatEndpoint:
         self.timeout, self.temperature = timeout, temperature
 
     def ask(self, question: str, picture: NDArray[np.uint8] | None = None) -> str:
-        """The answer to a question, perhaps about a picture ``(H, W, 3)`` uint8.
+        """Return the answer to a question, optionally about a picture ``(H, W, 3)`` uint8.
 
         Raises:
             OSError: the endpoint cannot be reached, refuses, or answers with something else than the protocol says.
@@ -79,7 +79,7 @@ class ChatEndpoint:
 
 
 class EndpointCaptioner:
-    """Captions of pictures by a model that sees, behind a :class:`ChatEndpoint`.
+    """Captions of pictures from a vision-language model behind a :class:`ChatEndpoint`.
 
     Args:
         endpoint: where to ask.

@@ -13,7 +13,7 @@ from pc3d.data.types import PointCloud
 
 
 class ChromaticAutoContrast(Transform):
-    """Stretch every channel to the full range and blend that with the colours as they are, by a factor from U[0, 1].
+    """Stretch every channel to the full range, and blend that with the original colours by a factor from U[0, 1].
 
     Args:
         probability: of doing so.
@@ -77,7 +77,7 @@ class ChromaticJitter(Transform):
 
 
 class RandomColorDrop(Transform):
-    """Give the whole scene one grey, so that a model learns to do without colours.
+    """Replace all colours of a scene by one grey, so that a model learns to work without colours.
 
     Args:
         probability: of doing so.

@@ -41,7 +41,7 @@ _GREY = 0.4  # what OpenShape's encoders are given where there are no colours
 
 
 class Corrupt(Transform):
-    """One of the atomic corruptions at a severity from 1 to 5, of a cloud in the unit sphere.
+    """Corrupt a cloud in the unit sphere by one of the atomic corruptions at a severity from 1 to 5.
 
     ================  =============================================================================================
     ``scale``         each axis by its own factor from U[1/s, s], s = 1.6 to 2.0, then back into the unit sphere

@@ -1,4 +1,4 @@
-"""What every data set of point clouds has in common, and how to cut one."""
+"""Base class of all data sets of point clouds, and splits of data sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pc3d.data.types import PointCloud
 
 
 class MissingDataError(FileNotFoundError):
-    """A data set, or a part of it, is not where it was looked for."""
+    """A data set, or a part of it, was not found."""
 
     @classmethod
     def of(cls, name: str, missing: Sequence[Path | str], root: Path, source: str, terms: str) -> MissingDataError:
@@ -36,7 +36,7 @@ class MissingDataError(FileNotFoundError):
 
 
 class BadFileError(ValueError):
-    """A file is there but cannot be used: truncated, empty, not a number, not what its name says.
+    """A file exists but cannot be used: truncated, empty, NaN, or not of the format of its name.
 
     Args:
         path: the file, or with ``reason`` None the whole message: PyTorch's loader makes the error of its worker anew
@@ -170,7 +170,7 @@ def check_same_classes(named: Mapping[str, Sequence[str]]) -> None:
 
 
 class Selection(PointDataset):
-    """Some items of another data set, in the given order.
+    """A subset of the items of another data set, in the given order.
 
     Args:
         dataset: where the items come from; its transform stays in force.
@@ -196,7 +196,7 @@ class Selection(PointDataset):
 
 
 def split_train_validation(dataset: PointDataset, fraction: float, seed: int) -> tuple[Selection, Selection]:
-    """Cut a validation part out of a training set, class by class.
+    """Split a validation part off a training set, class by class.
 
     Every class (the unlabelled items count as one) gives ``round(fraction * its size)`` items to validation, at
     least one where it has two or more and never all. Where the data set has ``groups``, a group goes to one side whole,
@@ -225,7 +225,7 @@ def split_train_validation(dataset: PointDataset, fraction: float, seed: int) ->
 def validation_mask(
     labels: NDArray[np.int64], groups: NDArray[np.int64] | None, fraction: float, seed: int
 ) -> NDArray[np.bool_]:
-    """Which items :func:`split_train_validation` gives to validation.
+    """Mask of the items that :func:`split_train_validation` puts into the validation part.
 
     Args:
         labels: ``(n,)`` class of each item, -1 for unlabelled.
@@ -273,7 +273,7 @@ def _some_groups(members: NDArray[np.int64], size: NDArray[np.int64], fraction: 
 
 
 def parts_of_categories(dataset: PointDataset) -> tuple[tuple[int, ...], ...]:
-    """The parts that objects of each class are made of: those that the data set names, else those found in its objects.
+    """The parts of objects of each class: those that the data set names, else those found in its objects.
 
     Args:
         dataset: a training split; without ``category_parts`` every object of it is read.

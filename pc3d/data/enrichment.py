@@ -20,7 +20,7 @@ Encode = Callable[[Sequence[str]], Tensor]
 
 
 class NearestTexts:
-    """Texts of the pictures in a bank that are most like those of a shape (OpenShape, section 3.2, with LAION-5B).
+    """Texts of the pictures in a bank most similar to those of a shape (OpenShape, section 3.2, with LAION-5B).
 
     Args:
         features: ``(M, D)`` features of the bank's pictures, by the tower that shapes' pictures were seen with.
@@ -65,7 +65,7 @@ def enriched(
     retrieve: Callable[[Tensor], Sequence[str]] | None = None,
     encode_retrieved: Encode | None = None,
 ) -> Targets:
-    """The targets with captions and retrieved texts added, each with its feature.
+    """Add captions and retrieved texts, each with its feature, to targets.
 
     Args:
         targets: of a shape.

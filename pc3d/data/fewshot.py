@@ -90,7 +90,7 @@ def few_shot_episodes(
 
 
 class FewShotSplit(_Relabelled):
-    """One side of a drawn episode, as a data set that a configuration can name.
+    """The training or test side of a drawn episode, as a data set for configurations.
 
     Args:
         train: where the training items come from.
@@ -127,7 +127,7 @@ class FewShotSplit(_Relabelled):
 
 
 class FewShotFile(Selection):
-    """One side of a published episode (:func:`load_few_shot_pickle`), as a data set that a configuration can name.
+    """The training or test side of a published episode (:func:`load_few_shot_pickle`), for configurations.
 
     Args:
         root: the folder ``ModelNetFewshot``.

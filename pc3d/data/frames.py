@@ -1,4 +1,4 @@
-"""Posed colour and depth pictures: what the image path reads beside a scene's points."""
+"""Posed colour and depth pictures of a scene, for the image path."""
 
 from __future__ import annotations
 

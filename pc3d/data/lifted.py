@@ -1,4 +1,4 @@
-"""Scenes with features of pictures on their points, for training against a frozen 2D model."""
+"""Scenes with image features on their points, for distillation of a frozen 2D model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StoredLifts(Protocol):
 
 
 class LiftedSet(PointDataset):
-    """Any set of scenes, joined by id with features of their pictures that were lifted onto their points.
+    """Any set of scenes, joined by id with image features that were lifted onto their points.
 
     Items carry ``feature``, with rows of zeros for points that no picture shows, and ``meta["teacher"]`` and
     ``meta["teacher_weights"]``, name and SHA-256 of the weights of the tower that made the features. Features are

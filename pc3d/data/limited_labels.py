@@ -12,7 +12,7 @@ from pc3d.data.types import PointCloud
 
 
 class LimitedLabels(PointDataset):
-    """A data set whose scenes keep the classes of some of their points; all others become unlabelled.
+    """A data set whose scenes keep the labels of some of their points; all others become unlabelled.
 
     Which points is fixed by the seed and the scene's ``meta["id"]`` alone, and those of a smaller share are among those
     of a larger one. With ``labelled_points``, as published, scenes are marked (``meta["limited_annotations"]``) so that

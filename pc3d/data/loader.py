@@ -1,4 +1,4 @@
-"""Batches that depend on (seed, epoch) alone: not on workers, processes, or an interruption."""
+"""Batches that depend only on (seed, epoch), not on workers, processes or interruptions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _process() -> tuple[int, int]:
 
 
 class EpochSampler(Sampler[BatchKey]):
-    """Which samples form batch ``i`` of epoch ``e`` on this process.
+    """Sampler of the batches of each epoch on this process.
 
     The order of an epoch is a permutation drawn from (seed, epoch), the same on every process. It is cut into global
     batches of ``batch_size * processes``; process ``r`` takes the ``r``-th equal run of each. So two processes with
@@ -245,7 +245,7 @@ def _as_is(batch: Any) -> Any:
 
 
 class PointLoader:
-    """Iterates over a data set in batches that are a function of (seed, epoch) alone.
+    """Iterate over a data set in batches that are a function of (seed, epoch) alone.
 
     Every sample is transformed with a generator of its own, keyed by (seed, epoch, position), so the same seed gives
     the same batches with 0, 2 or 4 workers, on one process or several (see :class:`EpochSampler`), and after a resume.

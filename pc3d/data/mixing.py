@@ -12,7 +12,7 @@ from pc3d.data.types import PointBatch, PointCloud, collate
 
 
 class SceneCollate:
-    """Packs scenes into a batch and, with some probability, fuses them two by two: Mix3D (Nekrasov et al. 2021).
+    """Pack scenes into a batch and, with some probability, fuse pairs of them: Mix3D (Nekrasov et al. 2021).
 
     Mixed batches have half as many clouds: the first and the second scene in one, the third and the fourth, ...; an
     odd last one stays alone. Scenes are laid over each other as they are, so centre them before

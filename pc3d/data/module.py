@@ -1,4 +1,4 @@
-"""The data side of a Lightning run."""
+"""The data module of a Lightning run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytorch_lightning as pl  # noqa: E402  # after the check, whose message s
 
 
 class PointDataModule(pl.LightningDataModule):
-    """Train, validation and test loaders, seeded.
+    """Data module with seeded train, validation and test loaders.
 
     Batches are a function of (seed, epoch): not of the number of workers, and two processes together see the global
     batch that one process with the double batch size sees. A run resumed in the middle of an epoch goes on with the

@@ -1,4 +1,4 @@
-"""The data side of fine-tuning on objects: what chooses the epoch, and what only judges."""
+"""The data module for fine-tuning on objects, with a validation part to choose the epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Protocol = Literal["held_out", "legacy"]
 
 
 class ObjectDataModule(PointDataModule):
-    """Loaders of labelled objects: as :class:`PointDataModule`, with a validation part that no run's seed moves.
+    """Data module of labelled objects: :class:`PointDataModule` with a validation part that no run's seed changes.
 
     Args:
         train: the training split.
@@ -93,7 +93,7 @@ class ObjectDataModule(PointDataModule):
 
     @property
     def watched(self) -> tuple[str, ...]:
-        """What is judged after each epoch, in the order of :meth:`val_dataloader`: ``"validation"``, ``"test"``."""
+        """What is evaluated after each epoch, in the order of :meth:`val_dataloader`: ``"validation"``, ``"test"``."""
         validation = () if self.validation is None else ("validation",)
         return (*validation, "test") if self.protocol == "legacy" else validation
 

@@ -1,4 +1,4 @@
-"""Furnished rooms seen by simulated depth cameras: a small set inside the package, a larger one in a folder."""
+"""Furnished rooms scanned by simulated depth cameras: a small set inside the package, a larger one in a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data side of training on scenes, with as many labels as an experiment wants to allow."""
+"""The data module for training on scenes, optionally with limited labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pc3d.data.module import PointDataModule  # noqa: E402  # after the check, w
 
 
 class SceneDataModule(PointDataModule):
-    """Loaders of scenes: as :class:`PointDataModule`, and optionally with few labels.
+    """Data module of scenes: :class:`PointDataModule`, optionally with few labels.
 
     Validation rooms are cut from the training rooms by the seed before labels are taken away, and keep all of theirs:
     they watch the training and choose nothing. The test set is touched by evaluation alone.

@@ -45,7 +45,7 @@ def _box(cloud: PointCloud) -> tuple[Tensor, Tensor]:
 
 
 class CenterShift(Transform):
-    """Move the middle of the bounding box to x = y = 0, and its lower side to z = 0.
+    """Centre the bounding box at x = y = 0, and move its lower side to z = 0.
 
     Args:
         vertical: also shift z; without it heights stay as they are. Not after :class:`GridSample`: it shifts the grid.
@@ -230,7 +230,7 @@ def with_annotated(index: Tensor, cloud: PointCloud) -> Tensor:
 
 
 class RandomDropout(Transform):
-    """With a given probability, lose a random share of the points.
+    """With a given probability, drop a random share of the points.
 
     Args:
         ratio: the share to lose.
@@ -274,7 +274,7 @@ class GridSample(Transform):
 
 
 class SphereCrop(Transform):
-    """Of a scene with too many points, keep those nearest to a random one of them, in their order.
+    """Keep the points nearest to a random point if a scene has too many; their order is preserved.
 
     Args:
         max_points: how many at most: 120,000 for ScanNet and Structured3D, 80,000 for S3DIS; None for no limit.

@@ -1,4 +1,4 @@
-"""Which names of shapes say something: by rules, by similarity with pictures, or by a language model."""
+"""Filter uninformative names of shapes: by rules, by similarity with pictures, or by a language model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _VOWEL = re.compile(r"[aeiouyàáâãäåæèéêëìíîïòóôõöøùúûü�
 
 
 def why_silent(text: str) -> str | None:
-    """Why a text says nothing about an object, by rules; None where it may say something.
+    """The rule by which a text is uninformative about an object; None if it may be informative.
 
     A text passes with one word that could name something: of Latin letters, three or more of them with a vowel and
     followed by no digit, and none of the words that unnamed models consist of; in other scripts, any word. The rules
@@ -54,12 +54,12 @@ def why_silent(text: str) -> str | None:
 
 
 def by_rules(texts: Sequence[str]) -> list[bool]:
-    """Of each text, whether :func:`why_silent` finds nothing against it."""
+    """Judge each text by rules: True if :func:`why_silent` finds nothing against it."""
     return [why_silent(text) is None for text in texts]
 
 
 def text_picture_cosines(text_features: Tensor, image_features: Tensor) -> Tensor:
-    """How well each text of a shape goes with the shape's pictures; what is too little depends on the towers.
+    """Similarity of each text of a shape to its pictures; the right threshold depends on the towers.
 
     Args:
         text_features: ``(T, D)``, in one space with the pictures.
@@ -83,7 +83,7 @@ def text_picture_cosines(text_features: Tensor, image_features: Tensor) -> Tenso
 
 
 class LanguageModelJudge:
-    """Ask a language model which texts say something, in numbered lists, as OpenShape asked GPT-4 (section 3.2).
+    """Ask a language model, in numbered lists, which texts are informative, as OpenShape asked GPT-4 (section 3.2).
 
     Args:
         endpoint: where to ask.
@@ -145,7 +145,7 @@ def filter_texts(
     batch_size: int = 2560,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, bool]:
-    """Judge the raw texts of shapes and keep the verdicts, in the layout of OpenShape's ``gpt4_filtering.json``.
+    """Judge the raw texts of shapes and store the verdicts, in the layout of OpenShape's ``gpt4_filtering.json``.
 
     The file is replaced after each batch; texts that are in it already are not judged again.
 

@@ -1,4 +1,4 @@
-"""Transforms of a :class:`PointCloud`, each seeded through the one ``torch.Generator`` that it is handed.
+"""Transforms of a :class:`PointCloud`; all randomness comes from the ``torch.Generator`` passed to them.
 
 A transform is called as ``transform(cloud, generator)`` and returns a new cloud; the one it got is left alone. Every
 random draw comes from ``generator``, so the same seed gives the same cloud on any machine, in any worker. Default
@@ -82,7 +82,7 @@ class Compose(Transform):
 
 
 class KeepFields(Transform):
-    """Drop what a method does not read, so that batches carry only that.
+    """Keep only the fields that a method reads, so that batches carry no others.
 
     Args:
         fields: what to keep besides ``xyz`` and ``meta``: any of rgb, normal, label, segment, instance, text,
@@ -309,7 +309,7 @@ class Jitter(Transform):
 
 
 class RandomPointDropout(Transform):
-    """Lose a random share of the points, U[0, max_ratio] (PointNet++, Qi et al. 2017, section 3.3: 0.875).
+    """Drop a random share of the points, U[0, max_ratio] (PointNet++, Qi et al. 2017, section 3.3: 0.875).
 
     Args:
         max_ratio: largest probability of a point to be lost, below 1.

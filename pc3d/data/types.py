@@ -1,4 +1,4 @@
-"""One sample, a packed batch of samples, and the step from one to the other."""
+"""One sample, a packed batch of samples, and the conversion between them."""
 
 from __future__ import annotations
 

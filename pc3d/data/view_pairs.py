@@ -1,4 +1,4 @@
-"""Two views of each scene in one batch, whose points know where they were: what methods of two views compare."""
+"""Two views of each scene in one batch, with the original positions of their points."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pc3d.data.types import PointBatch, PointCloud, collate
 
 
 class ViewPairs:
-    """Packs two views of each scene, which overlap, next to each other: clouds 2 b and 2 b + 1 are of scene b.
+    """Pack two overlapping views of each scene next to each other: clouds 2 b and 2 b + 1 are of scene b.
 
     The first view is the surroundings of a random point, the second those of another one near it; each then goes
     through the transforms with draws of its own. ``feature`` says where each point was before them, and by that the

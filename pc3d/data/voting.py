@@ -20,7 +20,7 @@ _SWIN3D_TURNS = 12
 
 
 def fragments(cloud: PointCloud, voxel_size: float) -> Iterator[Tensor]:
-    """Cut a scene into fragments of one point per grid cell, so that every point is in one of them at least.
+    """Split a scene into fragments of one point per grid cell, so that every point is in at least one of them.
 
     There are as many fragments as the fullest cell has points. Fragment i takes, in a cell of c points, the (i mod
     c)-th in their order: points of sparse cells are in several fragments, and are voted on several times. They are made

@@ -19,7 +19,7 @@ from pc3d.image.towers import ImageTower, JointPair, TextTower
 
 
 class ConseImageTower(ImageTower):
-    """A classifier's picture as a mixture of the texts of its classes (section 3.2, equation 1).
+    """Image tower of ConSE: the mixture of the class texts that a classifier predicts (section 3.2, equation 1).
 
     The feature is ``sum over classes of p(class | picture) * text feature of its name``. Everything that the picture is
     must be said by class names, so the space is no wider than they are: it compares pictures with texts, but it was
@@ -114,7 +114,7 @@ def _imagenet_names(templates: tuple[str, ...]) -> Tensor:
 
 
 class CentredTextTower(TextTower):
-    """A text tower whose unit features are moved by the mean of some names, so that cosines spread out.
+    """A text tower whose unit features are shifted by the mean over some names, so that cosines spread out.
 
     Args:
         text: the tower.

@@ -1,4 +1,4 @@
-"""Depth maps of clouds in the place of pictures: what PointCLIP and CLIP2Point show a tower of pictures."""
+"""Depth maps of clouds, which PointCLIP and CLIP2Point use as pictures for an image tower."""
 
 from __future__ import annotations
 

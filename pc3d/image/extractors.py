@@ -18,7 +18,7 @@ Content = Picture | str | Sequence[Picture] | Sequence[str] | Iterable[NDArray[A
 
 
 class Extractor(Protocol):
-    """Turns content into named features, and says what it does it with."""
+    """Base class of extractors: compute named features of content, and describe how."""
 
     def __call__(self, content: Any) -> dict[str, Tensor]:
         """Features by name; the first axis of each may differ from item to item, the others not."""

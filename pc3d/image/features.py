@@ -1,4 +1,4 @@
-"""Features of pictures and texts computed once, and kept in shards that say which tower made them."""
+"""Features of pictures and texts, computed once and stored in shards that name their tower."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class FeatureStore:
 
 
 def check_identity(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuse features that were made otherwise. Versions of libraries may differ.
+    """Refuse features that were computed differently. Versions of libraries may differ.
 
     Raises:
         FeatureMismatchError: naming what differs.

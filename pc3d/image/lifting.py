@@ -1,4 +1,4 @@
-"""From pixels to points: features of pictures on the points that they show."""
+"""Lift image features from pixels onto the points that they show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pc3d.image.cameras import Camera
 
 
 def sample_map(features: Tensor, uv: Tensor, width: int, height: int) -> Tensor:
-    """Features at places of a picture, bilinear between the cells' centres; beyond the outermost centres as these.
+    """Sample features at positions of a picture: bilinear between cell centres, constant beyond the outermost.
 
     Args:
         features: ``(C, h, w)``, a grid over the whole picture, whatever its own size.
@@ -41,7 +41,7 @@ def sample_map(features: Tensor, uv: Tensor, width: int, height: int) -> Tensor:
 
 @dataclass(frozen=True)
 class View:
-    """A picture's features and what it sees of the points.
+    """The features of a picture, and the points that it sees.
 
     Attributes:
         camera: of the picture; ``uv`` counts in its pixels.
@@ -59,7 +59,7 @@ class View:
 
 @dataclass(frozen=True)
 class LiftedFeatures:
-    """Features of points from pictures.
+    """Image features of points.
 
     Attributes:
         features: ``(N, C)`` float32; 0 where no picture sees the point.
@@ -73,7 +73,7 @@ class LiftedFeatures:
 
 
 def lift(xyz: Tensor, views: Iterable[View], *, unit: bool = False) -> LiftedFeatures:
-    """Average of the features of all pictures that see a point (OpenScene, Peng et al. 2023, section 3.1).
+    """Average the features of all pictures that see a point (OpenScene, Peng et al. 2023, section 3.1).
 
     ``f_p = sum_k w_pk F_k(u_pk) / sum_k w_pk`` over the views k that see p. Views are taken one at a time, so they may
     come from a generator.

@@ -1,4 +1,4 @@
-"""Features computed while training, in place of stored ones: of a mapping, or of a data set that a YAML file names."""
+"""Features computed during training instead of stored ones: of a mapping, or of a data set in a YAML file."""
 
 from __future__ import annotations
 

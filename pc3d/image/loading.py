@@ -1,4 +1,4 @@
-"""Towers by one string: ``library:model``, for configurations and the command line."""
+"""Load towers by one string, ``library:model``, for configurations and the command line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _open_clip(model: str, weights: str | None) -> JointPair:
 
 
 def tower_name(name: str) -> str:
-    """What the tower that a name opens calls itself, and stored features carry: of a file or folder the last part.
+    """The name that a tower has in stored features; for a file or folder, the last part of its path.
 
     Args:
         name: as :func:`load_pair`, :func:`load_image_tower` and :func:`load_text_tower` take it; nothing is opened.
@@ -57,7 +57,7 @@ def _refuse_weights(library: str, weights: str | None) -> None:
 
 
 def known_width(name: str) -> int | None:
-    """Width of a tower's features where its name alone says it, before any weights are there; None where it does not.
+    """Width of a tower's features if its name determines it, before any weights are loaded; else None.
 
     That is so of the models of open_clip, as long as it knows them.
     """
@@ -70,7 +70,7 @@ def known_width(name: str) -> int | None:
 
 
 def load_pair(name: str = OPENSHAPE_PAIR, weights: str | None = None) -> JointPair:
-    """An image tower and a text tower that lie in one space.
+    """Load an image tower and a text tower that share one space.
 
     Args:
         name: ``open_clip:MODEL/TAG``, ``transformers:ID_OR_FOLDER`` or ``offline:conse`` (a bridge, not

@@ -1,4 +1,4 @@
-"""Pictures as towers want them: resized, cropped, on a background, normalised."""
+"""Preprocessing of pictures for towers: resized, cropped, on a background, normalised."""
 
 from __future__ import annotations
 

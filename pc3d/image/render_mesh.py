@@ -154,6 +154,6 @@ def _barycentric(place: Tensor, corners: Tensor, normal: Tensor) -> Tensor:
 
 
 def render_mesh(mesh: Mesh, cameras: Sequence[Camera], supersample: int = 2) -> list[Rendering]:
-    """Pictures of a mesh with depth, normals and the face behind every pixel, see :class:`MeshRenderer`."""
+    """Render pictures of a mesh with depth, normals and the face behind every pixel, see :class:`MeshRenderer`."""
     renderer = MeshRenderer(mesh)
     return [renderer.render(camera, supersample) for camera in cameras]

@@ -1,4 +1,4 @@
-"""Pictures of point clouds: every point a disc. In plain PyTorch, anywhere."""
+"""Render point clouds with a disc for every point, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def render_points(
     shaded: bool | None = None,
     close_holes: bool = True,
 ) -> list[Rendering]:
-    """Pictures of a cloud with depth, normals and the point behind every pixel.
+    """Render pictures of a cloud with depth, normals and the point behind every pixel.
 
     The nearest disc gives depth, normal and point; the colour is the mean over the discs up to two spacings behind it,
     which smooths what is drawn twice.

@@ -1,4 +1,4 @@
-"""What a renderer gives for one camera, and how it is stored."""
+"""The result of a renderer for one camera, and how it is stored."""
 
 from __future__ import annotations
 

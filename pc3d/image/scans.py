@@ -1,4 +1,4 @@
-"""Scans whose pictures are lifted onto their points once, to be kept in shards."""
+"""Scans whose image features are lifted onto their points once and stored in shards."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Scan:
 
 
 class ScanFeatures:
-    """Extractor of the features that a scan's pictures show at its points.
+    """Extractor of the image features of a scan at its points.
 
     Gives ``num_views`` ``(N,)``, how many frames see each point (at most 2048 are counted), and ``feature`` ``(M, C)``
     of the M points with at least one, in their order. :class:`pc3d.data.LiftedSet` joins them with the scans.

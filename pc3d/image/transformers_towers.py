@@ -20,7 +20,7 @@ from pc3d.image.towers import ImageTower, JointPair, MissingWeightsError, TextTo
 
 
 def load_whole(name: str, automatic: str = "AutoModel") -> Any:
-    """A pretrained model of transformers, refused where any of its weights would have been drawn at random.
+    """Load a pretrained model of transformers; refused if any of its weights would be random.
 
     Args:
         name: an id on the Hugging Face Hub, or a folder with ``config.json`` and ``model.safetensors``.

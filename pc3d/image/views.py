@@ -1,4 +1,4 @@
-"""Sets of cameras around an object, as the papers that use pictures of 3D models place them. z is up."""
+"""Sets of cameras around an object, as in papers that render 3D models. z is up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which points a camera sees: by a depth picture, by discs in place of points, or by hidden point removal."""
+"""Visibility of points from a camera: by a depth picture, by discs instead of points, or by hidden point removal."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def visible_by_discs(
     disc_factor: float = 1.0,
     tolerance_factor: float = 3.0,
 ) -> Tensor:
-    """Points not behind the discs of others: for clouds without a depth picture, without SciPy.
+    """Points that are not behind the discs of others; needs neither a depth picture nor SciPy.
 
     Args:
         camera: a coarse one serves best; 224 pixels for an object.

@@ -1,4 +1,4 @@
-"""Downstream training: a file per task, each a ``LightningModule`` around any encoder of the package."""
+"""Downstream training with labels: one file per task, each a ``LightningModule`` around any encoder of pc3d."""
 
 from pc3d._extras import require
 

@@ -26,26 +26,26 @@ _FULL_RATE = 5e-4
 
 
 class Classification(ObjectTask):
-    """Name the class of objects, as Point-MAE is fine-tuned and as Point-CMAE probes with a frozen encoder.
+    """Classify objects: fine-tuning as in Point-MAE, or a head on a frozen encoder as in Point-CMAE.
 
-    A :class:`PointViT` with one class token gets the head of that family (:class:`PointClassifier`), any other encoder
-    one on its vector (:class:`VectorClassifier`).
+    A :class:`PointViT` with one class token gets the head of the Point-MAE family (:class:`PointClassifier`). Any other
+    encoder gets a head on its vector (:class:`VectorClassifier`).
 
     Args:
         backbone: the encoder.
         num_classes: K.
-        class_names: names of the classes; their numbers when empty.
-        mode: ``"full"`` trains everything under a head of three layers; ``"mlp3"`` the same head, and ``"linear"`` a
-            linear one, on a frozen encoder of which the class token and its position alone are trained (274,728 and
-            31,528 parameters for the published encoder and 40 classes).
-        encoder: where the backbone's weights come from (:func:`start_from`); when None it is left as it was built, for
-            :class:`PointViT` as for pre-training, where the released code trains from scratch with PyTorch's default
-            weights. The attribute ``initial`` is the report of what was taken.
-        class_token: ``"fresh"`` as the released code, or ``"pretrained"``.
-        freeze_bn: in the frozen modes, keep the encoder's batch norm at the statistics of pre-training. The released
-            code lets them follow the batches (the default here), which a clean probe of the encoder does not want.
-            Drop path stays active either way; it is an argument of the backbone.
-        label_smoothing: share of the target that is spread over all classes; published without.
+        class_names: names of the classes; if empty, their numbers.
+        mode: ``"full"`` trains everything, with a head of three layers. ``"mlp3"`` trains the same head, and
+            ``"linear"`` a linear one, on a frozen encoder, of which only the class token and its position are trained
+            (274,728 and 31,528 parameters for the published encoder and 40 classes).
+        encoder: where the backbone's weights come from (:func:`start_from`). None keeps the initial weights of the
+            backbone, which for :class:`PointViT` are those of pre-training; the released code trains from scratch with
+            PyTorch's default weights. The attribute ``initial`` reports what was loaded.
+        class_token: ``"fresh"`` as in the released code, or ``"pretrained"``.
+        freeze_bn: in the frozen modes, keep the encoder's batch norm at the statistics of pre-training. By default they
+            follow the batches, as in the released code, which is not a clean probe of the encoder. Drop path stays
+            active either way; it is an argument of the backbone.
+        label_smoothing: share of the target that is spread over all classes; published: 0.
         optimisation: AdamW and its schedule; the published rate is 5e-4 for ``"full"`` and ``frozen_rate`` otherwise.
         frozen_rate: the published rate of the frozen modes: Point-CMAE has 1e-4, but 5e-4 for 8,192 points and 1e-3 for
             few-shot (released code). ``optimisation.learning_rate`` replaces it, as it does that of ``"full"``.
@@ -152,7 +152,7 @@ def load_classifier(folder: str | os.PathLike[str]) -> tuple[PointClassifier | V
         folder: the run folder.
 
     Returns:
-        The model, and what is known of it: ``classes``, ``mode``, and ``training``, how it came about.
+        The model, and a description of it: ``classes``, ``mode``, and ``training``, how it was trained.
 
     Raises:
         FileNotFoundError: the folder holds no classifier, or the run in it has not finished.

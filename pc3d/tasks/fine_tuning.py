@@ -1,4 +1,4 @@
-"""AdamW and the schedule that classification and part segmentation are fine-tuned with, set once per epoch."""
+"""AdamW and its schedule for fine-tuning of classification and part segmentation, set once per epoch."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pc3d.nn.optim import Stepping
 
 @dataclass(frozen=True)
 class FineTuning:
-    """AdamW as the Point-MAE family is fine-tuned: linear warm-up, cosine, no decay of one-dimensional parameters.
+    """AdamW as in the fine-tuning of the Point-MAE family: linear warm-up, cosine, no decay of 1D parameters.
 
     Attributes:
-        learning_rate: peak of the schedule, not scaled by the batch size; the task's published value when None.
+        learning_rate: peak of the schedule, not scaled by the batch size; None for the task's published value.
         weight_decay: of everything but one-dimensional parameters and class tokens.
         betas: of AdamW.
-        layer_decay: the rate of a layer over that of the layer above it. 1 is off, as published for this family. With
-            d blocks and a decay r, the patch embedding, the position embedding and the class tokens learn at
-            r^(d + 1) of the rate, block i (from 0) at r^(d - i), the final norm and the head at all of it, as BEiT and
-            MAE are fine-tuned.
+        layer_decay: the learning rate of a layer divided by that of the layer above it. 1 turns it off, as published
+            for this family. With d blocks and a decay r, the patch embedding, the position embedding and the class
+            tokens learn at r^(d + 1) of the rate, block i (from 0) at r^(d - i), the final norm and the head at the
+            full rate, as in the fine-tuning of BEiT and MAE.
         min_learning_rate: start of the warm-up and end of the cosine, at the full rate.
         warmup_epochs: length of the linear warm-up.
-        schedule_epochs: length of the schedule; the trainer's ``max_epochs`` when None.
+        schedule_epochs: length of the schedule; None for the trainer's ``max_epochs``.
         stepping: ``"clean"`` sets the rate before each epoch; ``"official"`` repeats the released loops, which lag an
             epoch behind (:func:`pc3d.nn.epoch_learning_rate`).
     """

@@ -1,4 +1,4 @@
-"""Starting a task's encoder from a pre-trained one, as a whole or not at all."""
+"""Load the weights of a pre-trained encoder into a task's encoder, all of them or none."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ _CLASS_TOKENS = ("cls_token", "cls_position")  # of a PointViT; other encoders k
 
 @torch.no_grad()
 def start_from(encoder: nn.Module, source: str | os.PathLike[str], class_token: ClassToken = "fresh") -> InitialWeights:
-    """Give an encoder all weights of a pre-trained one.
+    """Load all weights of a pre-trained encoder into an encoder.
 
-    The two must be built alike but for what is no weight (number of patches, drop path). Class tokens are the
-    exception in a :class:`PointViT`: those that the encoder has no place for are dropped, those it lacks stay fresh;
-    the report names both.
+    Both must have the same architecture, except for settings without weights (number of patches, drop path). Class
+    tokens of a :class:`PointViT` are an exception: those that the encoder lacks are dropped, and those that the source
+    lacks stay freshly initialised. The report names both.
 
     Args:
         encoder: changed in place.
         source: run folder, folder or Hub id of an exported encoder; or an official ``.pth`` file, of the Point-MAE
             family for a :class:`PointViT`, of POS-BERT for a :class:`ViT3D`.
-        class_token: ``"fresh"`` leaves the encoder's class token as initialised, as the released fine-tuning of
-            Point-CMAE does, whose names for it differ from those of pre-training; ``"pretrained"`` takes the first of
-            the source.
+        class_token: ``"fresh"`` keeps the initial class token of the encoder, as the released fine-tuning of Point-CMAE
+            does, whose names for it differ from those of pre-training; ``"pretrained"`` loads the first of the source.
 
     Raises:
         ValueError: a tensor is missing, has another shape, or has no place; or ``"pretrained"`` and there is no class

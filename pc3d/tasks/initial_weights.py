@@ -1,4 +1,4 @@
-"""Starting a backbone from an exported encoder, tensor by tensor where they fit."""
+"""Load the weights of an exported encoder into a backbone, tensor by tensor where they fit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class InitialWeights:
         other_shape: left out because the backbone's has another shape.
         unknown: the backbone has no tensor of that name.
         fresh: of the backbone, left at their initial values.
-        in_part: copied for the signals that both sides read; what else they hold is left at its initial values.
+        in_part: copied for the signals that both sides read; the rest keeps its initial values.
     """
 
     source: str
@@ -57,16 +57,16 @@ class InitialWeights:
 def take_weights(
     backbone: nn.Module, encoder: str | os.PathLike[str], skip: Sequence[str] = (), *, y_up: bool = False
 ) -> InitialWeights:
-    """Start a backbone from an exported encoder, tensor by tensor where name and shape agree.
+    """Load the tensors of an exported encoder into a backbone if name and shape agree.
 
-    The encoder may have been built with other arguments or lack a decoder; of a distilled one the projection into the
-    teacher's space is left out, and of an aligned one its heads. A backbone of :class:`UpcastFeatures` is the encoder
-    inside, and so is :class:`BlockFeatures` to an encoder of objects. Swin3D is fine-tuned with ``skip=("upsamples",)``
-    and, on ScanNet, also without its stem (released code): see the report for what that leaves.
+    The encoder may have other arguments or lack a decoder. The projection of a distilled encoder into the teacher's
+    space, and the heads of an aligned encoder, are not loaded. For a backbone of :class:`UpcastFeatures`, the inner
+    encoder is loaded; for :class:`BlockFeatures`, likewise from an encoder of objects. Swin3D is fine-tuned with
+    ``skip=("upsamples",)`` and, on ScanNet, also without its stem (released code); the report lists the rest.
 
-    Of two voxel encoders that read other signals (``xyz_rgb_normal`` and ``xyz_rgb``), the columns of the stem and the
-    rows of Swin3D's attention tables that belong to the signals of both are taken, the tables as the released loader
-    does, which keeps one for each signal.
+    If two voxel encoders read different signals (``xyz_rgb_normal`` and ``xyz_rgb``), the columns of the stem and the
+    rows of Swin3D's attention tables of the common signals are loaded. For the tables this follows the released loader,
+    which keeps one for each signal.
 
     Args:
         backbone: changed in place.
@@ -74,12 +74,13 @@ def take_weights(
             that class, of the Point-MAE family for :class:`BlockFeatures` with a
             :class:`PointViT`, of POS-BERT for one with a :class:`ViT3D`.
         skip: leave out tensors whose name contains one of these.
-        y_up: turn the weights of an official file of Swin3D that were trained with y up, as the authors' of ``xyz_rgb``
-            were (:func:`pc3d.models.load_official_swin3d`).
+        y_up: convert the weights of an official file of Swin3D that were trained with y up, as the authors' ``xyz_rgb``
+            weights were (:func:`pc3d.models.load_official_swin3d`).
 
     Raises:
-        ValueError: less than half of the smaller of the two (what ``skip`` names left aside) fits, an entry of ``skip``
-            names nothing, or the source is an official file that is not for this backbone. It is left as it was.
+        ValueError: less than half of the smaller of the two (without what ``skip`` names) fits, an entry of ``skip``
+            names nothing, or the source is an official file that is not for this backbone. The backbone is then
+            unchanged.
     """
     target = _inside(backbone)
     opened, untold = open_weights(encoder, _of_objects(target), y_up=y_up)

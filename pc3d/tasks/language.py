@@ -1,4 +1,4 @@
-"""Options of language-guided segmentation: which texts stand for the classes, and the head that reads them."""
+"""Options of language-guided segmentation: the texts of the classes, and the head that reads them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pc3d.nn import LanguageHead
 
 @dataclass(frozen=True)
 class LanguageGuidance:
-    """What :class:`SemanticSegmentation` builds a :class:`pc3d.nn.LanguageHead` from.
+    """Options from which :class:`SemanticSegmentation` builds a :class:`pc3d.nn.LanguageHead`.
 
-    The text tower is needed at the start alone: the vectors of the classes are kept with the head.
+    The text tower is needed only at the start: the vectors of the classes are stored with the head.
 
     Attributes:
         text_tower: ``LIBRARY:MODEL`` (:func:`pc3d.image.load_text_tower`).
-        templates: what class names are put into; their unit vectors are averaged.
+        templates: prompt templates for class names; their unit vectors are averaged.
         auxiliary_weight: of the loss of the score maps (0.4 in DenseCLIP's released configuration).
         width, num_heads, num_layers, dropout, context_size, temperature: see :class:`pc3d.nn.LanguageHead`.
     """

@@ -1,4 +1,4 @@
-"""What classification and part segmentation have in common: training on objects, of which the best epoch is kept."""
+"""Common base of classification and part segmentation: training on objects that keeps the best epoch."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Tally(Protocol):
 
 
 class ObjectTask(pl.LightningModule, ABC):
-    """Trains a model of objects; after the run the epoch that was best on validation is kept.
+    """Train a model of objects, and keep the best epoch on validation after the run.
 
-    What is watched after each epoch is the data module's to say (:class:`pc3d.data.ObjectDataModule`). Dropout and drop
-    path are drawn anew in each step from (seed, epoch, step, process), so a run that was broken off and resumed ends as
-    one that was left alone, bit for bit on a CPU.
+    The data module defines what is evaluated after each epoch (:class:`pc3d.data.ObjectDataModule`). Dropout and drop
+    path are drawn in each step from (seed, epoch, step, process), so an interrupted and resumed run ends like an
+    uninterrupted one, bit for bit on a CPU.
 
     Args:
         model: has ``encoder``.

@@ -1,4 +1,4 @@
-"""Segmentation by texts: a distilled encoder whose teacher shares its space with texts needs no labels."""
+"""Segmentation by texts, without labels: for a distilled encoder whose teacher shares a space with texts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _JOINT = (
 
 
 def joint_teacher(distilled: DistilledEncoder, name: str | None = None, weights: str | None = None) -> JointPair:
-    """The pair of towers whose dense features an encoder was distilled from.
+    """Load the pair of towers from whose dense features an encoder was distilled.
 
     Args:
         distilled: the encoder, which names its teacher.
-        name: the teacher, ``LIBRARY:MODEL``, where the encoder does not say or was loaded from another place; its
-            weights are then not compared with those that the encoder was distilled from.
+        name: the teacher, ``LIBRARY:MODEL``, if the encoder does not name it or it lies in another place; its weights
+            are then not compared with those that the encoder was distilled from.
         weights: of open_clip, a local file.
 
     Raises:
@@ -76,7 +76,8 @@ def open_vocabulary_segmenter(
     Args:
         distilled: the encoder; the segmenter takes it over.
         classes: K names.
-        vectors: ``(K, space_dim)``, what the teacher's text tower says of each (:func:`pc3d.image.prompt_ensemble`).
+        vectors: ``(K, space_dim)``, the features of the teacher's text tower for each
+            (:func:`pc3d.image.prompt_ensemble`).
         logit_scale: factor of the cosines; it changes confidences, not labels.
 
     Raises:

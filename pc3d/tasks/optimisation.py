@@ -20,12 +20,12 @@ _BLOCKS = (SwinBlock, TransformerBlock)
 
 
 def one_cycle(step: int, steps: int, warmup_share: float) -> tuple[float, float]:
-    """The cycle of learning rate and momentum that Swin3D and Pointcept train with (Smith and Topin 2017).
+    """The one-cycle schedule of learning rate and momentum of Swin3D and Pointcept (Smith and Topin 2017).
 
     With w = max(``warmup_share * steps`` - 1, 0): a cosine from a tenth of the rate at step 0 to all of it at step w,
     and from there another one to a ten-thousandth at the last step; the first beta of Adam goes from 0.95 to 0.85 and
-    back. It is the curve of ``torch.optim.lr_scheduler.OneCycleLR``, which cannot be had with w = 0 nor beyond the last
-    step. Here a warm-up of less than a step is the first step, and what comes after the last is as the last.
+    back. It is the curve of ``torch.optim.lr_scheduler.OneCycleLR``, which does not allow w = 0 or steps beyond the
+    last. Here, a warm-up of less than a step is the first step, and later steps are like the last.
 
     Args:
         step: from 0.
@@ -65,7 +65,7 @@ class SegmentationOptimisation:
         warmup_steps: of ``"warmup_cosine"``.
         min_learning_rate: of ``"warmup_cosine"``, start and end.
         milestones: of ``"multi_step"``, as shares of the whole.
-        schedule_epochs: length of the schedule; the trainer's ``max_epochs`` when None. Training beyond it goes on at
+        schedule_epochs: length of the schedule; None for the trainer's ``max_epochs``. Training beyond it continues at
             the last rate.
     """
 

@@ -34,30 +34,30 @@ _UNKNOWN = -1
 
 
 class PartSegmentation(ObjectTask):
-    """Name the part that each point of an object is on, as Point-MAE is fine-tuned on ShapeNetPart.
+    """Segment the parts of objects, as in the fine-tuning of Point-MAE on ShapeNetPart.
 
     The loss is the negative log-likelihood over all parts of all categories, averaged over the points of a known part.
     Predictions are restricted to the parts of the object's category. The released loop steps the optimiser twice on the
     same gradients; here it steps once, with clipped gradients.
 
     Args:
-        backbone: a :class:`PointViT` without class token, published with 128 patches of 2,048 points; a
-            :class:`ViT3D`, for which the released code of POS-BERT has the same rate, epochs and batches; or another
-            that :class:`PointPartSegmenter` takes, and that keeps ``num_points`` among its arguments.
+        backbone: a :class:`PointViT` without class token, published with 128 patches of 2,048 points; a :class:`ViT3D`,
+            for which the released code of POS-BERT has the same rate, epochs and batches; or another that
+            :class:`PointPartSegmenter` accepts, and that has ``num_points`` among its arguments.
         num_categories: K.
         num_parts: P, over all categories.
-        category_names: names of the categories; their numbers when empty.
-        part_names: names of the parts; their numbers when empty.
-        category_parts: the parts of each category; all of them for each when empty.
-        encoder: where the backbone's weights come from (:func:`start_from`); fresh ones when None. Class tokens of a
-            pre-trained encoder are dropped. The attribute ``initial`` is the report of what was taken.
-        layers: which three blocks to read, as :class:`pc3d.models.PointPartSegmenter`.
-        head_dims: widths of what computes for every point, as :class:`pc3d.models.PointPartSegmenter`.
+        category_names: names of the categories; if empty, their numbers.
+        part_names: names of the parts; if empty, their numbers.
+        category_parts: the parts of each category; if empty, all parts for each.
+        encoder: where the backbone's weights come from (:func:`start_from`); None for fresh ones. Class tokens of a
+            pre-trained encoder are dropped. The attribute ``initial`` reports what was loaded.
+        layers: which three blocks to read, as in :class:`pc3d.models.PointPartSegmenter`.
+        head_dims: widths of the layers that run for every point, as in :class:`pc3d.models.PointPartSegmenter`.
         optimisation: AdamW and its schedule; published with a rate of 2e-4.
         seed: of the random draws within the network.
 
     Raises:
-        TypeError: a backbone that knows no places within an object.
+        TypeError: a backbone without features of points within an object.
         ValueError: class tokens in ``backbone``, or none of ``num_points``; names or parts that do not go with the
             numbers.
     """
@@ -161,8 +161,8 @@ def judge_parts(model: PointPartSegmenter, batch: PointBatch, tally: PartTally, 
         batch: with categories and parts.
         tally: counts.
         redraw: False: the encoder sees an even selection of the stored points (some of them again where there are too
-            few), and every stored point is judged once. True: as the released evaluation of ShapeNetPart, points are
-            drawn with replacement from PyTorch's default generator, and those alone are judged.
+            few), and every stored point is evaluated once. True: as in the released evaluation of ShapeNetPart, points
+            are drawn with replacement from PyTorch's default generator, and only those are evaluated.
     """
     question = _ask(model, batch, redraw)
     _count(tally, question, _answer(model, question, tally))
@@ -214,19 +214,18 @@ def evaluate_parts(
     progress: bool = False,
     kept: Kept | None = None,
 ) -> PartTally:
-    """Judge a segmenter on every object of a data set.
+    """Evaluate a segmenter on every object of a data set.
 
     Args:
         model: put into evaluation mode; computes where its parameters are.
         dataset: with categories and parts.
         tally: an empty one.
         transform: deterministic preparation that keeps every point.
-        protocol: ``"held_out"`` judges every stored point once; ``"legacy"`` draws, see :func:`judge_parts`.
+        protocol: ``"held_out"`` evaluates every stored point once; ``"legacy"`` draws points, see :func:`judge_parts`.
         seed: of the draws.
         batch_size: objects at a time.
         progress: show a progress bar on standard error.
-        kept: gives back the parts that were named before an interruption, batch by batch; the same ``batch_size`` finds
-            them.
+        kept: returns the parts that were predicted before an interruption, batch by batch; use the same ``batch_size``.
 
     Returns:
         The tally.
@@ -267,8 +266,8 @@ def load_part_segmenter(folder: str | os.PathLike[str]) -> tuple[PointPartSegmen
         folder: the run folder.
 
     Returns:
-        The model, and what is known of it: ``categories``, ``parts``, ``category_parts``, and ``training``, how it came
-        about.
+        The model, and a description of it: ``categories``, ``parts``, ``category_parts``, and ``training``, how it was
+        trained.
 
     Raises:
         FileNotFoundError: the folder holds no part segmenter, or the run in it has not finished.

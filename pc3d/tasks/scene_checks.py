@@ -1,4 +1,4 @@
-"""What can be said of a scene, and of the bounds for it, before a network sees it."""
+"""Checks of a scene, and of the bounds of blocks, before a network sees it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_bounds(max_points: int, context: float) -> None:
 
 
 def unit_notes(cloud: PointCloud, voxel_size: float | None) -> list[str]:
-    """Notes on a scene whose numbers are hardly metres, as one in millimetres, which would be labelled all the same.
+    """Notes on a scene that is probably not in metres (millimetres, for example), which would be labelled all the same.
 
     Args:
         cloud: the scene.

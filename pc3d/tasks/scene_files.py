@@ -17,8 +17,8 @@ def write_labelled_ply(
 ) -> None:
     """Write a scene as a binary PLY file: ``x y z``, the class's colour, ``label`` and ``confidence`` of each point.
 
-    Coordinates are those of the file that the scene came from: float64 where an origin was taken off to read it. The
-    names of the classes are comments in the header.
+    Coordinates are those of the original file: float64 if an origin was subtracted when it was read. The names of the
+    classes are comments in the header.
 
     Args:
         file: where to write.
@@ -66,8 +66,8 @@ def write_labels_npz(
 ) -> None:
     """Write labels in the order of the file's points: ``label`` int16, ``confidence``, ``classes``, ``class_colors``.
 
-    Points that were left out when the file was read (``meta["kept_rows"]``) have label -1 and confidence 0. What is
-    given besides stands beside them.
+    Points that were left out when the file was read (``meta["kept_rows"]``) have label -1 and confidence 0. Optional
+    arguments are stored as well.
 
     Args:
         file: where to write.

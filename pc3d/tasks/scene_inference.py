@@ -1,4 +1,4 @@
-"""Whole scenes through a trained model: fragments, voting over views, and blocks that bound the memory."""
+"""Inference on whole scenes: fragments, voting over views, and blocks that bound the memory."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _CORE_POINTS_PER_VOXEL = 16
 
 
 class SceneLabels(NamedTuple):
-    """What a model says about a scene.
+    """The predictions of a model for a scene.
 
     Attributes:
         label: ``(N,)`` int64, the class of each point.
         confidence: ``(N,)`` float32, the mean probability of that class over all votes on the point.
-        notes: what the reader of the labels should know, such as blocks with less around them than was asked for.
+        notes: remarks for users of the labels, such as blocks with less context than requested.
     """
 
     label: Tensor
@@ -47,12 +47,12 @@ class SceneLabels(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A part of a scene and what lies around it.
+    """A part of a scene with its surroundings.
 
     Attributes:
         rows: ``(R,)`` int64 rows of the scene, ascending, so that the first point of a voxel is that of the scene.
         is_core: ``(R,)`` bool, the rows that this block is to predict; the others are their surroundings.
-        context: up to this far around the core, nothing is left out; less than asked for where the block was full.
+        context: up to this distance around the core, nothing is left out; less than requested if the block was full.
     """
 
     rows: Tensor
@@ -64,11 +64,11 @@ def scene_blocks(xyz: Tensor, max_points: int, context: float, *, voxel_size: fl
     """Cut a scene into blocks that one forward pass can hold.
 
     A scene of at most ``max_points`` is one block. A larger one is halved at the median of the longest side of its box
-    until a part has at most ``max_points / 2`` points; a block is such a part and the points within ``context`` of its
-    box along every axis, the nearest ones where there are too many.
+    until each part has at most ``max_points / 2`` points. A block is such a part together with the points within
+    ``context`` of its box along every axis, or the nearest of these if there are too many.
 
-    With a ``voxel_size`` a block consists of whole voxels, and it is voxels that are counted: a network that takes one
-    point of each sees no more at once, however dense the scan. Cores then hold at most 16 ``max_points`` points.
+    With a ``voxel_size``, a block consists of whole voxels, and voxels are counted: a network that reads one point of
+    each voxel sees no more at once, however dense the scan is. Cores then hold at most 16 ``max_points`` points.
 
     Args:
         xyz: ``(N, 3)``.
@@ -149,35 +149,33 @@ def segment_scene(
     probabilities: Tensor | None = None,
     progress: bool = False,
 ) -> SceneLabels:
-    """Name the class of every point of a scene of any size.
+    """Label every point of a scene of any size.
 
     The published protocol (Pointcept): for every view of the set, fragments of one point per voxel, one forward pass
-    each; probabilities are summed per point, and the largest sum decides. A scene is centred once, not every fragment
-    anew, so that its voxels are the same in all blocks.
+    each; probabilities are summed per point, and the largest sum decides. The scene is centred once, not each fragment,
+    so that its voxels are the same in all blocks.
 
-    With ``voting="swin3d"`` the sum that decides is not of probabilities but of logits, those of each vote divided by
-    their L1 norm, as in the released code of Swin3D; it has one pass a view, which is ``use_fragments=False`` here.
-    Confidences and ``probabilities`` are mean probabilities all the same, and the class that is named need not be the
-    most probable one.
+    With ``voting="swin3d"``, logits are summed instead of probabilities, each vote divided by its L1 norm, as in the
+    released code of Swin3D. That code has one pass per view, which is ``use_fragments=False`` here. Confidences and
+    ``probabilities`` are still mean probabilities, and the predicted class need not be the most probable one.
 
-    Memory: the network is given one point of a voxel, and no forward pass more than ``max_points`` of them (views turn
-    and scale the grid, which may make that a few more). Class sums exist for the points that one block predicts, at
-    most ``16 max_points * K`` floats, twice as many with ``voting="swin3d"``. Beside the scene itself, all that grows
-    with it is, at the peak, some 100 bytes a point without voxels, and from 60 (ten points a voxel) to 130 (a voxel for
-    each) with them.
+    Memory: the network gets one point of each voxel, and at most ``max_points`` of them in a forward pass (views rotate
+    and scale the grid, which may add a few). Class sums exist for the points that one block predicts: at most ``16
+    max_points * K`` floats, twice as many with ``voting="swin3d"``. Besides the scene itself, the peak memory grows by
+    about 100 bytes per point without voxels, and by 60 (ten points per voxel) to 130 (one point per voxel) with voxels.
 
     Blocks: each point is predicted in one block, with at least ``context`` metres around it, unless more than
-    ``max_points / 2`` voxels lie there; then the labels come with a note of how far it was. For a network that looks no
-    farther, labels are those of the scene as a whole; with one that does (the deepest windows of Swin3D span 3.4 m),
-    points near the borders of blocks may differ. A block has as many fragments as its own fullest voxel has points, not
-    as the scene's.
+    ``max_points / 2`` voxels lie there; then a note states the actual distance. If the network looks no farther than
+    that, the labels are those of the scene as a whole. If it does (the deepest windows of Swin3D span 3.4 m), points
+    near the borders of blocks may differ. The number of fragments of a block is the number of points in its own fullest
+    voxel, not in that of the scene.
 
     Args:
-        segmenter: the model; moved to ``device``, used in evaluation mode and left in its own.
+        segmenter: the model; moved to ``device`` and used in evaluation mode; its mode is restored.
         cloud: the scene, in metres, with the fields that the model reads (:func:`with_fields`).
         voting: the views, see :func:`pc3d.data.voting_views`: ``"none"``, ``"scannet"``, ``"s3dis"``,
             ``"structured3d"`` or ``"swin3d"``.
-        use_fragments: give each point its own turn; without, one pass in which the points of a voxel share a
+        use_fragments: predict each point separately. False runs one pass in which the points of a voxel share a
             prediction, many times faster on dense scans.
         max_points: see above; points, not voxels, for a network without voxels.
         context: see above.
@@ -292,13 +290,13 @@ def evaluate_scenes(
     kept: Kept | None = None,
     **options: Any,
 ) -> ConfusionMatrix:
-    """The confusion matrix of a model over all labelled points of a data set.
+    """Compute the confusion matrix of a model over all labelled points of a data set.
 
     Args:
         segmenter: the model.
         dataset: scenes with ``segment``, whose classes are the model's.
         progress: show a bar where there is a terminal.
-        kept: gives back the labels of scenes that were named before an interruption, and what was noted of them.
+        kept: returns the labels, and notes, of scenes that were labelled before an interruption.
         **options: of :func:`segment_scene`.
 
     Raises:
@@ -343,9 +341,9 @@ def _noted(name: Callable[[], SceneLabels]) -> NDArray[Any]:
 
 
 def with_fields(cloud: PointCloud, fields: tuple[str, ...]) -> tuple[PointCloud, list[str]]:
-    """A scene with all the fields that a model reads, and a note for each that had to be made up.
+    """Add the missing fields that a model reads to a scene; returns it with a note for each field added.
 
-    Missing colours become mid-grey. Missing normals are those of the plane through the 16 nearest points, turned
+    Missing colours become mid-grey. Missing normals are those of the plane through the 16 nearest points, oriented
     towards the middle of the scene, from where most surfaces of a room are seen.
 
     Args:

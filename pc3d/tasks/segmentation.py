@@ -33,7 +33,7 @@ def segmentation_loss(logits: Tensor, label: Tensor, class_weights: Tensor | Non
     Args:
         logits: ``(N, K)``.
         label: ``(N,)`` int64 classes, -1 for points that do not count.
-        class_weights: ``(K,)``; the mean is weighted, each point by its class. None: all alike.
+        class_weights: ``(K,)``; the mean is weighted, each point by its class. None: equal weights.
 
     Returns:
         This process's share: the mean over processes is the mean over all labelled points. 0 where there are none.
@@ -53,14 +53,14 @@ def segmentation_loss(logits: Tensor, label: Tensor, class_weights: Tensor | Non
 
 
 class SemanticSegmentation(pl.LightningModule):
-    """Train a backbone and a head to name the class of every point.
+    """Train a backbone and a head for semantic segmentation of scenes.
 
     Supervised pre-training is the same task on a larger data set. Train it with :func:`pc3d.methods.pretrain`, which
-    keeps a run folder, or with a ``Trainer`` of your own. With ``Trainer(sync_batchnorm=True)`` statistics are those of
-    all processes; the package's own layers are so anyway.
+    writes a run folder, or with your own ``Trainer``. With ``Trainer(sync_batchnorm=True)``, batch statistics are those
+    of all processes; this always holds for pc3d's own layers.
 
-    Dropout, drop path and the random point of a voxel are drawn anew in each step from (seed, epoch, step, process), so
-    a run that was broken off and resumed ends as one that was left alone, bit for bit on a CPU.
+    Dropout, drop path and the random point of a voxel are drawn in each step from (seed, epoch, step, process), so an
+    interrupted and resumed run ends like an uninterrupted one, bit for bit on a CPU.
 
     Args:
         backbone: any encoder of the package. :class:`pc3d.models.Swin3D` and ``SparseUNet`` read scenes themselves,
@@ -68,23 +68,23 @@ class SemanticSegmentation(pl.LightningModule):
             of the scene after the other (:class:`pc3d.models.BlockFeatures`, whose options are the default's if it is
             not given itself). Or any module with ``point_features(batch)`` and ``feature_dim``.
         num_classes: K.
-        class_names: names of the classes; their numbers when empty.
-        head: ``"mlp"`` as Swin3D, ``"linear"``, or ``"language"``, :class:`pc3d.nn.LanguageHead`.
-        language: options of the last.
+        class_names: names of the classes; if empty, their numbers.
+        head: ``"mlp"`` as in Swin3D, ``"linear"``, or ``"language"``, :class:`pc3d.nn.LanguageHead`.
+        language: options of the ``"language"`` head.
         encoder: folder or Hub id of an exported encoder, or official file, to start the backbone from; the attribute
-            ``initial`` is the report of what was taken.
+            ``initial`` reports what was loaded.
         skip: parts of that encoder to leave out, see :func:`take_weights`.
         y_up: ``encoder`` is an official file of Swin3D whose weights were trained with y up (the authors' ``xyz_rgb``).
-        freeze: leave the backbone as it is, in evaluation mode, and train the head alone: with ``head="linear"`` a
-            linear probe. The backbone is all of it: also the layer of :class:`pc3d.models.BlockFeatures` after the
-            encoder, which is fresh if ``encoder`` is one of objects: then a random layer's output is probed, not what
-            the encoder says. Train an encoder of objects with the head, or freeze a saved ``BlockFeatures``.
-        probe_first: fit the head, which must be ``"linear"``, to frozen features of the training scenes before all else
-            is trained from there (:func:`pc3d.evaluation.scene_probe.fit_linear_head`): a pre-trained backbone is not
-            moved about by a head that knows nothing yet. At a low learning rate, such as 1e-3. Up to 4,000 labelled
-            points of each scene are used, a million in all.
-        class_weights: of each class in the loss, so that rare ones count in it; all alike when empty. Validation losses
-            are unweighted.
+        freeze: keep the backbone fixed, in evaluation mode, and train only the head: with ``head="linear"`` a linear
+            probe. The backbone includes the layer of :class:`pc3d.models.BlockFeatures` after the encoder, which is
+            freshly initialised if ``encoder`` is an encoder of objects. Then the output of a random layer is probed,
+            not the encoder. Train an encoder of objects with the head instead, or freeze a saved ``BlockFeatures``.
+        probe_first: first fit the head, which must be ``"linear"``, to frozen features of the training scenes, then
+            train everything (:func:`pc3d.evaluation.scene_probe.fit_linear_head`): an untrained head then does not
+            disturb a pre-trained backbone. Use a low learning rate, such as 1e-3. Up to 4,000 labelled points of each
+            scene are used, a million in all.
+        class_weights: of each class in the loss, so that rare ones count in it; if empty, equal weights. Validation
+            losses are unweighted.
         optimisation: AdamW and its schedule.
         seed: of the random draws within the networks.
 

@@ -1,4 +1,4 @@
-"""A backbone and a head that name the class of every point, as one network and as one folder."""
+"""A backbone and a head for semantic segmentation, as one network and as one folder."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _TEXT_HEADS: dict[str, type[LanguageHead] | type[TextHead]] = {"language": Langu
 
 
 class SceneSegmenter(nn.Module):
-    """Class scores for every point of a batch.
+    """A segmentation network: class scores for every point of a batch.
 
     Args:
         backbone: has ``point_features(batch) -> (sum N, feature_dim)`` and ``feature_dim``; an encoder of objects is
             put into :class:`pc3d.models.BlockFeatures`.
         classes: names of the K classes.
-        head: ``"mlp"``: linear, batch norm, ReLU, linear, as Swin3D; ``"linear"``: one linear layer; or one that knows
+        head: ``"mlp"``: linear, batch norm, ReLU, linear, as in Swin3D; ``"linear"``: one linear layer; or a head with
             the texts of the classes, :class:`pc3d.nn.LanguageHead` or :class:`pc3d.nn.TextHead`.
 
     Raises:
-        TypeError: the backbone gives no features of points.
+        TypeError: the backbone computes no features of points.
         ValueError: no classes, or an unknown head.
     """
 
@@ -63,7 +63,7 @@ class SceneSegmenter(nn.Module):
 
     @property
     def voxel_size(self) -> float | None:
-        """Edge of the backbone's finest voxels in metres; None where it has none."""
+        """Edge of the backbone's finest voxels in metres; None if it has no voxels."""
         size = getattr(self.backbone, "voxel_size", None)
         return None if size is None else float(size)
 

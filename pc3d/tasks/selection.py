@@ -1,4 +1,4 @@
-"""Which epoch of a run is kept, and what the field's habit would have reported instead."""
+"""Selection of the epoch that is kept, and the result of the usual practice in the field for comparison."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class EpochScore:
 
 
 class EpochSelection:
-    """The scores of a run's epochs, and the weights of the best on validation.
+    """The scores of the epochs of a run, and the weights of the best epoch on validation.
 
     Of epochs with the same score the earliest counts as the best. The test split never chooses what is kept.
 
@@ -50,7 +50,7 @@ class EpochSelection:
         return max(scored, key=lambda score: (getattr(score, on), -score.epoch)) if scored else None
 
     def kept(self) -> EpochScore | None:
-        """The epoch that leaves the run: the best on validation, the last where nothing was validated."""
+        """The epoch that is exported: the best on validation, or the last without validation."""
         return self.best("validation") or (self.history[-1] if self.history else None)
 
     def restore(self, model: nn.Module) -> None:
