@@ -1,4 +1,4 @@
-"""The operators: sampling, neighbours, gathering, chamfer distance, voxels, sparse convolution, window attention.
+"""Operators: sampling, neighbours, gathering, chamfer distance, voxels, sparse convolution, window attention.
 
 All take dense ``(B, N, C)`` tensors or packed ``(N, C)`` ones with int64 ``offsets`` ``(B + 1,)``, where cloud ``b`` is
 rows ``offsets[b]`` to ``offsets[b + 1]``. An index addresses the tensor it was computed from: within each cloud for

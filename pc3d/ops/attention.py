@@ -98,7 +98,7 @@ def window_partition(coords: Tensor, window_size: int, *, offsets: Tensor | None
     Args:
         coords: (N, 3) int32 voxel coordinates, in any order.
         window_size: edge of a window in voxels.
-        offsets: (B + 1,) int64 offsets of the clouds; left out, one cloud.
+        offsets: (B + 1,) int64 offsets of the clouds; by default, one cloud.
         shift: voxels to move all coordinates by beforehand; Swin alternates between 0 and ``window_size // 2``.
 
     Returns:
@@ -164,8 +164,8 @@ def window_attention(
     No array grows with the number of pairs: per window and head the products of all queries with the table rows that
     the window can reach are formed once, pairs look scalars up in them, and the gradient computes the pairs again. Sums
     run in float32 (float64 for float64), whatever the type of the features. The result and all gradients are the same
-    from run to run, whatever the number of threads. A NaN or an infinite logit gives NaN in the windows and heads that
-    meet it, nowhere else.
+    from run to run, whatever the number of threads. A NaN or an infinite logit gives NaN only in the windows and heads
+    where it occurs.
 
     Without signals (``axis_rows=()``, signals of 0 columns, tables of 0 rows) it is plain attention in windows.
 

@@ -203,7 +203,7 @@ def interpolate(
     offsets: Tensor | None = None,
     query_offsets: Tensor | None = None,
 ) -> Tensor:
-    """Carries features from points to queries, weighted by inverse distance over the ``k`` nearest points.
+    """Interpolates features from points to queries, weighted by inverse distance over the ``k`` nearest points.
 
     ``out[m] = sum_j w[m, j] * features[i[m, j]]`` with ``w`` proportional to ``1 / (d[m, j]^power + eps)`` and summing
     to 1. Differentiable with respect to the features and both sets of coordinates.
@@ -216,7 +216,7 @@ def interpolate(
         eps: keeps the weight finite where a query coincides with a point; in units of the distance to the power. The
             default is the published one, for objects in the unit sphere: scale it with the coordinates elsewhere.
         power: 2, the squared distance of PointNet++, or 1, the distance, as Swin3D weights its up-sampling.
-        clamp: let a cloud have fewer than ``k`` points, whose queries then use all of them.
+        clamp: allow clouds with fewer than ``k`` points; their queries then use all points.
         offsets: (B + 1,) int64 offsets of packed ``xyz`` and ``features``.
         query_offsets: (B + 1,) int64 offsets of packed ``query``.
 

@@ -119,9 +119,9 @@ def knn(
     Args:
         xyz: dense (B, N, 3) or packed (N, 3) points, any floating type (computed in float32, or float64).
         k: neighbours, 1 to 128, at most the points of any cloud that has queries.
-        query: (B, M, 3) or (M, 3); left out, the points themselves, each its own first neighbour (or a duplicate of
+        query: (B, M, 3) or (M, 3); by default, the points themselves, each its own first neighbour (or a duplicate of
             a lower index).
-        offsets: (B + 1,) int64 offsets of packed points; left out, (N, 3) is one cloud.
+        offsets: (B + 1,) int64 offsets of packed points; by default, (N, 3) is one cloud.
         query_offsets: (B + 1,) int64 offsets of packed queries.
 
     Returns:
@@ -157,8 +157,8 @@ def ball_query(
         xyz: dense (B, N, 3) or packed (N, 3) points, any floating type (computed in float32, or float64).
         radius: in units of the coordinates; strict, ``distance^2 < radius^2``, as in PointNet++'s kernel.
         max_neighbors: slots of the result.
-        query: (B, M, 3) or (M, 3); left out, the points themselves.
-        offsets: (B + 1,) int64 offsets of packed points; left out, (N, 3) is one cloud.
+        query: (B, M, 3) or (M, 3); by default, the points themselves.
+        offsets: (B + 1,) int64 offsets of packed points; by default, (N, 3) is one cloud.
         query_offsets: (B + 1,) int64 offsets of packed queries.
         order: which points are kept and how they are sorted: ``"index"``, the lowest indices, as in PointNet++'s
             kernel; ``"distance"``, the nearest, nearest first.

@@ -34,18 +34,18 @@ def farthest_point_sample(
 ) -> Tensor:
     """Takes points one by one, each the farthest from all taken before it.
 
-    Exact: the result is the plain algorithm's, whatever pruning a kernel uses. The lowest index wins a tie, and a
-    point is taken at most once, so duplicates of a taken point come last, lowest index first.
+    The result is exactly that of the plain algorithm, whatever pruning a kernel uses. The lowest index wins a tie, and
+    a point is taken at most once, so duplicates of a taken point come last, lowest index first.
 
     Args:
         xyz: dense (B, N, 3) or packed (N, 3) coordinates, any floating type (computed in float32, or float64).
         num_samples: points to take from each cloud, at most the number it has. With ``offsets`` also an int64 (B,)
             tensor of one number for each cloud. An int takes nothing from an empty packed cloud (a compiled graph
             cannot see which clouds are empty, and refuses them: pass the tensor there).
-        offsets: (B + 1,) int64, for packed coordinates; left out, (N, 3) is one cloud.
+        offsets: (B + 1,) int64, for packed coordinates; by default, (N, 3) is one cloud.
         start: the first point: ``"first"`` (index 0), ``"random"``, an index, or an int64 (B,) tensor of indices,
             counted within each cloud.
-        generator: the source of randomness of ``start="random"``; torch's global one if left out.
+        generator: the source of randomness of ``start="random"``; torch's global one by default.
         ignore_near_origin: the rule of the CUDA kernel that the MAE family trained with: points whose squared norm is
             at most 1e-3 are never candidates (the first point excepted), and once all candidates are taken, candidates
             repeat, lowest index first. For parity with published weights only.

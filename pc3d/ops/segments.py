@@ -76,7 +76,7 @@ def gather_max(features: Tensor, index: Tensor) -> Tensor:
 
     Args:
         features: (N, C), any floating type.
-        index: (M, k) int64 rows of ``features``; -1 slots are passed over, a row of nothing else gives zeros.
+        index: (M, k) int64 rows of ``features``; -1 slots are ignored, and a row of only -1 gives zeros.
 
     Returns:
         (M, C), ``max_j features[index[m, j]]``. The gradient goes to the first slot that attains the maximum; it is

@@ -108,9 +108,9 @@ def kernel_map(coords: Tensor, *, offsets: Tensor | None = None, kernel_size: in
     ``k = (ix * kernel_size + iy) * kernel_size + iz``; tap 0 is the lowest corner of the window.
 
     Args:
-        coords: (N, 3) int32 voxel coordinates, each voxel of a cloud once. In the order of
-            :func:`pc3d.ops.voxelize` it takes least time; any order is right.
-        offsets: (B + 1,) int64 offsets of the clouds; left out, one cloud.
+        coords: (N, 3) int32 voxel coordinates, each voxel of a cloud once. Any order is allowed; the order of
+            :func:`pc3d.ops.voxelize` is fastest.
+        offsets: (B + 1,) int64 offsets of the clouds; by default, one cloud.
         kernel_size: edge of the window in voxels.
         stride: edge of an output voxel in input voxels.
 
@@ -120,7 +120,7 @@ def kernel_map(coords: Tensor, *, offsets: Tensor | None = None, kernel_size: in
 
     Raises:
         TypeError: a wrong type of argument.
-        ValueError: a wrong shape or value, a voxel that is there twice, or a kernel that would pass over voxels.
+        ValueError: a wrong shape or value, a duplicate voxel, or a kernel that would skip voxels.
 
     Source:
         Graham et al., 3D Semantic Segmentation with Submanifold Sparse Convolutional Networks, 2018, section 3.

@@ -96,7 +96,7 @@ def voxelize(xyz: Tensor, voxel_size: float, *, offsets: Tensor | None = None) -
     Args:
         xyz: packed (N, 3) coordinates, any floating type.
         voxel_size: edge of a voxel, in units of the coordinates.
-        offsets: (B + 1,) int64 offsets of the clouds; left out, one cloud.
+        offsets: (B + 1,) int64 offsets of the clouds; by default, one cloud.
 
     Returns:
         The voxels, and which points they hold. ``features[voxels.first]`` takes the first point of every voxel,
@@ -129,7 +129,7 @@ def voxelize_coords(coords: Tensor, factor: int, *, offsets: Tensor | None = Non
     Args:
         coords: (N, 3) int32 voxel coordinates.
         factor: edge of a coarse voxel in fine ones, at least 1; 1 removes duplicates.
-        offsets: (B + 1,) int64 offsets of the clouds; left out, one cloud.
+        offsets: (B + 1,) int64 offsets of the clouds; by default, one cloud.
 
     Returns:
         The coarse voxels (in coarse units), and which rows of ``coords`` they hold.
@@ -159,7 +159,7 @@ def voxel_neighbors(
         xyz: dense (B, N, 3) or packed (N, 3) points.
         k: neighbours, 1 to 128.
         query: (B, M, 3) or (M, 3).
-        offsets: (B + 1,) int64 offsets of packed points; left out, (N, 3) is one cloud.
+        offsets: (B + 1,) int64 offsets of packed points; by default, (N, 3) is one cloud.
         query_offsets: (B + 1,) int64 offsets of packed queries.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Pictures of point clouds: colours, projections, figures, views. Takes arrays, knows no model."""
+"""Pictures of point clouds: colours, projections, figures, views. Works on arrays, without models."""
 
 from pc3d.viz.colors import class_colors, gradient, height_colors, normal_colors, scalar_colors, shade
 from pc3d.viz.features import feature_colors, similarity, similarity_to

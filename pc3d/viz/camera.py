@@ -1,4 +1,4 @@
-"""Where a view is looked at from: a camera that circles around a point, z up, and paths of such cameras."""
+"""Cameras of a view: a camera that orbits a point, z up, and paths of such cameras."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Viewpoint:
         return pixel.astype(np.float32, copy=False), depth
 
     def turned(self, azimuth: float = 0.0, elevation: float = 0.0) -> Viewpoint:
-        """The camera moved around its target by so many degrees; it stops at the zenith and at the nadir."""
+        """The camera moved around its target by the given degrees; it stops at the zenith and at the nadir."""
         raised = min(max(self.elevation + elevation, -90.0), 90.0)
         return dataclasses.replace(self, azimuth=self.azimuth + azimuth, elevation=raised)
 
@@ -188,7 +188,7 @@ def of_view_matrix(matrix: FloatArray, target: FloatArray) -> Viewpoint:
 
 
 def turntable(start: Viewpoint, frames: int) -> list[Viewpoint]:
-    """Once around the target, from ``start`` on.
+    """Viewpoints once around the target, starting at ``start``.
 
     Raises:
         ValueError: less than one frame.

@@ -35,7 +35,7 @@ def height_colors(xyz: FloatArray, colormap: str = "viridis") -> FloatArray:
 
 
 def class_colors(num_classes: int) -> FloatArray:
-    """Colours ``(K, 3)`` in [0, 1] that the eye tells apart; class k has the same one whatever K.
+    """Distinguishable colours ``(K, 3)`` in [0, 1]; class k has the same colour for every K.
 
     Each is the farthest from all before it in CIELAB, among colours that are neither pale nor dark, grey nor glaring.
     24 are at least 29 apart, where 2.3 can just be told. There are some thousand; after these they begin again.
@@ -70,7 +70,7 @@ def _lab(rgb: FloatArray) -> FloatArray:
 
 
 def shade(colors: FloatArray, nearness: FloatArray, strength: float = 0.45) -> FloatArray:
-    """Fade far points towards white, which lets a cloud be read as a body.
+    """Fade far points towards white, so that a cloud looks three-dimensional.
 
     Args:
         colors: ``(N, 3)`` in [0, 1].

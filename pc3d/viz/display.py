@@ -1,4 +1,4 @@
-"""Whether a window can open here, and what is missing where not."""
+"""Check whether a window can open here, and what is missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class NoDisplayError(RuntimeError):
 
 
 def check_display() -> None:
-    """Refuses to go on without a display, before a library crashes for want of one.
+    """Raise an error without a display, before a library crashes.
 
     Raises:
         NoDisplayError: there is none.
@@ -27,7 +27,7 @@ def check_display() -> None:
 
 
 def import_open3d() -> Any:
-    """Open3D, or an error that names the system libraries that its window needs.
+    """Import Open3D, or raise an error that names the system libraries that its window needs.
 
     Raises:
         ImportError: it is not installed, or a library is missing.

@@ -38,7 +38,7 @@ def similarity(embedding: FloatArray, row: int) -> NDArray[np.float32]:
 
 
 def feature_colors(embeddings: Sequence[FloatArray], *, seed: int = 0) -> list[NDArray[np.uint8]]:
-    """The first three principal components as red, green and blue, joint over clouds: equal colours are alike.
+    """The first three principal components, joint over clouds, as RGB: similar colours mean similar features.
 
     Each component is stretched from its 1st to its 99th percentile. Its sign, which a principal component analysis
     leaves open, is the one that makes its largest loading positive.

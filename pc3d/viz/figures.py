@@ -62,7 +62,7 @@ def draw_points(axes: Any, xyz: FloatArray, colors: FloatArray, *, size: float =
 
 
 def reconstruction_figure(rows: Sequence[ReconstructionRow], *, title: str = "") -> Any:
-    """Objects in columns: the input, what the encoder saw, and what the decoder made of the rest.
+    """Objects in columns: the input, what the encoder saw, and the decoder's reconstruction of the rest.
 
     Args:
         rows: the objects, left to right.

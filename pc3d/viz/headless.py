@@ -1,4 +1,4 @@
-"""Points to pixels without a display, a GPU or a system library: what a view looks like from a camera.
+"""Render a view from a camera without a display, a GPU or a system library.
 
 Every point is a disc that faces the camera; the nearest one is seen. Depth is made visible by eye-dome lighting
 (Boucheny, 2009): a pixel whose neighbours lie nearer is darkened. NumPy alone, about a second for five million points.
@@ -30,7 +30,7 @@ def render(
     point_size: float | None = None,
     max_points: int = 2_000_000,
 ) -> Picture:
-    """The clouds of a view in the colours of a mode.
+    """Render the clouds of a view in the colours of a mode.
 
     Args:
         view: what to show.

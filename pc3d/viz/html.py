@@ -1,4 +1,4 @@
-"""A view as one web page that opens from the disk, without a server and without the network.
+"""A view as one web page that opens from the disk, without a server or a network.
 
 The page draws with WebGL 2 by itself. plotly, which the reports use, was tried first: its scatter3d turns every point
 into a mesh of triangles, and took over ten seconds to recolour 20,000 points where this takes a fraction of one for

@@ -35,7 +35,7 @@ class PartsColumn:
 
 
 def parts_figure(columns: Sequence[PartsColumn], parts: Sequence[str], *, title: str = "") -> Any:
-    """Objects side by side, their parts as labelled above, as predicted below.
+    """Objects side by side: labelled parts above, predicted parts below.
 
     Args:
         columns: the objects, left to right.

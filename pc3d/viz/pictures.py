@@ -1,4 +1,4 @@
-"""Pictures of views as files: one panel for each mode, with its legend or colour bar; stills and turning ones."""
+"""Pictures and animations of views as files: one panel for each mode, with its legend or colour bar."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def write_picture(picture: Picture, path: str | os.PathLike[str]) -> None:
 
 
 def write_gif(frames: Sequence[Picture], path: str | os.PathLike[str], *, frames_per_second: float = 12.0) -> None:
-    """Write pictures of one size as a GIF that repeats for ever.
+    """Write pictures of one size as a GIF that loops.
 
     Raises:
         ValueError: no frames, or a rate that is not positive.

@@ -1,4 +1,4 @@
-"""The report of a run: one web page with tables, curves, pictures and a map. Takes texts and arrays, knows no model."""
+"""The report of a run: one web page with tables, curves, pictures and a map. Works on texts and arrays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNLABELLED = "#b0b0b0"
 
 @dataclass(frozen=True)
 class Listing:
-    """Lines of text as they are, folded away under a summary."""
+    """Preformatted lines of text, collapsed under a summary."""
 
     summary: str
     text: str
@@ -118,7 +118,7 @@ class Section:
 
 
 def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> Path:
-    """Write a report as one page that needs neither a server nor the network.
+    """Write a report as one page that needs neither a server nor a network.
 
     Args:
         path: the ``.html`` file.

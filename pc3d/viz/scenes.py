@@ -1,4 +1,4 @@
-"""Pictures of labelled scenes and of what a model mixes up."""
+"""Pictures of labelled scenes, and confusion matrices."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def scene_figure(
     view: View = "perspective",
     title: str = "",
 ) -> Any:
-    """A scene as it is, as the model sees it, and, where labels are known, the truth and the errors.
+    """A scene in its own colours, its prediction and, if labels are known, the truth and the errors.
 
     Args:
         xyz: ``(N, 3)`` points, z up.

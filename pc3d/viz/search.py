@@ -1,4 +1,4 @@
-"""Sheets of queries with what was found for them."""
+"""Sheets of queries with the shapes found for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a viewer shows: clouds that stand beside each other, each with several ways to be coloured.
+"""What a viewer shows: clouds next to each other, each with several colourings.
 
 The picture without a display, the window, the page and the server all draw a :class:`View`; none of them computes one.
 """

@@ -1,4 +1,4 @@
-"""What a server of views needs besides viser: texts of the panel, the point of a click, pictures, addresses."""
+"""Parts of the view server besides viser: texts of the panel, the point of a click, pictures, addresses."""
 
 from __future__ import annotations
 
