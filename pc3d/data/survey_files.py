@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,11 @@ def read_e57(path: Path, **_: Any) -> Fields:
 
     fields: Fields = {"xyz": np.concatenate(columns(("cartesianX", "cartesianY", "cartesianZ")))}
     channels = ("colorRed", "colorGreen", "colorBlue")
-    if all(set(channels) <= set(scan) for scan in scans):
+    colored = sum(set(channels) <= set(scan) for scan in scans)
+    if 0 < colored < len(scans):
+        count = f"{len(scans) - colored} of {len(scans)}"
+        warnings.warn(f"{path}: {count} scans have no colours: read without", stacklevel=2)
+    if colored == len(scans):
         # Scanners differ in their range of colours.
         fields["rgb"] = np.concatenate([colours(of_scan) for of_scan in columns(channels)])
     return fields
