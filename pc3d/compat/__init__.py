@@ -27,13 +27,14 @@ _STANDS_FOR = {
     "extensions.chamfer_dist": "pc3d.compat.chamfer_dist",
     "pointnet2_batch_cuda": "pc3d.compat.pointnet2_batch_cuda",
     "pointops": "pc3d.compat.pointops",
+    "torch_cluster": "pc3d.compat.torch_cluster",
     "torch_scatter": "pc3d.compat.torch_scatter",
 }
 
 
 def install(*, replace: bool = False) -> list[str]:
     """Lets ``import pointnet2_ops``, ``knn_cuda``, ``chamfer``, ``extensions.chamfer_dist``, ``pointnet2_batch_cuda``,
-    ``pointops`` and ``torch_scatter`` find the modules of this package.
+    ``pointops``, ``torch_cluster`` and ``torch_scatter`` find the modules of this package.
 
     Args:
         replace: stand in also for an extension that is installed.

@@ -90,6 +90,7 @@ def test_install_leads_the_old_names_here() -> None:
         "import pc3d.compat; names = pc3d.compat.install(); again = pc3d.compat.install()\n"
         "from pointnet2_ops import pointnet2_utils; from pointnet2_ops.pointnet2_utils import furthest_point_sample\n"
         "from pointnet2_ops.pointnet2_modules import PointnetSAModule; from pointnet2_ops import pointnet2_modules\n"
+        "from torch_cluster import knn_graph; from torch_scatter import scatter\n"
         "from knn_cuda import KNN; from extensions.chamfer_dist import ChamferDistanceL2\n"
         "assert names == again, (names, again)\n"
         "print(pointnet2_utils.furthest_point_sample is furthest_point_sample, KNN.__module__)"
