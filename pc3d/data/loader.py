@@ -198,6 +198,11 @@ class _BatchMaker(Dataset[PointBatch]):
         generator = sample_generator(self.seed, 0 if self.fixed else epoch, index)
         own = self.dataset
         cloud = own.sample(index, generator) if isinstance(own, PointDataset) else own[index]
+        if not isinstance(cloud, PointCloud):
+            raise TypeError(
+                f"item {index} of {type(own).__name__} must be a PointCloud, got {type(cloud).__name__}: let the data "
+                "set give PointCloud(xyz, label=...), best as a pc3d.data.PointDataset"
+            )
         return cloud if self.transform is None else self.transform(cloud, generator)
 
     def __getitem__(self, key: BatchKey) -> PointBatch:

@@ -150,6 +150,11 @@ def extract_features(
         ValueError: the set is empty, ``num_points`` exceeds what an item has, or features are not finite.
     """
     prepare = preparation(num_points, sampling, normalize)
+    if not isinstance(dataset, PointDataset):
+        raise TypeError(
+            f"dataset must be a pc3d.data.PointDataset, got {type(dataset).__name__}: a class with load, labels and "
+            "classes of a few lines makes one of any data"
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if len(dataset) == 0:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pc3d.nn._checks import check_dense
+
 
 class ObjectEncoder(nn.Module, ABC):
     """Base class of networks that encode a cloud as one vector, for probes and methods of whole clouds.
@@ -62,8 +64,7 @@ def check_clouds(xyz: Tensor, at_least: int, reason: str) -> None:
     Raises:
         ValueError: another shape, or fewer points.
     """
-    if xyz.ndim != 3 or xyz.shape[-1] != 3:
-        raise ValueError(f"xyz must have shape (B, N, 3), got {tuple(xyz.shape)}")
+    check_dense(xyz)
     if xyz.shape[1] < at_least:
         raise ValueError(
             f"clouds have {xyz.shape[1]} points, fewer than {reason}={at_least}; give denser clouds or build the "

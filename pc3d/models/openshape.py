@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pc3d.nn._checks import check_dense
 from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.nn.tokenizer import LinearBeforeNorm
 from pc3d.nn.transformer import TransformerBlock
@@ -43,8 +44,7 @@ def check_choice(name: str, value: object, known: Any) -> None:
 
 def check_cloud(xyz: Tensor, rgb: Tensor | None) -> None:
     """Refuse anything but clouds ``(B, N, 3)`` and colours of their shape."""
-    if xyz.ndim != 3 or xyz.shape[-1] != 3:
-        raise ValueError(f"xyz must have shape (B, N, 3), got {tuple(xyz.shape)}")
+    check_dense(xyz)
     if rgb is not None and rgb.shape != xyz.shape:
         raise ValueError(f"rgb must have the shape of xyz, {tuple(xyz.shape)}, got {tuple(rgb.shape)}")
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pc3d.nn._checks import check_dense
 from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.ops import farthest_point_sample, gather, group, knn
 
@@ -126,8 +127,7 @@ class PatchTokenizer(nn.Module):
 
     def cut(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
         """The geometry alone, in float32 also under autocast: centres ``(B, G, 3)`` and patches ``(B, G, S, 3)``."""
-        if xyz.ndim != 3 or xyz.shape[-1] != 3:
-            raise ValueError(f"xyz must have shape (B, N, 3), got {tuple(xyz.shape)}")
+        check_dense(xyz)
         for name, needed in (("num_groups", self.num_groups), ("group_size", self.group_size)):
             if xyz.shape[1] < needed:
                 raise ValueError(

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pc3d.nn._checks import check_dense
 from pc3d.nn.crops import Completion, ball_crop, complete, half_space_crop, share_of_points
 from pc3d.nn.sample_random import SampleRandom
 from pc3d.ops import farthest_point_sample, gather
@@ -103,8 +104,7 @@ class ViewAugmentation:
         Raises:
             ValueError: ``xyz`` is not ``(B, N, 3)``, or the clouds have too few points for the view.
         """
-        if xyz.ndim != 3 or xyz.shape[-1] != 3:
-            raise ValueError(f"xyz must have shape (B, N, 3), got {tuple(xyz.shape)}")
+        check_dense(xyz)
         length = self.length(xyz.shape[1])
         if self.rotate is not None:
             xyz = rotated(xyz, draws.uniform() * (2 * math.pi), self.rotate)

@@ -122,6 +122,12 @@ def test_any_map_style_data_set_will_do() -> None:
     assert batch.dense().shape == (2, 3, 3)
 
 
+def test_items_that_are_no_clouds_are_refused_with_the_way_out() -> None:
+    pairs = [(torch.zeros(3, 3), 0)] * 2
+    with pytest.raises(TypeError, match=r"item 0 of list must be a PointCloud, got tuple: .*PointDataset"):
+        next(iter(PointLoader(pairs, 2, shuffle=False)))  # type: ignore[arg-type]
+
+
 # Processes share the work
 
 

@@ -108,6 +108,11 @@ def test_all_points_of_clouds_of_different_length() -> None:
         extract_features(ShapeDescriptor(), dataset, num_points=100)
 
 
+def test_what_is_no_data_set_of_clouds_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"dataset must be a pc3d\.data\.PointDataset, got list: a class with load"):
+        extract_features(ShapeDescriptor(), [torch.zeros(8, 3)])  # type: ignore[arg-type]
+
+
 def test_farthest_points_in_the_unit_sphere(few: PointDataset) -> None:
     class Recorder:
         seen: list[Tensor] = []  # noqa: RUF012

@@ -356,3 +356,6 @@ def test_clouds_that_do_not_fit_are_refused(name: str, message: str, objects: Te
         small(name).encode(objects[:, :5])
     with pytest.raises(ValueError, match=r"xyz must have shape \(B, N, 3\), got \(256, 3\)"):
         small(name).encode(objects[0])
+    for wrong in (objects.numpy(), list(objects)):
+        with pytest.raises(TypeError, match=f"xyz must be a torch.Tensor .B, N, 3., got {type(wrong).__name__}"):
+            small(name).encode(wrong)  # type: ignore[arg-type]
