@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import zlib
 from abc import abstractmethod
 from collections import Counter
@@ -28,6 +29,11 @@ def check_on_error(on_error: str) -> None:
     """Raises ValueError for anything but the two ways to deal with a bad file."""
     if on_error not in ("refuse", "report"):
         raise ValueError(f"on_error must be 'refuse' or 'report', got {on_error!r}")
+
+
+def read_lines(path: Path) -> list[str]:
+    """What a list names, a name on each line."""
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 class FileDataset(PointDataset):
@@ -132,6 +138,12 @@ class FolderDataset(FileDataset):
         if unknown:
             raise ValueError(f"suffixes must be among {POINT_SUFFIXES}, got {unknown}")
         self.classes, folders, above = self._class_folders()
+        if split is None and _has_splits(self.root):
+            warnings.warn(
+                f"{self.root} has splits, and all of them are read: name one for it alone, as in split='train' "
+                "(--data.train.split train of a command)",
+                stacklevel=2,
+            )
         found = [(path, label) for label, folder in folders for path in _files(folder)]
         lost = [path for path, _ in found if not path.exists()]
         found = [(path, label) for path, label in found if path.exists()] if lost else found
@@ -212,6 +224,15 @@ def _is_class(folder: Path, split: str) -> bool:
     """Whether a folder with the name of a split is a class of that name, which has splits and nothing else in it."""
     within = {path.name for path in _subfolders(folder)}
     return split in within and within <= {split, *_SPLITS}
+
+
+def _has_splits(root: Path) -> bool:
+    """Whether a folder is laid out by splits, above or below its classes."""
+    folders = _subfolders(root)
+    return any(
+        "train" in names and len(names) > 1 and names <= set(_SPLITS)
+        for names in ({path.name for path in _subfolders(folder)} for folder in (root, *folders))
+    )
 
 
 def _subfolders(folder: Path) -> list[Path]:

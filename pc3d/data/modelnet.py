@@ -10,16 +10,12 @@ import torch
 
 from pc3d.data.arrays import ArrayDataset, read_hdf5
 from pc3d.data.dataset import BadFileError, MissingDataError
-from pc3d.data.files import FileDataset, FolderDataset, OnError
+from pc3d.data.files import FileDataset, FolderDataset, OnError, read_lines
 from pc3d.data.pickles import load_array_pickle
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
 
 _TERMS = "ModelNet's: academic research only, rights stay with the authors of the models"
-
-
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def _check_split(split: str, known: tuple[str, ...]) -> None:
@@ -111,9 +107,9 @@ class ModelNetResampled(FileDataset):
         self.root, self.split, self.variant = Path(root), split, variant
         names, listing = self.root / f"{variant}_shape_names.txt", self.root / f"{variant}_{split}.txt"
         self._require([path for path in (names, listing) if not path.is_file()])
-        self.classes = tuple(_lines(names))
+        self.classes = tuple(read_lines(names))
         index = {name: label for label, name in enumerate(self.classes)}
-        ids = _lines(listing)
+        ids = read_lines(listing)
         unknown = [name for name in ids if name.rpartition("_")[0] not in index]
         if unknown:
             raise BadFileError(listing, f"{unknown[0]!r} belongs to none of the classes in {names.name}")
@@ -200,7 +196,7 @@ class ModelNetHDF5(ArrayDataset):
             np.concatenate(data),
             np.concatenate(labels),
             ids=ids,
-            classes=_lines(self.root / "shape_names.txt"),
+            classes=read_lines(self.root / "shape_names.txt"),
             path=self.root,
             normals=np.concatenate(normals) if len(normals) == len(data) else None,
             on_error=on_error,
@@ -210,7 +206,7 @@ class ModelNetHDF5(ArrayDataset):
     def _files(self) -> list[Path]:
         found = sorted(self.root.glob(f"ply_data_{self.split}*.h5"))
         listing = self.root / f"{self.split}_files.txt"
-        listed = [self.root / Path(line).name for line in _lines(listing)] if listing.is_file() else found
+        listed = [self.root / Path(line).name for line in read_lines(listing)] if listing.is_file() else found
         missing = sorted(set(listed) - set(found))
         if not found and not missing:
             missing = [self.root / f"ply_data_{self.split}0.h5"]
@@ -276,7 +272,7 @@ class ModelNetCache(ArrayDataset):
             [cloud[:, :3] for cloud in clouds],
             labels,
             ids=[f"{path.stem}/{i}" for i in range(len(clouds))],
-            classes=_lines(names),
+            classes=read_lines(names),
             path=path,
             normals=[cloud[:, 3:] for cloud in clouds] if all(cloud.shape[1] == 6 for cloud in clouds) else None,
             on_error=on_error,

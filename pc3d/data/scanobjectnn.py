@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pc3d.data.arrays import ArrayDataset, read_hdf5
 from pc3d.data.dataset import BadFileError, MissingDataError
-from pc3d.data.files import OnError
+from pc3d.data.files import OnError, read_lines
 from pc3d.data.transforms import Transform
 
 SCANOBJECTNN_CLASSES = (
@@ -55,7 +56,8 @@ class ScanObjectNN(ArrayDataset):
             (perturbed, the hardest), or one of the easier perturbed ones.
         fold: which split folder: ``"main_split"`` or ``"split1"`` to ``"split4"``.
         object_points_only: drop the points that the mask calls background; clouds then differ in length.
-        classes: class names, if the file follows the format with other classes.
+        classes: class names, if the file follows the format with other classes; by default the lines of
+            ``shape_names.txt`` beside the file or in ``root`` where there is one, else the published ones.
         on_error: ``"refuse"`` or ``"report"`` items without points or with coordinates that are not finite.
         transform: applied to every item.
 
@@ -77,7 +79,7 @@ class ScanObjectNN(ArrayDataset):
         variant: Variant = "obj_bg",
         fold: str = "main_split",
         object_points_only: bool = False,
-        classes: Sequence[str] = SCANOBJECTNN_CLASSES,
+        classes: Sequence[str] | None = None,
         on_error: OnError = "refuse",
         transform: Transform | None = None,
     ) -> None:
@@ -105,12 +107,24 @@ class ScanObjectNN(ArrayDataset):
             clouds,
             label,
             ids=[f"{path.stem}/{i}" for i in range(len(data))],
-            classes=classes,
+            classes=self._class_names(path, label) if classes is None else classes,
             path=path,
             segments=segments,
             on_error=on_error,
             transform=transform,
         )
+
+    def _class_names(self, path: Path, label: NDArray[np.int64]) -> Sequence[str]:
+        for listing in (path.with_name("shape_names.txt"), self.root / "shape_names.txt"):
+            if listing.is_file():
+                return read_lines(listing)
+        if len(label) and label.max() >= len(SCANOBJECTNN_CLASSES):
+            raise BadFileError(
+                path,
+                f"labels go to {label.max()}, and ScanObjectNN has {len(SCANOBJECTNN_CLASSES)} classes: name those of "
+                f"this set, one on each line, in {self.root / 'shape_names.txt'}",
+            )
+        return SCANOBJECTNN_CLASSES
 
     def _path(self, fold: str) -> Path:
         name = f"{'training' if self.split == 'train' else 'test'}_objectdataset{_SUFFIX[self.variant]}.h5"

@@ -93,6 +93,19 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path: Path, split_first: bool,
     assert [path.stem for path in objects.paths] == [f"{split}-boat", f"{split}-train"]
 
 
+@pytest.mark.parametrize("layout", ["{part}/{name}", "{name}/{part}"])
+def test_splits_that_are_read_together_are_told(tmp_path: Path, layout: str, recwarn: pytest.WarningsRecorder) -> None:
+    for part in ("train", "test"):
+        for name in ("boat", "wheel"):
+            place = tmp_path / layout.format(part=part, name=name)
+            place.mkdir(parents=True)
+            np.save(place / "one.npy", np.zeros((4, 3)))
+    FolderDataset(tmp_path, "train")
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"has splits, and all of them are read: .*--data\.train\.split train"):
+        assert len(FolderDataset(tmp_path)) == 4
+
+
 def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((4, 3)))
     objects = FolderDataset(tmp_path)

@@ -360,6 +360,18 @@ def test_scanobjectnn_without_background(scanobjectnn: Path) -> None:
     assert len(ScanObjectNN(scanobjectnn / "main_split_nobg", variant="obj_only")) == 6
 
 
+def test_scanobjectnn_of_other_classes_names_them_in_a_file(scanobjectnn: Path) -> None:
+    for place in sorted(scanobjectnn.glob("*/training_objectdataset.h5")):
+        with h5py.File(place, "r+") as file:
+            file["label"][:] = np.arange(6) * 4
+    with pytest.raises(BadFileError, match=r"labels go to 20, and ScanObjectNN has 15 classes: .*shape_names\.txt"):
+        ScanObjectNN(scanobjectnn)
+    (scanobjectnn / "shape_names.txt").write_text("".join(f"class {k}\n" for k in range(21)))
+    for variant in ("obj_bg", "obj_only"):
+        own = ScanObjectNN(scanobjectnn, variant=variant)  # type: ignore[arg-type]
+        assert [own.classes[k] for k in own.labels] == [f"class {k}" for k in range(0, 21, 4)]
+
+
 def test_bad_scanobjectnn(scanobjectnn: Path) -> None:
     with pytest.raises(MissingDataError, match=r"main_split/training_objectdataset_augmented25rot\.h5"):
         ScanObjectNN(scanobjectnn, variant="pb_t25_r")
