@@ -225,6 +225,27 @@ def stored_data(run: Path, verb: str, **changes: str | None) -> StoredData:
     )
 
 
+def stored_preparation(run: Path) -> Compose:
+    """How a run prepared the objects that it was judged on; its data need not be there.
+
+    Raises:
+        FileNotFoundError: the run has no configuration.
+    """
+    import jsonargparse
+    import yaml
+
+    from pc3d.data import Compose, Transform
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give the run folder of a training that has finished")
+    data = yaml.safe_load(path.read_text(encoding="utf-8")).get("data", {})
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--eval_transforms", type=list[Transform] | None)
+    steps = parser.instantiate(parser.parse_object({"eval_transforms": data.get("eval_transforms")})).eval_transforms
+    return Compose(steps or [])
+
+
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     model = {name: value for name, value in config.get("model", {}).items() if name != "encoder"}
     names = ("train_transforms", "eval_transforms", "validation_fraction", "validation_seed", "batch_size", "drop_last")

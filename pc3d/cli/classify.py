@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pc3d.cli import _fewshot_training, _objects, _several_runs, _training
+from pc3d.cli import _classify_predict, _fewshot_training, _objects, _several_runs, _training
 from pc3d.cli._devices import open_device
 from pc3d.cli._judging import kept_beside
 
@@ -153,6 +153,7 @@ def main(argv: Sequence[str]) -> int | None:
     verbs = {
         "train": ("train a classifier from a configuration file, and evaluate it once on the test split", train),
         "eval": ("evaluate a trained classifier again, by votes or on another split", judge),
+        "predict": ("predict the class of objects in files, a folder or a data set", _classify_predict.main),
         "fewshot": ("fine-tune on several episodes of few objects, and average", few_shot),
     }
     return _objects.dispatch("classify", "Classification of objects.", verbs, argv)

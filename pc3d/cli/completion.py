@@ -17,7 +17,7 @@ from pc3d.cli._view_layers import MODES
 
 NESTED = {
     "index": ("build",),
-    "classify": ("train", "eval", "fewshot"),
+    "classify": ("train", "eval", "predict", "fewshot"),
     "parts": ("train", "eval"),
     "segment": ("train", "eval", "fold", "predict", "openvocab"),
 }

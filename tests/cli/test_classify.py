@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
@@ -27,6 +28,7 @@ from pc3d.data import Household, ObjectSet
 from pc3d.evaluation import read_rows
 from pc3d.methods.progress import RunBar
 from pc3d.models import PointClassifier, PointViT, save_encoder
+from pc3d.ops import farthest_point_sample
 from pc3d.tasks import Classification, FineTuning, load_classifier
 
 CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs"
@@ -125,6 +127,38 @@ def test_eval_repeats_the_judgement_and_adds_votes(run: Path, capsys: pytest.Cap
     # One name for one data set, whichever verb judges on it.
     assert main(["probe", "--encoder", "descriptor", "--num_points", "16", "--C", "1", "--results", str(rows)]) == 0
     assert {row.data for row in read_rows([rows])} == {"household"}
+
+
+def test_predict_names_the_class_of_files_whatever_their_unit_and_place(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, known = load_classifier(run)
+    expected = []
+    (tmp_path / "files").mkdir()
+    for index, xyz in enumerate(Household("test", num_points=500).load(i).xyz for i in range(5)):
+        np.save(tmp_path / "files" / f"{index}.npy", 40 * xyz.numpy() + 7)
+        box = xyz - (xyz.amax(0) + xyz.amin(0)) / 2
+        few = box[farthest_point_sample(xyz[None], 96)[0]] / box.norm(dim=1).max()
+        with torch.no_grad():
+            expected.append(model(few[None]).softmax(1)[0])
+    command = ["predict", run, "--data", tmp_path / "files", "--batch_size", "2"]
+    capsys.readouterr()
+    assert classify(*command, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["id"] for one in found] == ["0", "1", "2", "3", "4"]
+    assert [one["predicted"] for one in found] == [known["classes"][int(share.argmax())] for share in expected]
+    assert [one["confidence"] for one in found] == pytest.approx([float(share.max()) for share in expected], abs=1e-3)
+    assert classify(*command, "--output", tmp_path / "found.csv") == 0
+    rows = list(csv.DictReader((tmp_path / "found.csv").open()))
+    assert [(row["id"], row["predicted"], row["label"]) for row in rows] == [
+        (one["id"], one["predicted"], "") for one in found
+    ]
+    assert classify(*command, "--output", tmp_path / "found.csv") == 1
+    assert "add --overwrite" in capsys.readouterr().err
+    assert classify("predict", run, "--data", "household", "--output", tmp_path / "test.csv") == 0
+    rows = list(csv.DictReader((tmp_path / "test.csv").open()))
+    judged = json.loads((run / "eval" / "test.json").read_text())["scores"]["overall_accuracy"]
+    assert sum(row["label"] == row["predicted"] for row in rows) / len(rows) == pytest.approx(judged)
 
 
 def test_eval_goes_on_after_an_interruption(
