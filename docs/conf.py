@@ -97,7 +97,7 @@ def commands_page() -> str:
     """A page with the help of every verb."""
     parts = [
         "# Commands",
-        "What `pc3d --help` and `pc3d VERB --help` print. All take `--json` and `--quiet`: [](../commands.md).",
+        "The output of `pc3d VERB --help` for every command. [](../commands.md) describes the common options.",
     ]
     for verb in VERBS:
         for inner in NESTED.get(verb, ("",)):

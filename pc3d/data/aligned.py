@@ -30,8 +30,8 @@ class Targets:
         text_kinds: of each text ``"raw"`` (a name that the shape came with), ``"caption:WHO"`` (by the captioner WHO)
             or ``"retrieval"`` (of a similar picture on the web).
         image_kinds: of each picture ``"thumbnail"`` (made by the author of the shape) or ``"rendering"``.
-        text_tower: name of the tower that made the text features; empty if not known.
-        image_tower: of the one that made the picture features, likewise.
+        text_tower: name of the tower that computed the text features; empty if unknown.
+        image_tower: name of the tower that computed the picture features, likewise.
 
     Raises:
         ValueError: the lists do not go with the features, or an unknown kind.
@@ -92,19 +92,19 @@ def targets_of(batch: PointBatch) -> list[Targets]:
 class ChooseTargets(Transform):
     """Draw the texts and pictures of a shape for one training step (OpenShape, section 3.1, and its code).
 
-    The first text: each kind that the shape has gives one candidate (a uniformly drawn raw text; the caption of a
-    uniformly drawn captioner, none if that one wrote nothing; a uniformly drawn retrieved text), and one of the
-    candidates is drawn uniformly. A shape may end up without text: then it is trained with its picture alone. The first
-    picture: the thumbnail, where there is one, with a given probability, else a uniformly drawn rendering. Further ones
-    are drawn uniformly, without repetition, from what is left.
+    The first text is drawn uniformly from one candidate of each kind that the shape has: a uniformly drawn raw text,
+    the caption of a uniformly drawn captioner (none if it wrote nothing), and a uniformly drawn retrieved text. If no
+    text is drawn, the shape is trained only with its picture. The first picture is the thumbnail, if there is one, with
+    a given probability, else a uniformly drawn rendering. Further texts and pictures are drawn uniformly from the rest,
+    without repetition.
 
     Args:
-        num_texts: texts, 1 as published; more are further positives. A shape with fewer gives all.
-        num_images: pictures, likewise.
+        num_texts: number of texts; 1 as published, more add further positives. A shape with fewer returns all.
+        num_images: number of pictures, likewise.
         kinds: which kinds of text are used.
-        captioners: who may be drawn. ``"published"``: the release's two, blip and azure, even where one wrote nothing,
-            and whoever else wrote something for the shape (ours; the others alone where only they did). None draws
-            among those that wrote something.
+        captioners: which captioners may be drawn. ``"published"``: the two of the release, blip and azure, even if one
+            wrote nothing, and any other that wrote something for the shape (ours; only the others if only they did).
+            None draws among those that wrote something.
         thumbnail_probability: see above.
 
     Raises:
@@ -224,7 +224,7 @@ class TurnSlightly(Transform):
 class StoredFeatures(Protocol):
     """Features by id, as :class:`pc3d.image.FeatureStore` keeps them.
 
-    Where there is also ``identity()``, its ``"name"`` is that of the tower that made them.
+    If it also has ``identity()``, its ``"name"`` is that of the tower that computed them.
     """
 
     def __contains__(self, item: object) -> bool:
@@ -239,8 +239,8 @@ class AlignedSet(PointDataset):
 
     Args:
         dataset: clouds with ``meta["id"]``; a cloud's ``text`` is its one raw text.
-        texts: features of each text under ``text_feature``, ``(1, D)``; None for none. An id that is not there is a
-            shape without text.
+        texts: features of each text under ``text_feature``, ``(1, D)``; None for none. A shape whose id is missing has
+            no text.
         images: features of the pictures under ``"image"``, ``(V, E)``, likewise. Targets keep the names of the towers
             that made texts and images, so that a method which expects others can refuse them.
         text_feature: ``"prompt_avg"`` (over templates, published for names) or ``"original"``.
@@ -289,13 +289,13 @@ def _tower_of(stored: StoredFeatures | None) -> str:
 class Ensemble(PointDataset):
     """Several data sets as one, each with a weight.
 
-    With weight w, every item of a set is visited ``floor(w)`` times an epoch; the fraction left over adds
-    ``round(fraction * size)`` visits of items drawn anew each epoch. Items have no labels here: classes of different
-    sets do not mean the same.
+    With weight w, every item of a set is visited ``floor(w)`` times per epoch. The fractional part adds
+    ``round(fraction * size)`` visits of items that are drawn anew in each epoch. Items have no labels, because classes
+    of different sets differ in meaning.
 
     Args:
-        datasets: the sets; their own transforms stay in force.
-        weights: visits of each item per epoch, one number per set; all 1 when left out.
+        datasets: the sets; their own transforms still apply.
+        weights: visits of each item per epoch, one number per set; by default all 1.
 
     Raises:
         ValueError: no set, or weights that are not one positive number per set.

@@ -72,14 +72,14 @@ def without_silent_texts(cloud: PointCloud, silent: frozenset[str]) -> PointClou
 class OpenShapeFiles(PointDataset):
     """OpenShape's released shapes: one ``.npy`` file with a pickled dictionary for each shape, and a list of them.
 
-    Clouds come in pc3d's frame (z up, right-handed; the files are y up), otherwise as stored: 10,000 points, colours,
-    ``meta["id"]``, ``meta["dataset"]`` and ``meta["targets"]``. The pickles are read without running what they name.
-    Thumbnails of other sets than Objaverse are left out, as in the released code.
+    Clouds are in pc3d's frame (z up, right-handed; the files are y up), otherwise as stored: 10,000 points, colours,
+    ``meta["id"]``, ``meta["dataset"]`` and ``meta["targets"]``. The pickles are read without executing code. Thumbnails
+    of sets other than Objaverse are left out, as in the released code.
 
     Args:
         root: where the paths of the list start.
-        split: the list: a JSON file of records with ``data_path``, ``id`` or ``uid``, and where there are classes
-            ``category``; a path, or one relative to ``root``.
+        split: the list: a JSON file of records with ``data_path``, ``id`` or ``uid`` and, if there are classes,
+            ``category``; a path, or a path relative to ``root``.
         prompted: use names and captions averaged over prompt templates, as published; retrieved texts never are.
         text_filter: a file like ``gpt4_filtering.json``: shapes flagged ``"N"`` in it lose their raw texts.
         tower: name of the pair that made the features, that of the release; empty if not known.
@@ -312,10 +312,10 @@ def _counts(keys: Sequence[str]) -> dict[str, int]:
 class AlignedShards(PointDataset):
     """Shapes with targets in WebDataset shards, a million or more, with random access.
 
-    ``SPLIT-index.npz`` says where in which tar file each shape is, so that any order costs one read a shape: orders of
-    epochs are permutations of the whole set, runs resume exactly, and batches of neighbours can be drawn
-    (:class:`pc3d.methods.Mining`). The index takes about 60 bytes of memory a shape. Shards on a web server or in a
-    bucket are read in their own order by WebDataset itself: each sample is ``KEY.npz``.
+    ``SPLIT-index.npz`` holds the tar file and position of each shape, so in any order a shape costs one read. The order
+    of an epoch is a permutation of the whole set, runs resume exactly, and batches of neighbours can be drawn
+    (:class:`pc3d.methods.Mining`). The index takes about 60 bytes of memory per shape. WebDataset itself can read
+    shards on a web server or in a bucket in their own order: each sample is ``KEY.npz``.
 
     Args:
         root: the folder.

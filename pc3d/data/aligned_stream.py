@@ -91,7 +91,7 @@ class StreamLoader:
     """A fixed number of batches an epoch from a stream of shards.
 
     Args:
-        stream: where they come from.
+        stream: the source of the samples.
         num_batches: per epoch and process.
         num_workers: processes that read.
         pin_memory: hand out batches in page-locked memory.
@@ -130,13 +130,13 @@ def _as_is(batch: Any) -> Any:
 class AlignedStream(pl.LightningDataModule):
     """Training batches from shards of shapes with targets, streamed in order with WebDataset.
 
-    Where shards lie on a disk, :class:`pc3d.data.AlignedShards` is better: it reads any order, resumes exactly, and can
-    make batches of look-alikes. Here shards may be URLs (``https://...``, ``pipe:aws s3 cp s3://... -``). Each reader,
-    a worker of a process, goes through its own share of the shards, dealt anew every round, and gives each shape of it
-    once a round, in an order drawn from a buffer of shapes. Batches are a function of (seed, epoch, number of readers).
-    An epoch is a fixed number of batches on every process, so that shards need not be of one size; where they are, and
-    an epoch has the batches of one round, it has every shape once. A run resumed within an epoch begins the stream of
-    that epoch anew.
+    If the shards are on a disk, :class:`pc3d.data.AlignedShards` is better: it reads in any order, resumes exactly, and
+    can make batches of similar shapes. Here, shards may be URLs (``https://...``, ``pipe:aws s3 cp s3://... -``). Each
+    reader (a worker of a process) reads its own share of the shards, which changes every round, and returns each shape
+    of it once per round, in an order drawn from a buffer of shapes. Batches are a function of (seed, epoch, number of
+    readers). An epoch is a fixed number of batches on every process, so shards need not have the same size. If they
+    have, and an epoch has the batches of one round, it contains every shape once. A run resumed within an epoch starts
+    the stream of that epoch again.
 
     Args:
         urls: one per shard, or one with a range as in ``train-{000000..000876}.tar`` or, of paths, with ``*``.
@@ -145,14 +145,14 @@ class AlignedStream(pl.LightningDataModule):
         train_transforms: applied in turn to every shape.
         batch_size: shapes per batch and process.
         buffer_size: shapes that each reader draws from; they take about 250 kB each.
-        num_workers: processes that read and prepare batches, per process that trains; 0 reads in that one.
+        num_workers: processes that read and prepare batches, per training process; 0 reads in the training process.
         seed: of all draws.
         pin_memory: hand out batches in page-locked memory.
 
     Raises:
         ValueError: no shard, a folder or a kind of address that cannot be read, or a number out of range; of
             :meth:`check_readers`.
-        MissingDataError: a shard that is a path, or the filter, is not there. What a URL gives is seen when it is read.
+        MissingDataError: a shard that is a path, or the filter, is not there. URLs are checked only when they are read.
         BadFileError: while training, a shard is empty, cut short or damaged, or the command that reads it failed.
     """
 
@@ -183,7 +183,7 @@ class AlignedStream(pl.LightningDataModule):
         self._stream = _Stream(self.urls, silent, transform, batch_size, buffer_size, seed)
 
     def check_readers(self, processes: int) -> None:
-        """Whether each reader gets a shard.
+        """Check that each reader gets a shard.
 
         Args:
             processes: that train together.

@@ -17,7 +17,7 @@ class ChromaticAutoContrast(Transform):
 
     Args:
         probability: of doing so.
-        blend: a fixed factor in place of the random one; 1 is the full stretch.
+        blend: a fixed factor instead of the random one; 1 is the full stretch.
     """
 
     def __init__(self, probability: float = 0.2, blend: float | None = None) -> None:

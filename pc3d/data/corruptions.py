@@ -61,16 +61,15 @@ class Corrupt(Transform):
                       the shares are ours
     ================  =============================================================================================
 
-    Magnitudes are those of the released benchmark, whose clouds have 1,024 points; for others the counts follow in
-    proportion. Scaling keeps the centre that the cloud has, the centroid or the box.
+    Magnitudes are those of the released benchmark, whose clouds have 1,024 points; for other numbers of points, counts
+    are scaled in proportion. Scaling keeps the centre of the cloud, the centroid or the box.
 
-    Every kind but ``drop_color`` leaves colours as they are, and the other fields of a point stay with it. Normals turn
-    with the surface. Added points are grey (0.4, what OpenShape's encoders are given where there are no colours) and of
-    no part or instance (-1); nothing says what their normals or features would be, so that clouds with added points
-    have none.
+    Only ``drop_color`` changes colours, and points keep their other fields. Normals rotate with the surface. Added
+    points are grey (0.4, which OpenShape's encoders get if there are no colours) and belong to no part or instance
+    (-1). Their normals and features are unknown, so clouds with added points have none.
 
     Args:
-        kind: which.
+        kind: name of the corruption, see above.
         severity: 1 (mild) to 5.
 
     Raises:

@@ -68,12 +68,12 @@ class PointDataset(Dataset[PointCloud], ABC):
     Attributes:
         classes: class names; ``labels`` index into them.
         labels: ``(len,)`` int64 class of each item, -1 for unlabelled.
-        groups: ``(len,)`` int64, equal for near-identical items, which no cut for validation may part; None where the
-            data set does not say.
-        parts: names of the per-point segments; empty where items have none.
-        category_parts: the parts that objects of each class are made of; empty where the data set does not say.
+        groups: ``(len,)`` int64, equal for near-identical items, which a validation split must not separate; None if
+            unknown.
+        parts: names of the per-point segments; empty if items have none.
+        category_parts: the parts of objects of each class; empty if unknown.
         skipped: files left out, with the reason; empty unless ``on_error="report"`` was asked for.
-        up: the axis that points up in clouds as stored, as far as the data set says; files of a folder may differ.
+        up: the axis that points up in the stored clouds, according to the data set; files of a folder may differ.
         transform: applied to every item, or None.
     """
 
@@ -173,7 +173,7 @@ class Selection(PointDataset):
     """A subset of the items of another data set, in the given order.
 
     Args:
-        dataset: where the items come from; its transform stays in force.
+        dataset: where the items come from; its transform still applies.
         indices: positions in ``dataset``.
 
     Raises:
@@ -198,10 +198,10 @@ class Selection(PointDataset):
 def split_train_validation(dataset: PointDataset, fraction: float, seed: int) -> tuple[Selection, Selection]:
     """Split a validation part off a training set, class by class.
 
-    Every class (the unlabelled items count as one) gives ``round(fraction * its size)`` items to validation, at
-    least one where it has two or more and never all. Where the data set has ``groups``, a group goes to one side whole,
-    counted with the class of its first item, and a class may give a few items fewer. The same data set, fraction and
-    seed give the same cut.
+    Every class (unlabelled items count as one) contributes ``round(fraction * its size)`` items to validation: at least
+    one if it has two or more, and never all. If the data set has ``groups``, a whole group goes to one side, counted
+    with the class of its first item, so a class may contribute a few items fewer. The same data set, fraction and seed
+    give the same split.
 
     Args:
         dataset: the training split.
@@ -229,7 +229,7 @@ def validation_mask(
 
     Args:
         labels: ``(n,)`` class of each item, -1 for unlabelled.
-        groups: ``(n,)`` equal for items that stay together; None where every item stands alone.
+        groups: ``(n,)`` equal for items that stay together; None if there are no groups.
         fraction: share of the validation part, between 0 and 1, both excluded.
         seed: decides which items.
 

@@ -23,10 +23,11 @@ class NearestTexts:
     """Texts of the pictures in a bank most similar to those of a shape (OpenShape, section 3.2, with LAION-5B).
 
     Args:
-        features: ``(M, D)`` features of the bank's pictures, by the tower that shapes' pictures were seen with.
+        features: ``(M, D)`` features of the bank's pictures, from the tower of the shapes' pictures.
         texts: the M texts.
-        count: nearest pictures whose texts are taken, over all pictures of the shape. The paper does not say how many.
-        rows_at_a_time: of the bank; exact, whatever it is.
+        count: number of nearest pictures whose texts are taken, over all pictures of the shape. The paper does not
+            state it.
+        rows_at_a_time: rows of the bank per step; the result is exact for every value.
 
     Raises:
         ValueError: lengths that differ, or a number below 1.
@@ -73,7 +74,7 @@ def enriched(
         picture: what is captioned: the thumbnail, or a frontal rendering.
         captioners: by the name that the kind of a caption ends in: ``{"blip": ...}`` gives ``"caption:blip"``.
         retrieve: from the picture features ``(V, D)`` to texts, such as :class:`NearestTexts`.
-        encode_retrieved: of retrieved texts; ``encode`` when left out. Published: of the text alone.
+        encode_retrieved: of retrieved texts; by default ``encode``. Published: of the text alone.
 
     Raises:
         ValueError: captioners without a picture.

@@ -23,7 +23,7 @@ class Frame:
 
     Attributes:
         color: ``(H, W, 3)`` uint8.
-        depth: ``(h, w)`` float32 metres along the viewing axis; 0 where the camera saw nothing.
+        depth: ``(h, w)`` float32 metres along the viewing axis; 0 if the camera saw nothing.
         pose: ``(4, 4)`` float64 camera to scene. Not finite where tracking was lost, see ``tracked``.
         intrinsic: ``(3, 3)`` float64 pinhole matrix of the colour picture, in pixels.
         intrinsic_depth: the same of the depth picture.
@@ -37,7 +37,7 @@ class Frame:
 
     @property
     def tracked(self) -> bool:
-        """Whether the camera knew where it was; the pose of other frames is of no use."""
+        """Whether the pose was tracked; the pose of other frames cannot be used."""
         return bool(np.isfinite(self.pose).all())
 
     def points(self) -> NDArray[np.float64]:

@@ -29,15 +29,15 @@ class StoredLifts(Protocol):
 class LiftedSet(PointDataset):
     """Any set of scenes, joined by id with image features that were lifted onto their points.
 
-    Items carry ``feature``, with rows of zeros for points that no picture shows, and ``meta["teacher"]`` and
-    ``meta["teacher_weights"]``, name and SHA-256 of the weights of the tower that made the features. Features are
-    looked up after the transform, for the points that it leaves: they are wide, so sampling belongs into ``transform``
-    here rather than into the data module.
+    Items have ``feature``, with rows of zeros for points that no picture shows, and ``meta["teacher"]`` and
+    ``meta["teacher_weights"]``, name and SHA-256 of the weights of the tower that computed the features. Features are
+    looked up after the transform, for the remaining points. Features are wide, so put sampling into ``transform`` here
+    instead of the data module.
 
     Args:
         dataset: scenes with ``meta["id"]``, as their features were lifted onto; its own transform is not used.
         features: what ``data_tools/lift_features.py`` wrote.
-        transform: applied to every item. It may lose, repeat and move points.
+        transform: applied to every item. It may drop, repeat and move points.
 
     Raises:
         ValueError: (when a scene is read) the scene has no features, or those of another number of points.

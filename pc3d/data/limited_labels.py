@@ -14,14 +14,15 @@ from pc3d.data.types import PointCloud
 class LimitedLabels(PointDataset):
     """A data set whose scenes keep the labels of some of their points; all others become unlabelled.
 
-    Which points is fixed by the seed and the scene's ``meta["id"]`` alone, and those of a smaller share are among those
-    of a larger one. With ``labelled_points``, as published, scenes are marked (``meta["limited_annotations"]``) so that
-    sampling transforms keep these few points. A share can be most of a scene, so its points are sampled as any others.
+    The seed and the scene's ``meta["id"]`` determine the points; the points of a smaller share are among those of a
+    larger one. With ``labelled_points``, as published, scenes are marked (``meta["limited_annotations"]``) so that
+    sampling transforms keep these few points. A share can be most of a scene, so its points are sampled like all
+    others.
 
     Args:
-        dataset: where the scenes come from; its transform stays in force.
+        dataset: where the scenes come from; its transform still applies.
         label_fraction: share of the labelled points of each scene that keep their class, at least one.
-        labelled_points: or how many; a scene with fewer keeps all.
+        labelled_points: number of labelled points instead of a share; a scene with fewer keeps all.
         seed: decides which points.
 
     Raises:

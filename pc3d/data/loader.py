@@ -52,9 +52,9 @@ class EpochSampler(Sampler[BatchKey]):
     batches of ``batch_size * processes``; process ``r`` takes the ``r``-th equal run of each. So two processes with
     batches of 16 together see what one process with batches of 32 sees, and their runs concatenated are its batch.
 
-    Without ``drop_last`` nothing is repeated and nothing left out: the last global batch is shared out as evenly as
-    may be, borrowing from the one before where it has fewer samples than there are processes, because every process
-    must make the same number of steps. Batches of one sample have none to lend: then the last ones are of two.
+    Without ``drop_last``, nothing is repeated and nothing is left out. The last global batch is distributed as evenly
+    as possible. If it has fewer samples than there are processes, it takes samples from the previous one, because every
+    process must make the same number of steps. If batches have one sample, the last ones have two.
 
     Args:
         num_samples: length of the data set.
@@ -62,11 +62,11 @@ class EpochSampler(Sampler[BatchKey]):
         shuffle: permute each epoch; otherwise the order of the data set.
         drop_last: leave out the last, incomplete global batch.
         seed: of the permutations.
-        rank: of this process; asked of ``torch.distributed`` at each epoch when None.
+        rank: of this process; None asks ``torch.distributed`` at each epoch.
         world_size: number of processes; likewise.
 
     Raises:
-        ValueError: a size is not positive, or the samples do not go round the processes.
+        ValueError: a size is not positive, or there are too few samples for the processes.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class EpochSampler(Sampler[BatchKey]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration gives; Lightning calls this at the start of each."""
+        """Set the epoch of the next iteration; Lightning calls this at the start of each epoch."""
         self.epoch = epoch
 
     def group_neighbors(self, neighbors: Tensor | None, group_size: int = 1) -> None:
@@ -252,22 +252,23 @@ def _as_is(batch: Any) -> Any:
 class PointLoader:
     """Iterate over a data set in batches that are a function of (seed, epoch) alone.
 
-    Every sample is transformed with a generator of its own, keyed by (seed, epoch, position), so the same seed gives
-    the same batches with 0, 2 or 4 workers, on one process or several (see :class:`EpochSampler`), and after a resume.
+    Every sample is transformed with its own generator, determined by (seed, epoch, position). The same seed therefore
+    gives the same batches with 0, 2 or 4 workers, on one process or several (see :class:`EpochSampler`), and after a
+    resume.
 
     Each complete iteration advances the epoch by one; ``loader.sampler.set_epoch(e)`` chooses it. ``state_dict()``
-    remembers the epoch and how many of its batches were handed out; after ``load_state_dict()`` the next iteration
-    goes on from there. Lightning calls all three by itself.
+    stores the epoch and the number of its batches that were returned; after ``load_state_dict()``, the next iteration
+    continues from there. Lightning calls all three itself.
 
     Args:
-        dataset: a :class:`PointDataset`, or any map-style data set of :class:`PointCloud`. The own random transforms
-            of a data set that is not a ``PointDataset`` are outside of the promise above.
+        dataset: a :class:`PointDataset`, or any map-style data set of :class:`PointCloud`. This guarantee does not
+            include random transforms inside a data set that is not a ``PointDataset``.
         batch_size: clouds per batch and process.
         transform: applied after the data set's own.
-        collate: how samples become a batch, such as ``SceneCollate(mix_probability=0.8)`` or :class:`ViewPairs`; plain
-            packing when None.
-        shuffle: a new order each epoch. Without it, the loader is for evaluation: random transforms repeat in every
-            epoch, seeded per item, so that a score is reproducible.
+        collate: how samples become a batch, such as ``SceneCollate(mix_probability=0.8)`` or :class:`ViewPairs`; None
+            packs them.
+        shuffle: a new order each epoch. Use False for evaluation: random transforms then repeat in every epoch, seeded
+            per item, so that scores are reproducible.
         drop_last: leave out the last incomplete batch (batch normalisation needs two samples).
         num_workers: processes that prepare batches; 0 prepares them in this one.
         seed: of the order and of the transforms.
@@ -326,13 +327,13 @@ class PointLoader:
         self._handed_out = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch and the number of its batches handed out so far."""
+        """The epoch and the number of its batches returned so far."""
         if self._resume is not None:
             return {"epoch": self._resume[0], "batches": self._resume[1]}
         return {"epoch": self.sampler.epoch, "batches": self._handed_out}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where ``state_dict()`` was taken, at the next iteration.
+        """Continue from where ``state_dict()`` was taken, at the next iteration.
 
         Raises:
             ValueError: the state lacks a key.

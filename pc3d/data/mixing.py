@@ -14,8 +14,8 @@ from pc3d.data.types import PointBatch, PointCloud, collate
 class SceneCollate:
     """Pack scenes into a batch and, with some probability, fuse pairs of them: Mix3D (Nekrasov et al. 2021).
 
-    Mixed batches have half as many clouds: the first and the second scene in one, the third and the fourth, ...; an
-    odd last one stays alone. Scenes are laid over each other as they are, so centre them before
+    Mixed batches have half as many clouds: the first and the second scene become one, then the third and the fourth,
+    and so on; an odd last one is not mixed. Scenes are overlaid without moving them, so centre them before
     (:class:`CenterShift`).
 
     Args:

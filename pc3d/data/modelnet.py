@@ -26,9 +26,9 @@ def _check_split(split: str, known: tuple[str, ...]) -> None:
 class ModelNetMeshes(FolderDataset):
     """ModelNet's OFF meshes: ``CLASS/{train,test}/CLASS_NNNN.off``, sampled uniformly by area.
 
-    Headers with glued counts (``OFF490 518 0``), comments, CRLF, lower case, polygons and colours are read; truncated,
-    empty and zero-area meshes are refused. Most of ModelNet is z up in this form. Converting once with
-    ``data_tools/convert.py`` saves reading the meshes in every epoch.
+    Headers with joined counts (``OFF490 518 0``), comments, CRLF, lower case, polygons and colours are supported;
+    truncated, empty and zero-area meshes are refused. Most of ModelNet is z up in this form. Convert the set once with
+    ``data_tools/convert.py`` to avoid reading the meshes in every epoch.
 
     Args:
         root: the folder ``ModelNet40`` or ``ModelNet10``.
@@ -70,7 +70,7 @@ class ModelNetMeshes(FolderDataset):
 class ModelNetResampled(FileDataset):
     """modelnet40_normal_resampled: 10,000 points with normals per object, as comma-separated text.
 
-    The class of an id is what stands before its last underscore; labels follow the line order of
+    The class of an id is the part before its last underscore; labels follow the line order of
     ``modelnet40_shape_names.txt``. y is up. The protocols centre and scale the clouds into the unit sphere
     (:class:`Normalize`), and drop the normals.
 
@@ -221,8 +221,8 @@ class ModelNetHDF5(ArrayDataset):
 class ModelNetCache(ArrayDataset):
     """The pickled caches that projects after Point-BERT read: ``modelnet40_{train,test}_8192pts_fps.dat``.
 
-    8,192 of the 10,000 points of modelnet40_normal_resampled with normals, picked by farthest point sampling from a
-    random start. The pickle is read without running what it names: arrays and plain values only.
+    8,192 of the 10,000 points of modelnet40_normal_resampled with normals, selected by farthest point sampling from a
+    random start. The pickle is read without executing code: arrays and plain values only.
 
     Args:
         root: the folder with the cache and ``modelnet40_shape_names.txt``.

@@ -17,24 +17,24 @@ import pytorch_lightning as pl  # noqa: E402  # after the check, whose message s
 class PointDataModule(pl.LightningDataModule):
     """Data module with seeded train, validation and test loaders.
 
-    Batches are a function of (seed, epoch): not of the number of workers, and two processes together see the global
-    batch that one process with the double batch size sees. A run resumed in the middle of an epoch goes on with the
-    batch it had not seen. Validation and test see the same samples in every epoch, random transforms included.
+    Batches are a function of (seed, epoch), not of the number of workers. Two processes together see the same global
+    batch as one process with twice the batch size. A run resumed within an epoch continues with the next batch.
+    Validation and test see the same samples in every epoch, including random transforms.
 
     Log with ``batch_size=len(batch)``: the first dimension of a packed batch is points, not clouds. To overfit a few
-    samples pass ``Selection(train, range(n))``; ``Trainer(overfit_batches=...)`` would need to replace the loader.
+    samples, pass ``Selection(train, range(n))``; ``Trainer(overfit_batches=...)`` would have to replace the loader.
 
     Args:
         train: the training set.
-        validation: a validation set; None for none, or for one cut out of ``train``.
+        validation: a validation set; None for none, or for one split from ``train``.
         test: the test set.
         train_transforms: applied in turn to training samples.
         eval_transforms: applied in turn to validation and test samples.
-        train_collate: how training samples become a batch, such as ``SceneCollate(mix_probability=0.8)``. Of
-            :class:`ViewPairs`, batches of the validation set are made as well, the same ones every time.
+        train_collate: how training samples become a batch, such as ``SceneCollate(mix_probability=0.8)``. With
+            :class:`ViewPairs`, batches of the validation set are also made of pairs, the same ones every time.
         validation_fraction: share of ``train`` to set aside for validation, stratified by class; 0 for none.
         batch_size: clouds per training batch and process.
-        eval_batch_size: clouds per validation and test batch; ``batch_size`` when None.
+        eval_batch_size: clouds per validation and test batch; None for ``batch_size``.
         num_workers: processes that prepare batches, per loader.
         seed: of the order, the transforms and the validation cut.
         drop_last: leave out the last incomplete training batch.
@@ -101,7 +101,7 @@ class PointDataModule(pl.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> PointLoader | list[PointLoader]:
-        """Batches of the validation set; an empty list where there is none."""
+        """Batches of the validation set; an empty list without one."""
         # What learns from pairs of views has no other loss.
         pairs = self.train_collate if isinstance(self.train_collate, ViewPairs) else None
         return [] if self.validation is None else self._eval_loader(self.validation, pairs)

@@ -14,11 +14,11 @@ _CHUNK = 100_000
 
 @torch.no_grad()
 def estimate_normals(xyz: Tensor) -> Tensor:
-    """Unit normals ``(N, 3)`` of the planes of least squares through the 16 nearest points of each.
+    """Estimate unit normals ``(N, 3)`` of the least-squares planes through the 16 nearest points of each point.
 
-    They point towards the middle of the box that holds the points between the first and the last percent along each
-    axis: a few strays far outside, as in laser scans, would turn floors upside down. Where the points span no plane,
-    any direction is as good.
+    They point towards the middle of the box of the points between the first and the last percent along each axis,
+    because a few outliers, as in laser scans, would turn the normals of floors upside down. If the points span no
+    plane, the direction is arbitrary.
     """
     count = min(NORMAL_NEIGHBORS, len(xyz))
     if not count:

@@ -22,16 +22,16 @@ class ObjectDataModule(PointDataModule):
 
     Args:
         train: the training split.
-        validation: a validation set; None for none, or for one cut out of ``train``.
+        validation: a validation set; None for none, or for one split from ``train``.
         test: the test split.
         train_transforms: applied in turn to training samples.
         eval_transforms: applied in turn to validation and test samples.
         validation_fraction: share of ``train`` to set aside for validation, stratified by class, groups of
             near-duplicates kept together; 0 for none.
-        validation_seed: of that cut. Runs of other seeds share it, so that their spread is not that of the cut.
-        protocol: ``"held_out"``: the test split is not seen while training; ``"legacy"``: it is judged after each
-            epoch, as much of the literature does, whose best epoch is then reported beside the one that validation
-            chose.
+        validation_seed: of that split. Runs with other seeds share it, so their spread does not include that of the
+            split.
+        protocol: ``"held_out"``: the test split is not used during training; ``"legacy"``: it is evaluated after each
+            epoch, as in much of the literature, and the best epoch is reported next to the one that validation chose.
         batch_size: clouds per training batch and process.
         eval_batch_size: clouds per validation and test batch.
         num_workers: processes that prepare batches, per loader.
@@ -110,7 +110,7 @@ class ObjectDataModule(PointDataModule):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the parts of objects; empty where there are none."""
+        """Names of the parts of objects; empty if there are none."""
         known = self.train if self.train is not None else self.test
         return () if known is None else known.parts
 

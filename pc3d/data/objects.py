@@ -50,21 +50,21 @@ def _checked_shard(path: Path) -> dict[str, NDArray[Any]]:
 class ObjectSet(PointDataset):
     """A split of objects from a folder of shards.
 
-    The folder holds ``SPLIT.json`` (class names, one record per item, list of shards) and the shards it names:
-    ``.npz`` files with ``points`` float16 or float32 ``(n, P, 3)``, ``label``, ``id`` and, where the set has them,
-    ``normals`` int8 (unit normal x 127), ``rgb`` uint8, ``radius`` (metres of one unit), ``text`` and ``part`` (255 =
-    unknown). ``SPLIT-icons.npz`` (``id``, ``icon``) is optional. In pc3d's own sets coordinates are z up, the bounding
-    box is centred at the origin and the farthest point is at distance 1. Points are in random order, so a prefix is a
-    fair subsample. ``data_tools/convert.py`` writes this format.
+    The folder holds ``SPLIT.json`` (class names, one record per item, list of shards) and the shards it names: ``.npz``
+    files with ``points`` float16 or float32 ``(n, P, 3)``, ``label``, ``id`` and, if the set has them, ``normals`` int8
+    (unit normal x 127), ``rgb`` uint8, ``radius`` (metres of one unit), ``text`` and ``part`` (255 = unknown).
+    ``SPLIT-icons.npz`` (``id``, ``icon``) is optional. In pc3d's own sets coordinates are z up, the bounding box is
+    centred at the origin and the farthest point is at distance 1. Points are in random order, so the first points are a
+    random subsample. ``data_tools/convert.py`` writes this format.
 
-    Items carry ``xyz``, ``rgb``, ``normal``, ``label``, ``text``, with parts ``segment`` (-1 = unknown), and
-    ``meta`` with ``id``, ``radius_m``, ``creator``, ``licence`` and what else the record says. ``groups`` is the
+    Items have ``xyz``, ``rgb``, ``normal``, ``label``, ``text``, with parts also ``segment`` (-1 = unknown), and
+    ``meta`` with ``id``, ``radius_m``, ``creator``, ``licence`` and the other entries of the record. ``groups`` is the
     ``duplicate_group`` of the records, an integer that near-identical models share; None unless every record has one.
 
     Args:
         root: the folder.
         split: name of the ``.json`` file: ``"train"``, ``"test"``, ...
-        num_points: points of an item: the first so many of those stored.
+        num_points: points of an item: the first ones of those stored.
         transform: applied to every item.
         labelled_only: leave out unlabelled items.
         pictures: also give each item its preview picture, ``(96, 96, 3)`` uint8 on white.
@@ -204,17 +204,17 @@ class ObjectSet(PointDataset):
 class Household(ObjectSet):
     """The furniture and household objects that ship inside the package: 611 models in 21 classes.
 
-    487 for training (365 of them labelled) and 124 for testing, 2,048 points each with normals, colours, an English
-    name and a preview picture. No model, and no near-identical one, is in both splits. The models are from the Sweet
-    Home 3D furniture libraries; creator and licence (CC BY 3.0 or CC0) are in each item's ``meta``; see NOTICE.
+    487 are for training (365 of them labelled) and 124 for testing. Each has 2,048 points with normals and colours, an
+    English name and a preview picture. No model, and no near-identical one, is in both splits. The models are from the
+    Sweet Home 3D furniture libraries; creator and licence (CC BY 3.0 or CC0) are in each item's ``meta``; see NOTICE.
 
     Args:
         split: ``"train"`` or ``"test"``.
-        num_points: at most 2,048; the first points, which are a fair subsample.
+        num_points: at most 2,048; the first points, which are a random subsample.
         transform: applied to every item.
         labelled_only: leave out the 122 training objects without a class.
         pictures: also give each item its preview picture, ``(96, 96, 3)`` uint8.
-        root: a folder with a larger version in the same format, in place of the embedded one.
+        root: a folder with a larger version in the same format, instead of the embedded one.
     """
 
     source = "it ships inside the package pc3d: reinstall it; a larger version is any folder in the same format"

@@ -24,13 +24,13 @@ _FRAME_KEYS = ("frames", "frame_size", "pose", "intrinsic")
 class Rooms(PointDataset):
     """Rooms furnished with real models at real size, scanned by simulated depth cameras: 24 semantic classes.
 
-    Scans have the holes, the occlusion and the noise of 20 views, one point per cell of 3.5 cm. The classes are wall,
+    Scans have the holes, occlusions and noise of 20 views, and one point per cell of 3.5 cm. The classes are wall,
     floor, ceiling and those of :class:`Household`, and the furniture of the test rooms is that of its test split: no
-    model is in both. The set inside the package has 8 rooms to train on and 3 to test; the large form, of which it is
-    a part, has 27 and 8, and posed colour and depth pictures (``root=``). A room is read when it is asked for, and
-    kept in memory as stored, 14 bytes a point.
+    model is in both. The set inside the package has 8 training rooms and 3 test rooms. The large form, of which it is a
+    part, has 27 and 8, and posed colour and depth pictures (``root=``). A room is read on demand and kept in memory as
+    stored, with 14 bytes per point.
 
-    Items carry ``xyz`` in metres (z up), ``rgb``, ``normal`` (towards the camera that saw the point), ``segment``,
+    Items have ``xyz`` in metres (z up), ``rgb``, ``normal`` (towards the camera that saw the point), ``segment``,
     ``instance`` (0 floor, 1 ceiling, 2 to 5 walls, then the furniture) and ``meta`` with ``id``, ``room`` (its kind),
     ``size_m`` and ``objects``: the item, its class and, in the embedded set, creator and licence of every instance.
 
@@ -41,7 +41,7 @@ class Rooms(PointDataset):
 
     Args:
         split: ``"train"`` or ``"test"``.
-        root: a folder with the large form; the embedded set when None.
+        root: a folder with the large form; None for the embedded set.
         transform: applied to every item.
 
     Raises:
@@ -94,7 +94,7 @@ class Rooms(PointDataset):
         """The posed colour and depth pictures of a room.
 
         Raises:
-            MissingDataError: the set has no pictures, as the one inside the package.
+            MissingDataError: the set has no pictures, like the one inside the package.
             BadFileError: they cannot be decoded.
             ImportError: Pillow is not installed.
         """

@@ -24,7 +24,7 @@ class ScanNet(SceneFolder):
     Points are the vertices of the annotated meshes, not axis-aligned. The data-efficient benchmark (Hou et al. 2021)
     has two forms: limited reconstructions, a list of 12 to 240 scans (``scenes_list``), and limited annotations, 20 to
     200 labelled points in every scan (``labelled_points``); validation is the full one in both. With limited
-    annotations all other points have ``segment`` -1, ``meta["limited_annotations"]`` is set, and transforms that lose
+    annotations, all other points have ``segment`` -1, ``meta["limited_annotations"]`` is set, and transforms that drop
     points keep the annotated ones.
 
     Args:

@@ -21,17 +21,17 @@ from pc3d.data.module import PointDataModule  # noqa: E402  # after the check, w
 class SceneDataModule(PointDataModule):
     """Data module of scenes: :class:`PointDataModule`, optionally with few labels.
 
-    Validation rooms are cut from the training rooms by the seed before labels are taken away, and keep all of theirs:
-    they watch the training and choose nothing. The test set is touched by evaluation alone.
+    Validation rooms are split from the training rooms by the seed before labels are removed, and keep all of their
+    labels. They monitor the training and choose nothing. Only evaluation uses the test set.
 
     Args:
         train: the training scenes.
-        validation: validation scenes; None for none, or for some cut out of ``train``.
+        validation: validation scenes; None for none, or for some split from ``train``.
         test: the test scenes.
-        scene_fraction: share of the training scenes (after the cut for validation) to train on, at least one; those of
-            a smaller share are among those of a larger one.
+        scene_fraction: share of the training scenes (after the validation split) to train on, at least one; those of a
+            smaller share are among those of a larger one.
         label_fraction: share of the labelled points of each training scene to keep, see :class:`LimitedLabels`.
-        labelled_points: or how many of each.
+        labelled_points: number of labelled points of each scene instead of a share.
         train_transforms: applied in turn to training scenes.
         eval_transforms: applied in turn to validation scenes.
         train_collate: how scenes become a batch, such as ``SceneCollate(mix_probability=0.8)`` or :class:`ViewPairs`.

@@ -1,15 +1,15 @@
 """Transforms of scenes: geometry and sampling, with the magnitudes that Pointcept publishes for Swin3D and others.
 
 Their order in recipes is :class:`CenterShift`, geometry, colour (:mod:`pc3d.data.color_transforms`),
-:class:`GridSample`, :class:`SphereCrop`. Nothing after :class:`GridSample` may move points: the published recipes
-centre once more in the end, since their networks take the cells of the sampling as voxels; those of pc3d voxelise what
-they are given, and on a shifted grid several points would fall into one voxel. Two of the recipes' steps are transforms
+:class:`GridSample`, :class:`SphereCrop`. Nothing after :class:`GridSample` may move points. The published recipes
+centre once more at the end, because their networks use the cells of the sampling as voxels. Networks of pc3d voxelise
+their input, and on a shifted grid several points would fall into one voxel. Two of the recipes' steps are transforms
 that objects know as well: one random scale for all axes is ``IsotropicScaleShift((0.8, 1.2), shift=0)`` (Structured3D:
 0.9 to 1.1), jitter is ``Jitter(std=0.005, clip=0.02)``.
 
 In scenes with a few annotated points only (``meta["limited_annotations"]``, set by the data set), the transforms that
-lose points keep those with ``segment >= 0``; :class:`SphereCrop` alone may lose them, as published. An empty cloud
-comes back as it is.
+drop points keep those with ``segment >= 0``; only :class:`SphereCrop` may drop them, as published. An empty cloud is
+returned unchanged.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CenterShift(Transform):
     """Centre the bounding box at x = y = 0, and move its lower side to z = 0.
 
     Args:
-        vertical: also shift z; without it heights stay as they are. Not after :class:`GridSample`: it shifts the grid.
+        vertical: also shift z; False keeps heights unchanged. Not after :class:`GridSample`: it shifts the grid.
     """
 
     def __init__(self, vertical: bool = True) -> None:

@@ -24,10 +24,10 @@ class SceneFolder(PointDataset):
     with -1 for none. A scene is any folder with a ``coord.npy``, one to three levels below that of its split. Sets that
     Pointcept prepared load unchanged, as do those that ``data_tools/prepare_scenes.py`` writes.
 
-    Coordinates that float32 does not resolve to a millimetre are moved, see :func:`read_scene`.
+    Coordinates that float32 cannot resolve to a millimetre are shifted, see :func:`read_scene`.
 
     Items carry ``xyz`` and whatever of ``rgb``, ``normal``, ``segment`` and ``instance`` has a file (test splits have
-    no classes); ``meta`` has ``id`` and ``path``. Scenes are read when they are asked for.
+    no classes); ``meta`` has ``id`` and ``path``. Scenes are read on demand.
 
     Args:
         root: the folder with the splits.
@@ -74,7 +74,7 @@ class SceneFolder(PointDataset):
         return f"{type(self).__name__}({self.split!r}, {len(self)} scenes, {len(self.classes)} classes)"
 
     def scene_id(self, path: Path) -> str:
-        """What a scene is called: the name of its folder."""
+        """Name of a scene: the name of its folder."""
         return path.name
 
     def load(self, index: int) -> PointCloud:

@@ -38,8 +38,8 @@ class _Place:
 class SensFile:
     """The frames of a ``.sens`` file, decoded when they are asked for: ``SensFile(path)[i]`` is a :class:`Frame`.
 
-    Opening reads the header and passes over the frames once to learn where they are; no picture is decoded and nothing
-    is kept open, so the object can go to other processes. Where tracking was lost, ``frame.tracked`` is False.
+    Opening reads the header and finds the position of every frame. No picture is decoded and no file is kept open, so
+    the object can be sent to other processes. If tracking was lost, ``frame.tracked`` is False.
 
     Attributes:
         sensor: name of the device.
@@ -77,7 +77,7 @@ class SensFile:
 
     @property
     def tracked(self) -> NDArray[np.bool_]:
-        """``(len,)`` whether the camera knew where it was, without decoding a picture."""
+        """``(len,)`` whether the pose of each frame was tracked, without decoding a picture."""
         return np.array([np.isfinite(place.pose).all() for place in self._places], dtype=bool)
 
     @property

@@ -177,13 +177,13 @@ def _part_names(classes: tuple[str, ...], category_parts: tuple[tuple[int, ...],
 class ShapeNetPart(FileDataset):
     """ShapeNetPart with normals: 16 categories, 50 parts, a few hundred to a few thousand points per object.
 
-    ``label`` is the category, by line of ``synsetoffset2category.txt``; ``segment`` the part, numbered through all
+    ``label`` is the category, by line of ``synsetoffset2category.txt``; ``segment`` is the part, numbered over all
     categories. y is up. The protocols normalise to the unit sphere and draw 2,048 points with replacement
     (``RandomSubsample(2048, replacement=True)``), and train on ``"trainval"``.
 
-    A folder of the same layout with other categories works too: its parts are those that the objects of all its lists
-    have, which are read once for that (with a progress bar). Numbers stay those of the files, whether or not all are
-    in use.
+    A folder of the same layout with other categories works, too. Its parts are those of the objects in all its lists,
+    which are read once to find them (with a progress bar). Numbers of parts are those of the files, even if some are
+    not used.
 
     Args:
         root: the folder ``shapenetcore_partanno_segmentation_benchmark_v0_normal``, or one of its layout.

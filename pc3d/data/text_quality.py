@@ -35,9 +35,9 @@ _VOWEL = re.compile(r"[aeiouyàáâãäåæèéêëìíîïòóôõöøùúûü�
 def why_silent(text: str) -> str | None:
     """The rule by which a text is uninformative about an object; None if it may be informative.
 
-    A text passes with one word that could name something: of Latin letters, three or more of them with a vowel and
-    followed by no digit, and none of the words that unnamed models consist of; in other scripts, any word. The rules
-    err on the side of keeping: a language model (:class:`LanguageModelJudge`) knows more.
+    A text passes if one word could name something. In Latin script, such a word has three or more letters with a vowel,
+    is not followed by a digit, and is not typical of unnamed models. In other scripts, any word passes. The rules err
+    on the side of keeping texts; a language model (:class:`LanguageModelJudge`) knows more.
     """
     if not text.strip():
         return "empty"
@@ -147,18 +147,18 @@ def filter_texts(
 ) -> dict[str, bool]:
     """Judge the raw texts of shapes and store the verdicts, in the layout of OpenShape's ``gpt4_filtering.json``.
 
-    The file is replaced after each batch; texts that are in it already are not judged again.
+    The file is replaced after each batch. Texts that are already in it are not judged again.
 
     Args:
         texts: by id.
         judge: :func:`by_rules`, a :class:`LanguageModelJudge`, or any other.
         path: the JSON file, which the data sets take as ``text_filter``.
-        by_id: hand the judge ids in place of texts, such as one that looks at the shapes' pictures.
+        by_id: pass ids to the judge instead of texts, for a judge that looks at the pictures of the shapes.
         batch_size: texts between two writings.
         progress: called with the number of texts done.
 
     Returns:
-        By id, whether the text says something.
+        By id, whether the text is informative.
 
     Raises:
         BadFileError: the file is there, and is none of these, or was made of other texts.

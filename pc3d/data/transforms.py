@@ -1,8 +1,8 @@
 """Transforms of a :class:`PointCloud`; all randomness comes from the ``torch.Generator`` passed to them.
 
-A transform is called as ``transform(cloud, generator)`` and returns a new cloud; the one it got is left alone. Every
-random draw comes from ``generator``, so the same seed gives the same cloud on any machine, in any worker. Default
-magnitudes are the published ones; section numbers refer to the papers named.
+A transform is called as ``transform(cloud, generator)`` and returns a new cloud; its input is not changed. Every random
+draw comes from ``generator``, so the same seed gives the same cloud on any machine, in any worker. Default magnitudes
+are the published ones; section numbers refer to the papers named.
 """
 
 from __future__ import annotations
@@ -147,10 +147,10 @@ class FarthestPointSample(Transform):
     """An evenly spread subset by farthest point sampling (PointNet++, Qi et al. 2017, section 3.2).
 
     Args:
-        num_points: how many points to keep. A cloud of exactly so many is returned as it is.
+        num_points: how many points to keep. A cloud with exactly this number is returned unchanged.
         start: ``"first"`` begins at the first point, ``"random"`` at one drawn from the generator.
-        capped: a cloud with fewer points is returned whole rather than refused. Fine-tuning in the Point-MAE family
-            is ``FarthestPointSample(1200, start="random", capped=True)`` then ``RandomSubsample(1024)``.
+        capped: return a cloud with fewer points whole, instead of refusing it. Fine-tuning in the Point-MAE family is
+            ``FarthestPointSample(1200, start="random", capped=True)`` then ``RandomSubsample(1024)``.
     """
 
     def __init__(self, num_points: int, start: Literal["first", "random"] = "first", capped: bool = False) -> None:
@@ -178,8 +178,8 @@ class FarthestPointSample(Transform):
 class Normalize(Transform):
     """Centre the cloud and scale it so that its farthest point is at distance 1.
 
-    ``meta["radius_m"]`` (metres of one unit), where present, follows the scale. A cloud whose points all coincide is
-    centred only.
+    ``meta["radius_m"]`` (metres of one unit), if present, is scaled accordingly. A cloud whose points all coincide is
+    only centred.
 
     Args:
         center: ``"centroid"`` (mean of the points, as in the Point-MAE family), ``"box"`` (middle of the bounding
@@ -215,8 +215,8 @@ class Normalize(Transform):
 class ScaleTranslate(Transform):
     """A random scale and shift of each axis: the augmentation of the Point-MAE family, in pre-training and fine-tuning.
 
-    x' = x * s + t with s ~ U[2/3, 3/2] and t ~ U[-0.2, 0.2], independently per axis, one draw per cloud. Normals
-    follow by the inverse scale.
+    x' = x * s + t with s ~ U[2/3, 3/2] and t ~ U[-0.2, 0.2], independently per axis, one draw per cloud. Normals are
+    transformed by the inverse scale.
 
     Args:
         scale: bounds of s.
@@ -312,11 +312,11 @@ class RandomPointDropout(Transform):
     """Drop a random share of the points, U[0, max_ratio] (PointNet++, Qi et al. 2017, section 3.3: 0.875).
 
     Args:
-        max_ratio: largest probability of a point to be lost, below 1.
-        keep_length: overwrite lost points with the first one, as published, so that clouds stay of equal length;
-            otherwise remove them. The first point is never lost.
-        coordinates_only: overwrite the coordinates of lost points alone, so that colours and normals stay with points
-            that are not there any more: the released code of OpenShape.
+        max_ratio: largest probability of a point to be dropped, below 1.
+        keep_length: overwrite dropped points with the first one, as published, so that clouds keep their length;
+            otherwise remove them. The first point is never dropped.
+        coordinates_only: overwrite only the coordinates of dropped points and keep their colours and normals, as in the
+            released code of OpenShape.
 
     Raises:
         ValueError: a ratio out of range, or ``coordinates_only`` where points are removed.
@@ -341,13 +341,13 @@ class RandomPointDropout(Transform):
 
 
 class TurnUp(Transform):
-    """Turn a cloud so that another axis points up, keeping it right-handed.
+    """Rotate a cloud so that another axis points up; it stays right-handed.
 
     From y to z: (x, y, z) becomes (x, -z, y). No random draw.
 
     Args:
         source: the axis that is up in the cloud.
-        target: the axis that shall be up.
+        target: the axis that is up afterwards.
     """
 
     def __init__(self, source: Axis = "y", target: Axis = "z") -> None:

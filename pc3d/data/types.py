@@ -37,13 +37,13 @@ class PointCloud:
         xyz: ``(N, 3)`` float coordinates, right-handed; metres for scenes, unit sphere for objects.
         rgb: ``(N, 3)`` float colours in [0, 1], or None.
         normal: ``(N, 3)`` unit normals, or None.
-        label: class of the whole cloud; -1 for unlabelled, None where the notion does not apply.
+        label: class of the whole cloud; -1 for unlabelled, None if not applicable.
         segment: ``(N,)`` int64 part or semantic class of each point, or None; -1 for unknown.
         instance: ``(N,)`` int64 number of the object that each point is on, or None; -1 for none.
         text: a name or caption, or None.
         image: ``(H, W, 3)`` uint8 picture of the object, or None.
-        feature: ``(N, C)`` float, what a tower of pictures says of each point (:class:`pc3d.data.LiftedSet`), or None;
-            a row of zeros for a point that no picture shows.
+        feature: ``(N, C)`` float features of an image tower at each point (:class:`pc3d.data.LiftedSet`), or None; a
+            row of zeros for a point that no picture shows.
         meta: everything else: ``id``, ``radius_m`` (metres of one unit), creator, licence, path, ...
 
     Raises:
@@ -141,7 +141,7 @@ class PointBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PointBatch:
-        """The batch in page-locked memory, from where a copy to the GPU need not wait."""
+        """The batch in page-locked memory, for asynchronous copies to the GPU."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def dense(self, name: str = "xyz") -> Tensor:
@@ -206,7 +206,7 @@ def _all_or_none(clouds: Sequence[PointCloud], name: str) -> list[Any] | None:
 def collate(clouds: Sequence[PointCloud]) -> PointBatch:
     """Pack clouds into one batch.
 
-    A field that no cloud has stays None. ``label`` is filled with -1 where only some clouds have one.
+    A field that no cloud has stays None. ``label`` is filled with -1 if only some clouds have one.
 
     Args:
         clouds: one or more samples, of any lengths (empty ones too).

@@ -14,16 +14,16 @@ from pc3d.data.types import PointBatch, PointCloud, collate
 class ViewPairs:
     """Pack two overlapping views of each scene next to each other: clouds 2 b and 2 b + 1 are of scene b.
 
-    The first view is the surroundings of a random point, the second those of another one near it; each then goes
-    through the transforms with draws of its own. ``feature`` says where each point was before them, and by that the
-    points of both views can be matched. To be given as ``train_collate``; transforms before it are common to both, and
-    what comes after must leave ``feature`` there. Draws are those of the batch: as with :class:`SceneCollate`, several
-    processes, each with a part of the batch, make other views than one process would.
+    The first view is the surroundings of a random point, the second view those of another point near it. Each then goes
+    through the transforms with separate draws. ``feature`` holds the position of each point before the transforms, so
+    that the points of both views can be matched. Pass it as ``train_collate``. Transforms before it are common to both
+    views, and later steps must keep ``feature``. It draws per batch: as with :class:`SceneCollate`, several processes,
+    each with a part of the batch, make other views than one process would.
 
     Args:
         transforms: applied in turn to each view, with the same meaning as ``train_transforms``.
         radius: of the surroundings, in the units of the points (metres for scenes).
-        distance: between the points around which the two views lie, at most; less than twice the radius, so that views
+        distance: largest distance between the centres of the two views; less than twice the radius, so that views
             overlap.
 
     Raises:

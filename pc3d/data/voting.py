@@ -24,7 +24,7 @@ def fragments(cloud: PointCloud, voxel_size: float) -> Iterator[Tensor]:
 
     There are as many fragments as the fullest cell has points. Fragment i takes, in a cell of c points, the (i mod
     c)-th in their order: points of sparse cells are in several fragments, and are voted on several times. They are made
-    one at a time, so memory is that of the scene however many there are; more than 100 give a warning.
+    one at a time, so memory does not grow with their number; more than 100 give a warning.
 
     Args:
         cloud: the scene, transformed as it goes to the network.
@@ -61,10 +61,10 @@ def voting_views(kind: AugmentationSet) -> list[Transform]:
     """The views over which predictions are summed, one transform each; the same in every call.
 
     Args:
-        kind: ``"none"`` (1, as it is), ``"scannet"`` (4: quarter turns), ``"s3dis"`` (10: five scales, each also
+        kind: ``"none"`` (1: unchanged), ``"scannet"`` (4: quarter turns), ``"s3dis"`` (10: five scales, each also
             flipped in x and y), ``"structured3d"`` (13: quarter turns at three scales, and one flip) or ``"swin3d"``
-            (12 random turns about z, as Swin3D's released code votes; here they are drawn with a fixed seed, so that a
-            result can be had again).
+            (12 random rotations about z, as in the voting of Swin3D's released code; here they are drawn with a fixed
+            seed, so that results are reproducible).
 
     Raises:
         ValueError: there is no such set.
