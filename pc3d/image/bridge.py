@@ -21,20 +21,20 @@ from pc3d.image.towers import ImageTower, JointPair, TextTower
 class ConseImageTower(ImageTower):
     """Image tower of ConSE: the mixture of the class texts that a classifier predicts (section 3.2, equation 1).
 
-    The feature is ``sum over classes of p(class | picture) * text feature of its name``. Everything that the picture is
-    must be said by class names, so the space is no wider than they are: it compares pictures with texts, but it was
-    trained on neither together. Dense features do the same with the classifier applied at every cell.
+    The feature is ``sum over classes of p(class | picture) * text feature of its name``. A picture can be described
+    only by class names, so the space is no richer than they are. It compares pictures with texts, but was not trained
+    on pairs of them. For dense features, the classifier is applied at every cell.
 
     Args:
         classifier: a tower with logits.
         names: ``(classes, width)`` text features of the class names, in the order of the logits.
-        name: what the tower calls itself.
+        name: name of the tower.
         top: how many of the likeliest classes are mixed, their probabilities scaled to sum 1; None takes all. The paper
             uses 10.
         temperature: of the softmax.
-        names_from: what the names' features follow from, where they are computed when the tower is loaded: kept in
-            their place by :meth:`weights_hash`, since they may differ in the last bits from one machine to another.
-            Empty: they are hashed themselves.
+        names_from: what the features of the names are computed from, if this happens when the tower is loaded:
+            :meth:`weights_hash` uses it instead of the features, which may differ in the last bits between machines.
+            Empty: the features themselves are hashed.
     """
 
     def __init__(
@@ -142,16 +142,16 @@ def conse_pair(
     centred: bool = False,
     layer: int = 3,
 ) -> JointPair:
-    """EfficientNet-Lite0 and MiniLM, both offline, bridged by the 1000 class names of ImageNet.
+    """Load EfficientNet-Lite0 and MiniLM, both offline, bridged by the 1000 class names of ImageNet.
 
-    The pair of small weights to develop and test with: a 3D encoder trains against it as against CLIP, and its scores
-    say nothing about CLIP's.
+    This pair of small weights serves for development and tests: a 3D encoder can be trained with it as with CLIP, but
+    its scores say nothing about CLIP's.
 
     Args:
-        templates: what class names are put into.
+        templates: prompt templates for class names.
         top: likeliest classes that are mixed; None for all.
         temperature: of the softmax over classes.
-        centred: subtract the mean of the name features on both sides, which a threshold on cosines needs.
+        centred: subtract the mean of the name features on both sides; needed for a threshold on cosines.
         layer: of the classifier's own dense feature; the bridge's comes from its last layer.
 
     Raises:

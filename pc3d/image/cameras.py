@@ -1,4 +1,4 @@
-"""Cameras: from points to pixels and back."""
+"""Cameras: projection of points to pixels and back."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Camera:
     data sets and of :class:`pc3d.data.Frame`, have a principal point half a pixel less; see :meth:`of_frame`.
 
     Attributes:
-        intrinsic: ``(3, 3)`` float64, in pixels. Of a parallel camera the focal lengths are pixels per unit.
+        intrinsic: ``(3, 3)`` float64, in pixels. The focal lengths of a parallel camera are pixels per unit.
         pose: ``(4, 4)`` float64, camera to world; a rotation and a translation.
         width, height: of the picture, in pixels.
-        parallel: rays do not meet in a point (orthographic projection).
+        parallel: orthographic projection.
     """
 
     intrinsic: Tensor
@@ -58,7 +58,7 @@ class Camera:
 
     @classmethod
     def of_frame(cls, frame: Frame, picture: Literal["color", "depth"] = "depth") -> Camera:
-        """The camera of a frame's colour or depth picture, its principal point moved to half-integer pixel centres.
+        """The camera of a frame's colour or depth picture, with the principal point for half-integer pixel centres.
 
         Raises:
             ValueError: tracking was lost.
@@ -82,13 +82,13 @@ class Camera:
         up: Tensor | None = None,
         parallel: bool = False,
     ) -> Camera:
-        """A camera at ``eye`` that has ``target`` in the middle of its picture.
+        """A camera at ``eye`` that looks at ``target``.
 
         Args:
             eye, target: ``(3,)``.
             focal: focal length in pixels, or pixels per unit of a parallel camera.
             size: side of a square picture, or (width, height).
-            up: ``(3,)`` direction that is up in the picture, z when left out; where the camera looks along it, y.
+            up: ``(3,)`` direction that is up in the picture; by default z, or y if the camera looks along z.
             parallel: make it a parallel camera.
 
         Raises:
@@ -121,12 +121,12 @@ class Camera:
 
     @property
     def center(self) -> Tensor:
-        """``(3,)`` where the camera is."""
+        """``(3,)`` position of the camera."""
         return self.pose[:3, 3]
 
     @property
     def forward(self) -> Tensor:
-        """``(3,)`` unit direction that it looks in."""
+        """``(3,)`` unit viewing direction."""
         return self.pose[:3, 2]
 
     def to_camera(self, xyz: Tensor) -> Tensor:
@@ -136,14 +136,14 @@ class Camera:
         return (xyz.to("cpu", torch.float64) - self.center) @ self.pose[:3, :3]
 
     def project(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
-        """Points to places in the picture.
+        """Project points to positions in the picture.
 
         Args:
             xyz: ``(N, 3)`` in the world.
 
         Returns:
             ``(N, 2)`` float64 column and row, not finite for points in the plane of a pinhole camera, and ``(N,)``
-            depth along the viewing axis. Points behind the camera have a depth of 0 or less and a place all the same.
+            depth along the viewing axis. Points behind the camera have a depth of 0 or less, and still a position.
         """
         local = self.to_camera(xyz)
         depth = local[:, 2]
@@ -194,7 +194,7 @@ class Camera:
 
 
 def focal_length(width: int, field_of_view: float) -> float:
-    """Focal length in pixels of a picture so many pixels wide that sees an angle so wide, in degrees."""
+    """Focal length in pixels for a picture width in pixels and a horizontal angle of view in degrees."""
     if not 0 < field_of_view < 180:
         raise ValueError(f"field_of_view must be between 0 and 180 degrees, got {field_of_view}")
     return width / 2 / math.tan(math.radians(field_of_view) / 2)

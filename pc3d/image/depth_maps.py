@@ -24,15 +24,14 @@ _DISC, _FARTHEST = 0.02, 200 / 255
 def pointclip_maps(xyz: Tensor, cameras: Sequence[Camera] | None = None, *, size: int = 224) -> Tensor:
     """Sparse depth maps of a cloud (PointCLIP, Zhang et al. 2022, section 3.1, and its released code).
 
-    Every point marks the one cell of a grid of 128 that it is projected to; a cell has the harmonic mean of its points'
-    depths, 0 where there are none, and the grid is enlarged bilinearly, its corner cells being the corner pixels.
-    Towers take the depths as they are, without their normalisation. With :func:`pc3d.image.multi_view_logits` and
-    ``POINTCLIP_PROMPT`` that is classification without training on shapes; how well depends on the tower, and the
-    paper's is CLIP.
+    Every point is projected to one cell of a grid of 128. A cell has the harmonic mean of the depths of its points, or
+    0 without points. The grid is enlarged bilinearly, so that its corner cells are the corner pixels. Towers get these
+    depths without their own normalisation. With :func:`pc3d.image.multi_view_logits` and ``POINTCLIP_PROMPT``, this
+    classifies without training on shapes. The quality depends on the tower; the paper uses CLIP.
 
     Args:
         xyz: ``(N, 3)`` at any place, of any size: the cloud is fitted into the unit sphere.
-        cameras: at that sphere, of 128 pixels; those of the view set pointclip6 when left out.
+        cameras: for that sphere, of 128 pixels; by default those of the view set pointclip6.
         size: side of the maps in pixels.
 
     Returns:
@@ -63,21 +62,21 @@ def clip2point_maps(
 ) -> Tensor:
     """Dense depth maps of a cloud (CLIP2Point, Huang et al. 2023, section 3.2, and its released code).
 
-    Points are drawn as discs of radius 0.02, of which the nearest one counts; a pixel has ``200 / 255 * (d - d_min) /
-    d_max`` of its depth d, from a camera at distance 1, and of the least and the largest one of its view, 1 where there
-    is no point; then the tower's own normalisation.
+    Points are drawn as discs of radius 0.02; the nearest disc counts. With d the depth of a pixel, from a camera at
+    distance 1, and d_min and d_max the smallest and largest depth of the view, its value is ``200 / 255 * (d - d_min) /
+    d_max``, or 1 without a point. The tower's own normalisation follows.
 
     Args:
         xyz: ``(N, 3)`` at any place, of any size: the cloud is fitted into the unit sphere.
         preprocessing: of the tower; its mean and standard deviation are used.
-        cameras: parallel ones at that sphere; those of the view set clip2point10 when left out.
-        size: side of the maps in pixels, where cameras are left out.
+        cameras: parallel cameras for that sphere; by default those of the view set clip2point10.
+        size: side of the maps in pixels for the default cameras.
 
     Returns:
         ``(V, 3, height, width)`` float32, for :meth:`ImageTower.global_features`.
 
     Raises:
-        ValueError: the cloud has no extent, a camera is no parallel one, or a view shows none of the cloud.
+        ValueError: the cloud has no extent, a camera is not parallel, or a view shows none of the cloud.
     """
     fitted = _fitted(xyz)
     maps = []

@@ -42,7 +42,7 @@ class PictureFeatures:
 
 
 class TextFeatures:
-    """Extractor of texts as OpenShape keeps them: ``original``, the text alone, and ``prompt_avg``, over templates.
+    """Extractor of texts as OpenShape stores them: ``original``, the text alone, and ``prompt_avg``, over templates.
 
     Each is ``(T, D)`` for an object's T texts; ``prompt_avg`` has unit length (the mean of unit vectors, made unit).
     """

@@ -23,7 +23,7 @@ _FORMAT = "pc3d image features 1"
 
 
 class FeatureMismatchError(ValueError):
-    """Stored features were made by another tower, with other settings, or from other content."""
+    """Stored features were computed by another tower, with other settings, or from other content."""
 
 
 def content_hash(content: Content) -> str:
@@ -38,10 +38,10 @@ def content_hash(content: Content) -> str:
 
 
 class FeatureStore:
-    """Stored features by id: ``store["chair_12"]["image"]``. Tensors are read when asked for.
+    """Stored features by id: ``store["chair_12"]["image"]``. Tensors are read on demand.
 
     Attributes:
-        teacher: the identity of what made them.
+        teacher: the identity of what computed them.
 
     Args:
         folder: with the shards that :func:`precompute` wrote.
@@ -50,7 +50,7 @@ class FeatureStore:
     Raises:
         FileNotFoundError: there are no shards.
         BadFileError: a shard is truncated or damaged, or an id stands twice.
-        FeatureMismatchError: the shards were made by something else than ``expect``, or differ among themselves.
+        FeatureMismatchError: the shards were not computed by ``expect``, or differ among themselves.
     """
 
     def __init__(self, folder: Path | str, expect: Mapping[str, Any] | None = None) -> None:
@@ -149,7 +149,7 @@ def precompute(
     dtype: torch.dtype = torch.float16,
     progress: Callable[[int, str], None] | None = None,
 ) -> FeatureStore:
-    """Compute features once. An interrupted run is resumed by running it again: whole shards are kept.
+    """Compute and store features. To resume an interrupted run, run it again: complete shards are kept.
 
     A shard is a safetensors file with the features of up to ``shard_size`` items. Its header names the extractor's
     identity (tower, SHA-256 of its weights, preprocessing, library versions), the id of every item with the SHA-256 of
@@ -157,18 +157,18 @@ def precompute(
     set into folders to compute it on several machines.
 
     Args:
-        items: id and content. Of ids that are stored already only the content is compared.
+        items: id and content. For ids that are already stored, only the content is compared.
         extractor: how features are computed.
         folder: where the shards go.
         shard_size: items per shard.
-        dtype: they are stored in, float16 or float32.
+        dtype: of the stored features, float16 or float32.
         progress: called with the number of items done and the id after each.
 
     Returns:
         The store of all that is in the folder.
 
     Raises:
-        FeatureMismatchError: the folder has features made otherwise, or of other content under the same id.
+        FeatureMismatchError: the folder has features computed differently, or of other content under the same id.
         ValueError: an id stands twice, or a feature does not fit into ``dtype``.
     """
     if shard_size < 1:

@@ -17,7 +17,7 @@ def sample_map(features: Tensor, uv: Tensor, width: int, height: int) -> Tensor:
     """Sample features at positions of a picture: bilinear between cell centres, constant beyond the outermost.
 
     Args:
-        features: ``(C, h, w)``, a grid over the whole picture, whatever its own size.
+        features: ``(C, h, w)``, a grid of any size over the whole picture.
         uv: ``(N, 2)`` column and row in pixels, pixel centres at half-integers.
         width, height: of the picture that ``uv`` counts in.
 
@@ -46,9 +46,9 @@ class View:
     Attributes:
         camera: of the picture; ``uv`` counts in its pixels.
         features: ``(C, h, w)`` over the whole picture.
-        visible: ``(N,)`` bool, which points it sees; those outside the picture do not count whatever it says.
-        weight: ``(N,)`` how much each of them counts, or None for equally: a cosine to the normal, say
-            (:func:`pc3d.image.cosine_to_camera`), of which negative values count as 0.
+        visible: ``(N,)`` bool, which points it sees; points outside the picture never count.
+        weight: ``(N,)`` weight of each of them, or None for equal weights; for example the cosine to the normal
+            (:func:`pc3d.image.cosine_to_camera`). Negative values count as 0.
     """
 
     camera: Camera
@@ -62,7 +62,7 @@ class LiftedFeatures:
     """Image features of points.
 
     Attributes:
-        features: ``(N, C)`` float32; 0 where no picture sees the point.
+        features: ``(N, C)`` float32; 0 if no picture sees the point.
         mask: ``(N,)`` bool, seen at all.
         num_views: ``(N,)`` int64, how many pictures see it.
     """
@@ -116,9 +116,9 @@ def lift(xyz: Tensor, views: Iterable[View], *, unit: bool = False) -> LiftedFea
 
 
 def fill_unseen(xyz: Tensor, lifted: LiftedFeatures, k: int = 3) -> Tensor:
-    """Features ``(N, C)`` with unseen points filled in from the k nearest seen ones, weighted by inverse distance.
+    """Fill the features ``(N, C)`` of unseen points from the k nearest seen ones, weighted by inverse distance.
 
-    ``lifted.mask`` still says which are measured.
+    ``lifted.mask`` still marks the seen points.
 
     Raises:
         ValueError: fewer than k points are seen.
@@ -155,7 +155,7 @@ class PixelPoints:
 
 
 def pixels_to_points(camera: Camera, depth: Tensor, xyz: Tensor, max_distance: float = 0.01) -> PixelPoints:
-    """Backward correspondence: every pixel with depth goes to the cloud's nearest point (Concerto, Zhang et al. 2025).
+    """Assign every pixel with depth to the nearest point of the cloud (Concerto, Zhang et al. 2025).
 
     Args:
         camera: of the depth picture.

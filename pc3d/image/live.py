@@ -19,13 +19,13 @@ from pc3d.image.scans import Frames, Scan, ScanFeatures
 
 
 class LiveFeatures:
-    """Features computed when they are asked for, with the same access as :class:`FeatureStore`.
+    """Features computed on demand, with the same access as :class:`FeatureStore`.
 
     Args:
         contents: what to compute from, by id.
         extractor: how.
-        keep: items whose features stay in memory, in each process that reads, so that an epoch after the first one
-            computes nothing; the first so many that were asked for.
+        keep: number of items whose features stay in memory, in each process that reads, so that epochs after the first
+            compute nothing; the first ones requested are kept.
 
     Raises:
         ValueError: ``keep`` is negative.
@@ -87,15 +87,15 @@ def _clouds(dataset: PointDataset) -> Iterator[tuple[int, str, PointCloud]]:
 
 
 class LiveTexts(LiveFeatures):
-    """Features of the names of a set's shapes, computed while training: ``texts`` of :class:`pc3d.data.AlignedSet`.
+    """Features of the names of shapes, computed during training: ``texts`` of :class:`pc3d.data.AlignedSet`.
 
-    The set is gone through once for its names. Stored features (:func:`precompute`) are better for many epochs of a
-    large set, and the only ones that several runs share.
+    The set is read once for its names. Stored features (:func:`precompute`) are better for many epochs of a large set,
+    and several runs can share them.
 
     Args:
         dataset: clouds with ``meta["id"]`` and ``text``; those without text have no features.
         tower: a name for :func:`load_text_tower`.
-        templates: that names are put into; OpenShape's 64 when left out, ``["{}"]`` for the names alone.
+        templates: prompt templates for the names; by default OpenShape's 64, ``["{}"]`` for the names alone.
         weights: for :func:`load_text_tower`.
         keep: see :class:`LiveFeatures`.
     """
@@ -116,7 +116,7 @@ class LiveTexts(LiveFeatures):
 
 
 class LivePictures(LiveFeatures):
-    """Features of the pictures of a set's shapes, computed while training: ``images`` of :class:`pc3d.data.AlignedSet`.
+    """Features of the pictures of shapes, computed during training: ``images`` of :class:`pc3d.data.AlignedSet`.
 
     Args:
         dataset: clouds with ``meta["id"]`` and ``image``, such as ``Household(pictures=True)``.
@@ -145,18 +145,18 @@ class LivePictures(LiveFeatures):
 
 
 class LiveScans(LiveFeatures):
-    """Pictures of scans lifted onto their points while training: ``features`` of :class:`pc3d.data.LiftedSet`.
+    """Image features of scans, lifted onto points during training: ``features`` of :class:`pc3d.data.LiftedSet`.
 
-    Lifting a scan takes as long as a tower needs for all its pictures: seconds to minutes, each time it is not kept.
+    Lifting a scan takes as long as the tower needs for all its pictures: seconds to minutes, whenever it is not kept.
 
     Args:
-        dataset: scans with ``meta["id"]``; those with a method ``frames``, as :class:`pc3d.data.Rooms`, bring their
-            pictures.
+        dataset: scans with ``meta["id"]``; data sets with a method ``frames``, such as :class:`pc3d.data.Rooms`,
+            include their pictures.
         tower: a name for :func:`load_image_tower`.
         frames: for other sets, the folder with a folder of frames per scan, see :func:`pc3d.data.open_frames`.
-        frame_step: every so manyth frame is lifted.
+        frame_step: lift only every ``frame_step``-th frame.
         tolerance: metres between a point and the depth picture.
-        short_side: of the pictures, scaled, in pixels; the tower's own when left out.
+        short_side: short side of the scaled pictures, in pixels; by default the tower's own.
         unit: normalise each picture's feature before averaging.
         weights: for :func:`load_image_tower`.
         keep: see :class:`LiveFeatures`; a scan of 100,000 points and 512 channels takes 200 MB.

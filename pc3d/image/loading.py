@@ -59,7 +59,7 @@ def _refuse_weights(library: str, weights: str | None) -> None:
 def known_width(name: str) -> int | None:
     """Width of a tower's features if its name determines it, before any weights are loaded; else None.
 
-    That is so of the models of open_clip, as long as it knows them.
+    It does for the models that open_clip knows.
     """
     library, _, model = name.partition(":")
     if library != "open_clip":
@@ -75,7 +75,7 @@ def load_pair(name: str = OPENSHAPE_PAIR, weights: str | None = None) -> JointPa
     Args:
         name: ``open_clip:MODEL/TAG``, ``transformers:ID_OR_FOLDER`` or ``offline:conse`` (a bridge, not
             CLIP; ``offline:conse-centred`` has cosines that spread out).
-        weights: of open_clip, a local file in place of the tag.
+        weights: a local file instead of the tag, for open_clip.
 
     Raises:
         ValueError: no such library, model or tag.
@@ -98,7 +98,7 @@ def load_image_tower(name: str, weights: str | None = None) -> ImageTower:
     Args:
         name: ``open_clip:MODEL/TAG``, ``transformers:ID_OR_FOLDER``, ``timm:MODEL.TAG``,
             ``offline:efficientnet-lite0``, ``offline:xfeat`` or ``offline:conse``.
-        weights: of open_clip and timm, a local file.
+        weights: a local file, for open_clip and timm.
 
     Raises:
         ValueError: no such library, model or tag.

@@ -1,4 +1,4 @@
-"""A mesh file as one list of triangles with the colour at any place of each."""
+"""Mesh files as one list of triangles with colours."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def read_mesh(path: Path | str, *, up: Literal["y", "z"] | None = None) -> Mesh:
 
     Args:
         path: GLB, GLTF, OBJ, PLY, OFF or STL.
-        up: the file's up axis; when left out y for GLB and GLTF, whose standard says so, and z for the others.
+        up: the file's up axis; by default y for GLB and GLTF, as in their standard, and z for the others.
 
     Raises:
         FileNotFoundError: there is no such file.

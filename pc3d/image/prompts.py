@@ -47,7 +47,7 @@ with.
 
 
 def fill(templates: Sequence[str], name: str) -> list[str]:
-    """The name in each of the templates.
+    """Insert the name into each of the templates.
 
     Raises:
         ValueError: there is no template, or one without the place ``{}``.
@@ -61,7 +61,7 @@ def fill(templates: Sequence[str], name: str) -> list[str]:
 
 
 def prompt_ensemble(tower: TextTower, names: Sequence[str], templates: Sequence[str] = PHOTO) -> Tensor:
-    """One unit vector per name: the mean over the templates of unit vectors (CLIP, Radford et al. 2021, section 3.1.4).
+    """Compute one unit vector per name: the mean over templates of unit vectors (CLIP, Radford et al. 2021, 3.1.4).
 
     Args:
         tower: the text tower.
@@ -105,7 +105,7 @@ def multi_view_logits(
     Args:
         features: ``(..., V, D)``.
         class_vectors: ``(C, D)``.
-        weights: one per view; all 1 when left out.
+        weights: one per view; by default all 1.
         logit_scale: factor of the cosines.
 
     Returns:
@@ -132,7 +132,7 @@ def class_map(dense: Tensor, class_vectors: Tensor, logit_scale: float = 100.0) 
 
 
 def smooth_by_keys(logits: Tensor, keys: Tensor, threshold: float = 1.0) -> Tensor:
-    """A class map with unsure cells averaged over cells of like keys (key smoothing of MaskCLIP, section 3.3).
+    """Average unsure cells of a class map over cells with similar keys (key smoothing of MaskCLIP, section 3.3).
 
     ``pred_i = sum_j cos(k_i, k_j) pred_j``, here divided by the sum of the absolute weights, which keeps the scale of
     the logits and the ranking of the classes.
@@ -156,11 +156,12 @@ def smooth_by_keys(logits: Tensor, keys: Tensor, threshold: float = 1.0) -> Tens
 
 
 def drop_absent_classes(logits: Tensor, threshold: float = 0.5) -> Tensor:
-    """A class map without the classes that no cell is sure of (prompt denoising of MaskCLIP, section 3.3).
+    """Drop classes of which no cell is sure from a class map (prompt denoising of MaskCLIP, section 3.3).
 
     Args:
         logits: ``(B, C, h, w)``, from :func:`class_map`.
-        threshold: a class stays if its probability reaches this in some cell of the picture; the surest always stays.
+        threshold: a class is kept if its probability reaches this in some cell of the picture; the surest class is
+            always kept.
 
     Returns:
         The logits with -inf for the classes that were dropped.

@@ -1,4 +1,4 @@
-"""Pictures of meshes by casting rays with Embree: on any machine, without a display or OpenGL."""
+"""Render meshes by ray casting with Embree, without a display or OpenGL."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class MeshRenderer:
         self._caster: Any = caster.RayMeshIntersector(trimesh.Trimesh(moved, mesh.faces.numpy(), process=False))
 
     def first_hit(self, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where rays meet the mesh first.
+        """Find the first hit of rays on the mesh.
 
         Embree finds the triangle in float32; place and distance are computed in float64 from the triangle's plane.
 
@@ -108,7 +108,7 @@ class MeshRenderer:
         )
 
     def sees(self, camera: Camera, xyz: Tensor, tolerance: float = 1e-4) -> Tensor:
-        """Which points on the surface the camera sees, exactly: a ray to each meets nothing before it.
+        """Which points on the surface the camera sees, exactly: nothing blocks the ray to the point.
 
         Args:
             camera: where from.

@@ -27,17 +27,17 @@ def render_points(
 ) -> list[Rendering]:
     """Render pictures of a cloud with depth, normals and the point behind every pixel.
 
-    The nearest disc gives depth, normal and point; the colour is the mean over the discs up to two spacings behind it,
-    which smooths what is drawn twice.
+    The nearest disc gives depth, normal and point. The colour is the mean over the discs up to two spacings behind it,
+    which smooths overlapping discs.
 
     Args:
-        cloud: its colours are used where it has some, else grey.
+        cloud: its colours are used if it has any, else grey.
         cameras: where from.
-        spacing: mean spacing of the points; estimated when left out.
+        spacing: mean spacing of the points; by default it is estimated.
         disc_factor: radius of a disc in spacings.
         max_pixels: largest radius of a disc on the picture.
-        shaded: darken by the normals; when left out, where there are normals and no colours (the colours of scans are
-            lit already).
+        shaded: darken by the normals; by default only if there are normals and no colours (the colours of scans are lit
+            already).
         close_holes: fill the colour of pixels without a point that are enclosed by some (a 3 x 3 closing). Depth and
             point stay empty there.
 

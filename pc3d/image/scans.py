@@ -33,13 +33,13 @@ class Frames(Protocol):
 class Scan:
     """The points of a scan and its posed pictures.
 
-    Iterating gives the arrays that lifted features depend on, one frame after the other: what
-    :func:`pc3d.image.precompute` takes the hash of.
+    Iterating returns the arrays that lifted features depend on, one frame after the other;
+    :func:`pc3d.image.precompute` hashes them.
 
     Attributes:
         cloud: the points, in metres.
-        frames: the pictures, decoded when they are asked for.
-        step: every so manyth frame counts.
+        frames: the pictures, decoded on demand.
+        step: only every ``step``-th frame is used.
 
     Raises:
         ValueError: ``step`` is below 1.
@@ -54,7 +54,7 @@ class Scan:
             raise ValueError(f"step must be at least 1, got {self.step}")
 
     def chosen(self) -> Iterator[Frame]:
-        """The frames that count."""
+        """The frames that are used."""
         for index in range(0, len(self.frames), self.step):
             yield self.frames[index]
 
@@ -68,8 +68,9 @@ class Scan:
 class ScanFeatures:
     """Extractor of the image features of a scan at its points.
 
-    Gives ``num_views`` ``(N,)``, how many frames see each point (at most 2048 are counted), and ``feature`` ``(M, C)``
-    of the M points with at least one, in their order. :class:`pc3d.data.LiftedSet` joins them with the scans.
+    It returns ``num_views`` ``(N,)``, the number of frames that see each point (at most 2048 are counted), and
+    ``feature`` ``(M, C)`` of the M points seen by at least one, in their order. :class:`pc3d.data.LiftedSet` joins them
+    with the scans.
 
     Args:
         tower: whose dense features are lifted.

@@ -34,18 +34,18 @@ def lift_frames(
     :class:`pc3d.data.FrameFolder` or :meth:`pc3d.data.Rooms.frames`; they are taken one at a time.
 
     Args:
-        cloud: of the scan, in metres; its normals are used where it has some.
+        cloud: of the scan, in metres; its normals are used if it has any.
         frames: posed colour and depth pictures.
         tower: whose features are lifted.
-        tolerance: metres between a point and the depth picture. OpenScene allows a quarter of the depth, which lets
-            through what is behind furniture; noise of depth cameras is centimetres.
+        tolerance: metres between a point and the depth picture. OpenScene allows a quarter of the depth, which accepts
+            points behind furniture; the noise of depth cameras is centimetres.
         edge: metres of depth within 3 x 3 pixels above which a pixel is not trusted; None trusts all.
         max_angle: degrees between normal and ray above which a point is not lifted to.
         short_side: what pictures are scaled to, see :meth:`ImageTower.encode_dense`.
         unit: normalise each frame's feature before averaging.
 
     Raises:
-        ValueError: no frame knows where its camera was.
+        ValueError: no frame has a tracked camera pose.
     """
     lost = 0
 
@@ -89,10 +89,10 @@ def lift_renderings(
         xyz: ``(N, 3)`` points of the object, in the coordinates that it was rendered in.
         renderings: of :func:`pc3d.image.render_mesh` or :func:`pc3d.image.render_points`.
         tower: whose features are lifted.
-        normal: ``(N, 3)``; where given, views count by the cosine between normal and ray, and not at all from behind.
-        tolerance: between a point and the depth picture; when left out 0.02, for an object of about unit size, and
-            three spacings where points were drawn, whose discs have the depth of their centres.
-        background: colour that the object is laid on.
+        normal: ``(N, 3)``; if given, views are weighted by the cosine between normal and ray, and not used from behind.
+        tolerance: between a point and the depth picture; by default 0.02, for an object of about unit size, or three
+            spacings for renderings of points, whose discs have the depth of their centres.
+        background: colour behind the object.
         short_side: what pictures are scaled to.
         unit: normalise each view's feature before averaging.
     """

@@ -18,7 +18,7 @@ class TimmImageTower(ImageTower):
 
     Args:
         model: a model of timm with all its weights.
-        name: what the tower calls itself.
+        name: name of the tower.
         preprocessing: of the weights.
         layer: which of its feature maps is the dense feature, counted as ``forward_intermediates`` counts them:
             blocks of a transformer, stages of a convolutional network; negative from the end.

@@ -57,7 +57,7 @@ class _Tower(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights; features are float32 whatever it is."""
+        """Type of the weights; features are always float32."""
         return next(self.parameters()).dtype
 
     def weights_hash(self) -> str:
@@ -73,9 +73,9 @@ class _Tower(nn.Module, ABC):
         return {"torch": torch.__version__.partition("+")[0]}
 
     def identity(self) -> dict[str, Any]:
-        """What makes two features comparable, as plain data: name and weights; and under ``versions`` the libraries.
+        """The identity of the tower as plain data: name and weights, and under ``versions`` the libraries.
 
-        Versions are for the record: another one of a library gives the same features but for rounding.
+        Versions are informational: another version of a library gives the same features up to rounding.
         """
         return {"name": self.name, "weights": self.weights_hash(), "versions": self.versions()}
 
@@ -83,12 +83,12 @@ class _Tower(nn.Module, ABC):
 class ImageTower(_Tower):
     """Base class of image towers: one feature per picture, and one per cell of a grid over it.
 
-    Features come as the network gives them, not normalised, in float32.
+    Features are the outputs of the network, not normalised, in float32.
 
     Attributes:
         name: ``library:model/weights``.
         preprocessing: how pictures are prepared.
-        width: of the global feature; None where the tower has none.
+        width: of the global feature; None if the tower has none.
         dense_width: of the dense one.
         stride: pixels per cell of the dense feature.
         text_aligned, dense_text_aligned: whether the features lie in the space of a text tower.
@@ -231,9 +231,9 @@ class JointPair:
     Attributes:
         image: its global feature is comparable with ``text``.
         text: the text tower.
-        logit_scale: what cosines are multiplied with before a softmax over classes.
-        kind: ``"contrastive"`` (CLIP and its like, trained jointly), or ``"bridge"`` (put together from two separate
-            towers without training, :func:`pc3d.image.conse_pair`).
+        logit_scale: factor of cosines before a softmax over classes.
+        kind: ``"contrastive"`` (CLIP and its like, trained jointly), or ``"bridge"`` (built from two separate towers
+            without training, :func:`pc3d.image.conse_pair`).
     """
 
     image: ImageTower

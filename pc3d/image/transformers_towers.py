@@ -170,7 +170,7 @@ def transformers_pair(name: str, *, dense: DenseMode = "value") -> JointPair:
 
     Args:
         name: an id on the Hub such as ``laion/CLIP-ViT-bigG-14-laion2B-39B-b160k``, or a folder.
-        dense: how CLIP's dense features come about, see :mod:`pc3d.image.dense_clip`.
+        dense: how CLIP's dense features are computed, see :mod:`pc3d.image.dense_clip`.
 
     Raises:
         MissingWeightsError: it is neither here nor within reach.
@@ -231,11 +231,11 @@ class TransformersImageTower(ImageTower):
 def transformers_image_tower(name: str, *, dense: DenseMode = "value") -> ImageTower:
     """An image encoder of transformers; the class token is the global feature, patch tokens are the dense one.
 
-    Of a pair, its image side.
+    For a pair, this is its image side.
 
     Args:
         name: an id on the Hub such as ``facebook/dinov2-with-registers-base``, or a folder.
-        dense: how the dense features of a CLIP model come about, see :mod:`pc3d.image.dense_clip`.
+        dense: how the dense features of a CLIP model are computed, see :mod:`pc3d.image.dense_clip`.
 
     Raises:
         MissingWeightsError: it is neither here nor within reach.
@@ -278,7 +278,7 @@ def sentence_tower(name: str, *, pooling: Literal["mean", "first"] = "mean") -> 
 
     Args:
         name: an id on the Hub, or a folder with the model and its tokenizer.
-        pooling: ``"mean"`` over the tokens, or ``"first"``; the model's card says which.
+        pooling: ``"mean"`` over the tokens, or ``"first"``; see the model card.
 
     Raises:
         MissingWeightsError: it is neither here nor within reach.

@@ -42,7 +42,7 @@ def openshape_views(size: int = 512) -> list[Camera]:
 
 
 def ulip_views(size: int = 224) -> list[Camera]:
-    """ULIP's thirty: every 12 degrees around the up axis (section 3.2). It states no distance: OpenShape's is taken."""
+    """ULIP's thirty: every 12 degrees around the up axis (section 3.2). It states no distance; ours is OpenShape's."""
     places = [(90.0, 12.0 * number) for number in range(30)]
     return _around(places, size, _OPENSHAPE_FOCAL * size, _OPENSHAPE_DISTANCE, parallel=False)
 
@@ -97,12 +97,12 @@ def view_set(name: str, size: int) -> list[Camera]:
 
 
 def extent(name: str) -> tuple[str, float]:
-    """What a view set wants objects scaled to: ``("edge", 0.8)``, longest edge, or ``("radius", 1.0)``, of the ball."""
+    """Object size that a view set expects: ``("edge", 0.8)``, the longest edge, or ``("radius", 1.0)``, of the ball."""
     return ("edge", 0.8) if name in ("openshape12", "ulip30") else ("radius", 1.0)
 
 
 def fit(xyz: torch.Tensor, kind: str, size: float) -> tuple[torch.Tensor, float]:
-    """How to move and scale points so that they fit a view set.
+    """Shift and scale that fit points to a view set.
 
     Args:
         xyz: ``(N, 3)``, one or more points.

@@ -53,15 +53,15 @@ def visible_by_depth(
     """Points that a depth picture of the same camera confirms: ``|depth of the pixel - depth of the point| <=
     tolerance``.
 
-    OpenScene (Peng et al. 2023, section 3.1) takes a quarter of the depth in rooms. For an object of unit size that
-    accepts half of what is hidden; 0.02 does not.
+    OpenScene (Peng et al. 2023, section 3.1) uses a quarter of the depth in rooms. For an object of unit size this
+    accepts half of the hidden points; 0.02 does not.
 
     Args:
         camera: of the depth picture.
         xyz: ``(N, 3)``.
         depth: ``(H, W)`` along the viewing axis; 0 where nothing was seen.
-        tolerance: absolute, in units of the coordinates; 0.02 if neither this nor the next is given.
-        relative_tolerance: part of the pixel's depth, in place of the absolute one.
+        tolerance: absolute, in units of the coordinates; 0.02 if neither tolerance is given.
+        relative_tolerance: share of the pixel's depth, instead of the absolute tolerance.
         border: pixels at the edge of the picture that do not count.
 
     Returns:
@@ -120,14 +120,14 @@ def hidden_point_removal(xyz: Tensor, center: Tensor, radius: float | None = Non
     """Points seen from a place, without normals or a surface (Katz, Tal, Basri, SIGGRAPH 2007).
 
     Points are flipped over a sphere around the place, and those on the convex hull of the flipped points and the place
-    itself are visible. The larger the sphere, the more points on curved surfaces are found, and the more hidden ones
-    are let through.
+    itself are visible. The larger the sphere, the more points on curved surfaces are found, and the more hidden points
+    are accepted.
 
     Args:
         xyz: ``(N, 3)``.
         center: ``(3,)`` the place.
-        radius: of the sphere, in units of the coordinates; when left out 100 times the size (longest edge) of the cloud
-            below 4,000 points and 300 times from 10,000, between them in proportion. It must reach beyond every point.
+        radius: of the sphere, in units of the coordinates; by default 100 times the size (longest edge) of the cloud
+            below 4,000 points and 300 times from 10,000, in proportion between them. It must reach beyond every point.
 
     Returns:
         ``(N,)`` bool.
@@ -227,8 +227,8 @@ def visible_by_discs(
     Args:
         camera: a coarse one serves best; 224 pixels for an object.
         xyz: ``(N, 3)``.
-        spacing: mean spacing of the points; estimated when left out (:func:`point_spacing`).
-        disc_factor: radius of a disc in spacings; 1.5 hides more surely and finds less.
+        spacing: mean spacing of the points; by default it is estimated (:func:`point_spacing`).
+        disc_factor: radius of a disc in spacings; 1.5 hides points more reliably and finds fewer.
         tolerance_factor: depth behind the nearest disc that still counts as seen, in spacings.
 
     Returns:

@@ -53,7 +53,8 @@ class XFeatBackbone(nn.Module):
 class XFeatTower(ImageTower):
     """XFeat's descriptors as dense features, 64 numbers per 8 x 8 pixels. Colours are averaged to grey.
 
-    It has no global feature: its mean tells pictures apart badly. Descriptors are made to be compared by cosine.
+    It has no global feature, because its mean distinguishes pictures poorly. Descriptors are meant to be compared by
+    cosine.
     """
 
     # The coarsest scale is a 32nd of the picture, so that is what sides must divide into.
