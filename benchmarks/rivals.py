@@ -16,6 +16,7 @@ from torch import Tensor
 
 Call = Callable[[], object]
 MAX_PLAIN_ELEMENTS = 1 << 29  # a distance matrix of 2 GB; nobody forms a larger one
+MAX_COMPARED_PAIRS = 2e9  # for rivals that compare every pair on one core: more takes tens of seconds a call
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ def _numpy(points: Tensor) -> list[Any]:
 
 def _batch(points: Tensor) -> Tensor:
     return torch.arange(points.shape[0], device=points.device).repeat_interleave(points.shape[1])
+
+
+def _pairs(points: Tensor, queries: Tensor) -> int:
+    return points.shape[0] * points.shape[1] * queries.shape[1]
 
 
 # Farthest point sampling: points (B, N, 3), num_samples.
@@ -73,6 +78,14 @@ def _torch_cluster_fps(points: Tensor, num_samples: int) -> Call | None:
         return None
     flat, batch, ratio = points.reshape(-1, 3), _batch(points), num_samples / points.shape[1]
     return lambda: torch_cluster.fps(flat, batch, ratio, random_start=False)
+
+
+def _pytorch3d_fps(points: Tensor, num_samples: int) -> Call | None:
+    from pytorch3d.ops import sample_farthest_points
+
+    if points.is_cpu and points.shape[1] * num_samples > 2e9:
+        return None
+    return lambda: sample_farthest_points(points, K=num_samples)
 
 
 def _plain_fps(points: Tensor, num_samples: int) -> Call | None:
@@ -130,8 +143,16 @@ def _torch_cluster_knn(points: Tensor, queries: Tensor, k: int) -> Call:
     return lambda: torch_cluster.knn(flat, query, k, batch, query_batch)
 
 
+def _pytorch3d_knn(points: Tensor, queries: Tensor, k: int) -> Call | None:
+    from pytorch3d.ops import knn_points
+
+    if points.is_cpu and _pairs(points, queries) > MAX_COMPARED_PAIRS:
+        return None
+    return lambda: knn_points(queries, points, K=k)
+
+
 def _plain_knn(points: Tensor, queries: Tensor, k: int) -> Call | None:
-    if points.shape[0] * points.shape[1] * queries.shape[1] > MAX_PLAIN_ELEMENTS:
+    if _pairs(points, queries) > MAX_PLAIN_ELEMENTS:
         return None
     return lambda: torch.cdist(queries, points).topk(k, largest=False)
 
@@ -165,8 +186,16 @@ def _torch_cluster_radius(points: Tensor, queries: Tensor, radius: float, max_ne
     return lambda: torch_cluster.radius(flat, query, radius, batch, query_batch, max_neighbors)
 
 
+def _pytorch3d_radius(points: Tensor, queries: Tensor, radius: float, max_neighbors: int) -> Call | None:
+    from pytorch3d.ops import ball_query
+
+    if points.is_cpu and _pairs(points, queries) > MAX_COMPARED_PAIRS:
+        return None
+    return lambda: ball_query(queries, points, K=max_neighbors, radius=radius, return_nn=False)
+
+
 def _plain_radius(points: Tensor, queries: Tensor, radius: float, max_neighbors: int) -> Call | None:
-    if points.shape[0] * points.shape[1] * queries.shape[1] > MAX_PLAIN_ELEMENTS:
+    if _pairs(points, queries) > MAX_PLAIN_ELEMENTS:
         return None
 
     def search() -> tuple[Tensor, Tensor]:
@@ -179,8 +208,21 @@ def _plain_radius(points: Tensor, queries: Tensor, radius: float, max_neighbors:
 # Chamfer distance: x and y (B, N, 3), whether to run backward.
 
 
+def _pytorch3d_chamfer(x: Tensor, y: Tensor, backward: bool) -> Call:
+    from pytorch3d.loss import chamfer_distance
+
+    def distance() -> Tensor:
+        leaf = x.detach().requires_grad_(backward)
+        loss: Tensor = chamfer_distance(leaf, y)[0]
+        if backward:
+            loss.backward()
+        return loss
+
+    return distance
+
+
 def _plain_chamfer(x: Tensor, y: Tensor, backward: bool) -> Call | None:
-    if x.shape[0] * x.shape[1] * y.shape[1] > MAX_PLAIN_ELEMENTS:
+    if _pairs(x, y) > MAX_PLAIN_ELEMENTS:
         return None
 
     def distance() -> Tensor:
@@ -197,6 +239,10 @@ def _plain_chamfer(x: Tensor, y: Tensor, backward: bool) -> Call | None:
 _SCIPY = ("scipy.spatial", "pip install scipy")
 _OPEN3D = ("open3d", "pip install open3d-cpu; Debian: apt-get install libusb-1.0-0")
 _CLUSTER = ("torch_cluster", "pip install --no-build-isolation torch-cluster; compiles for more than 15 minutes")
+_PYTORCH3D = (
+    "pip install --no-build-isolation . in a clone of github.com/facebookresearch/pytorch3d, "
+    "for torch 2.14 with c++20 in place of c++17 in its setup.py; compiles for half an hour"
+)
 _BOTH = ("cpu", "cuda")
 
 RIVALS: dict[str, list[Rival]] = {
@@ -204,6 +250,7 @@ RIVALS: dict[str, list[Rival]] = {
         Rival("fpsample", "fpsample", "pip install fpsample", _fpsample),
         Rival("torch-fps", "torch_fps", "pip install torch-fps", _torch_fps, _BOTH),
         Rival("torch_cluster", *_CLUSTER, _torch_cluster_fps, _BOTH),
+        Rival("pytorch3d", "pytorch3d.ops", _PYTORCH3D, _pytorch3d_fps, _BOTH),
         Rival("torch", "torch", "pip install torch", _plain_fps, ("cuda",)),
     ],
     "knn": [
@@ -211,13 +258,18 @@ RIVALS: dict[str, list[Rival]] = {
         Rival("pykdtree", "pykdtree.kdtree", "pip install pykdtree", _pykdtree_knn),
         Rival("open3d", *_OPEN3D, _open3d_knn),
         Rival("torch_cluster", *_CLUSTER, _torch_cluster_knn, _BOTH),
+        Rival("pytorch3d", "pytorch3d.ops", _PYTORCH3D, _pytorch3d_knn, _BOTH),
         Rival("torch", "torch", "pip install torch", _plain_knn, _BOTH),
     ],
     "radius": [
         Rival("scipy", *_SCIPY, _scipy_radius),
         Rival("open3d", *_OPEN3D, _open3d_radius),
         Rival("torch_cluster", *_CLUSTER, _torch_cluster_radius, _BOTH),
+        Rival("pytorch3d", "pytorch3d.ops", _PYTORCH3D, _pytorch3d_radius, _BOTH),
         Rival("torch", "torch", "pip install torch", _plain_radius, ("cuda",)),
     ],
-    "chamfer": [Rival("torch", "torch", "pip install torch", _plain_chamfer, _BOTH)],
+    "chamfer": [
+        Rival("pytorch3d", "pytorch3d.loss", _PYTORCH3D, _pytorch3d_chamfer, _BOTH),
+        Rival("torch", "torch", "pip install torch", _plain_chamfer, _BOTH),
+    ],
 }

@@ -118,7 +118,7 @@ def pack(xyz: object, offsets: object, name: str, offsets_name: str = "offsets")
     if xyz.dtype in (torch.float16, torch.bfloat16):
         xyz = xyz.float()
     check_finite(xyz, name)
-    return Packed(xyz.reshape(-1, 3), packed_offsets, dense_shape, sizes)
+    return Packed(xyz if xyz.dim() == 2 else xyz.reshape(-1, 3), packed_offsets, dense_shape, sizes)
 
 
 def check_coords(coords: object, offsets: object, name: str = "coords") -> tuple[Tensor, Tensor]:
@@ -133,7 +133,9 @@ def check_coords(coords: object, offsets: object, name: str = "coords") -> tuple
 
 def dense_offsets(num_clouds: int, num_points: int, device: torch.device) -> Tensor:
     """Offsets of ``num_clouds`` clouds of ``num_points`` points each."""
-    return torch.arange(num_clouds + 1, device=device) * num_points
+    if num_points == 0:
+        return torch.zeros(num_clouds + 1, dtype=torch.int64, device=device)
+    return torch.arange(0, num_clouds * num_points + 1, num_points, device=device)
 
 
 def check_same_clouds(a: Packed, b: Packed, a_name: str, b_name: str) -> None:

@@ -91,6 +91,8 @@ def _pack_both(
         return points, points
     queries = pack(query, query_offsets, "query", "query_offsets")
     check_same_clouds(points, queries, "xyz", "query")
+    if points.xyz.dtype == queries.xyz.dtype:
+        return points, queries
     dtype = torch.promote_types(points.xyz.dtype, queries.xyz.dtype)
     return points._replace(xyz=points.xyz.to(dtype)), queries._replace(xyz=queries.xyz.to(dtype))
 
