@@ -23,10 +23,10 @@ def predict(
     output: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Predict the class of objects in files, a folder or a data set; what the model was trained on need not be there.
+    """Predict the class of objects in files, a folder or a data set; the training data are not needed.
 
-    Files are prepared as by other commands (farthest points, centred, scaled into the unit sphere), then as the run
-    prepared its test objects. Objects should have the orientation of those that the model was trained on.
+    Files are first prepared as by other commands (farthest points, centred, scaled into the unit sphere), then like the
+    test objects of the run. Objects should have the orientation of those that the model was trained on.
 
     Args:
         run: Run folder of pc3d classify train.
