@@ -24,6 +24,8 @@ COLUMN_NAMES = {
         *(("red", "green", "blue"), ("r", "g", "b"), ("rf", "gf", "bf")),
         *(("diffuse_red", "diffuse_green", "diffuse_blue"), ("colorred", "colorgreen", "colorblue")),
     ),
+    # The constant part of a Gaussian splat's colour, in spherical harmonics about grey (Kerbl et al., 2023).
+    "harmonics": (("f_dc_0", "f_dc_1", "f_dc_2"),),
     "normal": (("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z")),
 }
 
@@ -48,7 +50,12 @@ def colours(values: Array) -> Array:
 def named_colours(columns: Mapping[str, Array]) -> Array | None:
     """``(N, 3)`` colours in [0, 1] among columns that have names; None if there are none."""
     values = _by_name(columns, "rgb")
-    return None if values is None else colours(values)
+    if values is not None:
+        return colours(values)
+    harmonics = _by_name(columns, "harmonics")
+    if harmonics is None:
+        return None
+    return np.asarray(np.clip(0.5 + harmonics / (2 * np.sqrt(np.pi)), 0, 1), np.float32)
 
 
 def named_fields(path: Path, columns: Mapping[str, Array]) -> Fields:

@@ -93,6 +93,24 @@ def test_points_in_the_words_of_many_programs(tmp_path: Path, encoding: str, var
     check(read_scene(tmp_path / "a.ply"))
 
 
+def test_gaussian_splats(tmp_path: Path) -> None:
+    """As their training writes them: no colours but coefficients of spherical harmonics, and normals of zeros."""
+    splat = [*XYZ, *columns("float", "nx ny nz", [(0.0, 0.0, 0.0)] * 5)]
+    constant = 0.28209479177387814  # of degree 0
+    splat += columns(
+        "float", "f_dc_0 f_dc_1 f_dc_2", [tuple((c / 255 - 0.5) / constant for c in row) for row in COLOURS]
+    )
+    splat += columns("float", "f_rest_0 opacity scale_0 rot_0", [(0.3, -2.0, -4.0, 1.0)] * 5)
+    (tmp_path / "splat.ply").write_bytes(ply("binary_little_endian", ("vertex", splat)))
+    check(read_points(tmp_path / "splat.ply"))
+    # What is beyond black and white is shown as these.
+    splat[6] = ("float", "f_dc_0", [9.0, -9.0, 0.0, 0.0, 0.0])
+    (tmp_path / "bright.ply").write_bytes(ply("binary_little_endian", ("vertex", splat)))
+    rgb = read_points(tmp_path / "bright.ply").rgb
+    assert rgb is not None
+    assert rgb[:3, 0].tolist() == [1, 0, 0.5]
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("faces_first", [False, True])
 def test_vertices_of_a_mesh_with_polygons_of_several_sizes(tmp_path: Path, encoding: str, faces_first: bool) -> None:
