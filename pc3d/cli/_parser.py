@@ -104,7 +104,9 @@ class VerbParser:
     def parse_args(self, *args: Any, **options: Any) -> Any:
         """The options of the verb, without those that all verbs have."""
         if not self.is_verb:
-            return super().parse_args(*args, **options)  # type: ignore[misc]
+            # A null for a class within a class arrives as the text of Python's None (jsonargparse 4.53).
+            nested = [[re.sub("=None$", "=null", word) for word in words] for words in args]
+            return super().parse_args(*nested, **options)  # type: ignore[misc]
         if _hold.get():
             raise ParserHeld(self, *args)
         return _without_common(super().parse_args(*args, **options))  # type: ignore[misc]

@@ -82,6 +82,16 @@ def test_multi_positive_is_one_line_of_a_published_one(name: str, tmp_path: Path
     assert (first["init_args"]["num_texts"], first["init_args"]["num_images"]) == (3, 4)
 
 
+def test_null_reaches_a_class_within_a_class(tmp_path: Path) -> None:
+    parser: Any = build_parser()
+    start = ["--config", str(CONFIGS / "openshape_household.yaml"), "--output", str(tmp_path)]
+    shapes = "--data.train.init_args.dataset"
+    own = [f"{shapes}=pc3d.data.FolderDataset", f"{shapes}.root=files", f"{shapes}.split=null"]
+    dataset = parser.parse_args([*start, *own]).data.train.init_args.dataset
+    assert (dataset.class_path, str(dataset.init_args.root)) == ("pc3d.data.FolderDataset", "files")
+    assert dataset.init_args.split is None
+
+
 def test_missing_features_name_the_command_that_writes_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
