@@ -5,7 +5,8 @@
 
 OUT gets ``texts/`` and ``images/`` (``pc3d.image.FeatureStore``), to be joined with the set by
 ``pc3d.data.AlignedSet``, as the configuration openshape_household does. DATA is ``household`` or a folder in pc3d's
-object format with pictures. An interrupted run goes on when called again.
+object format; without pictures (``SPLIT-icons.npz``) it gets ``texts/`` alone. An interrupted run goes on when called
+again.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from pc3d.data import Household, ObjectSet
+from pc3d.data import Household, MissingDataError, ObjectSet
 from pc3d.image import (
     PHOTO,
     ULIP_TEMPLATES,
@@ -60,15 +62,26 @@ def main(arguments: list[str] | None = None) -> None:
     )
     given = parser.parse_args(arguments)
     household = given.data == "household"
-    objects = Household(given.split, pictures=True) if household else ObjectSet(given.data, given.split, pictures=True)
+    shown = household or (Path(given.data) / f"{given.split}-icons.npz").is_file()
     try:
-        with tqdm(total=2 * len(objects), unit="item", disable=None) as bar:
-            for name, items, extractor in (
-                ("texts", texts(objects), TextFeatures(load_text_tower(given.text_tower), TEMPLATES[given.templates])),
-                ("images", pictures(objects), PictureFeatures(load_image_tower(given.image_tower))),
-            ):
+        options: dict[str, Any] = {"num_points": 1, "pictures": shown}  # clouds do not matter here
+        objects = Household(given.split, **options) if household else ObjectSet(given.data, given.split, **options)
+        work: list[tuple[str, Iterator[tuple[str, Any]], Any]] = [
+            ("texts", texts(objects), TextFeatures(load_text_tower(given.text_tower), TEMPLATES[given.templates]))
+        ]
+        if shown:
+            work.append(("images", pictures(objects), PictureFeatures(load_image_tower(given.image_tower))))
+        else:
+            print(
+                f"{given.data} has no {given.split}-icons.npz: features of the names alone; train on them with "
+                "--model.image_weight 0 --data.train.images null"
+            )
+        with tqdm(total=len(work) * len(objects), unit="item", disable=None) as bar:
+            for name, items, extractor in work:
                 store = precompute(items, extractor, given.out / name, progress=lambda *_: bar.update())
                 print(f"{given.out / name}: features of {len(store)} objects")
+    except MissingDataError as error:
+        sys.exit(str(error))
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)  # 128 + SIGINT, as pc3d ends

