@@ -83,7 +83,7 @@ class PartScores:
         instance_miou: mean IoU over objects.
         instance_interval: its 95 % percentile bootstrap interval over objects.
         class_miou: mean over categories of the mean IoU over their objects.
-        class_interval: its 95 % bootstrap interval, objects resampled within their category.
+        class_interval: its 95 % bootstrap interval, deviations resampled within their category.
         accuracy: share of all points of a known part that is right.
         category_iou: category to the mean IoU over its objects; those without objects are left out.
         category_count: category to the number of its objects.
@@ -195,13 +195,22 @@ class PartTally:
 
 
 def _interval(groups: list[Tensor], seed: int) -> tuple[float, float]:
-    """Percentile bootstrap of the mean of the groups' means, each resampled within itself."""
+    """Bootstrap of the mean of the groups' means: percentiles of how far it strays when deviations are drawn again.
+
+    Deviations from the mean of n values are too small by sqrt((n - 1) / n). A single value shows none: it strays as
+    those of the other groups do.
+    """
     generator = torch.Generator().manual_seed(seed)
-    means = [
-        values[torch.randint(len(values), (_RESAMPLES, len(values)), generator=generator)].mean(1) for values in groups
-    ]
+    deviations = [(values - values.mean()) * (len(values) / max(len(values) - 1, 1)) ** 0.5 for values in groups]
+    several = [group for group in deviations if len(group) > 1]
+    shared = torch.cat(several) if several else torch.cat(groups) - torch.cat(groups).mean()
+    strayed = []
+    for group in deviations:
+        source = group if len(group) > 1 else shared
+        strayed.append(source[torch.randint(len(source), (_RESAMPLES, len(group)), generator=generator)].mean(1))
     bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = torch.stack(means).mean(0).quantile(bounds).tolist()
+    mean = torch.stack([values.mean() for values in groups]).mean()
+    low, high = (mean + torch.stack(strayed).mean(0).quantile(bounds)).clamp(0, 1).tolist()
     return low, high
 
 
