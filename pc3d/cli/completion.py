@@ -18,7 +18,7 @@ from pc3d.cli._view_layers import MODES
 NESTED = {
     "index": ("build",),
     "classify": ("train", "eval", "predict", "fewshot"),
-    "parts": ("train", "eval"),
+    "parts": ("train", "eval", "predict"),
     "segment": ("train", "eval", "fold", "predict", "openvocab"),
 }
 """Verbs that have verbs of their own."""

@@ -132,11 +132,19 @@ def judge(argv: Sequence[str]) -> int | None:
     return _objects.judge("parts eval", evaluate, argv)
 
 
+def predict(argv: Sequence[str]) -> int | None:
+    """Run ``pc3d parts predict``."""
+    from pc3d.cli import _parts_predict
+
+    return _parts_predict.main(argv)
+
+
 def main(argv: Sequence[str]) -> int | None:
     """Run the verb."""
     verbs = {
         "train": ("train a part segmentation from a configuration file, and evaluate it once on the test split", train),
         "eval": ("evaluate a trained part segmentation again, by the legacy protocol or on another split", judge),
+        "predict": ("predict the part of every point of objects in files", predict),
     }
     return _objects.dispatch("parts", "Part segmentation of objects.", verbs, argv)
 

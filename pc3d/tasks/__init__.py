@@ -13,12 +13,8 @@ from pc3d.tasks.language import LanguageGuidance  # noqa: E402
 from pc3d.tasks.object_task import ObjectTask  # noqa: E402
 from pc3d.tasks.open_vocabulary import joint_teacher, open_vocabulary_segmenter  # noqa: E402
 from pc3d.tasks.optimisation import SegmentationOptimisation  # noqa: E402
-from pc3d.tasks.part_segmentation import (  # noqa: E402
-    PartSegmentation,
-    evaluate_parts,
-    judge_parts,
-    load_part_segmenter,
-)
+from pc3d.tasks.part_inference import PartLabels, evaluate_parts, judge_parts, segment_object  # noqa: E402
+from pc3d.tasks.part_segmentation import PartSegmentation, load_part_segmenter  # noqa: E402
 from pc3d.tasks.scene_checks import check_bounds, unit_notes  # noqa: E402
 from pc3d.tasks.scene_inference import (  # noqa: E402
     Block,
@@ -41,6 +37,7 @@ __all__ = [
     "InitialWeights",
     "LanguageGuidance",
     "ObjectTask",
+    "PartLabels",
     "PartSegmentation",
     "SceneLabels",
     "SceneSegmenter",
@@ -57,6 +54,7 @@ __all__ = [
     "load_segmenter",
     "open_vocabulary_segmenter",
     "scene_blocks",
+    "segment_object",
     "segment_scene",
     "segmentation_loss",
     "start_from",

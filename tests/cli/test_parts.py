@@ -14,10 +14,11 @@ import yaml
 from pc3d.cli._training import shipped_configs
 from pc3d.cli.main import main
 from pc3d.cli.parts import build_parser
-from pc3d.data import Household
+from pc3d.data import Household, read_points
 from pc3d.evaluation import PartResult, read_rows
 from pc3d.models import PointPartSegmenter
-from pc3d.tasks import load_part_segmenter
+from pc3d.ops import farthest_point_sample
+from pc3d.tasks import load_part_segmenter, segment_object
 
 CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs"
 SIZES = {"embed_dim": 16, "depth": 3, "num_heads": 2, "num_groups": 12, "group_size": 8, "num_points": 96}
@@ -191,6 +192,76 @@ def test_eval_goes_on_after_an_interruption(
     assert sizes == []
     assert json.loads(capsys.readouterr().out) == expected
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["test.json", "test_legacy.json"]
+
+
+def test_predict_labels_every_point_of_files(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = Household("test", num_points=500, labelled_only=True)
+    chair = next(source.load(i) for i in range(40) if source.classes[int(source.labels[i])] == "chair")
+    metric = 1.5 * chair.xyz.numpy() + [7, -3, 1]
+    np.save(tmp_path / "chair.npy", metric)
+    few = tmp_path / "few.xyz"
+    few.write_text("".join(f"{x} {y} {z}\n" for x, y, z in metric[:20].tolist()))
+    files = [tmp_path / "chair.npy", few]
+    command = ["predict", run, *files, "--category", "chair", "--output", tmp_path / "out"]
+    assert parts(*command, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["points"] for one in found] == [500, 20]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        f"{name}.{ending}" for name in ("chair", "few") for ending in ("npz", "ply", "png")
+    ]
+    # What the model says of the object in the unit sphere, of the farthest points that it sees.
+    model, known = load_part_segmenter(run)
+    unit = torch.from_numpy(metric).float()
+    unit = unit - (unit.amax(0) + unit.amin(0)) / 2
+    unit = unit / unit.norm(dim=1).max()
+    view = unit[farthest_point_sample(unit, 96)]
+    category = torch.tensor([known["categories"].index("chair")])
+    with torch.no_grad():
+        scores = model.segment(view[None], category, unit, torch.tensor([0, 500]))
+    allowed = known["category_parts"][int(category)]
+    best = scores[:, allowed].softmax(1).max(1)
+    with np.load(tmp_path / "out" / "chair.npz") as file:
+        assert file["label"].tolist() == [allowed[i] for i in best.indices]
+        np.testing.assert_allclose(file["confidence"], best.values.numpy(), atol=1e-4)
+        assert file["classes"].tolist() == ["foot", "middle", "top"]
+    assert found[0]["shares"] == {
+        name: share
+        for name, share in sorted(
+            ((name, float((best.indices == i).float().mean())) for i, name in enumerate(known["parts"])),
+            key=lambda pair: -pair[1],
+        )
+        if share > 0
+    }
+    (tmp_path / "out" / "few.npz").unlink()
+    (tmp_path / "out" / "few.ply").unlink()
+    (tmp_path / "out" / "few.png").unlink()
+    assert parts(*command, "--resume", "--json") == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == found
+    assert "chair.npy: done already" in captured.err
+    coloured = read_points(tmp_path / "out" / "chair.ply")
+    np.testing.assert_allclose(coloured.xyz.numpy(), metric, rtol=1e-6)
+    assert coloured.rgb is not None
+
+
+def test_predict_refuses_what_it_cannot_do(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "a.npy", np.eye(3, dtype=np.float32))
+    command = ["predict", run, tmp_path / "a.npy", "--output", tmp_path]
+    assert parts(*command) != 0
+    assert "category is needed: the model knows appliance, bed" in capsys.readouterr().err
+    assert parts(*command, "--category", "spaceship") != 0
+    assert "category is 'spaceship': the model knows appliance, bed" in capsys.readouterr().err
+    (tmp_path / "a.ply").write_text("mine")
+    assert parts(*command, "--category", "chair") != 0
+    assert (
+        "a.ply exists: add --overwrite to replace it, --resume to keep what an interruption left"
+        in capsys.readouterr().err
+    )
+    assert (tmp_path / "a.ply").read_text() == "mine"
+    with pytest.raises(ValueError, match=r"category must be in 0..20, got 21"):
+        segment_object(load_part_segmenter(run)[0], torch.eye(3), 21, [[0]] * 21)
+    with pytest.raises(ValueError, match="xyz holds no points"):
+        segment_object(load_part_segmenter(run)[0], torch.zeros(0, 3), 0, [[0]])
 
 
 @pytest.mark.parametrize("name", shipped_configs("parts"))

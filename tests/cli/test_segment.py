@@ -635,7 +635,7 @@ def test_predict_refuses_before_any_work(
     broken.write_text("\n".join(["ply", "format ascii 1.0", "element vertex 0", *vertices, "end_header", ""]))
     cases: list[tuple[list[str | Path], str]] = [
         ([tmp_path / "absent.ply"], "does not exist"),
-        ([scenes[0], scenes[0]], "two scenes are called 'first'"),
+        ([scenes[0], scenes[0]], "two files are called 'first'"),
         ([scenes[0], "--scale", "0"], "scale must be positive"),
         ([broken, "--max_points", "1"], "max_points must be at least 2, got 1"),
         ([broken, "--context", "-1"], "context must not be negative, got -1.0"),

@@ -9,20 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pc3d.data.types import PointCloud
+from pc3d.tasks.part_inference import PartLabels
 from pc3d.tasks.scene_inference import SceneLabels
 
 
 def write_labelled_ply(
-    file: IO[bytes], cloud: PointCloud, labels: SceneLabels, colors: NDArray[np.floating], classes: Sequence[str]
+    file: IO[bytes],
+    cloud: PointCloud,
+    labels: SceneLabels | PartLabels,
+    colors: NDArray[np.floating],
+    classes: Sequence[str],
 ) -> None:
-    """Write a scene as a binary PLY file: ``x y z``, the class's colour, ``label`` and ``confidence`` of each point.
+    """Write a cloud as a binary PLY file: ``x y z``, the class's colour, ``label`` and ``confidence`` of each point.
 
     Coordinates are those of the original file: float64 if an origin was subtracted when it was read. The names of the
     classes are comments in the header.
 
     Args:
         file: where to write.
-        cloud: the scene.
+        cloud: the scene or object.
         labels: of its points.
         colors: ``(K, 3)`` in [0, 1], of the classes.
         classes: their K names.
@@ -58,7 +63,7 @@ def write_labelled_ply(
 def write_labels_npz(
     file: IO[bytes],
     cloud: PointCloud,
-    labels: SceneLabels,
+    labels: SceneLabels | PartLabels,
     colors: NDArray[np.floating],
     classes: Sequence[str],
     made_by: str = "",
@@ -71,7 +76,7 @@ def write_labels_npz(
 
     Args:
         file: where to write.
-        cloud: the scene.
+        cloud: the scene or object.
         labels: of its points.
         colors: ``(K, 3)`` in [0, 1], of the classes.
         classes: their K names.

@@ -1,0 +1,187 @@
+"""What the verbs have in common that label the points of files: a PLY file, an NPZ file and a picture for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pc3d.cli import _output
+
+if TYPE_CHECKING:
+    from pc3d.data import PointCloud
+    from pc3d.tasks import PartLabels, SceneLabels
+
+
+class Labelled(NamedTuple):
+    """The points of a file, as read, their labels, and what was noted on the way."""
+
+    cloud: PointCloud
+    labels: SceneLabels | PartLabels
+    notes: tuple[str, ...] = ()
+
+
+def add_result_options(parser: Any) -> None:
+    """Give a parser the options about results."""
+    parser.add_argument("--output", type=str, required=True, help="Folder for the results.")
+    parser.add_argument("--device", type=str, default="cpu", help="Where to compute, such as cpu or cuda.")
+    parser.add_argument("--drop_invalid", action="store_true", help="Leave out points that are not finite numbers.")
+    parser.add_argument(
+        "--resume", action="store_true", help="Leave out files that have results of this model with these options."
+    )
+    parser.add_argument("--overwrite", action="store_true", help="Replace earlier results.")
+
+
+def label_files(
+    kind: str,
+    files: Sequence[Path],
+    options: Any,
+    choice: Sequence[str],
+    classes: Sequence[str],
+    label: Callable[[Path], Labelled],
+) -> None:
+    """Label files one by one, write their results, and tell what is in them.
+
+    Args:
+        kind: what a file holds, in a word.
+        files: to label; :func:`check_results` comes first.
+        options: see :func:`add_result_options`.
+        choice: the model and the options that labels depend on.
+        classes: names of the labels.
+        label: reads and labels a file.
+    """
+    output = Path(options.output)
+    made_by = {path: _made_by(path, choice) for path in files}
+    done = [path for path in files if options.resume and _is_done(output / path.stem, made_by[path], options.overwrite)]
+    output.mkdir(parents=True, exist_ok=True)
+    found: list[dict[str, Any]] = []
+    try:
+        for path in files:
+            if path in done:
+                found.append(_earlier(kind, output, path))
+                continue
+            result = label(path)
+            told = {kind: str(path), "points": len(result.cloud), "notes": list(result.notes)}
+            found.append({**told, **_write(output / path.stem, result, classes, made_by[path])})
+    except KeyboardInterrupt:
+        count = f"{len(found)} of {len(files)} {kind}s are done"
+        raise KeyboardInterrupt(f"{count}; go on with the same command and --resume") from None
+    except Exception:
+        if found:
+            _output.say(f"{len(found)} of {len(files)} {kind}s are done; --resume keeps them")
+        raise
+    _output.result(found, "\n".join(f"{one[kind]}: {_in_words(one)}" for one in found))
+
+
+def check_results(files: Sequence[Path], options: Any) -> None:
+    """Refuse, before any work, files that are not there or results that would replace others."""
+    output, overwrite = Path(options.output), options.overwrite or options.resume
+    absent = [path for path in files if not path.is_file()]
+    if absent:
+        raise FileNotFoundError(f"{absent[0]} does not exist or is not a file")
+    stems = [path.stem for path in files]
+    twice = [stem for stem in stems if stems.count(stem) > 1]
+    if twice:
+        raise ValueError(f"two files are called {twice[0]!r}, their results would have one name: give one at a time")
+    for stem in stems:
+        for ending in (".ply", ".npz", ".png"):
+            target = output / (stem + ending)
+            if any(target.resolve() == path.resolve() for path in files):
+                raise ValueError(f"{target} is an input, and a result would have its place: choose another --output")
+            if target.exists() and not overwrite:
+                raise FileExistsError(
+                    f"{target} exists: add --overwrite to replace it, --resume to keep what an interruption left, or "
+                    "choose another --output"
+                )
+
+
+def _made_by(path: Path, choice: Sequence[str]) -> str:
+    """What tells the results of a file from those of another model, with other options, or of a file that changed."""
+    from pc3d.evaluation.kept import content_key
+
+    found = path.stat()
+    return content_key([f"{path.name} {found.st_size} {found.st_mtime_ns}", *choice])
+
+
+def _is_done(stem: Path, made_by: str, overwrite: bool) -> bool:
+    """Whether the results of a scene are there; its NPZ file is the last to come.
+
+    Raises:
+        FileExistsError: results of something else are, or files that may be the user's own.
+    """
+    from pc3d._files import open_npz
+
+    scene, path, picture = (stem.with_name(stem.name + ending) for ending in (".ply", ".npz", ".png"))
+    if not path.exists():
+        found = [str(file) for file in (scene, picture) if file.exists()]
+        if found and not overwrite:
+            raise FileExistsError(
+                f"{found[0]} has no {path.name} beside it, so nothing tells what made it: add --overwrite to replace "
+                "it, or choose another --output"
+            )
+        return False
+    try:
+        with open_npz(path) as file:
+            same = "made_by" in file and str(file["made_by"]) == made_by
+    except (ValueError, OSError):
+        same = False
+    if not same and not overwrite:
+        raise FileExistsError(
+            f"{path} is of another model, other options, another version of pc3d or PyTorch, or an earlier state of "
+            "the scene: add --overwrite to replace it, or choose another --output"
+        )
+    return same and scene.exists()
+
+
+def _earlier(kind: str, output: Path, path: Path) -> dict[str, Any]:
+    """What :func:`label_files` told of a file before, from its results."""
+    import numpy as np
+
+    files = [output / (path.stem + ending) for ending in (".ply", ".npz", ".png")]
+    with np.load(files[1], allow_pickle=False) as file:
+        label, (classes, notes) = file["label"], [[str(text) for text in file[name]] for name in ("classes", "notes")]
+    label = label[label >= 0]
+    _output.say("\n".join([f"{path}: done already", *(f"  {note}" for note in notes)]))
+    told = {kind: str(path), "points": len(label), "notes": notes}
+    shares = _shares(np.bincount(label, minlength=len(classes)).tolist(), classes)
+    return {**told, "shares": shares, "written": [str(file) for file in files if file.exists()]}
+
+
+def _write(stem: Path, result: Labelled, classes: Sequence[str], made_by: str) -> dict[str, Any]:
+    """Write the three files of a cloud; give their names, and the share of the points that each class has."""
+    from pc3d._extras import MissingExtraError
+    from pc3d._files import replace_atomically
+    from pc3d.tasks.label_files import write_labelled_ply, write_labels_npz
+    from pc3d.viz import class_colors, scene_figure
+
+    cloud, labels, notes = result
+    colors = class_colors(len(classes))
+    targets = [stem.with_name(stem.name + ending) for ending in (".ply", ".npz", ".png")]
+    figure = None
+    try:
+        rgb = None if cloud.rgb is None else cloud.rgb.numpy()
+        figure = scene_figure(cloud.xyz.numpy(), labels.label.numpy(), classes, rgb=rgb, title=stem.name)
+    except MissingExtraError as missing:
+        _output.say(f"  no picture: {missing}")
+        targets.pop()
+    with ExitStack() as files:  # which come into place when all are written, the last of them first
+        npz = files.enter_context(replace_atomically(targets[1]))
+        write_labels_npz(npz, cloud, labels, colors, classes, made_by=made_by, notes=notes)
+        if figure is not None:
+            figure.savefig(files.enter_context(replace_atomically(targets[2])), format="png")
+        write_labelled_ply(files.enter_context(replace_atomically(targets[0])), cloud, labels, colors, classes)
+    counts = labels.label.bincount(minlength=len(classes)).tolist()
+    return {"shares": _shares(counts, classes), "written": [str(target) for target in targets]}
+
+
+def _shares(counts: Sequence[int], classes: Sequence[str]) -> dict[str, float]:
+    """Give the share of the points that each class has, the largest first."""
+    order = sorted(range(len(classes)), key=lambda k: -counts[k])
+    return {classes[k]: counts[k] / sum(counts) for k in order if counts[k] > 0}
+
+
+def _in_words(done: Mapping[str, Any]) -> str:
+    """What :func:`label_files` tells, with the five largest shares."""
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(done["shares"].items())[:5])
+    return f"{shares}; written: {', '.join(done['written'])}"
