@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pc3d.data.dataset import BadFileError
+
+
+class _Array(np.ndarray):
+    """An array that a pickle can only fill with what its type says.
+
+    NumPy trusts a pickle: made over a buffer, filled by a type with other flags than its own or from too short a list,
+    an array of objects takes bytes of the file for addresses of them, and the process crashes, or worse.
+    """
+
+    def __new__(cls, *_: object) -> _Array:
+        raise pickle.UnpicklingError("it asks for an array over a buffer")
+
+    def __setstate__(self, state: Any) -> None:
+        version, shape, dtype, order, values = state
+        dtype = _sound(dtype)
+        if dtype.hasobject and not (isinstance(values, list) and len(values) == math.prod(shape)):
+            raise pickle.UnpicklingError(f"it has an array of {shape} objects that does not list as many")
+        super().__setstate__((version, shape, dtype, order, values))
+
+
+def _sound(dtype: Any) -> np.dtype[Any]:
+    """The type of this name, whatever a pickle has made of it."""
+    name: str = dtype.str
+    return np.dtype(name)
+
+
+def _no_array_yet(*_: object) -> NDArray[Any]:
+    array: NDArray[Any] = np.ndarray.__new__(_Array, (0,), np.int8)
+    return array
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -18,25 +49,27 @@ class _ArrayUnpickler(pickle.Unpickler):
     A pickle runs whatever it names; these names only rebuild arrays.
     """
 
-    _ALLOWED = frozenset(
-        {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-            ("builtins", "bytes"),
-            ("__builtin__", "bytes"),
-        }
-        | {
-            (f"{core}.{module}", name)
-            for core in ("numpy.core", "numpy._core")
-            for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
-        }
+    _ALLOWED = frozenset({("numpy", "dtype"), ("_codecs", "encode"), ("builtins", "bytes"), ("__builtin__", "bytes")})
+    _CORE = frozenset(
+        f"{core}.{module}" for core in ("numpy.core", "numpy._core") for module in ("multiarray", "numeric")
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not part of a NumPy array")
-        return super().find_class(module, name)
+        if (module, name) in self._ALLOWED:
+            return super().find_class(module, name)
+        if (module, name) == ("numpy", "ndarray"):
+            return _Array
+        if module in self._CORE:
+            match module.rpartition(".")[2], name:
+                case "multiarray", "_reconstruct":
+                    return _no_array_yet
+                case "multiarray", "scalar":
+                    scalar = super().find_class(module, name)
+                    return lambda dtype, *value: scalar(_sound(dtype), *value)
+                case "numeric", "_frombuffer":
+                    from_buffer = super().find_class(module, name)
+                    return lambda buffer, dtype, *layout: from_buffer(buffer, _sound(dtype), *layout)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not part of a NumPy array")
 
 
 def load_array_pickle(path: Path | str) -> Any:

@@ -150,11 +150,54 @@ def test_a_pickle_cannot_run_anything(tmp_path: Path) -> None:
             load_array_pickle(path)
 
 
+class Made:
+    """What a pickle may ask for: a call, and what it then fills the result with."""
+
+    def __init__(self, *reduced: object) -> None:
+        self.reduced = reduced
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.reduced
+
+
+RECONSTRUCT, SCALAR = np.zeros(1).__reduce__()[0], np.float64(1).__reduce__()[0]
+FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
+# Objects that a type of changed flags takes for plain bytes.
+OBJECTS = Made(np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0))
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        Made(np.ndarray, ((1,), "O", b"A" * 8)),
+        Made(SCALAR, (OBJECTS, b"A" * 8)),
+        Made(FROM_BUFFER, (b"A" * 8, OBJECTS, (1,), "C")),
+        Made(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (1,), OBJECTS, False, b"A" * 8)),
+        Made(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (1000,), np.dtype("O"), False, [1])),
+    ],
+)
+def test_bytes_of_a_pickle_are_not_taken_for_addresses(tmp_path: Path, forged: Made) -> None:
+    """They crash a process that looks at the objects, as this one would where it prints what it has read."""
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps({"xyz": forged}))
+    with pytest.raises(BadFileError, match="is not a pickle of NumPy arrays"):
+        load_array_pickle(path)
+
+
 def test_plain_values_and_arrays_survive(tmp_path: Path) -> None:
-    content = {"a": [np.arange(3.0), np.float32(2), ("x", 1, None)], "b": np.zeros((0, 3), np.int32)}
+    content = {
+        **{"a": [np.arange(3.0), np.float32(2), ("x", 1, None)], "b": np.zeros((0, 3), np.int32)},
+        **{"big": np.arange(6, dtype=">i4").reshape(2, 3).T, "words": np.array(["a", "bcd"])},
+        "objects": np.array([np.arange(2), "x", None], dtype=object),
+    }
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, protocol))
         read = load_array_pickle(tmp_path / "a.pkl")
         np.testing.assert_array_equal(read["a"][0], content["a"][0])
         assert read["a"][1:] == content["a"][1:]
         assert read["b"].shape == (0, 3)
+        np.testing.assert_array_equal(read["big"], content["big"])
+        assert read["words"].tolist() == ["a", "bcd"]
+        np.testing.assert_array_equal(read["objects"][0], [0, 1])
+        assert read["objects"][1:].tolist() == ["x", None]
+        assert torch.from_numpy(read["a"][0]).tolist() == [0, 1, 2]
