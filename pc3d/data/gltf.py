@@ -44,11 +44,12 @@ def plain_glb(path: Path) -> bytes:
     Raises:
         BadFileError: it is truncated, a file that it names is not there, or it needs what is not read.
     """
-    tree, data = _read(path)
+    tree, binary = _described(path)
+    # Before the buffers, of which some are there for a decoder to fill.
     needed = [name for name in tree.get("extensionsRequired", ()) if name in _NOT_READ]
     if needed:
         raise BadFileError(path, _NOT_READ[needed[0]].format(needed[0]))
-    buffer = _Buffer(path, tree, data)
+    buffer = _Buffer(path, tree, _joined(path, tree, binary))
     for material in tree.get("materials", ()):
         _base_colour(material)
     for mesh in tree.get("meshes", ()):
@@ -64,8 +65,8 @@ def plain_glb(path: Path) -> bytes:
     return buffer.written()
 
 
-def _read(path: Path) -> tuple[Tree, bytes]:
-    """The description of a file, and its buffers joined to one."""
+def _described(path: Path) -> tuple[Tree, bytes]:
+    """The description of a file, and the buffer within it."""
     whole, binary = path.read_bytes(), b""
     if whole[:4] == b"glTF":
         chunks = dict(_chunks(path, whole))
@@ -75,6 +76,11 @@ def _read(path: Path) -> tuple[Tree, bytes]:
     tree: Tree = json.loads(text)
     if not isinstance(tree, dict) or str(tree.get("asset", {}).get("version", "2"))[0] != "2":
         raise BadFileError(path, _VERSION)
+    return tree, binary
+
+
+def _joined(path: Path, tree: Tree, binary: bytes) -> bytes:
+    """The buffers of a description as one."""
     data, begins = bytearray(), []
     for buffer in tree.get("buffers", ()):
         begins.append(len(data))
@@ -87,7 +93,7 @@ def _read(path: Path) -> tuple[Tree, bytes]:
     for view in tree.get("bufferViews", ()):
         view["byteOffset"] = view.get("byteOffset", 0) + begins[view["buffer"]]
         view["buffer"] = 0
-    return tree, bytes(data)
+    return bytes(data)
 
 
 def _chunks(path: Path, whole: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -236,6 +236,8 @@ def test_what_is_passed_over_is_told(tmp_path: Path, picture: Path) -> None:
         read_points(tmp_path / "a.glb", num_points=50)
 
 
+PACKED = "EXT_meshopt_compression"
+UNPACKED = {"byteLength": 9999, "extensions": {PACKED: {"fallback": True}}}
 SPARSE = [{"componentType": 5126, "count": 4, "type": "VEC3", "sparse": {"count": 1}}]
 
 
@@ -243,6 +245,10 @@ SPARSE = [{"componentType": 5126, "count": 4, "type": "VEC3", "sparse": {"count"
     ("data", "message"),
     [
         (glb({}, None, extensionsRequired=["EXT_mesh_gpu_instancing"]), "places its meshes by EXT_mesh_gpu_instancing"),
+        (
+            glb({}, None, extensionsRequired=[PACKED], buffers=[{"byteLength": 72}, UNPACKED]),
+            f"is compressed by {PACKED}",
+        ),
         (glb({}, None, asset={"version": "1.0"}), "is not glTF 2, the only version that is read"),
         (struct.pack("<4sIIII", b"glTF", 1, 20, 0, 0), "is not glTF 2"),
         (glb({}, None)[:-1], r"is truncated: it promises \d+ bytes, \d+ are there"),
