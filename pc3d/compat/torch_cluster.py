@@ -19,8 +19,9 @@ _DISTANCES = 1 << 24
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(N, F); fewer than three coordinates are filled up with zeros, which changes no distance."""
+    """(N, F) float32 or float64; fewer than three coordinates are filled up with zeros, which changes no distance."""
     x = x[:, None] if x.dim() == 1 else x
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     return pad(x, (0, max(0, 3 - x.shape[1])))
 
 
@@ -189,7 +190,8 @@ def fps(
         (cuts,) = _offsets([batch], [points.shape[0]], batch_size, points.device)
     else:
         cuts = torch.as_tensor(ptr, device=points.device)
-    share = torch.as_tensor(0.5 if ratio is None else ratio, dtype=points.dtype, device=points.device)
+    # Rounded as the points are, and multiplied as exactly as the operator computes.
+    share = torch.as_tensor(0.5 if ratio is None else ratio, dtype=src.dtype, device=src.device).to(points.dtype)
     wanted = (cuts.diff() * share).ceil().long()
     return ops.farthest_point_sample(points, wanted, offsets=cuts, start="random" if random_start else "first")
 

@@ -55,6 +55,24 @@ def test_wide_features_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) ->
     assert pairs(whole) == nearest_of(x + 1000, batch_x, y + 1000, batch_y, 5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [3, 7])
+def test_features_of_half_precision(width: int, dtype: torch.dtype) -> None:
+    """As a network in mixed precision has them; pairs that the rounding puts at one distance are avoided."""
+    (x, batch_x), (y, batch_y) = cloud(SIZES, width, 0), cloud(ASKING, width, 4)
+    x, y = (100 * x).to(dtype), (100 * y).to(dtype)
+    assert pairs(torch_cluster.knn(x, y, 5, batch_x, batch_y)) == nearest_of(x, batch_x, y, batch_y, 5)
+
+
+def test_farthest_points_of_half_precision_are_as_many_as_of_single() -> None:
+    for size, share, number in (
+        (4097, 1 / 2, 2049),
+        (70_000, 1 / 64, 1094),
+    ):  # float16 has no 4097, and nothing beyond 65,504
+        points = cloud([size], 3, 0)[0].half()
+        assert len(torch_cluster.fps(points, ratio=share)) == number
+
+
 @pytest.mark.parametrize("width", [3, 7])
 def test_nearest_by_angle(width: int) -> None:
     (x, batch_x), (y, batch_y) = cloud([30, 20], width, 0), cloud([4, 4], width, 1)
