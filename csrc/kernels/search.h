@@ -44,13 +44,13 @@ inline T bound_of_groups(const T* d, int64_t n, int64_t k, T* minima, const Inte
   return kth(minima, index, Groups, k).distance;
 }
 
-// Sorts what was found and writes it.
-template <class T>
+// Sorts what was found and writes it; `Ascending`: it was found in the order of the indices.
+template <bool Ascending, class T>
 inline void finish(Found<T>& found, const Search<T>& search, Scratch<T>& scratch, const Results<T>& results,
                    int64_t row) {
   if (found.count > search.k) keep_best(found, search.k);
   if (found.count <= kFewToSort) {
-    sort_found(found, scratch.sorted_distance.data(), scratch.sorted_index.data());
+    sort_found<Ascending>(found, scratch.sorted_distance.data(), scratch.sorted_index.data());
   } else {
     sort_many(found, scratch.sorted_distance.data(), scratch.sorted_index.data());
   }
@@ -90,7 +90,7 @@ void search_all(const PointArrays<T>& points, const T* query, int64_t begin, int
       found.count += append(d, index, n, bound, found.distance + found.count, found.index + found.count);
       if (found.count > search.capacity) keep_best(found, k);
     }
-    finish(found, search, scratch, results, m);
+    finish<true>(found, search, scratch, results, m);
   }
 }
 
@@ -246,7 +246,7 @@ inline void search_leaves(const PointTree<T>& tree, const T* query, const Limit<
     if (search.by_index) {
       for (int64_t i = 0; i < near.count; ++i) order_d[i] = static_cast<T>(first_index[order[i]]);
     }
-    sort_found(near, sorted_d, sorted);
+    sort_found<true>(near, sorted_d, sorted);
     for (int64_t i = 0; i < near.count; ++i) {
       const int64_t leaf = first + sorted[i];
       const bool too_late = first_index[sorted[i]] > found.limit.index;
@@ -271,7 +271,7 @@ void search_tree(const PointTree<T>& tree, const QueryGroup<T>& queries, const S
   for (int64_t q = 0; q < queries.size; ++q) {
     Found<T> found = scratch.found(search.bound);
     search_leaves(tree, queries.at(q).data(), scratch.limits[q], search, scratch, found);
-    finish(found, search, scratch, results, queries.row(q));
+    finish<false>(found, search, scratch, results, queries.row(q));
   }
 }
 

@@ -39,17 +39,23 @@ inline int64_t append(const T* d, const Integer<T>* index, int64_t n, T bound, T
     }
   }
 #elif PC3D_LEVEL_BYTES == 32
-  // Few elements pass once the bound is good: visit only the set bits.
+  // Few elements pass once the bound is good: visit only the set bits, of many elements together, since the end of
+  // each visit is a mispredicted branch.
   constexpr int kLanes = sizeof(T) == 4 ? 8 : 4;
-  for (int64_t i = 0; i < n; i += kLanes) {
-    unsigned kept;
-    if constexpr (sizeof(T) == 4) {
-      kept = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(d + i), _mm256_set1_ps(bound), _CMP_LE_OQ));
-    } else {
-      kept = _mm256_movemask_pd(_mm256_cmp_pd(_mm256_loadu_pd(d + i), _mm256_set1_pd(bound), _CMP_LE_OQ));
+  for (int64_t begin = 0; begin < n; begin += 64) {
+    const int64_t end = n - begin < 64 ? n : begin + 64;
+    uint64_t kept = 0;
+    for (int64_t i = begin; i < end; i += kLanes) {
+      uint64_t passed;
+      if constexpr (sizeof(T) == 4) {
+        passed = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(d + i), _mm256_set1_ps(bound), _CMP_LE_OQ));
+      } else {
+        passed = _mm256_movemask_pd(_mm256_cmp_pd(_mm256_loadu_pd(d + i), _mm256_set1_pd(bound), _CMP_LE_OQ));
+      }
+      kept |= passed << (i - begin);
     }
     for (; kept != 0; kept &= kept - 1) {
-      const int64_t lane = i + __builtin_ctz(kept);
+      const int64_t lane = begin + __builtin_ctzll(kept);
       out_d[count] = d[lane];
       out_index[count++] = index[lane];
     }
@@ -145,8 +151,9 @@ inline void keep_best(Found<T>& found, int64_t k) {
 }
 
 // Writes the candidates in the order (distance, index). Each one's place is the number of candidates before it: for few
-// candidates these n * n comparisons, sixteen at a time and without a branch, are faster than sorting.
-template <class T>
+// candidates these n * n comparisons, sixteen at a time and without a branch, are faster than sorting. Where they come
+// in ascending order of their indices, those of other vectors need not be compared by index.
+template <bool Ascending, class T>
 inline void sort_found(const Found<T>& found, T* out_d, Integer<T>* out_index) {
   using Vector = typename Lanes<T, PC3D_LEVEL_BYTES>::Vector;
   using IntegerVector = typename Lanes<T, PC3D_LEVEL_BYTES>::IntegerVector;
@@ -155,12 +162,16 @@ inline void sort_found(const Found<T>& found, T* out_d, Integer<T>* out_index) {
     const Vector d = at<Vector>(found.distance + i);
     const IntegerVector index = at<IntegerVector>(found.index + i);
     IntegerVector place = {};
-    for (int64_t j = 0; j < found.count; ++j) {
+    const int64_t lanes = found.count - i < kLanes ? found.count - i : kLanes;
+    const int64_t begin = Ascending ? i : 0;
+    const int64_t end = Ascending ? i + lanes : found.count;
+    for (int64_t j = 0; j < begin; ++j) place -= found.distance[j] <= d;
+    for (int64_t j = begin; j < end; ++j) {
       const T other = found.distance[j];
       const Integer<T> other_index = found.index[j];
       place -= (other < d) | ((other == d) & (other_index < index));
     }
-    const int64_t lanes = found.count - i < kLanes ? found.count - i : kLanes;
+    for (int64_t j = end; j < found.count; ++j) place -= found.distance[j] < d;
     for (int64_t lane = 0; lane < lanes; ++lane) {
       out_d[place[lane]] = found.distance[i + lane];
       out_index[place[lane]] = found.index[i + lane];
