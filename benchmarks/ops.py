@@ -201,7 +201,8 @@ def machine(device: str, threads: int) -> str:
         names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = names[0].split(":")[1].strip() if names else model
     software = f"torch {torch.__version__}, Python {platform.python_version()}"
-    text = f"{model}, {os.cpu_count()} cores, {threads} threads, {software}"
+    vectors = torch.backends.cpu.get_cpu_capability()
+    text = f"{model}, {vectors}, {os.cpu_count()} cores, {threads} threads, {software}"
     return f"{torch.cuda.get_device_name()}, {text}" if device == "cuda" else text
 
 

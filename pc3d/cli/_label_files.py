@@ -129,7 +129,7 @@ def _is_done(stem: Path, made_by: str, overwrite: bool) -> bool:
     if not same and not overwrite:
         raise FileExistsError(
             f"{path} is of another model, other options, another version of pc3d or PyTorch, or an earlier state of "
-            "the scene: add --overwrite to replace it, or choose another --output"
+            "the file: add --overwrite to replace it, or choose another --output"
         )
     return same and scene.exists()
 

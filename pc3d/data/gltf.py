@@ -11,7 +11,7 @@ import json
 import struct
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
@@ -112,9 +112,13 @@ def _chunks(path: Path, whole: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _content(path: Path, uri: str) -> bytes:
     if uri.startswith("data:"):
         return base64.b64decode(uri.partition(",")[2])
-    found = beside(path, unquote(uri))
+    name = unquote(uri)
+    place = PurePosixPath(name.replace("\\", "/"))
+    if place.is_absolute() or ".." in place.parts:  # a file from elsewhere is not to read what it likes
+        raise BadFileError(path, f"its data are in {name!r}, which is not below its folder: copy that there")
+    found = beside(path, name)
     if found is None:
-        raise BadFileError(path, f"its data are in {unquote(uri)!r}, which is not beside it: copy that too")
+        raise BadFileError(path, f"its data are in {name!r}, which is not beside it: copy that too")
     return found.read_bytes()
 
 

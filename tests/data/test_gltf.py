@@ -144,6 +144,18 @@ def test_data_in_other_files(tmp_path: Path, picture: Path, ending: str, where: 
             read_points(tmp_path / f"a{ending}")
 
 
+@pytest.mark.parametrize("where", ["../secret.bin", "/{}/secret.bin", "..\\secret.bin", "a/../../secret.bin"])
+def test_data_elsewhere_are_not_read(tmp_path: Path, where: str) -> None:
+    tree, data = taken_apart(glb({}, None))
+    (tmp_path / "secret.bin").write_bytes(data)
+    folder = tmp_path / "given"
+    folder.mkdir()
+    tree["buffers"][0]["uri"] = where.format(str(tmp_path).strip("/"))
+    (folder / "a.gltf").write_text(json.dumps(tree))
+    with pytest.raises(BadFileError, match=r"its data are in '.*secret\.bin', which is not below its folder"):
+        read_points(folder / "a.gltf")
+
+
 def taken_apart(whole: bytes) -> tuple[dict[str, Any], bytes]:
     size = struct.unpack_from("<I", whole, 12)[0]
     return json.loads(whole[20 : 20 + size]), whole[28 + size :]
