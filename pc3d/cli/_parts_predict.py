@@ -75,10 +75,20 @@ def _category(name: str | None, known: Sequence[str]) -> int:
 
 
 def _prepared(cloud: PointCloud, prepare: Compose) -> torch.Tensor:
-    """Coordinates as the model takes them, of every point in its place."""
+    """Coordinates as the model takes them, of every point in its place.
+
+    Raises:
+        ValueError: the run evaluates a part of the points only.
+    """
     import torch
 
-    from pc3d.evaluation.features import preparation
+    from pc3d.data import Normalize
 
     generator = torch.Generator().manual_seed(0)
-    return prepare(preparation(None, "first", "box")(cloud, generator), generator).xyz
+    prepared = prepare(Normalize("box")(cloud, generator), generator)
+    if len(prepared) != len(cloud):
+        raise ValueError(
+            f"data.eval_transforms of the run leave {len(prepared)} of {len(cloud)} points, so that the others have no "
+            "part: train with transforms for evaluation that keep every point"
+        )
+    return prepared.xyz

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,14 @@ def test_predict_refuses_what_it_cannot_do(run: Path, tmp_path: Path, capsys: py
         in capsys.readouterr().err
     )
     assert (tmp_path / "a.ply").read_text() == "mine"
+    shutil.copytree(run, tmp_path / "some")
+    config = tmp_path / "some" / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    settings["data"]["eval_transforms"] = [{"class_path": "pc3d.data.FirstPoints", "init_args": {"num_points": 2}}]
+    config.write_text(yaml.safe_dump(settings))
+    command = ["predict", tmp_path / "some", tmp_path / "a.npy", "--category", "chair", "--output", tmp_path / "out"]
+    assert parts(*command) == 1
+    assert "data.eval_transforms of the run leave 2 of 3 points" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"category must be in 0..20, got 21"):
         segment_object(load_part_segmenter(run)[0], torch.eye(3), 21, [[0]] * 21)
     with pytest.raises(ValueError, match="xyz holds no points"):
