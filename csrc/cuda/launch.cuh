@@ -51,6 +51,19 @@ class Launch {
     return value;
   }
 
+  // Dynamic shared memory of each of so many blocks side by side on a multiprocessor, beside 2 KB that are static and
+  // what the device keeps for itself.
+  size_t shared_bytes(int side_by_side) const {
+    int in_all = 0;
+    int of_block = 0;
+    int kept = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&in_all, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device_));
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_));
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&kept, cudaDevAttrReservedSharedMemoryPerBlock, device_));
+    const int share = in_all / side_by_side - kept;
+    return static_cast<size_t>((share < of_block ? share : of_block) - (2 << 10));
+  }
+
   // How many blocks a cooperative launch can have; 0 where the device has no such launches.
   template <class... P>
   int64_t resident_blocks(void (*kernel)(P...), int threads) const {

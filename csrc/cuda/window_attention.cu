@@ -1,15 +1,29 @@
 #include "kernels/window_attention_backward.cuh"
 
+#include <numeric>
 #include <vector>
 
 #include "cuda/binding.cuh"
 
 namespace pc3d {
 
+using cuda::FeatureSizes;
+
+// A new tensor of the type and device of another.
+static Tensor like(const Tensor& t, std::initializer_list<int64_t> sizes) {
+  return torch::stable::new_empty(t, std::vector<int64_t>(sizes), t.scalar_type());
+}
+
+static Tensor zeros(const Tensor& t, std::initializer_list<int64_t> sizes) {
+  Tensor out = like(t, sizes);
+  torch::stable::zero_(out);
+  return out;
+}
+
 // The arguments that both directions share, contiguous and checked; values are not looked at, the kernels clamp.
 struct WindowArguments {
   Tensor query, key, value, signals, order, offsets, query_table, key_table, value_table;
-  cuda::AxisRows axes = {};
+  const std::vector<int64_t>& axis_rows;
 
   WindowArguments(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& s, const Tensor& o, const Tensor& w,
                   const Tensor& tq, const Tensor& tk, const Tensor& tv, const std::vector<int64_t>& rows)
@@ -21,17 +35,19 @@ struct WindowArguments {
         offsets(torch::stable::contiguous(w)),
         query_table(torch::stable::contiguous(tq)),
         key_table(torch::stable::contiguous(tk)),
-        value_table(torch::stable::contiguous(tv)) {
+        value_table(torch::stable::contiguous(tv)),
+        axis_rows(rows) {
     STD_TORCH_CHECK(q.dim() == 3 && q.size(2) >= 1 && q.size(2) <= cuda::kMostHeadDim,
                     "query must be (N, H, d), d 1 to ", cuda::kMostHeadDim);
+    STD_TORCH_CHECK(q.size(1) <= std::numeric_limits<int32_t>::max(), "query has too many heads: ", q.size(1));
     for (const Tensor* t : {&key, &value}) check_like(*t, query, "key and value");
     const ScalarType sums = query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
     STD_TORCH_CHECK(signals.dim() == 2 && signals.size(0) == query.size(0) &&
                         signals.size(1) == static_cast<int64_t>(rows.size()) && signals.scalar_type() == sums,
                     "signals must be (N, D), D the length of axis_rows, in the type of the sums");
-    read_axes(rows);
+    check_rows();
     for (const Tensor* t : {&query_table, &key_table, &value_table}) {
-      STD_TORCH_CHECK(t->dim() == 3 && t->size(0) == axes.first[axes.count] && t->size(1) == query.size(1) &&
+      STD_TORCH_CHECK(t->dim() == 3 && t->size(0) == table_rows() && t->size(1) == query.size(1) &&
                           t->size(2) == query.size(2) && t->scalar_type() == sums,
                       "tables must be (sum(axis_rows), H, d), in the type of the sums");
       check_same_device(query, *t, "tables");
@@ -42,22 +58,17 @@ struct WindowArguments {
                     "window_offsets must be int64 of shape (Nw + 1,)");
     STD_TORCH_CHECK(offsets.size(0) > 1 || query.size(0) == 0, "query has rows, but window_offsets name no window");
     for (const Tensor* t : {&signals, &order, &offsets}) check_same_device(query, *t, "signals and windows");
-    // (rows, H, d) to (d, H, rows), see WindowAttention.
-    for (Tensor* t : {&query_table, &key_table, &value_table}) {
-      *t = torch::stable::contiguous(torch::stable::transpose(*t, 0, 2));
-    }
   }
 
-  // Every warp keeps at least four values for a table row in shared memory.
-  void read_axes(const std::vector<int64_t>& rows) {
-    STD_TORCH_CHECK(rows.size() <= cuda::kMostAxes, "on CUDA axis_rows must have at most ", cuda::kMostAxes,
-                    " entries, got ", rows.size());
+  // A warp keeps four values for a table row in shared memory.
+  void check_rows() const {
+    STD_TORCH_CHECK(axis_rows.size() <= cuda::kMostAxes, "on CUDA axis_rows must have at most ", cuda::kMostAxes,
+                    " entries, got ", axis_rows.size());
     const int64_t most = query.scalar_type() == ScalarType::Double ? 700 : 1400;
     int64_t total = 0;
-    for (const int64_t r : rows) {
+    for (const int64_t r : axis_rows) {
       STD_TORCH_CHECK(r >= 1 && (total += r) <= most,
                       "on CUDA axis_rows must be positive and sum to at most 1,400 (700 for float64)");
-      axes.first[++axes.count] = static_cast<int>(total);
     }
   }
 
@@ -68,48 +79,112 @@ struct WindowArguments {
     check_same_device(other, t, name);
   }
 
-  template <class T>
-  cuda::WindowAttention<T, Accumulator<T>> task() const {
-    using A = Accumulator<T>;
-    return {query.const_data_ptr<T>(),
-            key.const_data_ptr<T>(),
-            value.const_data_ptr<T>(),
-            signals.const_data_ptr<A>(),
-            order.const_data_ptr<int64_t>(),
-            offsets.const_data_ptr<int64_t>(),
-            query_table.const_data_ptr<A>(),
-            key_table.const_data_ptr<A>(),
-            value_table.const_data_ptr<A>(),
-            query.size(0),
-            offsets.size(0) - 1,
-            static_cast<int>(query.size(1)),
-            static_cast<int>(query.size(2)),
-            axes};
-  }
+  int64_t table_rows() const { return std::accumulate(axis_rows.begin(), axis_rows.end(), int64_t(0)); }
+  int64_t num_voxels() const { return query.size(0); }
+  int64_t num_heads() const { return query.size(1); }
+  int64_t num_windows() const { return offsets.size(0) - 1; }
+  FeatureSizes sizes(int64_t width) const { return {num_voxels(), num_heads(), query.size(2), width}; }
 };
 
-// Calls `f` with the smallest compiled width of sums that holds a row.
-template <class F>
-static void dispatch_dim(int64_t dim, const F& f) {
-  if (dim <= cuda::kRegisterDim) return f(std::integral_constant<int, cuda::kRegisterDim>());
-  return f(std::integral_constant<int, cuda::kMostHeadDim>());
+// Blocks for a kernel whose threads stride over items.
+template <class... P, class... Q>
+static void stride_over(const Launch& launch, int64_t items, void (*kernel)(P...), Q... arguments) {
+  if (items > 0) launch(kernel, cuda::gather_blocks(items), cuda::kGatherThreads, arguments...);
 }
 
-static Tensor zeros_like(const Tensor& t, ScalarType type) {
-  Tensor out = torch::stable::new_empty(t, {t.size(0), t.size(1), t.size(2)}, type);
-  torch::stable::zero_(out);  // a row that no window names (only unchecked input leaves one) is zero
-  return out;
-}
-
-// Sums in the type of the features.
+// The arguments as the kernels read them: T the type of the features, A that of the sums.
 template <class T, class A>
-static Tensor rounded(const Tensor& sums, ScalarType type, const Launch& launch) {
-  Tensor out = torch::stable::new_empty(sums, {sums.size(0), sums.size(1), sums.size(2)}, type);
-  if (sums.numel() > 0) {
-    launch(cuda::round_sums<T, A>, cuda::striding_blocks(sums.numel()), cuda::kAttentionThreads,
-           sums.const_data_ptr<A>(), sums.numel(), out.mutable_data_ptr<T>());
+class Arranged {
+ public:
+  // `more`: other features that are arranged beside queries, keys and values; null for none.
+  Arranged(const WindowArguments& arguments, const Tensor* more, int64_t width, const Launch& launch)
+      : arguments_(arguments), launch_(launch), sizes_(arguments.sizes(width)) {
+    const int64_t rows = arguments.table_rows();
+    const int64_t axes = arguments.signals.size(1);
+    const int count = more == nullptr ? 3 : 4;
+    features_ = like(arguments.signals, {count, sizes_.num_heads, sizes_.num_voxels, width});
+    stride_over(launch, features_.numel() / count, cuda::arrange_features<T, A>,
+                cuda::Several<const T>{{arguments.query.template const_data_ptr<T>(),
+                                        arguments.key.template const_data_ptr<T>(),
+                                        arguments.value.template const_data_ptr<T>(),
+                                        more == nullptr ? nullptr : more->template const_data_ptr<T>()}},
+                count, order(), sizes_, features_.template mutable_data_ptr<A>());
+    signals_ = like(arguments.signals, {axes, sizes_.num_voxels});
+    stride_over(launch, signals_.numel(), cuda::arrange_columns<A>, arguments.signals.template const_data_ptr<A>(),
+                order(), sizes_.num_voxels, axes, signals_.template mutable_data_ptr<A>());
+    tables_ = like(arguments.signals, {3, sizes_.num_heads, width, rows});
+    stride_over(launch, tables_.numel() / 3, cuda::arrange_tables<A>,
+                cuda::Several<const A>{{arguments.query_table.template const_data_ptr<A>(),
+                                        arguments.key_table.template const_data_ptr<A>(),
+                                        arguments.value_table.template const_data_ptr<A>()}},
+                rows, sizes_, tables_.template mutable_data_ptr<A>());
   }
-  return out;
+
+  // Results of the kernels, zero at first.
+  Tensor results(int64_t count) const {
+    return zeros(arguments_.signals, {count, sizes_.num_heads, sizes_.num_voxels, sizes_.width});
+  }
+
+  // Results as features. A row that no window names (only unchecked input leaves one) is zero.
+  std::vector<Tensor> restored(const Tensor& results) const {
+    const int count = static_cast<int>(results.size(0));
+    std::vector<Tensor> out;
+    cuda::Several<T> places = {};
+    for (int t = 0; t < count; ++t) {
+      out.push_back(zeros(arguments_.query, {sizes_.num_voxels, sizes_.num_heads, sizes_.head_dim}));
+      places.of[t] = out.back().template mutable_data_ptr<T>();
+    }
+    stride_over(launch_, out[0].numel(), cuda::restore_features<T, A>, results.const_data_ptr<A>(), count, order(),
+                sizes_, places);
+    return out;
+  }
+
+  const int64_t* order() const { return arguments_.order.template const_data_ptr<int64_t>(); }
+  const FeatureSizes& sizes() const { return sizes_; }
+  // Queries, keys, values and others, in this order.
+  const A* features(int64_t which) const {
+    return features_.template const_data_ptr<A>() + which * sizes_.num_heads * sizes_.num_voxels * sizes_.width;
+  }
+
+  cuda::ArrangedAttention<A> task() const {
+    const A* tables = tables_.template const_data_ptr<A>();
+    const int64_t size = tables_.numel() / 3;
+    cuda::ArrangedAttention<A> task = {features(0),
+                                       features(1),
+                                       features(2),
+                                       signals_.template const_data_ptr<A>(),
+                                       arguments_.offsets.template const_data_ptr<int64_t>(),
+                                       tables,
+                                       tables + size,
+                                       tables + 2 * size,
+                                       sizes_.num_voxels,
+                                       arguments_.num_windows(),
+                                       static_cast<int>(sizes_.num_heads),
+                                       {}};
+    for (const int64_t r : arguments_.axis_rows) {
+      auto& axes = task.axes;
+      axes.half[axes.count] = static_cast<A>(r) / 2;
+      axes.first[axes.count + 1] = axes.first[axes.count] + static_cast<int>(r);
+      ++axes.count;
+    }
+    return task;
+  }
+
+ private:
+  const WindowArguments& arguments_;
+  const Launch& launch_;
+  FeatureSizes sizes_;
+  Tensor features_, tables_, signals_;
+};
+
+// Calls `f` with the smallest compiled width that holds a head.
+template <class A, class F>
+static void dispatch_width(int64_t dim, const F& f) {
+  if constexpr (sizeof(A) == 4) {
+    if (dim <= 8) return f(std::integral_constant<int, 8>());
+  }
+  if (dim <= 16) return f(std::integral_constant<int, 16>());
+  f(std::integral_constant<int, cuda::kMostHeadDim>());
 }
 
 std::tuple<Tensor, Tensor> window_attention_cuda(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -120,19 +195,25 @@ std::tuple<Tensor, Tensor> window_attention_cuda(const Tensor& query, const Tens
   const WindowArguments arguments(query, key, value, signals, order, window_offsets, query_table, key_table,
                                   value_table, axis_rows);
   const Launch launch(query);
-  Tensor out = zeros_like(query, query.scalar_type());
-  Tensor log_sum = torch::stable::new_empty(signals, {query.size(0), query.size(1)}, signals.scalar_type());
-  torch::stable::zero_(log_sum);
-  const int64_t runs = cuda::attention_runs(query.size(0), window_offsets.size(0) - 1, query.size(1));
-  const int64_t of_block = cuda::forward_scratch(query.size(0), static_cast<int>(query.size(2)));
-  Tensor scratch = torch::stable::new_empty(signals, {runs * query.size(1) * of_block}, signals.scalar_type());
+  const int64_t voxels = arguments.num_voxels();
+  const int64_t heads = arguments.num_heads();
+  const int64_t runs = cuda::attention_runs(voxels, arguments.num_windows(), heads);
+  Tensor out;
+  Tensor log_sum = zeros(signals, {voxels, heads});
   dispatch_features(query, "window_attention", [&](auto zero) {
-    using scalar_t = decltype(zero);
-    using A = Accumulator<scalar_t>;
-    dispatch_dim(query.size(2), [&](auto dim) {
-      cuda::window_attention<decltype(dim)::value>(arguments.task<scalar_t>(), runs, scratch.mutable_data_ptr<A>(),
-                                                   out.mutable_data_ptr<scalar_t>(), log_sum.mutable_data_ptr<A>(),
-                                                   launch);
+    using T = decltype(zero);
+    using A = Accumulator<T>;
+    dispatch_width<A>(query.size(2), [&](auto width) {
+      constexpr int kDim = decltype(width)::value;
+      const Arranged<T, A> arranged(arguments, nullptr, kDim, launch);
+      Tensor result = arranged.results(1);
+      Tensor sums = zeros(signals, {heads, voxels});
+      Tensor scratch = like(signals, {runs * heads * cuda::forward_scratch(voxels, kDim)});
+      cuda::window_attention<kDim>(arranged.task(), runs, scratch.mutable_data_ptr<A>(), result.mutable_data_ptr<A>(),
+                                   sums.mutable_data_ptr<A>(), launch);
+      out = arranged.restored(result)[0];
+      stride_over(launch, sums.numel(), cuda::restore_features<A, A>, sums.const_data_ptr<A>(), 1, arranged.order(),
+                  FeatureSizes{voxels, heads, 1, 1}, cuda::Several<A>{{log_sum.mutable_data_ptr<A>()}});
     });
   });
   return {out, log_sum};
@@ -153,38 +234,46 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_back
   const Launch launch(query);
   const Tensor pushes = torch::stable::contiguous(grad);
   const Tensor outs = torch::stable::contiguous(out);
-  const Tensor sums = torch::stable::contiguous(log_sum);
-  const ScalarType type = signals.scalar_type();
-  Tensor for_features[3] = {zeros_like(query, type), zeros_like(key, type), zeros_like(value, type)};
-  Tensor for_tables[3] = {zeros_like(query_table, type), zeros_like(key_table, type), zeros_like(value_table, type)};
-  const int64_t size = query_table.numel();
-  const int64_t bytes = 3 * size * (type == ScalarType::Double ? 8 : 4);
-  const int64_t runs = cuda::backward_runs(query.size(0), window_offsets.size(0) - 1, query.size(1), bytes);
-  Tensor partial = torch::stable::new_empty(signals, {3, runs, size}, type);
-  torch::stable::zero_(partial);
-  const int64_t of_block = cuda::backward_scratch(query.size(0));
-  Tensor scratch = torch::stable::new_empty(signals, {runs * query.size(1) * of_block}, type);
+  const Tensor log_sums = torch::stable::contiguous(log_sum);
+  const int64_t voxels = arguments.num_voxels();
+  const int64_t heads = arguments.num_heads();
+  const int64_t rows = arguments.table_rows();
+  std::vector<Tensor> for_features;
+  Tensor for_tables[3];
   dispatch_features(query, "window_attention_backward", [&](auto zero) {
-    using scalar_t = decltype(zero);
-    using A = Accumulator<scalar_t>;
-    const cuda::AttentionResult<scalar_t, A> forward = {pushes.const_data_ptr<scalar_t>(),
-                                                        outs.const_data_ptr<scalar_t>(), sums.const_data_ptr<A>()};
-    A* sets = partial.mutable_data_ptr<A>();
-    const cuda::AttentionSums<A> result = {for_features[0].mutable_data_ptr<A>(),
-                                           for_features[1].mutable_data_ptr<A>(),
-                                           for_features[2].mutable_data_ptr<A>(),
-                                           sets,
-                                           sets + runs * size,
-                                           sets + 2 * runs * size};
-    A* const tables[3] = {for_tables[0].mutable_data_ptr<A>(), for_tables[1].mutable_data_ptr<A>(),
-                          for_tables[2].mutable_data_ptr<A>()};
-    dispatch_dim(query.size(2), [&](auto dim) {
-      cuda::window_attention_backward<decltype(dim)::value>(arguments.task<scalar_t>(), forward, runs,
-                                                            scratch.mutable_data_ptr<A>(), result, tables, launch);
+    using T = decltype(zero);
+    using A = Accumulator<T>;
+    dispatch_width<A>(query.size(2), [&](auto width) {
+      constexpr int kDim = decltype(width)::value;
+      const Arranged<T, A> arranged(arguments, &pushes, kDim, launch);
+      const FeatureSizes& sizes = arranged.sizes();
+      Tensor level = like(signals, {heads, voxels});
+      stride_over(launch, level.numel(), cuda::find_levels<T, A>, pushes.const_data_ptr<T>(), outs.const_data_ptr<T>(),
+                  arranged.order(), sizes, level.mutable_data_ptr<A>());
+      Tensor sums = like(signals, {heads, voxels});
+      stride_over(launch, sums.numel(), cuda::arrange_columns<A>, log_sums.const_data_ptr<A>(), arranged.order(),
+                  voxels, heads, sums.mutable_data_ptr<A>());
+      const int64_t size = heads * kDim * rows;
+      const int64_t runs = cuda::backward_runs(voxels, arguments.num_windows(), heads, 3 * size * sizeof(A));
+      Tensor partial = like(signals, {3, runs * size});
+      if (voxels == 0) torch::stable::zero_(partial);
+      Tensor scratch = like(signals, {runs * heads * 2 * cuda::attention_room(voxels)});
+      Tensor gradients = arranged.results(3);
+      A* const sets = partial.mutable_data_ptr<A>();
+      A* const first = gradients.mutable_data_ptr<A>();
+      const int64_t each = gradients.numel() / 3;
+      cuda::window_attention_backward<kDim>(
+          arranged.task(), {arranged.features(3), sums.const_data_ptr<A>(), level.const_data_ptr<A>()}, runs,
+          scratch.mutable_data_ptr<A>(),
+          {first, first + each, first + 2 * each, sets, sets + runs * size, sets + 2 * runs * size}, launch);
+      for_features = arranged.restored(gradients);
+      cuda::Several<A> places = {};
+      for (int t = 0; t < 3; ++t) {
+        for_tables[t] = like(query_table, {rows, heads, query.size(2)});
+        places.of[t] = for_tables[t].mutable_data_ptr<A>();
+      }
+      stride_over(launch, 3 * size, cuda::sum_runs<A>, sets, runs, rows, sizes, places);
     });
-    if constexpr (!std::is_same_v<scalar_t, A>) {
-      for (Tensor& t : for_features) t = rounded<scalar_t, A>(t, query.scalar_type(), launch);
-    }
   });
   return {for_features[0], for_features[1], for_features[2], for_tables[0], for_tables[1], for_tables[2]};
 }

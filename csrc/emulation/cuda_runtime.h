@@ -114,10 +114,23 @@ T atomicMin(T* address, T value) {
 
 // ---- Numbers. The compiler is told not to fuse operations, so every one of them rounds by itself.
 
+namespace emulation {
+template <class T>
+int rounded_down(T value) {
+  const T down = floor(value);
+  return down < T(2147483648.0) ? (down >= T(-2147483648.0) ? static_cast<int>(down) : INT32_MIN)
+                                : (down != down ? 0 : INT32_MAX);
+}
+}  // namespace emulation
+
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
+inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
+inline int __float2int_rd(float value) { return emulation::rounded_down(value); }
+inline int __double2int_rd(double value) { return emulation::rounded_down(value); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }

@@ -25,6 +25,14 @@ __device__ __forceinline__ double add(double a, double b) { return __dadd_rn(a, 
 __device__ __forceinline__ float multiply(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ double multiply(double a, double b) { return __dmul_rn(a, b); }
 
+// Rounded once.
+__device__ __forceinline__ float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+__device__ __forceinline__ double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
+
+// floor(value), held within int; not a number gives 0 or the least int.
+__device__ __forceinline__ int rounded_down(float value) { return __float2int_rd(value); }
+__device__ __forceinline__ int rounded_down(double value) { return __double2int_rd(value); }
+
 template <class T>
 __device__ __forceinline__ T squared_norm(T x, T y, T z) {
   return add(add(multiply(x, x), multiply(y, y)), multiply(z, z));

@@ -4,9 +4,9 @@
 //   dq_i  = sum_j dS_ij k_j + HS[i] Tq       dk_j = sum_i dS_ij q_i + HC[j] Tk       dv_j = sum_i P_ij go_i
 //   dTq   = HS' q     dTk = HC' k     dTv = HP' go              HS, HC, HP: dS and P summed over pairs, by table row
 //
-// A block takes a tile of a window and one head as in the forward pass: keys leave their part of the scores, queries
-// complete them and leave dS and P in their place, and keys read these. Blocks keep sums of table gradients each, added
-// up in order at the end.
+// A block takes tiles of windows and one head as in the forward pass: keys leave their part of the scores, queries
+// complete them and leave dS and P in their place, and keys read these. As many voxels as the block has warps then add
+// to the gradients of the tables, which a thread keeps for a row, in registers where the head is narrow.
 #pragma once
 
 #include "kernels/window_attention.cuh"
@@ -16,14 +16,21 @@ namespace cuda {
 
 constexpr int64_t kPartialBytes = 64 << 20;  // of all partial sums of table gradients, if they can be that few
 
-template <class T, class A>
-struct AttentionResult {
-  const T* grad;
-  const T* out;
+template <int kDim, class A>
+constexpr int kBackwardWarps = sizeof(A) == 8 || kDim > 16 ? 8 : (kDim > 8 ? 16 : 12);
+// Whether a thread keeps a row of each table's gradient in registers.
+template <int kDim, class A>
+constexpr bool kRowInRegisters = sizeof(A) == 4 && kDim <= 16;
+
+// What the backward pass reads besides: arranged as the features, and (heads, positions).
+template <class A>
+struct ArrangedGradient {
+  const A* grad;
   const A* log_sum;
+  const A* level;
 };
 
-// Gradients of features are summed in the type of the sums, and are zero before. `partial_*`: of each block.
+// Sums: features (heads, positions, width), zero before; tables (runs, heads, width, rows).
 template <class A>
 struct AttentionSums {
   A* query;
@@ -34,171 +41,211 @@ struct AttentionSums {
   A* value_table;
 };
 
-// The part of a score's gradient that all scores of a query share: go . o.
-template <class T, class A>
-__device__ __forceinline__ A level_of(const WindowAttention<T, A>& w, const AttentionResult<T, A>& r, int64_t row,
-                                      int head) {
-  const int64_t first = w.features_at(row, head);
-  A level = A(0);
-  for (int c = 0; c < w.head_dim; ++c) level += static_cast<A>(r.grad[first + c]) * static_cast<A>(r.out[first + c]);
-  return level;
-}
+// The gradient of a table within a block: the sum of outer products of histograms and vectors.
+template <int kDim, class A>
+class TableGradient {
+ public:
+  __device__ __forceinline__ TableGradient(A* partial, const AttentionPlan& plan) : partial_(partial), row_{} {
+    for (int row = first_in_memory(plan) + threadIdx.x; row < plan.rows; row += plan.warps * kWarp) {
+      for (int c = 0; c < kDim; ++c) partial_[c * plan.rows + row] = A(0);
+    }
+  }
+
+  // Adds histogram `which_histogram` times vector `which_vector` of the block's first `count` warps.
+  __device__ __forceinline__ void add(const AttentionPlan& plan, int which_histogram, int which_vector, int count) {
+    if constexpr (kRowInRegisters<kDim, A>) {
+      if (static_cast<int>(threadIdx.x) < plan.rows) add_row(plan, which_histogram, which_vector, count, threadIdx.x, row_);
+    }
+    for (int row = first_in_memory(plan) + threadIdx.x; row < plan.rows; row += plan.warps * kWarp) {
+      A sum[kDim];
+#pragma unroll
+      for (int c = 0; c < kDim; ++c) sum[c] = partial_[c * plan.rows + row];
+      add_row(plan, which_histogram, which_vector, count, row, sum);
+#pragma unroll
+      for (int c = 0; c < kDim; ++c) partial_[c * plan.rows + row] = sum[c];
+    }
+  }
+
+  // Leaves what registers hold.
+  __device__ __forceinline__ void write(const AttentionPlan& plan) const {
+    if constexpr (kRowInRegisters<kDim, A>) {
+      if (static_cast<int>(threadIdx.x) >= plan.rows) return;
+#pragma unroll
+      for (int c = 0; c < kDim; ++c) partial_[c * plan.rows + threadIdx.x] = row_[c];
+    }
+  }
+
+ private:
+  // A thread adds to the rows from here on in `partial`, where only it comes.
+  __device__ __forceinline__ static int first_in_memory(const AttentionPlan& plan) {
+    return kRowInRegisters<kDim, A> ? plan.warps * kWarp : 0;
+  }
+
+  template <class Sum>
+  __device__ __forceinline__ static void add_row(const AttentionPlan& plan, int which_histogram, int which_vector,
+                                                 int count, int row, Sum& sum) {
+    const AttentionMemory<A> memory = {plan};
+    for (int warp = 0; warp < count; ++warp) {
+      const A weight = memory.histogram(warp, which_histogram)[row];
+      if (weight == A(0)) continue;
+      A vector[kDim];
+      load_vector(memory.vector(warp, which_vector), vector);
+#pragma unroll
+      for (int c = 0; c < kDim; ++c) sum[c] = multiply_add(weight, vector[c], sum[c]);
+    }
+  }
+
+  A* partial_;
+  A row_[kRowInRegisters<kDim, A> ? kDim : 1];
+};
 
 // One query and a chunk of keys: its gradient, and dS and P in place of its scores.
-template <int kDim, class T, class A>
-__device__ __forceinline__ void gradient_of_query(const WindowAttention<T, A>& w, const AttentionResult<T, A>& r,
-                                                  const AttentionShared<A>& shared, int64_t i, int head,
-                                                  const Rows& keys, A* scores, A* shares, A* for_query) {
+template <int kDim, class A>
+__device__ __forceinline__ void gradient_of_query(const ArrangedAttention<A>& w, const ArrangedGradient<A>& r,
+                                                  const AttentionPlan& plan, const HeadTables<A>& tables,
+                                                  const Member& query, int head, A* scores, A* shares, A* for_query) {
+  const AttentionMemory<A> memory = {plan};
   const int lane = lane_index();
   const int warp = warp_index();
-  const int rows = w.table_rows();
-  const A* push = shared.vectors(1) + warp * kMostHeadDim;
-  const A* projected = shared.projected(0) + warp * rows;
-  const A* pushed = shared.projected(1) + warp * rows;
-  const A level = level_of(w, r, i, head);
-  const A log_sum = r.log_sum[i * w.num_heads + head];
-  const int histogram_size = shared.copies * rows;
-  Histogram<T, A> histogram(w, shared.copies, i, true, shared.counts(0) + warp * histogram_size,
-                            shared.counts(1) + warp * histogram_size);
-  A sum[kDim] = {};
-  for (int64_t base = keys.begin; base < keys.end; base += kWarp) {
-    const int64_t left = keys.end - base;
-    const int active = static_cast<int>(left < kWarp ? left : kWarp);
-    const int64_t number = base - keys.begin + lane;
-    const int64_t j = w.row_at(base + (lane < active ? lane : 0));
-    A share = A(0);
-    A for_score = A(0);
-    if (lane < active) {
-      share = exponential(scores[number] + looked_up(w, projected, i, j) - log_sum);
-      const A for_share = dot(w, w.value, j, head, push) + looked_up(w, pushed, i, j);
-      for_score = share * (for_share - level);
-      scores[number] = for_score;
-      shares[number] = share;
-      add_scaled<kDim>(w, for_score, w.key, j, head, sum);
-    }
-    histogram.add(for_score, share, j, active);
+  const Part& part = query.part;
+  const int64_t i = part.query_begin + query.number;
+  const int64_t place = w.place(head, i);
+  A* products = memory.product(warp, 0);
+  A* pushed = memory.product(warp, 1);
+  A push[kDim];
+  load_and_keep(r.grad + place * kDim, push, memory.vector(warp, 1));
+  {
+    A vector[kDim];
+    load_and_keep(w.query + place * kDim, vector, memory.vector(warp, 0));
+    multiply_table(vector, tables.query, plan.rows, products);
   }
-  histogram.finish();
-  A* row = for_query + w.features_at(i, head);
-  finish<kDim>(w, sum, histogram.counts(), w.query_table, head, [&](int c, A value) { row[c] += value; });
+  multiply_table(push, tables.value, plan.rows, pushed);
+  clear_histograms(plan, memory.histogram(warp, 0));
+  __syncwarp();
+  const Pairs<A> pairs(w, i, true);
+  const A level = r.level[place];
+  const A log_sum = r.log_sum[place];
+  A sum[kDim] = {};
+  const int64_t first = part.scores + query.number;
+  for (int base = 0; base < part.num_keys; base += kWarp) {
+    const int left = part.num_keys - base;
+    const int count = left < kWarp ? left : kWarp;
+    const bool there = lane < count;
+    const int number = base + (there ? lane : 0);
+    const int64_t j = part.key_begin + number;
+    const int64_t at = first + int64_t(number) * part.num_queries;
+    A score = scores[at];
+    A for_share = dot(w.value + w.place(head, j) * kDim, push);
+    pairs.each(j, [&](int a, int row) {
+      score += products[row];
+      for_share += pushed[row];
+      memory.selected(warp)[a * kRowStride + lane] = static_cast<uint16_t>(row);
+    });
+    __syncwarp();  // the first lane's score, which idle lanes read too, is about to change
+    const A share = there ? exponential(score - log_sum) : A(0);
+    const A for_score = there ? share * (for_share - level) : A(0);
+    memory.weights(warp, 0)[lane] = for_score;
+    memory.weights(warp, 1)[lane] = share;
+    if (there) {
+      scores[at] = for_score;
+      shares[at] = share;
+      add_scaled(for_score, w.key + w.place(head, j) * kDim, sum);
+    }
+    count_pairs<2, A>(plan, count);
+  }
+  add_copies<2>(plan, memory.histogram(warp, 0));
+  add_histogram(memory.histogram(warp, 0), tables.query, plan.rows, sum);
+  A* row = for_query + place * kDim;
+  write_sums(sum, [&](int c, A value) { row[c] += value; });
 }
 
-// One key and a tile of queries: its gradient and its value's. `stride`: from one query's scores to the next.
-template <int kDim, class T, class A>
-__device__ __forceinline__ void gradient_of_key(const WindowAttention<T, A>& w, const AttentionResult<T, A>& r,
-                                                const AttentionShared<A>& shared, int64_t j, int head,
-                                                const Rows& queries, int64_t stride, const A* for_scores,
-                                                const A* shares, A* for_key, A* for_value) {
+// One key and a tile of queries: its gradient and its value's.
+template <int kDim, class A>
+__device__ __forceinline__ void gradient_of_key(const ArrangedAttention<A>& w, const ArrangedGradient<A>& r,
+                                                const AttentionPlan& plan, const HeadTables<A>& tables,
+                                                const Member& key, int head, const A* for_scores, const A* shares,
+                                                A* for_key, A* for_value) {
+  const AttentionMemory<A> memory = {plan};
   const int lane = lane_index();
-  Histogram<T, A> histogram(w, shared.copies, j, false,
-                            shared.counts(0) + warp_index() * shared.copies * w.table_rows(), nullptr);
+  const int warp = warp_index();
+  const Part& part = key.part;
+  const int64_t j = part.key_begin + key.number;
+  const int64_t place = w.place(head, j);
+  for (int c = lane; c < kDim; c += kWarp) memory.vector(warp, 0)[c] = w.key[place * kDim + c];
+  clear_histograms(plan, memory.histogram(warp, 0));
+  const Pairs<A> pairs(w, j, false);
   A key_sum[kDim] = {};
   A value_sum[kDim] = {};
-  for (int64_t base = queries.begin; base < queries.end; base += kWarp) {
-    const int64_t left = queries.end - base;
-    const int active = static_cast<int>(left < kWarp ? left : kWarp);
-    const int64_t number = base - queries.begin + lane;
-    const int64_t i = w.row_at(base + (lane < active ? lane : 0));
+  const int64_t first = part.scores + int64_t(key.number) * part.num_queries;
+  for (int base = 0; base < part.num_queries; base += kWarp) {
+    const int left = part.num_queries - base;
+    const int count = left < kWarp ? left : kWarp;
+    const bool there = lane < count;
+    const int number = base + (there ? lane : 0);
+    const int64_t i = part.query_begin + number;
     A for_score = A(0);
-    if (lane < active) {
-      for_score = for_scores[number * stride];
-      add_scaled<kDim>(w, for_score, w.query, i, head, key_sum);
-      add_scaled<kDim>(w, shares[number * stride], r.grad, i, head, value_sum);
+    if (there) {
+      for_score = for_scores[first + number];
+      add_scaled(for_score, w.query + w.place(head, i) * kDim, key_sum);
+      add_scaled(shares[first + number], r.grad + w.place(head, i) * kDim, value_sum);
     }
-    histogram.add(for_score, A(0), i, active);
+    memory.weights(warp, 0)[lane] = for_score;
+    pairs.each(i, [&](int a, int row) { memory.selected(warp)[a * kRowStride + lane] = static_cast<uint16_t>(row); });
+    count_pairs<1, A>(plan, count);
   }
-  histogram.finish();
-  const A* none = nullptr;
-  A* key_row = for_key + w.features_at(j, head);
-  A* value_row = for_value + w.features_at(j, head);
-  finish<kDim>(w, key_sum, histogram.counts(), w.key_table, head, [&](int c, A value) { key_row[c] += value; });
-  finish<kDim>(w, value_sum, none, none, head, [&](int c, A value) { value_row[c] += value; });
+  add_copies<1>(plan, memory.histogram(warp, 0));
+  add_histogram(memory.histogram(warp, 0), tables.key, plan.rows, key_sum);
+  A* key_row = for_key + place * kDim;
+  A* value_row = for_value + place * kDim;
+  write_sums(key_sum, [&](int c, A value) { key_row[c] += value; });
+  write_sums(value_sum, [&](int c, A value) { value_row[c] += value; });
 }
 
-// How many of a group's warps have a voxel.
-__device__ __forceinline__ int group_size(const Rows& rows, int64_t first) {
-  const int64_t left = rows.end - first;
-  return static_cast<int>(left < kAttentionWarps ? left : kAttentionWarps);
+// f(number of the warp's voxel, whether there is one, how many the block has) for groups of one voxel a warp.
+template <class F>
+__device__ __forceinline__ void for_each_group(int count, int warps, const F& f) {
+  for (int first = 0; first < count; first += warps) {
+    const int left = count - first;
+    f(first + warp_index(), first + warp_index() < count, left < warps ? left : warps);
+  }
 }
 
-template <int kDim, class T, class A>
-__global__ void __launch_bounds__(kAttentionThreads)
-    attend_backward(const WindowAttention<T, A> w, const AttentionResult<T, A> r, const AttentionShared<A> shared,
-                    const AttentionScratch<A> scratch, const AttentionSums<A> sums) {
+template <int kDim, bool kShared, class A>
+__global__ void __launch_bounds__(kBackwardWarps<kDim, A>* kWarp, kSideBySide<kDim, A>)
+    attend_backward(const ArrangedAttention<A> w, const ArrangedGradient<A> r, const AttentionPlan plan, int64_t room,
+                    int64_t piece, A* __restrict__ scratch, const AttentionSums<A> sums) {
   const int head = static_cast<int>(blockIdx.x % w.num_heads);
-  const int warp = warp_index();
-  const int rows = w.table_rows();
-  const int histogram_size = shared.copies * rows;
-  const int64_t own = int64_t(blockIdx.x) * rows * w.head_dim;
-  A* scores = scratch.scores();
-  A* shares = scratch.after_scores();
-  A* first_vector = shared.vectors(0) + warp * kMostHeadDim;
-  A* second_vector = shared.vectors(1) + warp * kMostHeadDim;
-  for_each_tile(w, scratch.room, [&](const Rows& queries, const Tiling& tiling, const Rows& window) {
-    for (int64_t begin = window.begin; begin < window.end; begin += tiling.keys) {
-      const Rows keys = chunk_of(window, begin, tiling);
-      score_keys(w, shared, queries, keys, tiling.keys, head, scores);
-      for (int64_t first = queries.begin; first < queries.end; first += kAttentionWarps) {
-        const int group = group_size(queries, first);
-        const int64_t position = first + (warp < group ? warp : 0);
-        const int64_t i = w.row_at(position);
-        stage(w, w.query, i, head, warp < group, first_vector);
-        stage(w, r.grad, i, head, warp < group, second_vector);
-        __syncthreads();
-        project(w, shared.vectors(0), w.query_table, head, shared.projected(0));
-        project(w, shared.vectors(1), w.value_table, head, shared.projected(1));
-        __syncthreads();
-        if (warp < group) {
-          const int64_t at = (position - queries.begin) * tiling.keys;
-          gradient_of_query<kDim>(w, r, shared, i, head, keys, scores + at, shares + at, sums.query);
-        }
-        __syncthreads();
-        add_outer(w, shared.counts(0), histogram_size, shared.vectors(0), group, sums.query_table + own);
-        add_outer(w, shared.counts(1), histogram_size, shared.vectors(1), group, sums.value_table + own);
-        __syncthreads();
+  const HeadTables<A> tables = tables_of_head<kDim, kShared>(w, plan, head);
+  A* scores = scratch + blockIdx.x * 2 * room;
+  A* shares = scores + room;
+  const int64_t own = int64_t(blockIdx.x) * kDim * plan.rows;
+  TableGradient<kDim, A> for_query(sums.query_table + own, plan);
+  TableGradient<kDim, A> for_key(sums.key_table + own, plan);
+  TableGradient<kDim, A> for_value(sums.value_table + own, plan);
+  for_each_tile(w, room, piece, [&](const Tile& tile) {
+    score_keys<kDim>(w, plan, tables, tile, head, scores);
+    __syncthreads();
+    for_each_group(tile.num_queries, plan.warps, [&](int number, bool there, int count) {
+      if (there) {
+        gradient_of_query<kDim>(w, r, plan, tables, query_of(tile, number), head, scores, shares, sums.query);
       }
-      for (int64_t first = keys.begin; first < keys.end; first += kAttentionWarps) {
-        const int group = group_size(keys, first);
-        const int64_t position = first + (warp < group ? warp : 0);
-        const int64_t j = w.row_at(position);
-        stage(w, w.key, j, head, warp < group, first_vector);
-        if (warp < group) {
-          const int64_t at = position - keys.begin;
-          gradient_of_key<kDim>(w, r, shared, j, head, queries, tiling.keys, scores + at, shares + at, sums.key,
-                                sums.value);
-        }
-        __syncthreads();
-        add_outer(w, shared.counts(0), histogram_size, shared.vectors(0), group, sums.key_table + own);
-        __syncthreads();
+      __syncthreads();
+      for_query.add(plan, 0, 0, count);
+      for_value.add(plan, 1, 1, count);
+      __syncthreads();
+    });
+    for_each_group(tile.num_keys, plan.warps, [&](int number, bool there, int count) {
+      if (there) {
+        gradient_of_key<kDim>(w, r, plan, tables, key_of(tile, number), head, scores, shares, sums.key, sums.value);
       }
-    }
+      __syncthreads();
+      for_key.add(plan, 0, 0, count);
+      __syncthreads();
+    });
   });
-}
-
-// table[l][head][c] = the sum of partial[run][head][c][l] over runs, in order.
-template <class A>
-__global__ void __launch_bounds__(kAttentionThreads)
-    sum_partial(const A* __restrict__ partial, int64_t num_runs, int rows, int num_heads, int head_dim,
-                A* __restrict__ table) {
-  const int64_t size = int64_t(rows) * num_heads * head_dim;
-  const int64_t step = int64_t(gridDim.x) * kAttentionThreads;
-  for (int64_t item = int64_t(blockIdx.x) * kAttentionThreads + threadIdx.x; item < size; item += step) {
-    A sum = A(0);
-    for (int64_t run = 0; run < num_runs; ++run) sum += partial[run * size + item];
-    const int64_t l = item % rows;
-    const int64_t c = item / rows % head_dim;
-    const int64_t head = item / rows / head_dim;
-    table[(l * num_heads + head) * head_dim + c] = sum;
-  }
-}
-
-template <class T, class A>
-__global__ void __launch_bounds__(kAttentionThreads)
-    round_sums(const A* __restrict__ sums, int64_t count, T* __restrict__ rounded) {
-  const int64_t step = int64_t(gridDim.x) * kAttentionThreads;
-  for (int64_t at = int64_t(blockIdx.x) * kAttentionThreads + threadIdx.x; at < count; at += step) {
-    rounded[at] = static_cast<T>(sums[at]);
-  }
+  for_query.write(plan);
+  for_key.write(plan);
+  for_value.write(plan);
 }
 
 // Runs of the backward pass, given the bytes of one set of table gradients: each run keeps a set.
@@ -208,34 +255,27 @@ inline int64_t backward_runs(int64_t num_voxels, int64_t num_windows, int64_t nu
   return runs < most ? runs : (most > 0 ? most : 1);
 }
 
-// Values of a block's scratch: scores, and shares.
-inline int64_t backward_scratch(int64_t num_voxels) { return 2 * attention_room(num_voxels); }
-
-// Blocks of a kernel whose threads stride over items.
-inline int64_t striding_blocks(int64_t items) {
-  const int64_t blocks = ceil_div(items, kAttentionThreads);
-  return blocks < (1 << 20) ? blocks : (1 << 20);
+template <int kDim, class A>
+AttentionPlan backward_plan(const ArrangedAttention<A>& w, int shared_tables, size_t most_bytes) {
+  const AttentionPlan plan = {0, w.axes.total(), 2, kDim, 2, 2, 0, w.axes.count, shared_tables};
+  return fit<A>(plan, kBackwardWarps<kDim, A>, most_bytes);
 }
 
-// `values`: blocks times backward_scratch(), blocks = num_runs * num_heads. `sums`: features (num_voxels, num_heads,
-// head_dim) and num_runs sets of each table's gradient, all zero before. The sets are added up into `tables`.
-template <int kDim, class T, class A, class Launch>
-void window_attention_backward(const WindowAttention<T, A>& w, const AttentionResult<T, A>& r, int64_t num_runs,
-                               A* values, const AttentionSums<A>& sums, A* const* tables, const Launch& launch) {
-  if (w.num_voxels > 0 && w.num_heads > 0) {
-    const AttentionShared<A> shared = attention_shared<A>(w.axes, 2, 2);
-    const AttentionScratch<A> scratch = {values, attention_room(w.num_voxels), backward_scratch(w.num_voxels)};
-    launch.with_shared(attend_backward<kDim, T, A>, num_runs * w.num_heads, kAttentionThreads, shared.bytes(), w, r,
-                       shared, scratch, sums);
+// `scratch`: blocks times two times attention_room(), blocks = num_runs * num_heads.
+template <int kDim, class A, class Launch>
+void window_attention_backward(const ArrangedAttention<A>& w, const ArrangedGradient<A>& r, int64_t num_runs,
+                               A* scratch, const AttentionSums<A>& sums, const Launch& launch) {
+  if (w.num_voxels == 0 || w.num_heads == 0) return;
+  const size_t bytes = launch.shared_bytes(kSideBySide<kDim, A>);
+  const auto run = [&](const auto kernel, const AttentionPlan& plan) {
+    launch.with_shared(kernel, num_runs * w.num_heads, plan.warps * kWarp, sizeof(A) * plan.values(), w, r, plan,
+                       attention_room(w.num_voxels), windows_of_piece(w.num_windows, num_runs), scratch, sums);
+  };
+  if constexpr (kDim <= kSharedDim<A>) {
+    const AttentionPlan plan = backward_plan<kDim>(w, 3, bytes);
+    if (plan.warps == kBackwardWarps<kDim, A>) return run(attend_backward<kDim, true, A>, plan);
   }
-  const int rows = w.table_rows();
-  const int64_t size = int64_t(rows) * w.num_heads * w.head_dim;
-  if (size == 0) return;
-  const A* const partial[3] = {sums.query_table, sums.key_table, sums.value_table};
-  for (int t = 0; t < 3; ++t) {
-    launch(sum_partial<A>, striding_blocks(size), kAttentionThreads, partial[t], num_runs, rows, w.num_heads,
-           w.head_dim, tables[t]);
-  }
+  run(attend_backward<kDim, false, A>, backward_plan<kDim>(w, 0, bytes));
 }
 
 }  // namespace cuda

@@ -31,6 +31,8 @@ class Launch {
     emulation::run_blocks_together(blocks, threads, [&] { kernel(static_cast<P>(arguments)...); });
   }
 
+  size_t shared_bytes(int side_by_side) const { return emulation::kMostSharedBytes / side_by_side; }
+
   int64_t read(const int64_t* address) const { return *address; }
 
   template <class... P>

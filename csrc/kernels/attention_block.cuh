@@ -1,0 +1,485 @@
+// Parts of attention in windows that both directions share on CUDA; kernels/window_attention.cuh has the whole.
+//
+// A warp takes one voxel at a time and its lanes those that it meets in its window, 32 at a time. The tables of the
+// block's head lie in shared memory where they fit. Every warp has its own memory beside them.
+#pragma once
+
+#include "kernels/attention_layout.cuh"
+
+namespace pc3d {
+namespace cuda {
+
+constexpr int kRowStride = kWarp + 2;  // of 16-bit table rows: neighbouring signals lie in different banks
+
+__device__ __forceinline__ int lane_index() { return threadIdx.x % kWarp; }
+__device__ __forceinline__ int warp_index() { return threadIdx.x / kWarp; }
+
+__device__ __forceinline__ float exponential(float x) { return expf(x); }
+__device__ __forceinline__ double exponential(double x) { return exp(x); }
+__device__ __forceinline__ float logarithm(float x) { return logf(x); }
+__device__ __forceinline__ double logarithm(double x) { return log(x); }
+
+template <class A>
+__device__ __forceinline__ A warp_sum(A value) {
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
+  return value;
+}
+
+template <class A>
+__device__ __forceinline__ A warp_largest(A value) {
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    const A other = __shfl_xor_sync(kAllLanes, value, step);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
+// ---- Shared memory.
+
+// How a block's dynamic shared memory is shared out, in values of the sums' type.
+struct AttentionPlan {
+  int warps;
+  int rows;           // of a table
+  int vectors;        // a warp's own vectors, of `width` values
+  int width;          // of features
+  int products;       // a warp's products of a vector with a table
+  int histograms;     // over table rows
+  int copies;         // of a histogram: as many pairs are counted at a time
+  int signals;        // of a pair
+  int shared_tables;  // 3 or 0
+
+  __host__ __device__ int tables() const { return shared_tables * width * rows; }
+  __host__ __device__ int product_at() const { return vectors * width + histograms * kWarp; }
+  __host__ __device__ int histogram_at() const { return product_at() + products * rows; }
+  __host__ __device__ int selected_at() const { return histogram_at() + histograms * copies * rows; }
+  // A multiple of 16 bytes, whichever the type.
+  __host__ __device__ int of_warp() const { return (selected_at() + (signals * kRowStride + 1) / 2 + 3) / 4 * 4; }
+  __host__ __device__ int values() const { return (tables() + 3) / 4 * 4 + warps * of_warp(); }
+};
+
+// Where a block's tables and the memory of its warps lie.
+template <class A>
+struct AttentionMemory {
+  const AttentionPlan& plan;
+
+  __device__ __forceinline__ A* base() const {
+    extern __shared__ __align__(16) unsigned char shared_bytes[];
+    return reinterpret_cast<A*>(shared_bytes);
+  }
+  __device__ __forceinline__ A* of_warp(int warp) const {
+    return base() + (plan.tables() + 3) / 4 * 4 + warp * plan.of_warp();
+  }
+  __device__ __forceinline__ A* vector(int warp, int which) const { return of_warp(warp) + which * plan.width; }
+  // A value of each lane, for the histogram.
+  __device__ __forceinline__ A* weights(int warp, int which) const {
+    return of_warp(warp) + plan.vectors * plan.width + which * kWarp;
+  }
+  __device__ __forceinline__ A* product(int warp, int which) const {
+    return of_warp(warp) + plan.product_at() + which * plan.rows;
+  }
+  __device__ __forceinline__ A* histogram(int warp, int which) const {
+    return of_warp(warp) + plan.histogram_at() + which * plan.copies * plan.rows;
+  }
+  // The table rows that the pairs of 32 lanes select.
+  __device__ __forceinline__ uint16_t* selected(int warp) const {
+    return reinterpret_cast<uint16_t*>(of_warp(warp) + plan.selected_at());
+  }
+};
+
+// The three tables of a head, for queries, keys and values: (width, rows) each.
+template <class A>
+struct HeadTables {
+  const A* query;
+  const A* key;
+  const A* value;
+};
+
+// In shared memory if kShared; the block must wait before it reads them.
+template <int kDim, bool kShared, class A>
+__device__ __forceinline__ HeadTables<A> tables_of_head(const ArrangedAttention<A>& w, const AttentionPlan& plan,
+                                                        int head) {
+  const int size = kDim * plan.rows;
+  const A* const sources[3] = {w.query_table + int64_t(head) * size, w.key_table + int64_t(head) * size,
+                               w.value_table + int64_t(head) * size};
+  if constexpr (!kShared) return {sources[0], sources[1], sources[2]};
+  A* place = AttentionMemory<A>{plan}.base();
+#pragma unroll
+  for (int t = 0; t < 3; ++t) {
+    for (int at = threadIdx.x; at < size; at += plan.warps * kWarp) place[t * size + at] = sources[t][at];
+  }
+  return {place, place + size, place + 2 * size};
+}
+
+// ---- Vectors.
+
+// Values of a vector that are read at once.
+template <class A>
+struct alignas(16) Four {
+  A values[4];
+};
+
+template <int kDim, class A>
+__device__ __forceinline__ void load_vector(const A* source, A (&vector)[kDim]) {
+#pragma unroll
+  for (int c = 0; c < kDim; c += 4) {
+    const Four<A> four = *reinterpret_cast<const Four<A>*>(source + c);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) vector[c + e] = four.values[e];
+  }
+}
+
+// The vector at `source`, and a copy of it in the warp's memory.
+template <int kDim, class A>
+__device__ __forceinline__ void load_and_keep(const A* source, A (&vector)[kDim], A* kept) {
+  load_vector(source, vector);
+  for (int c = lane_index(); c < kDim; c += kWarp) kept[c] = source[c];
+}
+
+template <int kDim, class A>
+__device__ __forceinline__ A dot(const A* source, const A (&vector)[kDim]) {
+  A other[kDim];
+  load_vector(source, other);
+  A sum = A(0);
+#pragma unroll
+  for (int c = 0; c < kDim; ++c) sum = multiply_add(other[c], vector[c], sum);
+  return sum;
+}
+
+template <int kDim, class A>
+__device__ __forceinline__ void add_scaled(A scale, const A* source, A (&sum)[kDim]) {
+  A other[kDim];
+  load_vector(source, other);
+#pragma unroll
+  for (int c = 0; c < kDim; ++c) sum[c] = multiply_add(scale, other[c], sum[c]);
+}
+
+// Of kCount values of each lane, half the sums over pairs of lanes that differ in `kOffset`, and so on. What is left
+// after the last step belongs to fewer values; see write_sums.
+template <int kCount, int kOffset, int kDim, class A>
+__device__ __forceinline__ void exchange_halves(A (&values)[kDim]) {
+  if constexpr (kOffset > 0) {
+    constexpr int kHalf = kCount / 2;
+    const bool upper = (lane_index() & kOffset) != 0;
+#pragma unroll
+    for (int c = 0; c < kHalf; ++c) {
+      const A given = upper ? values[c] : values[c + kHalf];
+      values[c] = (upper ? values[c + kHalf] : values[c]) + __shfl_xor_sync(kAllLanes, given, kOffset);
+    }
+    if constexpr (kHalf == 0) values[0] += __shfl_xor_sync(kAllLanes, values[0], kOffset);
+    exchange_halves<kHalf == 0 ? 1 : kHalf, kOffset / 2>(values);
+  }
+}
+
+// write(c, the sum over lanes of values[c]), by one lane for each c.
+template <int kDim, class A, class F>
+__device__ __forceinline__ void write_sums(A (&values)[kDim], const F& write) {
+  exchange_halves<kDim, kWarp / 2>(values);
+  constexpr int kLanes = kDim < kWarp ? kWarp / kDim : 1;  // that hold one sum
+  constexpr int kEach = kDim < kWarp ? 1 : kDim / kWarp;   // sums of a lane
+  const int lane = lane_index();
+  if (lane % kLanes != 0) return;
+#pragma unroll
+  for (int c = 0; c < kEach; ++c) write(lane / kLanes * kEach + c, values[c]);
+}
+
+// ---- Tables.
+
+// products[l] = vector . table[:, l].
+template <int kDim, class A>
+__device__ __forceinline__ void multiply_table(const A (&vector)[kDim], const A* table, int rows, A* products) {
+#pragma unroll 2
+  for (int l = lane_index(); l < rows; l += kWarp) {
+    A sum = A(0);
+#pragma unroll
+    for (int c = 0; c < kDim; ++c) sum = multiply_add(vector[c], table[c * rows + l], sum);
+    products[l] = sum;
+  }
+}
+
+// A lane's values of sum + histogram . table.
+template <int kDim, class A>
+__device__ __forceinline__ void add_histogram(const A* histogram, const A* table, int rows, A (&sum)[kDim]) {
+#pragma unroll 2
+  for (int l = lane_index(); l < rows; l += kWarp) {
+    const A count = histogram[l];
+    if (count == A(0)) continue;  // a row that no pair selects may hold anything
+#pragma unroll
+    for (int c = 0; c < kDim; ++c) sum[c] = multiply_add(count, table[c * rows + l], sum[c]);
+  }
+}
+
+// A warp's voxel and what its pairs select. All lanes must take part in every call.
+template <class A>
+class Pairs {
+ public:
+  __device__ __forceinline__ Pairs(const ArrangedAttention<A>& w, int64_t own, bool own_is_query)
+      : w_(w), own_is_query_(own_is_query) {
+    const int lane = lane_index();
+    own_ = lane < w.axes.count ? w.signals[lane * w.num_voxels + own] : A(0);
+  }
+
+  // f(signal, the table row that it selects for this lane's pair with the voxel at `other`).
+  template <class F>
+  __device__ __forceinline__ void each(int64_t other, const F& f) const {
+    const A* signal = w_.signals + other;
+#pragma unroll 3
+    for (int a = 0; a < w_.axes.count; ++a, signal += w_.num_voxels) {
+      const A mine = __shfl_sync(kAllLanes, own_, a);
+      f(a, w_.axes.row_of(a, own_is_query_ ? mine - *signal : *signal - mine));
+    }
+  }
+
+ private:
+  const ArrangedAttention<A>& w_;
+  bool own_is_query_;
+  A own_;
+};
+
+// ---- Histograms over table rows. A lane has one signal and every `copies`-th pair, and no two lanes add to one
+// number: no atomics, and one order of all sums.
+
+template <class A>
+__device__ __forceinline__ void clear_histograms(const AttentionPlan& plan, A* histograms) {
+  for (int l = lane_index(); l < plan.histograms * plan.copies * plan.rows; l += kWarp) histograms[l] = A(0);
+}
+
+// Adds what the warp has laid down in its memory: the weights of the first `pairs` lanes and the rows that they select.
+template <int kHistograms, class A>
+__device__ __forceinline__ void count_pairs(const AttentionPlan& plan, int pairs) {
+  const AttentionMemory<A> memory = {plan};
+  const int lane = lane_index();
+  const int warp = warp_index();
+  __syncwarp();
+  if (lane < plan.signals * plan.copies) {
+    const int copy = lane / plan.signals;
+    const uint16_t* selected = memory.selected(warp) + lane % plan.signals * kRowStride;
+    const A* weights = memory.weights(warp, 0);
+    A* counts = memory.histogram(warp, 0) + copy * plan.rows;
+    const int next = plan.copies * plan.rows;
+    for (int pair = copy; pair < pairs; pair += plan.copies) {
+      const int row = selected[pair];
+#pragma unroll
+      for (int h = 0; h < kHistograms; ++h) counts[h * next + row] += weights[h * kWarp + pair];
+    }
+  }
+  __syncwarp();
+}
+
+// Copies added up, in order, into the first.
+template <int kHistograms, class A>
+__device__ __forceinline__ void add_copies(const AttentionPlan& plan, A* histograms) {
+  if (plan.copies == 1) return;
+  const int next = plan.copies * plan.rows;
+  for (int l = lane_index(); l < plan.rows; l += kWarp) {
+#pragma unroll
+    for (int h = 0; h < kHistograms; ++h) {
+      A sum = histograms[h * next + l];
+      for (int copy = 1; copy < plan.copies; ++copy) sum += histograms[h * next + copy * plan.rows + l];
+      histograms[h * next + l] = sum;
+    }
+  }
+  __syncwarp();
+}
+
+// ---- Tiles of windows.
+
+constexpr int kMostParts = kWarp;
+constexpr int64_t kMostSide = 128;                     // voxels of a window whose scores are kept at once
+constexpr int64_t kMostScores = kMostSide * kMostSide;  // of a block, at a time
+constexpr int64_t kMostKeys = 1 << 10;                 // of larger windows, at a time
+constexpr int64_t kMostQueriesOfChunks = kMostScores / kMostKeys;
+
+// Scores that a block needs room for, at most: a window has no more voxels than there are.
+inline int64_t attention_room(int64_t num_voxels) {
+  return num_voxels < kMostSide ? num_voxels * num_voxels : kMostScores;
+}
+
+// Queries and keys of one window that meet each other. The scores of a key lie behind one another, from `scores` on.
+struct Part {
+  int64_t query_begin;  // positions
+  int64_t key_begin;
+  int num_queries;
+  int num_keys;
+  int first_query;  // how many the tile has before
+  int first_key;
+  int scores;
+  bool is_first;  // of the window's chunks of keys
+  bool is_last;
+};
+
+struct Tile {
+  Part parts[kMostParts];
+  int num_parts;
+  int num_queries;
+  int num_keys;
+};
+
+// A part of a tile, and which of its queries, or keys, is meant.
+struct Member {
+  Part part;
+  int number;
+};
+
+__device__ __forceinline__ Member query_of(const Tile& tile, int number) {
+  const int lane = lane_index();
+  const int part = __popc(__ballot_sync(kAllLanes, lane < tile.num_parts && tile.parts[lane].first_query <= number));
+  return {tile.parts[part - 1], number - tile.parts[part - 1].first_query};
+}
+
+__device__ __forceinline__ Member key_of(const Tile& tile, int number) {
+  const int lane = lane_index();
+  const int part = __popc(__ballot_sync(kAllLanes, lane < tile.num_parts && tile.parts[lane].first_key <= number));
+  return {tile.parts[part - 1], number - tile.parts[part - 1].first_key};
+}
+
+// Windows are dealt out to runs in pieces of `piece`. A run cuts them into tiles: several windows, or, where its scores
+// do not fit, a part of one.
+class Walk {
+ public:
+  __device__ __forceinline__ Walk(const int64_t* offsets, int64_t num_windows, int64_t num_voxels, int64_t room,
+                                  int64_t piece, int64_t run, int64_t num_runs)
+      : offsets_(offsets), num_windows_(num_windows), num_voxels_(num_voxels), room_(room), piece_(piece),
+        stride_(piece * num_runs), begin_(piece * run), window_(piece * run) {}
+
+  // The next tile; without parts at the end. By one thread.
+  __device__ __forceinline__ void next(Tile& tile) {
+    tile.num_parts = tile.num_queries = tile.num_keys = 0;
+    int64_t used = 0;
+    while (window_ < num_windows_) {
+      const Rows rows = rows_of_cloud(offsets_, window_, num_voxels_);
+      const int64_t size = rows.size();
+      if (size > kMostSide) {
+        if (tile.num_parts == 0) add_chunk(tile, rows);
+        return;
+      }
+      if (tile.num_parts == kMostParts || used + size * size > room_) return;
+      if (size > 0) add(tile, {rows.begin, rows.begin, int(size), int(size), 0, 0, int(used), true, true});
+      used += size * size;
+      to_next_window();
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static void add(Tile& tile, Part part) {
+    part.first_query = tile.num_queries;
+    part.first_key = tile.num_keys;
+    tile.num_queries += part.num_queries;
+    tile.num_keys += part.num_keys;
+    tile.parts[tile.num_parts++] = part;
+  }
+
+  __device__ __forceinline__ void add_chunk(Tile& tile, const Rows& rows) {
+    const int64_t size = rows.size();
+    const int64_t keys = size < kMostKeys ? size : kMostKeys;
+    const int64_t queries = room_ / keys;
+    const int64_t queries_left = size - query_;
+    const int64_t keys_left = size - key_;
+    add(tile, {rows.begin + query_, rows.begin + key_, int(queries < queries_left ? queries : queries_left),
+               int(keys < keys_left ? keys : keys_left), 0, 0, 0, key_ == 0, keys_left <= keys});
+    key_ += keys;
+    if (key_ < size) return;
+    key_ = 0;
+    query_ += queries;
+    if (query_ < size) return;
+    query_ = 0;
+    to_next_window();
+  }
+
+  __device__ __forceinline__ void to_next_window() {
+    if (++window_ < begin_ + piece_) return;
+    begin_ += stride_;
+    window_ = begin_;
+  }
+
+  const int64_t* offsets_;
+  int64_t num_windows_, num_voxels_, room_, piece_, stride_, begin_, window_;
+  int64_t query_ = 0;  // where the next part of a large window begins
+  int64_t key_ = 0;
+};
+
+// f(tile) for all tiles of the block, all of its threads together.
+template <class A, class F>
+__device__ __forceinline__ void for_each_tile(const ArrangedAttention<A>& w, int64_t room, int64_t piece, const F& f) {
+  __shared__ Tile tile;
+  Walk walk(w.offsets, w.num_windows, w.num_voxels, room, piece, blockIdx.x / w.num_heads, gridDim.x / w.num_heads);
+  while (true) {
+    __syncthreads();  // all are done with the tile before
+    if (threadIdx.x == 0) walk.next(tile);
+    __syncthreads();
+    if (tile.num_parts == 0) return;
+    f(tile);
+  }
+}
+
+// scores[key][query] = q . k + sum_a B[key, t_a] for all pairs of a tile; a warp a key. The block must wait then.
+template <int kDim, class A>
+__device__ __forceinline__ void score_keys(const ArrangedAttention<A>& w, const AttentionPlan& plan,
+                                           const HeadTables<A>& tables, const Tile& tile, int head, A* scores) {
+  const int lane = lane_index();
+  A* products = AttentionMemory<A>{plan}.product(warp_index(), 0);
+  for (int number = warp_index(); number < tile.num_keys; number += plan.warps) {
+    const Member key = key_of(tile, number);
+    const int64_t j = key.part.key_begin + key.number;
+    A vector[kDim];
+    load_vector(w.key + w.place(head, j) * kDim, vector);
+    const Pairs<A> pairs(w, j, false);
+    __syncwarp();  // nobody reads the products of the key before
+    multiply_table(vector, tables.key, plan.rows, products);
+    __syncwarp();
+    A* own = scores + key.part.scores + int64_t(key.number) * key.part.num_queries;
+    for (int base = 0; base < key.part.num_queries; base += kWarp) {
+      const bool there = base + lane < key.part.num_queries;
+      const int64_t i = key.part.query_begin + (there ? base + lane : 0);
+      A score = dot(w.query + w.place(head, i) * kDim, vector);
+      pairs.each(i, [&](int, int row) { score += products[row]; });
+      if (there) own[base + lane] = score;
+    }
+  }
+}
+
+// ---- How many blocks, and what each has.
+
+// Up to this width tables are worth their shared memory.
+template <class A>
+constexpr int kSharedDim = sizeof(A) == 4 ? 16 : 0;
+// Blocks that are to run side by side on a multiprocessor.
+template <int kDim, class A>
+constexpr int kSideBySide = sizeof(A) == 4 && kDim <= 8 ? 2 : 1;
+
+constexpr int64_t kMostAttentionBlocks = 512;
+constexpr int64_t kRowsOfBlock = 64;  // voxels, of a head, that are worth a block
+
+// Windows are dealt out to this many runs, a block each for every head. It depends on the sizes alone, so that sums
+// over windows have one order.
+inline int64_t attention_runs(int64_t num_voxels, int64_t num_windows, int64_t num_heads) {
+  const int64_t heads = num_heads > 0 ? num_heads : 1;
+  int64_t runs = kMostAttentionBlocks / heads;
+  const int64_t useful = ceil_div(num_voxels, kRowsOfBlock);
+  runs = runs < useful ? runs : useful;
+  runs = runs < num_windows ? runs : num_windows;
+  return runs > 0 ? runs : 1;
+}
+
+// Windows that a run takes at a time: so many that tiles are full, so few that runs have alike to do.
+inline int64_t windows_of_piece(int64_t num_windows, int64_t num_runs) {
+  const int64_t piece = num_windows / (4 * num_runs);
+  return piece < 1 ? 1 : (piece < kMostParts ? piece : kMostParts);
+}
+
+// Completes a plan: as many warps and copies of histograms as fit `most_bytes`, warps first.
+template <class A>
+AttentionPlan fit(AttentionPlan plan, int most_warps, size_t most_bytes) {
+  const int most_copies = plan.signals > 0 && plan.signals <= kWarp / 2 ? kWarp / plan.signals : 1;
+  for (plan.warps = most_warps; plan.warps > 1; plan.warps = (plan.warps + 1) / 2) {
+    for (plan.copies = most_copies; plan.copies > 0; --plan.copies) {
+      if (sizeof(A) * plan.values() <= most_bytes) return plan;
+    }
+  }
+  plan.copies = 1;
+  return plan;
+}
+
+}  // namespace cuda
+}  // namespace pc3d
