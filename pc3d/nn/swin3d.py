@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pc3d.nn.init import init_token
 from pc3d.nn.sparse import Signals, VoxelGrid, num_signals
 from pc3d.ops import gather_max, interpolate, segment_reduce, voxel_neighbors, voxelize_coords
+from pc3d.ops._checks import check_finite
 from pc3d.ops.attention import Windows, window_attention, window_partition
 
 BINS_PER_VOXEL = 4
@@ -53,11 +54,16 @@ def window_context(grid: VoxelGrid, signals: Tensor, window_size: int, *, shifte
         signals: ``(V, 0)``, ``(V, 3)`` or ``(V, 6)`` colour and normal in (-1, 1).
         window_size: edge of a window in voxels.
         shifted: move the windows by half their edge, along all axes. Nothing wraps: windows at a border are smaller.
+
+    Raises:
+        ValueError: a signal that is not finite.
     """
     shift = window_size // 2 if shifted else 0
     windows = window_partition(grid.coords, window_size, offsets=grid.offsets, shift=shift)
     position = torch.remainder(grid.coords.long() + shift, window_size) + grid.local
-    return WindowContext(windows, torch.cat([position * BINS_PER_VOXEL, signals * BINS_PER_UNIT], dim=1))
+    signals = torch.cat([position * BINS_PER_VOXEL, signals * BINS_PER_UNIT], dim=1)
+    check_finite(signals, "signals")
+    return WindowContext(windows, signals)
 
 
 class SignalAttention(nn.Module):
@@ -105,6 +111,7 @@ class SignalAttention(nn.Module):
             self.key_table,
             self.value_table,
             self.axis_rows,
+            check_values=False,  # window_context has looked at them, for all layers of the level
         )
         result: Tensor = self.projection(mixed.flatten(1))
         return result

@@ -151,6 +151,8 @@ def window_attention(
     key_table: Tensor,
     value_table: Tensor,
     axis_rows: Sequence[int],
+    *,
+    check_values: bool = True,
 ) -> Tensor:
     """Attention among the voxels of each window, with contextual relative signal encoding.
 
@@ -182,6 +184,8 @@ def window_attention(
         value_table: (sum(axis_rows), H, d).
         axis_rows: rows of each signal's part of a table; at most 32 signals and 1,400 rows in all (700 for float64).
             The limits are those of CUDA and hold on every device.
+        check_values: refuse signals that are not finite and windows of other voxels. On a GPU this waits for all that
+            was launched before, so a network whose layers share them looks at them in the first layer only.
 
     Returns:
         (N, H, d), in the order of ``query``.
@@ -213,7 +217,8 @@ def window_attention(
             f"signals must have shape ({query.shape[0]}, {len(rows)}), a column for each of axis_rows, "
             f"got {tuple(signals.shape)}"
         )
-    check_finite(signals, "signals")
+    if check_values:
+        check_finite(signals, "signals")
     tables = {"query_table": query_table, "key_table": key_table, "value_table": value_table}
     for name, table in tables.items():
         check_tensor(table, name)
@@ -222,7 +227,7 @@ def window_attention(
                 f"{name} must have shape {(sum(rows), *query.shape[1:])}: sum(axis_rows), then as query; "
                 f"got {tuple(table.shape)}"
             )
-    _check_windows(windows, query.shape[0])
+    _check_windows(windows, query.shape[0], check_values)
     for name, tensor in {"signals": signals, "windows": windows.order, **tables}.items():
         if tensor.device != query.device:
             raise ValueError(f"{name} is on {tensor.device}, query on {query.device}; move one of them with .to()")
@@ -261,7 +266,7 @@ def _features(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
     return both
 
 
-def _check_windows(windows: Windows, num_voxels: int) -> None:
+def _check_windows(windows: Windows, num_voxels: int, check_values: bool) -> None:
     check_tensor(windows.order, "windows.order", (torch.int64,))
     check_tensor(windows.offsets, "windows.offsets", (torch.int64,))
     if windows.order.shape != (num_voxels,):
@@ -270,5 +275,5 @@ def _check_windows(windows: Windows, num_voxels: int) -> None:
         )
     if windows.offsets.dim() != 1 or windows.offsets.shape[0] < 1:
         raise ValueError(f"windows.offsets must have shape (Nw + 1,), got {tuple(windows.offsets.shape)}")
-    if values_are_readable(windows.offsets) and int(windows.offsets[-1]) != num_voxels:
+    if check_values and values_are_readable(windows.offsets) and int(windows.offsets[-1]) != num_voxels:
         raise ValueError(f"windows.offsets must end at the {num_voxels} voxels, got {int(windows.offsets[-1])}")

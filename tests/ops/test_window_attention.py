@@ -540,6 +540,22 @@ def test_bad_input(edit, error, message):
         edit(problem().to(torch.float32)).run()
 
 
+def test_values_that_are_not_looked_at(device):
+    p = problem().to(torch.float32, device)
+    arguments = (*p.features, p.signals, p.windows, *p.tables, p.axis_rows)
+    assert torch.equal(window_attention(*arguments, check_values=False), p.run())
+    p.signals[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="signals holds a NaN"):
+        p.run()
+    # What is not a number selects the first row of its signal's part.
+    assert window_attention(*arguments, check_values=False).isfinite().all()
+    with pytest.raises(ValueError, match="windows must be of the 51 voxels"):
+        window_attention(
+            *p.features, p.signals, p.windows._replace(order=p.windows.order[1:]), *p.tables, p.axis_rows,
+            check_values=False,
+        )  # fmt: skip
+
+
 def with_rows(axis_rows: Sequence[int], dtype: torch.dtype) -> Problem:
     sums = torch.float64 if dtype == torch.float64 else torch.float32
     p = problem().to(dtype)
@@ -563,6 +579,31 @@ def test_limits_are_those_of_every_device(device, dtype):
         with_rows((most - 100, 101), dtype).to(dtype, device).run()
     with pytest.raises(ValueError, match="axis_rows must name at most 32 signals, got 33; leave signals out"):
         with_rows((2,) * 33, dtype).to(dtype, device).run()
+
+
+def test_many_small_windows(device):
+    p = problem((400, 0, 300), heads=2, window_size=2, span=10, scale=0.5).to(torch.float32)
+    assert p.windows.max_length < 6
+    assert len(p.windows.offsets) > 500
+    push = push_of(p)
+    assert_near(p.to(torch.float32, device).with_gradients(push), by_definition(p, push), 3e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dim", [8, 13, 40])
+def test_tables_of_as_many_rows_as_are_allowed(device, dtype, dim):
+    """They fit no shared memory, and have more rows than a block has threads."""
+    rows = (300, 350, 50) if dtype == torch.float64 else (600, 700, 100)
+    random = torch.Generator().manual_seed(3)
+    p = problem((40, 0, 30), 2, dim, signals=3, scale=0.5)
+    p.tables = [torch.randn(sum(rows), 2, dim, generator=random, dtype=torch.float64) * 0.5 for _ in range(3)]
+    p = replace(p, signals=(p.signals * 50).round(), axis_rows=rows).to(dtype)
+    push = push_of(p)
+    found = ((p.signals[:, None] - p.signals).double() + torch.tensor(rows) / 2).floor()
+    assert (found < 0).any()
+    assert all(len(found[..., a].unique()) > 100 for a in range(2))
+    tolerance = 1e-12 if dtype == torch.float64 else 3e-5
+    assert_near(p.to(dtype, device).with_gradients(push), by_definition(p, push), tolerance)
 
 
 def test_a_direct_caller_cannot_leave_memory():
