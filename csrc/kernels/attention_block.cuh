@@ -286,9 +286,9 @@ __device__ __forceinline__ void add_copies(const AttentionPlan& plan, A* histogr
 // ---- Tiles of windows.
 
 constexpr int kMostParts = kWarp;
-constexpr int64_t kMostSide = 128;                     // voxels of a window whose scores are kept at once
+constexpr int64_t kMostSide = 128;                      // voxels of a window whose scores are kept at once
 constexpr int64_t kMostScores = kMostSide * kMostSide;  // of a block, at a time
-constexpr int64_t kMostKeys = 1 << 10;                 // of larger windows, at a time
+constexpr int64_t kMostKeys = 1 << 10;                  // of larger windows, at a time
 constexpr int64_t kMostQueriesOfChunks = kMostScores / kMostKeys;
 
 // Scores that a block needs room for, at most: a window has no more voxels than there are.
@@ -340,8 +340,14 @@ class Walk {
  public:
   __device__ __forceinline__ Walk(const int64_t* offsets, int64_t num_windows, int64_t num_voxels, int64_t room,
                                   int64_t piece, int64_t run, int64_t num_runs)
-      : offsets_(offsets), num_windows_(num_windows), num_voxels_(num_voxels), room_(room), piece_(piece),
-        stride_(piece * num_runs), begin_(piece * run), window_(piece * run) {}
+      : offsets_(offsets),
+        num_windows_(num_windows),
+        num_voxels_(num_voxels),
+        room_(room),
+        piece_(piece),
+        stride_(piece * num_runs),
+        begin_(piece * run),
+        window_(piece * run) {}
 
   // The next tile; without parts at the end. By one thread.
   __device__ __forceinline__ void next(Tile& tile) {

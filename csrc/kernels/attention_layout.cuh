@@ -46,9 +46,7 @@ struct ArrangedAttention {
   int num_heads;
   AxisRows<A> axes;
 
-  __device__ __forceinline__ int64_t place(int head, int64_t position) const {
-    return head * num_voxels + position;
-  }
+  __device__ __forceinline__ int64_t place(int head, int64_t position) const { return head * num_voxels + position; }
 };
 
 // Sizes of features as torch has them, and the width that they are padded to.

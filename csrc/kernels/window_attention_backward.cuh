@@ -54,7 +54,8 @@ class TableGradient {
   // Adds histogram `which_histogram` times vector `which_vector` of the block's first `count` warps.
   __device__ __forceinline__ void add(const AttentionPlan& plan, int which_histogram, int which_vector, int count) {
     if constexpr (kRowInRegisters<kDim, A>) {
-      if (static_cast<int>(threadIdx.x) < plan.rows) add_row(plan, which_histogram, which_vector, count, threadIdx.x, row_);
+      if (static_cast<int>(threadIdx.x) < plan.rows)
+        add_row(plan, which_histogram, which_vector, count, threadIdx.x, row_);
     }
     for (int row = first_in_memory(plan) + threadIdx.x; row < plan.rows; row += plan.warps * kWarp) {
       A sum[kDim];
