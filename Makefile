@@ -5,7 +5,7 @@ OLD_VENV ?= .venv-oldest
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 KERNELS := $(wildcard csrc/cpu/* csrc/cuda/* csrc/kernels/*)
-EMULATION := $(wildcard csrc/emulation/*.* csrc/emulation/cuda/*)
+EMULATION := $(wildcard csrc/emulation/*.* csrc/emulation/*/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -122,8 +122,8 @@ EMULATED_OBJECTS := $(patsubst csrc/%,$(EMULATED)/%.o,$(wildcard csrc/cuda/*.cu 
 TORCH = $(shell $(BIN)/python -c 'from importlib.util import find_spec; print(find_spec("torch").submodule_search_locations[0])')
 TESTED_FLAGS = -std=c++17 -O1 -g1 -fPIC -fvisibility=hidden -ffp-contract=off -Wno-unknown-pragmas \
   -DTORCH_TARGET_VERSION=0x020b000000000000 -DTORCH_STABLE_ONLY
-# Small clouds are searched in a tree too.
-EMULATED_FLAGS = $(TESTED_FLAGS) -fno-extern-tls-init -DPC3D_PAIRS_FOR_TREE=40000.0 \
+# Small clouds are searched in a tree too, and few voxels convolved in wide tiles.
+EMULATED_FLAGS = $(TESTED_FLAGS) -fno-extern-tls-init -DPC3D_PAIRS_FOR_TREE=40000.0 -DPC3D_TILES_TO_BE_WIDE=8 \
   -include csrc/emulation/cuda_runtime.h -Icsrc/emulation -Icsrc -I$(TORCH)/include $(if $(SANITIZE),-fsanitize=$(SANITIZE))
 PRELOAD_SANITIZER = LD_PRELOAD="$(foreach name,libasan.so libstdc++.so,$(shell $(CXX) -print-file-name=$(name)))"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from clouds import offsets_of, pairs
@@ -141,20 +143,48 @@ def test_gradients_of_both_orders(device, size, stride, transposed):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("c_in", "c_out"), [(1, 1), (6, 48), (9, 80), (33, 65), (64, 17), (7, 112), (2, 0), (0, 2)])
+@pytest.mark.parametrize(
+    ("c_in", "c_out"),
+    [
+        *[(1, 1), (6, 48), (9, 80), (33, 65), (64, 17), (7, 112), (2, 0), (0, 2)],  # no multiple of a vector
+        *[(4, 36), (8, 16), (16, 40), (24, 72), (72, 136), (64, 64)],  # whole vectors, tiles of every width
+    ],
+)
 def test_kernels_equal_the_definition(device, dtype, c_in, c_out):
-    # Several tiles, and widths that are no multiple of a vector.
+    check_kernels(device, dtype, c_in, c_out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize(("size", "stride"), [(5, 1), (2, 2), (1, 1)])
+def test_kernels_of_other_sizes_equal_the_definition(device, dtype, size, stride):
+    check_kernels(device, dtype, 16, 24, size, stride)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_kernels_read_rows_that_begin_anywhere(device, dtype):
+    # Whole vectors by their number, but not by where they lie.
+    check_kernels(device, dtype, 16, 24, skip=1)
+
+
+def check_kernels(device, dtype, c_in, c_out, size=3, stride=1, skip=0):
+    """The raw operators against their definition; tensors begin `skip` elements into their memory."""
     xyz = Household(split="train")[0].xyz
     found = voxelize(xyz, 0.06)
-    table = kernel_map(found.coords.to(device))
+    table = kernel_map(found.coords.to(device), kernel_size=size, stride=stride)
     n = len(found.coords)
-    assert n > 600
-    features, weight = random(n, c_in, dtype=dtype), random(27, c_in, c_out, seed=1, dtype=dtype)
-    grad = random(n, c_out, seed=2, dtype=dtype)
+    assert n > 600  # several tiles
+
+    def elements(*shape, seed=0):
+        flat = random(skip + math.prod(shape), seed=seed, dtype=dtype)
+        return flat[skip:].view(shape), flat.to(device)[skip:].view(shape)
+
+    features, own_features = elements(n, c_in)
+    weight, own_weights = elements(size**3, c_in, c_out, seed=1)
+    grad, own_grad = elements(len(table.coords), c_out, seed=2)
     neighbors, reverse = table.neighbors.cpu(), table.reverse.cpu()
-    own = torch.ops.pc3d.sparse_conv(*on(device, features, weight), table.neighbors, table.reverse)
+    own = torch.ops.pc3d.sparse_conv(own_features, own_weights, table.neighbors, table.reverse)
     right = reference_voxels.sparse_conv(features.double(), weight.double(), neighbors, reverse)
-    own_weight = torch.ops.pc3d.sparse_conv_weight_gradient(*on(device, features, grad), table.neighbors, table.reverse)
+    own_weight = torch.ops.pc3d.sparse_conv_weight_gradient(own_features, own_grad, table.neighbors, table.reverse)
     right_weight = reference_voxels.sparse_conv_weight_gradient(features.double(), grad.double(), neighbors, reverse)
     tolerance = {torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float32: 2e-6}.get(dtype, 1e-14)
     for found, exact in ((own, right), (own_weight, right_weight)):
