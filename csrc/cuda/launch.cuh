@@ -43,12 +43,16 @@ class Launch {
     cooperative_launch(kernel, blocks, threads, static_cast<P>(arguments)...);
   }
 
-  // The value behind a device pointer. Waits for the stream: for results whose size is data.
-  int64_t read(const int64_t* address) const {
-    int64_t value = 0;
-    STD_CUDA_CHECK(cudaMemcpyAsync(&value, address, sizeof(value), cudaMemcpyDeviceToHost, stream_));
+  // The values behind a device pointer. Waits for the stream: for results whose size is data.
+  template <class T, size_t kCount>
+  void read(const T* address, T (&values)[kCount]) const {
+    STD_CUDA_CHECK(cudaMemcpyAsync(values, address, sizeof(values), cudaMemcpyDeviceToHost, stream_));
     STD_CUDA_CHECK(cudaStreamSynchronize(stream_));
-    return value;
+  }
+  int64_t read(const int64_t* address) const {
+    int64_t value[1];
+    read(address, value);
+    return value[0];
   }
 
   // Dynamic shared memory of each of so many blocks side by side on a multiprocessor, beside 2 KB that are static and

@@ -24,56 +24,89 @@ static void launch_permute(const Tensor& values, const Tensor& index, Tensor& ou
          index.const_data_ptr<int64_t>(), values.size(0), out.mutable_data_ptr<int64_t>());
 }
 
-// Cells (N, 3), their keys by (y, z) and by (cloud, x), N > 0.
-static Voxels distinct_cells(const Tensor& cells, const Tensor& low, const Tensor& high, const Tensor& offsets,
-                             const Launch& launch) {
+// The rows of points in the order of their cells, and 1 where a new one begins.
+struct SortedRows {
+  Tensor rows;
+  Tensor begins;
+};
+
+template <class Key>
+static SortedRows sort_by_number(const Tensor& cells, const cuda::Box& box, const Tensor& offsets, Tensor begins,
+                                 const Launch& launch) {
   const int64_t count = cells.size(0);
+  const int64_t blocks = cuda::gather_blocks(count);
+  Tensor keys = torch::stable::new_empty(offsets, {count}, sizeof(Key) == 4 ? ScalarType::Int : ScalarType::Long);
+  launch(cuda::number_cells<Key>, blocks, cuda::kGatherThreads, cells.const_data_ptr<int32_t>(), count,
+         offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1, box, keys.mutable_data_ptr<Key>());
+  const auto [sorted, rows] = sort_index(keys);
+  launch(cuda::mark_changes<Key>, blocks, cuda::kGatherThreads, sorted.const_data_ptr<Key>(), count,
+         begins.mutable_data_ptr<int64_t>());
+  return {rows, begins};
+}
+
+static SortedRows sort_by_pairs(const Tensor& cells, const Tensor& offsets, Tensor begins, const Launch& launch) {
+  const int64_t count = cells.size(0);
+  const int64_t blocks = cuda::gather_blocks(count);
+  Tensor low = new_rows(offsets, count);
+  Tensor high = new_rows(offsets, count);
+  launch(cuda::pair_cells, blocks, cuda::kGatherThreads, cells.const_data_ptr<int32_t>(), count,
+         offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1, low.mutable_data_ptr<int64_t>(),
+         high.mutable_data_ptr<int64_t>());
   const auto [_low, by_low] = sort_index(low);
   Tensor rearranged = new_rows(offsets, count);
   launch_permute(high, by_low, rearranged, launch);
   const auto [sorted_high, by_high] = sort_index(rearranged);
   Tensor rows = new_rows(offsets, count);
   launch_permute(by_low, by_high, rows, launch);
-  Tensor begins = new_rows(offsets, count);
-  const int64_t blocks = cuda::gather_blocks(count);
   launch(cuda::mark_begins, blocks, cuda::kGatherThreads, cells.const_data_ptr<int32_t>(),
          sorted_high.const_data_ptr<int64_t>(), rows.const_data_ptr<int64_t>(), count,
          begins.mutable_data_ptr<int64_t>());
-  const Tensor number = cumulative_sum(begins);
-  const int64_t num_voxels = launch.read(number.const_data_ptr<int64_t>() + count - 1);
-
-  Tensor coords = torch::stable::new_empty(offsets, {num_voxels, 3}, ScalarType::Int);
-  Tensor cuts = new_rows(offsets, offsets.size(0));
-  Tensor inverse = new_rows(offsets, count);
-  Tensor first = new_rows(offsets, num_voxels);
-  Tensor begin = new_rows(offsets, num_voxels);
-  Tensor held = new_rows(offsets, num_voxels);
-  launch(cuda::write_voxels, blocks, cuda::kGatherThreads, cells.const_data_ptr<int32_t>(),
-         rows.const_data_ptr<int64_t>(), number.const_data_ptr<int64_t>(), count, coords.mutable_data_ptr<int32_t>(),
-         inverse.mutable_data_ptr<int64_t>(), first.mutable_data_ptr<int64_t>(), begin.mutable_data_ptr<int64_t>());
-  launch(cuda::count_voxels, cuda::gather_blocks(num_voxels), cuda::kGatherThreads, begin.const_data_ptr<int64_t>(),
-         num_voxels, count, held.mutable_data_ptr<int64_t>());
-  launch(cuda::cut_voxels, cuda::gather_blocks(offsets.size(0)), cuda::kGatherThreads, first.const_data_ptr<int64_t>(),
-         num_voxels, offsets.const_data_ptr<int64_t>(), offsets.size(0), cuts.mutable_data_ptr<int64_t>());
-  return {coords, cuts, inverse, first, held};
+  return {rows, begins};
 }
 
 template <class T>
 static Voxels voxels_of(const Tensor& values, T size, const Tensor& offsets, const Launch& launch) {
   const int64_t count = values.size(0);
+  Tensor cuts = new_rows(offsets, offsets.size(0));
   if (count == 0) {
-    Tensor cuts = new_rows(offsets, offsets.size(0));
     torch::stable::zero_(cuts);
     const auto none = [&] { return new_rows(offsets, 0); };
     return {torch::stable::new_empty(offsets, {0, 3}, ScalarType::Int), cuts, none(), none(), none()};
   }
+  const int64_t num_clouds = offsets.size(0) - 1;
+  const int64_t blocks = cuda::gather_blocks(count);
   Tensor cells = torch::stable::new_empty(offsets, {count, 3}, ScalarType::Int);
-  Tensor low = new_rows(offsets, count);
-  Tensor high = new_rows(offsets, count);
-  launch(cuda::find_cells<T>, cuda::gather_blocks(count), cuda::kGatherThreads, values.const_data_ptr<T>(), count, size,
-         offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1, cells.mutable_data_ptr<int32_t>(),
-         low.mutable_data_ptr<int64_t>(), high.mutable_data_ptr<int64_t>());
-  return distinct_cells(cells, low, high, offsets, launch);
+  Tensor bounds = torch::stable::new_empty(offsets, {6}, ScalarType::Int);
+  cuda::fill_with(bounds.mutable_data_ptr<int32_t>(), 6, int32_t{-1}, launch);
+  launch(cuda::find_cells<T>, blocks < cuda::kExtentBlocks ? blocks : cuda::kExtentBlocks, cuda::kGatherThreads,
+         values.const_data_ptr<T>(), count, size, cells.mutable_data_ptr<int32_t>(),
+         reinterpret_cast<uint32_t*>(bounds.mutable_data_ptr<int32_t>()));
+  // What does not depend on what is read is asked for before the wait.
+  Tensor begins = new_rows(offsets, count);
+  Tensor inverse = new_rows(offsets, count);
+  uint32_t extent[6];
+  launch.read(reinterpret_cast<const uint32_t*>(bounds.const_data_ptr<int32_t>()), extent);
+  const cuda::Box box = cuda::box_of(extent);
+  const SortedRows sorted =
+      cuda::fits<int32_t>(box, num_clouds)   ? sort_by_number<int32_t>(cells, box, offsets, begins, launch)
+      : cuda::fits<int64_t>(box, num_clouds) ? sort_by_number<int64_t>(cells, box, offsets, begins, launch)
+                                             : sort_by_pairs(cells, offsets, begins, launch);
+  const Tensor number = cumulative_sum(sorted.begins);
+  const int64_t num_voxels = launch.read(number.const_data_ptr<int64_t>() + count - 1);
+
+  Tensor coords = torch::stable::new_empty(offsets, {num_voxels, 3}, ScalarType::Int);
+  Tensor first = new_rows(offsets, num_voxels);
+  Tensor begin = new_rows(offsets, num_voxels);
+  Tensor held = new_rows(offsets, num_voxels);
+  launch(cuda::write_voxels, blocks, cuda::kGatherThreads, cells.const_data_ptr<int32_t>(),
+         sorted.rows.const_data_ptr<int64_t>(), number.const_data_ptr<int64_t>(), count,
+         coords.mutable_data_ptr<int32_t>(), inverse.mutable_data_ptr<int64_t>(), first.mutable_data_ptr<int64_t>(),
+         begin.mutable_data_ptr<int64_t>());
+  launch(cuda::count_voxels, cuda::gather_blocks(num_voxels + offsets.size(0)), cuda::kGatherThreads,
+         begin.const_data_ptr<int64_t>(), first.const_data_ptr<int64_t>(), num_voxels, count,
+         offsets.const_data_ptr<int64_t>(), offsets.size(0), held.mutable_data_ptr<int64_t>(),
+         cuts.mutable_data_ptr<int64_t>());
+  return {coords, cuts, inverse, first, held};
 }
 
 Voxels voxelize_cuda(const Tensor& xyz, const Tensor& offsets, double voxel_size) {

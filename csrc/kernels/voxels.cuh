@@ -1,9 +1,13 @@
 // Voxels on CUDA: the distinct cells of points, and which rows of a set of voxels each tap of a convolution reads.
 //
-// Cells are sorted by torch's stable sort, twice: by (y, z), then by (cloud, x), each pair one 64-bit integer. That
-// serves all of int32's range. A kernel map looks its voxels up in a hash table of rows, which holds no coordinates of
-// its own.
+// Cells are sorted by torch's stable sort: once, by their places in the box around all of them, where those can be
+// counted in 32 or 64 bits; otherwise twice, by (y, z), then by (cloud, x), each pair one 64-bit integer, which serves
+// all of int32's range. A kernel map looks its voxels up in a hash table of rows, which holds no coordinates of its
+// own.
 #pragma once
+
+#include <initializer_list>
+#include <limits>
 
 #include "kernels/gather.cuh"
 
@@ -29,19 +33,85 @@ __device__ __forceinline__ int32_t floor_divide(int32_t value, int32_t size) {
   return q - (value % size < 0 ? 1 : 0);
 }
 
-// The cell of every row, and its two sort keys.
+// Six numbers that are largest (all bits set) before anything is known: of each axis the lowest cell, and the highest
+// one with its bits turned, so that the least of all counts there too; both ordered as numbers without a sign are.
+struct Extent {
+  uint32_t bound[6];
+};
+constexpr int kExtentBlocks = 512;  // few, as each ends at the same six numbers
+
+__device__ __forceinline__ uint32_t ordered(int32_t value) { return static_cast<uint32_t>(value) ^ 0x80000000u; }
+
+// The cell of every row, and their extent.
 template <class T>
 __global__ void __launch_bounds__(kGatherThreads)
-    find_cells(const T* __restrict__ values, int64_t count, T size, const int64_t* __restrict__ offsets,
-               int64_t num_clouds, int32_t* __restrict__ cells, int64_t* __restrict__ low, int64_t* __restrict__ high) {
+    find_cells(const T* __restrict__ values, int64_t count, T size, int32_t* __restrict__ cells, uint32_t* extent) {
+  __shared__ Extent of_block;
+  if (threadIdx.x < 6) of_block.bound[threadIdx.x] = 0xffffffffu;
+  __syncthreads();
+  Extent own = {{0xffffffffu, 0xffffffffu, 0xffffffffu, 0xffffffffu, 0xffffffffu, 0xffffffffu}};
   for (int64_t n = first_item(); n < count; n += item_stride()) {
-    int32_t cell[3];
+#pragma unroll
     for (int a = 0; a < 3; ++a) {
-      cell[a] = floor_divide(values[3 * n + a], size);
-      cells[3 * n + a] = cell[a];
+      const int32_t cell = floor_divide(values[3 * n + a], size);
+      cells[3 * n + a] = cell;
+      const uint32_t place = ordered(cell);
+      own.bound[a] = place < own.bound[a] ? place : own.bound[a];
+      own.bound[3 + a] = ~place < own.bound[3 + a] ? ~place : own.bound[3 + a];
     }
-    low[n] = ordered_pair(cell[1], cell[2]);
-    high[n] = ordered_pair(cloud_of_row_device(offsets, num_clouds, n), cell[0]);
+  }
+#pragma unroll
+  for (int i = 0; i < 6; ++i) {
+    const uint32_t least = __reduce_min_sync(kAllLanes, own.bound[i]);
+    if (threadIdx.x % kWarp == 0) atomicMin(&of_block.bound[i], least);
+  }
+  __syncthreads();
+  if (threadIdx.x < 6) atomicMin(extent + threadIdx.x, of_block.bound[threadIdx.x]);
+}
+
+// The box around all cells: where it begins and how many cells it has along each axis.
+struct Box {
+  int64_t low[3];
+  uint64_t side[3];
+};
+
+inline Box box_of(const uint32_t (&extent)[6]) {
+  Box box = {};
+  for (int a = 0; a < 3; ++a) {
+    box.low[a] = int64_t(extent[a]) + std::numeric_limits<int32_t>::min();
+    box.side[a] = uint64_t(~extent[3 + a]) - extent[a] + 1;
+  }
+  return box;
+}
+
+// Whether every cell of so many boxes has a number of its own that Key holds.
+template <class Key>
+bool fits(const Box& box, int64_t num_clouds) {
+  uint64_t room = static_cast<uint64_t>(std::numeric_limits<Key>::max());
+  for (const uint64_t side : {static_cast<uint64_t>(num_clouds), box.side[0], box.side[1], box.side[2]}) room /= side;
+  return room > 0;
+}
+
+// The number of a row's cell among those of all boxes, one a cloud: ordered by (cloud, x, y, z).
+template <class Key>
+__global__ void __launch_bounds__(kGatherThreads)
+    number_cells(const int32_t* __restrict__ cells, int64_t count, const int64_t* __restrict__ offsets,
+                 int64_t num_clouds, Box box, Key* __restrict__ keys) {
+  for (int64_t n = first_item(); n < count; n += item_stride()) {
+    uint64_t key = static_cast<uint64_t>(cloud_of_row_device(offsets, num_clouds, n));
+#pragma unroll
+    for (int a = 0; a < 3; ++a) key = key * box.side[a] + static_cast<uint64_t>(cells[3 * n + a] - box.low[a]);
+    keys[n] = static_cast<Key>(key);
+  }
+}
+
+// The two keys of every row's cell where one is not enough.
+__global__ void __launch_bounds__(kGatherThreads)
+    pair_cells(const int32_t* __restrict__ cells, int64_t count, const int64_t* __restrict__ offsets,
+               int64_t num_clouds, int64_t* __restrict__ low, int64_t* __restrict__ high) {
+  for (int64_t n = first_item(); n < count; n += item_stride()) {
+    low[n] = ordered_pair(cells[3 * n + 1], cells[3 * n + 2]);
+    high[n] = ordered_pair(cloud_of_row_device(offsets, num_clouds, n), cells[3 * n]);
   }
 }
 
@@ -52,7 +122,14 @@ __global__ void __launch_bounds__(kGatherThreads)
   for (int64_t i = first_item(); i < count; i += item_stride()) out[i] = values[index[i]];
 }
 
-// 1 where a sorted row begins a new voxel; `high` is sorted too.
+// 1 where a sorted row begins a new voxel.
+template <class Key>
+__global__ void __launch_bounds__(kGatherThreads)
+    mark_changes(const Key* __restrict__ keys, int64_t count, int64_t* __restrict__ begins) {
+  for (int64_t i = first_item(); i < count; i += item_stride()) begins[i] = i == 0 || keys[i] != keys[i - 1] ? 1 : 0;
+}
+
+// The same of rows sorted by two keys; `high` is sorted too.
 __global__ void __launch_bounds__(kGatherThreads)
     mark_begins(const int32_t* __restrict__ cells, const int64_t* __restrict__ high, const int64_t* __restrict__ rows,
                 int64_t count, int64_t* __restrict__ begins) {
@@ -83,29 +160,18 @@ __global__ void __launch_bounds__(kGatherThreads)
   }
 }
 
-__global__ void __launch_bounds__(kGatherThreads) count_voxels(const int64_t* __restrict__ begin, int64_t num_voxels,
-                                                               int64_t num_points, int64_t* __restrict__ count) {
-  for (int64_t v = first_item(); v < num_voxels; v += item_stride()) {
-    count[v] = (v + 1 < num_voxels ? begin[v + 1] : num_points) - begin[v];
-  }
-}
-
-// Voxels ascend by cloud, and so does the cloud of their first rows.
+// How many points each voxel holds, and where the voxels of each cloud begin: they ascend by cloud, and so does the
+// cloud of their first rows.
 __global__ void __launch_bounds__(kGatherThreads)
-    cut_voxels(const int64_t* __restrict__ first, int64_t num_voxels, const int64_t* __restrict__ offsets,
-               int64_t num_offsets, int64_t* __restrict__ out) {
-  for (int64_t b = first_item(); b < num_offsets; b += item_stride()) {
-    int64_t low = 0;
-    int64_t high = num_voxels;
-    while (low < high) {
-      const int64_t middle = low + (high - low) / 2;
-      if (first[middle] < offsets[b]) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
+    count_voxels(const int64_t* __restrict__ begin, const int64_t* __restrict__ first, int64_t num_voxels,
+                 int64_t num_points, const int64_t* __restrict__ offsets, int64_t num_offsets,
+                 int64_t* __restrict__ count, int64_t* __restrict__ cuts) {
+  for (int64_t i = first_item(); i < num_voxels + num_offsets; i += item_stride()) {
+    if (i < num_voxels) {
+      count[i] = (i + 1 < num_voxels ? begin[i + 1] : num_points) - begin[i];
+    } else {
+      cuts[i - num_voxels] = lower_bound(first, num_voxels, offsets[i - num_voxels]);
     }
-    out[b] = low;
   }
 }
 

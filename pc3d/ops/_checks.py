@@ -94,12 +94,15 @@ def check_finite(value: Tensor, name: str) -> None:
         )
 
 
-def pack(xyz: object, offsets: object, name: str, offsets_name: str = "offsets") -> Packed:
+def pack(
+    xyz: object, offsets: object, name: str, offsets_name: str = "offsets", *, must_be_finite: bool = True
+) -> Packed:
     """The packed form of dense (B, N, 3) or packed (N, 3) coordinates, in float32 or float64.
 
     Raises:
         TypeError: not a tensor, or not of a floating type.
-        ValueError: a wrong shape, offsets that do not fit, or a coordinate that is not finite.
+        ValueError: a wrong shape, offsets that do not fit, or (unless the caller looks itself) a coordinate that is not
+            finite.
     """
     xyz = check_tensor(xyz, name)
     if xyz.dim() not in (2, 3) or xyz.shape[-1] != 3:
@@ -117,7 +120,8 @@ def pack(xyz: object, offsets: object, name: str, offsets_name: str = "offsets")
         packed_offsets = check_offsets(offsets, offsets_name, xyz.shape[0], xyz.device)
     if xyz.dtype in (torch.float16, torch.bfloat16):
         xyz = xyz.float()
-    check_finite(xyz, name)
+    if must_be_finite:
+        check_finite(xyz, name)
     return Packed(xyz if xyz.dim() == 2 else xyz.reshape(-1, 3), packed_offsets, dense_shape, sizes)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pc3d.ops import reference_voxels
-from pc3d.ops._checks import check_coords, check_int, check_tensor, lengths, pack, values_are_readable
+from pc3d.ops._checks import check_coords, check_finite, check_int, check_tensor, lengths, pack, values_are_readable
 from pc3d.ops._library import define, fake
 from pc3d.ops.neighbors import MAX_K, Neighbors, knn
 from pc3d.ops.segments import gather_max, segment_reduce
@@ -112,9 +112,12 @@ def voxelize(xyz: Tensor, voxel_size: float, *, offsets: Tensor | None = None) -
             f"xyz must be packed (N, 3), got {tuple(xyz.shape)}: pass xyz.flatten(0, 1) with offsets = "
             "torch.arange(B + 1) * N"
         )
-    points = pack(xyz, offsets, "xyz")
+    points = pack(xyz, offsets, "xyz", must_be_finite=False)
     if points.xyz.numel() and values_are_readable(points.xyz):
-        low, high = (float(v) / voxel_size for v in points.xyz.detach().aminmax())
+        # One pass and, on a GPU, one wait for both bounds; they are finite only if everything is.
+        low, high = (v / voxel_size for v in torch.stack(points.xyz.detach().aminmax()).tolist())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            check_finite(points.xyz, "xyz")
         if low < reference_voxels.INT32.min or high >= reference_voxels.INT32.max:
             raise ValueError(
                 f"voxel_size {voxel_size} puts coordinates into voxels {low:.4g} to {high:.4g}, beyond the range of "

@@ -142,6 +142,23 @@ def test_coordinates_that_need_more_than_64_bits_together(device):
     assert_same(voxelize_coords(wide.to(device), 1, offsets=offsets.to(device)), written(wide.numpy(), offsets))
 
 
+@pytest.mark.parametrize("product", [2**31 - 1, 2**31, 2**63 - 1, 2**63])
+def test_boxes_whose_cells_can_just_be_counted_in_32_or_64_bits(device, product):
+    # Sides whose product with the two clouds is at most `product`, then more: a CUDA kernel's keys change type there.
+    random = torch.Generator().manual_seed(0)
+    for x, y, z in ((product // 2, 1, 1), (2**9, 2**9, product // 2**19), (2**21, 2**20, product // 2**42)):
+        if not all(1 <= side <= 2**32 for side in (x, y, z)):
+            continue
+        for more in (0, 1):
+            low, sides = torch.tensor([-(x // 2), -y, 0 if z < 2**31 else -(2**31)]), (x, y, min(z + more, 2**32))
+            corners = torch.tensor([[0, 0, 0], [side - 1 for side in sides]])
+            inside = torch.stack([torch.randint(0, side, (60,), generator=random) for side in sides], 1)
+            coords = (torch.cat([corners, inside, inside[::2], corners]) + low).int()
+            offsets = offsets_of([70, len(coords) - 70])
+            found = voxelize_coords(coords.to(device), 1, offsets=offsets.to(device))
+            assert_same(found, written(coords.numpy(), offsets))
+
+
 def test_strided_input(device):
     xyz = make("normal", 200).to(device)
     strided = xyz.t().contiguous().t()

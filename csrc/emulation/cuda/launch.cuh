@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+
 #include "emulation/block.h"
 
 // What the bindings register for CUDA takes the place of the CPU's own kernels.
@@ -33,6 +35,10 @@ class Launch {
 
   size_t shared_bytes(int side_by_side) const { return emulation::kMostSharedBytes / side_by_side; }
 
+  template <class T, size_t kCount>
+  void read(const T* address, T (&values)[kCount]) const {
+    std::copy_n(address, kCount, values);
+  }
   int64_t read(const int64_t* address) const { return *address; }
 
   template <class... P>
