@@ -5,7 +5,7 @@
 namespace pc3d {
 
 Tensor farthest_point_sample_cpu(const Tensor& xyz, const Tensor& offsets, const Tensor& sample_offsets,
-                                 int64_t num_total, const Tensor& start, bool ignore_near_origin) {
+                                 int64_t num_total, const Tensor& start, bool ignore_near_origin, int64_t /*largest*/) {
   check_points(xyz, offsets, "xyz");
   const int64_t num_clouds = offsets.size(0) - 1;
   STD_TORCH_CHECK(sample_offsets.scalar_type() == ScalarType::Long && sample_offsets.dim() == 1 &&

@@ -5,7 +5,7 @@
 namespace pc3d {
 
 Tensor farthest_point_sample_cuda(const Tensor& xyz, const Tensor& offsets, const Tensor& sample_offsets,
-                                  int64_t num_total, const Tensor& start, bool ignore_near_origin) {
+                                  int64_t num_total, const Tensor& start, bool ignore_near_origin, int64_t largest) {
   check_points(xyz, offsets, "xyz");
   const int64_t num_clouds = offsets.size(0) - 1;
   const int64_t num_rows = xyz.size(0);
@@ -18,6 +18,7 @@ Tensor farthest_point_sample_cuda(const Tensor& xyz, const Tensor& offsets, cons
                   "num_total must lie in [0, 2^32 - 1)");
   check_same_device(xyz, sample_offsets, "sample_offsets");
   check_same_device(xyz, start, "start");
+  if (largest < 0 || largest > num_rows) largest = num_rows;
   const Launch launch(xyz);
   const Tensor points = torch::stable::contiguous(xyz);
   const Tensor cloud_offsets = torch::stable::contiguous(offsets);
@@ -26,20 +27,25 @@ Tensor farthest_point_sample_cuda(const Tensor& xyz, const Tensor& offsets, cons
   Tensor out = torch::stable::new_empty(xyz, {num_total}, ScalarType::Long);
   dispatch_points(xyz, "farthest_point_sample", [&](auto zero) {
     using scalar_t = decltype(zero);
-    const bool large = cuda::may_hold_large_cloud<scalar_t>(num_rows);
     cuda::GroupPlan plan = {1, 1};
-    if (large) {
+    Tensor board_memory;
+    Tensor nearest_memory;
+    unsigned long long* board = nullptr;
+    scalar_t* nearest = nullptr;
+    if (cuda::may_be_large<scalar_t>(largest)) {
       const auto kernel = cuda::sample_large_clouds<scalar_t, cuda::kMediumThreads>;
-      plan = cuda::plan_groups<scalar_t>(num_rows, num_clouds, launch.resident_blocks(kernel, cuda::kMediumThreads));
+      plan = cuda::plan_groups<scalar_t>(num_rows, largest, num_clouds,
+                                         launch.resident_blocks(kernel, cuda::kMediumThreads));
+      board_memory = torch::stable::new_empty(xyz, {cuda::board_words<scalar_t>(plan)}, ScalarType::Long);
+      torch::stable::zero_(board_memory);
+      board = reinterpret_cast<unsigned long long*>(board_memory.mutable_data_ptr<int64_t>());
+      nearest_memory = torch::stable::new_empty(xyz, {num_rows}, xyz.scalar_type());
+      nearest = nearest_memory.mutable_data_ptr<scalar_t>();
     }
-    Tensor board = torch::stable::new_empty(xyz, {large ? cuda::board_words<scalar_t>(plan) : 0}, ScalarType::Long);
-    if (large) torch::stable::zero_(board);
-    Tensor nearest = torch::stable::new_empty(xyz, {large ? num_rows : 0}, xyz.scalar_type());
     cuda::farthest_point_sample(points.const_data_ptr<scalar_t>(), num_rows, cloud_offsets.const_data_ptr<int64_t>(),
-                                num_clouds, out_offsets.const_data_ptr<int64_t>(), num_total,
-                                starts.const_data_ptr<int64_t>(), ignore_near_origin, plan,
-                                reinterpret_cast<unsigned long long*>(board.mutable_data_ptr<int64_t>()),
-                                nearest.mutable_data_ptr<scalar_t>(), out.mutable_data_ptr<int64_t>(), launch);
+                                num_clouds, largest, out_offsets.const_data_ptr<int64_t>(), num_total,
+                                starts.const_data_ptr<int64_t>(), ignore_near_origin, plan, board, nearest,
+                                out.mutable_data_ptr<int64_t>(), launch);
   });
   return out;
 }

@@ -4,10 +4,12 @@
 //  * clouds of up to 8,192 points (4,096 in double) take one block each, with the points in shared memory and one
 //    barrier a step;
 //  * larger clouds take a group of blocks each, all resident at once, which post their farthest point on a board in
-//    global memory at every step. A whole H100 holds 1M points in its registers; beyond that the running distances
+//    global memory at every step. A group is no larger than it needs to be: a meeting of few takes less than the points
+//    that the others would take over. A whole H100 holds 1M points in its registers; beyond that the running distances
 //    spill to global memory.
 // Which clouds are large only the device knows (reading offsets on the host would stall the stream), so every kernel
-// that may be needed is launched and passes over the clouds that are not its own.
+// that may be needed is launched and passes over the clouds that are not its own. The host may know a size that none
+// exceeds.
 #pragma once
 
 #include "kernels/common.cuh"
@@ -139,19 +141,20 @@ __device__ void sample_in_block(const T* cloud, const Job& job, bool ignore_near
   }
 }
 
-// Block b samples cloud b, if it has more than `above` and at most kThreads * kMost points.
+// Block b samples cloud b, if it has more than `above` and at most kThreads * kMost points. The first of these kernels
+// (`above` is negative) also sees to clouds that none samples: those of no points, and of more than `served`.
 template <class T, int kThreads, int kMost>
 __global__ void __launch_bounds__(kThreads)
     sample_clouds(const T* __restrict__ xyz, int64_t num_rows, const int64_t* __restrict__ offsets,
                   const int64_t* __restrict__ sample_offsets, int64_t num_total, const int64_t* __restrict__ start,
-                  bool ignore_near_origin, int64_t above, int64_t* __restrict__ out) {
+                  bool ignore_near_origin, int64_t above, int64_t served, int64_t* __restrict__ out) {
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   __shared__ Farthest<T> slots[2 * kThreads / kWarp];
   const Job job = job_of_cloud(blockIdx.x, offsets, num_rows, sample_offsets, num_total, start);
   const int64_t n = job.points.size();
-  if (job.samples.size() == 0 || n == 0 || n <= above || n > int64_t(kThreads) * kMost) {
+  if (job.samples.size() == 0 || n == 0 || n <= above || n > served || n > int64_t(kThreads) * kMost) {
     // Samples asked of an empty cloud (only unchecked offsets can do that) have no row.
-    if (n == 0 && above < 0) {
+    if ((n == 0 || n > served) && above < 0) {
       for (int64_t s = job.samples.begin + threadIdx.x; s < job.samples.end; s += kThreads) out[s] = -1;
     }
     return;
@@ -199,26 +202,43 @@ struct Group {
   int member;
   uint32_t step;  // counts over all clouds of the group; its members always agree
 
-  // Called by one whole warp: posts this block's entry and returns the farthest of all blocks.
+  // Called by one whole warp: posts this block's entry and returns the farthest of all blocks. A lane asks for the
+  // words of several blocks at once: each takes its time to come, but not one after the other.
   __device__ __forceinline__ Farthest<T> meet(Farthest<T> mine) {
+    constexpr int kAtOnce = 4;
     const int lane = threadIdx.x % kWarp;
     volatile unsigned long long* row = board + int64_t(step & 1u) * size * kWords<T>;
     if (lane < kWords<T>) {
       row[member * kWords<T> + lane] = static_cast<unsigned long long>(piece(mine, lane)) << 32 | step;
     }
     Farthest<T> best = {T(-1), 0u};
-    for (int other = lane; other < size; other += kWarp) {
-      uint32_t pieces[kWords<T>];
+    for (int first = lane; first < size; first += kAtOnce * kWarp) {
+      unsigned long long words[kAtOnce][kWords<T>];
+      for (;;) {
+        bool all = true;
 #pragma unroll
-      for (int word = 0; word < kWords<T>; ++word) {
-        unsigned long long value = row[other * kWords<T> + word];
-        while (static_cast<uint32_t>(value) != step) {
-          __nanosleep(20);
-          value = row[other * kWords<T> + word];
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int other = first + i * kWarp;
+#pragma unroll
+          for (int word = 0; word < kWords<T>; ++word) {
+            words[i][word] = other < size ? row[other * kWords<T> + word] : step;
+          }
         }
-        pieces[word] = static_cast<uint32_t>(value >> 32);
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+          for (int word = 0; word < kWords<T>; ++word) all = all && static_cast<uint32_t>(words[i][word]) == step;
+        }
+        if (all) break;
+        __nanosleep(20);
       }
-      best = farther(best, assemble(pieces));
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        uint32_t pieces[kWords<T>];
+#pragma unroll
+        for (int word = 0; word < kWords<T>; ++word) pieces[word] = static_cast<uint32_t>(words[i][word] >> 32);
+        if (first + i * kWarp < size) best = farther(best, assemble(pieces));
+      }
     }
     __syncwarp();
     return warp_farthest(best);
@@ -340,14 +360,26 @@ struct GroupPlan {
   int group_size;
 };
 
-// `resident_blocks`: how many blocks of sample_large_clouds run at once; 0 where the device cannot promise any number.
+// Points a thread had best hold: their work is then as long as a fraction of a meeting.
 template <class T>
-GroupPlan plan_groups(int64_t num_rows, int64_t num_clouds, int64_t resident_blocks) {
+constexpr int kFewPerThread = sizeof(T) == 4 ? 4 : 2;
+// Blocks that meet as fast as a few do: two for each lane.
+constexpr int64_t kEasyGroup = 2 * kWarp;
+
+// `largest`: points that no cloud exceeds. `resident_blocks`: how many blocks of sample_large_clouds run at once; 0
+// where the device cannot promise any number.
+template <class T>
+GroupPlan plan_groups(int64_t num_rows, int64_t largest, int64_t num_clouds, int64_t resident_blocks) {
   const int64_t most_large = num_rows / (kMediumCloud<T> + 1);
   const int64_t large = num_clouds < most_large ? num_clouds : most_large;
   if (resident_blocks <= 0) return {static_cast<int>(large < 1024 ? large : 1024), 1};
   const int64_t groups = large < resident_blocks ? large : resident_blocks;
-  return {static_cast<int>(groups), static_cast<int>(resident_blocks / groups)};
+  int64_t size = ceil_div(largest, kMediumThreads * kFewPerThread<T>);
+  if (size > kEasyGroup) size = kEasyGroup;
+  const int64_t least = ceil_div(largest, kMediumCloud<T>);  // that hold it in their registers
+  if (size < least) size = least;
+  const int64_t share = resident_blocks / groups;
+  return {static_cast<int>(groups), static_cast<int>(size < share ? size : share)};
 }
 
 template <class T>
@@ -356,13 +388,14 @@ int64_t board_words(GroupPlan plan) {
 }
 
 template <class T>
-bool may_hold_large_cloud(int64_t num_rows) {
-  return num_rows > kMediumCloud<T>;
+bool may_be_large(int64_t largest) {
+  return largest > kMediumCloud<T>;
 }
 
-// `board` (board_words, zero) and `nearest` (num_rows) are scratch, needed only if may_hold_large_cloud(num_rows).
+// `largest`: points that no cloud exceeds; samples of one that does (only unchecked sizes can do that) have no row.
+// `board` (board_words, zero) and `nearest` (num_rows) are scratch, needed only if may_be_large(largest).
 template <class T, class Launch>
-void farthest_point_sample(const T* xyz, int64_t num_rows, const int64_t* offsets, int64_t num_clouds,
+void farthest_point_sample(const T* xyz, int64_t num_rows, const int64_t* offsets, int64_t num_clouds, int64_t largest,
                            const int64_t* sample_offsets, int64_t num_total, const int64_t* start,
                            bool ignore_near_origin, GroupPlan plan, unsigned long long* board, T* nearest, int64_t* out,
                            const Launch& launch) {
@@ -370,18 +403,20 @@ void farthest_point_sample(const T* xyz, int64_t num_rows, const int64_t* offset
   constexpr int kSmallMost = int(kSmallCloud / kSmallThreads);
   constexpr int kMediumMost = kMostPerThread<T>;
   const bool one = num_clouds == 1;  // then its size is known here
-  if (!one || num_rows <= kSmallCloud) {
+  const bool large = may_be_large<T>(largest);
+  const int64_t served = large ? num_rows : largest <= kSmallCloud ? kSmallCloud : largest;
+  if (!one || largest <= kSmallCloud) {
     launch.with_shared(sample_clouds<T, kSmallThreads, kSmallMost>, num_clouds, kSmallThreads,
                        3 * kSmallCloud * sizeof(T), xyz, num_rows, offsets, sample_offsets, num_total, start,
-                       ignore_near_origin, int64_t(-1), out);
+                       ignore_near_origin, int64_t(-1), served, out);
   }
-  if (num_rows > kSmallCloud && (!one || num_rows <= kMediumCloud<T>)) {
-    const int64_t most = num_rows < kMediumCloud<T> ? num_rows : kMediumCloud<T>;
+  if (largest > kSmallCloud && (!one || !large)) {
+    const int64_t most = served < kMediumCloud<T> ? served : kMediumCloud<T>;
     launch.with_shared(sample_clouds<T, kMediumThreads, kMediumMost>, num_clouds, kMediumThreads, 3 * most * sizeof(T),
                        xyz, num_rows, offsets, sample_offsets, num_total, start, ignore_near_origin,
-                       one ? int64_t(-1) : kSmallCloud, out);
+                       one ? int64_t(-1) : kSmallCloud, served, out);
   }
-  if (may_hold_large_cloud<T>(num_rows)) {
+  if (large) {
     const int64_t blocks = int64_t(plan.num_groups) * plan.group_size;
     const auto kernel = sample_large_clouds<T, kMediumThreads>;
     const int64_t above = one ? 0 : kMediumCloud<T>;

@@ -33,7 +33,13 @@ def _clouds(offsets: Tensor) -> list[tuple[int, int]]:
 
 
 def farthest_point_sample(
-    xyz: Tensor, offsets: Tensor, sample_offsets: Tensor, num_total: int, start: Tensor, ignore_near_origin: bool
+    xyz: Tensor,
+    offsets: Tensor,
+    sample_offsets: Tensor,
+    num_total: int,
+    start: Tensor,
+    ignore_near_origin: bool,
+    largest: int = -1,
 ) -> Tensor:
     """Rows of ``xyz`` taken by farthest point sampling; see :func:`pc3d.ops.farthest_point_sample`."""
     out = torch.empty(num_total, dtype=torch.int64, device=xyz.device)

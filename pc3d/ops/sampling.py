@@ -11,14 +11,20 @@ from pc3d.ops._library import define, fake
 
 define(
     "farthest_point_sample(Tensor xyz, Tensor offsets, Tensor sample_offsets, SymInt num_total, Tensor start, "
-    "bool ignore_near_origin) -> Tensor",
+    "bool ignore_near_origin, SymInt largest=-1) -> Tensor",  # points that no cloud exceeds, -1: not known
     reference.farthest_point_sample,
 )
 
 
 @fake("farthest_point_sample")
 def _(
-    xyz: Tensor, offsets: Tensor, sample_offsets: Tensor, num_total: int, start: Tensor, ignore_near_origin: bool
+    xyz: Tensor,
+    offsets: Tensor,
+    sample_offsets: Tensor,
+    num_total: int,
+    start: Tensor,
+    ignore_near_origin: bool,
+    largest: int = -1,
 ) -> Tensor:
     return xyz.new_empty((num_total,), dtype=torch.int64)
 
@@ -72,9 +78,14 @@ def farthest_point_sample(
     num_clouds = points.offsets.shape[0] - 1
     cuts, total = _sample_cuts(points, num_samples, "xyz")
     starts = _starts(points, start, generator, num_clouds)
-    index = torch.ops.pc3d.farthest_point_sample(points.xyz, points.offsets, cuts, total, starts, ignore_near_origin)
+    largest = -1 if points.sizes is None else points.sizes[1]
+    index = torch.ops.pc3d.farthest_point_sample(
+        points.xyz, points.offsets, cuts, total, starts, ignore_near_origin, largest
+    )
     if points.dense_shape is None:
         return index  # type: ignore[no-any-return]
+    if num_clouds == 1:
+        return index[None]  # type: ignore[no-any-return]
     local = index.reshape(num_clouds, -1) if num_clouds else index.reshape(0, int(num_samples))
     return local - points.offsets[:-1, None]  # type: ignore[no-any-return]
 
@@ -119,12 +130,12 @@ def _sample_cuts(points: Packed, num_samples: int | Tensor, name: str) -> tuple[
 
 
 def _starts(points: Packed, start: str | int | Tensor, generator: torch.Generator | None, num_clouds: int) -> Tensor:
-    have = lengths(points.offsets)
     device = points.xyz.device
     if isinstance(start, str):
         if start == "first":
             return torch.zeros(num_clouds, dtype=torch.int64, device=device)
         if start == "random":
+            have = lengths(points.offsets)
             source = generator.device if generator is not None else device
             draw = torch.rand(num_clouds, generator=generator, dtype=torch.float64, device=source).to(device)
             return torch.minimum((draw * have).long(), (have - 1).clamp(min=0))
@@ -137,6 +148,7 @@ def _starts(points: Packed, start: str | int | Tensor, generator: torch.Generato
     else:
         starts = torch.full((num_clouds,), check_int(start, "start", 0), dtype=torch.int64, device=device)
     if values_are_readable(starts):
+        have = lengths(points.offsets)
         outside = (starts < 0) | ((starts >= have) & (have > 0))
         if bool(outside.any()):
             cloud = int(outside.nonzero()[0])

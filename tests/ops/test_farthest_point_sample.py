@@ -56,8 +56,9 @@ def test_real_objects(device):
         assert index.tolist() == greedy(cloud, 64).tolist()
 
 
-# One for each way a CUDA kernel shares out a cloud: registers of one block, of several, and global memory.
-@pytest.mark.parametrize("num_points", [1024, 1025, 8192, 8193, 20_000])
+# One for each way a CUDA kernel shares out a cloud: registers of one block, of several, and (where few run at once)
+# global memory.
+@pytest.mark.parametrize("num_points", [1024, 1025, 8192, 8193, 20_000, 60_000])
 @pytest.mark.parametrize("kind", ["normal", "lattice"])
 @pytest.mark.parametrize("ignore_near_origin", [False, True])
 def test_clouds_of_all_sizes(device, num_points, kind, ignore_near_origin):
@@ -66,6 +67,30 @@ def test_clouds_of_all_sizes(device, num_points, kind, ignore_near_origin):
     start = torch.zeros(2, dtype=torch.int64)
     found = farthest_point_sample(xyz.to(device), 30, offsets=offsets.to(device), ignore_near_origin=ignore_near_origin)
     assert torch.equal(found.cpu(), run_reference(xyz, offsets, 30, start, ignore_near_origin))
+
+
+@pytest.mark.parametrize("num_clouds", [1, 3])
+@pytest.mark.parametrize("num_points", [1024, 1025, 3000, 8192, 8193])
+def test_clouds_of_one_size(device, num_points, num_clouds):
+    # Of dense clouds the kernels know the size beforehand.
+    dense = torch.stack([make("normal", num_points, seed=seed) for seed in range(num_clouds)])
+    found = farthest_point_sample(dense.to(device), 12, start=5)
+    offsets, start = num_points * torch.arange(num_clouds + 1), torch.full((num_clouds,), 5)
+    rows = run_reference(dense.flatten(0, 1), offsets, 12, start, False).reshape(num_clouds, 12)
+    assert torch.equal(found.cpu(), rows - offsets[:-1, None])
+
+
+@pytest.mark.parametrize("lengths", [[3000], [40, 3000], [9000, 40, 1500]])
+@pytest.mark.parametrize("largest", [0, 100, 1024, 2000, 8192, 10**9])
+def test_a_wrong_largest_cloud_gives_no_row_or_the_right_one(device, lengths, largest):
+    xyz, offsets = make("normal", sum(lengths)), offsets_of(lengths)
+    cuts, start = sample_offsets(offsets, 7), torch.zeros(len(lengths), dtype=torch.int64)
+    found = torch.ops.pc3d.farthest_point_sample(
+        xyz.to(device), offsets.to(device), cuts.to(device), int(cuts[-1]), start.to(device), False, largest
+    ).cpu()
+    right = run_reference(xyz, offsets, 7, start, False)
+    for n, rows, expected in zip(lengths, found.split(7), right.split(7), strict=True):
+        assert torch.equal(rows, expected) or (n > largest and bool((rows == -1).all()))
 
 
 def test_line_of_eleven_points(device):
