@@ -18,8 +18,9 @@ backward twice to three times that; memory 4 N C floats in and out, as many grad
 The dense computation needs 2 D M' C gathered numbers a table, M' the pairs after padding: "dense" makes them in chunks
 of windows of like length, as its user would when memory runs out; "dense at once" pads all windows to the longest.
 
-``--device cuda`` adds FlexAttention. It has nothing to add to a value pair by pair, so it leaves the value table out
-and does less than the others; a contender that fails there has the reason in its row.
+``--device cuda`` adds FlexAttention without any table: less than the others do, and what plain attention in windows
+costs there. It has nothing to add to a value pair by pair, and with look-ups of all signals its kernel compiles for
+minutes. A contender that fails there has the reason in its row.
 """
 
 from __future__ import annotations
@@ -55,9 +56,7 @@ CHUNK_ELEMENTS = 1 << 24  # of the largest array of the dense contender that wor
 MEMORY_LIMIT_GB = {"cpu": 12.0, "cuda": 64.0}
 SLOW_SECONDS = 20.0
 REPEATS = 3
-# With those that it chooses, the look-ups of so many signals do not fit the shared memory of an H100.
-FLEX_BLOCKS = {f"BLOCK_{side}": 32 for side in ("M", "N", "M1", "N1", "M2", "N2")} | {"num_stages": 1}
-OURS, DENSE, WHOLE, PAIRS, FLEX = "pc3d", "dense", "dense at once", "pairs", "flex"
+OURS, DENSE, WHOLE, PAIRS, FLEX = "pc3d", "dense", "dense at once", "pairs", "flex, no tables"
 
 
 def scene(folder: str, num_voxels: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,31 +167,20 @@ def ours(q, k, v, s, windows: Windows, tables: list[Tensor], rows: list[int], pu
 
 
 def flex(q, k, v, s, windows: Windows, tables: list[Tensor], rows: list[int], push) -> list[Tensor]:
-    """FlexAttention over the voxels in the order of their windows; without the value table, see above."""
+    """FlexAttention over the voxels in the order of their windows, without any table."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    order, device = windows.order, q.device
+    order = windows.order
     window = torch.repeat_interleave(windows.offsets.diff())
-    leaves = [x.detach().requires_grad_() for x in (q, k, v, *tables[:2])]
-    q, k, v = (x[order].transpose(0, 1) for x in leaves[:3])
-    by_query = torch.einsum("hnc,khc->hnk", q, leaves[3])
-    by_key = torch.einsum("hnc,khc->hnk", k, leaves[4])
-    size = torch.tensor(rows, device=device)
-    first, s = size.cumsum(0) - size, s[order]
-
-    def score(value: Tensor, _b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        for a, length in enumerate(rows):
-            row = (s[i, a] - s[j, a] + length / 2).floor().clamp(0, length - 1).long() + first[a]
-            value = value + by_query[h, i, row] + by_key[h, j, row]
-        return value
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
 
     def together(_b: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return window[i] == window[j]
 
-    mask = create_block_mask(together, None, None, len(order), len(order), device=device, _compile=True)
-    wide = [pad(x, (0, max(16 - x.shape[-1], 0)))[None] for x in (q, k, v)]  # kernels exist from 16 channels on
-    attend = torch.compile(flex_attention)
-    result = attend(*wide, score_mod=score, block_mask=mask, scale=1.0, kernel_options=FLEX_BLOCKS)
+    mask = create_block_mask(together, None, None, len(order), len(order), device=q.device, _compile=True)
+    width = max(16, q.shape[-1])  # kernels exist from 16 channels on
+    wide = [pad(x[order].transpose(0, 1), (0, width - x.shape[-1]))[None] for x in leaves]
+    result = torch.compile(flex_attention)(*wide, block_mask=mask, scale=1.0)
     result = result[0, ..., : q.shape[-1]].transpose(0, 1)
     out = torch.empty_like(result).index_copy(0, order, result)
     return [out.detach(), *torch.autograd.grad(out, leaves, push)]

@@ -1,6 +1,8 @@
 #include "kernels/window_attention_backward.cuh"
 
+#include <array>
 #include <numeric>
+#include <optional>
 #include <vector>
 
 #include "cuda/binding.cuh"
@@ -86,6 +88,14 @@ struct WindowArguments {
   FeatureSizes sizes(int64_t width) const { return {num_voxels(), num_heads(), query.size(2), width}; }
 };
 
+// Running sums.
+static Tensor cumulative_sum(const Tensor& values) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(values), torch::stable::detail::from(int64_t(0)),
+                                    torch::stable::detail::from(std::optional<ScalarType>())};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cumsum", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // Blocks for a kernel whose threads stride over items.
 template <class... P, class... Q>
 static void stride_over(const Launch& launch, int64_t items, void (*kernel)(P...), Q... arguments) {
@@ -97,7 +107,7 @@ template <class T, class A>
 class Arranged {
  public:
   // `more`: other features that are arranged beside queries, keys and values; null for none.
-  Arranged(const WindowArguments& arguments, const Tensor* more, int64_t width, const Launch& launch)
+  Arranged(const WindowArguments& arguments, const Tensor* more, int64_t width, int64_t num_runs, const Launch& launch)
       : arguments_(arguments), launch_(launch), sizes_(arguments.sizes(width)) {
     const int64_t rows = arguments.table_rows();
     const int64_t axes = arguments.signals.size(1);
@@ -118,6 +128,7 @@ class Arranged {
                                         arguments.key_table.template const_data_ptr<A>(),
                                         arguments.value_table.template const_data_ptr<A>()}},
                 rows, sizes_, tables_.template mutable_data_ptr<A>());
+    cut_runs(num_runs);
   }
 
   // Results of the kernels, zero at first.
@@ -154,6 +165,7 @@ class Arranged {
                                        features(2),
                                        signals_.template const_data_ptr<A>(),
                                        arguments_.offsets.template const_data_ptr<int64_t>(),
+                                       runs_.template const_data_ptr<int64_t>(),
                                        tables,
                                        tables + size,
                                        tables + 2 * size,
@@ -171,10 +183,23 @@ class Arranged {
   }
 
  private:
+  void cut_runs(int64_t num_runs) {
+    const int64_t windows = arguments_.num_windows();
+    const Tensor& offsets = arguments_.offsets;
+    Tensor costs = like(offsets, {windows});
+    runs_ = like(offsets, {num_runs + 1});
+    if (windows == 0) return torch::stable::zero_(runs_), void();
+    stride_over(launch_, windows, cuda::find_costs, offsets.template const_data_ptr<int64_t>(), windows,
+                sizes_.num_voxels, costs.template mutable_data_ptr<int64_t>());
+    const Tensor sums = cumulative_sum(costs);
+    stride_over(launch_, num_runs + 1, cuda::cut_runs, sums.template const_data_ptr<int64_t>(), windows, num_runs,
+                runs_.template mutable_data_ptr<int64_t>());
+  }
+
   const WindowArguments& arguments_;
   const Launch& launch_;
   FeatureSizes sizes_;
-  Tensor features_, tables_, signals_;
+  Tensor features_, tables_, signals_, runs_;
 };
 
 // Calls `f` with the smallest compiled width that holds a head.
@@ -205,7 +230,7 @@ std::tuple<Tensor, Tensor> window_attention_cuda(const Tensor& query, const Tens
     using A = Accumulator<T>;
     dispatch_width<A>(query.size(2), [&](auto width) {
       constexpr int kDim = decltype(width)::value;
-      const Arranged<T, A> arranged(arguments, nullptr, kDim, launch);
+      const Arranged<T, A> arranged(arguments, nullptr, kDim, runs, launch);
       Tensor result = arranged.results(1);
       Tensor sums = zeros(signals, {heads, voxels});
       Tensor scratch = like(signals, {runs * heads * cuda::forward_scratch(voxels, kDim)});
@@ -245,7 +270,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_back
     using A = Accumulator<T>;
     dispatch_width<A>(query.size(2), [&](auto width) {
       constexpr int kDim = decltype(width)::value;
-      const Arranged<T, A> arranged(arguments, &pushes, kDim, launch);
+      const int64_t size = heads * kDim * rows;
+      const int64_t runs = cuda::backward_runs(voxels, arguments.num_windows(), heads, 3 * size * sizeof(A));
+      const Arranged<T, A> arranged(arguments, &pushes, kDim, runs, launch);
       const FeatureSizes& sizes = arranged.sizes();
       Tensor level = like(signals, {heads, voxels});
       stride_over(launch, level.numel(), cuda::find_levels<T, A>, pushes.const_data_ptr<T>(), outs.const_data_ptr<T>(),
@@ -253,8 +280,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_back
       Tensor sums = like(signals, {heads, voxels});
       stride_over(launch, sums.numel(), cuda::arrange_columns<A>, log_sums.const_data_ptr<A>(), arranged.order(),
                   voxels, heads, sums.mutable_data_ptr<A>());
-      const int64_t size = heads * kDim * rows;
-      const int64_t runs = cuda::backward_runs(voxels, arguments.num_windows(), heads, 3 * size * sizeof(A));
       Tensor partial = like(signals, {3, runs * size});
       if (voxels == 0) torch::stable::zero_(partial);
       Tensor scratch = like(signals, {runs * heads * 2 * cuda::attention_room(voxels)});

@@ -38,6 +38,12 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) double2 {
+  double x, y;
+};
 
 // The dynamic part of shared memory, which kernels declare as `extern`.
 namespace pc3d {
@@ -45,6 +51,11 @@ namespace cuda {
 extern thread_local unsigned char shared_bytes[];
 }  // namespace cuda
 }  // namespace pc3d
+
+template <class T>
+T __ldg(const T* address) {
+  return *address;
+}
 
 // ---- Waiting for each other.
 

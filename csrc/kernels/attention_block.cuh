@@ -9,7 +9,9 @@
 namespace pc3d {
 namespace cuda {
 
-constexpr int kRowStride = kWarp + 2;  // of 16-bit table rows: neighbouring signals lie in different banks
+constexpr int kTogether = 4;  // pairs that a histogram takes in at a time
+// Of 16-bit table rows: four are read at once, those of different signals from different banks.
+constexpr int kRowStride = kWarp + kTogether;
 
 __device__ __forceinline__ int lane_index() { return threadIdx.x % kWarp; }
 __device__ __forceinline__ int warp_index() { return threadIdx.x / kWarp; }
@@ -42,21 +44,21 @@ __device__ __forceinline__ A warp_largest(A value) {
 struct AttentionPlan {
   int warps;
   int rows;           // of a table
-  int vectors;        // a warp's own vectors, of `width` values
   int width;          // of features
+  int vectors;        // a warp's own vectors, of `width` values
+  int weights;        // of each pair
+  int signals;        // of a pair
   int products;       // a warp's products of a vector with a table
   int histograms;     // over table rows
-  int copies;         // of a histogram: as many pairs are counted at a time
-  int signals;        // of a pair
   int shared_tables;  // 3 or 0
 
-  __host__ __device__ int tables() const { return shared_tables * width * rows; }
-  __host__ __device__ int product_at() const { return vectors * width + histograms * kWarp; }
+  // Multiples of 16 bytes, whichever the type.
+  __host__ __device__ int tables() const { return (shared_tables * width * rows + 3) / 4 * 4; }
+  __host__ __device__ int selected_at() const { return vectors * width + weights * kWarp; }
+  __host__ __device__ int product_at() const { return selected_at() + (signals * kRowStride / 2 + 3) / 4 * 4; }
   __host__ __device__ int histogram_at() const { return product_at() + products * rows; }
-  __host__ __device__ int selected_at() const { return histogram_at() + histograms * copies * rows; }
-  // A multiple of 16 bytes, whichever the type.
-  __host__ __device__ int of_warp() const { return (selected_at() + (signals * kRowStride + 1) / 2 + 3) / 4 * 4; }
-  __host__ __device__ int values() const { return (tables() + 3) / 4 * 4 + warps * of_warp(); }
+  __host__ __device__ int of_warp() const { return (histogram_at() + histograms * rows + 3) / 4 * 4; }
+  __host__ __device__ int values() const { return tables() + warps * of_warp(); }
 };
 
 // Where a block's tables and the memory of its warps lie.
@@ -68,23 +70,22 @@ struct AttentionMemory {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     return reinterpret_cast<A*>(shared_bytes);
   }
-  __device__ __forceinline__ A* of_warp(int warp) const {
-    return base() + (plan.tables() + 3) / 4 * 4 + warp * plan.of_warp();
-  }
+  __device__ __forceinline__ A* of_warp(int warp) const { return base() + plan.tables() + warp * plan.of_warp(); }
   __device__ __forceinline__ A* vector(int warp, int which) const { return of_warp(warp) + which * plan.width; }
-  // A value of each lane, for the histogram.
+  // What each lane's pair adds to a histogram.
   __device__ __forceinline__ A* weights(int warp, int which) const {
     return of_warp(warp) + plan.vectors * plan.width + which * kWarp;
-  }
-  __device__ __forceinline__ A* product(int warp, int which) const {
-    return of_warp(warp) + plan.product_at() + which * plan.rows;
-  }
-  __device__ __forceinline__ A* histogram(int warp, int which) const {
-    return of_warp(warp) + plan.histogram_at() + which * plan.copies * plan.rows;
   }
   // The table rows that the pairs of 32 lanes select.
   __device__ __forceinline__ uint16_t* selected(int warp) const {
     return reinterpret_cast<uint16_t*>(of_warp(warp) + plan.selected_at());
+  }
+  // One more than there are lies where the histograms do.
+  __device__ __forceinline__ A* product(int warp, int which) const {
+    return of_warp(warp) + plan.product_at() + which * plan.rows;
+  }
+  __device__ __forceinline__ A* histogram(int warp, int which) const {
+    return of_warp(warp) + plan.histogram_at() + which * plan.rows;
   }
 };
 
@@ -120,11 +121,22 @@ struct alignas(16) Four {
   A values[4];
 };
 
+// Four values from global memory that nobody writes meanwhile.
+__device__ __forceinline__ Four<float> load_four(const float* source) {
+  const float4 four = __ldg(reinterpret_cast<const float4*>(source));
+  return {{four.x, four.y, four.z, four.w}};
+}
+__device__ __forceinline__ Four<double> load_four(const double* source) {
+  const double2 low = __ldg(reinterpret_cast<const double2*>(source));
+  const double2 high = __ldg(reinterpret_cast<const double2*>(source) + 1);
+  return {{low.x, low.y, high.x, high.y}};
+}
+
 template <int kDim, class A>
 __device__ __forceinline__ void load_vector(const A* source, A (&vector)[kDim]) {
 #pragma unroll
   for (int c = 0; c < kDim; c += 4) {
-    const Four<A> four = *reinterpret_cast<const Four<A>*>(source + c);
+    const Four<A> four = load_four(source + c);
 #pragma unroll
     for (int e = 0; e < 4; ++e) vector[c + e] = four.values[e];
   }
@@ -138,12 +150,10 @@ __device__ __forceinline__ void load_and_keep(const A* source, A (&vector)[kDim]
 }
 
 template <int kDim, class A>
-__device__ __forceinline__ A dot(const A* source, const A (&vector)[kDim]) {
-  A other[kDim];
-  load_vector(source, other);
+__device__ __forceinline__ A dot(const A (&one)[kDim], const A (&other)[kDim]) {
   A sum = A(0);
 #pragma unroll
-  for (int c = 0; c < kDim; ++c) sum = multiply_add(other[c], vector[c], sum);
+  for (int c = 0; c < kDim; ++c) sum = multiply_add(one[c], other[c], sum);
   return sum;
 }
 
@@ -186,15 +196,21 @@ __device__ __forceinline__ void write_sums(A (&values)[kDim], const F& write) {
 
 // ---- Tables.
 
-// products[l] = vector . table[:, l].
-template <int kDim, class A>
-__device__ __forceinline__ void multiply_table(const A (&vector)[kDim], const A* table, int rows, A* products) {
+// products[t * rows + l] = vectors[t] . table[:, l]; an entry of the table is read once.
+template <int kVectors, int kDim, class A>
+__device__ __forceinline__ void multiply_table(const A (&vectors)[kVectors][kDim], const A* table, int rows,
+                                               A* products) {
 #pragma unroll 2
   for (int l = lane_index(); l < rows; l += kWarp) {
-    A sum = A(0);
+    A sum[kVectors] = {};
 #pragma unroll
-    for (int c = 0; c < kDim; ++c) sum = multiply_add(vector[c], table[c * rows + l], sum);
-    products[l] = sum;
+    for (int c = 0; c < kDim; ++c) {
+      const A entry = table[c * rows + l];
+#pragma unroll
+      for (int t = 0; t < kVectors; ++t) sum[t] = multiply_add(vectors[t][c], entry, sum[t]);
+    }
+#pragma unroll
+    for (int t = 0; t < kVectors; ++t) products[t * rows + l] = sum[t];
   }
 }
 
@@ -210,75 +226,117 @@ __device__ __forceinline__ void add_histogram(const A* histogram, const A* table
   }
 }
 
-// A warp's voxel and what its pairs select. All lanes must take part in every call.
-template <class A>
+// A warp's voxels and what their pairs select. All lanes must take part in every call.
+template <int kVoxels, class A>
 class Pairs {
  public:
-  __device__ __forceinline__ Pairs(const ArrangedAttention<A>& w, int64_t own, bool own_is_query)
+  __device__ __forceinline__ Pairs(const ArrangedAttention<A>& w, const int64_t (&own)[kVoxels], bool own_is_query)
       : w_(w), own_is_query_(own_is_query) {
     const int lane = lane_index();
-    own_ = lane < w.axes.count ? w.signals[lane * w.num_voxels + own] : A(0);
+#pragma unroll
+    for (int t = 0; t < kVoxels; ++t) {
+      own_[t] = lane < w.axes.count ? __ldg(w.signals + lane * w.num_voxels + own[t]) : A(0);
+    }
   }
 
-  // f(signal, the table row that it selects for this lane's pair with the voxel at `other`).
+  // f(signal, voxel t, the table row that it selects for this lane's pair of t with the voxel at `other`).
   template <class F>
   __device__ __forceinline__ void each(int64_t other, const F& f) const {
     const A* signal = w_.signals + other;
 #pragma unroll 3
     for (int a = 0; a < w_.axes.count; ++a, signal += w_.num_voxels) {
-      const A mine = __shfl_sync(kAllLanes, own_, a);
-      f(a, w_.axes.row_of(a, own_is_query_ ? mine - *signal : *signal - mine));
+      const A theirs = __ldg(signal);
+#pragma unroll
+      for (int t = 0; t < kVoxels; ++t) {
+        const A mine = __shfl_sync(kAllLanes, own_[t], a);
+        f(a, t, w_.axes.row_of(a, own_is_query_ ? mine - theirs : theirs - mine));
+      }
     }
   }
 
  private:
   const ArrangedAttention<A>& w_;
   bool own_is_query_;
-  A own_;
+  A own_[kVoxels];
 };
 
-// ---- Histograms over table rows. A lane has one signal and every `copies`-th pair, and no two lanes add to one
-// number: no atomics, and one order of all sums.
+// ---- Histograms over table rows. A lane has one signal of one histogram, and no two lanes add to one number: no
+// atomics, and one order of all sums.
 
 template <class A>
-__device__ __forceinline__ void clear_histograms(const AttentionPlan& plan, A* histograms) {
-  for (int l = lane_index(); l < plan.histograms * plan.copies * plan.rows; l += kWarp) histograms[l] = A(0);
+__device__ __forceinline__ void clear_histograms(const AttentionPlan& plan) {
+  A* histograms = AttentionMemory<A>{plan}.histogram(warp_index(), 0);
+  for (int l = lane_index(); l < plan.histograms * plan.rows; l += kWarp) histograms[l] = A(0);
 }
 
-// Adds what the warp has laid down in its memory: the weights of the first `pairs` lanes and the rows that they select.
-template <int kHistograms, class A>
-__device__ __forceinline__ void count_pairs(const AttentionPlan& plan, int pairs) {
-  const AttentionMemory<A> memory = {plan};
-  const int lane = lane_index();
-  const int warp = warp_index();
-  __syncwarp();
-  if (lane < plan.signals * plan.copies) {
-    const int copy = lane / plan.signals;
-    const uint16_t* selected = memory.selected(warp) + lane % plan.signals * kRowStride;
-    const A* weights = memory.weights(warp, 0);
-    A* counts = memory.histogram(warp, 0) + copy * plan.rows;
-    const int next = plan.copies * plan.rows;
-    for (int pair = copy; pair < pairs; pair += plan.copies) {
-      const int row = selected[pair];
+struct alignas(8) FourRows {
+  uint16_t rows[kTogether];
+};
+
+// counts[row] += weight for four pairs, in order. What they add to is read at once: a row that comes again goes on from
+// the sum before.
+template <class A>
+__device__ __forceinline__ void count_four(const FourRows& selected, const Four<A>& weights, A* counts) {
+  int row[kTogether];
+  A sum[kTogether];
 #pragma unroll
-      for (int h = 0; h < kHistograms; ++h) counts[h * next + row] += weights[h * kWarp + pair];
-    }
+  for (int p = 0; p < kTogether; ++p) {
+    row[p] = selected.rows[p];
+    sum[p] = counts[row[p]];
   }
-  __syncwarp();
+#pragma unroll
+  for (int p = 0; p < kTogether; ++p) {
+#pragma unroll
+    for (int before = 0; before < p; ++before) sum[p] = row[before] == row[p] ? sum[before] : sum[p];
+    sum[p] += weights.values[p];
+  }
+#pragma unroll
+  for (int p = 0; p < kTogether; ++p) counts[row[p]] = sum[p];
 }
+
+// Which signal and which histogram a lane takes.
+class HistogramLane {
+ public:
+  __device__ __forceinline__ explicit HistogramLane(const AttentionPlan& plan)
+      : side_by_side_(plan.signals > 0 ? kWarp / plan.signals : 0),
+        signal_(plan.signals > 0 ? lane_index() % plan.signals : 0),
+        histogram_(plan.signals > 0 ? lane_index() / plan.signals : 0) {}
+
+  // Adds what the warp has laid down in its memory, rows and weights, with the weight 0 for lanes without a pair. Every
+  // weight has `copies` histograms behind one another, which share the pairs.
+  template <class A>
+  __device__ __forceinline__ void count(const AttentionPlan& plan, int pairs, int copies) const {
+    const AttentionMemory<A> memory = {plan};
+    const int warp = warp_index();
+    __syncwarp();
+    if (histogram_ < side_by_side_) {
+      const uint16_t* selected = memory.selected(warp) + signal_ * kRowStride;
+      for (int h = histogram_; h < plan.histograms; h += side_by_side_) {
+        const A* weights = memory.weights(warp, h / copies);
+        for (int pair = h % copies * kTogether; pair < pairs; pair += copies * kTogether) {
+          count_four(*reinterpret_cast<const FourRows*>(selected + pair),
+                     *reinterpret_cast<const Four<A>*>(weights + pair), memory.histogram(warp, h));
+        }
+      }
+    }
+    __syncwarp();
+  }
+
+ private:
+  int side_by_side_;  // histograms that the lanes of a warp have room for
+  int signal_;
+  int histogram_;
+};
 
 // Copies added up, in order, into the first.
-template <int kHistograms, class A>
-__device__ __forceinline__ void add_copies(const AttentionPlan& plan, A* histograms) {
-  if (plan.copies == 1) return;
-  const int next = plan.copies * plan.rows;
+template <class A>
+__device__ __forceinline__ void add_copies(const AttentionPlan& plan) {
+  if (plan.histograms == 1) return;
+  A* first = AttentionMemory<A>{plan}.histogram(warp_index(), 0);
   for (int l = lane_index(); l < plan.rows; l += kWarp) {
-#pragma unroll
-    for (int h = 0; h < kHistograms; ++h) {
-      A sum = histograms[h * next + l];
-      for (int copy = 1; copy < plan.copies; ++copy) sum += histograms[h * next + copy * plan.rows + l];
-      histograms[h * next + l] = sum;
-    }
+    A sum = first[l];
+    for (int copy = 1; copy < plan.histograms; ++copy) sum += first[copy * plan.rows + l];
+    first[l] = sum;
   }
   __syncwarp();
 }
@@ -302,8 +360,6 @@ struct Part {
   int64_t key_begin;
   int num_queries;
   int num_keys;
-  int first_query;  // how many the tile has before
-  int first_key;
   int scores;
   bool is_first;  // of the window's chunks of keys
   bool is_last;
@@ -311,49 +367,40 @@ struct Part {
 
 struct Tile {
   Part parts[kMostParts];
+  // How many the tile has before each part.
+  int first_query[kMostParts];
+  int first_key[kMostParts];
+  int first_two_keys[kMostParts];
   int num_parts;
   int num_queries;
   int num_keys;
+  int num_two_keys;  // a part's last key may be alone
 };
 
-// A part of a tile, and which of its queries, or keys, is meant.
+// A part of a tile, and which of its voxels is meant.
 struct Member {
   Part part;
   int number;
 };
 
-__device__ __forceinline__ Member query_of(const Tile& tile, int number) {
+// `first`: of the tile, what is counted.
+__device__ __forceinline__ Member member_of(const Tile& tile, const int* first, int number) {
   const int lane = lane_index();
-  const int part = __popc(__ballot_sync(kAllLanes, lane < tile.num_parts && tile.parts[lane].first_query <= number));
-  return {tile.parts[part - 1], number - tile.parts[part - 1].first_query};
+  const int part = __popc(__ballot_sync(kAllLanes, lane < tile.num_parts && first[lane] <= number)) - 1;
+  return {tile.parts[part], number - first[part]};
 }
 
-__device__ __forceinline__ Member key_of(const Tile& tile, int number) {
-  const int lane = lane_index();
-  const int part = __popc(__ballot_sync(kAllLanes, lane < tile.num_parts && tile.parts[lane].first_key <= number));
-  return {tile.parts[part - 1], number - tile.parts[part - 1].first_key};
-}
-
-// Windows are dealt out to runs in pieces of `piece`. A run cuts them into tiles: several windows, or, where its scores
-// do not fit, a part of one.
+// Cuts the windows of a run into tiles: several windows, or, where its scores do not fit, a part of one.
 class Walk {
  public:
-  __device__ __forceinline__ Walk(const int64_t* offsets, int64_t num_windows, int64_t num_voxels, int64_t room,
-                                  int64_t piece, int64_t run, int64_t num_runs)
-      : offsets_(offsets),
-        num_windows_(num_windows),
-        num_voxels_(num_voxels),
-        room_(room),
-        piece_(piece),
-        stride_(piece * num_runs),
-        begin_(piece * run),
-        window_(piece * run) {}
+  __device__ __forceinline__ Walk(const int64_t* offsets, int64_t num_voxels, int64_t room, int64_t begin, int64_t end)
+      : offsets_(offsets), num_voxels_(num_voxels), room_(room), window_(begin), end_(end) {}
 
   // The next tile; without parts at the end. By one thread.
   __device__ __forceinline__ void next(Tile& tile) {
-    tile.num_parts = tile.num_queries = tile.num_keys = 0;
+    tile.num_parts = tile.num_queries = tile.num_keys = tile.num_two_keys = 0;
     int64_t used = 0;
-    while (window_ < num_windows_) {
+    for (; window_ < end_; ++window_) {
       const Rows rows = rows_of_cloud(offsets_, window_, num_voxels_);
       const int64_t size = rows.size();
       if (size > kMostSide) {
@@ -361,19 +408,21 @@ class Walk {
         return;
       }
       if (tile.num_parts == kMostParts || used + size * size > room_) return;
-      if (size > 0) add(tile, {rows.begin, rows.begin, int(size), int(size), 0, 0, int(used), true, true});
+      if (size > 0) add(tile, {rows.begin, rows.begin, int(size), int(size), int(used), true, true});
       used += size * size;
-      to_next_window();
     }
   }
 
  private:
-  __device__ __forceinline__ static void add(Tile& tile, Part part) {
-    part.first_query = tile.num_queries;
-    part.first_key = tile.num_keys;
+  __device__ __forceinline__ static void add(Tile& tile, const Part& part) {
+    const int number = tile.num_parts++;
+    tile.parts[number] = part;
+    tile.first_query[number] = tile.num_queries;
+    tile.first_key[number] = tile.num_keys;
+    tile.first_two_keys[number] = tile.num_two_keys;
     tile.num_queries += part.num_queries;
     tile.num_keys += part.num_keys;
-    tile.parts[tile.num_parts++] = part;
+    tile.num_two_keys += (part.num_keys + 1) / 2;
   }
 
   __device__ __forceinline__ void add_chunk(Tile& tile, const Rows& rows) {
@@ -383,33 +432,28 @@ class Walk {
     const int64_t queries_left = size - query_;
     const int64_t keys_left = size - key_;
     add(tile, {rows.begin + query_, rows.begin + key_, int(queries < queries_left ? queries : queries_left),
-               int(keys < keys_left ? keys : keys_left), 0, 0, 0, key_ == 0, keys_left <= keys});
+               int(keys < keys_left ? keys : keys_left), 0, key_ == 0, keys_left <= keys});
     key_ += keys;
     if (key_ < size) return;
     key_ = 0;
     query_ += queries;
     if (query_ < size) return;
     query_ = 0;
-    to_next_window();
-  }
-
-  __device__ __forceinline__ void to_next_window() {
-    if (++window_ < begin_ + piece_) return;
-    begin_ += stride_;
-    window_ = begin_;
+    ++window_;
   }
 
   const int64_t* offsets_;
-  int64_t num_windows_, num_voxels_, room_, piece_, stride_, begin_, window_;
+  int64_t num_voxels_, room_, window_, end_;
   int64_t query_ = 0;  // where the next part of a large window begins
   int64_t key_ = 0;
 };
 
 // f(tile) for all tiles of the block, all of its threads together.
 template <class A, class F>
-__device__ __forceinline__ void for_each_tile(const ArrangedAttention<A>& w, int64_t room, int64_t piece, const F& f) {
+__device__ __forceinline__ void for_each_tile(const ArrangedAttention<A>& w, int64_t room, const F& f) {
   __shared__ Tile tile;
-  Walk walk(w.offsets, w.num_windows, w.num_voxels, room, piece, blockIdx.x / w.num_heads, gridDim.x / w.num_heads);
+  const int64_t* run = w.runs + blockIdx.x / w.num_heads;
+  Walk walk(w.offsets, w.num_voxels, room, run[0], run[1]);
   while (true) {
     __syncthreads();  // all are done with the tile before
     if (threadIdx.x == 0) walk.next(tile);
@@ -419,28 +463,34 @@ __device__ __forceinline__ void for_each_tile(const ArrangedAttention<A>& w, int
   }
 }
 
-// scores[key][query] = q . k + sum_a B[key, t_a] for all pairs of a tile; a warp a key. The block must wait then.
+// scores[key][query] = q . k + sum_a B[key, t_a] for all pairs of a tile; a warp two keys. The block must wait then.
 template <int kDim, class A>
 __device__ __forceinline__ void score_keys(const ArrangedAttention<A>& w, const AttentionPlan& plan,
                                            const HeadTables<A>& tables, const Tile& tile, int head, A* scores) {
   const int lane = lane_index();
   A* products = AttentionMemory<A>{plan}.product(warp_index(), 0);
-  for (int number = warp_index(); number < tile.num_keys; number += plan.warps) {
-    const Member key = key_of(tile, number);
-    const int64_t j = key.part.key_begin + key.number;
-    A vector[kDim];
-    load_vector(w.key + w.place(head, j) * kDim, vector);
-    const Pairs<A> pairs(w, j, false);
-    __syncwarp();  // nobody reads the products of the key before
-    multiply_table(vector, tables.key, plan.rows, products);
+  for (int number = warp_index(); number < tile.num_two_keys; number += plan.warps) {
+    const Member keys = member_of(tile, tile.first_two_keys, number);
+    const Part& part = keys.part;
+    const int first = 2 * keys.number;
+    const bool are_two = first + 1 < part.num_keys;
+    const int64_t j[2] = {part.key_begin + first, part.key_begin + first + (are_two ? 1 : 0)};
+    A vectors[2][kDim];
+    for (int t = 0; t < 2; ++t) load_vector(w.key + w.place(head, j[t]) * kDim, vectors[t]);
+    const Pairs<2, A> pairs(w, j, false);
+    __syncwarp();  // nobody reads the products of the keys before
+    multiply_table(vectors, tables.key, plan.rows, products);
     __syncwarp();
-    A* own = scores + key.part.scores + int64_t(key.number) * key.part.num_queries;
-    for (int base = 0; base < key.part.num_queries; base += kWarp) {
-      const bool there = base + lane < key.part.num_queries;
-      const int64_t i = key.part.query_begin + (there ? base + lane : 0);
-      A score = dot(w.query + w.place(head, i) * kDim, vector);
-      pairs.each(i, [&](int, int row) { score += products[row]; });
-      if (there) own[base + lane] = score;
+    A* own = scores + part.scores + int64_t(first) * part.num_queries;
+    for (int base = 0; base < part.num_queries; base += kWarp) {
+      const bool there = base + lane < part.num_queries;
+      const int64_t i = part.query_begin + (there ? base + lane : 0);
+      A query[kDim];
+      load_vector(w.query + w.place(head, i) * kDim, query);
+      A score[2] = {dot(query, vectors[0]), dot(query, vectors[1])};
+      pairs.each(i, [&](int, int t, int row) { score[t] += products[t * plan.rows + row]; });
+      if (there) own[base + lane] = score[0];
+      if (there && are_two) own[part.num_queries + base + lane] = score[1];
     }
   }
 }
@@ -468,22 +518,16 @@ inline int64_t attention_runs(int64_t num_voxels, int64_t num_windows, int64_t n
   return runs > 0 ? runs : 1;
 }
 
-// Windows that a run takes at a time: so many that tiles are full, so few that runs have alike to do.
-inline int64_t windows_of_piece(int64_t num_windows, int64_t num_runs) {
-  const int64_t piece = num_windows / (4 * num_runs);
-  return piece < 1 ? 1 : (piece < kMostParts ? piece : kMostParts);
-}
-
-// Completes a plan: as many warps and copies of histograms as fit `most_bytes`, warps first.
+// Completes a plan: as many warps as fit `most_bytes`, and then histograms.
 template <class A>
-AttentionPlan fit(AttentionPlan plan, int most_warps, size_t most_bytes) {
-  const int most_copies = plan.signals > 0 && plan.signals <= kWarp / 2 ? kWarp / plan.signals : 1;
+AttentionPlan fit(AttentionPlan plan, int most_warps, int most_histograms, size_t most_bytes) {
+  const int least = plan.histograms;
   for (plan.warps = most_warps; plan.warps > 1; plan.warps = (plan.warps + 1) / 2) {
-    for (plan.copies = most_copies; plan.copies > 0; --plan.copies) {
+    for (plan.histograms = most_histograms; plan.histograms >= least; --plan.histograms) {
       if (sizeof(A) * plan.values() <= most_bytes) return plan;
     }
   }
-  plan.copies = 1;
+  plan.histograms = least;
   return plan;
 }
 

@@ -38,6 +38,7 @@ struct ArrangedAttention {
   const A* value;
   const A* signals;  // (axes.count, positions)
   const int64_t* offsets;
+  const int64_t* runs;   // (runs + 1): which windows each has
   const A* query_table;  // (heads, width, axes.total())
   const A* key_table;
   const A* value_table;
@@ -123,6 +124,35 @@ __global__ void __launch_bounds__(kGatherThreads)
     const Place column = place_of(p.row, s.width);
     const int64_t source = (p.column * s.num_heads + column.row) * s.head_dim + column.column;
     for (int t = 0; t < 3; ++t) out[t * size + item] = column.column < s.head_dim ? tables.of[t][source] : A(0);
+  }
+}
+
+// About how long a window takes: for each voxel, what it has to do by itself and then by every 32 that it meets.
+__global__ void __launch_bounds__(kGatherThreads) find_costs(const int64_t* __restrict__ offsets, int64_t num_windows,
+                                                             int64_t num_voxels, int64_t* __restrict__ costs) {
+  for (int64_t item = first_item(); item < num_windows; item += item_stride()) {
+    const int64_t size = rows_of_cloud(offsets, item, num_voxels).size();
+    costs[item] = size * (5 + 2 * ceil_div(size, kWarp));
+  }
+}
+
+// runs (num_runs + 1): where each begins, so that all cost alike; `costs` (num_windows > 0) are added up.
+__global__ void __launch_bounds__(kGatherThreads)
+    cut_runs(const int64_t* __restrict__ costs, int64_t num_windows, int64_t num_runs, int64_t* __restrict__ runs) {
+  const int64_t total = costs[num_windows - 1];
+  for (int64_t run = first_item(); run <= num_runs; run += item_stride()) {
+    const int64_t wanted = total / num_runs * run + total % num_runs * run / num_runs;
+    int64_t low = 0;
+    int64_t high = run < num_runs ? num_windows : 0;
+    while (low < high) {  // the first window before which this much has been done
+      const int64_t middle = (low + high) / 2;
+      if ((middle > 0 ? costs[middle - 1] : 0) >= wanted) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    runs[run] = run < num_runs ? low : num_windows;
   }
 }
 

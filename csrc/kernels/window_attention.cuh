@@ -42,11 +42,10 @@ struct SoftMax {
   A sum[kDim];
 
   // Takes the lanes' scores in, -infinity for none; gives each lane's share.
-  __device__ __forceinline__ A take(A score, const AttentionPlan& plan, A* histogram) {
+  __device__ __forceinline__ A take(A score, const AttentionPlan& plan) {
     const A largest = warp_largest(score);
     if (largest > top) {  // all lanes alike
-      const A scale = exponential(top - largest);
-      rescale(scale, plan, histogram);
+      rescale(exponential(top - largest), plan);
       top = largest;
     }
     const A share = exponential(score - top);
@@ -55,34 +54,35 @@ struct SoftMax {
   }
 
  private:
-  __device__ __forceinline__ void rescale(A scale, const AttentionPlan& plan, A* histogram) {
+  __device__ __forceinline__ void rescale(A scale, const AttentionPlan& plan) {
     if (top == -infinity<A>()) return;  // nothing yet
     total *= scale;
 #pragma unroll
     for (int c = 0; c < kDim; ++c) sum[c] *= scale;
-    for (int l = lane_index(); l < plan.copies * plan.rows; l += kWarp) histogram[l] *= scale;
+    A* histograms = AttentionMemory<A>{plan}.histogram(warp_index(), 0);
+    for (int l = lane_index(); l < plan.histograms * plan.rows; l += kWarp) histograms[l] *= scale;
   }
 };
 
 // The result of one query from a chunk of keys, the only one or one of several. `state`: where it waits between chunks.
 template <int kDim, class A>
 __device__ __forceinline__ void attend_to(const ArrangedAttention<A>& w, const AttentionPlan& plan,
-                                          const HeadTables<A>& tables, const Member& query, int head, const A* scores,
-                                          A* state, A* out, A* log_sum) {
+                                          const HeadTables<A>& tables, const HistogramLane& histogram,
+                                          const Member& query, int head, const A* scores, A* state, A* out,
+                                          A* log_sum) {
   const AttentionMemory<A> memory = {plan};
   const int lane = lane_index();
   const int warp = warp_index();
   const Part& part = query.part;
   const int64_t i = part.query_begin + query.number;
   A* products = memory.product(warp, 0);
-  A* histogram = memory.histogram(warp, 0);
-  const Pairs<A> pairs(w, i, true);
+  const Pairs<1, A> pairs(w, {i}, true);
   {
-    A vector[kDim];
-    load_vector(w.query + w.place(head, i) * kDim, vector);
+    A vector[1][kDim];
+    load_vector(w.query + w.place(head, i) * kDim, vector[0]);
     __syncwarp();  // the voxel before is done with this memory
     multiply_table(vector, tables.query, plan.rows, products);
-    clear_histograms(plan, histogram);
+    clear_histograms<A>(plan);
   }
   __syncwarp();
   SoftMax<kDim, A> soft_max = {-infinity<A>(), A(0), {}};
@@ -94,17 +94,17 @@ __device__ __forceinline__ void attend_to(const ArrangedAttention<A>& w, const A
     const int number = base + (there ? lane : 0);
     const int64_t j = part.key_begin + number;
     A score = own[int64_t(number) * part.num_queries];
-    pairs.each(j, [&](int a, int row) {
+    pairs.each(j, [&](int a, int, int row) {
       score += products[row];
       memory.selected(warp)[a * kRowStride + lane] = static_cast<uint16_t>(row);
     });
-    const A share = soft_max.take(there ? score : -infinity<A>(), plan, histogram);
+    const A share = soft_max.take(there ? score : -infinity<A>(), plan);
     memory.weights(warp, 0)[lane] = share;
     if (there) add_scaled(share, w.value + w.place(head, j) * kDim, soft_max.sum);
-    count_pairs<1, A>(plan, count);
+    histogram.count<A>(plan, count, plan.histograms);
   }
-  add_copies<1>(plan, histogram);
-  add_histogram(histogram, tables.value, plan.rows, soft_max.sum);
+  add_copies<A>(plan);
+  add_histogram(memory.histogram(warp, 0), tables.value, plan.rows, soft_max.sum);
   // Chunks before this one weigh less where it has a larger score, and the other way round.
   const A before = part.is_first ? -infinity<A>() : state[0];
   const A top = soft_max.top > before ? soft_max.top : before;
@@ -135,27 +135,29 @@ __device__ __forceinline__ void attend_to(const ArrangedAttention<A>& w, const A
 // `out` (heads, positions, width), `log_sum` (heads, positions).
 template <int kDim, bool kShared, class A>
 __global__ void __launch_bounds__(kForwardWarps<kDim, A>* kWarp, kSideBySide<kDim, A>)
-    attend(const ArrangedAttention<A> w, const AttentionPlan plan, int64_t room, int64_t of_block, int64_t piece,
+    attend(const ArrangedAttention<A> w, const AttentionPlan plan, int64_t room, int64_t of_block,
            A* __restrict__ scratch, A* __restrict__ out, A* __restrict__ log_sum) {
   const int head = static_cast<int>(blockIdx.x % w.num_heads);
   const HeadTables<A> tables = tables_of_head<kDim, kShared>(w, plan, head);
+  const HistogramLane histogram(plan);
   A* scores = scratch + blockIdx.x * of_block;
-  for_each_tile(w, room, piece, [&](const Tile& tile) {
+  for_each_tile(w, room, [&](const Tile& tile) {
     score_keys<kDim>(w, plan, tables, tile, head, scores);
     __syncthreads();
     for (int number = warp_index(); number < tile.num_queries; number += plan.warps) {
-      const Member query = query_of(tile, number);
+      const Member query = member_of(tile, tile.first_query, number);
       const bool is_whole = query.part.is_first && query.part.is_last;
       A* state = scores + room + (is_whole ? 0 : number) * (2 + kDim);
-      attend_to<kDim>(w, plan, tables, query, head, scores, state, out, log_sum);
+      attend_to<kDim>(w, plan, tables, histogram, query, head, scores, state, out, log_sum);
     }
   });
 }
 
 template <int kDim, class A>
 AttentionPlan forward_plan(const ArrangedAttention<A>& w, int shared_tables, size_t most_bytes) {
-  const AttentionPlan plan = {0, w.axes.total(), 0, kDim, 1, 1, 0, w.axes.count, shared_tables};
-  return fit<A>(plan, kForwardWarps<kDim, A>, most_bytes);
+  const AttentionPlan plan = {0, w.axes.total(), kDim, 0, 1, w.axes.count, 1, 1, shared_tables};
+  const int side_by_side = w.axes.count > 0 ? kWarp / w.axes.count : 1;
+  return fit<A>(plan, kForwardWarps<kDim, A>, side_by_side < 4 ? side_by_side : 4, most_bytes);
 }
 
 // `scratch`: blocks times forward_scratch(), blocks = num_runs * num_heads.
@@ -167,8 +169,7 @@ void window_attention(const ArrangedAttention<A>& w, int64_t num_runs, A* scratc
   const int64_t room = attention_room(w.num_voxels);
   const auto run = [&](const auto kernel, const AttentionPlan& plan) {
     launch.with_shared(kernel, num_runs * w.num_heads, plan.warps * kWarp, sizeof(A) * plan.values(), w, plan, room,
-                       forward_scratch(w.num_voxels, kDim), windows_of_piece(w.num_windows, num_runs), scratch, out,
-                       log_sum);
+                       forward_scratch(w.num_voxels, kDim), scratch, out, log_sum);
   };
   if constexpr (kDim <= kSharedDim<A>) {
     const AttentionPlan plan = forward_plan<kDim>(w, 3, bytes);

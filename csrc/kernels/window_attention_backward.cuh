@@ -89,10 +89,13 @@ class TableGradient {
     for (int warp = 0; warp < count; ++warp) {
       const A weight = memory.histogram(warp, which_histogram)[row];
       if (weight == A(0)) continue;
-      A vector[kDim];
-      load_vector(memory.vector(warp, which_vector), vector);
+      const A* vector = memory.vector(warp, which_vector);
 #pragma unroll
-      for (int c = 0; c < kDim; ++c) sum[c] = multiply_add(weight, vector[c], sum[c]);
+      for (int c = 0; c < kDim; c += 4) {
+        const Four<A> four = *reinterpret_cast<const Four<A>*>(vector + c);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sum[c + e] = multiply_add(weight, four.values[e], sum[c + e]);
+      }
     }
   }
 
@@ -104,7 +107,8 @@ class TableGradient {
 template <int kDim, class A>
 __device__ __forceinline__ void gradient_of_query(const ArrangedAttention<A>& w, const ArrangedGradient<A>& r,
                                                   const AttentionPlan& plan, const HeadTables<A>& tables,
-                                                  const Member& query, int head, A* scores, A* shares, A* for_query) {
+                                                  const HistogramLane& histogram, const Member& query, int head,
+                                                  A* scores, A* shares, A* for_query) {
   const AttentionMemory<A> memory = {plan};
   const int lane = lane_index();
   const int warp = warp_index();
@@ -113,17 +117,17 @@ __device__ __forceinline__ void gradient_of_query(const ArrangedAttention<A>& w,
   const int64_t place = w.place(head, i);
   A* products = memory.product(warp, 0);
   A* pushed = memory.product(warp, 1);
-  A push[kDim];
-  load_and_keep(r.grad + place * kDim, push, memory.vector(warp, 1));
+  A push[1][kDim];
+  load_and_keep(r.grad + place * kDim, push[0], memory.vector(warp, 1));
   {
-    A vector[kDim];
-    load_and_keep(w.query + place * kDim, vector, memory.vector(warp, 0));
+    A vector[1][kDim];
+    load_and_keep(w.query + place * kDim, vector[0], memory.vector(warp, 0));
     multiply_table(vector, tables.query, plan.rows, products);
   }
   multiply_table(push, tables.value, plan.rows, pushed);
-  clear_histograms(plan, memory.histogram(warp, 0));
+  clear_histograms<A>(plan);
   __syncwarp();
-  const Pairs<A> pairs(w, i, true);
+  const Pairs<1, A> pairs(w, {i}, true);
   const A level = r.level[place];
   const A log_sum = r.log_sum[place];
   A sum[kDim] = {};
@@ -136,8 +140,10 @@ __device__ __forceinline__ void gradient_of_query(const ArrangedAttention<A>& w,
     const int64_t j = part.key_begin + number;
     const int64_t at = first + int64_t(number) * part.num_queries;
     A score = scores[at];
-    A for_share = dot(w.value + w.place(head, j) * kDim, push);
-    pairs.each(j, [&](int a, int row) {
+    A value[kDim];
+    load_vector(w.value + w.place(head, j) * kDim, value);
+    A for_share = dot(value, push[0]);
+    pairs.each(j, [&](int a, int, int row) {
       score += products[row];
       for_share += pushed[row];
       memory.selected(warp)[a * kRowStride + lane] = static_cast<uint16_t>(row);
@@ -152,9 +158,8 @@ __device__ __forceinline__ void gradient_of_query(const ArrangedAttention<A>& w,
       shares[at] = share;
       add_scaled(for_score, w.key + w.place(head, j) * kDim, sum);
     }
-    count_pairs<2, A>(plan, count);
+    histogram.count<A>(plan, count, 1);
   }
-  add_copies<2>(plan, memory.histogram(warp, 0));
   add_histogram(memory.histogram(warp, 0), tables.query, plan.rows, sum);
   A* row = for_query + place * kDim;
   write_sums(sum, [&](int c, A value) { row[c] += value; });
@@ -164,8 +169,8 @@ __device__ __forceinline__ void gradient_of_query(const ArrangedAttention<A>& w,
 template <int kDim, class A>
 __device__ __forceinline__ void gradient_of_key(const ArrangedAttention<A>& w, const ArrangedGradient<A>& r,
                                                 const AttentionPlan& plan, const HeadTables<A>& tables,
-                                                const Member& key, int head, const A* for_scores, const A* shares,
-                                                A* for_key, A* for_value) {
+                                                const HistogramLane& histogram, const Member& key, int head,
+                                                const A* for_scores, const A* shares, A* for_key, A* for_value) {
   const AttentionMemory<A> memory = {plan};
   const int lane = lane_index();
   const int warp = warp_index();
@@ -173,8 +178,8 @@ __device__ __forceinline__ void gradient_of_key(const ArrangedAttention<A>& w, c
   const int64_t j = part.key_begin + key.number;
   const int64_t place = w.place(head, j);
   for (int c = lane; c < kDim; c += kWarp) memory.vector(warp, 0)[c] = w.key[place * kDim + c];
-  clear_histograms(plan, memory.histogram(warp, 0));
-  const Pairs<A> pairs(w, j, false);
+  clear_histograms<A>(plan);
+  const Pairs<1, A> pairs(w, {j}, false);
   A key_sum[kDim] = {};
   A value_sum[kDim] = {};
   const int64_t first = part.scores + int64_t(key.number) * part.num_queries;
@@ -191,10 +196,11 @@ __device__ __forceinline__ void gradient_of_key(const ArrangedAttention<A>& w, c
       add_scaled(shares[first + number], r.grad + w.place(head, i) * kDim, value_sum);
     }
     memory.weights(warp, 0)[lane] = for_score;
-    pairs.each(i, [&](int a, int row) { memory.selected(warp)[a * kRowStride + lane] = static_cast<uint16_t>(row); });
-    count_pairs<1, A>(plan, count);
+    pairs.each(i,
+               [&](int a, int, int row) { memory.selected(warp)[a * kRowStride + lane] = static_cast<uint16_t>(row); });
+    histogram.count<A>(plan, count, plan.histograms);  // all are copies of one
   }
-  add_copies<1>(plan, memory.histogram(warp, 0));
+  add_copies<A>(plan);
   add_histogram(memory.histogram(warp, 0), tables.key, plan.rows, key_sum);
   A* key_row = for_key + place * kDim;
   A* value_row = for_value + place * kDim;
@@ -214,21 +220,23 @@ __device__ __forceinline__ void for_each_group(int count, int warps, const F& f)
 template <int kDim, bool kShared, class A>
 __global__ void __launch_bounds__(kBackwardWarps<kDim, A>* kWarp, kSideBySide<kDim, A>)
     attend_backward(const ArrangedAttention<A> w, const ArrangedGradient<A> r, const AttentionPlan plan, int64_t room,
-                    int64_t piece, A* __restrict__ scratch, const AttentionSums<A> sums) {
+                    A* __restrict__ scratch, const AttentionSums<A> sums) {
   const int head = static_cast<int>(blockIdx.x % w.num_heads);
   const HeadTables<A> tables = tables_of_head<kDim, kShared>(w, plan, head);
+  const HistogramLane histogram(plan);
   A* scores = scratch + blockIdx.x * 2 * room;
   A* shares = scores + room;
   const int64_t own = int64_t(blockIdx.x) * kDim * plan.rows;
   TableGradient<kDim, A> for_query(sums.query_table + own, plan);
   TableGradient<kDim, A> for_key(sums.key_table + own, plan);
   TableGradient<kDim, A> for_value(sums.value_table + own, plan);
-  for_each_tile(w, room, piece, [&](const Tile& tile) {
+  for_each_tile(w, room, [&](const Tile& tile) {
     score_keys<kDim>(w, plan, tables, tile, head, scores);
     __syncthreads();
     for_each_group(tile.num_queries, plan.warps, [&](int number, bool there, int count) {
       if (there) {
-        gradient_of_query<kDim>(w, r, plan, tables, query_of(tile, number), head, scores, shares, sums.query);
+        gradient_of_query<kDim>(w, r, plan, tables, histogram, member_of(tile, tile.first_query, number), head, scores,
+                                shares, sums.query);
       }
       __syncthreads();
       for_query.add(plan, 0, 0, count);
@@ -237,7 +245,8 @@ __global__ void __launch_bounds__(kBackwardWarps<kDim, A>* kWarp, kSideBySide<kD
     });
     for_each_group(tile.num_keys, plan.warps, [&](int number, bool there, int count) {
       if (there) {
-        gradient_of_key<kDim>(w, r, plan, tables, key_of(tile, number), head, scores, shares, sums.key, sums.value);
+        gradient_of_key<kDim>(w, r, plan, tables, histogram, member_of(tile, tile.first_key, number), head, scores,
+                              shares, sums.key, sums.value);
       }
       __syncthreads();
       for_key.add(plan, 0, 0, count);
@@ -258,8 +267,8 @@ inline int64_t backward_runs(int64_t num_voxels, int64_t num_windows, int64_t nu
 
 template <int kDim, class A>
 AttentionPlan backward_plan(const ArrangedAttention<A>& w, int shared_tables, size_t most_bytes) {
-  const AttentionPlan plan = {0, w.axes.total(), 2, kDim, 2, 2, 0, w.axes.count, shared_tables};
-  return fit<A>(plan, kBackwardWarps<kDim, A>, most_bytes);
+  const AttentionPlan plan = {0, w.axes.total(), kDim, 2, 2, w.axes.count, 2, 2, shared_tables};
+  return fit<A>(plan, kBackwardWarps<kDim, A>, plan.histograms, most_bytes);
 }
 
 // `scratch`: blocks times two times attention_room(), blocks = num_runs * num_heads.
@@ -270,7 +279,7 @@ void window_attention_backward(const ArrangedAttention<A>& w, const ArrangedGrad
   const size_t bytes = launch.shared_bytes(kSideBySide<kDim, A>);
   const auto run = [&](const auto kernel, const AttentionPlan& plan) {
     launch.with_shared(kernel, num_runs * w.num_heads, plan.warps * kWarp, sizeof(A) * plan.values(), w, r, plan,
-                       attention_room(w.num_voxels), windows_of_piece(w.num_windows, num_runs), scratch, sums);
+                       attention_room(w.num_voxels), scratch, sums);
   };
   if constexpr (kDim <= kSharedDim<A>) {
     const AttentionPlan plan = backward_plan<kDim>(w, 3, bytes);
