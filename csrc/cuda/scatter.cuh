@@ -1,4 +1,5 @@
-// Sums of rows by index, over torch's stable sort where they must be deterministic; shared by several operators.
+// Sums of rows by index, over torch's stable sort where they must be deterministic; shared by several operators. And
+// running sums.
 #pragma once
 
 #include <array>
@@ -16,6 +17,14 @@ inline std::tuple<Tensor, Tensor> sort_index(const Tensor& index) {
                                     torch::stable::detail::from(int64_t(0)), torch::stable::detail::from(false)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
   return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
+}
+
+// Running sums.
+inline Tensor cumulative_sum(const Tensor& values) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(values), torch::stable::detail::from(int64_t(0)),
+                                    torch::stable::detail::from(std::optional<ScalarType>())};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cumsum", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 // Sums rows of s.grad into `out`, whose type the sums need not have.

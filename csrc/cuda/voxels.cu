@@ -7,14 +7,6 @@ namespace pc3d {
 
 using Voxels = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// Running sums.
-static Tensor cumulative_sum(const Tensor& values) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(values), torch::stable::detail::from(int64_t(0)),
-                                    torch::stable::detail::from(std::optional<ScalarType>())};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cumsum", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 static Tensor new_rows(const Tensor& like, int64_t count) {
   return torch::stable::new_empty(like, {count}, ScalarType::Long);
 }

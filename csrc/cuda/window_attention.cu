@@ -1,11 +1,10 @@
 #include "kernels/window_attention_backward.cuh"
 
-#include <array>
 #include <numeric>
-#include <optional>
 #include <vector>
 
 #include "cuda/binding.cuh"
+#include "cuda/scatter.cuh"
 
 namespace pc3d {
 
@@ -87,14 +86,6 @@ struct WindowArguments {
   int64_t num_windows() const { return offsets.size(0) - 1; }
   FeatureSizes sizes(int64_t width) const { return {num_voxels(), num_heads(), query.size(2), width}; }
 };
-
-// Running sums.
-static Tensor cumulative_sum(const Tensor& values) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(values), torch::stable::detail::from(int64_t(0)),
-                                    torch::stable::detail::from(std::optional<ScalarType>())};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cumsum", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
 
 // Blocks for a kernel whose threads stride over items.
 template <class... P, class... Q>
