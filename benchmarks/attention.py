@@ -33,6 +33,7 @@ import json
 import math
 import platform
 import resource
+import select
 import statistics
 import subprocess
 import sys
@@ -274,6 +275,7 @@ class Contender:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
         )
+        self.most_wait = arguments.most_wait
         self.most_seconds, self.most_gigabytes = arguments.most_seconds, MEMORY_LIMIT_GB[arguments.device]
 
     def warm_up(self) -> None:
@@ -295,13 +297,16 @@ class Contender:
         with contextlib.suppress(BrokenPipeError):  # it is gone already
             self.process.stdin.write("go on\n")
             self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if line:
-            return json.loads(line)
-        status = self.process.wait()
-        self.errors.seek(0)
-        told = [line.strip() for line in self.errors if "Error" in line]
-        reason = told[-1] if told else f"exit status {status}"
+        if select.select([self.process.stdout], [], [], self.most_wait)[0]:
+            if line := self.process.stdout.readline():
+                return json.loads(line)
+            status = self.process.wait()
+            self.errors.seek(0)
+            told = [line.strip() for line in self.errors if "Error" in line]
+            reason = told[-1] if told else f"exit status {status}"
+        else:
+            self.process.kill()
+            reason = f"no answer for {self.most_wait:.0f} s"
         if self.row["contender"] == OURS:
             raise SystemExit(f"{self.row} failed: {reason}")
         self.row = {key: self.row[key] for key in ("case", "voxels", "contender")} | {"note": f"failed: {reason}"}
@@ -370,6 +375,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--most-seconds", type=float, default=120.0, help="calls predicted to take longer are left out")
+    parser.add_argument("--most-wait", type=float, default=1800.0, help="seconds to wait for a contender's answer")
     for name, kind in (("--case", str), ("--voxels", int), ("--contender", str), ("--results", Path)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
