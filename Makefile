@@ -137,7 +137,7 @@ $(EMULATED)/cuda_on_cpu.so: $(EMULATED_OBJECTS)
 # Of tests that run for every device: none of what is not about kernels, nor of sizes that would take minutes.
 EMULATED_TESTS := cpu and not compile and not opcheck and not graph and not two_to_the_3 and not more_queries_than_a_gpu \
   and not 32_bits_count and not on_the_cpu and not (equals_brute_force and (100 or 128)) \
-  and not thousands_of_queries and not both_ways_of_large and not many_small_groups
+  and not thousands_of_queries and not both_ways_of_large and not many_small_groups and not gradcheck[cpu-3]
 
 test-emulated: install  ## The operators' tests on the CUDA kernels, without a GPU
 	$(MAKE) --jobs 2 $(EMULATED)/cuda_on_cpu.so
