@@ -9,10 +9,10 @@ EMULATION := $(wildcard csrc/emulation/*.* csrc/emulation/*/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-fast test-oldest test-emulated test-sanitized lint format typecheck docs pictures bench results lock clean
+.PHONY: help install demo test test-fast test-oldest test-emulated test-sanitized test-gpu test-gpu-sanitized lint format typecheck docs pictures bench results lock clean
 
 help:  ## This list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 # ---- environments -----------------------------------------------------------------------------------------------
 
@@ -157,6 +157,19 @@ test-sanitized: install  ## The operators' tests on the CPU kernels, under the s
 	$(MAKE) --jobs 2 $(SANITIZED)/cpu.so
 	$(PRELOAD_SANITIZER) ASAN_OPTIONS=detect_leaks=0:log_path=$(SANITIZED)/said \
 	PC3D_SANITIZED_CPU=$(SANITIZED)/cpu.so $(PYTEST) -k "cpu and not compile and not opcheck and not graph" tests/ops
+
+# On a machine with an NVIDIA GPU, and for the second compute-sanitizer, which CUDA toolkits bring. Only kernels of pc3d
+# are watched, and tests are left out that would take it minutes.
+test-gpu: install  ## Everything that computes on a GPU
+	$(PYTEST) -k "cuda or on_a_gpu or know_the_cpu_alone" tests/ops tests/nn tests/models tests/evaluation \
+	  tests/methods/test_devices.py tests/cli/test_devices.py
+
+TOOL ?= memcheck
+test-gpu-sanitized: install  ## The operators' tests on a GPU under compute-sanitizer (TOOL=racecheck, synccheck)
+	$(if $(filter memcheck,$(TOOL)),PYTORCH_NO_CUDA_MEMORY_CACHING=1) compute-sanitizer --tool $(TOOL) --kernel-name kns=pc3d \
+	  $(if $(filter memcheck,$(TOOL)),--report-api-errors no) --error-exitcode 1 $(BIN)/python -m pytest -k "cuda and not compile \
+	  and not opcheck and not grad and not graph and not 32_bits and not two_to_the_3 and not more_queries_than_a_gpu \
+	  and not beyond and not digest" tests/ops
 
 # ---- housekeeping -----------------------------------------------------------------------------------------------
 
