@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pc3d._progress import track
-from pc3d.data import PointCloud, PointDataset, Transform, sample_generator
+from pc3d.data import BadFileError, PointCloud, PointDataset, Transform, sample_generator
 from pc3d.evaluation.kept import Kept, identity_of
 from pc3d.evaluation.metrics import Scores, wilson_interval
 from pc3d.evaluation.result import LEGACY_NOTE, percent, span, versions
@@ -34,6 +34,7 @@ def predict_logits(
     batch_size: int = 64,
     progress: bool = False,
     kept: Kept | None = None,
+    leave_out: Callable[[int, BadFileError], None] | None = None,
 ) -> tuple[Logits, str]:
     """Compute the logits of every object of a data set, in its order.
 
@@ -47,12 +48,16 @@ def predict_logits(
         batch_size: objects per call of ``model``; those that differ in points are never batched together.
         progress: show a progress bar on standard error.
         kept: returns the logits that were computed before an interruption, batch by batch; use the same ``batch_size``.
+        leave_out: is told the position of each object whose file cannot be used, and why; the object has no row in the
+            result. By default such a file is refused.
 
     Returns:
-        ``(n, K)`` float32, and the first 16 hexadecimal digits of SHA-256 over the coordinates that were seen.
+        ``(n, K)`` float32, ``(0, 0)`` if all objects are left out, and the first 16 hexadecimal digits of SHA-256 over
+        the coordinates that were seen.
 
     Raises:
         ValueError: the data set is empty, or ``batch_size`` is below 1.
+        BadFileError: a file cannot be used, and nothing is to be left out.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -64,12 +69,12 @@ def predict_logits(
     digest, blocks = hashlib.sha256(), []
     made_by = "" if kept is None else identity_of(model)
     with torch.no_grad():
-        for clouds in _batches(dataset, transform, seed, draw, batch_size, progress):
+        for clouds in _batches(dataset, transform, seed, draw, batch_size, progress, leave_out):
             xyz = torch.stack([cloud.xyz.float() for cloud in clouds])
             digest.update(np.ascontiguousarray(xyz.numpy()).tobytes())
             compute = partial(_logits, model, xyz, device)
             blocks.append(compute() if kept is None else kept.of([made_by, str(device), xyz], compute))
-    return np.concatenate(blocks), digest.hexdigest()[:16]
+    return np.concatenate(blocks) if blocks else np.empty((0, 0), np.float32), digest.hexdigest()[:16]
 
 
 def _logits(model: Callable[[Tensor], Tensor], xyz: Tensor, device: torch.device | None) -> Logits:
@@ -126,13 +131,25 @@ def content_hash(dataset: PointDataset) -> str:
 
 
 def _batches(
-    dataset: PointDataset, transform: Transform | None, seed: int, draw: int, size: int, progress: bool
+    dataset: PointDataset,
+    transform: Transform | None,
+    seed: int,
+    draw: int,
+    size: int,
+    progress: bool,
+    leave_out: Callable[[int, BadFileError], None] | None,
 ) -> Iterator[list[PointCloud]]:
     pending: list[PointCloud] = []
     for index in track(range(len(dataset)), "judge", "objects", visible=progress):
         generator = sample_generator(seed, draw, index)
-        cloud = dataset.sample(index, generator)
-        cloud = cloud if transform is None else transform(cloud, generator)
+        try:
+            cloud = dataset.sample(index, generator)
+            cloud = cloud if transform is None else transform(cloud, generator)
+        except BadFileError as error:
+            if leave_out is None:
+                raise
+            leave_out(index, error)
+            continue
         if pending and (len(pending) == size or len(pending[0]) != len(cloud)):
             yield pending
             pending = []

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pc3d.data import FirstPoints, PointCloud, PointDataset, Transform, sample_generator
+from pc3d.data import BadFileError, FirstPoints, PointCloud, PointDataset, Selection, Transform, sample_generator
 from pc3d.data.arrays import ArrayDataset
 from pc3d.evaluation import (
     ClassificationResult,
@@ -78,6 +78,27 @@ def test_logits_are_in_the_order_of_the_data_set_whatever_the_batches() -> None:
         hashes.add(digest)
     assert len(hashes) == 1
     assert predict_logits(first_point, data, FirstPoints(3))[1] not in hashes
+
+
+def test_objects_whose_files_cannot_be_used_are_left_out_or_refused() -> None:
+    class Bad(Transform):
+        def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+            if len(cloud) == 5:
+                raise BadFileError(f"{cloud.meta['id']}.ply", "is bad")
+            return cloud
+
+    def note(position: int, error: BadFileError) -> None:
+        told.append((position, str(error)))
+
+    told: list[tuple[int, str]] = []
+    logits, digest = predict_logits(first_point, dataset(), Bad(), batch_size=2, leave_out=note)
+    assert told == [(0, "0.ply: is bad"), (1, "1.ply: is bad"), (5, "5.ply: is bad")]
+    expected = predict_logits(first_point, Selection(dataset(), [2, 3, 4]))
+    np.testing.assert_array_equal(logits, expected[0])
+    assert digest == expected[1]
+    assert predict_logits(first_point, dataset((5, 5)), Bad(), leave_out=note)[0].shape == (0, 0)
+    with pytest.raises(BadFileError, match=r"0\.ply: is bad"):
+        predict_logits(first_point, dataset(), Bad())
 
 
 def test_votes_go_on_where_they_were_interrupted(tmp_path: Path) -> None:
