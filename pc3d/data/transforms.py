@@ -113,7 +113,10 @@ class FirstPoints(Transform):
 
     def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
         if len(cloud) < self.num_points:
-            raise ValueError(f"num_points={self.num_points} exceeds the {len(cloud)} points of the cloud{_name(cloud)}")
+            raise ValueError(
+                f"num_points={self.num_points} exceeds the {len(cloud)} points of the cloud{_name(cloud)}: "
+                "ask for fewer"
+            )
         return cloud.select(slice(self.num_points))
 
 
