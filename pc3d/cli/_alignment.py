@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pc3d.cli._inputs import NUM_POINTS, Points, Source, Variant, open_inputs
+from pc3d.cli._inputs import NUM_POINTS, OnError, Points, Source, UpAxis, Variant, open_inputs, turned_up
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pc3d.data import PointCloud, PointDataset
-    from pc3d.data.files import OnError
     from pc3d.image import ImageTower, TextTower
     from pc3d.models import AlignedShapeEncoder
 
-UpAxis = Literal["y", "z"]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_Y_UP = (".glb", ".gltf")
 _PUBLISHED_POINTS = 10_000
 
 
@@ -217,9 +214,7 @@ def name_of(dataset: PointDataset, row: int, cloud: PointCloud) -> str:
 
 
 def _upright(dataset: PointDataset, up: UpAxis | None) -> PointDataset:
-    import torch
-
-    from pc3d.data import PointDataset, TurnUp
+    from pc3d.data import PointDataset
 
     class Upright(PointDataset):
         def __init__(self) -> None:
@@ -231,8 +226,7 @@ def _upright(dataset: PointDataset, up: UpAxis | None) -> PointDataset:
             cloud = dataset.load(index)
             path = str(cloud.meta.get("path", ""))
             cloud = cloud.replace(meta={"id": path or str(index), **cloud.meta})
-            turned = (up or ("y" if path.lower().endswith(_Y_UP) else dataset.up)) == "y"
-            return TurnUp("y", "z")(cloud, torch.Generator()) if turned else cloud
+            return turned_up(cloud, up, dataset.up)
 
     return Upright()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -12,8 +13,7 @@ from pc3d.cli import _output
 from pc3d.cli._parser import nearest
 
 if TYPE_CHECKING:
-    from pc3d.data import PointCloud, PointDataset
-    from pc3d.data.files import OnError
+    from pc3d.data import BadFileError, PointCloud, PointDataset, SkippedFile
     from pc3d.evaluation import Encoder, Features
 
 HANDCRAFTED = ("descriptor", "pca")
@@ -21,6 +21,11 @@ NUM_POINTS = 1024
 """Points per cloud, where nothing says otherwise."""
 Points = int | Literal["default"] | None
 """Points per cloud: a number, all for None, or what :func:`pc3d.cli._alignment.points_for` says."""
+UpAxis = Literal["y", "z"]
+OnError = Literal["refuse", "report"]
+ON_ERROR_REMEDY = "--on_error report leaves such files out and lists them"
+_MESH_POINTS = 10_000
+_Y_UP = (".glb", ".gltf")
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,12 @@ Variant = Literal["obj_bg", "obj_only", "pb_t25", "pb_t25_r", "pb_t50_r", "pb_t5
 
 
 def open_split(
-    data: str, split: str, num_points: int | None, variant: Variant | None = None, on_error: OnError = "refuse"
+    data: str,
+    split: str,
+    num_points: int | None,
+    variant: Variant | None = None,
+    on_error: OnError = "refuse",
+    drop_invalid: bool = False,
 ) -> Source:
     """A split of a data set.
 
@@ -49,15 +59,28 @@ def open_split(
         data: ``"household"``; or a folder with shards in pc3d's own format or of shapes with their targets, a published
             data set, or files by class.
         split: ``"train"`` or ``"test"``.
-        num_points: points per item, where the set is cut when it is read.
+        num_points: points per item, where the set is cut when it is read; of a mesh at least as many are sampled.
         variant: which one of ScanObjectNN, or of ModelNet's text files; None takes the usual one.
         on_error: ``"report"`` lists in ``skipped`` what is known to be bad without reading files one by one; those that
             are read only when they are asked for may still raise :class:`pc3d.data.BadFileError`.
+        drop_invalid: leave out points of files that are not finite.
 
     Raises:
         FileNotFoundError: neither a known name nor a folder.
-        ValueError: the data set does not come in such a variant.
+        ValueError: the data set does not come in such a variant, or is to drop points and does not consist of files.
     """
+    source = _open_split(data, split, num_points, variant, on_error, drop_invalid)
+    if drop_invalid and not getattr(source.dataset, "drop_invalid", False):
+        raise ValueError(
+            f"drop_invalid: it is for files of points, and {data!r} is a {type(source.dataset).__name__}, which is "
+            "taken as it is stored: leave the option out"
+        )
+    return source
+
+
+def _open_split(
+    data: str, split: str, num_points: int | None, variant: Variant | None, on_error: OnError, drop_invalid: bool
+) -> Source:
     from pc3d import data as sets
 
     root = Path(data)
@@ -85,16 +108,23 @@ def open_split(
         return Source(sets.ObjectSet(root, split, **cut), "first", "none")
     if any(root.glob("ply_data_*.h5")):
         return Source(sets.ModelNetHDF5(root, cast(Any, split), on_error=on_error), "first", "none")
-    return Source(_folder(root, split, on_error), "farthest", "box")
+    return Source(_folder(root, split, num_points, on_error, drop_invalid), "farthest", "box")
 
 
-def _folder(root: Path, split: str | None, on_error: OnError) -> PointDataset:
+def _folder(
+    root: Path, split: str | None, num_points: int | None, on_error: OnError, drop_invalid: bool
+) -> PointDataset:
     """A folder of files; under ``"report"`` without reading them all beforehand, as the set itself would."""
     from pc3d.data import FolderDataset
 
     unread = type("FolderDataset", (FolderDataset,), {"verify": lambda self: ()})
     chosen: type[FolderDataset] = FolderDataset if on_error == "refuse" else unread
-    return chosen(root, split, on_error=on_error)
+    return chosen(root, split, num_points=_of_mesh(num_points), drop_invalid=drop_invalid, on_error=on_error)
+
+
+def _of_mesh(num_points: int | None) -> int:
+    """Points to sample from a mesh, so that as many as are wanted can be chosen from them."""
+    return max(_MESH_POINTS, num_points or 0)
 
 
 def _with_variants(root: Path, split: str, variant: Variant | None, on_error: OnError) -> Source | None:
@@ -131,15 +161,20 @@ def _is_scanobjectnn(root: Path) -> bool:
 
 
 def open_inputs(
-    data: str, split: str, num_points: int | None, variant: Variant | None = None, on_error: OnError = "refuse"
+    data: str,
+    split: str,
+    num_points: int | None,
+    variant: Variant | None = None,
+    on_error: OnError = "refuse",
+    drop_invalid: bool = False,
 ) -> Source:
     """As :func:`open_split`, and also a single file of points, or a folder of such files without splits."""
     path = Path(data)
     if path.is_file():
-        return Source(_one_file(path), "farthest", "box")
+        return Source(_one_file(path, num_points, drop_invalid), "farthest", "box")
     if data == "household" or not path.is_dir() or variant is not None or _has_splits(path, split):
-        return open_split(data, split, num_points, variant, on_error)
-    return Source(_folder(path, None, on_error), "farthest", "box")
+        return open_split(data, split, num_points, variant, on_error, drop_invalid)
+    return Source(_folder(path, None, num_points, on_error, drop_invalid), "farthest", "box")
 
 
 def _has_splits(root: Path, split: str) -> bool:
@@ -153,19 +188,47 @@ def _has_splits(root: Path, split: str) -> bool:
     return (root / split).is_dir() or (bool(classes) and all((path / split).is_dir() for path in classes))
 
 
-def _one_file(path: Path) -> PointDataset:
+def _one_file(path: Path, num_points: int | None, drop_invalid: bool) -> PointDataset:
+    from pc3d.data import read_points
+    from pc3d.data.files import FileDataset
+
+    class OneFile(FileDataset):
+        def read(self, path: Path) -> PointCloud:
+            return read_points(path, num_points=_of_mesh(num_points), drop_invalid=drop_invalid)
+
+    return OneFile([path], [-1], on_error="refuse", transform=None)
+
+
+def turned_up(cloud: PointCloud, up: UpAxis | None, usual: UpAxis = "z", target: UpAxis = "z") -> PointCloud:
+    """A cloud, turned so that another axis points up.
+
+    Args:
+        cloud: ``meta["path"]`` tells the file it is from, if any.
+        up: the axis that points up in it; None for y in GLB files and the usual one in all others.
+        usual: see ``up``.
+        target: the axis that points up afterwards.
+    """
     import torch
 
-    from pc3d.data import PointDataset, read_points
+    from pc3d.data import TurnUp
 
-    class OneFile(PointDataset):
-        labels = torch.full((1,), -1, dtype=torch.int64)
-        paths = (path,)
+    path = str(cloud.meta.get("path", "")).lower()
+    return TurnUp(up or ("y" if path.endswith(_Y_UP) else usual), target)(cloud, torch.Generator())
 
-        def load(self, index: int) -> PointCloud:
-            return read_points(path)
 
-    return OneFile()
+def as_left_out(file: SkippedFile | BadFileError) -> dict[str, str]:
+    """A file that ``--on_error report`` leaves out, as plain data."""
+    return {"path": str(file.path), "reason": file.reason}
+
+
+def left_out_lines(files: Sequence[Mapping[str, str]]) -> list[str]:
+    """What was left out, in words."""
+    return [f"left out: {file['path']}: {file['reason']}" for file in files]
+
+
+def nothing_left(data: str, files: Sequence[Mapping[str, str]]) -> ValueError:
+    """The error where all files were left out."""
+    return ValueError(f"data: nothing in {data} can be read, first {files[0]['path']}: {files[0]['reason']}")
 
 
 def open_encoder(

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _output
-from pc3d.cli._alignment import UpAxis, inputs_for, points_for
+from pc3d.cli._alignment import inputs_for, points_for
 from pc3d.cli._inputs import (
     HANDCRAFTED,
     Points,
+    UpAxis,
     Variant,
     extract,
     note_points,

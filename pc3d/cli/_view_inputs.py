@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pc3d.cli._inputs import UpAxis, turned_up
 from pc3d.cli._parser import nearest
 
 if TYPE_CHECKING:
     from pc3d.data import PointCloud, PointDataset
 
-UpAxis = Literal["y", "z"]
 _SCENE_SETS = ("rooms", "scannet", "scannet200", "s3dis", "structured3d")
-_Y_UP = (".glb", ".gltf")
 
 
 @dataclass
@@ -106,14 +105,9 @@ def is_run(folder: Path) -> bool:
 
 
 def _of_file(path: Path, num_points: int, up: UpAxis | None, drop_invalid: bool) -> Shown:
-    import torch
+    from pc3d.data import read_points
 
-    from pc3d.data import TurnUp, read_points
-
-    cloud = read_points(path, num_points=num_points, drop_invalid=drop_invalid)
-    if up == "y" or (up is None and path.suffix.lower() in _Y_UP):
-        cloud = TurnUp("y", "z")(cloud, torch.Generator())
-    return Shown(path.name, cloud)
+    return Shown(path.name, turned_up(read_points(path, num_points=num_points, drop_invalid=drop_invalid), up))
 
 
 def _named(word: str) -> tuple[str, str | None, list[int] | None]:

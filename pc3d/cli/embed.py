@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from pc3d.cli import _output
-from pc3d.cli._alignment import UpAxis, inputs_for, points_for
-from pc3d.cli._inputs import Points, Variant, extract, open_encoder, pooling_of
+from pc3d.cli._alignment import inputs_for, points_for
+from pc3d.cli._inputs import Points, UpAxis, Variant, extract, open_encoder, pooling_of
 from pc3d.cli._parser import run_verb
 
 

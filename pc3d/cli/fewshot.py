@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pc3d.cli._alignment import UpAxis
-from pc3d.cli._inputs import Points, Variant
+from pc3d.cli._inputs import Points, UpAxis, Variant
 from pc3d.cli._judging import Frozen, judge_frozen
 from pc3d.cli._parser import run_verb
 

@@ -7,12 +7,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _alignment, _output
-from pc3d.cli._alignment import UpAxis
 from pc3d.cli._devices import open_device
-from pc3d.cli._inputs import Points, Source, Variant
+from pc3d.cli._inputs import (
+    ON_ERROR_REMEDY,
+    OnError,
+    Points,
+    Source,
+    UpAxis,
+    Variant,
+    as_left_out,
+    left_out_lines,
+    nothing_left,
+)
 from pc3d.cli._parser import OK, USAGE, nearest, run_verb
 
 if TYPE_CHECKING:
@@ -38,7 +47,7 @@ def build(
     up: UpAxis | None = None,
     batch_size: int = 16,
     device: str = "cpu",
-    on_error: Literal["refuse", "report"] = "refuse",
+    on_error: OnError = "refuse",
 ) -> None:
     """Embed shapes, and add new and changed ones to an index of shapes.
 
@@ -78,7 +87,7 @@ def build(
     axis = up or ("y" if source.dataset.up == "y" else None)
     origin = {"data": _in_full(data), "split": split, "variant": variant, "up": axis, "on_error": on_error}
     work = _Work(index, aligned.view("joint").to(place), source, origin, points)
-    left_out = [{"path": str(file.path), "reason": file.reason} for file in source.dataset.skipped]
+    left_out = [as_left_out(file) for file in source.dataset.skipped]
     try:
         with progress_bar(len(source.dataset), "index", "shapes") as advance:
             for row in range(len(source.dataset)):
@@ -88,7 +97,7 @@ def build(
                     if on_error == "refuse":
                         work.embed()
                         raise _refused(error, work) from error
-                    left_out.append({"path": str(error.path), "reason": error.reason})
+                    left_out.append(as_left_out(error))
                 if len(work.pending) == batch_size:
                     work.embed()
                 advance(1)
@@ -99,7 +108,7 @@ def build(
     finally:
         work.save()
     if len(index) == 0:
-        raise ValueError(f"data: nothing in {data} can be read, first {left_out[0]['path']}: {left_out[0]['reason']}")
+        raise nothing_left(data, left_out)
     _tell(out, work, left_out)
 
 
@@ -225,8 +234,7 @@ def _refused(error: Any, work: _Work) -> Exception:
 
     return BadFileError(
         error.path,
-        f"{error.reason}; the index keeps the {work.embedded} shape(s) embedded before it. --on_error report leaves "
-        "such files out and lists them",
+        f"{error.reason}; the index keeps the {work.embedded} shape(s) embedded before it. {ON_ERROR_REMEDY}",
     )
 
 
@@ -246,7 +254,7 @@ def _tell(out: str, work: _Work, left_out: Sequence[dict[str, str]]) -> None:
     lines = [
         f"{out}: {len(index)} shapes, {work.new} of them new{changed}, {index.dim} dimensions; "
         f"a million such shapes take about {size:.1f} GB of memory",
-        *(f"left out: {file['path']}: {file['reason']}" for file in left_out),
+        *left_out_lines(left_out),
     ]
     _output.result(told, "\n".join(lines))
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pc3d.cli._alignment import UpAxis
-from pc3d.cli._inputs import Points, Variant
+from pc3d.cli._inputs import Points, UpAxis, Variant
 from pc3d.cli._judging import Frozen, judge_frozen
 from pc3d.cli._parser import run_verb
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _alignment, _output, _search_picture
-from pc3d.cli._alignment import UpAxis
 from pc3d.cli._devices import open_device
+from pc3d.cli._inputs import UpAxis
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:

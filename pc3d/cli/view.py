@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from pc3d.cli import _output
 from pc3d.cli._devices import open_device
+from pc3d.cli._inputs import UpAxis
 from pc3d.cli._parser import run_verb
-from pc3d.cli._view_inputs import UpAxis, open_all
+from pc3d.cli._view_inputs import open_all
 from pc3d.cli._view_layers import Request, ask_of, build, choose_modes, cut_top, default_encoder, missing_modes
 
 if TYPE_CHECKING:

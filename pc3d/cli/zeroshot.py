@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pc3d.cli import _alignment, _output
-from pc3d.cli._alignment import UpAxis
 from pc3d.cli._devices import open_device
-from pc3d.cli._inputs import Points, Variant, extract
+from pc3d.cli._inputs import Points, UpAxis, Variant, extract
 from pc3d.cli._judging import interrupted
 from pc3d.cli._parser import run_verb
 
