@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pc3d.cli import _objects, _output
 from pc3d.cli._devices import open_device
-from pc3d.cli._inputs import Variant, open_inputs
+from pc3d.cli._inputs import (
+    ON_ERROR_REMEDY,
+    OnError,
+    Points,
+    UpAxis,
+    Variant,
+    as_left_out,
+    left_out_lines,
+    note_points,
+    nothing_left,
+    open_inputs,
+    turned_up,
+)
+from pc3d.cli._judging import interrupted, kept_beside
 
 
 def predict(
@@ -18,31 +31,42 @@ def predict(
     data: str,
     variant: Variant | None = None,
     split: str = "test",
+    num_points: Points = "default",
+    up: UpAxis | None = None,
+    drop_invalid: bool = False,
     batch_size: int = 64,
     device: str = "cpu",
+    on_error: OnError = "refuse",
     output: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Predict the class of objects in files, a folder or a data set; the training data are not needed.
 
     Files are first prepared as by other commands (farthest points, centred, scaled into the unit sphere), then like the
-    test objects of the run. Objects should have the orientation of those that the model was trained on.
+    test objects of the run. Objects should have the orientation of those that the model was trained on, see --up. If
+    interrupted, the same command continues.
 
     Args:
         run: Run folder of pc3d classify train.
         data: A file of points or a mesh, a folder of such files, or a folder with a data set.
         variant: Variant of ScanObjectNN or of ModelNet's text files.
         split: Split of the data set; not used for plain files.
+        num_points: Points per object, instead of those that the model was trained with; null takes all.
+        up: Axis that points up in the data, GLB files included; they are turned to the run's. By default they are taken
+            as stored.
+        drop_invalid: Leave out points of files that are not finite numbers.
         batch_size: Objects per forward pass.
         device: Where to compute, such as cpu or cuda.
+        on_error: What to do with a file that cannot be used: 'refuse' stops; 'report' leaves the file out and lists it
+            with the reason (with --json, as left_out beside objects).
         output: CSV file to write, with the columns id, predicted, confidence (the softmax's), label (if there is one).
         overwrite: Replace an existing file.
     """
     import torch
 
     from pc3d._files import replace_atomically
-    from pc3d.data import PointCloud, Transform
-    from pc3d.evaluation import predict_logits
+    from pc3d.data import BadFileError, FarthestPointSample, FirstPoints, PointCloud, RandomSubsample, Transform
+    from pc3d.evaluation import Kept, predict_logits
     from pc3d.evaluation.features import preparation
     from pc3d.ops import farthest_point_sample
     from pc3d.tasks import load_classifier
@@ -53,34 +77,68 @@ def predict(
     place = open_device(device)
     model, config = load_classifier(run)
     own_steps = _objects.stored_preparation(Path(run))
-    source = open_inputs(data, split, None, variant)
-    meant = getattr(model.encoder, "config", {}).get("num_points")
+    target = "z" if up is None else _objects.stored_up(Path(run))
+    chosen = None if num_points == "default" else num_points
+    source = open_inputs(data, split, chosen, variant, on_error, drop_invalid)
+    first_steps = preparation(chosen, "first", source.normalize)
+    most = chosen
+    if num_points == "default":
+        most = getattr(model.encoder, "config", {}).get("num_points")
+    else:
+        note_points(model.encoder, chosen)
+        sampling = FirstPoints | FarthestPointSample | RandomSubsample
+        own_steps.transforms = [step for step in own_steps.transforms if not isinstance(step, sampling)]
     ids: list[str] = []
 
     class AsJudged(Transform):
         """What was said above; the ids of the clouds are noted on the way."""
 
         def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
-            ids.append(str(cloud.meta.get("id", len(ids))))
-            if source.sampling == "farthest":
+            name = str(cloud.meta.get("id", len(ids)))
+            cloud = cloud if up is None else turned_up(cloud, up, target=target)
+            if source.sampling == "farthest" and num_points is not None:
                 # In this order also where all are taken: the run's own step may take a prefix.
-                number = min(len(cloud), meant or len(cloud))
-                cloud = cloud.select(farthest_point_sample(cloud.xyz[None], number)[0])
-            return own_steps(preparation(None, "first", source.normalize)(cloud, generator), generator)
+                cloud = cloud.select(farthest_point_sample(cloud.xyz[None], min(len(cloud), most or len(cloud)))[0])
+            try:
+                cloud = own_steps(first_steps(cloud, generator), generator)
+            except ValueError as error:
+                if "path" not in cloud.meta:
+                    raise
+                raise BadFileError(cloud.meta["path"], str(error)) from error
+            ids.append(name)
+            return cloud
 
-    logits, _ = predict_logits(model.to(place), source.dataset, AsJudged(), batch_size=batch_size, progress=True)
-    shares = torch.from_numpy(logits).softmax(1).numpy()
-    names, own = config["classes"], source.dataset.classes
-    labels = [own[label] if label >= 0 else None for label in source.dataset.labels.tolist()]
-    found = [
-        {"id": name, "predicted": names[row.argmax()], "confidence": round(float(row.max()), 4), "label": label}
-        for name, row, label in zip(ids, shares, labels, strict=True)
-    ]
-    if path is not None:
-        with replace_atomically(path) as file:
-            file.write(_table(found).encode())
-    lines = [f"{one['id']}: {one['predicted']} ({one['confidence']:.2f})" for one in found]
-    _output.result(found, "\n".join(lines) if path is None else f"{path}: {len(found)} objects")
+    left_out = [as_left_out(file) for file in source.dataset.skipped]
+    unread: set[int] = set()
+
+    def leave_out(index: int, error: BadFileError) -> None:
+        if on_error == "refuse":
+            raise BadFileError(error.path, f"{error.reason}; {ON_ERROR_REMEDY}") from error
+        unread.add(index)
+        left_out.append(as_left_out(error))
+
+    choice = (run, data, variant, split, num_points, up, drop_invalid, batch_size, device, on_error)
+    with Kept(interrupted("classify predict", *choice) if path is None else kept_beside(path, *choice)) as kept:
+        options: dict[str, Any] = {"batch_size": batch_size, "progress": True, "kept": kept, "leave_out": leave_out}
+        logits, _ = predict_logits(model.to(place), source.dataset, AsJudged(), **options)
+        if not ids:
+            raise nothing_left(data, left_out)
+        shares = torch.from_numpy(logits).softmax(1).numpy()
+        names, own = config["classes"], source.dataset.classes
+        labels = [label for index, label in enumerate(source.dataset.labels.tolist()) if index not in unread]
+        found = [
+            {
+                "id": name,
+                "predicted": names[row.argmax()],
+                "confidence": round(float(row.max()), 4),
+                "label": own[label] if label >= 0 else None,
+            }
+            for name, row, label in zip(ids, shares, labels, strict=True)
+        ]
+        if path is not None:
+            with replace_atomically(path) as file:
+                file.write(_table(found).encode())
+    _tell(path, found, left_out, on_error)
 
 
 def _table(found: Sequence[dict[str, Any]]) -> str:
@@ -89,6 +147,14 @@ def _table(found: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(found)
     return text.getvalue()
+
+
+def _tell(
+    path: Path | None, found: list[dict[str, Any]], left_out: Sequence[Mapping[str, str]], on_error: OnError
+) -> None:
+    lines = [f"{one['id']}: {one['predicted']} ({one['confidence']:.2f})" for one in found]
+    lines = [*(lines if path is None else [f"{path}: {len(found)} objects"]), *left_out_lines(left_out)]
+    _output.result(found if on_error == "refuse" else {"objects": found, "left_out": list(left_out)}, "\n".join(lines))
 
 
 def main(argv: Sequence[str]) -> int | None:

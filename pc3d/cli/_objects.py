@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _output, _training
+from pc3d.cli._inputs import UpAxis
 from pc3d.cli._parser import OK, USAGE, nearest, run_verb
 from pc3d.cli._several_runs import split_arguments, train_seeds
 
@@ -232,18 +234,35 @@ def stored_preparation(run: Path) -> Compose:
         FileNotFoundError: the run has no configuration.
     """
     import jsonargparse
-    import yaml
 
     from pc3d.data import Compose, Transform
+
+    chosen = {"eval_transforms": _data_settings(run).get("eval_transforms")}
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--eval_transforms", type=list[Transform] | None)
+    return Compose(parser.instantiate(parser.parse_object(chosen)).eval_transforms or [])
+
+
+def stored_up(run: Path) -> UpAxis:
+    """The axis that points up in the objects that a run was trained on, by what their data set says.
+
+    Raises:
+        FileNotFoundError: the run has no configuration.
+    """
+    module, _, name = _data_settings(run)["train"]["class_path"].rpartition(".")
+    found: type[PointDataset] = getattr(import_module(module), name)
+    return found.up
+
+
+def _data_settings(run: Path) -> dict[str, Any]:
+    """What the configuration of a run says of its data."""
+    import yaml
 
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the run folder of a training that has finished")
-    data = yaml.safe_load(path.read_text(encoding="utf-8")).get("data", {})
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--eval_transforms", type=list[Transform] | None)
-    steps = parser.instantiate(parser.parse_object({"eval_transforms": data.get("eval_transforms")})).eval_transforms
-    return Compose(steps or [])
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")).get("data", {})
+    return found
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

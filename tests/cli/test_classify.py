@@ -24,7 +24,7 @@ from pc3d import load_encoder
 from pc3d.cli._training import shipped_configs
 from pc3d.cli.classify import build_parser
 from pc3d.cli.main import main
-from pc3d.data import Household, ObjectSet
+from pc3d.data import Household, ObjectSet, TurnUp, read_points
 from pc3d.evaluation import read_rows
 from pc3d.methods.progress import RunBar
 from pc3d.models import PointClassifier, PointViT, save_encoder
@@ -32,6 +32,7 @@ from pc3d.ops import farthest_point_sample
 from pc3d.tasks import Classification, FineTuning, load_classifier
 
 CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs"
+MESHES = Path(__file__).parents[1] / "assets" / "meshes"
 ENCODER = {
     "embed_dim": 16,
     "depth": 2,
@@ -159,6 +160,179 @@ def test_predict_names_the_class_of_files_whatever_their_unit_and_place(
     rows = list(csv.DictReader((tmp_path / "test.csv").open()))
     judged = json.loads((run / "eval" / "test.json").read_text())["scores"]["overall_accuracy"]
     assert sum(row["label"] == row["predicted"] for row in rows) / len(rows) == pytest.approx(judged)
+
+
+def predicted(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Any:
+    capsys.readouterr()
+    assert classify("predict", *arguments, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def opinions(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> list[tuple[str, float]]:
+    return [(one["predicted"], one["confidence"]) for one in predicted(capsys, *arguments)]
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("objects")
+    for index in range(4):
+        np.save(folder / f"{index}.npy", Household("test", num_points=300).load(index).xyz.numpy())
+    return folder
+
+
+def test_predict_turns_files_upright(
+    run: Path, objects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upright = opinions(capsys, run, "--data", objects)
+    lying, again = tmp_path / "lying", TurnUp("z", "y")
+    lying.mkdir()
+    for path in objects.iterdir():
+        np.save(lying / path.name, again(read_points(path), torch.Generator()).xyz.numpy())
+    assert opinions(capsys, run, "--data", lying) != upright
+    assert opinions(capsys, run, "--data", lying, "--up", "y") == upright
+    assert opinions(capsys, run, "--data", objects, "--up", "z") == upright
+    # A GLB file lies, as its standard has it, and is taken as stored until it is said.
+    bread = MESHES / "bread.glb"
+    np.save(tmp_path / "bread.npy", TurnUp("y", "z")(read_points(bread), torch.Generator()).xyz.numpy())
+    (found,) = predicted(capsys, run, "--data", bread, "--up", "y")
+    (expected,) = predicted(capsys, run, "--data", tmp_path / "bread.npy")
+    assert found == expected
+    assert found["id"] == "bread"
+    # A run whose data have y up takes files that way.
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    settings["data"]["train"]["class_path"] = "pc3d.data.ShapeNet55"
+    config.write_text(yaml.safe_dump(settings))
+    assert opinions(capsys, tmp_path / "run", "--data", lying, "--up", "y") == opinions(capsys, run, "--data", lying)
+    assert opinions(capsys, tmp_path / "run", "--data", objects, "--up", "z") == opinions(capsys, run, "--data", lying)
+    assert classify("predict", run, "--data", objects, "--up", "x") == 2
+
+
+def test_predict_takes_as_many_points_as_are_asked_for(
+    run: Path, objects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, known = load_classifier(run)
+    xyz = Household("test", num_points=300).load(0).xyz
+    np.save(tmp_path / "a.npy", xyz.numpy())
+    box = xyz - (xyz.amax(0) + xyz.amin(0)) / 2
+    order = farthest_point_sample(xyz[None], 300)[0]
+    for number in ("64", "300", "null"):
+        seen = box if number == "null" else box[order[: int(number)]]
+        seen = seen - (seen.amax(0) + seen.amin(0)) / 2
+        with torch.no_grad():
+            share = model(seen[None] / seen.norm(dim=1).max()).softmax(1)[0]
+        ((name, confidence),) = opinions(capsys, run, "--data", tmp_path / "a.npy", "--num_points", number)
+        assert (name, confidence) == (
+            known["classes"][int(share.argmax())],
+            pytest.approx(float(share.max()), abs=1e-3),
+        )
+    # Of a mesh, as many are sampled.
+    assert predicted(capsys, run, "--data", MESHES / "crate.stl", "--num_points", "10001")
+    for number, message in (
+        ("301", "num_points=301 exceeds the 300 points of the cloud"),
+        ("0", "num_points must be at least 1, got 0"),
+    ):
+        assert classify("predict", run, "--data", objects, "--num_points", number) == 1
+        assert message in capsys.readouterr().err
+    assert classify("predict", run, "--data", "household", "--num_points", "5000") == 1
+    assert "num_points" in capsys.readouterr().err
+    few = opinions(capsys, run, "--data", "household", "--num_points", "96")
+    assert few == opinions(capsys, run, "--data", "household")
+
+
+def test_predict_deals_with_files_that_cannot_be_used(
+    run: Path, objects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, output = tmp_path / "files", tmp_path / "found.csv"
+    shutil.copytree(objects, files)
+    usual = predicted(capsys, run, "--data", files)
+    whole = np.load(files / "2.npy")
+    holed = np.insert(whole, [5, 250], np.nan, axis=0)
+    np.save(files / "2.npy", holed)
+    command = ["predict", run, "--data", files, "--output", output, "--batch_size", "3"]
+    assert classify(*command) == 1
+    told = capsys.readouterr().err
+    assert f"{files / '2.npy'}: 2 of 302 points are not finite" in told
+    assert (
+        "--drop_invalid of a command) leaves them out; --on_error report leaves such files out and lists them" in told
+    )
+    assert not output.exists()
+    assert predicted(capsys, run, "--data", files, "--drop_invalid") == usual
+    (one,) = predicted(capsys, run, "--data", files / "2.npy", "--drop_invalid")
+    assert one == usual[2]
+    assert classify("predict", run, "--data", "household", "--drop_invalid") == 1
+    assert "drop_invalid: it is for files of points, and 'household' is a Household" in capsys.readouterr().err
+
+    (files / "0.npy").write_bytes((files / "0.npy").read_bytes()[:300])
+    np.save(files / "3.npy", whole[:40])
+    (files / "list.xlsx").write_text("a stranger")
+    assert classify(*command) == 1
+    assert f"{files / 'list.xlsx'}: has the ending '.xlsx'" in capsys.readouterr().err
+    assert classify(*command, "--on_error", "report") == 0
+    told = capsys.readouterr().out
+    assert f"{output}: 1 objects" in told
+    lines = [
+        f"left out: {files / 'list.xlsx'}: has the ending '.xlsx'",
+        f"left out: {files / '0.npy'}: cannot be read as NPY",
+        f"left out: {files / '2.npy'}: 2 of 302 points are not finite",
+        f"left out: {files / '3.npy'}: num_points=96 exceeds the 40 points",
+    ]
+    assert all(line in told for line in lines)
+    assert [row["id"] for row in csv.DictReader(output.open())] == ["1"]
+    found = predicted(capsys, run, "--data", files, "--on_error", "report", "--drop_invalid")
+    assert found["objects"] == usual[1:3]
+    assert [Path(file["path"]).name for file in found["left_out"]] == ["list.xlsx", "0.npy", "3.npy"]
+    # With all files in order, nothing is left out, and nothing is otherwise.
+    assert predicted(capsys, run, "--data", objects, "--on_error", "report") == {"objects": usual, "left_out": []}
+    assert classify("predict", run, "--data", files / "0.npy", "--on_error", "report") == 1
+    assert f"data: nothing in {files / '0.npy'} can be read, first {files / '0.npy'}:" in capsys.readouterr().err
+    assert classify("predict", run, "--data", files, "--on_error", "skip") == 2
+
+
+def test_predict_knows_the_classes_of_files_beside_bad_ones(
+    run: Path, objects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index, name in enumerate(("bed", "chair", "chair")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        shutil.copy(objects / f"{index}.npy", tmp_path / name)
+    (tmp_path / "bed" / "bad.ply").write_text("ply")
+    found = predicted(capsys, run, "--data", tmp_path, "--on_error", "report")
+    assert [(one["id"], one["label"]) for one in found["objects"]] == [("0", "bed"), ("1", "chair"), ("2", "chair")]
+    assert [Path(file["path"]).name for file in found["left_out"]] == ["bad.ply"]
+
+
+def test_predict_goes_on_after_an_interruption(
+    run: Path, objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward, sizes = PointClassifier.forward, list[int]()
+    stop_at = 2
+
+    def stopped(self: PointClassifier, xyz: torch.Tensor) -> torch.Tensor:
+        if len(sizes) == stop_at:
+            raise KeyboardInterrupt
+        sizes.append(len(xyz))
+        return forward(self, xyz)
+
+    usual = predicted(capsys, run, "--data", objects)
+    monkeypatch.setattr(PointClassifier, "forward", stopped)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for place, more in (("out", ["--output", tmp_path / "out" / "found.csv"]), ("cache/pc3d", [])):
+        command: list[str | Path] = ["predict", run, "--data", objects, "--batch_size", "1", *more, "--json"]
+        stop_at = 2
+        sizes.clear()
+        assert classify(*command) == 130
+        (kept,) = (tmp_path / place).iterdir()
+        assert f"interrupted; {kept} keeps what was computed: the same command goes on" in capsys.readouterr().err
+        stop_at = -1
+        sizes.clear()
+        assert classify(*command, "--up", "z") == 0  # another choice neither finds nor removes it
+        assert (len(sizes), kept.exists()) == (4, True)
+        sizes.clear()
+        capsys.readouterr()
+        assert classify(*command, *(["--overwrite"] if more else [])) == 0
+        assert json.loads(capsys.readouterr().out) == usual
+        assert (len(sizes), kept.exists()) == (2, False)
 
 
 def test_eval_goes_on_after_an_interruption(
