@@ -1,4 +1,4 @@
-"""Layers: patches and transformer blocks, voxels and their convolutions, masking, training alike on many processes."""
+"""Parts of networks and training: patches, transformers, sparse convolutions, masks, views, heads, collectives."""
 
 from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.nn.crops import Completion, ball_crop, complete, half_space_crop

@@ -1,4 +1,4 @@
-"""What every network of clouds asks of its input."""
+"""Checks of the input of all networks of clouds."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from torch import Tensor
 
 
 def check_dense(xyz: object) -> None:
-    """Refuse anything but a batch of clouds of equal length.
+    """Check that the input is a batch of clouds of equal length.
 
     Args:
-        xyz: to be ``(B, N, 3)``.
+        xyz: what should be ``(B, N, 3)``.
 
     Raises:
-        TypeError: not a tensor.
-        ValueError: another shape.
+        TypeError: it is not a tensor.
+        ValueError: it has another shape.
     """
     if not isinstance(xyz, Tensor):
         raise TypeError(

@@ -9,17 +9,17 @@ from pc3d.nn.distributed import all_reduce_sum, world_size
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
-    """``BatchNorm1d`` for rows ``(R, C)`` whose training statistics span all processes.
+    """``BatchNorm1d`` for rows ``(R, C)``, with training statistics over all processes.
 
-    ``torch.nn.SyncBatchNorm`` runs on GPUs only. This one also runs with gloo on CPU; with one process, and always in
-    evaluation mode, it *is* ``BatchNorm1d``.
+    ``torch.nn.SyncBatchNorm`` runs on GPUs only; this class also runs on CPUs with gloo. With one process, and always
+    in evaluation mode, it computes exactly what ``BatchNorm1d`` does.
 
-    With rows ``x_i`` spread over W processes and n rows in all: ``m = (1/n) sum_i x_i``,
-    ``v = (1/n) sum_i (x_i - m)^2``, ``y_i = weight (x_i - m) / sqrt(v + eps) + bias``. Both sums run over all rows of
-    all processes by a differentiable all-reduce. Autograd needs nothing more: the all-reduce hands each process the sum
-    over processes of the gradient with respect to m and v, which is exactly the term by which a row of this process
-    moves the loss of another one. The variance takes a second sweep around the mean, since ``E[x^2] - E[x]^2`` cancels
-    in float32. Running statistics are updated as PyTorch does, with the unbiased variance ``v n / (n - 1)``.
+    With n rows ``x_i`` on W processes together: ``m = (1/n) sum_i x_i``,
+    ``v = (1/n) sum_i (x_i - m)^2``, ``y_i = weight (x_i - m) / sqrt(v + eps) + bias``. A differentiable
+    all-reduce computes both sums over the rows of all processes. Its backward pass sums the gradients with respect to m
+    and v over the processes, so the gradient of a row includes its effect on the losses of the other processes. The
+    variance is computed in a second pass, around the mean, because ``E[x^2] - E[x]^2`` cancels in float32. Running
+    statistics are updated as in PyTorch, with the unbiased variance ``v n / (n - 1)``.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
             ``(R, C)``.
 
         Raises:
-            ValueError: training with fewer than two rows over all processes.
+            ValueError: in training mode, there are fewer than two rows over all processes.
         """
         if not self.training or world_size() == 1:
             if self.training and input.shape[0] < 2:

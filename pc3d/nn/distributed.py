@@ -1,4 +1,4 @@
-"""The few collectives that make N processes compute what one process would on the same global batch."""
+"""Collectives by which N processes compute the same as one process on the same global batch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 
 def world_size() -> int:
-    """Number of processes that train together; 1 outside of ``torch.distributed``."""
+    """Number of processes of the training; 1 without ``torch.distributed``."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Index of this process among those that train together; 0 outside of ``torch.distributed``."""
+    """Index of this process in the training; 0 without ``torch.distributed``."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
@@ -38,10 +38,10 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """Differentiable sum over processes, the same on each of them; the tensor itself where there is one process.
+    """Differentiable sum over processes, equal on all of them; with one process, the tensor itself.
 
     Args:
-        value: any shape, equal on all processes.
+        value: any shape, the same on all processes.
 
     Returns:
         The sum, of the shape of ``value``. Its gradient is the sum over processes of the gradients that reach it.
@@ -54,11 +54,11 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def mean_over_processes(value: Tensor) -> Tensor:
-    """Mean over processes, without gradient; the tensor itself where there is one process.
+    """Mean over processes, without gradient; with one process, the tensor itself.
 
-    Distributed data parallel *averages* the gradients of W processes. A loss that is a global ratio
-    ``sum_r s_r / sum_r c_r`` is therefore obtained exactly when process r minimises ``s_r / ((sum_r c_r) / W)``: this
-    function makes that denominator.
+    Distributed data parallel *averages* the gradients of W processes. To minimise a global ratio
+    ``sum_r s_r / sum_r c_r`` exactly, process r must therefore minimise ``s_r / ((sum_r c_r) / W)``. This function
+    computes the denominator.
     """
     if world_size() == 1:
         return value
@@ -69,10 +69,10 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def take_from_first(tensors: Iterable[Tensor]) -> None:
-    """Give each process the values of the first one, in place; nothing where there is one process.
+    """Copy the values of the first process to all processes, in place; with one process, do nothing.
 
     Args:
-        tensors: of equal shapes and in the same order on all processes, on a device that their backend reaches.
+        tensors: the same shapes in the same order on all processes, on a device that their backend supports.
     """
     if world_size() > 1:
         for tensor in tensors:
@@ -81,14 +81,14 @@ def take_from_first(tensors: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def share_of_batch(batch_size: int, device: torch.device | str = "cpu") -> tuple[int, int]:
-    """Where this process's samples lie in the global batch, and how large that is.
+    """Position of this process's samples in the global batch, and the size of the global batch.
 
     Args:
-        batch_size: samples in this process; others may have another number.
-        device: where the processes exchange their numbers, one that their backend reaches.
+        batch_size: number of samples in this process; it may differ between processes.
+        device: device for the exchange of sizes; the backend of the processes must support it.
 
     Returns:
-        The samples in the processes before this one, and those in all processes.
+        Number of samples in the processes before this one, and in all processes.
     """
     if world_size() == 1:
         return 0, batch_size
@@ -108,11 +108,11 @@ def gather_rows(value: Tensor) -> Tensor:
         value: ``(B, C)``.
 
     Returns:
-        ``(global B, C)``, the same on each process; the tensor itself where there is one process. Its gradient with
-        respect to the own rows is the sum over processes of the gradients that reach them.
+        ``(global B, C)``, the same on each process; with one process, the tensor itself. The gradient with respect to
+        the rows of a process is the sum over processes of the gradients that reach them.
     """
     if world_size() == 1:
         return value
     start, total = share_of_batch(len(value), value.device)
-    # A sum in which every row is 0 but on one process.
+    # A sum over processes to which only one process contributes a nonzero value for each row.
     return all_reduce_sum(F.pad(value, (0, 0, start, total - start - len(value))))

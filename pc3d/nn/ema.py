@@ -1,4 +1,4 @@
-"""A teacher that follows its student: an exponential moving average of its weights."""
+"""Teacher networks: exponential moving averages of the weights of a student."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def make_teacher(student: AnyModule) -> AnyModule:
-    """A copy of a network that no gradient reaches; :func:`update_teacher` moves it."""
+    """A copy of a network without gradients; :func:`update_teacher` updates it."""
     return copy.deepcopy(student).requires_grad_(False)
 
 
@@ -22,14 +22,14 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float, *, b
     """``teacher <- momentum * teacher + (1 - momentum) * student``, for every parameter.
 
     Args:
-        teacher: of :func:`make_teacher`.
-        student: the network it is a copy of.
-        momentum: in [0, 1]; 1 leaves the teacher as it is, 0 makes it the student.
-        buffers: average floating-point buffers (the running statistics of batch norm) too and copy others. Otherwise
-            the teacher keeps those of its own forward passes.
+        teacher: from :func:`make_teacher`.
+        student: the network that the teacher was copied from.
+        momentum: in [0, 1]; 1 does not change the teacher, 0 copies the student.
+        buffers: also average floating-point buffers (running statistics of batch norm) and copy the other buffers.
+            If False, the teacher keeps the buffers of its own forward passes.
 
     Raises:
-        ValueError: a momentum outside of [0, 1], or networks of different parameters.
+        ValueError: a momentum outside of [0, 1], or networks with different parameters.
     """
     if not 0.0 <= momentum <= 1.0:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
@@ -50,12 +50,12 @@ def _average(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], mom
 
 
 def cosine_between(step: int, steps: int, start: float, end: float) -> float:
-    """A half cosine from ``start`` at step 0 to ``end`` at step ``steps`` and after.
+    """A half cosine from ``start`` at step 0 to ``end`` at step ``steps``, constant afterwards.
 
-    With 0.996 and 1.0 it is the momentum of a teacher in DINO and BYOL; with 0.04 and 0.4 DINO's weight decay.
+    From 0.996 to 1.0 it is the momentum of the teacher in DINO and BYOL; from 0.04 to 0.4, DINO's weight decay.
 
     Raises:
-        ValueError: no steps, or a negative step.
+        ValueError: ``steps`` below 1, or a negative step.
     """
     if steps < 1 or step < 0:
         raise ValueError(f"steps must be at least 1 and step at least 0, got {steps} and {step}")

@@ -1,4 +1,4 @@
-"""What turns features into predictions, or into what a self-supervised loss compares."""
+"""Heads: networks from features to predictions, or to the input of a self-supervised loss."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from pc3d.nn.tokenizer import LinearBeforeNorm
 class SegmentationHead(nn.Sequential):
     """Linear C→C, batch norm, ReLU, linear C→K on rows ``(N, C)``: the classifier of Swin3D (released code).
 
-    Its weights start as PyTorch's linear layers do, four times as large at 48 channels as those of the released code,
-    which are normal with a standard deviation of 0.02 in all of Swin3D: that is ours, for runs of few steps.
+    The weights have PyTorch's default initialisation of linear layers. At 48 channels they are four times as large as
+    in the released code, which draws all weights of Swin3D from a normal distribution with standard deviation 0.02.
+    This is our choice, for runs of few steps.
 
     Args:
         in_features: C.
@@ -41,8 +42,8 @@ class ProjectionHead(nn.Sequential):
         dims: widths from input to output: ``(C, 2048, 256)`` is two linear layers, ``(C, 4096, 4096, 256)`` three.
         norm: batch norm after every layer but the last.
         last_norm: batch norm without scale and shift after the last, as in SimCLR and MoCo v3.
-        last_bias: a bias in the last layer where no norm follows; VICReg and Barlow Twins, whose losses do not depend
-            on it, have none.
+        last_bias: a bias in the last layer if no norm follows. VICReg and Barlow Twins have none, because their losses
+            do not depend on it.
 
     Raises:
         ValueError: fewer than two widths, or one below 1.
@@ -67,24 +68,25 @@ class ProjectionHead(nn.Sequential):
 
 
 class DistillationHead(nn.Module):
-    """DINO's head: an MLP with GELU, unit length, and cosines with K prototypes.
+    """DINO's head: an MLP with GELU, normalisation to unit length, and cosines with K prototypes.
 
-    The last layer of the released code is weight-normalised with its lengths fixed to 1. Here its rows are divided by
-    their lengths, which is the same function and cannot drift. How long they are still matters to the optimiser, whose
-    steps turn short ones faster, so they start as there: uniform within ``1 / sqrt(bottleneck)``, PyTorch's default for
-    a linear layer, and not normal with a standard deviation of 0.02 as the MLP.
+    The last layer of the released code has weight normalisation with the lengths of its rows fixed to 1. Here the
+    prototypes are divided by their lengths, which computes the same. Their lengths still matter to the optimiser: its
+    steps rotate short prototypes faster. They are therefore initialised as in the released code, uniform within
+    ``1 / sqrt(bottleneck)`` (PyTorch's default for a linear layer), not normal with standard deviation 0.02 like the
+    MLP.
 
     Args:
         in_features: C.
-        num_prototypes: K, the width of the result.
-        hidden: width of the MLP's two hidden layers.
-        bottleneck: width at which features get unit length.
+        num_prototypes: K, width of the output.
+        hidden: width of the two hidden layers of the MLP.
+        bottleneck: width of the output of the MLP, which is normalised to unit length.
 
     Raises:
         ValueError: a width below 1.
 
     Source:
-        DINO (Caron et al., 2021), appendix C; K = 512 for point clouds is that of POS-BERT (Fu et al., 2022).
+        DINO (Caron et al., 2021), appendix C; K = 512 for point clouds comes from POS-BERT (Fu et al., 2022).
     """
 
     def __init__(self, in_features: int, num_prototypes: int = 512, hidden: int = 2048, bottleneck: int = 256) -> None:

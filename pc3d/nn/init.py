@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def init_token(token: Tensor) -> Tensor:
-    """Fill with a normal of standard deviation 0.02 truncated at ±2 (an absolute bound, so hardly a truncation)."""
+    """Draw from a normal distribution with standard deviation 0.02, truncated at ±2 (100 standard deviations)."""
     return nn.init.trunc_normal_(token, std=0.02)
 
 
 @torch.no_grad()
 def init_encoder_weights(module: nn.Module) -> None:
-    """Linear weights as :func:`init_token`, biases 0, LayerNorm and BatchNorm at 1 and 0; for ``Module.apply``.
+    """Linear weights by :func:`init_token`, LayerNorm and BatchNorm weights 1, all biases 0; for ``Module.apply``.
 
-    BatchNorm forgets its running statistics too.
+    It also resets the running statistics of BatchNorm.
     """
     if isinstance(module, nn.Linear):
         init_token(module.weight)
@@ -28,7 +28,7 @@ def init_encoder_weights(module: nn.Module) -> None:
 
 @torch.no_grad()
 def init_decoder_weights(module: nn.Module) -> None:
-    """Linear weights Xavier uniform, biases 0, LayerNorm at 1 and 0; for ``Module.apply``."""
+    """Linear weights Xavier uniform, LayerNorm weights 1, all biases 0; for ``Module.apply``."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 class KeyQueue(nn.Module):
-    """The last ``length`` keys, first in, first out (MoCo, He et al., 2020); saved with a checkpoint.
+    """The last ``length`` keys, first in, first out (MoCo, He et al., 2020); stored in checkpoints.
 
-    It starts empty: before it is full there are fewer negatives, not random ones.
+    The queue starts empty, so there are fewer negatives until it is full (and no random ones).
 
     Args:
-        length: how many; 0 for a queue that holds nothing.
+        length: capacity; 0 for a queue that never holds keys.
         dim: width d of a key.
 
     Raises:
@@ -30,16 +30,16 @@ class KeyQueue(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def keys(self) -> Tensor:
-        """The keys so far, ``(at most length, d)``, in no order."""
-        # A copy: it may be part of a graph whose backward pass comes after the next keys have been added.
+        """The stored keys, ``(at most length, d)``, in no particular order."""
+        # A copy, because the backward pass that uses it may run after the next keys have been added.
         return self.stored[: min(int(self.seen), self.length)].clone()
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Add keys ``(K, d)``, the same ones on every process; those that came first make room."""
+        """Add keys ``(K, d)``, the same on every process; they replace the oldest ones."""
         if self.length == 0:
             return
-        # Of more than fit, the last ones stay, where they would be had all been written one by one.
+        # If there are more than fit, keep the last ones, in the slots that writing one by one would give.
         first = max(len(keys) - self.length, 0)
         slots = (self.seen + torch.arange(first, len(keys), device=keys.device)) % self.length
         self.stored.index_copy_(0, slots, keys[first:].to(self.stored.dtype))

@@ -1,4 +1,4 @@
-"""Heads that name points by texts: cosines with class vectors, and score maps refined by what a scene shows."""
+"""Heads that classify points by texts: cosines with text features, and score maps with texts refined per scene."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pc3d.ops import segment_reduce, voxelize
 
 
 class TextHead(nn.Module):
-    """Scaled cosines of projected features with the texts of classes; nothing of it is trained on their labels.
+    """Scaled cosines of projected features with the text features of classes; no part of it is trained on labels.
 
     Args:
         in_features: width of the features of points.
         num_classes: K.
-        text_dim: width of the texts' features.
-        logit_scale: factor of the cosines; CLIP's is near 100.
+        text_dim: width of the text features.
+        logit_scale: factor of the cosines; about 100 in CLIP.
     """
 
     text: Tensor
@@ -33,33 +33,36 @@ class TextHead(nn.Module):
         self.logit_scale = logit_scale
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(N, in_features)`` to ``(N, K)``."""
+        """Map ``(N, in_features)`` to logits ``(N, K)``."""
         points = F.normalize(self.projection(features), dim=1)
         return self.logit_scale * points @ F.normalize(self.text, dim=1).T
 
 
 class LanguageHead(nn.Module):
-    """Language-guided dense prediction in the manner of DenseCLIP (Rao et al., CVPR 2022), for points.
+    """Language-guided dense prediction for points, after DenseCLIP (Rao et al., CVPR 2022).
 
-    Features are carried into the space of the texts by a linear layer. The texts of the classes, frozen, are refined by
-    what each scene shows (section 3.2, post-model prompting): a transformer decoder attends from the texts to the
-    scene's mean feature and to the mean features of its cubes, and its output, times a learned gamma that begins at
-    1e-4, is added to them. Cosines of points and refined texts are the score maps; they are joined with the features,
-    and the head of Swin3D classifies both. The score maps over a temperature are logits of an auxiliary loss.
+    1. A linear layer maps the features of points into the space of the texts.
+    2. The frozen text features of the classes are refined for each scene (section 3.2, post-model prompting). A
+       transformer decoder attends from the texts to the mean feature of the scene and to the mean features of its
+       cubes. Its output, times a learned gamma with initial value 1e-4, is added to the text features.
+    3. Score maps are the cosines of points and refined texts. They are concatenated with the features, and the head of
+       Swin3D classifies the result.
+    4. Score maps divided by a temperature are the logits of an auxiliary loss.
 
-    DenseCLIP joins score maps with the coarsest features before a decoder that follows; here the backbone has decoded
-    already, so that any may be used. Its own visual features are CLIP's, in the space of texts to begin with; its
-    learnable words before the text tower are left out: texts are features here. Numbers are those of its released
-    configurations; cubes in place of the cells of a grid are ours.
+    DenseCLIP concatenates score maps with the coarsest features, before its decoder. Here they come after the decoder
+    of the backbone, so any backbone can be used. DenseCLIP's visual features are those of CLIP and lie in the space of
+    texts from the start. Its learnable words before the text tower are left out, because the texts are features here.
+    Default values are those of its released configurations. Cubes, and their size, in place of the cells of an image
+    grid are ours.
 
     Args:
         in_features: width of the features of points.
         num_classes: K.
-        text_dim: width C of the texts' features.
-        width: of the transformer.
-        num_heads: of its attention.
-        num_layers: of it.
-        dropout: within it.
+        text_dim: width C of the text features.
+        width: width of the transformer decoder.
+        num_heads: attention heads of the transformer decoder.
+        num_layers: layers of the transformer decoder.
+        dropout: dropout rate within the transformer decoder.
         context_size: edge of the cubes in the units of the points.
         temperature: of the auxiliary logits.
 
@@ -121,26 +124,28 @@ class LanguageHead(nn.Module):
             offsets: ``(B + 1,)`` int64.
 
         Returns:
-            Logits ``(N, K)``, and those of the auxiliary loss ``(N, K)``: score maps over the temperature.
+            Logits ``(N, K)``, and logits ``(N, K)`` of the auxiliary loss: score maps divided by the temperature.
         """
         visual = self.visual(features)
         scores = self.score_maps(visual, self.refined_texts(visual, xyz, offsets), offsets)
         return self.classifier(torch.cat([features, scores.to(features.dtype)], dim=1)), scores / self.temperature
 
     def refined_texts(self, visual: Tensor, xyz: Tensor, offsets: Tensor) -> Tensor:
-        """The texts as each scene sees them, ``(B, K, C)``, from ``(N, C)`` features in their space."""
+        """Text features ``(B, K, C)`` refined for each scene, from point features ``(N, C)`` in the space of texts."""
         scenes = len(offsets) - 1
         texts = self.text.to(visual.dtype).expand(scenes, -1, -1)
-        if scenes == 0:  # PyTorch's attention cannot
+        if scenes == 0:  # PyTorch's attention takes no empty batch
             return texts
         tokens, empty = self.context(visual, xyz, offsets)
         change = self.decoder(self.read_text(texts), self.read_visual(tokens), memory_key_padding_mask=empty)
         return texts + self.gamma * torch.as_tensor(self.write_text(change))
 
     def context(self, visual: Tensor, xyz: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """What a scene shows: the mean of its points and of each of its cubes, ``(B, 1 + L, C)``; where there is none.
+        """Tokens that describe each scene: the mean feature of its points and of the points in each of its cubes.
 
-        Scenes with fewer cubes are filled up, which the second result, ``(B, 1 + L)`` bool, says.
+        Returns:
+            Tokens ``(B, 1 + L, C)``, padded to the largest number L of cubes, and a bool mask ``(B, 1 + L)`` that is
+            True for padding.
         """
         scenes = len(offsets) - 1
         whole = segment_reduce(visual, scene_of_rows(offsets, len(visual)), scenes, "mean")
@@ -155,7 +160,7 @@ class LanguageHead(nn.Module):
         return torch.cat([whole[:, None], tokens], dim=1), F.pad(empty, (1, 0))
 
     def score_maps(self, visual: Tensor, texts: Tensor, offsets: Tensor) -> Tensor:
-        """Cosines ``(N, K)`` of the points with the texts ``(B, K, C)`` of their scene."""
+        """Cosines ``(N, K)`` of points with the text features ``(B, K, C)`` of their scene."""
         points, texts = F.normalize(visual.float(), dim=1), F.normalize(texts.float(), dim=2)
         lengths = offsets.diff().tolist()
         rows = [part @ text.T for part, text in zip(points.split(lengths), texts, strict=True)]

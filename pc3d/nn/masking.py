@@ -1,7 +1,8 @@
-"""Which tokens are hidden: random and block masks, and their split into index lists.
+"""Masks of tokens: random masks, block masks, and their conversion to index lists.
 
-A mask is ``(B, G)`` bool, True where a token is masked. The functions are pure: the caller draws the numbers
-(:class:`pc3d.nn.SampleRandom`, or ``torch.rand`` with a generator), so masks are reproducible and stay on the device.
+A mask is ``(B, G)`` bool, True where a token is masked. The functions are pure: the caller draws the random
+numbers (:class:`pc3d.nn.SampleRandom`, or ``torch.rand`` with a generator), so masks are reproducible and stay on the
+device.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor
 
 MaskType = Literal["random", "block"]
-"""How patches to hide are chosen."""
+"""How masked patches are chosen."""
 
 
 def num_masked(num_tokens: int, mask_ratio: float) -> int:
-    """``int(mask_ratio * num_tokens)``, the rounding of the Point-MAE family (38 of 64 at 0.6).
+    """``int(mask_ratio * num_tokens)``, rounded as in the Point-MAE family (38 of 64 at 0.6).
 
     Raises:
         ValueError: the ratio is outside of (0, 1), or leaves no masked or no visible token.
@@ -35,7 +36,7 @@ def random_mask(noise: Tensor, mask_ratio: float) -> Tensor:
     """Mask the same number of tokens in each cloud, every subset equally likely.
 
     Args:
-        noise: ``(B, G)`` independent uniform numbers; the lowest are masked.
+        noise: ``(B, G)`` independent uniform numbers; the tokens with the lowest numbers are masked.
         mask_ratio: share of tokens to mask.
 
     Returns:
@@ -55,7 +56,8 @@ def block_mask(centers: Tensor, noise: Tensor, mask_ratio: float) -> Tensor:
         mask_ratio: share of tokens to mask.
 
     Returns:
-        ``(B, G)`` bool with exactly ``int(mask_ratio * G)`` True per row; of equally distant centres the lowest first.
+        ``(B, G)`` bool with exactly ``int(mask_ratio * G)`` True per row; of equally distant centres, those
+        with the lowest indices.
     """
     num_tokens = centers.shape[1]
     count = num_masked(num_tokens, mask_ratio)
@@ -80,11 +82,11 @@ def split_mask(mask: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
 
 
 def check_mask(mask: Tensor, batch_size: int, num_tokens: int) -> int:
-    """Number of masked tokens per cloud of a mask that a user supplied.
+    """Check a mask that a user supplied, and count its masked tokens per cloud.
 
     Raises:
         TypeError: the mask is not bool.
-        ValueError: wrong shape, rows with different numbers of masked tokens, or nothing visible or masked.
+        ValueError: a wrong shape, rows with different numbers of masked tokens, or no visible or no masked token.
     """
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be a bool tensor (True = masked), got {mask.dtype}")

@@ -1,4 +1,4 @@
-"""Optimiser groups and the learning-rate schedule that the masked point models share."""
+"""Parameter groups for the optimiser, and the learning-rate schedule of the masked point models."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ def weight_decay_groups(
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters by whether weight decay applies.
 
-    Never decayed: one-dimensional parameters (biases, LayerNorm, BatchNorm) and those named in ``undecayed`` (class and
-    mask tokens). Tokens are passed as parameters, not found by name, so renaming one cannot change the optimisation.
+    Weight decay does not apply to one-dimensional parameters (biases, LayerNorm, BatchNorm) and to those in
+    ``undecayed`` (class and mask tokens). Tokens are passed as parameters, not found by name, so renaming one cannot
+    change the optimisation.
 
     Args:
-        module: whose parameters to group.
-        weight_decay: of the first group.
-        undecayed: parameters of ``module`` that are not decayed whatever their shape.
+        module: the module whose parameters are grouped.
+        weight_decay: weight decay of the first group.
+        undecayed: parameters of ``module`` without weight decay, of any shape.
 
     Returns:
         Two groups for a ``torch.optim`` optimiser: decayed, then undecayed.
 
     Raises:
-        ValueError: ``undecayed`` holds a parameter that is not the module's.
+        ValueError: ``undecayed`` holds a parameter that does not belong to the module.
     """
     exempt = {id(parameter) for parameter in undecayed}
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -43,10 +44,10 @@ def weight_decay_groups(
 def warmup_cosine(
     time: float, *, base: float = 1e-3, minimum: float = 1e-6, warmup_epochs: int = 10, epochs: int = 300
 ) -> float:
-    """Learning rate at ``time`` epochs: linear warm-up from ``minimum``, then a cosine down to it.
+    """Learning rate at ``time`` epochs: linear warm-up from ``minimum``, then a cosine down to ``minimum``.
 
-    The clock of the cosine starts at 0, not at the end of the warm-up, so the rate enters the cosine slightly below
-    ``base`` and never reaches it (the schedule of the Point-MAE family).
+    The phase of the cosine counts from epoch 0, not from the end of the warm-up. The cosine therefore starts slightly
+    below ``base``, and the rate never reaches ``base`` (the schedule of the Point-MAE family).
     """
     if time < warmup_epochs:
         return minimum + time * (base - minimum) / warmup_epochs
@@ -64,7 +65,7 @@ def epoch_learning_rate(
     warmup_epochs: int = 10,
     epochs: int = 300,
 ) -> float:
-    """Learning rate in force during an epoch.
+    """Learning rate of an epoch.
 
     Args:
         epoch: from 0.

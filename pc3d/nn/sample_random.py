@@ -1,4 +1,4 @@
-"""Random numbers that belong to the samples of a global batch rather than to a process."""
+"""Random numbers that belong to the samples of a global batch, not to a process."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from torch import Tensor
 
 
 class SampleRandom:
-    """Random numbers per sample, fixed by seed, epoch, step in the epoch and index in the global batch alone.
+    """Random numbers per sample, a function of seed, epoch, step in the epoch and index in the global batch only.
 
-    Nothing is carried from step to step, so a run that is killed and resumed draws what it would have drawn; and a
-    sample gets the same numbers whether one process holds the global batch or several share it, each a contiguous run
-    of it as :class:`pc3d.data.EpochSampler` deals them; the last runs of an epoch may differ in length.
+    No state is carried from step to step, so a run that was killed and resumed draws the same numbers as an
+    uninterrupted one. A sample gets the same numbers for any number of processes. Each process holds a contiguous part
+    of the global batch, as in :class:`pc3d.data.EpochSampler`; in the last batches of an epoch, the
+    parts may differ in length.
 
     Args:
         seed: seed of the run, at least 0.
         epoch: epoch, from 0.
         step: batch index within the epoch, from 0.
-        batch_size: samples in this process.
-        start: index in the global batch of this process's first sample.
-        global_batch_size: samples in all processes together; ``batch_size`` when None
-            (:func:`pc3d.nn.share_of_batch` finds both).
-        device: where the numbers are drawn. CPU and CUDA generators give different numbers.
+        batch_size: number of samples in this process.
+        start: index of this process's first sample in the global batch.
+        global_batch_size: number of samples in all processes; None for ``batch_size``.
+            :func:`pc3d.nn.share_of_batch` computes ``start`` and this number.
+        device: device of the generator. CPU and CUDA generators give different numbers.
 
     Raises:
-        ValueError: a negative seed, epoch or step, or a share that is not within the global batch.
+        ValueError: a negative seed, epoch or step, or samples that are not within the global batch.
     """
 
     def __init__(
@@ -51,14 +52,14 @@ class SampleRandom:
                 f"samples {start} to {start + batch_size} are not within a global batch of {self.global_batch_size}: "
                 "start + batch_size must be at most global_batch_size"
             )
-        # SeedSequence mixes well where the inputs differ by one bit, as consecutive steps do.
+        # SeedSequence gives unrelated seeds for inputs that differ by one bit, such as consecutive steps.
         mixed = np.random.SeedSequence((seed, epoch, step)).generate_state(1, np.uint64)[0]
         self.generator = torch.Generator(device=device)
         self.generator.manual_seed(int(mixed) & (2**63 - 1))
 
     @classmethod
     def of(cls, generator: torch.Generator, batch_size: int) -> SampleRandom:
-        """The numbers of a generator of one's own, for samples that belong to no run; it is advanced."""
+        """Draw from the given generator, for samples outside of a run; the state of the generator advances."""
         draws = cls(0, 0, 0, batch_size=batch_size, device=generator.device)
         draws.generator = generator
         return draws
@@ -74,16 +75,20 @@ class SampleRandom:
         return self._own(everyone)
 
     def some_rows(self, mask: Tensor, offsets: Tensor, count: int | Sequence[int]) -> Tensor:
-        """Of the rows of each sample where the mask is set, ``count``, or all where there are fewer.
+        """A random choice of the rows of each sample where the mask is True.
 
-        Every choice is equally likely, and has the order in which it was drawn.
+        All choices are equally likely. Rows are in the order in which they were drawn.
 
         Args:
             mask: ``(N,)`` bool over packed rows.
             offsets: ``(batch_size + 1,)`` int64 of the samples.
-            count: how many of each sample, at most; a number for all, or one for each.
+            count: number of rows to choose from each sample, one number for all samples or one for each. If a sample
+                has fewer rows, all are chosen.
+
+        Returns:
+            Indices of the chosen rows, int64, sample after sample.
         """
-        # One number per sample, whatever its size: N processes draw what one process would.
+        # One number per sample, independent of its size, so that N processes draw the same as one.
         words = (self.uniform().double() * 2**24).long().tolist()
         counts = [count] * len(words) if isinstance(count, int) else count
         chosen = []

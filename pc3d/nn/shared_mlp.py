@@ -1,4 +1,4 @@
-"""Layers that treat every point alike: PointNet's shared MLP and DGCNN's edge convolution."""
+"""Layers whose weights are shared by all points: PointNet's shared MLP and DGCNN's edge convolution."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pc3d.ops import gather, knn
 
 
 class SharedMLP(nn.Module):
-    """Linear without bias, batch norm and (leaky) ReLU for each width, on every point by itself.
+    """Linear layer without bias, batch norm and (leaky) ReLU for each width, applied to each point separately.
 
-    What point networks write as convolutions of kernel size 1 (PointNet, Qi et al., 2017).
+    Point networks often write this as convolutions of kernel size 1 (PointNet, Qi et al., 2017).
 
     Args:
         dims: widths from input to output.
-        negative_slope: of the leaky ReLU; 0 for ReLU.
+        negative_slope: slope of the leaky ReLU; 0 for ReLU.
     """
 
     def __init__(self, dims: Sequence[int], negative_slope: float = 0.0) -> None:
@@ -38,15 +38,15 @@ class SharedMLP(nn.Module):
 
 
 class EdgeConv(nn.Module):
-    """Each point's largest response to the edges to its k nearest points, itself among them.
+    """Edge convolution: the maximum over the edges from each point to its k nearest points, itself included.
 
-    ``max_j leaky_relu(norm(W concat(x_j - x_i, x_i)))``, with neighbours in the space of the features.
+    ``max_j leaky_relu(norm(W concat(x_j - x_i, x_i)))``, with nearest neighbours in feature space.
 
     Args:
-        in_features: of the points.
-        out_features: of the result.
-        k: neighbours.
-        negative_slope: of the leaky ReLU.
+        in_features: width of the input.
+        out_features: width of the output.
+        k: number of neighbours.
+        negative_slope: slope of the leaky ReLU.
 
     Source:
         Dynamic Graph CNN (Wang et al., 2019), section 3.1 and equation 8.
@@ -62,7 +62,7 @@ class EdgeConv(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map ``(B, N, C_in)`` to ``(B, N, C_out)``; N at least k."""
         neighbors = nearest_features(features, self.k)
-        # W (x_j - x_i, x_i) = A x_j + (B - A) x_i with W = (A, B): multiplied once per point, not once per edge.
+        # W (x_j - x_i, x_i) = A x_j + (B - A) x_i with W = (A, B): one product per point instead of one per edge.
         of_neighbor, of_center = self.linear.weight.chunk(2, dim=1)
         centers = F.linear(features, of_center - of_neighbor)
         edges = gather(F.linear(features, of_neighbor), neighbors) + centers[:, :, None]
@@ -72,12 +72,12 @@ class EdgeConv(nn.Module):
 
 @torch.no_grad()
 def nearest_features(features: Tensor, k: int) -> Tensor:
-    """Indices ``(B, N, k)`` of the k points nearest to each in feature space ``(B, N, C)``, itself among them."""
+    """Indices ``(B, N, k)`` of the k points nearest to each in feature space ``(B, N, C)``, itself included."""
     with torch.autocast(features.device.type, enabled=False):
         features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
         if features.shape[-1] == 3:
             return knn(features, k).index
-        centred = features - features.mean(1, keepdim=True)  # for what is left after the subtraction of squares
+        centred = features - features.mean(1, keepdim=True)  # less cancellation in the differences of squares
         squares = centred.square().sum(-1)
         closeness = 2 * centred @ centred.mT - squares[:, None, :]
         return closeness.topk(k, dim=-1).indices

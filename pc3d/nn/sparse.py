@@ -14,25 +14,25 @@ from pc3d.ops import KernelMap, sparse_conv3d, voxelize
 
 Module = TypeVar("Module", bound=nn.Module)
 Signals = Literal["xyz", "xyz_rgb", "xyz_rgb_normal"]
-"""What a network of voxels reads of each point."""
+"""Input signals of a voxel network: position in the voxel, colour, normal."""
 SIGNALS: tuple[str, ...] = ("xyz", "xyz_rgb", "xyz_rgb_normal")
-"""What a network reads of a voxel's point: where it is, its colour, its normal."""
+"""All values of :data:`Signals`, in ascending number of scalars."""
 
 
 def num_signals(signals: Signals) -> int:
-    """Scalars per voxel: 3, 6 or 9."""
+    """Number of scalars per voxel: 3, 6 or 9."""
     return 3 * (SIGNALS.index(signals) + 1)
 
 
 class VoxelGrid(NamedTuple):
-    """The occupied voxels of packed scenes, each with the one point that stands for it.
+    """The occupied voxels of packed scenes, each with one representative point.
 
     Voxels are ordered by scene, then by their integer coordinates (x, y, z).
 
     Attributes:
         coords: ``(V, 3)`` int32, voxel ``floor(xyz / edge)``.
-        offsets: ``(B + 1,)`` int64, scene ``b`` is rows ``offsets[b]:offsets[b + 1]``.
-        local: ``(V, 3)`` float32, where in its voxel the representative point lies: 0 to 1 from the lower corner.
+        offsets: ``(B + 1,)`` int64; the voxels of scene ``b`` are rows ``offsets[b]:offsets[b + 1]``.
+        local: ``(V, 3)`` float32, position of the representative point in its voxel, 0 to 1 from the lower corner.
         point: ``(V,)`` int64, row of the representative point.
     """
 
@@ -42,9 +42,9 @@ class VoxelGrid(NamedTuple):
     point: Tensor
 
     def position(self) -> Tensor:
-        """``(V, 3)`` float32 representative points in voxels, counted from the first voxel of their scene.
+        """Positions ``(V, 3)`` float32 of the representative points, in voxels from the first voxel of their scene.
 
-        A scene far from the origin, as in map coordinates, keeps its precision.
+        Scenes far from the origin, such as those in map coordinates, keep their precision.
         """
         first = self.offsets[:-1].clamp(max=max(len(self.coords) - 1, 0))
         scene = scene_of_rows(self.offsets, len(self.coords))
@@ -61,14 +61,14 @@ def scene_of_rows(offsets: Tensor, num_rows: int) -> Tensor:
 def voxel_grid(
     xyz: Tensor, voxel_size: float, offsets: Tensor, *, random_point: bool = False
 ) -> tuple[VoxelGrid, Tensor]:
-    """Cut packed scenes into voxels.
+    """Divide packed scenes into voxels.
 
     Args:
         xyz: ``(N, 3)``, in the units of ``voxel_size``.
         voxel_size: edge of a voxel.
         offsets: ``(B + 1,)`` int64.
-        random_point: a random point of each voxel represents it, from PyTorch's default generator, instead of the
-            first. Swin3D trains so and evaluates with a fixed one.
+        random_point: represent each voxel by a random point, drawn from PyTorch's default generator, instead of its
+            first point. Swin3D trains with random points and evaluates with fixed ones.
 
     Returns:
         The grid, and the voxel of each point ``(N,)`` int64.
@@ -80,13 +80,13 @@ def voxel_grid(
     if random_point and len(coords) < len(xyz):
         point = _random_member(inverse, len(coords))
     wide = xyz if xyz.dtype == torch.float64 else xyz.float()
-    # A voxel size that is no power of two may put a point a rounding error outside of its voxel.
+    # By rounding, a point may lie slightly outside of its voxel if the voxel size is not a power of two.
     local = (wide[point] / voxel_size - coords.to(wide.dtype)).clamp_(0.0, 1.0).float()
     return VoxelGrid(coords, voxel_offsets, local, point), inverse
 
 
 def _random_member(group: Tensor, num_groups: int) -> Tensor:
-    """A uniformly random row of each group: the one that a random order names first."""
+    """A uniformly random row of each group: the first one in a random order."""
     order = torch.randperm(len(group), device=group.device)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(group), device=group.device)
@@ -101,15 +101,15 @@ class SparseConv3d(nn.Module):
     :func:`pc3d.ops.kernel_map` (x slowest) and absent voxels as zeros.
 
     Args:
-        in_channels: width of a voxel's features.
-        out_channels: of the result.
+        in_channels: width of the input features.
+        out_channels: width of the output features.
         kernel_size: K, edge of the kernel in voxels.
-        transposed: run a strided kernel map backwards, from its outputs to its inputs.
+        transposed: apply a strided kernel map in reverse, from its outputs to its inputs.
         bias: add a learned bias.
 
     Attributes:
-        backend: whose kernels compute: ``"pc3d"``, or ``"spconv"`` after :func:`use_spconv`. It is no part of the
-            weights: a stored network runs on pc3d's kernels when it is loaded.
+        backend: the kernels that compute: ``"pc3d"``, or ``"spconv"`` after :func:`use_spconv`. It is not stored with
+            the weights: a loaded network uses pc3d's kernels.
     """
 
     backend: Literal["pc3d", "spconv"] = "pc3d"
@@ -130,22 +130,22 @@ class SparseConv3d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform within ``1 / sqrt(K^3 in_channels)``, biases 0."""
+        """Set weights uniform within ``1 / sqrt(K^3 in_channels)``, and biases to 0."""
         bound = 1.0 / math.sqrt(self.weight.shape[0] * self.weight.shape[1])
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, features: Tensor, kernel_map: KernelMap) -> Tensor:
-        """Map ``(N, in_channels)`` on the voxels that the kernel map reads to ``(M, out_channels)`` on those it
-        writes; the other way round if transposed."""
+        """Map ``(N, in_channels)`` on the input voxels of the kernel map to ``(M, out_channels)`` on its output voxels;
+        in reverse if transposed."""
         features = features.to(self.weight.dtype)
         convolve = spconv_conv3d if self.backend == "spconv" else sparse_conv3d
         return convolve(features, self.weight, kernel_map, self.bias, transposed=self.transposed)
 
 
 def use_spconv(module: Module) -> Module:
-    """Let all sparse convolutions of a network run on spconv's kernels, see :func:`pc3d.nn.spconv_conv3d`.
+    """Use spconv's kernels for all sparse convolutions of a network, see :func:`pc3d.nn.spconv_conv3d`.
 
     Args:
         module: a network with :class:`SparseConv3d` layers, such as :class:`pc3d.models.SparseUNet`.
@@ -170,10 +170,10 @@ class ConvNormReLU(nn.Module):
     """:class:`SparseConv3d` without bias, batch norm over all voxels of the batch, ReLU.
 
     Args:
-        in_channels: width of a voxel's features.
-        out_channels: of the result.
+        in_channels: width of the input features.
+        out_channels: width of the output features.
         kernel_size: edge of the kernel in voxels.
-        transposed: as :class:`SparseConv3d`.
+        transposed: as in :class:`SparseConv3d`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, *, transposed: bool = False) -> None:
@@ -187,11 +187,12 @@ class ConvNormReLU(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3x3 convolutions around a shortcut: ``relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))``.
+    """Two 3x3x3 convolutions with a shortcut: ``relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))``.
 
     Args:
-        in_channels: width of a voxel's features.
-        out_channels: of the result; where it differs, the shortcut is linear with a batch norm.
+        in_channels: width of the input features.
+        out_channels: width of the output features. If it differs from ``in_channels``, the shortcut is a linear layer
+            and batch norm.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:

@@ -1,4 +1,4 @@
-"""Sparse convolution by the kernels of spconv, for those who ask for it."""
+"""Sparse convolution by the kernels of spconv, an optional backend."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _DTYPES = (torch.float32, torch.float16)
 
 
 class _Pairs(NamedTuple):
-    """A kernel map as spconv has it."""
+    """A kernel map in the form of spconv."""
 
     rows: Tensor
-    """(2, K, M) int32: for each tap the input rows that it reads and the output rows that read them, then -1."""
+    """(2, K, M) int32: input rows and output rows of the pairs of each tap, padded with -1."""
     counts: Tensor
-    """(K,) int32: how many there are."""
+    """(K,) int32: number of pairs of each tap."""
 
 
-# By the map's table, for as long as it lives: all layers of a level, and all steps on one scene, share the pairs.
+# Keyed by the table of the map, and kept as long as it: all layers of a level, and all steps on a scene, share pairs.
 _pairs: Any = WeakIdKeyDictionary()
 
 
@@ -33,26 +33,26 @@ def spconv_conv3d(
 ) -> Tensor:
     """:func:`pc3d.ops.sparse_conv3d` by spconv's native gather, matrix product and scatter.
 
-    The voxels, what each reads, the layout of the weight and the result are those of pc3d: only the arithmetic is
-    spconv's, forward and backward. It is meant for CUDA; on a CPU it is slower than pc3d's own kernels. The first call
-    with a kernel map turns it into spconv's lists of pairs, later ones share these: a map is not to be changed in
-    place. There is no second derivative, and ``torch.compile`` breaks the graph here. On CUDA under autocast spconv
-    computes in float16, and its sums are those of its own kernels.
+    Voxels, kernel maps, the layout of weights and the result are those of pc3d. Only the arithmetic, forward and
+    backward, is done by spconv. This backend is meant for CUDA; on a CPU it is slower than pc3d's own kernels. The
+    first call with a kernel map converts it to spconv's lists of pairs, and later calls reuse them, so do not change a
+    map in place. There is no second derivative, and ``torch.compile`` breaks the graph here. Under autocast, inputs are
+    cast to the autocast type (float16 on CUDA by default). Sums are rounded as by spconv's kernels.
 
     Args:
-        features: as :func:`pc3d.ops.sparse_conv3d`, float32 or float16.
-        weight: ``(K, C_in, C_out)``, of the type of the features.
+        features: as in :func:`pc3d.ops.sparse_conv3d`, float32 or float16.
+        weight: ``(K, C_in, C_out)``, with the dtype of the features.
         kernel_map: from :func:`pc3d.ops.kernel_map`.
         bias: ``(C_out,)``.
-        transposed: from the map's outputs back to its inputs.
+        transposed: from the outputs of the map to its inputs.
 
     Returns:
-        ``(M, C_out)``; ``transposed``: ``(N, C_out)``.
+        ``(M, C_out)``, or ``(N, C_out)`` if transposed.
 
     Raises:
         MissingExtraError: spconv is not installed.
-        TypeError: a wrong type of argument.
-        ValueError: a type that spconv has no kernels for, or shapes or devices that do not fit.
+        TypeError: an argument of a wrong type.
+        ValueError: a dtype for which spconv has no kernels, or shapes, dtypes or devices that do not match.
 
     Source:
         github.com/traveller59/spconv, version 2.3: ``ConvAlgo.Native``.
@@ -68,7 +68,7 @@ def spconv_conv3d(
         dtype = torch.get_autocast_dtype(device)
         features, weight = features.to(dtype), weight.to(dtype)
     _check(features, weight, kernel_map, rows_in)
-    if rows_in == 0 or rows_out == 0:  # spconv refuses; the gradients are zeros
+    if rows_in == 0 or rows_out == 0:  # spconv raises an error; the gradients are zeros
         out = features.new_zeros(rows_out, weight.shape[2]) + 0 * (features.sum() + weight.sum())
     else:
         pairs = _pairs_of(kernel_map)
@@ -81,10 +81,10 @@ def spconv_conv3d(
 
 
 def import_spconv() -> Any:
-    """spconv's differentiable functions.
+    """Import the module with spconv's differentiable functions.
 
     Raises:
-        MissingExtraError: spconv is not installed, or does not run here.
+        MissingExtraError: spconv is not installed or cannot be imported.
     """
     try:
         return importlib.import_module("spconv.pytorch.functional")
@@ -126,7 +126,7 @@ def _pairs_of(kernel_map: KernelMap) -> _Pairs:
 
 
 def _as_pairs(neighbors: Tensor) -> _Pairs:
-    """The rows of each tap's pairs, in the order of the output voxels, moved to the front."""
+    """Pairs of each tap, in the order of the output voxels, without gaps."""
     reads = neighbors.T >= 0
     tap, out_row = reads.nonzero(as_tuple=True)
     place = (reads.cumsum(1) - 1)[tap, out_row]

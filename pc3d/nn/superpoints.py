@@ -1,4 +1,4 @@
-"""Superpoints: small pieces of surfaces, found from places and normals alone."""
+"""Superpoints: small pieces of surface, computed from positions and normals."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from pc3d.ops import voxelize
 
 @torch.no_grad()
 def superpoints(xyz: Tensor, offsets: Tensor, cell_size: float, normal: Tensor | None = None) -> Tensor:
-    """Number the pieces of surface that each scene of a packed batch is made of.
+    """Divide the scenes of a packed batch into superpoints.
 
-    Points are of one superpoint if they lie in the same cube of a grid and their normals are nearest to the same of the
-    six directions of the axes (the first of x, y, z in a tie, and its positive side for a zero). No learning, no seed:
-    finer than objects where objects are larger than the cubes, and edges between planes are not crossed.
+    Points belong to one superpoint if they lie in the same cube of a grid and their normals are nearest to the same one
+    of the six axis directions (in a tie, the first of x, y, z; positive for a zero). The method has no parameters to
+    learn and no randomness. Superpoints are smaller than objects that are larger than the cubes, and do not extend
+    over edges between planes.
 
     Args:
         xyz: ``(N, 3)``.
-        offsets: ``(B + 1,)`` int64; superpoints are of one scene.
+        offsets: ``(B + 1,)`` int64; a superpoint does not extend over scenes.
         cell_size: edge of the cubes in the units of ``xyz``.
-        normal: ``(N, 3)``, of any length; None splits by cubes alone.
+        normal: ``(N, 3)``, of any length; None divides by cubes only.
 
     Returns:
-        ``(N,)`` int64; points have equal numbers if and only if they are of one superpoint. Numbers are not
+        ``(N,)`` int64; points have equal numbers if and only if they belong to one superpoint. Numbers need not be
         consecutive.
 
     Raises:

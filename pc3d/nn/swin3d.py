@@ -1,6 +1,6 @@
-"""The layers of Swin3D: window attention with signal tables, down-sampling, up-sampling (Yang et al., 2023).
+"""Layers of Swin3D: window attention with signal tables, down-sampling, up-sampling (Yang et al., 2023).
 
-The released code is followed where it differs from the paper; the docstrings say where.
+Where paper and released code differ, these layers follow the code; docstrings state the differences.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from pc3d.ops.attention import Windows, window_attention, window_partition
 
 BINS_PER_VOXEL = 4
 BINS_PER_UNIT = 8
-"""Of colours and normals, whose differences span (-2, 2)."""
+"""Table bins per unit of colour and normal, whose differences lie in (-2, 2)."""
 DOWN_NEIGHBORS, UP_NEIGHBORS = 16, 3
 _EQUAL = 1e-4
 SIGNAL_DIVISOR = 1.001
-"""Keeps colour and normal differences strictly inside of (-2, 2), the range of their tables."""
+"""Divisor of colours and normals that keeps their differences strictly within (-2, 2), the range of the tables."""
 
 
 def signal_rows(window_size: int, signals: Signals) -> tuple[int, ...]:
-    """Rows of the signal table of each scalar, x, y, z first: 40 for windows of 5 voxels, 56 for 7; 32 for others."""
+    """Rows of the table of each scalar: 40 for x, y, z in windows of 5 voxels, 56 for 7; 32 for colour and normal."""
     position = 2 * window_size * BINS_PER_VOXEL
     return (position,) * 3 + (4 * BINS_PER_UNIT,) * (num_signals(signals) - 3)
 
 
 class WindowContext(NamedTuple):
-    """What attention needs to know of one level's windows.
+    """The input that attention in the windows of one level needs besides features.
 
     Attributes:
-        windows: which voxels share a window.
-        signals: ``(V, D)`` float32, position in the window, colour, normal of each voxel in bins of the tables.
+        windows: the voxels of each window.
+        signals: ``(V, D)`` float32, position in the window, colour and normal of each voxel, in bins of the tables.
     """
 
     windows: Windows
@@ -45,15 +45,16 @@ class WindowContext(NamedTuple):
 
 
 def window_context(grid: VoxelGrid, signals: Tensor, window_size: int, *, shifted: bool) -> WindowContext:
-    """Windows of a level, and the signals of its voxels in them.
+    """Compute the windows of a level and the signals of its voxels.
 
-    Positions come from the grid itself, so that a bin is a quarter of a voxel whatever the voxel size.
+    Positions are in units of the grid, so a bin is a quarter of a voxel for any voxel size.
 
     Args:
-        grid: the level; its coordinates count voxels of the level.
+        grid: the level, with coordinates in voxels of this level.
         signals: ``(V, 0)``, ``(V, 3)`` or ``(V, 6)`` colour and normal in (-1, 1).
         window_size: edge of a window in voxels.
-        shifted: move the windows by half their edge, along all axes. Nothing wraps: windows at a border are smaller.
+        shifted: move the windows by half their edge along all axes. They do not wrap around: windows at a border are
+            smaller.
 
     Raises:
         ValueError: a signal that is not finite.
@@ -69,19 +70,19 @@ def window_context(grid: VoxelGrid, signals: Tensor, window_size: int, *, shifte
 class SignalAttention(nn.Module):
     """Attention in windows with contextual relative signal encoding (Swin3D, section 3.2; cRSE).
 
-    The differences of position, colour and normal between a query and a key, cut into bins, look up vectors that the
-    query, the key and the value meet: ``e_ij = q_i.k_j + q_i.Tq_ij + k_j.Tk_ij`` and
-    ``o_i = sum_j softmax(e)_ij (v_j + Tv_ij)``. As in the released code, queries are scaled by ``d^-0.5`` before all of
-    it, so the key's term is not (the paper scales all three).
+    The differences of position, colour and normal between a query and a key, divided into bins, select rows of three
+    tables, whose sums are Tq, Tk and Tv: ``e_ij = q_i.k_j + q_i.Tq_ij + k_j.Tk_ij`` and
+    ``o_i = sum_j softmax(e)_ij (v_j + Tv_ij)``. As in the released code, queries are scaled by ``d^-0.5`` first, so the
+    term of the key is not scaled (the paper scales all three).
 
     Args:
         embed_dim: C.
         num_heads: H, each ``d = C / H`` wide.
         window_size: edge of a window in voxels.
-        signals: which signals have tables.
+        signals: the signals that have tables.
 
     Raises:
-        ValueError: heads that do not divide the width.
+        ValueError: ``embed_dim`` is not a multiple of ``num_heads``.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, window_size: int, signals: Signals) -> None:
@@ -111,7 +112,7 @@ class SignalAttention(nn.Module):
             self.key_table,
             self.value_table,
             self.axis_rows,
-            check_values=False,  # window_context has looked at them, for all layers of the level
+            check_values=False,  # window_context has checked them for all layers of the level
         )
         result: Tensor = self.projection(mixed.flatten(1))
         return result
@@ -124,8 +125,8 @@ class SwinBlock(nn.Module):
         embed_dim: C.
         num_heads: attention heads.
         window_size: edge of a window in voxels.
-        signals: which signals have tables.
-        drop_path: probability of leaving out a residual branch, drawn for each voxel and branch by itself.
+        signals: the signals that have tables.
+        drop_path: probability of dropping a residual branch, drawn separately for each voxel and branch.
     """
 
     def __init__(
@@ -155,9 +156,9 @@ class Coarser(NamedTuple):
     """The next level of a grid.
 
     Attributes:
-        grid: its voxels; ``point`` is the row of the representative in the finer level.
+        grid: its voxels; ``point`` is the row of the representative voxel in the finer level.
         signals: ``(V', D - 3)`` colour and normal of the representatives.
-        parent: ``(V,)`` int64, the voxel of this level that holds each finer one.
+        parent: ``(V,)`` int64, row of the voxel of this level that contains each finer voxel.
     """
 
     grid: VoxelGrid
@@ -167,16 +168,16 @@ class Coarser(NamedTuple):
 
 @torch.no_grad()
 def coarsen(grid: VoxelGrid, signals: Tensor, factor: int, stride: int) -> Coarser:
-    """Merge voxels ``factor`` by ``factor`` by ``factor``; one of the children stands for each.
+    """Merge blocks of ``factor`` x ``factor`` x ``factor`` voxels; one child represents each block.
 
-    The child whose position (in voxels of the finest level), colour and normal together are nearest to their mean over
-    the children; the first of equals. So the released code; the paper takes the one nearest to the centre. Two children
-    alone are always equals, so what differs by a rounding error counts as equal.
+    It is the child whose vector of position (in voxels of the finest level), colour and normal is nearest to the mean
+    over the children, and the first of equally near ones. This follows the released code; the paper takes the child
+    nearest to the centre. Two children are always equally near, so distances that differ by rounding count as equal.
 
     Args:
         grid: the finer level.
         signals: ``(V, D - 3)`` colour and normal of its voxels.
-        factor: children along an axis.
+        factor: number of children along an axis.
         stride: edge of a voxel of the finer level in voxels of the finest.
     """
     coords, offsets, parent, _, _ = voxelize_coords(grid.coords, factor, offsets=grid.offsets)
@@ -192,9 +193,10 @@ def coarsen(grid: VoxelGrid, signals: Tensor, factor: int, stride: int) -> Coars
 
 
 class DownSample(nn.Module):
-    """Layer norm and a linear layer on fine voxels, then the maximum over the 16 nearest of each coarse one.
+    """Layer norm and a linear layer on fine voxels, then the maximum over the 16 nearest to each coarse voxel.
 
-    The published order (gather, norm, linear, maximum) gives the same: norm and linear act on each row by itself.
+    The published order (gather, norm, linear, maximum) gives the same result, because norm and linear layer act on each
+    row separately.
 
     Args:
         in_channels: width of the finer level.
@@ -213,22 +215,23 @@ class DownSample(nn.Module):
 
 @torch.no_grad()
 def down_neighbors(fine: Tensor, coarse: Tensor, fine_offsets: Tensor, coarse_offsets: Tensor) -> Tensor:
-    """Rows ``(V', 16)`` of the fine voxels nearest to each coarse one, of the positions ``(V, 3)`` and ``(V', 3)``.
+    """Rows ``(V', 16)`` of the fine voxels nearest to each coarse one, from positions ``(V, 3)`` and ``(V', 3)``.
 
-    They may lie outside of the coarse voxel. A scene of fewer than 16 voxels repeats its nearest.
+    They may lie outside of the coarse voxel. In scenes of fewer than 16 voxels, the nearest is repeated.
     """
     found = voxel_neighbors(fine, DOWN_NEIGHBORS, query=coarse, offsets=fine_offsets, query_offsets=coarse_offsets)
     return found.index
 
 
 class UpSample(nn.Module):
-    """Bring a coarse level's features to the finer one: skip connection plus interpolation, both normed and linear.
+    """Up-sampling to the finer level: interpolated coarse features plus a skip connection.
 
-    Interpolation takes the 3 nearest coarse voxels, weighted by the inverse of their distance.
+    Layer norm and a linear layer are applied to both. Interpolation uses the 3 nearest coarse voxels, weighted by
+    inverse distance.
 
     Args:
         coarse_channels: width of the coarser level.
-        fine_channels: width of the finer one, and of the result.
+        fine_channels: width of the finer level and of the result.
         block: attention in the (unshifted) windows of the finer level, or None.
     """
 
@@ -239,13 +242,13 @@ class UpSample(nn.Module):
         self.block = block
 
     def forward(self, coarse: Tensor, skip: Tensor, positions: Sequence[Tensor], offsets: Sequence[Tensor]) -> Tensor:
-        """Join two levels; the block, if any, is left to the caller.
+        """Join two levels. The caller applies the block, if there is one.
 
         Args:
             coarse: ``(V', C')`` features of the coarser level.
-            skip: ``(V, C)`` of the finer one.
-            positions: where the coarse and the fine voxels are, ``(V', 3)`` and ``(V, 3)``.
-            offsets: of both.
+            skip: ``(V, C)`` features of the finer level.
+            positions: positions of the coarse and of the fine voxels, ``(V', 3)`` and ``(V, 3)``.
+            offsets: offsets of the coarse and of the fine voxels.
 
         Returns:
             ``(V, C)``.

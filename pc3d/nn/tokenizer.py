@@ -1,4 +1,4 @@
-"""From a cloud to patch tokens: farthest points, their neighbours, a mini-PointNet, and the position embedding."""
+"""Tokenizer of clouds: farthest point sampling, nearest neighbours, a mini-PointNet; and the position embedding."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.ops import farthest_point_sample, gather, group, knn
 
 PositionFeatures = Literal["coordinates", "sinusoids"]
-"""What a position embedding reads."""
+"""Input features of a position embedding."""
 
 
 class Patches(NamedTuple):
-    """A cloud cut into G overlapping patches of S points.
+    """Clouds divided into G overlapping patches of S points.
 
     Attributes:
         centers: ``(B, G, 3)`` patch centres, points of the cloud.
-        neighborhood: ``(B, G, S, 3)`` the points of each patch relative to its centre, nearest first; not rescaled.
+        neighborhood: ``(B, G, S, 3)`` points of each patch relative to its centre, nearest first; not rescaled.
         tokens: ``(B, G, C)`` embedded patches.
     """
 
@@ -32,15 +32,16 @@ class Patches(NamedTuple):
 
 
 class LinearBeforeNorm(nn.Linear):
-    """A linear layer whose output ends in batch normalisation, which in training takes out any constant.
+    """A linear layer before a batch normalisation, which in training removes any constant.
 
-    The gradient of such a bias is 0. Autograd would find rounding noise around 0, which Adam divides by its own size:
-    the bias would wander at the speed of the learning rate, another way on every machine and number of processes. Here
-    it is 0 exactly. In evaluation mode, where the norm's statistics are fixed, the bias has its ordinary gradient.
+    The exact gradient of the bias is therefore 0. Autograd would compute rounding noise around 0, and Adam would divide
+    it by its own magnitude: the bias would drift at the speed of the learning rate, differently on every machine and
+    number of processes. Here the gradient is exactly 0. In evaluation mode, where the statistics of the norm are fixed,
+    the bias has its usual gradient.
     """
 
     def shift(self) -> Tensor:
-        """The bias; in training without gradient, though still part of the graph, as distributed training demands."""
+        """The bias; in training its gradient is 0, but it stays in the graph, as distributed training requires."""
         return self.bias.detach() + 0.0 * self.bias if self.training else self.bias
 
     def forward(self, input: Tensor) -> Tensor:
@@ -49,10 +50,10 @@ class LinearBeforeNorm(nn.Linear):
 
 
 class MiniPointNet(nn.Module):
-    """Embed each patch of points by itself (Point-MAE, section 3.1; the tokenizer of Point-BERT).
+    """Embed each patch separately (Point-MAE, section 3.1; the tokenizer of Point-BERT).
 
-    Linear 3→128, batch norm, ReLU, linear 128→256; the maximum over the patch is put in front of each point's
-    features; linear 512→512, batch norm, ReLU, linear 512→C; maximum over the patch.
+    Linear 3→128, batch norm, ReLU, linear 128→256; concatenation of the maximum over the patch and the features of each
+    point; linear 512→512, batch norm, ReLU, linear 512→C; maximum over the patch.
 
     Args:
         embed_dim: C.
@@ -80,8 +81,8 @@ class MiniPointNet(nn.Module):
         """Map ``(B, G, S, 3)`` centred patches to ``(B, G, C)`` tokens."""
         batch, groups, size, _ = neighborhood.shape
         local = self.first(neighborhood.reshape(-1, 3)).view(batch * groups, size, self.local_width)
-        # [W_g | W_l] (global ; local) = W_g global + W_l local: the global half is the same for all points of a patch,
-        # so it is multiplied once per patch instead of once per point.
+        # [W_g | W_l] (global ; local) = W_g global + W_l local: the global term is the same for all points of a patch,
+        # so it is computed once per patch instead of once per point.
         of_patch = F.linear(local.max(1).values, self.mix.weight[:, : self.local_width], self.mix.shift())
         of_point = F.linear(local, self.mix.weight[:, self.local_width :])
         mixed = of_point.add_(of_patch[:, None]).view(batch * groups * size, -1)
@@ -90,15 +91,15 @@ class MiniPointNet(nn.Module):
 
 
 class PatchTokenizer(nn.Module):
-    """Cut clouds into patches and embed them.
+    """Divide clouds into patches and embed them.
 
     Args:
         embed_dim: width C of a token.
-        num_groups: G, patches per cloud; centres by farthest point sampling from the first point on.
+        num_groups: G, patches per cloud; the centres come from farthest point sampling from the first point on.
         group_size: S, points per patch: the S nearest points of the cloud, the centre included.
         dims: hidden widths of :class:`MiniPointNet`.
-        ignore_near_origin: follow the farthest point sampling of the official CUDA extension, which never takes a point
-            whose squared norm is at most 1e-3. Off by default: it leaves a hole in clouds centred at the origin.
+        ignore_near_origin: as the farthest point sampling of the official CUDA extension, ignore points whose squared
+            norm is at most 1e-3. False by default, because this leaves a hole in clouds centred at the origin.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class PatchTokenizer(nn.Module):
         self.network = MiniPointNet(embed_dim, dims)
 
     def forward(self, xyz: Tensor) -> Patches:
-        """Cut ``(B, N, 3)`` clouds into patches and embed them.
+        """Divide clouds ``(B, N, 3)`` into patches and embed them.
 
         Raises:
             ValueError: ``xyz`` is not ``(B, N, 3)``, or N is below ``group_size`` or ``num_groups``.
@@ -126,7 +127,7 @@ class PatchTokenizer(nn.Module):
         return Patches(centers, neighborhood, self.network(neighborhood))
 
     def cut(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
-        """The geometry alone, in float32 also under autocast: centres ``(B, G, 3)`` and patches ``(B, G, S, 3)``."""
+        """Centres ``(B, G, 3)`` and patches ``(B, G, S, 3)`` without embedding, in float32 also under autocast."""
         check_dense(xyz)
         for name, needed in (("num_groups", self.num_groups), ("group_size", self.group_size)):
             if xyz.shape[1] < needed:
@@ -144,11 +145,11 @@ class PatchTokenizer(nn.Module):
 
 
 class PositionEmbedding(nn.Sequential):
-    """Where patches are, as tokens see it: a small network on features of the centre coordinates ``(..., 3)``.
+    """Position embedding of patches: a small network on features of the centre coordinates ``(..., 3)``.
 
     Args:
         embed_dim: C.
-        features: what the network reads. ``"coordinates"`` (Point-BERT, Point-MAE): the 3 coordinates themselves;
+        features: input of the network. ``"coordinates"`` (Point-BERT, Point-MAE): the 3 coordinates;
             linear 3→128, GELU, linear 128→C. ``"sinusoids"`` (PCP-MAE): with D = C / 6 frequencies
             ``w_k = 10000^(-k / D)``, for each axis the D sines and then the D cosines of ``w_k`` times the coordinate;
             linear C→C, GELU, linear C→C.
@@ -170,7 +171,7 @@ class PositionEmbedding(nn.Sequential):
         return self.embed(self.features(input))
 
     def features(self, centers: Tensor) -> Tensor:
-        """What the network reads of centres ``(..., 3)``: ``(..., num_features)``."""
+        """Input features ``(..., num_features)`` of the network, from centres ``(..., 3)``."""
         if self.num_features == 3:
             return centers
         count = self.num_features // 6

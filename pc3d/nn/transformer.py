@@ -1,4 +1,4 @@
-"""Pre-norm transformer blocks that see the token positions again before every block."""
+"""Pre-norm transformer blocks, with the position embedding added before every block."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def drop_path_scales(noise: Tensor, rates: Sequence[float]) -> Tensor:
         rates: probability of dropping, one per block, each in [0, 1).
 
     Returns:
-        ``(depth, 2, B)``, as :class:`Transformer` takes it.
+        ``(depth, 2, B)``, the ``path_scales`` of :class:`Transformer`.
     """
     keep = 1.0 - torch.tensor(rates, dtype=noise.dtype, device=noise.device)[:, None, None]
     return (noise.permute(1, 2, 0) < keep) / keep
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; by default no bias on queries, keys and values, a bias on the output projection.
+    """Multi-head self-attention. The output projection has a bias; queries, keys and values have none by default.
 
     Args:
         embed_dim: token width C.
-        num_heads: heads, each C / num_heads wide; scores are scaled by the inverse square root of that.
+        num_heads: number of heads, of width C / num_heads; scores are divided by the square root of this width.
         qkv_bias: a bias on queries, keys and values.
     """
 
@@ -46,14 +46,14 @@ class Attention(nn.Module):
         self.projection = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, tokens: Tensor, sees: Tensor | None = None) -> Tensor:
-        """Map ``(B, T, C)`` to ``(B, T, C)``; ``sees`` ``(T, T)`` bool, whether token i may attend to token j."""
+        """Map ``(B, T, C)`` to ``(B, T, C)``; ``sees`` ``(T, T)`` bool is True where token i may attend to token j."""
         query, key, value = self._heads(tokens)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sees)
         result: Tensor = self.projection(mixed.transpose(1, 2).reshape(tokens.shape))
         return result
 
     def weights(self, tokens: Tensor) -> Tensor:
-        """How much each token attends to each other, ``(B, T, C)`` to ``(B, heads, T, T)``; rows sum to 1."""
+        """Attention weights ``(B, heads, T, T)`` of tokens ``(B, T, C)``; rows sum to 1."""
         query, key, _ = self._heads(tokens)
         weights: Tensor = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
         return weights
@@ -72,9 +72,9 @@ class TransformerBlock(nn.Module):
     Args:
         embed_dim: token width C.
         num_heads: attention heads.
-        mlp_ratio: hidden width of the MLP over C.
+        mlp_ratio: hidden width of the MLP, divided by C.
         qkv_bias: a bias on queries, keys and values.
-        norm_eps: what the norms add to the variance.
+        norm_eps: epsilon of the layer norms.
     """
 
     def __init__(
@@ -109,11 +109,11 @@ class Transformer(nn.Module):
         embed_dim: token width C.
         depth: number of blocks.
         num_heads: attention heads.
-        mlp_ratio: hidden width of the MLPs over C.
-        drop_path: stochastic depth, rising linearly from 0 in the first block to this rate in the last.
+        mlp_ratio: hidden width of the MLPs, divided by C.
+        drop_path: rate of stochastic depth in the last block; it rises linearly from 0 in the first block.
         add_position: see above.
         qkv_bias: a bias on queries, keys and values.
-        norm_eps: what the blocks' norms add to the variance.
+        norm_eps: epsilon of the layer norms.
 
     Raises:
         ValueError: a depth below 1 or a drop path rate outside of [0, 1).
@@ -152,9 +152,9 @@ class Transformer(nn.Module):
         Args:
             tokens: ``(B, T, C)``.
             position: ``(B, T, C)`` position embedding, or None.
-            path_scales: ``(depth, 2, B)`` from :func:`drop_path_scales`. Left out, they are drawn from PyTorch's
-                default generator in training mode; evaluation mode drops nothing, whatever is given.
-            sees: ``(T, T)`` bool, whether token i attends to token j; left out, all attend to all.
+            path_scales: ``(depth, 2, B)`` from :func:`drop_path_scales`. None draws them from PyTorch's default
+                generator. In evaluation mode they are ignored, and no branch is dropped.
+            sees: ``(T, T)`` bool, True where token i attends to token j; None lets all tokens attend to all.
 
         Returns:
             ``(B, T, C)``, before any final norm.
@@ -170,7 +170,7 @@ class Transformer(nn.Module):
         *,
         keep: Sequence[int],
     ) -> tuple[Tensor, list[Tensor]]:
-        """As :meth:`forward`, and the outputs of the blocks ``keep`` (counted from 0), in ascending order."""
+        """As :meth:`forward`, with the outputs of the blocks ``keep`` (counted from 0), in ascending order."""
         if not self.training or self.drop_path_rates[-1] == 0.0:
             path_scales = None
         elif path_scales is None:
@@ -186,7 +186,7 @@ class Transformer(nn.Module):
         return tokens, kept
 
     def last_attention(self, tokens: Tensor, position: Tensor | None) -> Tensor:
-        """How much each token attends to each other in the last block, ``(B, heads, T, T)``; nothing is dropped."""
+        """Attention weights ``(B, heads, T, T)`` of the last block, without stochastic depth."""
         *first, last = [block for block in self.blocks if isinstance(block, TransformerBlock)]
         for index, block in enumerate((*first, last)):
             if position is not None and (index == 0 or self.add_position == "every_block"):

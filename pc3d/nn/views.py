@@ -1,4 +1,4 @@
-"""Augmented views of clouds, made on the device within a method, by numbers that belong to the samples."""
+"""Augmented views of clouds, computed on the device, with random numbers that belong to the samples."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from pc3d.ops import farthest_point_sample, gather
 
 @dataclass(frozen=True)
 class ViewAugmentation:
-    """A random view of each cloud of a batch: turned, jittered, cropped, scaled, moved, filled up and shuffled.
+    """A random view of each cloud of a batch: rotated, jittered, cropped, scaled, translated, filled up and shuffled.
 
-    In that order. A view is a function of the cloud and of the draws (:class:`pc3d.nn.SampleRandom`), so of seed,
-    epoch, step and position in the global batch. A crop is not centred or scaled again: where it lies in the object
-    and how large it is are part of what it says.
+    The steps are applied in this order. A view is a function of the cloud and of the draws
+    (:class:`pc3d.nn.SampleRandom`), that is, of seed, epoch, step and position in the global batch. A crop is not
+    centred or scaled to unit size afterwards: its position in the object and its size carry information.
 
-    The magnitudes of jitter, scale and translation are those of PointNet and the Point-MAE family; crops of 0.5 and
-    more with means of neighbours for lost points are those of POS-BERT (Fu et al., 2022, released code).
+    The magnitudes of jitter, scale and translation are those of PointNet and the Point-MAE family. Crops of at least
+    half of the points, filled up with means of neighbours, come from POS-BERT (Fu et al., 2022, released code).
 
     Attributes:
-        crop: bounds of the share of points that a view keeps, drawn per cloud; None keeps all. Of N points a view has
-            ``ceil(crop[1] * N)``, whatever was drawn.
-        crop_kind: ``"ball"`` keeps the points nearest to a random one, ``"half_space"`` those farthest in a random
+        crop: bounds of the share of points that a view keeps, drawn per cloud; None keeps all. Crops are then filled up
+            to ``ceil(crop[1] * N)`` points, independent of the share drawn.
+        crop_kind: ``"ball"`` keeps the points nearest to a random point, ``"half_space"`` those farthest in a random
             direction.
-        completion: what fills up the points lost, see :func:`pc3d.nn.complete`.
+        completion: how crops are filled up, see :func:`pc3d.nn.complete`.
         rotate: axis of a random rotation by any angle; None for no rotation.
-        jitter: standard deviation of Gaussian noise on every coordinate, and where it is clipped; None for none.
-        scale: bounds of the factor of each axis; None for none.
-        scale_per_axis: draw a factor for each axis rather than one for all.
-        translation: largest shift along each axis.
-        num_points: keep so many of the view's points by farthest point sampling from a random one: a copy of low
-            resolution; None keeps all.
+        jitter: standard deviation of Gaussian noise on every coordinate, and the bound at which it is clipped; None for
+            no noise.
+        scale: bounds of the scale factor; None for no scaling.
+        scale_per_axis: draw a factor for each axis instead of one for all axes.
+        translation: largest shift along each axis; 0 for no translation.
+        num_points: reduce the view to this many points by farthest point sampling from a random point, a
+            low-resolution copy; None keeps all points.
 
     Raises:
-        ValueError: bounds that are not ascending or out of range, a negative magnitude, or an unknown name.
+        ValueError: bounds that are descending or out of range, a negative magnitude, or an unknown name.
     """
 
     crop: tuple[float, float] | None = (0.5, 1.0)
@@ -75,10 +76,10 @@ class ViewAugmentation:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
 
     def length(self, num_points: int) -> int:
-        """Points of a view of a cloud of ``num_points``.
+        """Number of points of a view of a cloud of ``num_points``.
 
         Raises:
-            ValueError: the view is to have more points than there are.
+            ValueError: ``num_points`` of the view exceeds the number of points of the crop.
         """
         length = num_points if self.crop is None else share_of_points(self.crop[1], num_points)
         if self.num_points is None:
@@ -92,11 +93,11 @@ class ViewAugmentation:
 
     @torch.no_grad()
     def __call__(self, xyz: Tensor, draws: SampleRandom) -> Tensor:
-        """A view of each cloud.
+        """Compute a view of each cloud.
 
         Args:
             xyz: ``(B, N, 3)`` float32 or float64.
-            draws: where the random numbers come from; each call goes on from where the one before ended.
+            draws: source of random numbers; each call continues where the previous one ended.
 
         Returns:
             ``(B, length(N), 3)``.
@@ -114,18 +115,18 @@ class ViewAugmentation:
         if self.crop is None:
             view = self._scaled_and_moved(xyz, draws)
         else:
-            # Moved before it is completed: a crop's new points are means of its points as they are then.
+            # Scaled and moved before it is filled up, so that new points are means of scaled and moved points.
             kept, count = self._cropped(xyz, self.crop, draws)
             smallest = share_of_points(self.crop[0], xyz.shape[1])
             view = complete(self._scaled_and_moved(kept, draws), count, smallest, draws, self.completion)
         view = gather(view, draws.uniform(view.shape[1]).argsort(dim=1, stable=True))
         if self.num_points is None:
             return view
-        # Shuffled, so that farthest point sampling begins at a random point.
+        # The view is shuffled, so farthest point sampling starts at a random point.
         return gather(view, farthest_point_sample(view, length))
 
     def _cropped(self, xyz: Tensor, crop: tuple[float, float], draws: SampleRandom) -> tuple[Tensor, Tensor]:
-        """Crops ``(B, L, 3)`` of which the first ``(B,)`` points are to be kept."""
+        """Crops ``(B, L, 3)``, and the number ``(B,)`` of points to keep from the start of each."""
         num_points, (low, high) = xyz.shape[1], crop
         length = share_of_points(high, num_points)
         ratio = low + (high - low) * draws.uniform().double()
@@ -146,7 +147,7 @@ class ViewAugmentation:
 
 
 def rotated(xyz: Tensor, angle: Tensor, axis: Literal["x", "y", "z"]) -> Tensor:
-    """Turn clouds ``(B, N, 3)`` about an axis by angles ``(B,)`` in radians; z turns x towards y."""
+    """Rotate clouds ``(B, N, 3)`` about an axis by angles ``(B,)`` in radians; about z, x rotates towards y."""
     up = "xyz".index(axis)
     first, second = (up + 1) % 3, (up + 2) % 3
     cos, sin = angle.cos().to(xyz.dtype)[:, None], angle.sin().to(xyz.dtype)[:, None]
