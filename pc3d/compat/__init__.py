@@ -1,12 +1,12 @@
-"""The call signatures of extensions that no longer build, over :mod:`pc3d.ops`.
+"""The interfaces of old CUDA extensions, implemented with :mod:`pc3d.ops`.
 
-Old repositories import ``pointnet2_ops``, ``knn_cuda``, ``extensions.chamfer_dist`` and others, CUDA extensions tied to
-one old PyTorch. After ::
+Many repositories import ``pointnet2_ops``, ``knn_cuda``, ``extensions.chamfer_dist`` and others, CUDA extensions that
+build only with one old version of PyTorch. After ::
 
     import pc3d.compat
     pc3d.compat.install()
 
-those imports find the modules of this package, which run on the CPU and on CUDA.
+these imports find the modules of this package, which run on CPU and CUDA.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from types import ModuleType
 
 __all__ = ["install"]
 
-# The module ``chamfer`` comes before ``extensions.chamfer_dist``, whose own folder loads once it is there.
+# ``chamfer`` comes before ``extensions.chamfer_dist``, because a repository's own folder of it imports ``chamfer``.
 _STANDS_FOR = {
     "chamfer": "pc3d.compat.chamfer",
     "pointnet2_ops": "pc3d.compat.pointnet2_ops",
@@ -33,14 +33,15 @@ _STANDS_FOR = {
 
 
 def install(*, replace: bool = False) -> list[str]:
-    """Lets ``import pointnet2_ops``, ``knn_cuda``, ``chamfer``, ``extensions.chamfer_dist``, ``pointnet2_batch_cuda``,
+    """Make ``import pointnet2_ops``, ``knn_cuda``, ``chamfer``, ``extensions.chamfer_dist``, ``pointnet2_batch_cuda``,
     ``pointops``, ``torch_cluster`` and ``torch_scatter`` find the modules of this package.
 
     Args:
-        replace: stand in also for an extension that is installed.
+        replace: also replace extensions that are installed.
 
     Returns:
-        The names that now lead here; one that is installed and loads is left alone unless ``replace``.
+        Names of the modules that are now those of this package. An extension that is installed and can be imported is
+        not replaced unless ``replace`` is True.
     """
     installed = []
     for name, target in _STANDS_FOR.items():
@@ -50,17 +51,17 @@ def install(*, replace: bool = False) -> list[str]:
         sys.modules[name] = module
         parent, _, child = name.rpartition(".")
         if parent:
-            _is_importable(parent)  # a folder may hold other extensions, too
+            _is_importable(parent)  # import the parent, which may contain other extensions
             setattr(sys.modules.setdefault(parent, ModuleType(parent)), child, module)
         installed.append(name)
     return installed
 
 
 def _is_importable(name: str) -> bool:
-    """Whether the real extension is there *and* loads.
+    """Whether the original extension exists *and* can be imported.
 
-    Repositories carry folders of it that were never compiled, and some compile while they are imported, which ends in
-    an error of any kind without a compiler or a GPU.
+    Repositories contain folders of extensions that were never compiled. Some compile during import, which raises errors
+    of various types without a compiler or GPU.
     """
     if name in sys.modules:
         return not sys.modules[name].__name__.startswith("pc3d.compat") and hasattr(sys.modules[name], "__file__")

@@ -8,7 +8,7 @@ from pc3d import ops
 
 
 class _ChamferDistance(nn.Module):
-    """``ignore_zeros`` drops the points at the origin (padding) of a batch of one cloud, as the original does."""
+    """``ignore_zeros`` drops points whose coordinates sum to 0 (padding) from a batch of one cloud, as the original."""
 
     def __init__(self, ignore_zeros: bool = False) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class ChamferDistanceL2(_ChamferDistance):
 
 
 class ChamferDistanceL2_split(_ChamferDistance):
-    """``mean d1`` and ``mean d2`` of squared distances, one by one."""
+    """``mean d1`` and ``mean d2`` of squared distances, separately."""
 
     def forward(self, xyz1: Tensor, xyz2: Tensor) -> tuple[Tensor, Tensor]:
         """Two scalars."""

@@ -8,11 +8,11 @@ from pc3d import ops
 
 
 class KNN(nn.Module):
-    """k nearest reference points of every query: distances (not squared) and indices, nearest first.
+    """The k nearest reference points of every query: distances (not squared) and indices, nearest first.
 
     Args:
-        k: neighbours, at most 128.
-        transpose_mode: True: points are (B, N, 3) and results (B, M, k); False: (B, 3, N) and (B, k, M).
+        k: number of neighbours, at most 128.
+        transpose_mode: if True, points are (B, N, 3) and results (B, M, k); if False, (B, 3, N) and (B, k, M).
     """
 
     def __init__(self, k: int, transpose_mode: bool = False) -> None:
@@ -20,7 +20,7 @@ class KNN(nn.Module):
         self.k, self.transpose_mode = k, transpose_mode
 
     def forward(self, ref: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Searches ``ref`` for the neighbours of ``query``; no gradient, as in the original."""
+        """Find the neighbours of ``query`` in ``ref``; no gradient, as in the original."""
         if not self.transpose_mode:
             ref, query = ref.transpose(1, 2), query.transpose(1, 2)
         index, squared = ops.knn(ref.detach(), self.k, query=query.detach())

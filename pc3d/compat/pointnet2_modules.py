@@ -1,4 +1,4 @@
-"""The layers of ``pointnet2_ops.pointnet2_modules``, whose parameters have the original's names."""
+"""The layers of ``pointnet2_ops.pointnet2_modules``, with the parameter names of the original."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pc3d.compat import pointnet2_ops
 
 
 def build_shared_mlp(mlp_spec: Sequence[int], bn: bool = True) -> nn.Sequential:
-    """1 x 1 convolutions from one width to the next, each with batch normalisation, or a bias, and ReLU."""
+    """1 x 1 convolutions from each width to the next, with batch normalisation (or a bias if not ``bn``) and ReLU."""
     layers: list[nn.Module] = []
     for width, next_width in pairwise(mlp_spec):
         layers.append(nn.Conv2d(width, next_width, kernel_size=1, bias=not bn))
@@ -25,7 +25,7 @@ def build_shared_mlp(mlp_spec: Sequence[int], bn: bool = True) -> nn.Sequential:
 class PointnetSAModuleMSG(nn.Module):
     """Set abstraction at several radii around the same farthest points; ``npoint=None`` takes the cloud as one group.
 
-    Widths ``mlps`` start from those of the features; ``use_xyz`` adds the 3 of coordinates.
+    The first width in each of ``mlps`` is that of the features; ``use_xyz`` adds 3 for the coordinates.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class PointnetSAModuleMSG(nn.Module):
                 self.groupers.append(pointnet2_ops.QueryAndGroup(radius, nsample, use_xyz))
 
     def forward(self, xyz: Tensor, features: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
-        """(B, N, 3) and (B, C, N) to centres (B, npoint, 3), None for one group, and the largest features around each.
+        """Map points (B, N, 3) and features (B, C, N) to centres (B, npoint, 3) and features of their groups.
 
-        These are (B, sum of last widths, npoint).
+        Features (B, sum of last widths, npoint) are maxima over each group. Centres are None if the cloud is one group.
         """
         centers = None
         if self.npoint is not None:
@@ -78,7 +78,7 @@ class PointnetSAModule(PointnetSAModuleMSG):
 
 
 class PointnetFPModule(nn.Module):
-    """Feature propagation: interpolation by inverse distance from the three nearest, then a shared perceptron."""
+    """Feature propagation: interpolation from the three nearest points by inverse distance, then a shared MLP."""
 
     def __init__(self, mlp: Sequence[int], bn: bool = True) -> None:
         super().__init__()
@@ -87,7 +87,10 @@ class PointnetFPModule(nn.Module):
     def forward(
         self, unknown: Tensor, known: Tensor | None, unknow_feats: Tensor | None, known_feats: Tensor
     ) -> Tensor:
-        """Features (B, C, m) of ``known`` (B, m, 3), or of all (B, C, 1), to (B, n, 3) points that have their own."""
+        """Interpolate ``known_feats`` (B, C, m) to points (B, n, 3), append their own features, apply the MLP.
+
+        If ``known`` is None, ``known_feats`` (B, C, 1) belong to the whole cloud.
+        """
         if known is None:
             carried = known_feats.expand(-1, -1, unknown.shape[1])
         else:

@@ -1,6 +1,6 @@
 """The functions of Pointcept's ``pointops`` that its models call: packed clouds, int32 rows.
 
-``offset`` is the end of every cloud, (B,), without the leading 0 of :mod:`pc3d.ops`.
+``offset`` (B,) holds the end of every cloud, without the leading 0 of the offsets in :mod:`pc3d.ops`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pc3d import ops
 from pc3d.ops.voxels import clamped_knn
 
 _NOTHING = 1e5
-"""The distance to a neighbour that is not there: the square root of what the kernel starts from."""
+"""Distance of a missing neighbour: the square root of the initial value in the kernel."""
 
 
 def _with_zero(offset: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def _with_zero(offset: Tensor) -> Tensor:
 
 
 def farthest_point_sampling(xyz: Tensor, offset: Tensor, new_offset: Tensor) -> Tensor:
-    """(N, 3) points to the rows of as many of each cloud as ``new_offset`` ends there, from its first point."""
+    """Rows of farthest points of (N, 3), from the first point of each cloud on; ``new_offset`` sets their numbers."""
     wanted = _with_zero(new_offset).diff()
     return ops.farthest_point_sample(xyz, wanted, offsets=_with_zero(offset)).int()
 
@@ -28,9 +28,9 @@ def farthest_point_sampling(xyz: Tensor, offset: Tensor, new_offset: Tensor) -> 
 def knn_query(
     nsample: int, xyz: Tensor, offset: Tensor, new_xyz: Tensor | None = None, new_offset: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The nearest of (N, 3) for (M, 3) points: rows and distances (not squared), (M, nsample); no gradient.
+    """The nearest of (N, 3) points to each of (M, 3): rows and distances (not squared), (M, nsample); no gradient.
 
-    Where a cloud has fewer points, the slots left have row -1 and distance 1e5.
+    If a cloud has fewer points, the remaining slots have row -1 and distance 1e5.
     """
     if new_xyz is None or new_offset is None:
         new_xyz, new_offset = xyz, offset
@@ -44,7 +44,10 @@ def knn_query(
 
 
 def grouping(idx: Tensor, feat: Tensor, xyz: Tensor, new_xyz: Tensor | None = None, with_xyz: bool = False) -> Tensor:
-    """(N, C) features at (M, nsample) rows; ``with_xyz`` puts coordinates relative to ``new_xyz`` first; -1 reads 0."""
+    """Gather (N, C) features at (M, nsample) rows; row -1 gives 0.
+
+    ``with_xyz`` puts coordinates relative to ``new_xyz`` before the features.
+    """
     rows = idx.long()
     grouped = ops.gather(feat, rows)
     if not with_xyz:
@@ -63,7 +66,7 @@ def knn_query_and_group(
     nsample: int | None = None,
     with_xyz: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`knn_query`, unless ``idx`` is given, and :func:`grouping`: the groups and their rows."""
+    """Apply :func:`knn_query`, unless ``idx`` is given, and :func:`grouping`; returns groups and rows."""
     if idx is None:
         if nsample is None or offset is None:
             raise ValueError(f"without idx, nsample and offset are needed; got nsample={nsample}, offset={offset}")
@@ -72,9 +75,10 @@ def knn_query_and_group(
 
 
 def interpolation(xyz: Tensor, new_xyz: Tensor, feat: Tensor, offset: Tensor, new_offset: Tensor, k: int = 3) -> Tensor:
-    """(N, C) features of (N, 3) carried to (M, 3) points by inverse distance; no gradient for coordinates.
+    """Interpolate (N, C) features of (N, 3) points to (M, 3) points by inverse distance; coordinates get no gradient.
 
-    A cloud of fewer than ``k`` points gives what its own points say; the original adds a trace of the last row of all.
+    If a cloud has fewer than ``k`` points, only these are used. The original adds the last row of the whole batch with
+    a very small weight.
     """
     offsets, new_offsets = _with_zero(offset), _with_zero(new_offset)
     return ops.interpolate(
@@ -83,10 +87,10 @@ def interpolation(xyz: Tensor, new_xyz: Tensor, feat: Tensor, offset: Tensor, ne
 
 
 def offset2batch(offset: Tensor) -> Tensor:
-    """(B,) ends to the cloud of every row, (N,) int64."""
+    """Convert ends (B,) to the cloud of every row, (N,) int64."""
     return torch.arange(offset.shape[0], device=offset.device).repeat_interleave(_with_zero(offset).diff())
 
 
 def batch2offset(batch: Tensor) -> Tensor:
-    """The cloud of every row, (N,), to (B,) int32 ends."""
+    """Convert the cloud of every row, (N,), to ends (B,) int32."""
     return batch.bincount().cumsum(0).int()

@@ -1,8 +1,8 @@
-"""The functions of ``torch_cluster`` that repositories of point clouds call, over :mod:`pc3d.ops`.
+"""Functions of ``torch_cluster`` that repositories for point clouds use, implemented with :mod:`pc3d.ops`.
 
-``x`` is (N, F), or (N,) for one coordinate, and ``batch`` (N,) names the cloud of each row, ascending. Edges are (2, E)
-int64. Up to three coordinates go through pc3d's operators; :func:`knn` and :func:`knn_graph` also take wider features,
-which they compare pair by pair.
+``x`` is (N, F), or (N,) for one coordinate. ``batch`` (N,) is the cloud of each row, in ascending order. Edges are
+(2, E) int64. Points of up to three coordinates use pc3d's operators. :func:`knn`, :func:`knn_graph` and
+:func:`nearest` also take wider features, for which they compute all pairwise distances.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pc3d import ops
 from pc3d.ops.neighbors import MAX_K
 
 _DISTANCES = 1 << 24
-"""How many are held at once where features are compared pair by pair: 64 MB."""
+"""Number of pairwise distances in memory at a time: 64 MB in float32."""
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(N, F) float32 or float64; fewer than three coordinates are filled up with zeros, which changes no distance."""
+    """(N, F) float32 or float64, padded with zeros to three coordinates, which does not change distances."""
     x = x[:, None] if x.dim() == 1 else x
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     return pad(x, (0, max(0, 3 - x.shape[1])))
@@ -34,7 +34,7 @@ def _points(x: Tensor, function: str) -> Tensor:
 def _offsets(
     batches: list[Tensor | None], rows: list[int], batch_size: int | None, device: torch.device
 ) -> list[Tensor]:
-    """(B + 1,) offsets of each set of rows, of the same number of clouds."""
+    """(B + 1,) offsets of each set of rows, for the same number of clouds B."""
     named = [int(batch.max()) + 1 for batch in batches if batch is not None and batch.numel()]
     num_clouds = max(named, default=1) if batch_size is None else batch_size
     if max(named, default=0) > num_clouds:
@@ -52,14 +52,14 @@ def _offsets(
 def _nearest_of_cloud(x: Tensor, y: Tensor, k: int) -> Tensor:
     if x.shape[1] == 3 and k <= MAX_K:
         return ops.knn(x, k, query=y).index
-    # Without the matrix product, whose rounding moves neighbours that are far from the origin.
+    # Without the matrix product, whose rounding errors are large far from the origin.
     exact = "donot_use_mm_for_euclid_dist"
     parts = y.split(max(1, _DISTANCES // x.shape[0]))
     return torch.cat([torch.cdist(part, x, compute_mode=exact).topk(k, largest=False).indices for part in parts])
 
 
 def _nearest(x: Tensor, y: Tensor, k: int, cuts_x: Tensor, cuts_y: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of ``x`` (M, k) nearest to each of ``y``, and which of the slots hold one."""
+    """Rows (M, k) of ``x`` nearest to each row of ``y``, and a mask of the slots that hold a neighbour."""
     have = cuts_x.diff()
     if x.shape[1] == 3 and k <= MAX_K and bool((have >= k).all()):
         index = ops.knn(x, k, query=y, offsets=cuts_x, query_offsets=cuts_y).index
@@ -74,7 +74,7 @@ def _nearest(x: Tensor, y: Tensor, k: int, cuts_x: Tensor, cuts_y: Tensor) -> tu
 
 
 def _edges(index: Tensor, there: Tensor) -> Tensor:
-    """(2, E): the row that asked, and the neighbour."""
+    """Edges (2, E): row of the query, and row of its neighbour."""
     asking, slot = there.nonzero(as_tuple=True)
     return torch.stack([asking, index[asking, slot]])
 
@@ -83,7 +83,7 @@ def _graph(index: Tensor, there: Tensor, loop: bool, flow: str) -> Tensor:
     if flow not in ("source_to_target", "target_to_source"):
         raise ValueError(f"flow must be source_to_target or target_to_source, got {flow!r}")
     if not loop:
-        # Of many points at one place a point need not be among its own nearest: then the last one goes instead.
+        # With duplicate points, a point may not be among its own neighbours; then drop the last neighbour instead.
         there = there & (index != torch.arange(index.shape[0], device=index.device)[:, None])
         there[:, -1] &= there.sum(1) < index.shape[1]
     edges = _edges(index, there)
@@ -95,7 +95,7 @@ def _knn(
 ) -> tuple[Tensor, Tensor]:
     x, y = _rows(x).detach(), _rows(y).detach()
     cuts = _offsets(batches, [x.shape[0], y.shape[0]], batch_size, x.device)
-    if cosine:  # of vectors of length 1 the nearest are those at the smallest angle
+    if cosine:  # for unit vectors, the smallest distance is the smallest angle
         x, y = torch.nn.functional.normalize(x), torch.nn.functional.normalize(y)
     return _nearest(x, y, k, *cuts)
 
@@ -110,7 +110,7 @@ def knn(
     num_workers: int = 1,
     batch_size: int | None = None,
 ) -> Tensor:
-    """The ``k`` nearest rows of ``x`` for each of ``y``, nearest first: (row of y, row of x)."""
+    """Edges to the ``k`` rows of ``x`` nearest to each row of ``y``, nearest first: (row of y, row of x)."""
     return _edges(*_knn(x, y, k, [batch_x, batch_y], cosine, batch_size))
 
 
@@ -124,7 +124,7 @@ def knn_graph(
     num_workers: int = 1,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Edges from the ``k`` nearest to each row (to them, by ``flow``); itself not counted, unless ``loop``."""
+    """Edges from the ``k`` nearest rows to each row, or in reverse (``flow``); without itself unless ``loop``."""
     found = _knn(x, x, k if loop else k + 1, [batch, batch], cosine, batch_size)
     return _graph(*found, loop, flow)
 
@@ -149,7 +149,10 @@ def radius(
     num_workers: int = 1,
     batch_size: int | None = None,
 ) -> Tensor:
-    """The rows of ``x`` closer than ``r`` to each of ``y``: (row of y, row of x); of too many the first."""
+    """Edges to the rows of ``x`` closer than ``r`` to each row of ``y``: (row of y, row of x).
+
+    If there are more than ``max_num_neighbors``, those with the lowest indices are kept.
+    """
     return _edges(*_radius(x, y, r, [batch_x, batch_y], max_num_neighbors, batch_size))
 
 
@@ -163,13 +166,13 @@ def radius_graph(
     num_workers: int = 1,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Edges from all closer than ``r`` to each row (to them, by ``flow``); itself not counted, unless ``loop``."""
+    """Edges from all rows closer than ``r`` to each row, or in reverse (``flow``); without itself unless ``loop``."""
     found = _radius(x, x, r, [batch, batch], max_num_neighbors + (not loop), batch_size)
     return _graph(*found, loop, flow)
 
 
 def nearest(x: Tensor, y: Tensor, batch_x: Tensor | None = None, batch_y: Tensor | None = None) -> Tensor:
-    """(N,) the row of ``y`` nearest to each of ``x``."""
+    """The row of ``y`` nearest to each row of ``x``, (N,)."""
     index, there = _knn(y, x, 1, [batch_y, batch_x], False, None)
     if not bool(there.all()):
         raise ValueError(f"row {int((~there).nonzero()[0, 0])} of x is in a cloud of which y has no points")
@@ -184,20 +187,20 @@ def fps(
     batch_size: int | None = None,
     ptr: Tensor | list[int] | None = None,
 ) -> Tensor:
-    """Rows of farthest points: of each cloud ``ratio`` (default 0.5) of its points, rounded up, in their order."""
+    """Rows of farthest points, in the order of sampling: a share ``ratio`` of each cloud (default 0.5), rounded up."""
     points = _points(src, "fps").detach()
     if ptr is None:
         (cuts,) = _offsets([batch], [points.shape[0]], batch_size, points.device)
     else:
         cuts = torch.as_tensor(ptr, device=points.device)
-    # Rounded as the points are, and multiplied as exactly as the operator computes.
+    # Rounded to the dtype of the input, and multiplied in the dtype of the operator.
     share = torch.as_tensor(0.5 if ratio is None else ratio, dtype=src.dtype, device=src.device).to(points.dtype)
     wanted = (cuts.diff() * share).ceil().long()
     return ops.farthest_point_sample(points, wanted, offsets=cuts, start="random" if random_start else "first")
 
 
 def grid_cluster(pos: Tensor, size: Tensor, start: Tensor | None = None, end: Tensor | None = None) -> Tensor:
-    """(N,) the number of the cell of (N, F) positions; the first coordinate is counted first."""
+    """Index (N,) of the grid cell of (N, F) positions; the first coordinate varies fastest."""
     pos = pos[:, None] if pos.dim() == 1 else pos
     start = pos.amin(0) if start is None else start
     end = pos.amax(0) if end is None else end

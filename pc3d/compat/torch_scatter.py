@@ -1,7 +1,7 @@
-"""The functions of ``torch_scatter`` that repositories of point clouds call, over PyTorch's own.
+"""Functions of ``torch_scatter`` that repositories for point clouds use, implemented with PyTorch.
 
-Whatever the reduction, a place that nothing is written to holds 0. Of equal largest or smallest values the lowest
-index is taken, and gets the gradient. Where one is NaN, so is the result.
+For all reductions, an output without any input is 0. Of equal largest or smallest values, the one with the lowest index
+is taken and gets the gradient. If a value is NaN, the result is NaN.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _ENDS = {"max": "amax", "min": "amin"}
 
 
 def _expanded(index: Tensor, src: Tensor, dim: int) -> Tensor:
-    """Index of the shape of ``src``: one of a single axis lies along ``dim``, trailing axes are repeated."""
+    """Expand the index to the shape of ``src``: an index of one axis lies along ``dim``; trailing axes are repeated."""
     if index.dim() == 1:
         index = index.reshape([-1 if axis == dim % src.dim() else 1 for axis in range(src.dim())])
     return index.reshape(*index.shape, *[1] * (src.dim() - index.dim())).expand_as(src)
@@ -29,7 +29,7 @@ def _sizes(src: Tensor, index: Tensor, dim: int, dim_size: int | None) -> list[i
 def scatter_sum(
     src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
 ) -> Tensor:
-    """Sums of the values that share an index along ``dim``; ``out`` is added to in place."""
+    """Sums of the values with the same index along ``dim``; added to ``out`` in place if given."""
     index = _expanded(index, src, dim)
     if out is None:
         return src.new_zeros(_sizes(src, index, dim, dim_size)).scatter_add(dim, index, src)
@@ -42,7 +42,7 @@ scatter_add = scatter_sum
 def scatter_mean(
     src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
 ) -> Tensor:
-    """Means of the values that share an index along ``dim``, rounded down for integers."""
+    """Means of the values with the same index along ``dim``; rounded down for integers."""
     if out is not None:
         raise ValueError("out is not served by scatter_mean: leave it out, and add the result to it")
     index = _expanded(index, src, dim)
@@ -56,7 +56,7 @@ def _scatter_end(
 ) -> tuple[Tensor, Tensor]:
     index = _expanded(index, src, dim)
     if out is not None:
-        # What is there already takes part: as if it came after all the values, each in its own place.
+        # The values of out take part, as if they were appended to src, each with its own position as index.
         places = torch.arange(out.shape[dim], device=src.device)
         value, arg = _scatter_end(
             kind, torch.cat([src, out], dim), torch.cat([index, _expanded(places, out, dim)], dim), dim, None, None
@@ -78,14 +78,14 @@ def _scatter_end(
 def scatter_max(
     src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The largest of the values that share an index along ``dim``, and where each is; the axis' size where none is."""
+    """Maxima of the values with the same index along ``dim``, and their positions (the size of the axis if none)."""
     return _scatter_end("max", src, index, dim, out, dim_size)
 
 
 def scatter_min(
     src: Tensor, index: Tensor, dim: int = -1, out: Tensor | None = None, dim_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The smallest, as :func:`scatter_max`."""
+    """Minima, as :func:`scatter_max`."""
     return _scatter_end("min", src, index, dim, out, dim_size)
 
 
@@ -97,7 +97,7 @@ def scatter(
     dim_size: int | None = None,
     reduce: str = "sum",
 ) -> Tensor:
-    """Reduces the values that share an index along ``dim`` by ``reduce``: sum, add, mean, max or min."""
+    """Reduce the values with the same index along ``dim`` by ``reduce``: sum, add, mean, max or min."""
     if reduce in _ENDS:
         return _scatter_end(reduce, src, index, dim, out, dim_size)[0]
     if reduce not in _SUMS:
@@ -106,7 +106,7 @@ def scatter(
 
 
 def scatter_softmax(src: Tensor, index: Tensor, dim: int = -1, dim_size: int | None = None) -> Tensor:
-    """The softmax among the values that share an index along ``dim``, of the shape of ``src``."""
+    """Softmax over the values with the same index along ``dim``, with the shape of ``src``."""
     index = _expanded(index, src, dim)
     largest = scatter_max(src.detach(), index, dim, dim_size=dim_size)[0]
     weight = (src - largest.gather(dim, index)).exp()
@@ -123,7 +123,7 @@ def segment_coo(
 
 
 def segment_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None, reduce: str = "sum") -> Tensor:
-    """Reduces rows ``indptr[s]`` to ``indptr[s + 1]`` of ``src`` (N, ...) for each of the S segments of (S + 1,)."""
+    """Reduce rows ``indptr[s]`` to ``indptr[s + 1]`` of ``src`` (N, ...), for each of the S segments of (S + 1,)."""
     if indptr.dim() != 1 or indptr.shape[0] == 0 or (int(indptr[0]), int(indptr[-1])) != (0, src.shape[0]):
         raise ValueError(f"indptr must have shape (S + 1,) and run from 0 to {src.shape[0]}, the rows of src")
     segments = torch.arange(indptr.shape[0] - 1, device=src.device).repeat_interleave(indptr.diff())

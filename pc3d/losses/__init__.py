@@ -1,4 +1,4 @@
-"""Losses: functions of tensors."""
+"""Loss functions of tensors."""
 
 from pc3d.losses.alignment import Alignment, Dropped, negatives_to_keep, shape_contrast
 from pc3d.losses.contrast import Contrast, mean_token_cosine, token_contrast

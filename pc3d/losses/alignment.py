@@ -1,4 +1,4 @@
-"""Shapes against the texts and pictures that belong to them: the loss of OpenShape and what masks it."""
+"""The loss of OpenShape: contrast of shapes with their texts and pictures, and the mask of its negatives."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Dropped = Literal["remove", "zero"]
-"""What becomes of rows without a text or picture."""
+"""What happens to pairs that are not used as negatives."""
 
 
 class Alignment(NamedTuple):
-    """The loss of one pairing, and how often the best match is a right one.
+    """The loss of one pairing, and the accuracy of the best match.
 
     Attributes:
-        loss: scalar, float32 or wider; 0 where no shape has a target.
-        accuracy: share of the shapes with a target whose most similar target is one of their own; NaN without any.
-        num_shapes: shapes with a target.
+        loss: scalar, float32 or wider; 0 if no shape has a target.
+        accuracy: among the shapes with a target, the share whose most similar target is one of their own; NaN if no
+            shape has a target.
+        num_shapes: number of shapes with a target.
     """
 
     loss: Tensor
@@ -35,32 +36,33 @@ def shape_contrast(
     keep: Tensor | None = None,
     dropped: Dropped = "remove",
 ) -> Alignment:
-    """Contrast of shapes with frozen features of another kind, in both directions, with any number of positives each.
+    """Contrastive loss between shapes and frozen targets, in both directions, with any number of positives per shape.
 
-    With cosines ``c_ij`` of shape i and target j, ``o_j`` the shape that target j belongs to, s the scale, n the shapes
-    that have a target and ``P_i`` the targets of shape i::
+    With cosines ``c_ij`` of shape i and target j, the shape ``o_j`` that target j belongs to, the scale s, the number n
+    of shapes with a target, and the set ``P_i`` of targets of shape i::
 
         rows    = 1/n sum_i 1/|P_i| sum_{j in P_i} -log(exp(s c_ij) / sum_k exp(s c_ik))
         columns = 1/n sum_i 1/|P_i| sum_{j in P_i} -log(exp(s c_ij) / sum_h exp(s c_hj))
         loss    = (rows + columns) / 2
 
-    k runs over all targets, h over the shapes that have one: a shape without a target takes no part. With one target
-    each this is the loss of the released code, twice that of the paper's equation 2 with its factor 1/4; with several
-    targets the rows are the outer supervised contrastive loss (Khosla et al., 2020, equation 2), and each shape still
-    counts once.
+    k runs over all targets and h over the shapes with a target; shapes without a target are left out. With one target
+    per shape, this is the loss of the released code, twice that of the paper's equation 2 with its factor 1/4. With
+    several targets, the rows are the outer supervised contrastive loss (Khosla et al., 2020, equation 2), and each
+    shape still has the same weight.
 
     Args:
-        shapes: ``(B, D)`` embeddings, of any length (made unit here).
+        shapes: ``(B, D)`` embeddings, of any length; they are normalised here.
         targets: ``(M, D)``, likewise; M may be 0.
-        owner: ``(M,)`` int64, the shape that each target belongs to.
+        owner: ``(M,)`` int64, index of the shape that each target belongs to.
         logit_scale: s, positive.
-        keep: ``(B, B)`` bool; where ``keep[i, h]`` is False, the targets of shape h are no negatives of shape i, in
-            either direction (:func:`negatives_to_keep`). Own targets always count.
-        dropped: what that means: ``"remove"`` takes them out of the sums, as the paper says; ``"zero"`` sets their
-            logits to 0, as the released code does.
+        keep: ``(B, B)`` bool; where ``keep[i, h]`` is False, the targets of shape h are not negatives of shape i, in
+            either direction (:func:`negatives_to_keep`). A shape's own targets are always kept.
+        dropped: what happens to them: ``"remove"`` leaves them out of the sums, as in the paper; ``"zero"`` sets their
+            logits to 0, as in the released code.
 
     Raises:
-        ValueError: shapes that do not fit, an owner that is no shape, or an unknown ``dropped``.
+        ValueError: tensors of shapes that do not match, an owner that is not an index of a shape, or an unknown
+            ``dropped``.
 
     Source:
         Liu et al., OpenShape, NeurIPS 2023, equation 2 and section 3.4.
@@ -68,13 +70,13 @@ def shape_contrast(
     _check(shapes, targets, owner, keep, dropped)
     dtype = torch.promote_types(shapes.dtype, torch.float32)
     with torch.autocast(shapes.device.type, enabled=False):
-        own, rank = torch.unique(owner, return_inverse=True)  # the shapes that take part, and each target's among them
+        own, rank = torch.unique(owner, return_inverse=True)  # shapes with a target, and each owner among them
         points = F.normalize(shapes.to(dtype)[own], dim=1, eps=1e-12)
         wanted = F.normalize(targets.to(dtype), dim=1, eps=1e-12)
         scale = logit_scale.to(dtype) if isinstance(logit_scale, Tensor) else logit_scale
         logits = scale * points @ wanted.T
         if len(own) == 0:
-            nothing = logits.sum() + 0.0 * shapes.sum() + 0.0 * scale  # the graph stays whole for distributed training
+            nothing = logits.sum() + 0.0 * shapes.sum() + 0.0 * scale  # complete graph for distributed training
             return Alignment(nothing, logits.new_tensor(float("nan")), 0)
         is_own = rank[None] == torch.arange(len(own), device=rank.device)[:, None]
         correct = is_own.gather(1, logits.detach().argmax(1, keepdim=True)).to(dtype).mean()
@@ -88,22 +90,22 @@ def shape_contrast(
 
 
 def negatives_to_keep(similarity: Tensor, group: Tensor, threshold: float = 0.1) -> Tensor:
-    """Which shapes of a mined batch are fair negatives of each other (OpenShape, section 3.4).
+    """Which shapes of a mined batch are valid negatives of each other (OpenShape, section 3.4).
 
-    Shapes from different seeds always are. Shapes around one seed were looked up because they are alike, so shape j is
-    a negative of shape i only if ``similarity[i, i] - similarity[i, j]`` exceeds the threshold: if i's picture goes
-    distinctly better with i's text than with j's.
+    Shapes of different seeds always are. Shapes of one seed were selected because they are similar. Among them, shape j
+    is a negative of shape i only if ``similarity[i, i] - similarity[i, j]`` exceeds the threshold, that is, if the
+    picture of i matches the text of i clearly better than the text of j.
 
     Args:
-        similarity: ``(B, B)`` cosines of picture i and text j; where one of them is missing, NaN: such pairs are kept.
-        group: ``(B,)`` int64, the seed that each shape was drawn around.
+        similarity: ``(B, B)`` cosines of picture i and text j, NaN where one of them is missing; such pairs are kept.
+        group: ``(B,)`` int64, the seed of each shape.
         threshold: δ.
 
     Returns:
-        ``(B, B)`` bool with True on the diagonal, for :func:`shape_contrast`.
+        ``(B, B)`` bool with True on the diagonal, the ``keep`` of :func:`shape_contrast`.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: tensors of shapes that do not match.
     """
     if similarity.ndim != 2 or similarity.shape != (len(group), len(group)) or group.ndim != 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The contrastive term of Point-CMAE: tokens masked in both branches should be decoded into similar features."""
+"""The contrastive term of Point-CMAE, which makes features of tokens that both branches mask similar."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Contrast = Literal["same_token", "all_tokens"]
-"""Which tokens are compared: those of the same place, or all of a cloud."""
+"""Which tokens are compared: the same token in both branches, or all tokens of a cloud."""
 
 
 def token_contrast(
@@ -20,32 +20,33 @@ def token_contrast(
     contrast: Contrast = "same_token",
     denominator: Tensor | None = None,
 ) -> Tensor:
-    """Mean cosine distance between the two branches' decoder features, over tokens that both branches masked.
+    """Mean cosine distance between the decoder features of two branches, over tokens that both branches mask.
 
-    With u, v the features divided by their norms and C_b the tokens of cloud b masked in both branches:
+    With features u and v divided by their norms, and the set C_b of tokens of cloud b that are masked in both branches:
 
     * ``"same_token"`` (the paper): ``sum_b sum_{i in C_b} (1 - u_bi . v_bi) / sum_b |C_b|``;
-    * ``"all_tokens"`` (the released code): token i of C_b in the first branch against *every* token j of the second,
-      ``sum_b sum_{i in C_b} mean_j (1 - u_bi . v_bj) / sum_b |C_b|``, computed as
-      ``1 - sum_b (sum_{i in C_b} u_bi) . (mean_j v_bj) / sum_b |C_b|``. The two branches do not enter alike, and the
-      minimum is where all tokens of a cloud are parallel. The released code also adds 1e-8 to every pair, which moves
-      the value by 1e-8 and no gradient; it is left out.
+    * ``"all_tokens"`` (the released code): token i of C_b in the first branch is compared with *every* token j of
+      the second, ``sum_b sum_{i in C_b} mean_j (1 - u_bi . v_bj) / sum_b |C_b|``, computed as
+      ``1 - sum_b (sum_{i in C_b} u_bi) . (mean_j v_bj) / sum_b |C_b|``. The term is not symmetric in the two
+      branches, and it is minimal if all tokens of a cloud are parallel. The released code also adds 1e-8 to every pair,
+      which changes the value by 1e-8 and no gradient; this is left out.
 
-    No temperature, no negatives, no stop-gradient.
+    There is no temperature, no negatives and no stop-gradient.
 
     Args:
         first: ``(B, G, C)`` decoder features of the first branch, in the order of the tokens, before the final norm.
-        second: ``(B, G, C)`` those of the second branch.
-        both_masked: ``(B, G)`` bool.
-        contrast: which pairs.
-        denominator: scalar to use for ``sum_b |C_b|``; with several processes, its mean over them
-            (:func:`pc3d.nn.mean_over_processes`). Below 1 it counts as 1: clouds without common tokens give 0, not NaN.
+        second: ``(B, G, C)`` decoder features of the second branch.
+        both_masked: ``(B, G)`` bool, True for tokens that both branches mask.
+        contrast: the pairs to compare.
+        denominator: scalar that replaces ``sum_b |C_b|``; with several processes, the mean of this sum over them
+            (:func:`pc3d.nn.mean_over_processes`). Values below 1 are raised to 1, so clouds without common tokens give
+            0, not NaN.
 
     Returns:
         Scalar in [0, 2], float32 or wider.
 
     Raises:
-        ValueError: shapes that do not fit, or an unknown ``contrast``.
+        ValueError: shapes that do not match, or an unknown ``contrast``.
 
     Source:
         Ren et al., Bringing Masked Autoencoders Explicit Contrastive Properties for Point Cloud Self-Supervised
@@ -70,13 +71,13 @@ def token_contrast(
 
 @torch.no_grad()
 def mean_token_cosine(features: Tensor) -> Tensor:
-    """Mean cosine between different tokens of one cloud: a monitor, since decoder tokens share a direction.
+    """Mean cosine between different tokens of one cloud, to monitor how much decoder tokens share one direction.
 
     Args:
         features: ``(B, G, C)``, G at least 2.
 
     Returns:
-        Scalar in [-1, 1]; 1 where all tokens of each cloud are parallel.
+        Scalar in [-1, 1]; 1 if all tokens of each cloud are parallel.
     """
     groups = features.shape[1]
     total = _unit(features).sum(1).square().sum(-1)  # |sum_i u_i|^2 = sum_ij u_i . u_j, of which G terms have i = j

@@ -1,4 +1,4 @@
-"""Points against the features of pictures that show them: regression, and contrast of points or of superpoints."""
+"""Losses between points and features of pictures that show them: regression, contrast of points or superpoints."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from torch.nn import functional as F
 from pc3d.losses.info_nce import info_nce
 
 Regression = Literal["cosine", "l1", "smooth_l1"]
-"""How a feature is compared with its target."""
+"""Distance between a feature and its target."""
 
 
 def feature_regression(
     predicted: Tensor, target: Tensor, *, kind: Regression = "cosine", denominator: Tensor | None = None
 ) -> Tensor:
-    """Mean distance of predicted features to frozen ones.
+    """Mean distance between predicted features p and frozen features f.
 
-    * ``"cosine"``: ``1 - cos(p, f)``, for features that are compared by their direction, as those of CLIP;
+    * ``"cosine"``: ``1 - cos(p, f)``, for features that are compared by direction, such as those of CLIP;
     * ``"l1"``: mean over channels of ``|p - f|``;
-    * ``"smooth_l1"``: mean over channels of ``huber(p - n(f))``, where n brings each target to mean 0 and variance 1
-      over its channels and huber(d) is ``d^2 / 2`` below 1 and ``|d| - 1/2`` above; for towers whose features differ
-      much in length (ours).
+    * ``"smooth_l1"``: mean over channels of ``huber(p - n(f))``, where n normalises each target to mean 0 and variance
+      1 over its channels, and huber(d) is ``d^2 / 2`` for ``|d| < 1`` and ``|d| - 1/2`` otherwise; for towers whose
+      features differ much in length (ours).
 
     Args:
         predicted: ``(M, C)``.
         target: ``(M, C)``, without gradient.
-        kind: which distance.
-        denominator: scalar to divide the sum over rows by instead of M; with several processes, its mean over them
-            (:func:`pc3d.nn.mean_over_processes`). Below 1 it counts as 1: without rows the loss is 0, not NaN.
+        kind: the distance.
+        denominator: scalar that replaces M as divisor of the sum over rows; with several processes, the mean of M over
+            them (:func:`pc3d.nn.mean_over_processes`). Values below 1 are raised to 1, so the loss without rows is 0,
+            not NaN.
 
     Returns:
         Scalar, float32 or wider.
 
     Raises:
-        ValueError: shapes that do not fit, or an unknown ``kind``.
+        ValueError: shapes that do not match, or an unknown ``kind``.
 
     Source:
         OpenScene (Peng et al., CVPR 2023), section 3.2, equation 2; its code has the cosine and the L1 form.
@@ -62,25 +63,25 @@ def feature_regression(
 
 
 def point_pixel_contrast(points: Tensor, pixels: Tensor, *, temperature: float = 0.07) -> Tensor:
-    """InfoNCE between points and the pixels that show them: of all pixels given, find one's own.
+    """InfoNCE between points p and the pixels f that show them: identify the pixel of each point among all pixels.
 
-    ``mean_i -log(exp(cos(p_i, f_i) / t) / sum_j exp(cos(p_i, f_j) / t))``: rows are points, in this direction alone.
-    Pixels of one surface are negatives of each other.
+    ``mean_i -log(exp(cos(p_i, f_i) / t) / sum_j exp(cos(p_i, f_j) / t))``, from points to pixels only, not in reverse.
+    Pixels of the same surface are negatives, too.
 
     Args:
         points: ``(M, d)``.
-        pixels: ``(M, d)``, of the same rows.
+        pixels: ``(M, d)``; row i belongs to point i.
         temperature: t.
 
     Returns:
         Scalar, float32 or wider; 0 without rows.
 
     Raises:
-        ValueError: shapes that do not fit, or a temperature that is not positive.
+        ValueError: shapes that do not match, or a temperature that is not positive.
 
     Source:
         PPKT (Liu et al., Learning from 2D: Contrastive Pixel-to-Point Knowledge Transfer, 2021), equation 1; the
-        settings are those of SLidR's code, which has both.
+        settings are those of SLidR's code, which contains both losses.
     """
     _check_pairs(points, pixels, temperature)
     if len(points) == 0:
@@ -92,25 +93,25 @@ def point_pixel_contrast(points: Tensor, pixels: Tensor, *, temperature: float =
 def superpoint_contrast(points: Tensor, pixels: Tensor, segment: Tensor, *, temperature: float = 0.07) -> Tensor:
     """InfoNCE between the mean features of superpoints and those of the pixels that show them.
 
-    With unit vectors u of points and v of pixels and S the superpoints, ``k_s = mean_{i in s} u_i`` and ``q_s =
+    With unit vectors u of points and v of pixels, and the set S of superpoints, ``k_s = mean_{i in s} u_i`` and ``q_s =
     mean_{i in s} v_i``, it is ``mean_{s in S} -log(exp(k_s . q_s / t) / sum_{r in S} exp(k_s . q_r / t))``. As in the
-    released code means are not made unit again, so a superpoint whose points differ counts less.
+    released code, means are not normalised again, so superpoints with dissimilar points have less influence.
 
     Args:
         points: ``(M, d)``.
-        pixels: ``(M, d)``, of the same rows.
-        segment: ``(M,)`` int64, which superpoint each row is of; numbers need not be consecutive, those below 0 are of
-            none.
+        pixels: ``(M, d)``; row i belongs to point i.
+        segment: ``(M,)`` int64, the superpoint of each row; numbers need not be consecutive. Rows with a negative
+            number belong to no superpoint and are left out.
         temperature: t.
 
     Returns:
         Scalar, float32 or wider; 0 without superpoints.
 
     Raises:
-        ValueError: shapes that do not fit, or a temperature that is not positive.
+        ValueError: shapes that do not match, or a temperature that is not positive.
 
     Source:
-        SLidR (Sautier et al., CVPR 2022), section 3.3. There, segments are superpixels of each picture.
+        SLidR (Sautier et al., CVPR 2022), section 3.3. There, segments are superpixels of a picture.
     """
     _check_pairs(points, pixels, temperature)
     if segment.shape != points.shape[:1]:
@@ -134,7 +135,7 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _nothing(points: Tensor, pixels: Tensor) -> Tensor:
-    """0 in a graph that stays whole for distributed training."""
+    """0, with both inputs in the graph, for distributed training."""
     return 0.0 * (_unit(points).sum() + _unit(pixels).sum())
 
 

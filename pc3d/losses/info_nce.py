@@ -1,4 +1,4 @@
-"""Instance discrimination: of many keys, find the one that is of the same cloud."""
+"""Instance discrimination: identify the key of the same cloud among many keys."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ def info_nce(
 ) -> Tensor:
     """InfoNCE: ``-log(exp(s_i,own) / sum_j exp(s_ij))``, summed over queries and divided by their number.
 
-    With ``s_ij = query_i . key_j / temperature``, over the keys of the batch and those of the queue. A query's own key
-    is its positive and no negative. Rows are taken as they are: give them unit length for cosines.
+    ``s_ij = query_i . key_j / temperature``, and j runs over the keys of the batch and of the queue. The positive of a
+    query is its own key. Rows are not normalised; pass rows of unit length for cosines.
 
     Args:
         query: ``(B, d)``.
-        keys: ``(K, d)``, those of the whole global batch (:func:`pc3d.nn.gather_rows`).
-        own: ``(B,)`` int64, which key belongs to each query.
+        keys: ``(K, d)``, the keys of the whole global batch (:func:`pc3d.nn.gather_rows`).
+        own: ``(B,)`` int64, index of the key of each query.
         queue: ``(Q, d)`` further negatives, such as the keys of earlier batches; Q may be 0.
         temperature: positive.
-        denominator: scalar to divide by instead of B; with several processes, its mean over them
+        denominator: scalar that replaces B as divisor; with several processes, the mean of B over them
             (:func:`pc3d.nn.mean_over_processes`).
 
     Returns:
         Scalar, float32 or wider.
 
     Raises:
-        ValueError: shapes that do not fit, or a temperature that is not positive.
+        ValueError: shapes that do not match, or a temperature that is not positive.
 
     Source:
         van den Oord et al., 2018, equation 4; MoCo (He et al., 2020), equation 1.

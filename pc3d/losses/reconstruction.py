@@ -18,15 +18,15 @@ def patch_chamfer(
 ) -> Tensor:
     """Chamfer distance between predicted and true patches, mean over all patches of the batch.
 
-    Computed in float32 (float64 for float64 input) also under autocast: squared distances of centred patches are about
-    1e-3, below what half precision resolves. Definitions of the kinds: :func:`pc3d.ops.chamfer_distance`.
+    It is computed in float32 (float64 for float64 input), also under autocast, because squared distances of centred
+    patches are about 1e-3, too small for half precision. :func:`pc3d.ops.chamfer_distance` defines the kinds.
 
     Args:
         predicted: ``(B, M, S, 3)`` predicted points of M patches per cloud.
         target: ``(B, M, S, 3)`` true points.
-        kind: ``"l2"`` (squared distances, both directions added) or ``"l1"``.
-        denominator: scalar to divide the sum over patches by, instead of their number; with several processes, the mean
-            over them of that number (:func:`pc3d.nn.mean_over_processes`).
+        kind: ``"l2"`` (squared distances, sum of both directions) or ``"l1"``.
+        denominator: scalar that replaces the number of patches as divisor of the sum; with several processes, the mean
+            of this number over them (:func:`pc3d.nn.mean_over_processes`).
 
     Returns:
         Scalar.

@@ -1,4 +1,4 @@
-"""Self-distillation without labels: the student's views predict what the teacher says of another view."""
+"""Self-distillation without labels: the student predicts the output of the teacher for another view."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ def self_distillation(
     teacher_temperature: float = 0.04,
     denominator: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of the student to the centred and sharpened teacher, mean over pairs of different views.
+    """Cross-entropy between centred, sharpened teacher and student, mean over pairs of different views.
 
-    With ``p(g) = softmax((teacher_g - center) / teacher_temperature)``, without gradient, it is the mean over teacher
-    views g and student views v other than g of ``-sum_k p(g)_k log softmax(student_v / student_temperature)_k``:
-    ``len(teacher) * (len(student) - 1)`` pairs. Subtracting the centre keeps one prototype from taking all clouds,
-    the low temperature keeps all from being alike.
+    With ``p(g) = softmax((teacher_g - center) / teacher_temperature)``, without gradient, the loss is the mean of
+    ``-sum_k p(g)_k log softmax(student_v / student_temperature)_k`` over all teacher views g and all student views v
+    other than g, ``len(teacher) * (len(student) - 1)`` pairs. Subtraction of the centre prevents that one prototype
+    dominates; the low temperature prevents a uniform distribution.
 
     Args:
-        student: ``(B, K)`` logits per view; the first are the teacher's views in the teacher's order.
-        teacher: ``(B, K)`` logits per view.
+        student: ``(B, K)`` logits of each view; the first views are those of the teacher, in the same order.
+        teacher: ``(B, K)`` logits of each view.
         center: ``(K,)`` or ``(1, K)``, the running mean of the teacher's logits.
         student_temperature: positive.
         teacher_temperature: positive.
-        denominator: scalar to divide the sum over clouds by instead of B; with several processes, its mean over them
-            (:func:`pc3d.nn.mean_over_processes`).
+        denominator: scalar that replaces B as divisor of the sum over clouds; with several processes, the mean of B
+            over them (:func:`pc3d.nn.mean_over_processes`).
 
     Returns:
         Scalar, float32 or wider.
 
     Raises:
-        ValueError: views that differ in shape, too few of them, or a temperature that is not positive.
+        ValueError: views that differ in shape, too few views, or a temperature that is not positive.
 
     Source:
         DINO (Caron et al., 2021), equations 3 and 4.
@@ -61,7 +61,7 @@ def self_distillation(
             -(target * predicted[v]).sum()
             for g, target in enumerate(targets)
             for v in range(len(predicted))
-            if v != g  # a view says nothing new about itself
+            if v != g  # a view would be compared with itself
         ]
         clouds = torch.tensor(float(len(student[0])), device=center.device) if denominator is None else denominator
         return torch.stack(terms).mean() / clouds

@@ -1,8 +1,8 @@
 """Losses that compare two views of each cloud of a batch: NT-Xent, VICReg and Barlow Twins.
 
-All take the rows of the whole global batch (:func:`pc3d.nn.gather_rows`), row i of both from cloud i, and compute in
-float32 (float64 for float64 input) also under autocast. With several processes each computes the whole loss: the mean
-over processes is the global loss, and so is its gradient.
+All functions take the rows of the whole global batch (:func:`pc3d.nn.gather_rows`); row i of both inputs belongs to
+cloud i. They compute in float32 (float64 for float64 input), also under autocast. With several processes, each one
+computes the whole loss, so the means of loss and gradient over processes are those of the global loss.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tensor:
-    """Normalised temperature-scaled cross-entropy: of the 2 B - 1 other views, find the one of the same cloud.
+    """Normalised temperature-scaled cross-entropy: identify the view of the same cloud among 2 B - 1 other views.
 
-    With z the rows of both, divided by their lengths, and s_ij = z_i . z_j / temperature, the mean over all 2 B views
-    i, whose other view is j, of ``-log(exp(s_ij) / sum_{k != i} exp(s_ik))``.
+    With the rows z of both inputs, divided by their lengths, and ``s_ij = z_i . z_j / temperature``, the loss is the
+    mean of ``-log(exp(s_ij) / sum_{k != i} exp(s_ik))`` over all 2 B views i, where j is the other view of the same
+    cloud.
 
     Args:
         first: ``(B, d)``.
@@ -46,12 +47,12 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tensor:
 
 
 class VICRegTerms(NamedTuple):
-    """The terms of VICReg before their weights.
+    """The unweighted terms of VICReg.
 
     Attributes:
-        invariance: how far apart the two views of a cloud are.
-        variance: how much the dimensions' standard deviations fall short; of both views together.
-        covariance: how much different dimensions say the same; of both views together.
+        invariance: mean squared difference of the two views of a cloud.
+        variance: how far standard deviations of dimensions are below the target; sum over both views.
+        covariance: squared covariances of different dimensions; sum over both views.
     """
 
     invariance: Tensor
@@ -62,16 +63,17 @@ class VICRegTerms(NamedTuple):
 def vicreg(first: Tensor, second: Tensor, *, target_std: float = 1.0, eps: float = 1e-4) -> VICRegTerms:
     """Variance, invariance and covariance of two views.
 
-    Per view, with Cov the covariance matrix over the B rows (divided by B - 1): variance is the mean over dimensions of
-    ``max(0, target_std - sqrt(Cov_jj + eps))``, covariance ``sum_{j != k} Cov_jk^2 / d``; both are added over the
-    views. Invariance is the mean over rows and dimensions of the squared difference, as in the paper's algorithm 1 and
-    its released code. (That code also halves the variance term, which the paper does not.)
+    With the covariance matrix Cov of a view over its B rows (divided by B - 1), the variance term is the mean over
+    dimensions of ``max(0, target_std - sqrt(Cov_jj + eps))``, and the covariance term is ``sum_{j != k} Cov_jk^2 / d``.
+    Both are summed over the two views. The invariance term is the mean over rows and dimensions of the squared
+    difference, as in the paper's algorithm 1 and its released code. (The code, unlike the paper, also halves the
+    variance term.)
 
     Args:
         first: ``(B, d)``.
         second: ``(B, d)``.
-        target_std: standard deviation that every dimension is to have at least.
-        eps: keeps the gradient of the square root finite.
+        target_std: lower bound for the standard deviation of every dimension.
+        eps: added to the variance, to keep the gradient of the square root finite.
 
     Returns:
         Three scalars.
@@ -95,11 +97,11 @@ def vicreg(first: Tensor, second: Tensor, *, target_std: float = 1.0, eps: float
 
 
 class BarlowTwinsTerms(NamedTuple):
-    """The terms of Barlow Twins before their weights.
+    """The unweighted terms of Barlow Twins.
 
     Attributes:
-        invariance: how far each dimension is from being the same in both views.
-        redundancy: how much different dimensions say the same.
+        invariance: squared differences from 1 of the correlations of equal dimensions.
+        redundancy: squared correlations of different dimensions.
     """
 
     invariance: Tensor
@@ -107,16 +109,16 @@ class BarlowTwinsTerms(NamedTuple):
 
 
 def barlow_twins(first: Tensor, second: Tensor, *, eps: float = 1e-5) -> BarlowTwinsTerms:
-    """How far the correlation of two views is from the identity.
+    """Difference between the cross-correlation matrix of two views and the identity.
 
-    Every dimension of each view gets mean 0 and variance 1 over the B rows (divided by B, plus ``eps``); C is their
-    correlation, ``C_jk = mean_i first_ij second_ik``. Invariance is ``sum_j (1 - C_jj)^2``, redundancy
-    ``sum_{j != k} C_jk^2``.
+    Every dimension of each view is standardised to mean 0 and variance 1 over the B rows (variance divided by B, plus
+    ``eps``). The cross-correlation matrix is ``C_jk = mean_i first_ij second_ik``. The invariance term is
+    ``sum_j (1 - C_jj)^2``, the redundancy term is ``sum_{j != k} C_jk^2``.
 
     Args:
         first: ``(B, d)``.
         second: ``(B, d)``.
-        eps: of the variance.
+        eps: added to the variance.
 
     Returns:
         Two scalars.

@@ -99,7 +99,8 @@ class PatchTokenizer(nn.Module):
         group_size: S, points per patch: the S nearest points of the cloud, the centre included.
         dims: hidden widths of :class:`MiniPointNet`.
         ignore_near_origin: as the farthest point sampling of the official CUDA extension, ignore points whose squared
-            norm is at most 1e-3. False by default, because this leaves a hole in clouds centred at the origin.
+            norm is at most 1e-3, except the first. False by default, because this leaves a hole in clouds centred at
+            the origin.
     """
 
     def __init__(
