@@ -1,4 +1,4 @@
-"""Barlow Twins: each feature is the same for both views, and no feature repeats another."""
+"""Barlow Twins: features agree between views, and different features are uncorrelated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written beside, flushed to the disk, then moved into place."""
+"""Checkpoints, written atomically: to a temporary file that is flushed to the disk and then moved into place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             TypeError: ``storage_options`` were given.
-            OSError: the disk is full, the folder unwritable, ...; an older file of this name is left whole.
+            OSError: the file cannot be written, for example because the disk is full; an older file is intact.
         """
         if storage_options is not None:
             raise TypeError(f"storage_options are not supported, got {storage_options!r}")
@@ -38,26 +38,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Callable[..., Any] | None = lambda storage, location: storage,
         weights_only: bool | None = True,
     ) -> dict[str, Any]:
-        """Read a checkpoint; only tensors and plain values are accepted, whatever ``weights_only`` says.
+        """Read a checkpoint; only tensors and plain values are accepted, for any ``weights_only``.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: the file does not exist.
         """
         return super().load_checkpoint(path, map_location, weights_only=True)
 
 
 def global_batch_size(data: pl.LightningDataModule | None, processes: int) -> int | None:
-    """Samples of a batch in all processes together; None where the data module does not say."""
+    """Number of samples of a batch over all processes; None if the data module does not define it."""
     return data.batch_size * processes if isinstance(data, PointDataModule | AlignedStream) else None
 
 
 class RunCheckpoint(pl.callbacks.Checkpoint):
-    """Keeps ``last.ckpt`` of a run folder current: at the end of each epoch, and every few steps if asked.
+    """Write ``last.ckpt`` of a run folder at the end of each epoch and, optionally, after every few steps.
 
     Args:
         folder: the run folder.
-        every_n_steps: also write ``last.ckpt`` after every so many optimiser steps.
-        keep_epochs: epochs (finished, counted from 1) whose checkpoint is also kept as ``epoch_N.ckpt``.
+        every_n_steps: also write ``last.ckpt`` after each multiple of this number of optimiser steps.
+        keep_epochs: finished epochs, counted from 1, whose checkpoint is also kept as ``epoch_N.ckpt``.
 
     Raises:
         ValueError: ``every_n_steps`` below 1.
@@ -74,17 +74,17 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
 
     @property
     def asked_to_stop(self) -> bool:
-        """Whether Ctrl-C was pressed, or a signal came that asks to stop, since the training began."""
+        """Whether Ctrl-C or another signal has requested a stop since the training began."""
         return self._interruption.stops
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From now on Ctrl-C, and a signal that asks to stop, lets the step end."""
+        """Listen to signals: from now on, Ctrl-C and other signals that request a stop let the step end."""
         self._seen_step = trainer.global_step
         self._interruption.listen(several=trainer.world_size > 1, speak=trainer.is_global_zero)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Leave, if that was asked for and ``last.ckpt`` is of this moment."""
-        # Not when it is written: what was logged for the last step or epoch is to be on the disk, too.
+        """Stop, if a stop was requested and ``last.ckpt`` is up to date."""
+        # Here, not when the checkpoint is written, so that the logs of the last step or epoch reach the disk, too.
         try:
             self._interruption.leave_if_saved()
         except KeyboardInterrupt:
@@ -92,11 +92,11 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
             raise
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Write ``last.ckpt`` if it is time."""
+        """Write ``last.ckpt`` if it is due."""
         step = trainer.global_step
         self._decide(trainer)
-        # After the last batch of an epoch comes its validation, which a run resumed from here would leave out; the
-        # checkpoint at the end of the epoch follows in any case. Between two steps there are gradients to keep.
+        # Not after the last batch of an epoch: a run resumed from here would skip the validation, and the checkpoint at
+        # the end of the epoch follows anyway. Not between two optimiser steps: accumulated gradients would be lost.
         due = self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self._saved_step
         asked = self._interruption.stops and step != self._seen_step
         ends = _ends_here(trainer) and step != self._saved_step
@@ -106,20 +106,20 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
             self._save(trainer, "last.ckpt")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write ``last.ckpt`` anew, if validation within an epoch follows the step that it is of, or ends the run."""
+        """Write ``last.ckpt`` again if validation within an epoch follows its step, or if the run ends here."""
         if trainer.sanity_checking or trainer.is_last_batch:
             return
-        # A run resumed from what was written before would go on with the next step, what was validated be forgotten.
+        # A run resumed from the earlier checkpoint would continue with the next step and lose this validation.
         saved = self._saved_step == trainer.global_step
         if saved or _ends_here(trainer):
             self._saved_step = trainer.global_step
             self._save(trainer, "last.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write ``last.ckpt``, and ``epoch_N.ckpt`` for epochs to keep, after a whole epoch."""
+        """Write ``last.ckpt`` after a complete epoch, and ``epoch_N.ckpt`` if the epoch is to be kept."""
         if not trainer.is_last_batch:
             return
-        self._decide(trainer)  # validation may have taken long
+        self._decide(trainer)  # a stop may have been requested during validation
         self._saved_step = trainer.global_step
         if trainer.current_epoch + 1 in self.keep_epochs:
             self._save(trainer, f"epoch_{trainer.current_epoch + 1}.ckpt")
@@ -128,28 +128,28 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep how many samples a batch has in all processes together: a run that goes on with others is another."""
+        """Store the global batch size: a run can be resumed only with the same size."""
         checkpoint["global_batch_size"] = global_batch_size(getattr(trainer, "datamodule", None), trainer.world_size)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Say how to go on."""
+        """Tell the user that the run can be resumed."""
         if (self.folder / "last.ckpt").exists():
             rank_zero_info(f"{self.folder} keeps what was done: the run can be resumed")
 
     def _decide(self, trainer: pl.Trainer) -> None:
-        """Let all processes end at the same step, whichever of them was asked."""
+        """Let all processes stop at the same step if any of them got a request."""
         if trainer.world_size > 1:
             requested = self._interruption.requested
             self._interruption.decide(trainer.strategy.reduce_boolean_decision(requested, all=False))
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
-        trainer.save_checkpoint(self.folder / name, weights_only=False)  # the optimiser and the loops, too
+        trainer.save_checkpoint(self.folder / name, weights_only=False)  # with the states of optimiser and loops
         self._interruption.saved()
 
 
 def _ends_here(trainer: pl.Trainer) -> bool:
     """Whether ``max_steps``, ``max_time`` or a callback ends the run after this step.
 
-    That may cut an epoch short: a run that goes on has its rest to do.
+    This may be within an epoch, the rest of which a resumed run has to do.
     """
     return trainer.should_stop or trainer.global_step == trainer.max_steps

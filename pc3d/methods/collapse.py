@@ -17,8 +17,8 @@ class CollapseWatch:
     Args:
         threshold: of :func:`feature_spread`, below which a batch counts as collapsed.
         patience: collapsed batches in a row before the warning.
-        information: the least information that the teacher's distributions must have about a cloud, in nats: the
-            entropy of their mean minus the mean of their entropies.
+        information: least mutual information, in nats, between the prototypes and the clouds of a batch: the entropy of
+            the mean of the teacher's distributions minus the mean of their entropies.
 
     Raises:
         ValueError: a threshold that is not positive, or a patience below 1.
@@ -38,18 +38,18 @@ class CollapseWatch:
         """Measure a batch.
 
         Args:
-            features: ``(B, C)``, a row per cloud: those of the encoder, or those that the loss compares.
-            logits: ``(B, K)`` of the teacher's distributions, centred and divided by their temperature.
+            features: ``(B, C)``, one row per cloud: the features of the encoder, or those that the loss compares.
+            logits: ``(B, K)`` logits of the teacher's distributions, centred and divided by their temperature.
 
         Returns:
-            Scalars to log: ``feature_spread`` and ``effective_rank``; with logits also ``mean_entropy``, of the single
-            distributions, which should fall from ln K, and ``entropy_of_mean``, of their mean over the batch, which
-            should stay near it.
+            Scalars to log: ``feature_spread`` and ``effective_rank``. With logits also ``mean_entropy``, the mean
+            entropy of the distributions, which should fall from ln K; and ``entropy_of_mean``, the entropy of their
+            mean over the batch, which should stay near ln K.
         """
         features = features.detach().float()
         spread = feature_spread(features)
         values = {"feature_spread": spread, "effective_rank": effective_rank(features)}
-        if len(features) > 1:  # one cloud is like itself
+        if len(features) > 1:  # the spread of one cloud is always 0
             self._look("features", "feature_spread", float(spread), self.threshold)
         if logits is not None:
             probability = logits.detach().float().softmax(1)
@@ -61,7 +61,7 @@ class CollapseWatch:
         return values
 
     def _look(self, what: str, measure: str, value: float, least: float) -> None:
-        # Not a number is not above any threshold.
+        # NaN counts as collapsed, because it is not above the threshold.
         self._collapsed[what] = 0 if value > least else self._collapsed[what] + 1
         if self._collapsed[what] < self.patience or what in self._warned:
             return
@@ -96,7 +96,7 @@ def effective_rank(features: Tensor) -> Tensor:
     The features are not centred (RankMe, Garrido et al., 2023, equation 1; Roy and Vetterli, 2007).
     """
     unit = F.normalize(features.double(), dim=1)
-    if not unit.isfinite().all():  # of which there are no singular values
+    if not unit.isfinite().all():  # there are no singular values
         return unit.new_tensor(float("nan"))
     gram = unit @ unit.T if len(unit) <= unit.shape[1] else unit.T @ unit
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()

@@ -47,7 +47,7 @@ class Distillation:
             between; DINO goes from 0.04 to 0.07.
         teacher_temperature_epochs: see above.
         center_momentum: of the running mean of the teacher's logits.
-        frozen_epochs: number of first epochs in which the prototypes are frozen.
+        frozen_epochs: number of epochs at the start in which the prototypes are frozen.
     """
 
     num_prototypes: int = 512
@@ -67,7 +67,7 @@ class Distillation:
 
 @dataclass(frozen=True)
 class InstanceContrast:
-    """Settings of the term that finds the teacher's view of the same cloud among those of others; none is published.
+    """Settings of the contrastive term, which identifies the teacher's view of the same cloud; none is published.
 
     Attributes:
         kind: ``"infonce"`` on separate projections (ours, after MoCo); ``"npair_shared_head"``: the N-pair term in
@@ -101,12 +101,12 @@ DISTILLATION, CONTRAST = Distillation(), InstanceContrast()
 
 
 class Networks(nn.Module):
-    """An encoder and its heads; student and teacher each have one.
+    """An encoder and its heads, once for the student and once for the teacher.
 
     Args:
-        encoder: of clouds.
-        distillation: the head onto prototypes, or None.
-        projection: the head onto keys, or None.
+        encoder: encoder of clouds.
+        distillation: head that computes logits of prototypes, or None.
+        projection: head that computes keys, or None.
     """
 
     def __init__(self, encoder: ObjectEncoder, distillation: nn.Module | None, projection: nn.Module | None) -> None:
@@ -114,7 +114,7 @@ class Networks(nn.Module):
         self.encoder, self.distillation, self.projection = encoder, distillation, projection
 
     def encode(self, views: list[Tensor]) -> list[Tensor]:
-        """Features ``(B, C)`` of each view; views of equal length go through the encoder together."""
+        """Features ``(B, C)`` of each view; consecutive views of equal length are encoded together."""
         features: list[Tensor] = []
         for _, alike in groupby(views, key=lambda view: view.shape):
             together = list(alike)
@@ -222,14 +222,14 @@ class DCGLR(Method):
         return self._step(batch, self.current_epoch, batch_idx, "train")
 
     def validation_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
-        """The training loss in evaluation mode, of the same views in every epoch; nothing is remembered of them."""
+        """The training loss in evaluation mode, on the same views in every epoch; centre and queue do not change."""
         return self._step(batch, 0, batch_idx, "validation")
 
     def _step(self, batch: PointBatch, epoch: int, batch_idx: int, stage: str) -> Tensor:
-        # The views of each cloud; the small ones only where a term looks at them.
+        # The views of each cloud; local ones only if a term uses them.
         views = self.views(batch.dense(), self.draws(batch, epoch, batch_idx))
 
-        # The teacher sees the global views, the student all.
+        # The teacher gets the global views, the student all views.
         with self.default_draws(epoch, batch_idx, batch.xyz.device):
             student = self.student.encode([*views.whole, *views.parts])
         with torch.no_grad():
@@ -247,12 +247,12 @@ class DCGLR(Method):
         return self.crops(xyz, draws, parts=self.distils or self.contrast.local_to_global)
 
     def losses(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
-        """The unweighted terms, averaged over the global batch, and what is to be remembered of this batch.
+        """The unweighted terms, averaged over the global batch, and the values for :meth:`remember`.
 
         With several processes each value is this process's share: the mean over processes is the global loss.
 
         Args:
-            student: features of all views, global first.
+            student: features of all views, the global ones first.
             teacher: features of the global views.
         """
         clouds = mean_over_processes(torch.tensor(float(len(student[0])), device=student[0].device))
@@ -283,7 +283,7 @@ class DCGLR(Method):
         return self.teacher.logits(features) if what == "logits" else self.teacher.keys(features)
 
     def _info_nce(self, queries: list[Tensor], keys: list[Tensor], clouds: Tensor) -> Tensor:
-        """Mean over pairs of different views; each query against all keys of that teacher's view, and the queue."""
+        """Mean over pairs of different views; candidates are all keys of the teacher's view, and the queue."""
         own, past = self._own(queries[0]), self.queue.keys()
         terms = [
             info_nce(query, key, own, queue=past, temperature=self.contrast.temperature, denominator=clouds)
@@ -294,7 +294,7 @@ class DCGLR(Method):
         return torch.stack(terms).mean()
 
     def _n_pair(self, logits: list[Tensor], targets: list[Tensor], clouds: Tensor) -> Tensor:
-        """Mean over pairs of views; the teacher's distribution against the student's logits of all clouds."""
+        """Mean over pairs of views; compares the teacher's distribution with the student's logits of all clouds."""
         own, sharpness = self._own(logits[0]), self.distillation.sharpness(self.current_epoch)
         seeing = logits if self.distils or self.contrast.local_to_global else logits[: len(targets)]
         candidates = [gather_rows(view / self.distillation.student_temperature) for view in seeing]
@@ -350,13 +350,13 @@ class DCGLR(Method):
             )
 
     def configure_optimizers(self) -> Any:
-        """AdamW on the student, with schedules of rate and weight decay per step."""
+        """AdamW on the student, with schedules of learning rate and weight decay per step."""
         warmup, self._total_steps = self.optimisation.steps(self.trainer)
         undecayed = self.student.encoder.undecayed()
         return self.optimisation.build(self.student, undecayed, warmup, self._total_steps)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave the prototypes alone in the first epochs."""
+        """Freeze the prototypes in the first epochs."""
         head = self.student.distillation
         if isinstance(head, DistillationHead) and self.current_epoch < self.distillation.frozen_epochs:
             head.prototypes.grad = None
@@ -364,14 +364,14 @@ class DCGLR(Method):
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Limit the gradient of each tensor by itself, and all together where the trainer says so."""
+        """Limit the norm of the gradient of each tensor and, if the trainer has a limit, of all together."""
         self.optimisation.clip_gradients(optimizer)
         super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        """A step of the student, after which the teacher follows.
+        """A step of the student, then the update of the teacher.
 
-        Here, and not in a hook after the batch, which comes after the callback that writes checkpoints.
+        The update is not in a hook after the batch, because that hook runs after the callback that writes checkpoints.
         """
         super().optimizer_step(*arguments, **options)
         momentum = cosine_between(self.trainer.global_step, self._total_steps, *self.momentum)

@@ -1,4 +1,4 @@
-"""Dense distillation: an encoder of scenes learns the features of a frozen image tower at every point."""
+"""Dense distillation: train an encoder of scenes to predict features of a frozen image model at every point."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class DenseDistillation(Method):
         """The teacher's feature ``(sum N, teacher_dim)`` of every point.
 
         Raises:
-            ValueError: there are none, or they are from another teacher, by its name or by its weights.
+            ValueError: the batch has no features, or features of another width or teacher (by name or weights).
         """
         if batch.feature is None:
             raise ValueError(
@@ -141,7 +141,7 @@ class DenseDistillation(Method):
         return batch.feature
 
     def _check_weights(self, found: set[str]) -> None:
-        """Files of weights may have one name: all features must be of those that the first ones were of."""
+        """Check that all features come from the same weights, because different weights may have the same name."""
         known = self._teacher_weights or min(found, default="")
         if others := found - {known}:
             towers = f"towers {self.teacher!r}" if self.teacher else "towers"
@@ -158,11 +158,11 @@ class DenseDistillation(Method):
             self.model.name_weights(weights)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store which weights of the teacher the features came from so far."""
+        """Store the hash of the teacher's weights."""
         checkpoint["teacher_weights"] = self._teacher_weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them: resuming with features of other weights is refused."""
+        """Restore the hash of the teacher's weights: features of other weights raise an error."""
         if weights := checkpoint.get("teacher_weights"):
             self._name_weights(weights)
 
@@ -170,11 +170,11 @@ class DenseDistillation(Method):
         """The objective of a batch.
 
         Args:
-            features: ``(sum N, feature_dim)`` of the encoder.
+            features: ``(sum N, feature_dim)`` from the encoder.
             target: ``(sum N, teacher_dim)``.
-            shown: ``(sum N,)`` bool, points that have a target.
+            shown: ``(sum N,)`` bool, True for points with a target.
             batch: the scenes.
-            draws: of this step.
+            draws: random numbers of this step.
         """
         if self.objective == "ppkt":
             rows = draws.some_rows(shown, batch.offsets, self.pairs_per_scene)
@@ -190,7 +190,7 @@ class DenseDistillation(Method):
         return feature_regression(points, pixels, kind=self.objective, denominator=count)
 
     def segments(self, batch: PointBatch, draws: SampleRandom) -> Tensor:
-        """The superpoint ``(sum N,)`` of every point, on a grid that the step's draws move."""
+        """The superpoint ``(sum N,)`` of every point, on a grid with a random shift per scene."""
         shift = draws.uniform(3).to(batch.xyz.dtype) * self.superpoint_size
         xyz = batch.xyz + shift.repeat_interleave(batch.lengths, dim=0)
         return superpoints(xyz, batch.offsets, self.superpoint_size, batch.normal)

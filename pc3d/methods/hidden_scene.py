@@ -1,4 +1,4 @@
-"""Scenes with hidden cubes: choose these, take their signals away, encode the scene with a token in their place."""
+"""Masking of scenes: hide random cubes, remove their signals, and encode the scene with a mask token instead."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class HiddenScene(NamedTuple):
     """A batch with the signals of some voxels hidden.
 
     Attributes:
-        batch: the points in the same order; those of hidden voxels lie in the middle of their voxel, grey (0.5) and
-            with a zero normal, which is what an encoder reads as signals of value 0.
+        batch: the points in the same order. Points of hidden voxels are moved to the centre of their voxel, grey (0.5),
+            with a zero normal; encoders read colour and normal of these values as 0.
         mask: ``(V,)`` bool, True = hidden; voxels in the order of the encoder's finest level.
         inverse: ``(N,)`` int64, the voxel of each point.
         offsets: ``(B + 1,)`` int64 of the voxels.
-        cell: ``(V,)`` int64, the cube that holds each voxel.
+        cell: ``(V,)`` int64, the cube that contains each voxel.
         cell_offsets: ``(B + 1,)`` int64 of the cubes.
     """
 
@@ -37,7 +37,7 @@ class HiddenScene(NamedTuple):
 
 
 def check_cell_size(cell_size: float, voxel_size: float) -> None:
-    """Cubes hold whole voxels.
+    """Check that cubes are at least as large as voxels.
 
     Raises:
         ValueError: they are smaller.
@@ -49,14 +49,14 @@ def check_cell_size(cell_size: float, voxel_size: float) -> None:
 def hide_cells(
     batch: PointBatch, voxel_size: float, cell_size: float, mask_ratio: float, draws: SampleRandom
 ) -> HiddenScene:
-    """Hide the points of all voxels whose centre lies in randomly chosen cubes; where voxels are stays known.
+    """Hide the points of all voxels whose centre lies in randomly chosen cubes; the positions of voxels stay visible.
 
     Args:
         batch: scenes.
         voxel_size: edge of the encoder's finest voxels.
-        cell_size: edge of the cubes; their grid is moved at random, for each scene by itself.
-        mask_ratio: of a scene with G occupied cubes, ``int(mask_ratio * G)`` are hidden, every choice equally likely.
-        draws: where the random numbers come from.
+        cell_size: edge of the cubes, whose grid has a random shift for each scene.
+        mask_ratio: of G occupied cubes of a scene, ``int(mask_ratio * G)`` are hidden; all choices are equally likely.
+        draws: source of the random numbers.
 
     Raises:
         ValueError: no scene of the batch has enough cubes to hide one.
@@ -86,12 +86,12 @@ def hide_cells(
 
 
 def encode_hidden(voxels: VoxelEncoder, hidden: HiddenScene, mask_token: Tensor) -> Tensor:
-    """Features of every finest voxel, ``(V, sum of channels)``, from what is not hidden.
+    """Features of every finest voxel, ``(V, sum of channels)``, computed from the visible signals.
 
     Args:
         voxels: the encoder.
         hidden: from :func:`hide_cells` with the encoder's voxel size.
-        mask_token: ``(1, C)``, in the place of what the stem says of hidden voxels.
+        mask_token: ``(1, C)``, replaces the output of the stem at hidden voxels.
     """
     scene = voxels.scene(hidden.batch)
     embedded = voxels.embed(scene)

@@ -1,4 +1,4 @@
-"""Ctrl-C and a scheduler's signals: the step ends, the checkpoint is written, and only then the run stops."""
+"""Ctrl-C and signals of schedulers: finish the step, write the checkpoint, then stop the run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C; what schedulers send before they kill; what SLURM's ``--signal=USR1@90`` sends 90 s before the time is up."""
-_ECHO = 2.0  # seconds in which a launcher may pass a Ctrl-C on that the terminal has sent to all processes already
+"""Ctrl-C; what schedulers send before they kill a job; what SLURM's ``--signal=USR1@90`` sends 90 s before the end."""
+_ECHO = 2.0  # seconds in which a launcher may repeat a Ctrl-C that the terminal has already sent to all processes
 
 
 class Interruption:
-    """Whether a run was asked to stop, and whether what was done is on the disk."""
+    """State of a stop request, and whether a checkpoint has been written since."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -29,11 +29,11 @@ class Interruption:
         self._since = 0.0
 
     def listen(self, *, several: bool = False, speak: bool = True) -> None:
-        """Take the first of :data:`SIGNALS` as a request; :func:`interruptible` undoes this.
+        """Treat the first of :data:`SIGNALS` as a request to stop; :func:`interruptible` restores the handlers.
 
         Args:
             several: the process is one of several, whose launcher may repeat a Ctrl-C.
-            speak: tell the user; one process of several does.
+            speak: print a message to the user; one process of several does.
         """
         self._several, self._speaks = several, speak
         if threading.current_thread() is threading.main_thread():
@@ -42,25 +42,25 @@ class Interruption:
 
     @property
     def stops(self) -> bool:
-        """Whether the run is to stop: with several processes, whether they have decided so together."""
+        """Whether the run should stop; with several processes, their common decision."""
         return self._decided if self._several else self.requested
 
     def decide(self, together: bool) -> None:
-        """Take what all processes have found, alike on each; a request that comes later waits for the next time.
+        """Set the common decision of all processes; a later request waits for the next decision.
 
         Args:
-            together: one of them or more were asked to stop.
+            together: at least one process has a request to stop; the same value on all processes.
         """
         self._decided = together
         if together and not self.requested:
             self.requested, self._since = True, time.monotonic()
 
     def saved(self) -> None:
-        """A checkpoint of this moment is on the disk."""
+        """Note that a checkpoint of the current state is on the disk."""
         self._saved = self.stops
 
     def leave_if_saved(self) -> None:
-        """Stop the run, if that was asked for before the last checkpoint.
+        """Stop the run if this was requested before the last checkpoint.
 
         Raises:
             KeyboardInterrupt: if so.
@@ -80,15 +80,15 @@ class Interruption:
         told = f"\n{by}stopping after this step; Ctrl-C again stops at once"
         try:
             print(told, file=sys.stderr, flush=True)
-        except RuntimeError:  # the signal came amidst a line of progress, and the stream takes no other within one
+        except RuntimeError:  # the signal interrupted a write to the same stream, which allows no second one
             os.write(2, f"{told}\n".encode())
 
 
 def let_go(trainer: pl.Trainer) -> None:
-    """Stop watching the processes that Lightning has started for further devices; they end by themselves.
+    """Stop monitoring the processes that Lightning has started for further devices; they end by themselves.
 
-    Lightning kills this process as soon as one of them has ended with another code than 0, as those do that were asked
-    to stop: at any time within the seconds in which this one tells the user, or writes what leaves the run.
+    Lightning kills this process as soon as one of them ends with an exit code other than 0, as they do after a stop
+    request. This could happen while this process still writes messages or the exported networks.
     """
     watched = getattr(trainer.strategy.launcher, "procs", None)
     if watched is not None:
@@ -97,8 +97,11 @@ def let_go(trainer: pl.Trainer) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Make Lightning's ways out, exit code 1 and a deaf process after Ctrl-C, exit code 0 after a SIGTERM that came
-    before training began, a ``KeyboardInterrupt`` again."""
+    """Raise ``KeyboardInterrupt`` where Lightning would exit, and restore the signal handlers.
+
+    Lightning exits with code 1 after Ctrl-C and then ignores signals; it exits with code 0 after a SIGTERM before the
+    training.
+    """
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:

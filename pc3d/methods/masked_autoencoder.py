@@ -1,4 +1,4 @@
-"""Point-MAE and Point-CMAE: masked patches reconstructed in one branch or two."""
+"""Point-MAE and Point-CMAE: reconstruction of masked patches in one or two branches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Reconstruction(NamedTuple):
         centers: ``(B, G, 3)`` centres of the patches.
         mask: ``(B, G)`` bool, True = hidden.
         patches: ``(B, G, S, 3)`` the true points of all patches.
-        predicted: ``(B, M, S, 3)`` the predicted points of the hidden ones, in ascending order.
+        predicted: ``(B, M, S, 3)`` the predicted points of the hidden patches, in ascending order.
     """
 
     centers: Tensor
@@ -79,7 +79,7 @@ class MaskedAutoencoder(Method):
         self.num_masked = num_masked(model.encoder.config["num_groups"], mask_ratio)
         self.mask_ratio, self.mask_type = mask_ratio, mask_type
         self.chamfer, self.reconstruction_weight = chamfer, reconstruction_weight
-        self.weights = {"reconstruction": 1.0}  # of the terms of the loss
+        self.weights = {"reconstruction": 1.0}  # weights of the terms of the loss
         self.optimisation = optimisation
         self.model = model
 
@@ -93,28 +93,28 @@ class MaskedAutoencoder(Method):
         return self._step(batch, self.draws(batch, self.current_epoch, batch_idx), "train")
 
     def validation_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
-        """The training loss in evaluation mode, under the same masks in every epoch."""
+        """The training loss in evaluation mode, with the same masks in every epoch."""
         return self._step(batch, self.draws(batch, 0, batch_idx), "validation")
 
     def _step(self, batch: PointBatch, draws: SampleRandom, stage: str) -> Tensor:
-        # Cut each cloud into patches and embed them once; hide a share of them in each view.
+        # Divide each cloud into patches and embed them once; mask a share of them in each view.
         patches = self.model.encoder.tokenizer(batch.dense())
         masks = [self.draw_mask(patches.centers, draws) for _ in self.model.decoders]
 
-        # Shared encoder on the visible patches, a decoder per view for the hidden ones.
+        # Shared encoder on the visible patches; one decoder per view for the hidden ones.
         branches = self.model.reconstruct(patches, masks, self.num_masked, *self._draw_drop_path(draws))
 
-        # Chamfer distance on the hidden patches, and what else the method asks for.
+        # Chamfer distance on the hidden patches, and further terms of the method.
         losses = self.losses(branches, masks)
         loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
 
-        # A shared direction of all decoder tokens raises this close to 1 without any contrastive term: a monitor only.
+        # Only a monitor: a direction common to all decoder tokens brings it close to 1 even without a contrastive term.
         cosine = mean_token_cosine(branches[0].features)
         self.log_step(stage, {"loss": loss, **losses, "token_cosine": cosine}, len(batch), prog_bar=losses)
         return loss
 
     def losses(self, branches: list[Branch], masks: list[Tensor]) -> dict[str, Tensor]:
-        """The unweighted terms of the loss, averaged over the global batch; override it to minimise others.
+        """The unweighted terms of the loss, averaged over the global batch; override it to minimise other terms.
 
         With several processes each value is this process's share: the mean over processes is the global loss.
         """
@@ -125,7 +125,7 @@ class MaskedAutoencoder(Method):
         return {"reconstruction": self.reconstruction_weight * torch.stack(chamfers).sum()}
 
     def patch_count(self, branches: list[Branch]) -> Tensor:
-        """The number of masked patches per branch, its mean over processes."""
+        """The number of masked patches per branch, averaged over processes."""
         clouds, patches = branches[0].target.shape[:2]
         return mean_over_processes(torch.tensor(float(clouds * patches), device=branches[0].target.device))
 
@@ -135,8 +135,8 @@ class MaskedAutoencoder(Method):
 
         Args:
             xyz: the clouds.
-            generator: of the masks; by default PyTorch's.
-            branch: which decoder predicts; each has its own mask.
+            generator: source of the masks; by default seeded by PyTorch's default generator.
+            branch: index of the decoder that predicts; each has its own mask.
         """
         was_training = self.training
         self.eval()
@@ -155,7 +155,7 @@ class MaskedAutoencoder(Method):
         return Reconstruction(patches.centers, mask, absolute, result.predicted + hidden_centers)
 
     def draw_mask(self, centers: Tensor, draws: SampleRandom) -> Tensor:
-        """One mask ``(B, G)``, True = hidden, for patches with these centres ``(B, G, 3)``.
+        """One mask ``(B, G)``, True = hidden, for patches with centres ``(B, G, 3)``.
 
         Override it to hide other patches. Every row must hide ``self.num_masked`` patches, and all randomness must come
         from ``draws``.
@@ -254,7 +254,7 @@ class PointCMAE(MaskedAutoencoder):
         self.weights["contrast"] = contrast_weight
 
     def losses(self, branches: list[Branch], masks: list[Tensor]) -> dict[str, Tensor]:
-        """Adds ``contrast``: decoder features of the tokens that both views had masked should be similar."""
+        """Add ``contrast``: the distance between decoder features of tokens that both views mask."""
         first, second = branches
         both_masked = masks[0] & masks[1]
         count = mean_over_processes(both_masked.sum().to(torch.float32))

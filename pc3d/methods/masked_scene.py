@@ -30,7 +30,7 @@ class MaskedScene(Method):
     predicts the mean colour, mean normal and mean position of the points of each hidden voxel from them. The idea is
     that of Masked Scene Contrast (Wu et al., 2023, section 3.3), which masks cubes of 0.1 m at a ratio of 0.4.
 
-    Loss: ``color_weight * L1(colour) + normal_weight * (1 - cos(normal)) + offset_weight * L1(place)`` over hidden
+    Loss: ``color_weight * L1(colour) + normal_weight * (1 - cos(normal)) + offset_weight * L1(position)`` over hidden
     voxels. Signals that the encoder does not read are not predicted. The data transforms vary the voxel grid: the
     rotations, scales and shifts of the configurations give each epoch another one.
 
@@ -79,7 +79,7 @@ class MaskedScene(Method):
         self.weights = {name: weights[name] for name in (*("color", "normal")[:read], "offset")}
         channels = voxels.config["channels"]
         self.backbone = encoder
-        # What takes no part would wait for gradients for ever when several processes train.
+        # With several processes, parameters without gradients would block the training: freeze unused modules.
         for name, module in encoder.named_children():
             module.requires_grad_(name in ENCODER_PARTS)
         self.mask_token = nn.Parameter(init_token(torch.empty(1, channels[0])))
@@ -100,7 +100,7 @@ class MaskedScene(Method):
         return self._step(batch, self.current_epoch, batch_idx, "train")
 
     def validation_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
-        """The training loss in evaluation mode, under the same masks in every epoch."""
+        """The training loss in evaluation mode, with the same masks in every epoch."""
         return self._step(batch, 0, batch_idx, "validation")
 
     def _step(self, batch: PointBatch, epoch: int, batch_idx: int, stage: str) -> Tensor:
@@ -113,7 +113,7 @@ class MaskedScene(Method):
         return total
 
     def hide(self, batch: PointBatch, epoch: int, batch_idx: int) -> HiddenScene:
-        """Hide cubes of a batch, by the draws of that step.
+        """Hide cubes of a batch, with the draws of this step.
 
         Raises:
             ValueError: no scene of the batch has enough cubes to hide one.
@@ -122,11 +122,11 @@ class MaskedScene(Method):
         return hide_cells(batch, self._voxels.voxel_size, self.cell_size, self.mask_ratio, draws)
 
     def features(self, hidden: HiddenScene) -> Tensor:
-        """Features of every finest voxel, ``(V, sum of channels)``, from what is not hidden."""
+        """Features of every finest voxel, ``(V, sum of channels)``, computed from the visible signals."""
         return encode_hidden(self._voxels, hidden, self.mask_token)
 
     def targets(self, batch: PointBatch, hidden: HiddenScene) -> dict[str, Tensor]:
-        """The mean signals ``(M, 3)`` of the points of each hidden voxel: colour in [-1, 1], normal, place."""
+        """Mean signals ``(M, 3)`` of the points of each hidden voxel: colour in [-1, 1], normal, position in [0, 1]."""
         rows = hidden.mask[hidden.inverse].nonzero().flatten()
         number = hidden.mask.cumsum(0) - 1
         voxel, count = number[hidden.inverse[rows]], int(number[-1]) + 1
@@ -162,10 +162,10 @@ class MaskedScene(Method):
 
 
 def _error(name: str, predicted: Tensor, target: Tensor) -> Tensor:
-    """Of each row: mean absolute error, or for normals 1 - cosine."""
+    """The error of each row: mean absolute error, or 1 - cosine for normals."""
     if name != "normal":
         return (predicted - target).abs().mean(1)
-    # Where a voxel's normals cancel out there is no direction to predict.
+    # If the normals of a voxel cancel out, there is no direction to predict.
     length = target.norm(dim=1)
     cosine = torch.nn.functional.cosine_similarity(predicted, target, dim=1, eps=1e-6)
     return torch.where(length > _NORMAL_LENGTH, 1.0 - cosine, torch.zeros_like(cosine))

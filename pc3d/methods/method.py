@@ -22,7 +22,7 @@ from pc3d.nn.optim import Stepping
 
 @dataclass(frozen=True)
 class Optimisation:
-    """AdamW and its learning rate, set once per epoch (Point-MAE's recipe).
+    """AdamW with a learning rate that is set once per epoch (Point-MAE's recipe).
 
     Attributes:
         learning_rate: peak of the schedule; not scaled by the batch size.
@@ -44,7 +44,7 @@ class Optimisation:
     stepping: Stepping = "clean"
 
     def build(self, module: nn.Module, undecayed: Iterable[nn.Parameter], max_epochs: int | None) -> dict[str, Any]:
-        """Optimiser and scheduler in the form that Lightning takes from ``configure_optimizers``.
+        """Optimiser and scheduler in the form that Lightning expects from ``configure_optimizers``.
 
         Raises:
             ValueError: neither ``schedule_epochs`` nor ``max_epochs`` sets the length of the schedule.
@@ -120,7 +120,7 @@ class Method(pl.LightningModule, ABC):
 
     @contextmanager
     def default_draws(self, epoch: int, batch_idx: int, device: torch.device) -> Iterator[None]:
-        """PyTorch's default generators as a function of the step and the process; outside they stay as they were."""
+        """Seed PyTorch's default generators by step and process; on exit, restore their states."""
         word = np.random.SeedSequence((self.seed, epoch, batch_idx, rank())).generate_state(1, np.uint64)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(int(word[0]) & (2**63 - 1))
@@ -129,7 +129,7 @@ class Method(pl.LightningModule, ABC):
     def log_step(
         self, stage: str, values: Mapping[str, Tensor], batch_size: int, prog_bar: Collection[str] = ("loss",)
     ) -> None:
-        """Log scalars as ``stage/name``, the mean over processes, of each training step and of each epoch."""
+        """Log scalars as ``stage/name``, averaged over processes, for each training step and each epoch."""
         for name, value in values.items():
             self.log(
                 f"{stage}/{name}",
@@ -142,6 +142,6 @@ class Method(pl.LightningModule, ABC):
             )
 
     def on_train_epoch_start(self) -> None:
-        """Log the learning rate in force."""
+        """Log the learning rate of the epoch."""
         for optimizer in self.trainer.optimizers:
             self.log("train/learning_rate", optimizer.param_groups[0]["lr"], sync_dist=True)

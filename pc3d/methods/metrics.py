@@ -1,4 +1,4 @@
-"""The metrics of a run as one CSV file that survives interruptions."""
+"""The metrics of a run in one CSV file that is kept across interruptions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pc3d._files import replace_atomically
 
 
 class CsvMetrics(Logger):
-    """Writes one row per logged step to ``metrics.csv``; a column per metric, empty where it was not logged.
+    """Write one row per logged step to ``metrics.csv``, with one column per metric, empty where it was not logged.
 
-    Lightning's own ``CSVLogger`` deletes the file of an interrupted run. This one goes on from it.
+    Lightning's own ``CSVLogger`` deletes the file of an interrupted run. This logger keeps its rows.
 
     Args:
         path: the file; rows already in it are kept.
@@ -43,11 +43,11 @@ class CsvMetrics(Logger):
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """All rows so far; values read back from a file are strings."""
+        """All rows so far; values that were read from a file are strings."""
         return self._rows
 
     def drop_after(self, step: int | None) -> None:
-        """Forget rows past a step, which a resumed run will log again; all of them, for a new run, if there is none."""
+        """Remove rows after a step, which a resumed run logs again; None removes all rows, for a new run."""
         kept = [row for row in self._rows if step is not None and int(row["step"]) <= step]
         self._changed = self._changed or len(kept) < len(self._rows)
         self._rows = kept
@@ -63,7 +63,7 @@ class CsvMetrics(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder holds the resolved configuration."""
+        """Do nothing: the run folder holds the resolved configuration."""
 
     @rank_zero_only
     def save(self) -> None:
@@ -81,5 +81,5 @@ class CsvMetrics(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left."""
+        """Write the remaining rows."""
         self.save()

@@ -18,7 +18,7 @@ from pc3d.data.types import PointBatch
 from pc3d.losses import Dropped
 from pc3d.nn import rank, share_of_batch, world_size
 
-_CELLS_AT_ONCE = 2**28  # 1 GB of cosines, whatever the size of the set
+_CELLS_AT_ONCE = 2**28  # 1 GB of cosines in float32, for any size of the set
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Mining:
     published.
 
     Attributes:
-        group_size: m, shapes around each seed, itself included. The batch size must be a multiple; published are 40
-            groups of 5.
-        num_neighbors: nearest shapes that the others are drawn from, itself included.
+        group_size: m, number of shapes of each seed, itself included. The batch size must be a multiple of it;
+            published are 40 groups of 5.
+        num_neighbors: number of nearest shapes, the seed included, from which the others are drawn.
         start_epoch: epoch, from 0, at which mining begins.
         refresh_epochs: epochs after which the neighbours are computed again; None for never.
         threshold: δ of :func:`pc3d.losses.negatives_to_keep`.
@@ -64,10 +64,10 @@ class Mining:
             raise ValueError(f"refresh_epochs must be at least 1, or None for never, got {self.refresh_epochs}")
 
     def check(self, num_samples: int, batch_size: int) -> None:
-        """Refuse a set or a batch that cannot be mined, at the start and not in the epoch that mining begins with.
+        """Check the sizes of data set and batch at the start of the training, before the first epoch with mining.
 
         Raises:
-            ValueError: fewer samples than neighbours, or a batch that is not of whole groups.
+            ValueError: there are fewer samples than neighbours, or a batch does not consist of whole groups.
         """
         if num_samples < self.num_neighbors:
             raise ValueError(
@@ -80,11 +80,11 @@ class Mining:
             )
 
     def is_on(self, epoch: int) -> bool:
-        """Whether batches of an epoch are mined."""
+        """Whether the batches of an epoch are mined."""
         return epoch >= self.start_epoch
 
     def is_due(self, epoch: int) -> bool:
-        """Whether neighbours are to be looked up anew at the start of an epoch that has some already."""
+        """Whether neighbours that exist already must be computed again at the start of an epoch."""
         every = self.refresh_epochs
         return every is not None and self.is_on(epoch) and (epoch - self.start_epoch) % every == 0
 
@@ -101,7 +101,7 @@ def embed_all(
     seed: int = 0,
     device: torch.device,
 ) -> Tensor:
-    """Unit embeddings ``(len(dataset), D)`` float32 of a whole set, in evaluation mode; processes share the work."""
+    """Unit embeddings ``(len(dataset), D)`` float32 of a data set, in evaluation mode; distributed over processes."""
     loader = PointLoader(
         dataset,
         min(batch_size, -(-len(dataset) // world_size())),
@@ -126,7 +126,7 @@ def embed_all(
                 advance(1)
     finally:
         model.train(was_training)
-    assert found is not None  # a data set without items gives no epoch that could be mined
+    assert found is not None  # training with an empty data set has no epochs
     if world_size() > 1:
         dist.all_reduce(found)
     return found
@@ -134,12 +134,12 @@ def embed_all(
 
 @torch.no_grad()
 def nearest(vectors: Tensor, k: int) -> Tensor:
-    """The k rows of highest cosine for each row of unit vectors, itself first: ``(N, k)`` int32 on the CPU.
+    """The k rows with the highest cosine to each row of unit vectors, itself first: ``(N, k)`` int32 on the CPU.
 
-    Exact, by blocks of rows; of equal cosines any may come first. Processes share the rows.
+    The search is exact, in blocks of rows that are distributed over processes. The order of equal cosines is arbitrary.
 
     Raises:
-        ValueError: fewer rows than k.
+        ValueError: there are fewer than k rows.
     """
     if len(vectors) < k:
         raise ValueError(f"num_neighbors={k} needs as many shapes, the training set has {len(vectors)}")
@@ -158,7 +158,7 @@ def nearest(vectors: Tensor, k: int) -> Tensor:
 
 
 def group_numbers(batch_size: int, group_size: int, device: torch.device) -> Tensor:
-    """The seed ``(global batch,)`` that each shape of the global batch was drawn around, processes in order."""
+    """The number ``(global batch,)`` of the seed of each shape of the global batch, in the order of processes."""
     start, total = share_of_batch(batch_size, device)
     if start % group_size or total % group_size:
         raise ValueError(f"a batch of {batch_size} is not made of whole groups of {group_size}")

@@ -1,4 +1,4 @@
-"""MoCo v3: find a slowly moving teacher's view of the same cloud among those of the batch."""
+"""MoCo v3: identify the view of the same cloud, encoded by an averaged teacher, among those of the batch."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class MoCoV3(TwoViews):
         self.teacher_projector = make_teacher(head)
 
     def losses(self, features: list[Tensor], views: list[Tensor]) -> dict[str, Tensor]:
-        """InfoNCE both ways, with the keys of all processes."""
+        """InfoNCE in both directions, with the keys of all processes."""
         queries = [F.normalize(self.predictor(self.projector(rows)), dim=1) for rows in features]
         with torch.no_grad():
             projections = [self.teacher_projector(self.teacher.encode(view)) for view in views]
@@ -92,10 +92,10 @@ class MoCoV3(TwoViews):
         return {"loss": 2 * self.temperature * (both[0] + both[1])}
 
     def on_train_start(self) -> None:
-        """Find how many steps there will be, over which the momentum rises.
+        """Compute the number of steps over which the momentum rises.
 
         Raises:
-            ValueError: the trainer has no end.
+            ValueError: the trainer has no limit of epochs or steps.
         """
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
@@ -103,7 +103,7 @@ class MoCoV3(TwoViews):
         self.num_steps = int(steps)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Then the teacher follows; before any checkpoint of this step is written."""
+        """A step, then the update of the teacher, before a checkpoint of this step is written."""
         step = self.trainer.global_step
         super().optimizer_step(*args, **kwargs)
         momentum = cosine_between(step, self.num_steps, self.momentum, 1.0)

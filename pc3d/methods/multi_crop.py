@@ -16,11 +16,11 @@ LOCAL = ViewAugmentation(crop=(0.2, 0.5))
 
 
 class Views(NamedTuple):
-    """The views of a batch; each ``(B, n, 3)``, n not the same for all.
+    """The views of a batch, each ``(B, n, 3)`` with its own n.
 
     Attributes:
-        whole: the two global views, which teacher and student see.
-        parts: local views and copies of low resolution, which the student alone sees.
+        whole: the two global views, input of teacher and student.
+        parts: local views and low-resolution copies, input of the student only.
     """
 
     whole: list[Tensor]
@@ -37,9 +37,10 @@ class MultiCrop:
     Attributes:
         global_view: makes the two global views.
         local_view: makes the local views.
-        num_local: how many of those.
-        low_resolution: numbers of farthest points of which two copies of the whole cloud are made each, moved by up to
-            1 along each axis; in the released code 512, 256, 128 and 64, probably for its masked tokens.
+        num_local: number of local views.
+        low_resolution: numbers of points. For each number, two copies of the whole cloud are reduced to this many
+            points by farthest point sampling, after jitter and a translation of up to 1 along each axis. The released
+            code has 512, 256, 128 and 64, probably for its masked tokens.
 
     Raises:
         ValueError: a negative number of local views, or of points.
@@ -57,7 +58,7 @@ class MultiCrop:
             raise ValueError(f"low_resolution must be numbers of points, got {list(self.low_resolution)}")
 
     def __call__(self, xyz: Tensor, draws: SampleRandom, parts: bool = True) -> Views:
-        """Make the views of clouds ``(B, N, 3)``; with ``parts`` False only those that the teacher sees."""
+        """Compute the views of clouds ``(B, N, 3)``; if ``parts`` is False, only the global ones."""
         whole = [self.global_view(xyz, draws) for _ in range(GLOBAL_VIEWS)]
         if not parts:
             return Views(whole, [])

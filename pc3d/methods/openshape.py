@@ -51,7 +51,7 @@ class StepDecay:
             raise ValueError(f"decay_steps must be at least 1, got {self.decay_steps}")
 
     def build(self, module: nn.Module) -> dict[str, Any]:
-        """Optimiser and scheduler in the form that Lightning takes from ``configure_optimizers``."""
+        """Optimiser and scheduler in the form that Lightning expects from ``configure_optimizers``."""
         groups = (
             [{"params": [p for p in module.parameters() if p.requires_grad], "weight_decay": self.weight_decay}]
             if self.decay_everything
@@ -70,7 +70,7 @@ PUBLISHED = StepDecay()
 
 
 class Side(NamedTuple):
-    """The targets of one kind of the global batch: features ``(M, D)`` and the shape ``(M,)`` that each belongs to."""
+    """Targets of one kind in the global batch: features ``(M, D)``, and index ``(M,)`` of the shape of each."""
 
     features: Tensor
     owner: Tensor
@@ -185,7 +185,7 @@ class OpenShape(Method):
         return self._step(batch, self.current_epoch, batch_idx, "train")
 
     def validation_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
-        """The training loss in evaluation mode, against the shapes of the batch."""
+        """The training loss in evaluation mode, with the targets of the batch."""
         return self._step(batch, 0, batch_idx, "validation")
 
     def _step(self, batch: PointBatch, epoch: int, batch_idx: int, stage: str) -> Tensor:
@@ -206,7 +206,7 @@ class OpenShape(Method):
         return embedding
 
     def sides(self, batch: PointBatch) -> dict[str, Side]:
-        """The frozen targets of the global batch whose weight is not 0.
+        """The frozen targets of the global batch, of each kind whose weight is not 0.
 
         Raises:
             ValueError: features of another width, or of another tower than the encoder is aligned with.
@@ -230,10 +230,10 @@ class OpenShape(Method):
         return result
 
     def losses(self, embedding: Tensor, sides: dict[str, Side], keep: Tensor | None) -> dict[str, Alignment]:
-        """The pairings of the global batch; every process computes the whole.
+        """The pairings of the global batch; every process computes all of them.
 
-        The mean over processes of the gradients is then that of the whole batch, because gathering hands each process
-        the sum over processes of the gradients with respect to its rows.
+        The mean of the gradients over processes is then the gradient of the global batch, because the backward pass of
+        gathering sums the gradients with respect to the rows of a process over all processes.
 
         Args:
             embedding: ``(global B, embed_dim)``.
@@ -261,7 +261,7 @@ class OpenShape(Method):
 
     @torch.no_grad()
     def fair_negatives(self, sides: dict[str, Side], batch_size: int) -> Tensor:
-        """Which shapes of a mined global batch are negatives of each other, from the frozen features alone."""
+        """Which shapes of a mined global batch are negatives of each other, computed from the frozen features."""
         assert self.mining is not None
         device = next(iter(sides.values())).features.device
         group = group_numbers(batch_size, self.mining.group_size, device)
@@ -290,7 +290,7 @@ class OpenShape(Method):
     # ---- mining ------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Refuse what cannot be mined later, and after a resume within an epoch go on with its neighbours."""
+        """Check that the data can be mined; after a resume within an epoch, continue with its neighbours."""
         if self.mining is None:
             return
         loader = self._loader()
@@ -299,7 +299,7 @@ class OpenShape(Method):
             loader.sampler.group_neighbors(self._neighbors, self.mining.group_size)
 
     def on_train_epoch_start(self) -> None:
-        """Log the learning rate; look up neighbours if it is time, and have batches made of them."""
+        """Log the learning rate; compute neighbours if they are due, and build batches from them."""
         super().on_train_epoch_start()
         if self.mining is None or not self.mining.is_on(self.current_epoch):
             return
@@ -308,7 +308,7 @@ class OpenShape(Method):
         self._loader().sampler.group_neighbors(self._neighbors, self.mining.group_size)
 
     def find_neighbors(self) -> Tensor:
-        """The nearest training shapes of each training shape, as the encoder sees them now; ``(N, k)`` int32."""
+        """The nearest training shapes of each training shape, by the current encoder; ``(N, k)`` int32."""
         assert self.mining is not None
         data = cast(Any, self.trainer).datamodule
         with torch.autocast(self.device.type, enabled=False):
@@ -334,16 +334,16 @@ class OpenShape(Method):
         return loader
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the neighbours: those that an epoch began with cannot be found again in the middle of it."""
+        """Store the neighbours: those of the start of an epoch cannot be computed again within it."""
         if self._neighbors is not None:
             checkpoint["neighbors"] = self._neighbors
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the neighbours back."""
+        """Restore the neighbours."""
         self._neighbors = checkpoint.get("neighbors")
 
     def configure_optimizers(self) -> Any:
-        """AdamW whose rate falls in steps."""
+        """AdamW with a learning rate that falls in steps."""
         return self.optimisation.build(self)
 
 
@@ -351,7 +351,7 @@ def _check_same(
     start: AlignedShapeEncoder, text_dim: int | None, image_dim: int | None, project: bool, text: str, image: str
 ) -> None:
     wanted: dict[str, Any] = {"text_dim": text_dim, "image_dim": image_dim, "project_targets": project or None}
-    # Towers of one width may be of different spaces; an encoder that does not name its own takes the names given.
+    # Towers of equal width may have different spaces. An encoder without the name of its space gets the given name.
     for name, space in (("text_space", text), ("image_space", image)):
         wanted[name] = space if space and start.config[name] else None
     for name, value in wanted.items():
@@ -370,7 +370,7 @@ def _checked(rows: Tensor, kind: str, width: int) -> Tensor:
 
 
 def _check_towers(found: set[str], kind: str, space: str) -> None:
-    """Refuse features of another tower: the width may be the same, the space is not."""
+    """Check that features come from the right tower: another tower of the same width has another space."""
     named = sorted(found - {""})
     if space and named and named not in ([space], [tower_name(space)]):
         raise ValueError(
@@ -384,7 +384,7 @@ def _check_towers(found: set[str], kind: str, space: str) -> None:
 
 
 def _mean_target(side: Side, num_shapes: int) -> Tensor:
-    """The mean ``(num_shapes, D)`` of the unit targets of each shape, made unit; NaN where it has none."""
+    """The normalised mean ``(num_shapes, D)`` of the unit targets of each shape; NaN for shapes without targets."""
     unit = F.normalize(side.features.float(), dim=1)
     total = unit.new_zeros(num_shapes, unit.shape[1]).index_add(0, side.owner, unit)
     count = torch.bincount(side.owner, minlength=num_shapes)

@@ -61,7 +61,7 @@ class PCPMAE(MaskedAutoencoder):
         self.weights["center"] = center_weight
 
     def losses(self, branches: list[Branch], masks: list[Tensor]) -> dict[str, Tensor]:
-        """Adds ``center``: the mean squared error of the predicted position features."""
+        """Add ``center``: the mean squared error of the predicted position features."""
         (branch,) = branches
         assert branch.position is not None
         assert branch.true_position is not None

@@ -1,4 +1,4 @@
-"""How far a training run is: Lightning's bar on a terminal, a line now and then elsewhere."""
+"""Progress of a training run: Lightning's progress bar on a terminal, lines of text elsewhere."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pc3d._progress import LINE_SECONDS, duration, is_hidden, peak_memory, progr
 
 
 def run_progress() -> pl.callbacks.ProgressBar | None:
-    """What shows the progress of a run on standard error; None where it is hidden."""
+    """The callback that shows the progress of a run on standard error; None if progress is hidden."""
     if is_hidden():
         return None
     return RunBar(console_kwargs={"stderr": True}) if sys.stderr.isatty() else RunLines()
 
 
 class RunBar(pl.callbacks.RichProgressBar):
-    """A bar for each epoch with its rate and remaining time, beside the time that the whole run will take."""
+    """A progress bar for each epoch with its rate and remaining time, and the remaining time of the whole run."""
 
-    _clock: _Clock | None = None  # none yet while Lightning tries validation before the first step
+    _clock: _Clock | None = None  # None while Lightning runs its sanity check of validation before the first step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at the clock."""
+        """Start the clock."""
         super().on_train_start(trainer, pl_module)
         self._clock = _Clock(trainer)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
-        """The logged values, the time left of the whole run, and the most memory it held."""
+        """The logged values, the remaining time of the whole run, and its peak memory."""
         values = super().get_metrics(trainer, pl_module)
         values.pop("v_num", None)
         left = None if self._clock is None else self._clock.left(trainer)
@@ -37,28 +37,28 @@ class RunBar(pl.callbacks.RichProgressBar):
 
 
 class RunLines(pl.callbacks.ProgressBar):
-    """A line every half minute, where standard error is a file or a pipe."""
+    """A line of text every half minute, for standard error that is a file or a pipe."""
 
     def __init__(self) -> None:
         super().__init__()
         self._enabled = True
 
     def disable(self) -> None:
-        """Say nothing, as Lightning asks of all processes but the first."""
+        """Print nothing; Lightning calls this on all processes except the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Speak."""
+        """Print again."""
         self._enabled = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at the clock."""
+        """Start the clock."""
         super().on_train_start(trainer, pl_module)
         self._clock = _Clock(trainer)
         self._last = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
-        """A line, if it is time."""
+        """Print a line if it is due."""
         super().on_train_batch_end(trainer, pl_module, *rest)
         now = time.monotonic()
         if self._enabled and now - self._last >= LINE_SECONDS:
@@ -75,10 +75,10 @@ class RunLines(pl.callbacks.ProgressBar):
 
 
 class _Clock:
-    """Steps and seconds since a run began or went on.
+    """Steps and seconds since a run was started or resumed.
 
     Attributes:
-        total: steps that are to be done from then on; None where the run has no known end.
+        total: number of steps from then on; None if the run has no known end.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:

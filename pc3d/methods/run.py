@@ -30,7 +30,7 @@ _HALF = ("16-true", "bf16-true")
 
 
 class Trainable(Protocol):
-    """What a run trains: a ``LightningModule`` that can export its networks."""
+    """A ``LightningModule`` that can be trained in a run folder and can export its networks."""
 
     def export(self, folder: Path) -> None:
         """Write the trained networks into the run folder, ``encoder/`` last."""
@@ -67,7 +67,7 @@ class RunFolder:
         """Check whether a run may start here; changes nothing.
 
         Args:
-            resume: the run goes on from ``last.ckpt``.
+            resume: the run continues from ``last.ckpt``.
             overwrite: an earlier run may be removed.
 
         Raises:
@@ -170,8 +170,8 @@ def pretrain(
             schedulers send before they kill a job, act like the first.
     """
     folder = RunFolder(output)
-    # The processes that Lightning starts for further devices run this again; the folder is the first one's business.
-    # Nothing is written, and no earlier run removed, for one that cannot start.
+    # The processes that Lightning starts for further devices also run this; only the first one checks the folder. If a
+    # run cannot start, nothing is written and no earlier run is removed.
     if is_first_process(trainer.get("num_nodes", 1)):
         folder.check(resume=resume, overwrite=overwrite)
         if isinstance(encoder := getattr(method, "encoder", None), nn.Module):
@@ -200,12 +200,12 @@ def pretrain(
                 weights_only=True,
             )
         let_go(engine)
-        # However that came about. Where processes were spawned, steps were counted in them alone.
+        # For any reason. With spawned processes, only they have counted the steps, so the checkpoint is checked.
         if engine.state.finished and engine.global_step == 0 and not folder.checkpoint.exists():
             raise ValueError("not one step was trained, and nothing is exported: is trainer.max_time too short?")
         if engine.is_global_zero and engine.state.finished:
             method.export(folder.path)
-    if checkpoint.asked_to_stop:  # in the last step: the run has ended, but what was to come after it shall not
+    if checkpoint.asked_to_stop:  # in the last step: the run is complete, but the caller should stop, too
         raise KeyboardInterrupt
     return engine
 
@@ -217,10 +217,10 @@ def _trainer(
     metrics: CsvMetrics,
     trainer: dict[str, Any],
 ) -> pl.Trainer:
-    """Lightning's trainer with what a run folder needs.
+    """Lightning's trainer with the callbacks, loggers and plugins of a run folder.
 
     Raises:
-        ValueError: an option that Lightning refuses, or that leads nowhere.
+        ValueError: an option that Lightning does not accept, or with which the training would fail.
     """
     _check_options(trainer)
     callbacks = [*_as_list(trainer.pop("callbacks", None)), checkpoint]
@@ -242,7 +242,7 @@ def _trainer(
 
 @contextmanager
 def _refusals_of_lightning(trainer: dict[str, Any]) -> Iterator[None]:
-    """Lightning's own kind of error as the usual one."""
+    """Raise ``ValueError`` in place of Lightning's ``MisconfigurationException``."""
     try:
         yield
     except MisconfigurationException as error:
@@ -252,18 +252,18 @@ def _refusals_of_lightning(trainer: dict[str, Any]) -> Iterator[None]:
 
 
 def is_first_process(num_nodes: int = 1) -> bool:
-    """Whether this process, of those that train or will train together, is the one that writes.
+    """Whether this process is the one of a training, running or not yet started, that writes files.
 
     Args:
-        num_nodes: machines that train together.
+        num_nodes: number of machines of the training.
     """
-    # Where Lightning itself starts the processes of a machine, the first on each has no rank yet but the machine's.
+    # If Lightning starts the processes itself, the first one on each machine knows only the rank of the machine yet.
     node = os.environ.get("NODE_RANK", "0") if num_nodes > 1 and "RANK" not in os.environ else "0"
     return int(getattr(rank_zero_only, "rank", 0)) == 0 and int(node) == 0
 
 
 def _check_options(trainer: dict[str, Any]) -> None:
-    """Refuses what Lightning would take and then fail at, or do badly."""
+    """Check for options that Lightning accepts but with which training fails or gives poor results."""
     for name in ("limit_train_batches", "max_epochs", "max_steps"):
         if trainer.get(name) == 0:
             raise ValueError(
@@ -283,7 +283,7 @@ def _check_options(trainer: dict[str, Any]) -> None:
 
 
 def _check_same_batches(before: int | None, data: pl.LightningDataModule, processes: int) -> None:
-    """Refuses to go on with other batches than the run had so far, of all processes together."""
+    """Check that the global batch size is that of the run so far."""
     now = global_batch_size(data, processes)
     if before is None or now is None or now == before:
         return
@@ -296,7 +296,7 @@ def _check_same_batches(before: int | None, data: pl.LightningDataModule, proces
 
 
 def _check_data(data: pl.LightningDataModule) -> None:
-    """Makes the train loader and one sample; whatever is wrong with them is raised."""
+    """Create the training loader and load one sample, so that errors in the data are raised early."""
     if isinstance(data, PointDataModule):
         data.train_dataloader()
         if data.train is not None:
@@ -304,9 +304,9 @@ def _check_data(data: pl.LightningDataModule) -> None:
 
 
 def _content_of(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint holds."""
+    """Step and global batch size of a checkpoint."""
     try:
-        # Mapped, not read: only two numbers are needed here.
+        # Memory-mapped, because only two numbers are needed.
         content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         return {"global_step": int(content["global_step"]), "global_batch_size": content.get("global_batch_size")}
     except Exception as error:

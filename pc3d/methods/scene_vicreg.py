@@ -1,4 +1,4 @@
-"""VICReg of the points of scenes: one place has the same feature in both views of it."""
+"""VICReg for the points of scenes: the same place has the same feature in two views."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pc3d.ops import gather, knn
 
 
 class SceneVICReg(Method):
-    """VICReg for scenes: the points of two views agree, while features keep their variance and do not repeat.
+    """VICReg for scenes: the points of two views agree, while features keep their variance and are uncorrelated.
 
     The data are :class:`pc3d.data.ViewPairs`. Every point of the first view is matched with the point of the second
     that was nearest to it before each view was rotated, scaled and coloured. Some matches are drawn from each scene,
@@ -98,7 +98,7 @@ class SceneVICReg(Method):
                 f"above 0, got {weights}: VICReg's are 25, 25 and 1"
             )
         self.model = UpcastFeatures(encoder)
-        # What takes no part would wait for gradients for ever when several processes train.
+        # With several processes, parameters without gradients would block the training: freeze unused modules.
         self.model.train_encoder()
         self.match_distance = 1.5 * self.model.voxel_size if match_distance is None else float(match_distance)
         if not self.match_distance > 0.0:
@@ -137,10 +137,10 @@ class SceneVICReg(Method):
         return values["loss"]
 
     def pairs(self, batch: PointBatch, draws: SampleRandom) -> tuple[Tensor, Tensor]:
-        """Rows ``(P,)`` of the first views and as many of the second: points that were in one place.
+        """Rows ``(P,)`` of first views, and the matching rows ``(P,)`` of second views.
 
         Raises:
-            ValueError: the batch is not one of pairs, or fewer than two points of it match.
+            ValueError: the batch does not consist of pairs, or fewer than two points match.
         """
         width = 0 if batch.feature is None else batch.feature.shape[1]
         if batch.feature is None or width != 3 or len(batch) % 2:
@@ -166,7 +166,7 @@ class SceneVICReg(Method):
         return drawn, partner[drawn]
 
     def point_features(self, batch: PointBatch, draws: SampleRandom) -> Tensor:
-        """Features of every point, ``(N, sum of channels)``, from what is not hidden.
+        """Features of every point, ``(N, sum of channels)``, computed from the visible signals.
 
         Raises:
             ValueError: no view of the batch has enough cubes to hide one.
@@ -181,7 +181,7 @@ class SceneVICReg(Method):
 
         Args:
             first: ``(P, C)`` features of points.
-            second: ``(P, C)`` of those in the same places of the other view.
+            second: ``(P, C)`` features of the matching points of the other view.
         """
         projected = self.projector(torch.cat([first, second])).chunk(2)
         terms = vicreg(*(gather_rows(rows.float()) for rows in projected))

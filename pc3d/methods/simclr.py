@@ -1,4 +1,4 @@
-"""SimCLR: of all other views of the batch, find the one of the same cloud."""
+"""SimCLR: identify the view of the same cloud among all other views of the batch."""
 
 from __future__ import annotations
 

@@ -22,9 +22,9 @@ class StepOptimisation:
     The defaults are those of POS-BERT's released code, which are DINO's except for the learning rate.
 
     Attributes:
-        learning_rate: reached at the end of the warm-up; that of a global batch of 64 by default, and not scaled by
-            the batch size (the released code multiplies it by global batch / 64).
-        min_learning_rate: at the end of the cosine.
+        learning_rate: learning rate at the end of the warm-up. The default is for a global batch of 64. It is not
+            scaled by the batch size (the released code multiplies it by global batch / 64).
+        min_learning_rate: learning rate at the end of the cosine.
         warmup_epochs: length of the warm-up.
         weight_decay: first and last value of a half cosine over all steps; one-dimensional parameters are not decayed.
         betas: of AdamW.
@@ -69,30 +69,30 @@ class StepOptimisation:
         return min(self.warmup_epochs * per_epoch, total), total
 
     def rate(self, step: int, warmup: int, total: int) -> float:
-        """Learning rate of a step from 0 on; the last of the warm-up and the first of the cosine have all of it."""
+        """Learning rate of a step, from 0; it peaks at the last step of the warm-up and the first of the cosine."""
         if step < warmup:
             return self.learning_rate * step / max(warmup - 1, 1)
         return cosine_between(step - warmup, max(total - warmup, 1), self.learning_rate, self.min_learning_rate)
 
     def build(self, module: nn.Module, undecayed: Iterable[nn.Parameter], warmup: int, total: int) -> dict[str, Any]:
-        """Optimiser and scheduler in the form that Lightning takes from ``configure_optimizers``.
+        """Optimiser and scheduler in the form that Lightning expects from ``configure_optimizers``.
 
         Args:
             module: whose trainable parameters to optimise.
-            undecayed: matrices that are not decayed.
-            warmup: steps of the warm-up, see :meth:`steps`.
-            total: steps of the whole.
+            undecayed: parameters without weight decay, besides one-dimensional ones.
+            warmup: number of steps of the warm-up, see :meth:`steps`.
+            total: number of steps of the whole schedule.
         """
         optimizer = torch.optim.AdamW(
             weight_decay_groups(module, self.weight_decay[0], undecayed), lr=self.learning_rate, betas=self.betas
         )
 
         def factor(step: int) -> float:
-            # Looked up each time: a resumed optimiser has new groups.
+            # Read the groups each time, because a resumed optimiser has new ones.
             optimizer.param_groups[0]["weight_decay"] = cosine_between(step, total, *self.weight_decay)
             return self.rate(step, warmup, total) / self.learning_rate
 
-        # One function for each group; the first sets the decay, which only its parameters have.
+        # LambdaLR calls the function for each group; it sets the weight decay of the first, the only group with decay.
         schedule = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -106,12 +106,12 @@ class StepOptimisation:
 
 
 def _batches(trainer: pl.Trainer) -> int:
-    """Training batches of an epoch."""
+    """Number of training batches of an epoch."""
     data: pl.LightningDataModule | None = getattr(trainer, "datamodule", None)
     if data is None:
         _ = trainer.estimated_stepping_batches  # loads the data
         return int(trainer.num_training_batches)
-    # Lightning's own estimate would set the train loader up before a resumed run gives it its place in the epoch.
+    # Lightning's own estimate would start the train loader before a resumed run restores its position in the epoch.
     batches, limit = len(data.train_dataloader()), trainer.limit_train_batches
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 

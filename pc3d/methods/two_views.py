@@ -24,9 +24,8 @@ class TwoViews(Method):
     are ours (:class:`pc3d.nn.ViewAugmentation`). Each view is encoded separately and has its own batch statistics. Rows
     are compared over the global batch: N processes compute what one process would.
 
-    A batch's views are a function of (seed, epoch, batch index, position in the global batch), so nothing of them
-    needs to be stored to resume. So is stochastic depth within the encoder, where it has any, but each process has its
-    own.
+    A batch's views are a function of (seed, epoch, batch index, position in the global batch), stochastic depth within
+    the encoder of (seed, epoch, batch index, process): nothing of them needs to be stored to resume.
 
     Args:
         encoder: any encoder of objects.
@@ -51,7 +50,7 @@ class TwoViews(Method):
 
     @property
     def encoder(self) -> ObjectEncoder:
-        """The network that both views went through."""
+        """The encoder of both views."""
         return self.backbone
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:
@@ -73,7 +72,7 @@ class TwoViews(Method):
 
     @abstractmethod
     def losses(self, features: list[Tensor], views: list[Tensor]) -> dict[str, Tensor]:
-        """What to minimise, named ``loss``, and what else to log.
+        """The scalar ``loss`` to minimise, and further values to log.
 
         With several processes each value is this process's share: the mean over processes is the global one.
 

@@ -1,4 +1,4 @@
-"""VICReg: views of a cloud agree, while features keep their variance and do not repeat each other."""
+"""VICReg: views of a cloud agree, while features keep their variance and are uncorrelated."""
 
 from __future__ import annotations
 
