@@ -106,7 +106,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
             self._save(trainer, "last.ckpt")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write ``last.ckpt`` again if validation within an epoch follows its step, or if the run ends here."""
+        """Write ``last.ckpt`` after validation within an epoch if it is of this step, or if the run ends here."""
         if trainer.sanity_checking or trainer.is_last_batch:
             return
         # A run resumed from the earlier checkpoint would continue with the next step and lose this validation.

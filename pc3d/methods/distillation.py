@@ -27,8 +27,8 @@ class DenseDistillation(Method):
       section 3.2). The projection ends in the teacher's space. If the teacher shares a space with texts, points can be
       compared with texts: ``pc3d segment openvocab``.
     * ``"l1"``, ``"smooth_l1"``: other distances (:func:`pc3d.losses.feature_regression`).
-    * ``"ppkt"``: each point drawn from the batch has to find the feature of its own pixel among those of all (PPKT, Liu
-      et al., 2021).
+    * ``"ppkt"``: InfoNCE that identifies the feature of each drawn point among those of all drawn points (PPKT, Liu et
+      al., 2021).
     * ``"slidr"``: the same with means over superpoints (SLidR, Sautier et al., 2022). There, segments are superpixels
       of one picture; here targets are means over pictures already, and segments are pieces of surface in cubes whose
       grid is moved at random (:func:`pc3d.nn.superpoints`).

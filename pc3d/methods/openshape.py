@@ -158,10 +158,10 @@ class OpenShape(Method):
             self.model = AlignedShapeEncoder(
                 inner, text_dim, image_dim, project_targets, logit_scale=initial_logit_scale
             ).train()
-            # A head of its own that is not trained leads into no tower's space.
+            # The output of a separate head that is not trained is not in the space of a tower.
             trained = {kind: weight > 0 or self.model.shared for kind, weight in self.weights.items()}
             self.model.name_spaces(text_space if trained["text"] else "", image_space if trained["image"] else "")
-        # What takes no part would wait for gradients for ever when several processes train.
+        # With several processes, parameters without gradients would block the training: freeze unused modules.
         for kind, modules in self._sides().items():
             if self.weights[kind] == 0:
                 for module in modules:

@@ -72,7 +72,7 @@ class RunFolder:
 
         Raises:
             ValueError: both flags.
-            FileExistsError: there is a run here, and neither flag says what to do with it.
+            FileExistsError: there is a run here, and neither flag is set.
             FileNotFoundError: resuming, and there is no checkpoint.
             NotADirectoryError: the path is a file.
         """

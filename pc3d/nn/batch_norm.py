@@ -14,8 +14,8 @@ class GlobalBatchNorm(nn.BatchNorm1d):
     ``torch.nn.SyncBatchNorm`` runs on GPUs only; this class also runs on CPUs with gloo. With one process, and always
     in evaluation mode, it computes exactly what ``BatchNorm1d`` does.
 
-    With n rows ``x_i`` on W processes together: ``m = (1/n) sum_i x_i``,
-    ``v = (1/n) sum_i (x_i - m)^2``, ``y_i = weight (x_i - m) / sqrt(v + eps) + bias``. A differentiable
+    With n rows ``x_i`` on W processes together: ``m = (1/n) sum_i x_i``, ``v = (1/n) sum_i (x_i - m)^2``,
+    ``y_i = weight (x_i - m) / sqrt(v + eps) + bias``. A differentiable
     all-reduce computes both sums over the rows of all processes. Its backward pass sums the gradients with respect to m
     and v over the processes, so the gradient of a row includes its effect on the losses of the other processes. The
     variance is computed in a second pass, around the mean, because ``E[x^2] - E[x]^2`` cancels in float32. Running

@@ -17,7 +17,7 @@ MaskType = Literal["random", "block"]
 
 
 def num_masked(num_tokens: int, mask_ratio: float) -> int:
-    """``int(mask_ratio * num_tokens)``, rounded as in the Point-MAE family (38 of 64 at 0.6).
+    """``int(mask_ratio * num_tokens)``, rounded down as in the Point-MAE family (38 of 64 at 0.6).
 
     Raises:
         ValueError: the ratio is outside of (0, 1), or leaves no masked or no visible token.

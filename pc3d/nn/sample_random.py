@@ -14,8 +14,8 @@ class SampleRandom:
 
     No state is carried from step to step, so a run that was killed and resumed draws the same numbers as an
     uninterrupted one. A sample gets the same numbers for any number of processes. Each process holds a contiguous part
-    of the global batch, as in :class:`pc3d.data.EpochSampler`; in the last batches of an epoch, the
-    parts may differ in length.
+    of the global batch, as in :class:`pc3d.data.EpochSampler`; in the last batches of an epoch, parts may differ in
+    length.
 
     Args:
         seed: seed of the run, at least 0.

@@ -14,8 +14,8 @@ def superpoints(xyz: Tensor, offsets: Tensor, cell_size: float, normal: Tensor |
 
     Points belong to one superpoint if they lie in the same cube of a grid and their normals are nearest to the same one
     of the six axis directions (in a tie, the first of x, y, z; positive for a zero). The method has no parameters to
-    learn and no randomness. Superpoints are smaller than objects that are larger than the cubes, and do not extend
-    over edges between planes.
+    learn and no randomness. Superpoints are smaller than objects that are larger than the cubes. They do not extend
+    over edges between planes whose normals are nearest to different axis directions.
 
     Args:
         xyz: ``(N, 3)``.
