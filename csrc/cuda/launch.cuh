@@ -26,14 +26,16 @@ class Launch {
     with_shared(kernel, blocks, threads, 0, arguments...);
   }
 
+  // `dynamic_bytes` of shared memory for each block.
   template <class... P, class... A>
-  void with_shared(void (*kernel)(P...), int64_t blocks, int threads, size_t shared_bytes, A... arguments) const {
-    const void* function = reinterpret_cast<const void*>(kernel);
-    if (shared_bytes > 48 * 1024) {
-      STD_CUDA_CHECK(
-          cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+  void with_shared(void (*kernel)(P...), int64_t blocks, int threads, size_t dynamic_bytes, A... arguments) const {
+    if (dynamic_bytes + kStaticBytes > kBytesUnasked) {
+      // All that a block can have, not what this one needs: another thread may be launching the kernel with more.
+      STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          static_cast<int>(shared_bytes(1))));
     }
-    kernel<<<grid(blocks), threads, shared_bytes, stream_>>>(static_cast<P>(arguments)...);
+    kernel<<<grid(blocks), threads, dynamic_bytes, stream_>>>(static_cast<P>(arguments)...);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
@@ -55,8 +57,8 @@ class Launch {
     return value[0];
   }
 
-  // Dynamic shared memory of each of so many blocks side by side on a multiprocessor, beside 2 KB that are static and
-  // what the device keeps for itself.
+  // Dynamic shared memory of each of so many blocks side by side on a multiprocessor, beside what is static and what
+  // the device keeps for itself.
   size_t shared_bytes(int side_by_side) const {
     int in_all = 0;
     int of_block = 0;
@@ -65,7 +67,7 @@ class Launch {
     STD_CUDA_CHECK(cudaDeviceGetAttribute(&of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_));
     STD_CUDA_CHECK(cudaDeviceGetAttribute(&kept, cudaDevAttrReservedSharedMemoryPerBlock, device_));
     const int share = in_all / side_by_side - kept;
-    return static_cast<size_t>((share < of_block ? share : of_block) - (2 << 10));
+    return static_cast<size_t>(share < of_block ? share : of_block) - kStaticBytes;
   }
 
   // How many blocks a cooperative launch can have; 0 where the device has no such launches.
@@ -82,6 +84,11 @@ class Launch {
   }
 
  private:
+  // Shared memory of a block, static and dynamic together, that need not be asked for.
+  static constexpr size_t kBytesUnasked = 48 << 10;
+  // The most that is static where there is dynamic shared memory too.
+  static constexpr size_t kStaticBytes = 2 << 10;
+
   static unsigned int grid(int64_t blocks) {
     STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "more blocks than a CUDA grid can have: ", blocks);
     return static_cast<unsigned int>(blocks);

@@ -70,10 +70,12 @@ def test_clouds_of_all_sizes(device, num_points, kind, ignore_near_origin):
 
 
 @pytest.mark.parametrize("num_clouds", [1, 3])
-@pytest.mark.parametrize("num_points", [1024, 1025, 3000, 8192, 8193])
-def test_clouds_of_one_size(device, num_points, num_clouds):
-    # Of dense clouds the kernels know the size beforehand.
-    dense = torch.stack([make("normal", num_points, seed=seed) for seed in range(num_clouds)])
+@pytest.mark.parametrize("num_points", [1024, 1025, 2048, 3000, 4096, 8192, 8193])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_clouds_of_one_size(device, num_points, num_clouds, dtype):
+    # Of dense clouds the kernels know the size beforehand, and take as much shared memory as that needs. The 48 KB of
+    # 4096 points (2048 in float64) are what a block has unasked, if it has no other.
+    dense = torch.stack([make("normal", num_points, dtype, seed=seed) for seed in range(num_clouds)])
     found = farthest_point_sample(dense.to(device), 12, start=5)
     offsets, start = num_points * torch.arange(num_clouds + 1), torch.full((num_clouds,), 5)
     rows = run_reference(dense.flatten(0, 1), offsets, 12, start, False).reshape(num_clouds, 12)

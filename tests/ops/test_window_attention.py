@@ -320,6 +320,22 @@ def test_windows_larger_than_what_is_kept_at_a_time(device, repeats, others, dim
     assert_near(p.to(torch.float32, device).with_gradients(push), by_definition(p, push), 1e-4)
 
 
+@pytest.mark.parametrize(("one", "other"), [(127, 128), (129, 130), (1024, 129), (1025, 128)])
+def test_windows_at_the_bounds_of_what_is_kept_at_a_time(device, one, other):
+    """Windows of 128 voxels are kept whole, and of larger ones the scores of 1024 keys."""
+    n = one + other + 1
+    coords = torch.zeros(n, 3, dtype=torch.int32)
+    coords[one:] = 50
+    coords[-1] = 100
+    random = torch.Generator().manual_seed(one)
+    features, tables = ([torch.randn(m, 1, 2, generator=random) for _ in range(3)] for m in (n, 12))
+    signals = torch.randint(-3, 4, (n, 2), generator=random).float()
+    p = Problem(features, signals, window_partition(coords, 5), tables, (8, 4))
+    assert p.windows.offsets.diff().tolist() == [one, other, 1]
+    push = push_of(p)
+    assert_near(p.to(torch.float32, device).with_gradients(push), by_definition(p, push), 1e-4)
+
+
 def dense_heads(p: Problem) -> Tensor:
     """One window of all voxels with one signal of three rows, head by head as plain matrices."""
     rows = (p.signals - p.signals.T + 1.5).floor().clamp(0, 2).long()
@@ -607,6 +623,17 @@ def test_tables_of_as_many_rows_as_are_allowed(device, dtype, dim):
     assert all(len(found[..., a].unique()) > 100 for a in range(2))
     tolerance = 1e-12 if dtype == torch.float64 else 3e-5
     assert_near(p.to(dtype, device).with_gradients(push), by_definition(p, push), tolerance)
+
+
+@pytest.mark.parametrize(("dim", "rows"), [(8, 102), (8, 146), (40, 285), (40, 316)])
+def test_tables_that_need_as_much_as_a_block_has_unasked(device, dim, rows):
+    """48 KB of shared memory, forward and then backward, of which a part is taken already."""
+    random = torch.Generator().manual_seed(rows)
+    p = problem((40, 0, 30), 2, dim, signals=3, scale=0.5)
+    p.tables = [torch.randn(rows, 2, dim, generator=random, dtype=torch.float64) * 0.5 for _ in range(3)]
+    p = replace(p, axis_rows=(rows - 50, 40, 10)).to(torch.float32)
+    push = push_of(p)
+    assert_near(p.to(torch.float32, device).with_gradients(push), by_definition(p, push), 3e-5)
 
 
 def test_a_direct_caller_cannot_leave_memory():
