@@ -405,7 +405,7 @@ void farthest_point_sample(const T* xyz, int64_t num_rows, const int64_t* offset
   const bool one = num_clouds == 1;  // then its size is known here
   const bool large = may_be_large<T>(largest);
   const int64_t served = large ? num_rows : largest <= kSmallCloud ? kSmallCloud : largest;
-  if (!one || largest <= kSmallCloud) {
+  if (!one || large || largest <= kSmallCloud) {
     launch.with_shared(sample_clouds<T, kSmallThreads, kSmallMost>, num_clouds, kSmallThreads,
                        3 * kSmallCloud * sizeof(T), xyz, num_rows, offsets, sample_offsets, num_total, start,
                        ignore_near_origin, int64_t(-1), served, out);
@@ -419,7 +419,7 @@ void farthest_point_sample(const T* xyz, int64_t num_rows, const int64_t* offset
   if (large) {
     const int64_t blocks = int64_t(plan.num_groups) * plan.group_size;
     const auto kernel = sample_large_clouds<T, kMediumThreads>;
-    const int64_t above = one ? 0 : kMediumCloud<T>;
+    const int64_t above = one ? kSmallCloud : kMediumCloud<T>;
     if (plan.group_size > 1) {
       launch.cooperative(kernel, blocks, kMediumThreads, xyz, num_rows, offsets, num_clouds, sample_offsets, num_total,
                          start, ignore_near_origin, above, plan.group_size, board, nearest, out);

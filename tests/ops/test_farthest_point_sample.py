@@ -95,6 +95,26 @@ def test_a_wrong_largest_cloud_gives_no_row_or_the_right_one(device, lengths, la
         assert torch.equal(rows, expected) or (n > largest and bool((rows == -1).all()))
 
 
+@pytest.mark.parametrize("num_points", [100, 3000, 9000])
+@pytest.mark.parametrize("lengths", [[0], [0, 50], [50, 0], [50], [1500]])
+def test_samples_of_a_cloud_without_points_have_no_row(device, num_points, lengths):
+    # Only unchecked offsets ask for them, here such as end before the points do.
+    xyz, offsets = make("normal", num_points), offsets_of(lengths).clamp(max=num_points)
+    cuts, start = 7 * torch.arange(len(lengths) + 1), torch.zeros(len(lengths), dtype=torch.int64)
+    arguments = (xyz, offsets, cuts, int(cuts[-1]), start, False)
+    try:
+        found = torch.ops.pc3d.farthest_point_sample(*(a.to(device) if torch.is_tensor(a) else a for a in arguments))
+    except RuntimeError:
+        pytest.skip("the CPU's own kernel refuses such offsets")
+    for b, rows in enumerate(found.cpu().split(7)):
+        begin, end = offsets[b : b + 2].tolist()
+        if begin == end:
+            assert (rows == -1).all()
+        else:
+            right = run_reference(xyz[begin:end], offsets_of([end - begin]), 7, start[:1], False)
+            assert torch.equal(rows, right + begin)
+
+
 def test_line_of_eleven_points(device):
     found = farthest_point_sample(make("line", 11).to(device), 3)
     assert found.tolist() == [0, 10, 5]
