@@ -76,8 +76,8 @@ struct FusedTile {
   static constexpr int kRun = kPiece;  // neighbouring columns of a thread
 
   struct Slab {
-    E left[kDepth][kTileRows + kPiece];
-    E right[kDepth][kColumns];
+    alignas(16) E left[kDepth][kTileRows + kPiece];
+    alignas(16) E right[kDepth][kColumns];
   };
 
   E sum[kM][kN];
