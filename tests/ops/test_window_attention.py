@@ -328,9 +328,9 @@ def test_windows_at_the_bounds_of_what_is_kept_at_a_time(device, one, other):
     coords[one:] = 50
     coords[-1] = 100
     random = torch.Generator().manual_seed(one)
-    features, tables = ([torch.randn(m, 1, 2, generator=random) for _ in range(3)] for m in (n, 12))
-    signals = torch.randint(-3, 4, (n, 2), generator=random).float()
-    p = Problem(features, signals, window_partition(coords, 5), tables, (8, 4))
+    features, tables = ([torch.randn(m, 1, 2, generator=random) for _ in range(3)] for m in (n, 4))
+    signals = torch.randint(-3, 4, (n, 1), generator=random).float()
+    p = Problem(features, signals, window_partition(coords, 5), tables, (4,))
     assert p.windows.offsets.diff().tolist() == [one, other, 1]
     push = push_of(p)
     assert_near(p.to(torch.float32, device).with_gradients(push), by_definition(p, push), 1e-4)
@@ -646,3 +646,33 @@ def test_a_direct_caller_cannot_leave_memory():
     backwards[1] = 40
     with pytest.raises(RuntimeError, match="window_offsets must ascend"):
         replace(p, windows=p.windows._replace(offsets=backwards)).run()
+
+
+@pytest.mark.parametrize("windows", ["none", "backwards", "overlapping", "outside", "short"])
+@pytest.mark.parametrize("rows", ["one row", "outside"])
+def test_windows_that_nobody_checked(device, windows, rows):
+    """CUDA kernels hold them within memory. A voxel that no window has gets zeros; what else comes is finite."""
+    p = problem((150, 0, 45), heads=2, signals=3).to(torch.float32, device)
+    n = len(p.windows.order)
+    far = 2**40
+    offsets = {
+        "none": [0] * 9,
+        "backwards": [0, 180, 20, 150, 30, n],
+        "overlapping": [0, n] * 3,
+        "outside": [-far, -3, 7, n + 1, far],
+        "short": [5, 9, n - 6],
+    }[windows]
+    order = torch.full_like(p.windows.order, 3) if rows == "one row" else p.windows.order - 60
+    order[::7] += far if rows == "outside" else 0
+    p = replace(p, windows=Windows(order, torch.tensor(offsets, device=device), n))
+    arguments = raw_arguments(p)
+    try:
+        out, log_sum = torch.ops.pc3d.window_attention(*arguments)
+    except RuntimeError:
+        pytest.skip("the CPU's own kernel refuses such windows")
+    found = torch.ops.pc3d.window_attention_backward(torch.ones_like(out), out, log_sum, *arguments)
+    assert all(bool(t.isfinite().all()) for t in (out, log_sum, *found))
+    named = torch.zeros(n, dtype=torch.bool, device=device).index_fill(0, order.clamp(0, n - 1), True)
+    assert all(not bool(t[~named].any()) for t in (out, log_sum, *found[:3]))
+    if windows == "none":
+        assert all(not bool(t.any()) for t in (out, log_sum, *found))
