@@ -16,8 +16,8 @@
 //
 // The scratch does not grow with windows of more than kMostSide voxels: these are cut into tiles of queries and, past
 // kMostKeys, into chunks of keys, with a soft-max that goes on from chunk to chunk. All blocks together have at most
-// 34 MB forward and 67 MB backward, twice that in float64 (more only for more than 512 heads). What is arranged anew
-// takes as much as queries, keys, values and results once more.
+// 36 MB forward and 67 MB backward, twice that in float64 (more only for more than 512 heads). What is arranged anew
+// takes as much as queries, keys, values and results once more, padded and in the type of the sums.
 #pragma once
 
 #include "kernels/attention_block.cuh"
