@@ -30,6 +30,7 @@ class Launch {
 
   template <class... P, class... A>
   void cooperative(void (*kernel)(P...), int64_t blocks, int threads, A... arguments) const {
+    STD_TORCH_CHECK(blocks <= kResidentBlocks, "emulated CUDA: ", blocks, " blocks do not run at once");
     emulation::run_blocks_together(blocks, threads, [&] { kernel(static_cast<P>(arguments)...); });
   }
 
