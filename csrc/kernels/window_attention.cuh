@@ -34,6 +34,12 @@ inline int64_t forward_scratch(int64_t num_voxels, int width) {
   return attention_room(num_voxels) + kMostQueriesOfChunks * (2 + width);
 }
 
+// exp(score - top), `top` the largest of all so far: 0 for -infinity, even if there is nothing else so far.
+template <class A>
+__device__ __forceinline__ A share_of(A score, A top) {
+  return score == -infinity<A>() ? A(0) : exponential(score - top);
+}
+
 // The soft-max of a query so far: the largest score, the sum of exponentials, and each lane's part of the result.
 template <int kDim, class A>
 struct SoftMax {
@@ -48,7 +54,7 @@ struct SoftMax {
       rescale(exponential(top - largest), plan);
       top = largest;
     }
-    const A share = exponential(score - top);
+    const A share = share_of(score, top);
     total += share;
     return share;
   }
@@ -108,8 +114,8 @@ __device__ __forceinline__ void attend_to(const ArrangedAttention<A>& w, const A
   // Chunks before this one weigh less where it has a larger score, and the other way round.
   const A before = part.is_first ? -infinity<A>() : state[0];
   const A top = soft_max.top > before ? soft_max.top : before;
-  const A old_scale = part.is_first ? A(0) : exponential(before - top);
-  const A new_scale = part.is_first ? A(1) : exponential(soft_max.top - top);
+  const A old_scale = part.is_first ? A(0) : share_of(before, top);
+  const A new_scale = part.is_first ? A(1) : share_of(soft_max.top, top);
   A total = warp_sum(soft_max.total) * new_scale;
   if (!part.is_first) total += state[1] * old_scale;
   __syncwarp();

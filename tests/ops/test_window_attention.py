@@ -508,6 +508,20 @@ def test_nan_stays_in_its_window_and_head(device, where):
     assert torch.equal(out[~met], right[~met])
 
 
+@pytest.mark.parametrize(("n", "masked"), [(20, 3), (70, 40), (70, 69), (1100, 1030)])
+def test_keys_whose_logits_overflow_below_have_no_share(device, n, masked):
+    """Wherever they come in the window: -infinity in float32, and in float64 what no other key is near."""
+    random = torch.Generator().manual_seed(n)
+    features = [torch.randn(n, 1, 3, generator=random) for _ in range(3)]
+    features[0][..., 0], features[1][:, :, 0] = 1e30, 0
+    features[1][:masked, :, 0] = -1e30
+    windows = Windows(torch.arange(n), torch.tensor([0, n]), n)
+    p = Problem(features, torch.zeros(n, 0), windows, [torch.zeros(0, 1, 3)] * 3, ())
+    expected = by_definition(p, push_of(p))[0]
+    assert expected.isfinite().all()
+    torch.testing.assert_close(p.to(torch.float32, device).run().cpu(), expected.float())
+
+
 def change(p: Problem, **fields) -> Problem:
     return replace(p, **fields)
 
