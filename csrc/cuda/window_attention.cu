@@ -161,7 +161,6 @@ class Arranged {
                                        tables + size,
                                        tables + 2 * size,
                                        sizes_.num_voxels,
-                                       arguments_.num_windows(),
                                        static_cast<int>(sizes_.num_heads),
                                        {}};
     for (const int64_t r : arguments_.axis_rows) {

@@ -80,6 +80,9 @@ struct AttentionMemory {
   __device__ __forceinline__ uint16_t* selected(int warp) const {
     return reinterpret_cast<uint16_t*>(of_warp(warp) + plan.selected_at());
   }
+  __device__ __forceinline__ void select(int warp, int signal, int row) const {
+    selected(warp)[signal * kRowStride + lane_index()] = static_cast<uint16_t>(row);
+  }
   // One more than there are lies where the histograms do.
   __device__ __forceinline__ A* product(int warp, int which) const {
     return of_warp(warp) + plan.product_at() + which * plan.rows;
@@ -223,6 +226,19 @@ __device__ __forceinline__ void add_histogram(const A* histogram, const A* table
     if (count == A(0)) continue;  // a row that no pair selects may hold anything
 #pragma unroll
     for (int c = 0; c < kDim; ++c) sum[c] = multiply_add(count, table[c * rows + l], sum[c]);
+  }
+}
+
+// f(number, whether this lane has one, how many lanes have) for 32 of `count` numbers at a time, a lane each. Lanes
+// without one get the first of the 32, so that all can take part.
+template <class F>
+__device__ __forceinline__ void for_each_32(int count, const F& f) {
+  const int lane = lane_index();
+  for (int base = 0; base < count; base += kWarp) {
+    const int left = count - base;
+    const int lanes = left < kWarp ? left : kWarp;
+    const bool there = lane < lanes;
+    f(base + (there ? lane : 0), there, lanes);
   }
 }
 
@@ -467,7 +483,6 @@ __device__ __forceinline__ void for_each_tile(const ArrangedAttention<A>& w, int
 template <int kDim, class A>
 __device__ __forceinline__ void score_keys(const ArrangedAttention<A>& w, const AttentionPlan& plan,
                                            const HeadTables<A>& tables, const Tile& tile, int head, A* scores) {
-  const int lane = lane_index();
   A* products = AttentionMemory<A>{plan}.product(warp_index(), 0);
   for (int number = warp_index(); number < tile.num_two_keys; number += plan.warps) {
     const Member keys = member_of(tile, tile.first_two_keys, number);
@@ -482,16 +497,15 @@ __device__ __forceinline__ void score_keys(const ArrangedAttention<A>& w, const 
     multiply_table(vectors, tables.key, plan.rows, products);
     __syncwarp();
     A* own = scores + part.scores + int64_t(first) * part.num_queries;
-    for (int base = 0; base < part.num_queries; base += kWarp) {
-      const bool there = base + lane < part.num_queries;
-      const int64_t i = part.query_begin + (there ? base + lane : 0);
+    for_each_32(part.num_queries, [&](int at, bool there, int) {
+      const int64_t i = part.query_begin + at;
       A query[kDim];
       load_vector(w.query + w.place(head, i) * kDim, query);
       A score[2] = {dot(query, vectors[0]), dot(query, vectors[1])};
       pairs.each(i, [&](int, int t, int row) { score[t] += products[t * plan.rows + row]; });
-      if (there) own[base + lane] = score[0];
-      if (there && are_two) own[part.num_queries + base + lane] = score[1];
-    }
+      if (there) own[at] = score[0];
+      if (there && are_two) own[part.num_queries + at] = score[1];
+    });
   }
 }
 

@@ -43,7 +43,6 @@ struct ArrangedAttention {
   const A* key_table;
   const A* value_table;
   int64_t num_voxels;
-  int64_t num_windows;
   int num_heads;
   AxisRows<A> axes;
 

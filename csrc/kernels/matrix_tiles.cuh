@@ -25,7 +25,7 @@ struct alignas(16) Piece {
 // of the r-th, or is null where zeros are; those past the first `columns` are zeros too. kWhole: rows are multiples of
 // 16 bytes, in length and in place.
 template <int kThreads, int kRows, int kColumns, bool kWhole, class E, int kStride, class RowAt>
-__device__ __forceinline__ void copy_rows(E (*target)[kStride], int columns, const RowAt& row_at) {
+__device__ __forceinline__ void copy_tile(E (*target)[kStride], int columns, const RowAt& row_at) {
   constexpr int kSize = kWhole ? Piece<E>::kSize : 1;
   constexpr int kEach = kRows * kColumns / kSize / kThreads;
   static_assert(kEach * kSize * kThreads == kRows * kColumns, "every thread copies alike");
@@ -48,7 +48,7 @@ __device__ __forceinline__ void copy_rows(E (*target)[kStride], int columns, con
 
 // The same with rows and columns exchanged in shared memory.
 template <int kThreads, int kRows, int kColumns, class E, int kStride, class RowAt>
-__device__ __forceinline__ void copy_rows_transposed(E (*target)[kStride], int columns, const RowAt& row_at) {
+__device__ __forceinline__ void copy_tile_transposed(E (*target)[kStride], int columns, const RowAt& row_at) {
   constexpr int kEach = kRows * kColumns / kThreads;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {

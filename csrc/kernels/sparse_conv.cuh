@@ -72,7 +72,7 @@ struct TapsOfTile {
   }
 };
 
-// out[m] = sum_k features[neighbors[m, k]] @ weight[k]; a block a tile. kWhole: see copy_rows.
+// out[m] = sum_k features[neighbors[m, k]] @ weight[k]; a block a tile. kWhole: see copy_tile.
 template <class Tile, bool kWhole, class T>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     convolve(const typename Tile::Element* __restrict__ features, const typename Tile::Element* __restrict__ weight,
@@ -109,13 +109,13 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
               return source >= 0 ? features + source * s.in_channels + step.channel : nullptr;
             };
             if constexpr (Tile::kLeftByRow) {
-              copy_rows<Tile::kThreads, kTileRows, Tile::kDepth, kWhole>(slab.left, channels, read);
+              copy_tile<Tile::kThreads, kTileRows, Tile::kDepth, kWhole>(slab.left, channels, read);
             } else {
-              copy_rows_transposed<Tile::kThreads, kTileRows, Tile::kDepth>(slab.left, channels, read);
+              copy_tile_transposed<Tile::kThreads, kTileRows, Tile::kDepth>(slab.left, channels, read);
             }
             const int64_t above = int64_t(first_tap + step.tap) * s.in_channels + step.channel;
             const E* corner = weight + above * s.out_channels + first_column;
-            copy_rows<Tile::kThreads, Tile::kDepth, Tile::kColumns, kWhole>(
+            copy_tile<Tile::kThreads, Tile::kDepth, Tile::kColumns, kWhole>(
                 slab.right, s.out_channels - first_column,
                 [&](int d) { return d < channels ? corner + int64_t(d) * s.out_channels : nullptr; });
           },
@@ -215,12 +215,12 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
             return step < count;
           },
           [&](typename Tile::Slab& slab, int step) {
-            copy_rows<Tile::kThreads, Tile::kDepth, kTileRows, kWhole>(
+            copy_tile<Tile::kThreads, Tile::kDepth, kTileRows, kWhole>(
                 slab.left, s.in_channels - first_row, [&](int d) {
                   if (step + d >= count) return static_cast<const typename Tile::Element*>(nullptr);
                   return features + int64_t(rows.source[step + d]) * s.in_channels + first_row;
                 });
-            copy_rows<Tile::kThreads, Tile::kDepth, Tile::kColumns, kWhole>(
+            copy_tile<Tile::kThreads, Tile::kDepth, Tile::kColumns, kWhole>(
                 slab.right, s.out_channels - first_column, [&](int d) {
                   if (step + d >= count) return static_cast<const typename Tile::Element*>(nullptr);
                   return grad + (begin + rows.row[step + d]) * s.out_channels + first_column;

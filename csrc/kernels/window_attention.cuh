@@ -93,22 +93,18 @@ __device__ __forceinline__ void attend_to(const ArrangedAttention<A>& w, const A
   __syncwarp();
   SoftMax<kDim, A> soft_max = {-infinity<A>(), A(0), {}};
   const A* own = scores + part.scores + query.number;
-  for (int base = 0; base < part.num_keys; base += kWarp) {
-    const int left = part.num_keys - base;
-    const int count = left < kWarp ? left : kWarp;
-    const bool there = lane < count;
-    const int number = base + (there ? lane : 0);
+  for_each_32(part.num_keys, [&](int number, bool there, int count) {
     const int64_t j = part.key_begin + number;
     A score = own[int64_t(number) * part.num_queries];
     pairs.each(j, [&](int a, int, int row) {
       score += products[row];
-      memory.selected(warp)[a * kRowStride + lane] = static_cast<uint16_t>(row);
+      memory.select(warp, a, row);
     });
     const A share = soft_max.take(there ? score : -infinity<A>(), plan);
     memory.weights(warp, 0)[lane] = share;
     if (there) add_scaled(share, w.value + w.place(head, j) * kDim, soft_max.sum);
     histogram.count<A>(plan, count, plan.histograms);
-  }
+  });
   add_copies<A>(plan);
   add_histogram(memory.histogram(warp, 0), tables.value, plan.rows, soft_max.sum);
   // Chunks before this one weigh less where it has a larger score, and the other way round.

@@ -132,11 +132,7 @@ __device__ __forceinline__ void gradient_of_query(const ArrangedAttention<A>& w,
   const A log_sum = r.log_sum[place];
   A sum[kDim] = {};
   const int64_t first = part.scores + query.number;
-  for (int base = 0; base < part.num_keys; base += kWarp) {
-    const int left = part.num_keys - base;
-    const int count = left < kWarp ? left : kWarp;
-    const bool there = lane < count;
-    const int number = base + (there ? lane : 0);
+  for_each_32(part.num_keys, [&](int number, bool there, int count) {
     const int64_t j = part.key_begin + number;
     const int64_t at = first + int64_t(number) * part.num_queries;
     A score = scores[at];
@@ -146,7 +142,7 @@ __device__ __forceinline__ void gradient_of_query(const ArrangedAttention<A>& w,
     pairs.each(j, [&](int a, int, int row) {
       score += products[row];
       for_share += pushed[row];
-      memory.selected(warp)[a * kRowStride + lane] = static_cast<uint16_t>(row);
+      memory.select(warp, a, row);
     });
     __syncwarp();  // the first lane's score, which idle lanes read too, is about to change
     const A share = there ? exponential(score - log_sum) : A(0);
@@ -159,7 +155,7 @@ __device__ __forceinline__ void gradient_of_query(const ArrangedAttention<A>& w,
       add_scaled(for_score, w.key + w.place(head, j) * kDim, sum);
     }
     histogram.count<A>(plan, count, 1);
-  }
+  });
   add_histogram(memory.histogram(warp, 0), tables.query, plan.rows, sum);
   A* row = for_query + place * kDim;
   write_sums(sum, [&](int c, A value) { row[c] += value; });
@@ -183,11 +179,7 @@ __device__ __forceinline__ void gradient_of_key(const ArrangedAttention<A>& w, c
   A key_sum[kDim] = {};
   A value_sum[kDim] = {};
   const int64_t first = part.scores + int64_t(key.number) * part.num_queries;
-  for (int base = 0; base < part.num_queries; base += kWarp) {
-    const int left = part.num_queries - base;
-    const int count = left < kWarp ? left : kWarp;
-    const bool there = lane < count;
-    const int number = base + (there ? lane : 0);
+  for_each_32(part.num_queries, [&](int number, bool there, int count) {
     const int64_t i = part.query_begin + number;
     A for_score = A(0);
     if (there) {
@@ -196,10 +188,9 @@ __device__ __forceinline__ void gradient_of_key(const ArrangedAttention<A>& w, c
       add_scaled(shares[first + number], r.grad + w.place(head, i) * kDim, value_sum);
     }
     memory.weights(warp, 0)[lane] = for_score;
-    pairs.each(i,
-               [&](int a, int, int row) { memory.selected(warp)[a * kRowStride + lane] = static_cast<uint16_t>(row); });
+    pairs.each(i, [&](int a, int, int row) { memory.select(warp, a, row); });
     histogram.count<A>(plan, count, plan.histograms);  // all are copies of one
-  }
+  });
   add_copies<A>(plan);
   add_histogram(memory.histogram(warp, 0), tables.key, plan.rows, key_sum);
   A* key_row = for_key + place * kDim;
