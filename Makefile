@@ -161,8 +161,8 @@ test-sanitized: install  ## The operators' tests on the CPU kernels, under the s
 # On a machine with an NVIDIA GPU, and for the second compute-sanitizer, which CUDA toolkits bring. Only kernels of pc3d
 # are watched, and tests are left out that would take it minutes.
 test-gpu: install  ## Everything that computes on a GPU
-	$(PYTEST) -k "cuda or on_a_gpu or know_the_cpu_alone" tests/ops tests/nn tests/models tests/evaluation \
-	  tests/methods/test_devices.py tests/cli/test_devices.py
+	$(PYTEST) -k "cuda or gpu or know_the_cpu_alone" tests/ops tests/nn tests/models tests/evaluation \
+	  tests/methods/test_devices.py tests/cli/test_devices.py tests/data/test_types.py
 
 TOOL ?= memcheck
 test-gpu-sanitized: install  ## The operators' tests on a GPU under compute-sanitizer (TOOL=racecheck, synccheck)
