@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _objects, _output
 from pc3d.cli._devices import open_device
@@ -14,6 +14,7 @@ from pc3d.cli._inputs import (
     ON_ERROR_REMEDY,
     OnError,
     Points,
+    Source,
     UpAxis,
     Variant,
     as_left_out,
@@ -24,6 +25,13 @@ from pc3d.cli._inputs import (
     turned_up,
 )
 from pc3d.cli._judging import interrupted, kept_beside
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from pc3d.data import BadFileError, Transform
 
 
 def predict(
@@ -62,13 +70,8 @@ def predict(
         output: CSV file to write, with the columns id, predicted, confidence (the softmax's), label (if there is one).
         overwrite: Replace an existing file.
     """
-    import torch
-
     from pc3d._files import replace_atomically
-    from pc3d.data import BadFileError, FarthestPointSample, FirstPoints, PointCloud, RandomSubsample, Transform
     from pc3d.evaluation import Kept, predict_logits
-    from pc3d.evaluation.features import preparation
-    from pc3d.ops import farthest_point_sample
     from pc3d.tasks import load_classifier
 
     path = None if output is None else Path(output)
@@ -76,11 +79,47 @@ def predict(
         raise FileExistsError(f"output: {path} exists: choose another name, or add --overwrite to replace it")
     place = open_device(device)
     model, config = load_classifier(run)
-    own_steps = _objects.stored_preparation(Path(run))
-    target = "z" if up is None else _objects.stored_up(Path(run))
+    source = open_inputs(data, split, None if num_points == "default" else num_points, variant, on_error, drop_invalid)
+    prepare, ids = _preparation(Path(run), model, source, num_points, up)
+    left_out = [as_left_out(file) for file in source.dataset.skipped]
+    unread: set[int] = set()
+
+    def leave_out(index: int, error: BadFileError) -> None:
+        if on_error == "refuse":
+            raise type(error)(error.path, f"{error.reason}; {ON_ERROR_REMEDY}") from error
+        unread.add(index)
+        left_out.append(as_left_out(error))
+
+    choice = (run, data, variant, split, num_points, up, drop_invalid, batch_size, device, on_error)
+    with Kept(interrupted("classify predict", *choice) if path is None else kept_beside(path, *choice)) as kept:
+        options: dict[str, Any] = {"batch_size": batch_size, "progress": True, "kept": kept, "leave_out": leave_out}
+        logits, _ = predict_logits(model.to(place), source.dataset, prepare, **options)
+        if not ids:
+            raise nothing_left(data, left_out)
+        labels = [label for index, label in enumerate(source.dataset.labels.tolist()) if index not in unread]
+        known = [source.dataset.classes[label] if label >= 0 else None for label in labels]
+        found = _predictions(logits, config["classes"], ids, known)
+        if path is not None:
+            with replace_atomically(path) as file:
+                file.write(_table(found).encode())
+    _tell(path, found, left_out, on_error)
+
+
+def _preparation(
+    run: Path, model: Any, source: Source, num_points: Points, up: UpAxis | None
+) -> tuple[Transform, list[str]]:
+    """What is done to a cloud before the network sees it, and a list that gets the id of each cloud that it is done to.
+
+    First comes what other commands do, then what the run does to test objects.
+    """
+    from pc3d.data import BadFileError, FarthestPointSample, FirstPoints, PointCloud, RandomSubsample, Transform
+    from pc3d.evaluation.features import preparation
+    from pc3d.ops import farthest_point_sample
+
     chosen = None if num_points == "default" else num_points
-    source = open_inputs(data, split, chosen, variant, on_error, drop_invalid)
     first_steps = preparation(chosen, "first", source.normalize)
+    own_steps = _objects.stored_preparation(run)
+    target = "z" if up is None else _objects.stored_up(run)
     most = chosen
     if num_points == "default":
         most = getattr(model.encoder, "config", {}).get("num_points")
@@ -90,9 +129,7 @@ def predict(
         own_steps.transforms = [step for step in own_steps.transforms if not isinstance(step, sampling)]
     ids: list[str] = []
 
-    class AsJudged(Transform):
-        """What was said above; the ids of the clouds are noted on the way."""
-
+    class Prepare(Transform):
         def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
             name = str(cloud.meta.get("id", len(ids)))
             cloud = cloud if up is None else turned_up(cloud, up, target=target)
@@ -104,41 +141,25 @@ def predict(
             except ValueError as error:
                 if "path" not in cloud.meta:
                     raise
-                raise BadFileError(cloud.meta["path"], str(error)) from error
+                reason = str(error).replace(f" ({cloud.meta['path']})", "")  # the error names the file itself
+                raise BadFileError(cloud.meta["path"], reason) from error
             ids.append(name)
             return cloud
 
-    left_out = [as_left_out(file) for file in source.dataset.skipped]
-    unread: set[int] = set()
+    return Prepare(), ids
 
-    def leave_out(index: int, error: BadFileError) -> None:
-        if on_error == "refuse":
-            raise BadFileError(error.path, f"{error.reason}; {ON_ERROR_REMEDY}") from error
-        unread.add(index)
-        left_out.append(as_left_out(error))
 
-    choice = (run, data, variant, split, num_points, up, drop_invalid, batch_size, device, on_error)
-    with Kept(interrupted("classify predict", *choice) if path is None else kept_beside(path, *choice)) as kept:
-        options: dict[str, Any] = {"batch_size": batch_size, "progress": True, "kept": kept, "leave_out": leave_out}
-        logits, _ = predict_logits(model.to(place), source.dataset, AsJudged(), **options)
-        if not ids:
-            raise nothing_left(data, left_out)
-        shares = torch.from_numpy(logits).softmax(1).numpy()
-        names, own = config["classes"], source.dataset.classes
-        labels = [label for index, label in enumerate(source.dataset.labels.tolist()) if index not in unread]
-        found = [
-            {
-                "id": name,
-                "predicted": names[row.argmax()],
-                "confidence": round(float(row.max()), 4),
-                "label": own[label] if label >= 0 else None,
-            }
-            for name, row, label in zip(ids, shares, labels, strict=True)
-        ]
-        if path is not None:
-            with replace_atomically(path) as file:
-                file.write(_table(found).encode())
-    _tell(path, found, left_out, on_error)
+def _predictions(
+    logits: NDArray[np.float32], names: Sequence[str], ids: Sequence[str], labels: Sequence[str | None]
+) -> list[dict[str, Any]]:
+    """The class of each object, with its softmax."""
+    import torch
+
+    shares = torch.from_numpy(logits).softmax(1).numpy()
+    return [
+        {"id": name, "predicted": names[row.argmax()], "confidence": round(float(row.max()), 4), "label": label}
+        for name, row, label in zip(ids, shares, labels, strict=True)
+    ]
 
 
 def _table(found: Sequence[dict[str, Any]]) -> str:

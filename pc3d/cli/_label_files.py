@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pc3d.cli import _output
+from pc3d.cli._inputs import ON_ERROR_REMEDY, as_left_out, left_out_lines, nothing_left
 
 if TYPE_CHECKING:
     from pc3d.data import PointCloud
@@ -22,11 +23,18 @@ class Labelled(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def add_result_options(parser: Any) -> None:
-    """Give a parser the options about results."""
+def add_options(parser: Any) -> None:
+    """Give a parser the options about files and their results."""
     parser.add_argument("--output", type=str, required=True, help="Folder for the results.")
     parser.add_argument("--device", type=str, default="cpu", help="Where to compute, such as cpu or cuda.")
     parser.add_argument("--drop_invalid", action="store_true", help="Leave out points that are not finite numbers.")
+    parser.add_argument(
+        "--on_error",
+        choices=["refuse", "report"],
+        default="refuse",
+        help="What to do with a file that cannot be used: refuse stops; report leaves the file out and lists it with "
+        "the reason (with --json, as left_out beside the others).",
+    )
     parser.add_argument(
         "--resume", action="store_true", help="Leave out files that have results of this model with these options."
     )
@@ -46,22 +54,36 @@ def label_files(
     Args:
         kind: what a file holds, in a word.
         files: to label; :func:`check_results` comes first.
-        options: see :func:`add_result_options`.
+        options: see :func:`add_options`.
         choice: the model and the options that labels depend on.
         classes: names of the labels.
         label: reads and labels a file.
+
+    Raises:
+        BadFileError: a file cannot be used, and such files are to be refused.
+        ValueError: none of them can be used.
     """
+    from pc3d.data import BadFileError
+
     output = Path(options.output)
     made_by = {path: _made_by(path, choice) for path in files}
     done = [path for path in files if options.resume and _is_done(output / path.stem, made_by[path], options.overwrite)]
     output.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
+    left_out: list[dict[str, str]] = []
     try:
         for path in files:
             if path in done:
                 found.append(_earlier(kind, output, path))
                 continue
-            result = label(path)
+            try:
+                result = label(path)
+            except BadFileError as error:
+                if options.on_error == "refuse":
+                    raise BadFileError(error.path, f"{error.reason}; {ON_ERROR_REMEDY}") from error
+                left_out.append(as_left_out(error))
+                _output.say(left_out_lines(left_out[-1:])[0])
+                continue
             told = {kind: str(path), "points": len(result.cloud), "notes": list(result.notes)}
             found.append({**told, **_write(output / path.stem, result, classes, made_by[path])})
     except KeyboardInterrupt:
@@ -71,15 +93,46 @@ def label_files(
         if found:
             _output.say(f"{len(found)} of {len(files)} {kind}s are done; --resume keeps them")
         raise
-    _output.result(found, "\n".join(f"{one[kind]}: {_in_words(one)}" for one in found))
+    if not found:
+        raise nothing_left(str(files[0]) if len(files) == 1 else f"{len(files)} files", left_out)
+    lines = [*(f"{one[kind]}: {_in_words(one)}" for one in found), *left_out_lines(left_out)]
+    _output.result(
+        found if options.on_error == "refuse" else {f"{kind}s": found, "left_out": left_out}, "\n".join(lines)
+    )
+
+
+def listed_files(given: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
+    """Files to label: those that were named, and of a folder the files in it that can be read.
+
+    Args:
+        given: paths of files and folders.
+        suffixes: endings of files that can be read.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, or no file to read in it.
+    """
+    found: list[Path] = []
+    for path in map(Path, given):
+        if not path.is_dir():
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} does not exist")
+            found.append(path)
+            continue
+        inside = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+        wanted = [file for file in inside if file.is_file() and file.suffix.lower() in suffixes]
+        others = [file.name + "/" * file.is_dir() for file in inside if file not in wanted]
+        if not wanted:
+            raise FileNotFoundError(f"{path} is a folder without files to read ({', '.join(suffixes)})")
+        if others:
+            more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+            _output.say(f"{path}: {len(wanted)} files; not read: {', '.join(others[:5])}{more}")
+        found += wanted
+    return found
 
 
 def check_results(files: Sequence[Path], options: Any) -> None:
-    """Refuse, before any work, files that are not there or results that would replace others."""
+    """Refuse, before any work, results that would replace others."""
     output, overwrite = Path(options.output), options.overwrite or options.resume
-    absent = [path for path in files if not path.is_file()]
-    if absent:
-        raise FileNotFoundError(f"{absent[0]} does not exist or is not a file")
     stems = [path.stem for path in files]
     twice = [stem for stem in stems if stems.count(stem) > 1]
     if twice:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _objects, _output
 from pc3d.cli._devices import open_device
-from pc3d.cli._label_files import Labelled, add_result_options, check_results, label_files
+from pc3d.cli._inputs import turned_up
+from pc3d.cli._label_files import Labelled, add_options, check_results, label_files, listed_files
 from pc3d.cli._parser import verb_parser
 
 if TYPE_CHECKING:
@@ -19,43 +20,56 @@ if TYPE_CHECKING:
 _DESCRIPTION = """Predict the part of every point of objects in files.
 
 Reads every format of points and meshes that pc3d knows; of a mesh, points are sampled. Objects are centred and scaled,
-and must have the orientation of those that the model was trained on. For each NAME.* the output folder receives
-NAME.ply (the points in the colours of their parts, with label and confidence), NAME.npz (label, confidence, classes,
-class_colors; of points, in the order of the file) and NAME.png (a picture)."""
+and should have the orientation of those that the model was trained on, see --up. For each NAME.* the output folder
+receives NAME.ply (the points in the colours of their parts, with label and confidence), NAME.npz (label, confidence,
+classes, class_colors; of points, in the order of the file) and NAME.png (a picture). After an interruption, --resume
+skips the files that are done."""
 
 
 def build_parser() -> Any:
     """The parser of the verb."""
     parser = verb_parser("parts predict", _DESCRIPTION)
     parser.add_argument("run", type=str, help="Run folder of pc3d parts train.")
-    parser.add_argument("objects", type=str, nargs="+", help="Files of points or meshes, all of one category.")
+    parser.add_argument(
+        "objects", type=str, nargs="+", help="Files of points or meshes, or folders of them, all of one category."
+    )
     parser.add_argument("--category", type=str, help="Category of the objects; needed if the model knows several.")
     parser.add_argument("--num_points", type=int, default=10_000, help="Points to sample from a mesh.")
-    add_result_options(parser)
+    parser.add_argument(
+        "--up",
+        choices=["y", "z"],
+        help="Axis that points up in the files, GLB files included; they are turned to the run's. By default they are "
+        "taken as stored.",
+    )
+    add_options(parser)
     return parser
 
 
 def main(argv: Sequence[str]) -> int | None:
     """Run the verb."""
     from pc3d.data import read_points
+    from pc3d.data.points import POINT_SUFFIXES
     from pc3d.evaluation.kept import identity_of
     from pc3d.tasks import load_part_segmenter, segment_object
 
     options = build_parser().parse_args(list(argv))
     place = open_device(options.device)
-    files = [Path(path) for path in options.objects]
+    files = listed_files(options.objects, POINT_SUFFIXES)
     check_results(files, options)
     model, known = load_part_segmenter(options.run)
     category = _category(options.category, known["categories"])
     prepare = _objects.stored_preparation(Path(options.run))
+    target = "z" if options.up is None else _objects.stored_up(Path(options.run))
     model.to(place)
 
     def label(path: Path) -> Labelled:
         cloud = read_points(path, num_points=options.num_points, drop_invalid=options.drop_invalid)
         _output.say(f"{path}: {len(cloud):,} points")
-        return Labelled(cloud, segment_object(model, _prepared(cloud, prepare), category, known["category_parts"]))
+        turned = cloud if options.up is None else turned_up(cloud, options.up, target=target)
+        return Labelled(cloud, segment_object(model, _prepared(turned, prepare), category, known["category_parts"]))
 
-    choice = [identity_of(model), f"category {category}", f"num_points {options.num_points}", f"device {place}"]
+    settings = {"category": category, "num_points": options.num_points, "up": options.up, "device": place}
+    choice = [identity_of(model), *(f"{name} {value}" for name, value in settings.items())]
     label_files("object", files, options, choice, known["parts"], label)
     return None
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _output
 from pc3d.cli._devices import open_device
-from pc3d.cli._label_files import Labelled, add_result_options, check_results, label_files
+from pc3d.cli._inputs import turned_up
+from pc3d.cli._label_files import Labelled, add_options, check_results, label_files, listed_files
 from pc3d.cli._parser import verb_parser
 
 if TYPE_CHECKING:
@@ -16,18 +17,19 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """Label every point of scene files.
 
-Reads PLY, PCD, LAS, LAZ, E57, XYZ, CSV, PTS, NPY and NPZ files of points in metres, z up, with or without colours and
-normals. For each NAME.* the output folder receives NAME.ply (the points in the colours of their classes, with label and
-confidence), NAME.npz (label, confidence, classes, class_colors, in the order of the file) and NAME.png (a picture).
-After an interruption, --resume skips the files that are done."""
+Reads PLY, PCD, LAS, LAZ, E57, XYZ, CSV, PTS, NPY and NPZ files of points, in metres (--scale) with z up (--up), with or
+without colours and normals. For each NAME.* the output folder receives NAME.ply (the points in the colours of their
+classes, with label and confidence), NAME.npz (label, confidence, classes, class_colors, in the order of the file) and
+NAME.png (a picture). After an interruption, --resume skips the files that are done."""
 
 
 def build_parser() -> Any:
     """The parser of the verb."""
     parser = verb_parser("segment predict", _DESCRIPTION)
     parser.add_argument("run", type=str, help="Run folder of pc3d segment train.")
-    parser.add_argument("scenes", type=str, nargs="+", help="Scene files.")
+    parser.add_argument("scenes", type=str, nargs="+", help="Scene files, or folders of them.")
     parser.add_argument("--scale", type=float, default=1.0, help="Metres of one unit of the files; 0.001 for mm.")
+    parser.add_argument("--up", choices=["y", "z"], default="z", help="Axis that points up in the files.")
     parser.add_argument(
         "--voting",
         choices=["none", "scannet", "s3dis", "structured3d", "swin3d"],
@@ -42,12 +44,13 @@ def build_parser() -> Any:
     )
     parser.add_argument("--max_points", type=int, default=400_000, help="Most voxels in one forward pass.")
     parser.add_argument("--context", type=float, default=2.0, help="Metres around a block that the network sees.")
-    add_result_options(parser)
+    add_options(parser)
     return parser
 
 
 def main(argv: Sequence[str]) -> int | None:
     """Run the verb."""
+    from pc3d.data.points import SCENE_SUFFIXES
     from pc3d.evaluation.kept import identity_of
     from pc3d.tasks import check_bounds, load_segmenter
 
@@ -56,11 +59,11 @@ def main(argv: Sequence[str]) -> int | None:
         raise ValueError(f"scale must be positive, got {options.scale}")
     check_bounds(options.max_points, options.context)
     open_device(options.device)
-    scenes = [Path(scene) for scene in options.scenes]
+    scenes = listed_files(options.scenes, SCENE_SUFFIXES)
     check_results(scenes, options)
     model = load_segmenter(options.run)
     # Not drop_invalid: a file has no other result without it, only none where points are invalid.
-    names = ("scale", "voting", "fragments", "max_points", "context", "device")
+    names = ("scale", "up", "voting", "fragments", "max_points", "context", "device")
     choice = [identity_of(model), *(f"{name} {getattr(options, name)}" for name in names)]
     label_files("scene", scenes, options, choice, model.classes, lambda path: _label(model, path, options))
     return None
@@ -72,7 +75,7 @@ def _label(model: SceneSegmenter, path: Path, options: Any) -> Labelled:
     from pc3d.tasks import segment_scene, unit_notes, with_fields
 
     read = read_scene(path, drop_invalid=options.drop_invalid)
-    in_metres = read.replace(xyz=read.xyz * options.scale)
+    in_metres = turned_up(read.replace(xyz=read.xyz * options.scale), options.up)
     units = unit_notes(in_metres, model.voxel_size)
     cloud, notes = with_fields(in_metres, model.fields)
     notes = [*units, *notes]

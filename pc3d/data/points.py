@@ -31,6 +31,8 @@ _READERS: dict[str, Callable[..., Fields]] = {
     ".npz": read_npz,
 }
 POINT_SUFFIXES = tuple(_READERS)
+SCENE_SUFFIXES = tuple(suffix for suffix in _READERS if suffix not in MESH_LOADERS)
+"""Endings of files that hold points of their own, which :func:`read_scene` reads."""
 
 
 def read_points(path: Path | str, *, num_points: int = 10_000, seed: int = 0, drop_invalid: bool = False) -> PointCloud:
@@ -103,7 +105,7 @@ def read_scene(path: Path | str, *, drop_invalid: bool = False) -> PointCloud:
             f"{path}: a {path.suffix} file is a mesh without points of its own; "
             "sample some with pc3d.data.read_points(path, num_points=...)"
         )
-    readers = {name: reader for name, reader in _READERS.items() if name not in MESH_LOADERS}
+    readers = {name: _READERS[name] for name in SCENE_SUFFIXES}
     fields = read_fields(path, {**readers, ".ply": read_ply_vertices})
     return as_cloud(fields, path, drop_invalid, resolution=MILLIMETRE)
 

@@ -276,7 +276,7 @@ def test_predict_deals_with_files_that_cannot_be_used(
         f"left out: {files / 'list.xlsx'}: has the ending '.xlsx'",
         f"left out: {files / '0.npy'}: cannot be read as NPY",
         f"left out: {files / '2.npy'}: 2 of 302 points are not finite",
-        f"left out: {files / '3.npy'}: num_points=96 exceeds the 40 points",
+        f"left out: {files / '3.npy'}: num_points=96 exceeds the 40 points of the cloud: ask for fewer",
     ]
     assert all(line in told for line in lines)
     assert [row["id"] for row in csv.DictReader(output.open())] == ["1"]

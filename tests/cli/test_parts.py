@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from numpy.typing import NDArray
 
 from pc3d.cli._training import shipped_configs
 from pc3d.cli.main import main
@@ -243,6 +244,33 @@ def test_predict_labels_every_point_of_files(run: Path, tmp_path: Path, capsys: 
     coloured = read_points(tmp_path / "out" / "chair.ply")
     np.testing.assert_allclose(coloured.xyz.numpy(), metric, rtol=1e-6)
     assert coloured.rgb is not None
+
+
+def test_predict_turns_objects_and_leaves_out_bad_files(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    xyz = Household("test", num_points=400)[3].xyz.numpy()
+    folder = tmp_path / "objects"
+    folder.mkdir()
+    np.save(folder / "upright.npy", xyz)
+    np.save(folder / "y_up.npy", xyz[:, [0, 2, 1]] * np.array([1, 1, -1], np.float32))
+    np.save(folder / "bad.npy", np.full((9, 3), np.nan))
+    command = ["predict", run, folder, "--category", "chair", "--on_error", "report", "--json"]
+    assert parts(*command, "--output", tmp_path / "stored") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [Path(one["object"]).name for one in found["objects"]] == ["upright.npy", "y_up.npy"]
+    assert [Path(one["path"]).name for one in found["left_out"]] == ["bad.npy"]
+    assert parts(*command, "--up", "y", "--output", tmp_path / "turned") == 0
+
+    def confidence(folder: str, name: str) -> NDArray[np.float32]:
+        with np.load(tmp_path / folder / f"{name}.npz") as file:
+            return np.asarray(file["confidence"])
+
+    np.testing.assert_array_equal(confidence("turned", "y_up"), confidence("stored", "upright"))
+    assert (confidence("stored", "y_up") != confidence("stored", "upright")).any()
+    np.testing.assert_allclose(
+        read_points(tmp_path / "turned" / "y_up.ply").xyz, read_points(folder / "y_up.npy").xyz, atol=1e-6
+    )
 
 
 def test_predict_refuses_what_it_cannot_do(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

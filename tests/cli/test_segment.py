@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -591,6 +592,63 @@ def test_the_scenes_of_a_report_go_on_after_an_interruption(
     for room, labels in zip(rooms, shown, strict=True):
         assert labels.tolist() == (room.xyz[:, 2] > 1).tolist()
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_predict_takes_folders_and_leaves_out_what_cannot_be_read(
+    run: Path, scenes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "scans"
+    (folder / "photos").mkdir(parents=True)
+    for path in scenes:
+        shutil.copy(path, folder)
+    (folder / "b.ply").write_text("ply")
+    (folder / "chair.obj").write_text("v 0 0 0")
+    (folder / ".hidden.npy").write_text("")
+    arguments: list[str | Path] = ["predict", run, folder, "--output", tmp_path / "out"]
+    assert segment(*arguments) == 1
+    captured = capsys.readouterr()
+    assert f"{folder}: 3 files; not read: chair.obj, photos/" in captured.out
+    assert f"{folder / 'b.ply'}: " in captured.err
+    assert "--on_error report leaves such files out and lists them" in captured.err
+    assert segment(*arguments, "--on_error", "report", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [Path(one["scene"]).name for one in found["scenes"]] == ["first.xyz", "second.npy"]
+    assert [Path(one["path"]).name for one in found["left_out"]] == ["b.ply"]
+    assert segment(*arguments, "--on_error", "report", "--resume") == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("done already") == 2
+    assert f"left out: {folder / 'b.ply'}: " in captured.out.splitlines()[-1]
+    assert segment("predict", run, folder / "b.ply", "--output", tmp_path / "b", "--on_error", "report") == 1
+    assert f"nothing in {folder / 'b.ply'} can be read, first " in capsys.readouterr().err
+    assert segment("predict", run, folder / "photos", "--output", tmp_path / "b") == 1
+    assert "photos is a folder without files to read (.ply, .pcd, " in capsys.readouterr().err
+
+
+def test_predict_turns_scenes_whose_y_is_up(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[PointCloud] = []
+
+    def noted(model: Any, cloud: PointCloud, **options: Any) -> SceneLabels:
+        seen.append(cloud)
+        return segment_scene(model, cloud, **options)
+
+    monkeypatch.setattr("pc3d.tasks.segment_scene", noted)
+    room = Rooms("test")[0].select(slice(None, None, 40))
+    assert room.normal is not None
+    # x, y, z of a frame whose y is up are x, z, -y of the room.
+    both = np.hstack([room.xyz, room.normal])
+    np.savetxt(tmp_path / "scan.xyzn", both[:, [0, 2, 1, 3, 5, 4]] * [1, 1, -1, 1, 1, -1])
+    assert segment("predict", run, tmp_path / "scan.xyzn", "--up", "y", "--output", tmp_path / "out") == 0
+    (turned,) = seen
+    np.testing.assert_allclose(turned.xyz, room.xyz, atol=1e-5)
+    if turned.normal is not None:
+        np.testing.assert_allclose(turned.normal, room.normal, atol=1e-5)
+    written = read_scene(tmp_path / "out" / "scan.ply")
+    np.testing.assert_allclose(written.xyz, read_scene(tmp_path / "scan.xyzn").xyz, atol=1e-5)
+    # Results of another axis are not taken for those of this one.
+    assert segment("predict", run, tmp_path / "scan.xyzn", "--resume", "--output", tmp_path / "out") == 1
+    assert "is of another model, other options" in capsys.readouterr().err
 
 
 def test_predict_keeps_georeferenced_coordinates_and_rows_of_the_file(
