@@ -1,13 +1,20 @@
-"""Prepare a raw scene benchmark for pc3d: a folder per scene with coord.npy, color.npy, ... (Pointcept's layout).
+"""Prepare scans for pc3d: a folder per scene with coord.npy, color.npy, ... (Pointcept's layout).
 
     python data_tools/prepare_scenes.py scannet ROOT OUT --labels scannetv2-labels.combined.tsv [--workers 4]
     python data_tools/prepare_scenes.py s3dis ROOT OUT [--align] [--normals estimated]
     python data_tools/prepare_scenes.py structured3d ROOT OUT [--depth z|range] [--up world|mirrored]
+    python data_tools/prepare_scenes.py files ROOT OUT [--classes LIST [--label-column NAME]] [--test-share 0.2]
 
 ROOT is where the download lies: for scannet any folder above the scans' own (``scans/sceneSSSS_TT``), for s3dis the
 one with ``Area_1`` to ``Area_6`` or one above it, for structured3d the one with the zip archives, which stay packed.
 OUT is then read with ``pc3d.data.ScanNet(OUT)``, ``S3DIS(OUT)`` or ``Structured3D(OUT)``, and checked with
 ``sha256sum --check manifest.sha256``.
+
+files takes your own scans (PLY, PCD, LAS, LAZ, E57, XYZ, CSV, PTS, NPY, NPZ), read with ``pc3d.data.SceneFolder(OUT)``.
+Sub-folders of ROOT are splits, such as train and test; without any, all files are train, or a share of them test. With
+--classes (or ROOT/classes.txt), the classes of the points are read, too: LIST has a name on each line, of the numbers
+0, 1, ... in the files; or a number and a name, such as "6 building", and points with other numbers have no class. Scans
+without colours become grey, and normals are estimated where there are none, so that every recipe can train on them.
 
 An interrupted run goes on where it stopped when called again with the same options: scenes that are in the manifest
 and whole are kept. A scene in OUT that this tool has not written is never overwritten; the run stops and names it. Bad
@@ -36,12 +43,15 @@ import numpy as np
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from pc3d.data import S3DIS, BadFileError, MissingDataError, ScanNet, Structured3D
+from pc3d.data import S3DIS, BadFileError, MissingDataError, ScanNet, SceneFolder, Structured3D
+from pc3d.data.files import visible_files
+from pc3d.data.points import SCENE_SUFFIXES
 from pc3d.data.raw_s3dis import read_s3dis_room
 from pc3d.data.raw_scannet import read_scannet_categories, read_scannet_scan
 from pc3d.data.raw_structured3d import find_structured3d_rooms, read_structured3d_room
+from pc3d.data.scan_files import read_class_codes, read_scan
 from pc3d.data.scene_labels import scannet_split
-from pc3d.data.scenes import find_below
+from pc3d.data.scenes import CLASSES_FILE, find_below
 
 
 class Reader(Protocol):
@@ -188,11 +198,41 @@ def structured3d_jobs(given: argparse.Namespace) -> list[Job]:
     return jobs or missing("Structured3D archives", given.root / "*.zip", given.root, Structured3D)
 
 
+def file_jobs(given: argparse.Namespace) -> list[Job]:
+    read = partial(
+        read_scan,
+        codes=None if given.classes is None else read_class_codes(given.classes),
+        labels=given.label_column,
+        scale=given.scale,
+        y_up=given.y_up,
+        cell=given.cell,
+        drop_invalid=given.drop_invalid,
+    )
+    found = [path for path in visible_files(given.root) if path != given.classes]
+    scans = [path for path in found if path.suffix.lower() in SCENE_SUFFIXES]
+    others = [str(path.relative_to(given.root)) for path in found if path.suffix.lower() not in SCENE_SUFFIXES]
+    if others:
+        print(f"not read: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}")
+    splits = {path: path.relative_to(given.root).parts[:-1] for path in scans}
+    flat = [path for path in scans if not splits[path]]
+    if flat and len(flat) < len(scans):
+        sys.exit(f"{flat[0]} lies beside the folders of the splits: move it into one of them")
+    if given.test_share and len(flat) < len(scans):
+        sys.exit(f"--test-share {given.test_share} is for files without splits, {given.root} has folders: leave it out")
+    order = np.random.default_rng(0).permutation(len(flat))
+    test = {flat[i] for i in order[: round(given.test_share * len(flat))]}
+    jobs = []
+    for path in scans:
+        split, *within = splits[path] or ("test" if path in test else "train",)
+        jobs.append(Job(f"{split}/{'-'.join([*within, path.stem])}", partial(read, path)))
+    return jobs or missing("scans", given.root / "train" / "SCAN.ply", given.root, SceneFolder)
+
+
 def missing(name: str, looked_for: Path, root: Path, dataset: Any) -> list[Job]:
     raise MissingDataError.of(name, [looked_for], root, dataset.source, dataset.terms)
 
 
-KINDS = {"scannet": scannet_jobs, "s3dis": s3dis_jobs, "structured3d": structured3d_jobs}
+KINDS = {"scannet": scannet_jobs, "s3dis": s3dis_jobs, "structured3d": structured3d_jobs, "files": file_jobs}
 
 
 def run(given: argparse.Namespace) -> None:
@@ -209,7 +249,14 @@ def run(given: argparse.Namespace) -> None:
         options.update(align=given.align, **({} if given.normals == "none" else {"normals": given.normals}))
     if given.kind == "structured3d":
         options.update(depth=given.depth, up=given.up)
+    if given.kind == "files":
+        kept = ("label_column", "scale", "y_up", "cell", "drop_invalid", "test_share")
+        options.update({name: getattr(given, name) for name in kept})
+        options.update(classes=None if given.classes is None else sha256(given.classes))
     output = Output(given.out, options)
+    if given.kind == "files" and given.classes is not None:
+        names = read_class_codes(given.classes).names
+        (given.out / CLASSES_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     failures = []
     with tqdm(total=len(jobs), desc=given.kind, unit="scene", disable=None) as bar:
         for done in results(jobs, output, given.on_error, given.workers):
@@ -247,6 +294,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--up", choices=["world", "mirrored"], default="world", help="structured3d: axes, mirrored as in Pointcept"
     )
+    parser.add_argument(
+        "--classes", type=Path, help=f"files: list of the classes (default: {CLASSES_FILE} of ROOT; none: no labels)"
+    )
+    parser.add_argument("--label-column", help="files: column with the classes (default: label, classification, ...)")
+    parser.add_argument("--scale", type=float, default=1.0, help="files: metres of one unit; 0.001 for mm (default: 1)")
+    parser.add_argument("--y-up", action="store_true", help="files: y points up in them (default: z)")
+    parser.add_argument(
+        "--cell", type=float, help="files: keep one point in each cube of this edge in m (default: all)"
+    )
+    parser.add_argument("--drop-invalid", action="store_true", help="files: leave out points that are not finite")
+    parser.add_argument("--test-share", type=float, default=0.0, help="files without splits: share of them for test")
     parser.add_argument("--on-error", choices=["refuse", "report"], default="refuse", help="what to do with bad files")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="processes (default: all cores); 1 works in this one"
@@ -254,10 +312,18 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.workers < 1:
         parser.error(f"--workers must be at least 1, got {given.workers}")
+    if not 0 <= given.test_share < 1:
+        parser.error(f"--test-share must be at least 0 and below 1, got {given.test_share}")
+    if not given.scale > 0 or (given.cell is not None and not given.cell > 0):
+        parser.error(f"--scale and --cell must be positive, got {given.scale} and {given.cell}")
     given.root = given.root.resolve()
+    if given.classes is None and (given.root / CLASSES_FILE).is_file():
+        given.classes = given.root / CLASSES_FILE
+    elif given.classes is not None:
+        given.classes = given.classes.resolve()
     try:
         run(given)
-    except (BadFileError, MissingDataError) as error:
+    except (BadFileError, FileNotFoundError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)

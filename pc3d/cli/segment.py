@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pc3d.cli import _output, _training
@@ -23,12 +25,15 @@ overrides any field, as in --trainer.max_epochs 10 or --model.encoder runs/pretr
 receives the resolved configuration, last.ckpt, metrics.csv, TensorBoard files and, at the end, the model: encoder/,
 which load_encoder reads, and head/. To resume an interrupted run: pc3d segment train --output FOLDER --resume
 
-Shorthands: --label_fraction, --labelled_points and --scene_fraction for those of --data, --encoder, --skip, --y_up
-and --freeze for those of --model. --encoder is a run folder, a folder, a Hub id, or an official Swin3D .pth file."""
+Shorthands: --root for the folder of all data sets of the configuration, --label_fraction, --labelled_points and
+--scene_fraction for those of --data, --encoder, --skip, --y_up and --freeze for those of --model. --encoder is a run
+folder, a folder, a Hub id, or an official Swin3D .pth file."""
 _SHORTHANDS = {
     **{f"--{name}": f"--data.{name}" for name in ("label_fraction", "labelled_points", "scene_fraction")},
     **{f"--{name}": f"--model.{name}" for name in ("encoder", "skip", "y_up", "freeze")},
 }
+
+_ROOT = "--data.{}.init_args.root"
 
 
 def _help() -> str:
@@ -82,7 +87,8 @@ def build_parser() -> Any:
     from pc3d.tasks import SemanticSegmentation
 
     parser = _training.training_parser("segment train", "segment", _DESCRIPTION)
-    parser.shorthands = {name: (target,) for name, target in _SHORTHANDS.items()}
+    in_full = {**_SHORTHANDS, "--root": _ROOT.format("train")}
+    parser.shorthands = {name: (target,) for name, target in in_full.items()}
     parser.add_class_arguments(SemanticSegmentation, "model")
     parser.add_class_arguments(SceneDataModule, "data")
     _training.add_trainer(parser)
@@ -96,7 +102,7 @@ def build_parser() -> Any:
 
 def train(argv: Sequence[str]) -> int | None:
     """Run ``pc3d segment train``."""
-    arguments = _training.with_config([_in_full(argument) for argument in argv], "segment")
+    arguments = _with_roots(_training.with_config([_in_full(argument) for argument in argv], "segment"))
     trainer, folder = _training.train(build_parser(), arguments, _before)
     if trainer.is_global_zero:
         scores = {
@@ -114,6 +120,23 @@ def train(argv: Sequence[str]) -> int | None:
 def _in_full(argument: str) -> str:
     name, equals, value = argument.partition("=")
     return _SHORTHANDS.get(name, name) + equals + value
+
+
+def _with_roots(argv: Sequence[str]) -> list[str]:
+    """The arguments, with ``--root`` written out for every data set that the configuration names."""
+    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    look.add_argument("--root")
+    look.add_argument("--config", action="append", default=[])
+    known, _ = look.parse_known_args(list(argv))
+    if known.root is None:
+        return list(argv)
+    import yaml
+
+    data = yaml.safe_load(Path(known.config[-1]).read_text(encoding="utf-8")).get("data", {}) if known.config else {}
+    sets = [name for name in ("train", "validation", "test") if data.get(name)] or ["train"]
+    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    look.add_argument("--root")
+    return [*look.parse_known_args(list(argv))[1], *(f"{_ROOT.format(name)}={known.root}" for name in sets)]
 
 
 def _before(objects: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pc3d.data.dataset import BadFileError
 
 Array = NDArray[Any]
-# Arrays of one file: xyz always, rgb in [0, 1] and normal where the file has them.
+# Arrays of one file: xyz always, rgb in [0, 1] and normal where the file has them, segment where it was asked for.
 Fields = dict[str, Array]
 # What is kept of the coordinates of scenes, in metres.
 MILLIMETRE = 1e-3
@@ -28,6 +28,11 @@ COLUMN_NAMES = {
     "harmonics": (("f_dc_0", "f_dc_1", "f_dc_2"),),
     "normal": (("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z")),
 }
+# What programs call the class of a point.
+LABEL_NAMES = (
+    *("label", "labels", "class", "classes", "classification", "class_id", "category", "segment", "segmentation"),
+    *("semantic", "semantics", "semantic_label", "semantic_class", "sem_class"),
+)
 
 
 def colours(values: Array) -> Array:
@@ -58,20 +63,54 @@ def named_colours(columns: Mapping[str, Array]) -> Array | None:
     return np.asarray(np.clip(0.5 + harmonics / (2 * np.sqrt(np.pi)), 0, 1), np.float32)
 
 
-def named_fields(path: Path, columns: Mapping[str, Array]) -> Fields:
+def is_label(name: str, wanted: Collection[str]) -> bool:
+    """Whether a column or an array holds the classes of the points, by its name.
+
+    Args:
+        name: of the column.
+        wanted: names in small letters that it may have; CloudCompare writes ``scalar_`` before names.
+    """
+    return name.lower() in wanted or name.lower().removeprefix("scalar_") in wanted
+
+
+def label_column(
+    path: Path, columns: Mapping[str, Array], wanted: Sequence[str], names: Sequence[str] | None = None
+) -> Array:
+    """The classes of the points among columns that have names.
+
+    Args:
+        path: of the file, for the message.
+        columns: arrays by their names.
+        wanted: see :func:`is_label`; the first that is there counts.
+        names: of all columns of the file, where ``columns`` are a part of them.
+
+    Raises:
+        BadFileError: there is no such column.
+    """
+    found = next((columns[name] for one in wanted for name in columns if is_label(name, (one,))), None)
+    if found is None:
+        others = list(columns if names is None else names)
+        raise BadFileError(path, f"has no classes of its points ({', '.join(wanted)}); its columns are {others}")
+    return found
+
+
+def named_fields(path: Path, columns: Mapping[str, Array], labels: Sequence[str] = ()) -> Fields:
     """Coordinates, colours and normals among columns that have names; others are passed over.
 
     Args:
         path: of the file, for the message.
         columns: ``(N,)`` arrays by their names.
+        labels: names of the column with the classes of the points, see :func:`label_column`; none: not wanted.
 
     Raises:
-        BadFileError: there are no coordinates.
+        BadFileError: there are no coordinates, or no classes that were asked for.
     """
     xyz, rgb, normal = _by_name(columns, "xyz"), named_colours(columns), _by_name(columns, "normal")
     if xyz is None:
         raise BadFileError(path, f"has no columns x, y and z; its columns are {list(columns)}")
     found = {"xyz": xyz, "rgb": rgb, "normal": normal}
+    if labels:
+        found["segment"] = label_column(path, columns, labels)
     return {name: values for name, values in found.items() if values is not None}
 
 

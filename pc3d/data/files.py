@@ -144,7 +144,7 @@ class FolderDataset(FileDataset):
                 "(--data.train.split train of a command)",
                 stacklevel=2,
             )
-        found = [(path, label) for label, folder in folders for path in _files(folder)]
+        found = [(path, label) for label, folder in folders for path in visible_files(folder)]
         lost = [path for path, _ in found if not path.exists()]
         found = [(path, label) for path, label in found if path.exists()] if lost else found
         wanted = [(path, label) for path, label in found if path.suffix.lower() in suffixes]
@@ -167,7 +167,7 @@ class FolderDataset(FileDataset):
         strangers = [SkippedFile(path, "is a link to a file that is not there") for path in lost]
         strangers += [SkippedFile(path, f"has the ending {path.suffix!r}") for path in foreign]
         # An ending in ``ignore`` excuses a file here as well, unless it is one that is read.
-        for path in (path for folder in above for path in _files(folder, deep=False)):
+        for path in (path for folder in above for path in visible_files(folder, deep=False)):
             if path.suffix.lower() in suffixes or path.suffix.lower() not in ignore:
                 strangers.append(SkippedFile(path, "lies beside the folders that hold the classes, not in one of them"))
         if strangers and on_error == "refuse":
@@ -239,8 +239,8 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _files(folder: Path, *, deep: bool = True) -> list[Path]:
-    """What lies in a folder, links to folders followed, and links to nothing."""
+def visible_files(folder: Path, *, deep: bool = True) -> list[Path]:
+    """What lies in a folder and is not hidden, links to folders followed, and links to nothing."""
     found = []
     for top, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if deep and not name.startswith(".") and not _round(Path(top, name))]

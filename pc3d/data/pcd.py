@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,7 @@ from pc3d.data.file_fields import Fields, colours, named_fields
 _HEADER_BYTES = 1 << 16
 
 
-def read_pcd(path: Path, **_: Any) -> Fields:
+def read_pcd(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
     """The points of a PCD file: text, binary or compressed; ``rgb`` or ``rgba`` packed in a word, or a field each."""
     pypcd4 = require("pypcd4", extra="io", purpose="PCD files")
     pydantic = require("pydantic", extra="io", purpose="PCD files")
@@ -31,7 +32,7 @@ def read_pcd(path: Path, **_: Any) -> Fields:
     if len(data) < promised:
         raise BadFileError(path, f"is truncated: the header promises {promised} points, {len(data)} are there")
     rows = data[:promised]
-    fields = named_fields(path, {name: rows[name].reshape(-1) for name in cloud.fields})
+    fields = named_fields(path, {name: rows[name].reshape(-1) for name in cloud.fields}, labels)
     packed = next((name for name in ("rgb", "rgba") if name in cloud.fields), None)
     if packed is not None:
         # Three bytes packed into a 32-bit word, whatever the declared type of the field.

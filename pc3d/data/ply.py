@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,21 @@ _TEXTURE_COORDINATES = (("s", "t"), ("u", "v"), ("texture_u", "texture_v"))
 _NO_LISTS = Lists(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
-def ply_points(path: Path, file: PlyFile) -> Fields:
+def ply_points(path: Path, file: PlyFile, labels: Sequence[str] = ()) -> Fields:
     """The vertices of a file, with their colours and normals as far as it has them.
 
+    Args:
+        path: of the file.
+        file: what it holds.
+        labels: see :func:`pc3d.data.file_fields.named_fields`.
+
     Raises:
-        BadFileError: there are no vertices.
+        BadFileError: there are no vertices, or no classes that were asked for.
     """
     vertex = file.elements.get("vertex")
     if vertex is None:
         raise BadFileError(path, f"has no element 'vertex', but {list(file.elements)}")
-    fields = named_fields(path, _columns(vertex))
+    fields = named_fields(path, _columns(vertex), labels)
     if len(fields["xyz"]) == 0:
         raise BadFileError(path, "holds no points")
     return fields
@@ -94,10 +100,10 @@ def _begins(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(np.cumsum(lengths) - lengths)
 
 
-def read_ply_vertices(path: Path, **_: Any) -> Fields:
+def read_ply_vertices(path: Path, labels: Sequence[str] = ()) -> Fields:
     """The points of a PLY file, or the vertices of its mesh with normals from the faces where it has none."""
     file = read_ply(path)
-    fields = ply_points(path, file)
+    fields = ply_points(path, file, labels)
     triangles = Triangles(path, file)
     if "normal" not in fields and len(triangles) > 0:
         fields["normal"] = vertex_normals(fields["xyz"], triangles.vertices)

@@ -11,7 +11,7 @@ import torch
 
 from pc3d._extras import MissingExtraError
 from pc3d.data.dataset import BadFileError
-from pc3d.data.file_fields import MILLIMETRE, Fields, near_origin
+from pc3d.data.file_fields import LABEL_NAMES, MILLIMETRE, Array, Fields, near_origin
 from pc3d.data.mesh_files import MESH_LOADERS, read_mesh, read_ply_points
 from pc3d.data.pcd import read_pcd
 from pc3d.data.ply import read_ply_vertices
@@ -74,7 +74,7 @@ def read_points(path: Path | str, *, num_points: int = 10_000, seed: int = 0, dr
     return as_cloud(fields, path, drop_invalid)
 
 
-def read_scene(path: Path | str, *, drop_invalid: bool = False) -> PointCloud:
+def read_scene(path: Path | str, *, drop_invalid: bool = False, labels: bool | str = False) -> PointCloud:
     """Read a scan of a room, a building or a street: every point of the file, in its order, in metres as stored.
 
     PCD goes through pypcd4, LAS and LAZ through laspy (by pieces), E57 through pye57, PLY, NPY, NPZ and text (XYZ, TXT,
@@ -92,11 +92,15 @@ def read_scene(path: Path | str, *, drop_invalid: bool = False) -> PointCloud:
         drop_invalid: leave out points that are not finite, as organised clouds mark empty pixels; ``meta`` then has
             their number as ``"dropped_points"`` and a boolean tensor over the rows of the file, ``"kept_rows"``.
             Otherwise such a file is refused.
+        labels: also read the classes of the points, whole numbers, into ``segment``, as the file numbers them (NaN, as
+            CloudCompare marks points without one, becomes -1): from the column, property, dimension or array of this
+            name, or for True of the usual names, among them ``label``, ``class``, ``classification`` and ``segment``.
+            In tables without names it is the last column.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the ending is not one of those above.
-        BadFileError: the file is truncated, empty, holds no points, or not finite ones.
+        BadFileError: the file is truncated, empty, holds no points, not finite ones, or no classes that were asked for.
         ImportError: the library for the format is not installed; the message says how to get it.
     """
     path = Path(path)
@@ -106,8 +110,13 @@ def read_scene(path: Path | str, *, drop_invalid: bool = False) -> PointCloud:
             "sample some with pc3d.data.read_points(path, num_points=...)"
         )
     readers = {name: _READERS[name] for name in SCENE_SUFFIXES}
-    fields = read_fields(path, {**readers, ".ply": read_ply_vertices})
-    return as_cloud(fields, path, drop_invalid, resolution=MILLIMETRE)
+    names = (labels.lower(),) if isinstance(labels, str) else LABEL_NAMES if labels else ()
+    fields = read_fields(path, {**readers, ".ply": read_ply_vertices}, labels=names)
+    segment = _classes(fields.pop("segment"), len(fields["xyz"]), path) if names else None
+    cloud = as_cloud(fields, path, drop_invalid, resolution=MILLIMETRE)
+    if segment is None:
+        return cloud
+    return cloud.replace(segment=segment[cloud.meta["kept_rows"]] if "kept_rows" in cloud.meta else segment)
 
 
 def read_fields(path: Path, readers: dict[str, Callable[..., Fields]], **options: Any) -> Fields:
@@ -152,6 +161,10 @@ def as_cloud(fields: Fields, path: Path, drop_invalid: bool, resolution: float |
         # Normals that could not be estimated are written as NaN, or as zeros where a program has to write some.
         normal = np.where(np.isfinite(fields["normal"]).all(axis=-1, keepdims=True), fields["normal"], 0)
         fields = {**fields, "normal": normal} if normal.any() else {n: v for n, v in fields.items() if n != "normal"}
+    shape = np.shape(fields["xyz"])
+    for name, values in fields.items():
+        if values.shape != shape:
+            raise BadFileError(path, f"{name} has shape {values.shape}, the coordinates have {shape}")
     finite = np.asarray(np.isfinite(fields["xyz"]).all(axis=1))
     if not finite.all():
         if not drop_invalid:
@@ -166,8 +179,6 @@ def as_cloud(fields: Fields, path: Path, drop_invalid: bool, resolution: float |
     if len(xyz) == 0:
         raise BadFileError(path, "holds no points")
     for name, values in fields.items():
-        if values.shape != xyz.shape:
-            raise BadFileError(path, f"{name} has shape {values.shape}, the coordinates have {xyz.shape}")
         if not np.isfinite(values).all():
             raise BadFileError(path, f"{name} has values that are not finite numbers")
     xyz, origin = near_origin(xyz, resolution)
@@ -177,3 +188,19 @@ def as_cloud(fields: Fields, path: Path, drop_invalid: bool, resolution: float |
     if "normal" in tensors:
         tensors["normal"] = torch.nn.functional.normalize(tensors["normal"], dim=1)
     return PointCloud(**tensors, meta=meta)  # type: ignore[arg-type]  # the keys are xyz, rgb and normal
+
+
+def _classes(values: Array, count: int, path: Path) -> torch.Tensor:
+    """The classes of points, -1 for NaN.
+
+    Raises:
+        BadFileError: they are not as many whole numbers as points.
+    """
+    if values.size != count or values.dtype.kind not in "iuf":
+        raise BadFileError(path, f"the classes of its {count} points are {values.dtype} of shape {values.shape}")
+    values = values.reshape(-1)
+    if values.dtype.kind == "f":
+        values = np.where(np.isnan(values), -1, values)
+        if not (values == np.round(values)).all():
+            raise BadFileError(path, "the classes of its points are not whole numbers: another column may hold them")
+    return torch.from_numpy(values.astype(np.int64))

@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 from pc3d.data.dataset import BadFileError, MissingDataError, PointDataset
 from pc3d.data.file_fields import MILLIMETRE, near_origin
+from pc3d.data.files import read_lines
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
+
+CLASSES_FILE = "classes.txt"
 
 
 class SceneFolder(PointDataset):
@@ -33,7 +36,8 @@ class SceneFolder(PointDataset):
         root: the folder with the splits.
         split: name of a sub-folder, several of them, or a ``.json`` file (a list of scene folders, relative to
             ``root``).
-        classes: names of the classes.
+        classes: names of the classes; None for those in ``classes.txt`` of the root, a name on each line, or none if
+            there is no such file.
         segment: name of the file with the classes, without its ending.
         scenes_list: only the scenes that this text file names, one per line: an official subset.
         transform: applied to every item.
@@ -52,13 +56,13 @@ class SceneFolder(PointDataset):
         root: Path | str,
         split: str | Sequence[str] = "train",
         *,
-        classes: Sequence[str],
+        classes: Sequence[str] | None = None,
         segment: str = "segment",
         scenes_list: Path | str | None = None,
         transform: Transform | None = None,
     ) -> None:
         self.root, self.split, self.transform = Path(root), split, transform
-        self.classes, self._segment = tuple(classes), segment
+        self.classes, self._segment = tuple(_listed_classes(self.root) if classes is None else classes), segment
         folders = self._scene_folders()
         found = {self.scene_id(path): path for path in folders}
         if len(found) < len(folders):
@@ -112,7 +116,9 @@ class SceneFolder(PointDataset):
         ids = values.reshape(-1).astype(np.int64)
         if classes and num_points and not -1 <= ids.min() <= ids.max() < len(self.classes):
             raise BadFileError(
-                path, f"has classes {ids.min()} to {ids.max()}, expected -1 (none) to {len(self.classes) - 1}"
+                path,
+                f"has classes {ids.min()} to {ids.max()}, expected -1 (none) to {len(self.classes) - 1}"
+                + (f": name them in classes, or in {self.root / CLASSES_FILE}" if not self.classes else ""),
             )
         return torch.from_numpy(ids)
 
@@ -166,6 +172,11 @@ class SceneFolder(PointDataset):
                 f"{type(self).__name__}: scenes of {path.name}", missing, self.root, self.source, self.terms
             )
         return {name: found[name] for name in names}
+
+
+def _listed_classes(root: Path) -> list[str]:
+    path = root / CLASSES_FILE
+    return read_lines(path) if path.is_file() else []
 
 
 def find_below(folder: Path, pattern: str, levels: Sequence[int] = (1, 2, 3)) -> list[Path]:

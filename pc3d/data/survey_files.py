@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,22 @@ import numpy as np
 
 from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
-from pc3d.data.file_fields import Array, Fields, colours
+from pc3d.data.file_fields import Array, Fields, colours, label_column
 
 _CHUNK = 1_000_000
 _CHANNELS = ("red", "green", "blue")
 
 
-def read_las(path: Path, **_: Any) -> Fields:
-    """The points of a LAS or LAZ file, float64, and their colours unless all are black (which means: none)."""
+def read_las(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
+    """The points of a LAS or LAZ file, float64, their colours unless all are black (which means: none), and classes."""
     laspy = require("laspy", extra="io", purpose="LAS and LAZ files")
     if path.suffix.lower() == ".laz":
         require("lazrs", extra="io", purpose="LAZ files")
     with laspy.open(path) as reader:
         count = int(reader.header.point_count)
-        colored = set(_CHANNELS) <= set(reader.header.point_format.dimension_names)
+        dimensions = list(reader.header.point_format.dimension_names)
+        colored = set(_CHANNELS) <= set(dimensions)
+        pieces: list[Array] = []
         xyz, rgb = np.empty((count, 3)), np.empty((count if colored else 0, 3), np.uint16)
         read = 0
         for points in reader.chunk_iterator(_CHUNK):
@@ -32,14 +35,19 @@ def read_las(path: Path, **_: Any) -> Fields:
                 xyz[rows, axis] = points[name]
                 if colored:
                     rgb[rows, axis] = points[channel]
+            if labels:
+                pieces.append(np.array(label_column(path, {name: points[name] for name in dimensions}, labels)))
             read += len(points)
     if read != count:
         raise BadFileError(path, f"holds {read} of the {count} points of its header")
-    return {"xyz": xyz, "rgb": colours(rgb)} if rgb.any() else {"xyz": xyz}
+    fields = {"xyz": xyz, "rgb": colours(rgb)} if rgb.any() else {"xyz": xyz}
+    return {**fields, "segment": np.concatenate(pieces)} if pieces else fields
 
 
-def read_e57(path: Path, **_: Any) -> Fields:
+def read_e57(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
     """The valid points of all scans of an E57 file in their common frame, and colours where every scan has them."""
+    if labels:
+        raise BadFileError(path, "has no classes of its points, as no E57 file has: write it as LAS or PLY")
     pye57 = require("pye57", extra="io", purpose="E57 files")
 
     file = pye57.E57(str(path))

@@ -12,7 +12,16 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from pc3d.data.dataset import BadFileError
-from pc3d.data.file_fields import COLUMN_NAMES, Array, Fields, colours, named_fields, read_table
+from pc3d.data.file_fields import (
+    COLUMN_NAMES,
+    Array,
+    Fields,
+    colours,
+    is_label,
+    label_column,
+    named_fields,
+    read_table,
+)
 from pc3d.data.pickles import load_object_array
 
 # What programs call arrays, in any case of letters.
@@ -37,9 +46,17 @@ _NUMBER = re.compile(r"\s*\"?[-+]?(\.?\d|nan|inf)", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+(,\d+)?([eE][-+]?\d+)?")
 
 
-def split_columns(table: Array, path: Path) -> Fields:
-    """Columns x y z, and after them a normal, a colour, or both, told apart by their values."""
+def split_columns(table: Array, path: Path, labels: Sequence[str] = ()) -> Fields:
+    """Columns x y z, and after them a normal, a colour, or both, told apart by their values; classes are the last."""
     _check_numbers(table, path, "the array")
+    if labels and table.ndim == 2:
+        if table.shape[1] not in (4, 7, 10):
+            raise BadFileError(
+                path,
+                f"has {table.shape[1]} columns without names: with the classes of the points in the last there are 4, "
+                "7 or 10",
+            )
+        return {**split_columns(table[:, :-1], path), "segment": table[:, -1]}
     if table.size == 0 and table.ndim == 2:
         raise BadFileError(path, "holds no points")
     if table.ndim != 2 or table.shape[1] < 3:
@@ -88,10 +105,11 @@ class _Layout(NamedTuple):
     promised: int | None
 
 
-def read_text(path: Path, **_: Any) -> Fields:
+def read_text(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
     """The points of a text file: numbers between spaces, tabs, commas or semicolons, with or without names above.
 
-    In files that begin with the number of points, as PTS files do, the fourth of four or seven columns is an intensity.
+    In files that begin with the number of points, as PTS files do, the fourth of four or seven columns is an intensity
+    (of five or eight where the last is the class of a point).
     """
     with path.open("rb") as start:
         # Two bytes at the beginning tell UTF-16, three mark UTF-8 as programs for Windows write it.
@@ -101,20 +119,25 @@ def read_text(path: Path, **_: Any) -> Fields:
         names = layout.names
         # From the file itself: a survey of millions of lines is not held as text.
         if names and not layout.in_comment:
-            names = [name for name in names if name.lower() in _COLUMNS]
-            table = read_table(_columns(chain([first], file), layout, path), ",")
+            names = [name for name in names if _is_read(name, labels)]
+            table = read_table(_columns(chain([first], file), layout, path, labels), ",")
         else:
             table = read_table(_numbers(chain([first], file), layout.decimal_comma), layout.delimiter)
     if layout.promised is not None and layout.promised != len(table):
         raise BadFileError(path, f"promises {layout.promised} points in its first line, {len(table)} are there")
     if len(names) == table.shape[1] and len(table) > 0:
-        fields = named_fields(path, {name: table[:, column] for column, name in enumerate(names)})
+        fields = named_fields(path, {name: table[:, column] for column, name in enumerate(names)}, labels)
         # A comment like "x y z of the points" may have as many words by chance.
         if len(fields) > 1 or not layout.in_comment or table.shape[1] not in (3, 6, 9):
             return fields
-    if table.shape[1] in (4, 7) and (layout.promised is not None or path.suffix.lower() == ".pts"):
+    with_intensity = (5, 8) if labels else (4, 7)
+    if table.shape[1] in with_intensity and (layout.promised is not None or path.suffix.lower() == ".pts"):
         table = np.delete(table, 3, axis=1)
-    return split_columns(table, path)
+    return split_columns(table, path, labels)
+
+
+def _is_read(name: str, labels: Sequence[str]) -> bool:
+    return name.lower() in _COLUMNS or is_label(name, labels)
 
 
 def _layout(file: IO[str]) -> tuple[_Layout, str]:
@@ -161,7 +184,7 @@ def _numbers(lines: Iterable[str], decimal_comma: bool) -> Iterator[str]:
             yield kept.replace(",", ".") if decimal_comma else kept
 
 
-def _columns(lines: Iterable[str], layout: _Layout, path: Path) -> Iterator[str]:
+def _columns(lines: Iterable[str], layout: _Layout, path: Path, labels: Sequence[str]) -> Iterator[str]:
     """Those columns of a table with names that are read, between commas; the others may hold words or nothing."""
     kept = (line for line in lines if line.strip() and not _COMMENT.match(line.lstrip()))
     rows: Iterable[list[str]]
@@ -169,7 +192,7 @@ def _columns(lines: Iterable[str], layout: _Layout, path: Path) -> Iterator[str]
         rows = (_COMMENT.split(line, maxsplit=1)[0].split() for line in kept)
     else:
         rows = csv.reader(kept, delimiter=layout.delimiter, skipinitialspace=True)
-    wanted = [column for column, name in enumerate(layout.names) if name.lower() in _COLUMNS]
+    wanted = [column for column, name in enumerate(layout.names) if _is_read(name, labels)]
     for number, row in enumerate(rows):
         while len(row) > len(layout.names) and not row[-1].strip():
             row.pop()  # a separator at the end of the line
@@ -182,7 +205,7 @@ def _columns(lines: Iterable[str], layout: _Layout, path: Path) -> Iterator[str]
         yield ",".join(cell.replace(",", ".") for cell in cells) if layout.decimal_comma else ",".join(cells)
 
 
-def read_npy(path: Path, **_: Any) -> Fields:
+def read_npy(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
     """The points of an array: rows of numbers, records with names, or a dictionary of arrays."""
     try:
         array = np.load(path, allow_pickle=False)
@@ -192,18 +215,19 @@ def read_npy(path: Path, **_: Any) -> Fields:
         held = load_object_array(path)
         if not isinstance(held, dict):
             raise BadFileError(path, _OBJECTS) from error
-        return _from_arrays({name: np.asarray(values) for name, values in held.items() if _known(name)}, path, [*held])
+        wanted = {name: np.asarray(values) for name, values in held.items() if _known(name, labels)}
+        return _from_arrays(wanted, path, [*held], labels)
     if array.dtype.names is None:
-        return split_columns(array, path)
+        return split_columns(array, path, labels)
     records = array.reshape(-1)
-    return _from_arrays({name: records[name] for name in array.dtype.names}, path)
+    return _from_arrays({name: records[name] for name in array.dtype.names}, path, labels=labels)
 
 
-def read_npz(path: Path, **_: Any) -> Fields:
+def read_npz(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
     """The points of an archive of arrays."""
     with np.load(path, allow_pickle=False) as archive:
         unnamed = re.compile(r"arr_\d+")
-        wanted = [name for name in archive.files if _known(name) or unnamed.fullmatch(name)]
+        wanted = [name for name in archive.files if _known(name, labels) or unnamed.fullmatch(name)]
         try:
             arrays = {name: archive[name] for name in wanted}
         except ValueError as error:
@@ -214,15 +238,19 @@ def read_npz(path: Path, **_: Any) -> Fields:
             # Arrays without names are told apart like columns.
             shape = arrays["arr_0"].shape
             blocks = [array for array in arrays.values() if array.shape == shape and len(shape) == 2]
-            return split_columns(np.concatenate(blocks, axis=1) if blocks else arrays["arr_0"], path)
-        return _from_arrays(arrays, path, archive.files)
+            return split_columns(np.concatenate(blocks, axis=1) if blocks else arrays["arr_0"], path, labels)
+        return _from_arrays(arrays, path, archive.files, labels)
 
 
-def _known(name: object) -> bool:
-    return isinstance(name, str) and (name.lower() in _COLUMNS or any(name.lower() in n for n in _ARRAY_NAMES.values()))
+def _known(name: object, labels: Sequence[str]) -> bool:
+    return isinstance(name, str) and (
+        _is_read(name, labels) or any(name.lower() in aliases for aliases in _ARRAY_NAMES.values())
+    )
 
 
-def _from_arrays(arrays: Mapping[str, Array], path: Path, names: Sequence[str] | None = None) -> Fields:
+def _from_arrays(
+    arrays: Mapping[str, Array], path: Path, names: Sequence[str] | None = None, labels: Sequence[str] = ()
+) -> Fields:
     lower = {name.lower(): values for name, values in arrays.items()}
     found = {
         field: next(((name, lower[name]) for name in aliases if name in lower), None)
@@ -243,4 +271,6 @@ def _from_arrays(arrays: Mapping[str, Array], path: Path, names: Sequence[str] |
                 # A fourth channel is how opaque a point is.
                 values = colours(values[:, :3] if values.ndim == 2 and values.shape[1] == 4 else values)
             fields[field] = values
+    if labels:
+        fields["segment"] = label_column(path, arrays, labels, names)
     return fields

@@ -31,7 +31,7 @@ def transform_of(steps: list[dict[str, Any]]) -> Compose:
 
 def test_all_configurations_of_scenes_are_looked_at() -> None:
     shipped = {f"segment/{path.name}" for path in (CONFIGS / "segment").glob("*.yaml")}
-    pre_training = {"masked_scene", "masked_scene_rooms", "scene_vicreg_rooms"}
+    pre_training = {"masked_scene", "masked_scene_rooms", "scene_vicreg_rooms", "scene_vicreg_folder"}
     pre_training |= {"swin3d_structured3d", "distill_rooms", "distill_scannet"}
     assert set(scene_configs()) == shipped | {f"pretrain/{name}.yaml" for name in pre_training}
 

@@ -6,8 +6,10 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from pc3d import load_encoder
 from pc3d.cli._training import shipped_configs, with_config
 from pc3d.cli.main import main
 from pc3d.cli.segment import build_parser
-from pc3d.data import PointCloud, Rooms, read_scene, split_train_validation
+from pc3d.data import PointCloud, Rooms, SceneFolder, read_scene, split_train_validation
 from pc3d.evaluation import content_hash, read_rows
 from pc3d.evaluation.rows import row_from
 from pc3d.models import SparseUNet
@@ -412,6 +414,55 @@ def test_folds_that_do_not_belong_together_are_refused(
     ):
         assert segment("fold", *arguments) == 1
         assert message in capsys.readouterr().err
+
+
+# ---- scans of one's own ------------------------------------------------------------------------------------------
+
+
+def test_scans_of_ones_own_train_and_are_judged(tmp_path: Path, import_script: Callable[[str], ModuleType]) -> None:
+    for split in ("train", "test"):
+        for index in range(2):
+            room = Rooms(split)[index].select(slice(None, None, 10))
+            path = tmp_path / "scans" / split / f"{index}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, xyz=room.xyz.numpy(), label=room.segment)
+    (tmp_path / "scans" / "classes.txt").write_text("0 wall\n1 floor\n2 ceiling\n")
+    prepared = tmp_path / "prepared"
+    import_script("data_tools/prepare_scenes.py").main(
+        ["files", str(tmp_path / "scans"), str(prepared), "--workers", "1"]
+    )
+    few = ("--trainer.max_epochs", "1", "--trainer.accelerator", "cpu")
+    views = tmp_path / "views"
+    arguments = [
+        "pretrain",
+        "--config",
+        "scene_vicreg_folder",
+        "--data.train.root",
+        str(prepared),
+        "--output",
+        str(views),
+    ]
+    assert main([*arguments, *few]) == 0
+    run, config = tmp_path / "run", ("--config", "scenes_small_unet", "--root", prepared)
+    assert segment("train", *config, "--encoder", views, "--output", run, *few) == 0
+    assert load_segmenter(run).classes == ("wall", "floor", "ceiling")
+    stored = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    assert [stored[name]["init_args"]["root"] for name in ("train", "test")] == [str(prepared)] * 2
+    assert segment("eval", run, "--single_pass") == 0
+    found = json.loads((run / "eval" / "scenefolder_test.json").read_text())
+    assert found["num_scenes"] == 2
+    points = sum(int((cloud.segment != -1).sum()) for cloud in SceneFolder(prepared, "test"))
+    assert sum(map(sum, found["confusion"])) == points
+
+
+def test_root_is_that_of_every_data_set_of_the_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in ((), ("--seed", "1")):  # wherever it stands
+        arguments = [*place, "--root", tmp_path, "--config", "swin3d_scannet", "--print_config"]
+        assert segment("train", *arguments, "--output", tmp_path / "run") == 0
+        data = yaml.safe_load(capsys.readouterr().out)["data"]
+        assert [data[name]["init_args"]["root"] for name in ("train", "validation", "test")] == [str(tmp_path)] * 3
 
 
 # ---- predict -----------------------------------------------------------------------------------------------------

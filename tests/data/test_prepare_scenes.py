@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,18 @@ import pytest
 import torch
 from PIL import Image
 
-from pc3d.data import S3DIS, S3DIS_CLASSES, SCANNET20, SCANNET200, BadFileError, ScanNet, Structured3D
+from pc3d.data import (
+    S3DIS,
+    S3DIS_CLASSES,
+    SCANNET20,
+    SCANNET200,
+    BadFileError,
+    Rooms,
+    ScanNet,
+    SceneFolder,
+    Structured3D,
+)
+from pc3d.data.normals import estimate_normals
 from pc3d.data.ply import vertex_normals
 from pc3d.data.raw_s3dis import read_s3dis_object, read_s3dis_room
 from pc3d.data.raw_scannet import read_scannet_categories, read_scannet_scan
@@ -496,3 +508,128 @@ def test_nothing_to_prepare(tmp_path: Path, tool: ModuleType, labels: Path) -> N
     with pytest.raises(SystemExit) as caught:
         tool.main(["s3dis", str(tmp_path), str(tmp_path / "out"), "--workers", "0"])
     assert caught.value.code == 2
+
+
+# Files of one's own
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Two rooms for training with colours and normals, one for testing without, in files of three formats."""
+    root = tmp_path / "scans"
+    for index, place in enumerate(("train/first.npz", "train/second.csv", "test/site/third.npy")):
+        room = Rooms("train")[index].select(slice(None, None, 30))
+        path = root / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        codes = 10 + 2 * room.segment.numpy()  # wall 10, floor 12, ...
+        rgb = (255 * room.rgb.numpy()).round().astype(np.uint8)
+        if index == 0:
+            np.savez(path, xyz=room.xyz.numpy(), rgb=rgb, normal=room.normal.numpy(), label=codes)
+        elif index == 1:
+            rows = np.column_stack([room.xyz.numpy(), rgb, codes])
+            np.savetxt(path, rows, fmt="%.6g", delimiter=",", header="x,y,z,r,g,b,class", comments="")
+        else:
+            np.save(path, np.column_stack([room.xyz.numpy(), codes]))
+    (root / "train" / "photo.jpg").write_bytes(b"")
+    (root / "classes.txt").write_text("# of the survey\n10 wall\n12: ground\n14, ground\n18 thing\n", encoding="utf-8")
+    return root
+
+
+def test_own_scans_with_classes(
+    tmp_path: Path, tool: ModuleType, scans: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    call(tool, "files", scans, out)
+    printed = capsys.readouterr().out
+    assert "not read: train/photo.jpg" in printed
+    assert re.search(r"first\.npz: no class for (16|2\d), .*: \d+\.\d % of the points", printed)
+    assert "third.npy: no colours: mid-grey" in printed
+    assert "third.npy: no normals: estimated from the 16 nearest points of each" in printed
+    assert "3 scenes, 0 left out" in printed
+    subprocess.run(["sha256sum", "--check", "--quiet", "manifest.sha256"], cwd=out, check=True)
+    train, test = SceneFolder(out), SceneFolder(out, "test")
+    assert train.classes == test.classes == ("wall", "ground", "thing")
+    assert (train.ids, test.ids) == (["first", "second"], ["site-third"])
+    for index, cloud in enumerate((train[0], train[1], test[0])):
+        room = Rooms("train")[index].select(slice(None, None, 30))
+        classes = {0: 0, 1: 1, 2: 1, 4: 2}
+        assert cloud.segment.tolist() == [classes.get(number, -1) for number in room.segment.tolist()]
+        torch.testing.assert_close(cloud.xyz, room.xyz, atol=1e-4, rtol=0)
+        if index < 2:
+            torch.testing.assert_close(cloud.rgb, room.rgb, atol=1e-6, rtol=0)
+        else:
+            assert cloud.rgb.unique().tolist() == [0.5]
+        if index == 0:
+            torch.testing.assert_close(cloud.normal, room.normal, atol=1e-5, rtol=0)
+        else:
+            torch.testing.assert_close(cloud.normal, estimate_normals(cloud.xyz))
+    call(tool, "files", scans, out)  # all is there
+    with pytest.raises(SystemExit, match=r"preparation\.json exists with other options"):
+        call(tool, "files", scans, out, "--cell", "0.1")
+
+
+def test_own_scans_in_other_units_and_places(tmp_path: Path, tool: ModuleType) -> None:
+    room = Rooms("test")[0].select(slice(None, None, 10))
+    y_up = np.column_stack([room.xyz[:, 0], room.xyz[:, 2], -room.xyz[:, 1]]).astype(np.float64)
+    far = np.array([4e5, 30.0, -5.2e6])
+    normal = np.column_stack([room.normal[:, 0], room.normal[:, 2], -room.normal[:, 1]])
+    for number in range(5):
+        path = tmp_path / "scans" / f"scan{number}.npz"
+        path.parent.mkdir(exist_ok=True)
+        np.savez(path, xyz=1000 * (y_up + far), normal=normal)
+    options = ("--scale", "0.001", "--y-up", "--cell", "0.2", "--test-share", "0.4")
+    call(tool, "files", tmp_path / "scans", tmp_path / "out", *options)
+    train, test = SceneFolder(tmp_path / "out"), SceneFolder(tmp_path / "out", "test")
+    assert (len(train), len(test)) == (3, 2)
+    assert train.classes == ()
+    cloud = test[0]
+    assert cloud.segment is None
+    whole = cloud.xyz.double() + torch.tensor(cloud.meta["origin"])
+    # The first point of each cube, counted from the lowest corner.
+    cubes = np.floor((y_up - y_up.min(0)) / 0.2 + 1e-9).astype(int)
+    first = np.sort(np.unique(cubes, axis=0, return_index=True)[1])
+    expected = room.xyz[first].double() + torch.tensor([4e5, 5.2e6, 30.0])
+    assert abs(len(whole) - len(expected)) <= 0.01 * len(expected)  # points on the border of two cubes
+    distance = torch.cdist(whole - whole.mean(0), expected - whole.mean(0)).min(1)
+    near = distance.values < 2e-3
+    assert near.float().mean() > 0.98
+    torch.testing.assert_close(cloud.normal[near], room.normal[first][distance.indices[near]], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("wall\nfloor\n", r"third\.npy: has points of the classes 10, .*, and there are 2 names, of 0 to 1: write a"),
+        ("10 wall\nfloor\n", r"must name a class on each line, with a number before each name or before none"),
+        ("10 wall\n10 floor\n", r"has a number or a name twice"),
+        ("wall\nwall\n", r"has a number or a name twice"),
+        ("# none\n", r"must name a class on each line"),
+    ],
+)
+def test_lists_of_classes_that_do_not_do(
+    tmp_path: Path, tool: ModuleType, scans: Path, classes: str, message: str
+) -> None:
+    (scans / "classes.txt").write_text(classes)
+    with pytest.raises(SystemExit, match=message):
+        call(tool, "files", scans, tmp_path / "out")
+
+
+def test_own_scans_that_are_not_laid_out(tmp_path: Path, tool: ModuleType, scans: Path) -> None:
+    with pytest.raises(SystemExit, match=r"--test-share 0\.2 is for files without splits"):
+        call(tool, "files", scans, tmp_path / "out", "--test-share", "0.2")
+    with pytest.raises(SystemExit, match=r"no\.txt does not exist"):
+        call(tool, "files", scans, tmp_path / "out", "--classes", tmp_path / "no.txt")
+    np.save(scans / "beside.npy", np.zeros((9, 4)))
+    with pytest.raises(SystemExit, match=r"beside\.npy lies beside the folders of the splits"):
+        call(tool, "files", scans, tmp_path / "out")
+    (scans / "beside.npy").unlink()
+    (scans / "train" / "bad.ply").write_text("ply")
+    call(tool, "files", scans, tmp_path / "out", "--on-error", "report")
+    assert SceneFolder(tmp_path / "out").ids == ["first", "second"]
+    (tmp_path / "out" / "classes.txt").unlink()
+    with pytest.raises(BadFileError, match=r"expected -1 \(none\) to -1: name them in classes, or in .*classes\.txt"):
+        SceneFolder(tmp_path / "out")[0]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="any folder of scenes"):
+        call(tool, "files", tmp_path / "empty", tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()

@@ -264,3 +264,91 @@ def test_five_million_points_take_bounded_memory(tmp_path: Path) -> None:
     assert len(cloud) == count
     # Of the 24 bytes a point that stay, and float64 on the way; not the file, its record and copies of both.
     assert peak < 100 * count
+
+
+# ---- classes of points -------------------------------------------------------------------------------------------
+
+
+def write_labelled(path: Path, xyz: np.ndarray, label: np.ndarray) -> None:
+    """A file of points and their classes, as a program that is not pc3d writes it."""
+    rows = np.column_stack([xyz, label])
+    match path.suffix:
+        case ".ply":  # as CloudCompare names a scalar field
+            header = ["ply", "format ascii 1.0", f"element vertex {len(xyz)}", *(f"property float {a}" for a in "xyz")]
+            text = "\n".join([*header, "property float scalar_Label", "end_header", ""])
+            path.write_text(text + "\n".join(" ".join(f"{v:.6f}" for v in row) for row in rows) + "\n")
+        case ".pcd":
+            types = (np.float32, np.float32, np.float32, np.uint32)
+            columns = [rows[:, i].astype(kind) for i, kind in enumerate(types)]
+            pypcd4.PointCloud.from_points(columns, ("x", "y", "z", "label"), types).save(path)
+        case ".las" | ".laz":
+            cloud = laspy.LasData(laspy.LasHeader(point_format=0, version="1.2"))
+            cloud.header.scales = [1e-4] * 3
+            cloud.x, cloud.y, cloud.z = xyz.T
+            cloud.classification = label.astype(np.uint8)
+            cloud.write(str(path))
+        case ".csv":
+            path.write_text("class,x,y,z,species\n" + "".join(f"{c:.0f},{x},{y},{z},oak\n" for x, y, z, c in rows))
+        case ".xyz":
+            np.savetxt(path, rows, fmt="%.6f")
+        case ".pts":
+            path.write_text(f"{len(xyz)}\n" + "".join(f"{x} {y} {z} -700 {c:.0f}\n" for x, y, z, c in rows))
+        case ".npy":
+            np.save(path, rows)
+        case _:
+            np.savez(path, points=xyz, segment=label[:, None].astype(np.int16))
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".pcd", ".las", ".laz", ".csv", ".xyz", ".pts", ".npy", ".npz"])
+def test_classes_of_points_are_read_where_they_are_asked_for(tmp_path: Path, suffix: str) -> None:
+    room = Rooms("test")[0].select(slice(None, None, 300))
+    assert room.segment is not None
+    assert len(room.segment.unique()) > 4
+    path = tmp_path / f"scan{suffix}"
+    write_labelled(path, room.xyz.double().numpy(), room.segment.numpy().clip(0))
+    found = read_scene(path, labels=True)
+    assert found.segment is not None
+    assert found.segment.dtype == torch.int64
+    assert found.segment.tolist() == room.segment.clamp(min=0).tolist()
+    torch.testing.assert_close(found.xyz, room.xyz, atol=1e-4, rtol=0)
+    assert found.rgb is None
+    if suffix not in (".npy", ".xyz", ".pts"):  # whose columns have no names
+        assert read_scene(path).segment is None
+        with pytest.raises(BadFileError, match=r"has no classes of its points \(height\); its columns are \["):
+            read_scene(path, labels="Height")
+
+
+def test_which_classes_points_have(tmp_path: Path) -> None:
+    xyz = np.arange(12, dtype=float).reshape(4, 3)
+    names = [("x", "f8"), ("y", "f8"), ("z", "f8"), ("label", "f4"), ("Kind", "i4")]
+    rows = np.zeros(4, names)
+    for axis, name in enumerate("xyz"):
+        rows[name] = xyz[:, axis]
+    rows["label"], rows["Kind"] = [0, np.nan, 3, 2], [7, 8, -1, 300]
+    np.save(tmp_path / "scan.npy", rows)
+    assert read_scene(tmp_path / "scan.npy", labels=True).segment.tolist() == [0, -1, 3, 2]
+    assert read_scene(tmp_path / "scan.npy", labels="kind").segment.tolist() == [7, 8, -1, 300]
+    rows["x"][2] = np.nan
+    np.save(tmp_path / "scan.npy", rows)
+    assert read_scene(tmp_path / "scan.npy", labels="kind", drop_invalid=True).segment.tolist() == [7, 8, 300]
+    rows["label"] = [0, 1.5, 0, 0]
+    np.save(tmp_path / "scan.npy", rows)
+    with pytest.raises(BadFileError, match="classes of its points are not whole numbers"):
+        read_scene(tmp_path / "scan.npy", labels=True, drop_invalid=True)
+    np.savez(tmp_path / "short.npz", xyz=xyz, label=np.zeros(3, int))
+    with pytest.raises(BadFileError, match=r"the classes of its 4 points are int64 of shape \(3,\)"):
+        read_scene(tmp_path / "short.npz", labels=True)
+    np.save(tmp_path / "plain.npy", xyz)
+    with pytest.raises(BadFileError, match=r"has 3 columns without names: .* there are 4, 7 or 10"):
+        read_scene(tmp_path / "plain.npy", labels=True)
+    (tmp_path / "scan.e57").write_bytes(b"ASTM-E57")
+    with pytest.raises(BadFileError, match="as no E57 file has: write it as LAS or PLY"):
+        read_scene(tmp_path / "scan.e57", labels=True)
+
+
+def test_colours_of_another_number_than_points_are_refused_before_points_are_dropped(tmp_path: Path) -> None:
+    xyz = np.zeros((4, 3))
+    xyz[1] = np.nan
+    np.savez(tmp_path / "scan.npz", xyz=xyz, rgb=np.zeros((3, 3), np.uint8))
+    with pytest.raises(BadFileError, match=r"rgb has shape \(3, 3\), the coordinates have \(4, 3\)"):
+        read_scene(tmp_path / "scan.npz", drop_invalid=True)
