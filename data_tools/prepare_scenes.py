@@ -44,7 +44,7 @@ import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pc3d.data import S3DIS, BadFileError, MissingDataError, ScanNet, SceneFolder, Structured3D
-from pc3d.data.files import visible_files
+from pc3d.data.files import read_lines, visible_files
 from pc3d.data.points import SCENE_SUFFIXES
 from pc3d.data.raw_s3dis import read_s3dis_room
 from pc3d.data.raw_scannet import read_scannet_categories, read_scannet_scan
@@ -272,6 +272,21 @@ def run(given: argparse.Namespace) -> None:
         print(f"  left out {failure}")
     if given.kind == "s3dis" and given.normals == "none":
         print("  without normals, which the download does not have: models on it read xyz_rgb (or --normals estimated)")
+    if given.kind == "files" and given.classes is not None:
+        print(class_shares(given.out))
+
+
+def class_shares(out: Path) -> str:
+    """How many of the labelled training points each class has, and weights that let rare ones count, in words."""
+    names = read_lines(out / CLASSES_FILE)
+    counts = np.zeros(len(names), np.int64)
+    for path in sorted(out.glob("train/*/segment.npy")):
+        segment = np.load(path)
+        counts += np.bincount(segment[segment >= 0], minlength=len(names))
+    shares = counts / max(1, counts.sum())
+    listed = ", ".join(f"{name} {100 * share:.1f} %" for name, share in zip(names, shares, strict=True))
+    weights = ", ".join(f"{(share + 0.01) ** -0.5:.1f}" for share in shares)
+    return f"classes of train: {listed}\nweights for rare classes: --model.class_weights '[{weights}]'"
 
 
 def main(arguments: list[str] | None = None) -> None:

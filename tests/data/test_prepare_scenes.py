@@ -546,6 +546,10 @@ def test_own_scans_with_classes(
     assert "third.npy: no colours: mid-grey" in printed
     assert "third.npy: no normals: estimated from the 16 nearest points of each" in printed
     assert "3 scenes, 0 left out" in printed
+    found = np.bincount([c for cloud in SceneFolder(out) for c in cloud.segment.tolist() if c >= 0])
+    shares = found / found.sum()
+    assert f"classes of train: wall {100 * shares[0]:.1f} %, ground {100 * shares[1]:.1f} %, thing" in printed
+    assert f"--model.class_weights '[{1 / math.sqrt(shares[0] + 0.01):.1f}, " in printed
     subprocess.run(["sha256sum", "--check", "--quiet", "manifest.sha256"], cwd=out, check=True)
     train, test = SceneFolder(out), SceneFolder(out, "test")
     assert train.classes == test.classes == ("wall", "ground", "thing")
