@@ -16,7 +16,7 @@ from pc3d.cli._segment_row import row_of, trained_on
 if TYPE_CHECKING:
     from pc3d.data import PointDataset
 
-_SETS = ("rooms", "scannet", "scannet200", "s3dis", "structured3d")
+_SETS = ("rooms", "scannet", "scannet200", "s3dis", "structured3d", "scenes")
 
 
 def evaluate(
@@ -42,10 +42,11 @@ def evaluate(
 
     Args:
         run: Run folder of pc3d segment train.
-        data: 'run' takes the test set of the run's configuration; or rooms, scannet, scannet200, s3dis, structured3d.
+        data: 'run' takes the test set of the run's configuration; or rooms, scannet, scannet200, s3dis, structured3d;
+            or scenes for a folder of your own in the same layout.
         root: Folder of that data set; rooms has a small form inside the package.
-        split: Split; null takes test (rooms, s3dis, structured3d) or val (scannet, whose test labels are not public).
-            The published figures of structured3d are of its val.
+        split: Split; null takes test (rooms, s3dis, structured3d, scenes) or val (scannet, whose test labels are not
+            public). The published figures of structured3d are of its val.
         test_area: Area of s3dis that is held out, 1 to 6 (default 5): split test is its rooms, train the others'.
         voting: Sum predictions over the published views, with quarter turns (scannet), scales and flips (s3dis), or
             twelve turns whose normalised logits are summed (swin3d; its released code has a single pass for each).
@@ -181,6 +182,8 @@ def named_set(data: str, root: str | None, split: str | None, test_area: int | N
             raise ValueError(f"split of s3dis must be 'train' or 'test', got {split!r}")
         rooms = sets.S3DIS(root, "test" if split == "test" else "train", test_area=test_area or 5)
         return rooms, f"s3dis_{split}" + ("" if test_area is None else f"_area_{test_area}")
+    if data == "scenes":
+        return sets.SceneFolder(root, split), f"{Path(root).name}_{split}"
     if data == "structured3d":
         return sets.Structured3D(root, split), f"structured3d_{split}"
     return sets.ScanNet(root, split, classes=200 if data == "scannet200" else 20), f"{data}_{split}"

@@ -453,6 +453,11 @@ def test_scans_of_ones_own_train_and_are_judged(tmp_path: Path, import_script: C
     assert found["num_scenes"] == 2
     points = sum(int((cloud.segment != -1).sum()) for cloud in SceneFolder(prepared, "test"))
     assert sum(map(sum, found["confusion"])) == points
+    assert segment("eval", run, "--single_pass", "--data", "scenes", "--root", prepared) == 0
+    again = json.loads((run / "eval" / "prepared_test.json").read_text())
+    assert again["confusion"] == found["confusion"]
+    (prepared / "classes.txt").write_text("floor\nwall\nceiling\n")
+    assert segment("eval", run, "--data", "scenes", "--root", prepared, "--output", tmp_path / "other") == 1
 
 
 def test_root_is_that_of_every_data_set_of_the_configuration(
