@@ -7,6 +7,11 @@ CSV, PTS, LAS, LAZ, E57, OFF, OBJ, STL, GLB, GLTF, NPY or NPZ files). OUT gets `
 shards, to be read with ``pc3d.data.ObjectSet(OUT, SPLIT)``, and ``manifest.sha256``, to be checked with ``sha256sum
 --check``.
 
+With --parts LIST, the files of a folder are clouds (or PLY meshes, whose vertices are taken) with a part for each
+point, for ``pc3d parts train``: in a column called label, class, segment or alike, or --part-column NAME. LIST has the
+name of a part on each line, of the numbers 0, 1, ... in the files; or a number and a name, and points with other
+numbers have no part.
+
 Meshes are sampled uniformly by area; of clouds with more points a random subset is kept. Points are written in random
 order, so that a prefix is a fair subsample. The same input, options and seed give the same values.
 
@@ -38,14 +43,16 @@ from pc3d.data import (
     BadFileError,
     FileDataset,
     FolderDataset,
-    MissingDataError,
     ModelNetMeshes,
     ModelNetResampled,
     Normalize,
     PointCloud,
     ShapeNet55,
+    read_scene,
 )
 from pc3d.data.dataset import check_same_classes
+from pc3d.data.points import SCENE_SUFFIXES
+from pc3d.data.scan_files import ClassCodes, read_class_codes
 
 KINDS: dict[str, Callable[..., FileDataset]] = {
     "modelnet-meshes": ModelNetMeshes,
@@ -56,7 +63,8 @@ KINDS: dict[str, Callable[..., FileDataset]] = {
 # Those that sample meshes, and so decide themselves how many points a mesh gets.
 SAMPLING = ("modelnet-meshes", "folder")
 FIELDS = ("rgb", "normal")
-NAMES = ("kind", "points", "seed", "normalize", "dtype", "shard_size", "on_error", "variant")
+NAMES = ("kind", "points", "seed", "normalize", "dtype", "shard_size", "on_error", "variant", "parts", "part_column")
+UNKNOWN_PART = 255
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,23 @@ class Options:
     shard_size: int
     on_error: str
     variant: str | None
+    parts: ClassCodes | None
+    part_column: str | None
     fields: tuple[str, ...]
+
+
+class PartFolder(FolderDataset):
+    """A folder of clouds with a part for each point."""
+
+    def __init__(self, root: Path, split: str | None, codes: ClassCodes, column: str | None) -> None:
+        self.codes, self.column = codes, column
+        super().__init__(root, split, suffixes=[suffix for suffix in SCENE_SUFFIXES if suffix != ".txt"])
+
+    def read(self, path: Path) -> PointCloud:
+        cloud = read_scene(path, labels=self.column or True)
+        assert cloud.segment is not None  # asked for
+        part, _ = self.codes.classes_of(cloud.segment.numpy(), path)
+        return cloud.replace(segment=torch.from_numpy(part.astype(np.int64)))
 
 
 def open_split(options: Options, root: Path, split: str | None) -> FileDataset:
@@ -80,6 +104,8 @@ def open_split(options: Options, root: Path, split: str | None) -> FileDataset:
         arguments = {"num_points": options.points, "seed": options.seed}
     elif options.kind == "modelnet-resampled":
         arguments = {"variant": options.variant or "modelnet40"}
+    if options.parts is not None:
+        return PartFolder(root, split, options.parts, options.part_column)
     if options.kind != "folder":
         return KINDS[options.kind](root, split, **arguments)
     return FolderDataset(root, split, **arguments)
@@ -137,6 +163,9 @@ def make_shard(dataset: FileDataset, options: Options, root: Path, start: int, s
     if "normal" in options.fields:
         normals = [(cloud.normal * 127).round().numpy() for cloud in clouds]
         arrays["normals"] = np.array(normals, np.int8).reshape(shape)
+    if options.parts is not None:
+        parts = [np.where(cloud.segment < 0, UNKNOWN_PART, cloud.segment) for cloud in clouds]
+        arrays["part"] = np.array(parts, np.uint8).reshape(shape[:2])
     return arrays
 
 
@@ -241,9 +270,12 @@ def describe(options: Options, dataset: FileDataset, name: str, shards: list[str
     ids: list[str] = []
     skipped: list[dict[str, str]] = []
     kept = []
+    counts = np.zeros(UNKNOWN_PART + 1, np.int64)
     for shard in shards:
         with np.load(output.folder / shard, allow_pickle=False) as arrays:
             ids += [str(item) for item in arrays["id"]]
+            if options.parts is not None:
+                counts += np.bincount(arrays["part"].reshape(-1), minlength=UNKNOWN_PART + 1)
             if len(arrays["id"]) > 0:
                 kept.append(shard)
             for path, reason in zip(arrays["skipped_path"], arrays["skipped_reason"], strict=True):
@@ -254,6 +286,7 @@ def describe(options: Options, dataset: FileDataset, name: str, shards: list[str
         "split": name,
         "points_per_item": options.points,
         "classes": list(dataset.classes),
+        **({} if options.parts is None else {"parts": list(options.parts.names)}),
         "shards": kept,
         "items": [{"id": item} for item in ids],
         "skipped": skipped,
@@ -262,6 +295,9 @@ def describe(options: Options, dataset: FileDataset, name: str, shards: list[str
     print(f"{output.folder / name}.json: {len(ids)} objects in {len(kept)} shards, {len(skipped)} files left out")
     for file in skipped:
         print(f"  left out {file['path']}: {file['reason']}")
+    if options.parts is not None:
+        named = [*zip(options.parts.names, counts, strict=False), ("no part", counts[UNKNOWN_PART])]
+        print("  " + ", ".join(f"{name} {100 * count / max(1, counts.sum()):.1f} %" for name, count in named))
 
 
 def run(given: argparse.Namespace) -> None:
@@ -280,6 +316,11 @@ def run(given: argparse.Namespace) -> None:
         options = Options(**values, fields=fields)
         files = hashlib.sha256("\n".join(map(str, dataset.paths)).encode()).hexdigest()
         record = {**vars(options), "root": str(root), "sha256_of_file_list": files}
+        for key in ("parts", "part_column"):
+            if record[key] is None:
+                del record[key]  # conversions without parts are continued that began when there was no such option
+        if options.parts is not None:
+            record["parts"] = vars(options.parts)
         output.write_text(f"{name}-conversion.txt", json.dumps(record, indent=1) + "\n")
         convert_split(options, dataset, root, name, output, given.workers)
 
@@ -295,6 +336,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--normalize", action="store_true", help="centre the box and scale into the unit sphere")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="float16 needs --normalize")
     parser.add_argument("--fields", nargs="*", choices=FIELDS, help="what to keep besides xyz (default: as first file)")
+    parser.add_argument("--parts", type=Path, help="list of the parts of a folder's clouds (default: no parts)")
+    parser.add_argument("--part-column", help="column with the parts (default: label, class, segment, ...)")
     parser.add_argument("--variant", choices=["modelnet40", "modelnet10"], help="lists of modelnet-resampled")
     parser.add_argument("--shard-size", type=int, default=500, help="objects per shard (default: 500)")
     parser.add_argument("--on-error", choices=["refuse", "report"], default="refuse", help="what to do with bad files")
@@ -307,9 +350,14 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("points", "shard_size", "workers"):
         if getattr(given, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(given, name)}")
+    if given.parts is not None and given.kind != "folder":
+        parser.error(f"--parts is for clouds in a folder, and {given.kind} has none: leave it out")
     try:
+        given.parts = None if given.parts is None else read_class_codes(given.parts)
+        if given.parts is not None and len(given.parts.names) > UNKNOWN_PART:
+            parser.error(f"--parts names {len(given.parts.names)} parts, and a shard holds at most {UNKNOWN_PART}")
         run(given)
-    except (BadFileError, MissingDataError) as error:
+    except (BadFileError, FileNotFoundError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)

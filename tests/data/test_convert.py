@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -139,6 +140,44 @@ def test_folders_of_mixed_files(tmp_path: Path, assets: Path, convert: ModuleTyp
     shutil.rmtree(tmp_path / "out")
     with pytest.raises(SystemExit, match=r"crate\.stl: has no rgb, which the first file has; --fields"):
         call(convert, *arguments)
+
+
+def test_parts_of_points_are_kept(
+    tmp_path: Path, household: Household, convert: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "clouds"
+    clouds, heights = {}, {"low": 4, "high": 9}
+    for index, place in enumerate(("train/bed", "train/chair", "test/bed", "test/chair")):
+        xyz = household[index].xyz.numpy()
+        height = np.where(xyz[:, 2] < 0, heights["low"], heights["high"])
+        height[:40] = 7  # no part
+        (root / place).mkdir(parents=True)
+        np.save(root / place / f"{index}.npy", np.column_stack([xyz, height]))
+        clouds[f"{place}/{index}"] = xyz
+    (tmp_path / "parts.txt").write_text("4 low\n9 high\n")
+    command = ("folder", root, tmp_path / "out", "--points", 512, "--parts", tmp_path / "parts.txt")
+    call(convert, *command)
+    assert re.search(r"low \d+\.\d %, high \d+\.\d %, no part [1-3]\.\d %", capsys.readouterr().out)
+    for split in ("train", "test"):
+        found = ObjectSet(tmp_path / "out", split, num_points=512)
+        assert (found.classes, found.parts) == (("bed", "chair"), ("low", "high"))
+        for cloud in found:
+            assert cloud.segment is not None
+            xyz = clouds[cloud.meta["id"]]
+            place, row = (torch.cdist(cloud.xyz, torch.from_numpy(xyz)) < 1e-7).nonzero().T
+            assert place.tolist() == list(range(512))
+            expected = torch.where(torch.from_numpy(xyz[:, 2] < 0)[row], 0, 1).where(row >= 40, -1)
+            assert cloud.segment.tolist() == expected.tolist()
+    call(convert, *command)
+    (tmp_path / "parts.txt").write_text("4 high\n9 low\n")
+    with pytest.raises(SystemExit, match="exists with other content"):
+        call(convert, *command)
+    (tmp_path / "parts.txt").write_text("low\nhigh\n")
+    with pytest.raises(SystemExit, match=r"has points of the classes 4, 7, 9, and there are 2 names"):
+        call(convert, *command[:2], tmp_path / "other", *command[3:])
+    with pytest.raises(SystemExit) as caught:
+        call(convert, "shapenet55", *command[1:])
+    assert caught.value.code == 2
 
 
 def test_a_class_that_one_split_lacks_is_told_before_anything_is_written(tmp_path: Path, convert: ModuleType) -> None:
