@@ -16,7 +16,7 @@ from pc3d.cli._segment_row import row_of, trained_on
 if TYPE_CHECKING:
     from pc3d.data import PointDataset
 
-_SETS = ("rooms", "scannet", "scannet200", "s3dis", "structured3d", "scenes")
+SCENE_SETS = ("rooms", "scannet", "scannet200", "s3dis", "structured3d", "scenes")
 
 
 def evaluate(
@@ -170,8 +170,8 @@ def _check_held_out(run: Path, area: int) -> None:
 def named_set(data: str, root: str | None, split: str | None, test_area: int | None) -> tuple[PointDataset, str]:
     from pc3d import data as sets
 
-    if data not in _SETS:
-        raise ValueError(f"data: {data!r} is none of run, {', '.join(_SETS)}{nearest(data, ['run', *_SETS])}")
+    if data not in SCENE_SETS:
+        raise ValueError(f"data: {data!r} is none of run, {', '.join(SCENE_SETS)}{nearest(data, ['run', *SCENE_SETS])}")
     split = split or ("val" if data.startswith("scannet") else "test")
     if data == "rooms":
         return sets.Rooms(split, root), f"rooms_{split}"

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pc3d.cli._inputs import UpAxis, turned_up
 from pc3d.cli._parser import nearest
+from pc3d.cli._segment_eval import SCENE_SETS, named_set
 
 if TYPE_CHECKING:
     from pc3d.data import PointCloud, PointDataset
-
-_SCENE_SETS = ("rooms", "scannet", "scannet200", "s3dis", "structured3d")
 
 
 @dataclass
@@ -83,6 +82,8 @@ def open_all(
             if found.run is not None:
                 raise ValueError(f"what: {found.run} and {path} are both run folders: show one at a time")
             found.run = path
+        elif (path / "coord.npy").is_file():
+            found.shown.append(_of_scene(path.absolute()))
         elif path.is_dir():
             found.shown += items_of(open_dataset(word, split, root), word, item, split)
         else:
@@ -110,6 +111,14 @@ def _of_file(path: Path, num_points: int, up: UpAxis | None, drop_invalid: bool)
     return Shown(path.name, turned_up(read_points(path, num_points=num_points, drop_invalid=drop_invalid), up))
 
 
+def _of_scene(folder: Path) -> Shown:
+    """A scene of a prepared folder, named by its own."""
+    from pc3d.data import SceneFolder
+
+    scenes = SceneFolder(folder.parents[1], folder.parent.name)
+    return shown_item(scenes, scenes.paths.index(folder))
+
+
 def _named(word: str) -> tuple[str, str | None, list[int] | None]:
     """``DATA``, ``DATA:SPLIT`` or ``DATA:SPLIT:ITEMS``; items as in ``3``, ``3,7`` or ``3-6``."""
     name, *rest = word.split(":")
@@ -132,17 +141,20 @@ def open_dataset(data: str, split: str, root: str | None) -> PointDataset:
         FileNotFoundError: neither a known name nor a folder.
     """
     from pc3d.cli._inputs import open_inputs
-    from pc3d.cli._segment_eval import named_set
+    from pc3d.data import SceneFolder
+    from pc3d.data.scenes import find_below
 
-    if data in _SCENE_SETS:
+    if data in SCENE_SETS:
         return named_set(data, root, split, None)[0]
     if root is not None:
-        raise ValueError(f"root: {root!r} goes with a set of scenes ({', '.join(_SCENE_SETS)}); got {data!r}")
+        raise ValueError(f"root: {root!r} goes with a set of scenes ({', '.join(SCENE_SETS)}); got {data!r}")
     if data != "household" and not Path(data).exists():
-        known = ["household", *_SCENE_SETS]
+        known = ["household", *SCENE_SETS]
         raise FileNotFoundError(
             f"{data!r} is no file, no folder and no data set ({', '.join(known)}){nearest(data, known)}"
         )
+    if data != "household" and find_below(Path(data, split), "coord.npy"):
+        return SceneFolder(data, split)
     return open_inputs(data, split, None).dataset
 
 

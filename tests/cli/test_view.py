@@ -147,6 +147,27 @@ def test_files_of_points_and_meshes(tmp_path: Path) -> None:
     assert [len(one.cloud) for one in found] == [400, 400, 200]
 
 
+def test_prepared_scenes_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "classes.txt").write_text("wall\nfloor\n")
+    for number in range(2):
+        folder = tmp_path / "test" / f"scan{number}"
+        folder.mkdir(parents=True)
+        np.save(folder / "coord.npy", np.full((9, 3), number, np.float32))
+        np.save(folder / "segment.npy", np.arange(9, dtype=np.int16) % 2)
+    usual: dict[str, Any] = {"root": None, "split": "test", "num_points": 100, "up": None, "drop_invalid": False}
+    monkeypatch.chdir(tmp_path / "test")
+    for what, options in (
+        (str(tmp_path), {"item": [1]}),
+        (str(tmp_path / "test" / "scan1"), {}),
+        ("scan1", {}),
+        ("scenes:test:1", {"root": str(tmp_path)}),
+    ):
+        (shown,) = open_all([what], **{"data": None, "item": None, **usual, **options}).shown
+        assert shown.cloud.xyz.tolist() == [[1.0, 1.0, 1.0]] * 9
+        assert shown.classes == ("wall", "floor")
+        assert (shown.unit, shown.name) == ("m", "scan1 (1)")
+
+
 def test_runs_know_their_data(masked_run: Path, segment_run: Path, tmp_path: Path) -> None:
     shown, notes = _view_runs.items_of_run(masked_run, None)
     assert len(shown) == 3
