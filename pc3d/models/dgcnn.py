@@ -80,7 +80,7 @@ class DGCNN(ObjectEncoder):
     def _edge_features(self, xyz: Tensor) -> Tensor:
         """The outputs of the edge convolutions, ``(B, N, 512)``."""
         check_clouds(xyz, self.k, "k")
-        features, found = xyz, []
+        features, found = xyz.to(next(self.parameters()).dtype), []
         for layer in self.edges:
             features = layer(features)
             found.append(features)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pc3d.nn._checks import check_dense
+from pc3d.nn._checks import as_read_by, check_dense
 from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.nn.tokenizer import LinearBeforeNorm
 from pc3d.nn.transformer import TransformerBlock
@@ -253,7 +253,7 @@ class OpenShapePointBERT(nn.Module):
                 "give denser clouds or build the encoder with a smaller num_groups"
             )
         with torch.autocast(xyz.device.type, enabled=False):
-            xyz = to_frame(xyz.float() if xyz.dtype in (torch.float16, torch.bfloat16) else xyz, self.config["axes"])
+            xyz = to_frame(as_read_by(self, xyz), self.config["axes"])
             index = farthest_point_sample(xyz, self.config["num_groups"], start=self.config["start"])
             centers = gather(xyz, index)
             order = "index" if self.config["neighbors"] == "first" else "distance"

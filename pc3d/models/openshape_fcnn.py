@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pc3d.models.openshape import Axes, check_choice, check_cloud, to_frame, with_colors
 from pc3d.models.openshape_sparse import LeakyConv, embedding_head, reset_sparse_convolutions
+from pc3d.nn._checks import as_read_by
 from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.nn.sparse import scene_of_rows
 from pc3d.ops import KernelMap, gather, gather_max, kernel_map, segment_reduce, voxelize, voxelize_coords
@@ -123,7 +124,7 @@ class OpenShapeFCNN(nn.Module):
         if xyz.shape[1] == 0:
             raise ValueError("clouds must have points, got none")
         with torch.no_grad(), torch.autocast(xyz.device.type, enabled=False):
-            xyz = to_frame(xyz.float() if xyz.dtype in (torch.float16, torch.bfloat16) else xyz, self.config["axes"])
+            xyz = to_frame(as_read_by(self, xyz), self.config["axes"])
             cuts = torch.arange(len(xyz) + 1, device=xyz.device) * xyz.shape[1]
             found = voxelize(xyz.flatten(0, 1), self.config["voxel_size"], offsets=cuts)
             reads = _reads(found.coords, found.offsets)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pc3d.models.openshape import Axes, check_choice, check_cloud, to_frame, with_colors
+from pc3d.nn._checks import as_read_by
 from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.nn.sparse import ConvNormReLU, ResidualBlock, SparseConv3d, scene_of_rows
 from pc3d.ops import KernelMap, gather, kernel_map, segment_reduce, voxelize
@@ -229,7 +230,7 @@ class OpenShapeSparseConv(nn.Module):
         if xyz.shape[1] == 0:
             raise ValueError("clouds must have points, got none")
         with torch.autocast(xyz.device.type, enabled=False):
-            xyz = to_frame(xyz.float() if xyz.dtype in (torch.float16, torch.bfloat16) else xyz, self.config["axes"])
+            xyz = to_frame(as_read_by(self, xyz), self.config["axes"])
             points = with_colors(xyz, rgb).flatten(0, 1)
             cuts = torch.arange(len(xyz) + 1, device=xyz.device) * xyz.shape[1]
             found = voxelize(points[:, :3].contiguous(), self.config["voxel_size"], offsets=cuts)

@@ -46,7 +46,7 @@ class PointNet(ObjectEncoder):
     def forward(self, xyz: Tensor) -> Tensor:
         """Features of every point, ``(B, N, 3)`` to ``(B, N, C)``."""
         check_clouds(xyz, 1, "num_points")
-        features: Tensor = self.mlp(xyz)
+        features: Tensor = self.mlp(xyz.to(next(self.parameters()).dtype))
         return features
 
     def local_features(self, xyz: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class PointNet(ObjectEncoder):
         """
         check_clouds(xyz, 1, "num_points")
         batch, points, _ = xyz.shape
-        local = self.mlp.layers[:_LOCAL_LAYERS](xyz.reshape(-1, 3))
+        local = self.mlp.layers[:_LOCAL_LAYERS](xyz.to(next(self.parameters()).dtype).reshape(-1, 3))
         whole = self.mlp.layers[_LOCAL_LAYERS:](local).view(batch, points, -1).amax(1, keepdim=True)
         return torch.cat([local.view(batch, points, -1), whole.expand(-1, points, -1)], dim=2)
 

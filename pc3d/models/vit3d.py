@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pc3d.models.object_encoder import ObjectEncoder, check_clouds, reset_layers
 from pc3d.models.point_vit import EncoderOutput, Pooling, pool
 from pc3d.nn import PositionEmbedding, Transformer, init_encoder_weights, init_token
+from pc3d.nn._checks import as_read_by
 from pc3d.nn.shared_mlp import SharedMLP
 from pc3d.ops import farthest_point_sample, gather, knn
 
@@ -161,7 +162,7 @@ class ViT3D(ObjectEncoder):
         """Class token and groups ``(B, 1 + T, C)``, their position or None, and the groups' centres."""
         check_clouds(xyz, self.group_size, "group_size")
         with torch.autocast(xyz.device.type, enabled=False):
-            xyz = xyz.float() if xyz.dtype in (torch.float16, torch.bfloat16) else xyz
+            xyz = as_read_by(self, xyz)
             index = farthest_point_sample(xyz, math.ceil(xyz.shape[1] / self.group_size))
             centers = gather(xyz, index)
             neighbors = knn(xyz, self.group_size, query=centers).index

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 def check_dense(xyz: object) -> None:
@@ -12,7 +13,7 @@ def check_dense(xyz: object) -> None:
         xyz: what should be ``(B, N, 3)``.
 
     Raises:
-        TypeError: it is not a tensor.
+        TypeError: it is not a tensor of floating-point numbers.
         ValueError: it has another shape.
     """
     if not isinstance(xyz, Tensor):
@@ -23,3 +24,14 @@ def check_dense(xyz: object) -> None:
         )
     if xyz.ndim != 3 or xyz.shape[-1] != 3:
         raise ValueError(f"xyz must have shape (B, N, 3), got {tuple(xyz.shape)}")
+    if not xyz.is_floating_point():
+        raise TypeError(f"xyz must hold floating-point coordinates, got {xyz.dtype}: pass xyz.float()")
+
+
+def as_read_by(network: nn.Module, xyz: Tensor) -> Tensor:
+    """Coordinates in float64 for a network in float64, and in float32 for all others, whatever their own type.
+
+    NumPy makes float64 of most files; coordinates in half precision would blur which points are near.
+    """
+    weight = next(network.parameters())
+    return xyz.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pc3d.nn._checks import check_dense
+from pc3d.nn._checks import as_read_by, check_dense
 from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.ops import farthest_point_sample, gather, group, knn
 
@@ -137,8 +137,7 @@ class PatchTokenizer(nn.Module):
                     f"give denser clouds or build the encoder with a smaller {name}"
                 )
         with torch.autocast(xyz.device.type, enabled=False):
-            if xyz.dtype in (torch.float16, torch.bfloat16):
-                xyz = xyz.float()
+            xyz = as_read_by(self, xyz)
             index = farthest_point_sample(xyz, self.num_groups, ignore_near_origin=self.ignore_near_origin)
             centers = gather(xyz, index)
             neighbors = knn(xyz, self.group_size, query=centers).index

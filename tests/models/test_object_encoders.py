@@ -214,6 +214,22 @@ def test_clouds_may_have_any_number_of_points(name: str) -> None:
         assert features.isfinite().all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", SMALL)
+def test_coordinates_of_any_floating_type_are_read(name: str, objects: Tensor) -> None:
+    encoder = small(name)
+    expected = encoder.encode(objects)
+    assert torch.equal(encoder.encode(objects.double()), expected)  # as of an array by torch.from_numpy
+    assert torch.equal(encoder.encode(objects.half()), encoder.encode(objects.half().float()))
+    precise = encoder.double().encode(objects.double())
+    assert precise.dtype == torch.float64
+    torch.testing.assert_close(precise.float(), expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(
+        TypeError, match=r"xyz must hold floating-point coordinates, got torch.int64: pass xyz.float\(\)"
+    ):
+        encoder.encode(torch.zeros(2, 256, 3, dtype=torch.int64))
+
+
 def test_the_number_of_tokens_follows_the_number_of_points() -> None:
     encoder = ViT3D(16, 1, 2, group_size=32).eval()
     found = [encoder(torch.rand(1, points, 3)).tokens.shape[1] for points in (922, 512, 256, 128, 64)]
