@@ -108,6 +108,10 @@ def _open_split(
         return Source(sets.ObjectSet(root, split, **cut), "first", "none")
     if any(root.glob("ply_data_*.h5")):
         return Source(sets.ModelNetHDF5(root, cast(Any, split), on_error=on_error), "first", "none")
+    if _is_shapenet55(root):
+        return Source(sets.ShapeNet55(root, cast(Any, split)), "farthest", "centroid")
+    if _is_shapenet_part(root):
+        return Source(sets.ShapeNetPart(root, cast(Any, split)), "farthest", "centroid")
     return Source(_folder(root, split, num_points, on_error, drop_invalid), "farthest", "box")
 
 
@@ -128,15 +132,16 @@ def _of_mesh(num_points: int | None) -> int:
 
 
 def _with_variants(root: Path, split: str, variant: Variant | None, on_error: OnError) -> Source | None:
-    """A split of ScanObjectNN or of ModelNet's text files, None if the folder holds neither."""
+    """A split of ScanObjectNN, of ModelNet's text files or of a cache of them, None if the folder holds none."""
     from pc3d import data as sets
 
     lists = [name for name in ("modelnet40", "modelnet10") if (root / f"{name}_shape_names.txt").is_file()]
     if lists:
         chosen = variant or lists[0]
-        return Source(
-            sets.ModelNetResampled(root, cast(Any, split), variant=cast(Any, chosen)), "farthest", "centroid", chosen
-        )
+        # The projects after Point-BERT pass on the cache without the text files that it was made from.
+        cached = any(root.glob(f"{chosen}_*pts_fps.dat")) and not any(path.is_dir() for path in root.iterdir())
+        kind = sets.ModelNetCache if cached else sets.ModelNetResampled
+        return Source(kind(root, cast(Any, split), variant=cast(Any, chosen)), "farthest", "centroid", chosen)
     if not _is_scanobjectnn(root):
         return None
     # The folder without background says so in its name alone.
@@ -158,6 +163,14 @@ def has_aligned_shards(root: Path) -> bool:
 def _is_scanobjectnn(root: Path) -> bool:
     folders = (root / "main_split", root / "main_split_nobg")
     return any(folder.is_dir() for folder in folders) or any(root.glob("*_objectdataset*.h5"))
+
+
+def _is_shapenet55(root: Path) -> bool:
+    return (root / "ShapeNet-55").is_dir() and (root / "shapenet_pc").is_dir()
+
+
+def _is_shapenet_part(root: Path) -> bool:
+    return (root / "synsetoffset2category.txt").is_file()
 
 
 def open_inputs(
@@ -183,6 +196,8 @@ def _has_splits(root: Path, split: str) -> bool:
         return True  # of another split perhaps: then the error says which there are
     published = ("ply_data_*.h5", "modelnet40_shape_names.txt", "modelnet10_shape_names.txt")
     if any(any(root.glob(pattern)) for pattern in published) or _is_scanobjectnn(root):
+        return True
+    if _is_shapenet55(root) or _is_shapenet_part(root):
         return True
     classes = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
     return (root / split).is_dir() or (bool(classes) and all((path / split).is_dir() for path in classes))

@@ -193,8 +193,17 @@ def _is_scene(dataset: PointDataset) -> bool:
 
 def preparation_of(dataset: PointDataset) -> tuple[Any, Any]:
     """How an encoder of objects takes the items of a set, as :func:`pc3d.cli._inputs.open_split` says for its own."""
-    from pc3d.data import ModelNetHDF5, ModelNetResampled, ObjectSet, ScanObjectNN
+    from pc3d.data import (
+        ModelNetCache,
+        ModelNetHDF5,
+        ModelNetResampled,
+        ObjectSet,
+        ScanObjectNN,
+        ShapeNet55,
+        ShapeNetPart,
+    )
 
     if isinstance(dataset, ObjectSet | ModelNetHDF5 | ScanObjectNN):
         return "first", "none"
-    return "farthest", "centroid" if isinstance(dataset, ModelNetResampled) else "box"
+    by_centroid = ModelNetResampled | ModelNetCache | ShapeNet55 | ShapeNetPart
+    return "farthest", "centroid" if isinstance(dataset, by_centroid) else "box"

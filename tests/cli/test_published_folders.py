@@ -1,0 +1,111 @@
+"""Published layouts as ``--data``: their lists tell splits and classes, and clouds are centred by their centroid."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pc3d.cli.main import main
+from pc3d.models import PointViT, load_encoder, save_encoder
+from pc3d.ops import farthest_point_sample
+
+ASSETS = Path(__file__).parents[1] / "assets"
+Clouds = dict[str, np.ndarray]
+Layout = Callable[[Path, Clouds], Path]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    tiny = PointViT(embed_dim=16, depth=1, num_heads=2, num_groups=8, group_size=16, num_points=128)
+    return str(save_encoder(tiny, tmp_path_factory.mktemp("encoder")))
+
+
+def model_net_cache(root: Path, clouds: Clouds) -> Path:
+    """The processed ModelNet as projects after Point-BERT pass it on: lists and a pickle for each split."""
+    (root / "modelnet40_shape_names.txt").write_text("chair\nlamp\n")
+    for split, points in clouds.items():
+        (root / f"modelnet40_{split}.txt").write_text("chair_0001\nlamp_0001\n")
+        content = [list(points), [np.array([label], np.int32) for label in range(len(points))]]
+        (root / f"modelnet40_{split}_8192pts_fps.dat").write_bytes(pickle.dumps(content))
+    return root
+
+
+def shape_net_part(root: Path, clouds: Clouds) -> Path:
+    """ShapeNetPart's layout with two categories of one object a split."""
+    (root / "synsetoffset2category.txt").write_text("Chair\t90000001\nLamp\t90000002\n")
+    (root / "train_test_split").mkdir()
+    for split, points in clouds.items():
+        names = []
+        for synset, cloud in zip(("90000001", "90000002"), points, strict=True):
+            (root / synset).mkdir(exist_ok=True)
+            np.savetxt(root / synset / f"{split}.txt", np.hstack([cloud, np.zeros((len(cloud), 1))]), fmt="%.9g")
+            names.append(f"shape_data/{synset}/{split}")
+        (root / "train_test_split" / f"shuffled_{split}_file_list.json").write_text(json.dumps(names))
+    return root
+
+
+def shape_net_55(_: Path, clouds: Clouds) -> Path:
+    """ShapeNet-55's layout, of the assets; the clouds are replaced by theirs."""
+    root = ASSETS / "shapenet55"
+    for split in clouds:
+        names = (root / "ShapeNet-55" / f"{split}.txt").read_text().split()
+        clouds[split] = np.stack([np.load(root / "shapenet_pc" / name) for name in names])
+    return root
+
+
+def prepared(cloud: np.ndarray) -> torch.Tensor:
+    points = torch.from_numpy(cloud[:, :3].astype(np.float32))
+    points = points[farthest_point_sample(points, 128)]
+    points = points - points.mean(0)
+    scaled: torch.Tensor = points / points.norm(dim=1).max()
+    return scaled
+
+
+@pytest.mark.parametrize("layout", [model_net_cache, shape_net_part, shape_net_55])
+def test_embed_takes_a_split_as_its_lists_say(layout: Layout, encoder: str, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    clouds = {split: draw.random((2, 300, 6)).astype(np.float32) for split in ("train", "test")}
+    folder = layout(tmp_path, clouds)
+    for split, points in clouds.items():
+        out = tmp_path / f"{split}-features.npz"
+        command = ["embed", "--encoder", encoder, "--data", str(folder), "--split", split, "--out", str(out)]
+        assert main([*command, "--num_points", "128"]) == 0
+        with np.load(out) as file:
+            features, labels, classes = file["features"], file["label"], file["classes"]
+        model: Any = load_encoder(encoder)
+        with torch.no_grad():
+            expected = model.encode(torch.stack([prepared(cloud) for cloud in points]))
+        np.testing.assert_allclose(features, expected.numpy(), atol=1e-5)
+        assert [str(classes[label]).lower() for label in labels] == ["chair", "lamp"]
+
+
+@pytest.mark.parametrize("layout", [model_net_cache, shape_net_part, shape_net_55])
+def test_probe_reads_both_splits(
+    layout: Layout, encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = np.random.default_rng(1)
+    clouds = {split: draw.random((2, 300, 6)).astype(np.float32) for split in ("train", "test")}
+    folder = layout(tmp_path, clouds)
+    command = ["probe", "--encoder", encoder, "--data", str(folder), "--num_points", "128", "--classifier", "knn"]
+    assert main([*command, "--k", "1", "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["num_train"], found["num_test"], found["normalize"]) == (2, 2, "centroid")
+
+
+def test_text_files_of_model_net_are_taken_before_their_cache(
+    encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clouds = {split: np.random.default_rng(2).random((2, 300, 6)).astype(np.float32) for split in ("train", "test")}
+    folder = model_net_cache(tmp_path, clouds)
+    for name in ("chair", "lamp"):
+        (folder / name).mkdir()
+    assert main(["embed", "--encoder", encoder, "--data", str(folder), "--out", str(tmp_path / "out.npz")]) == 1
+    assert "chair_0001.txt" in capsys.readouterr().err
