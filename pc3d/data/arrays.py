@@ -69,7 +69,9 @@ class ArrayDataset(PointDataset):
         transform: Transform | None = None,
     ) -> None:
         check_on_error(on_error)
-        labels = np.asarray(labels, dtype=np.int64)
+        given, labels = labels, np.asarray(labels, dtype=np.int64)
+        if (labels != given).any():
+            raise BadFileError(path, f"labels must be whole numbers, found {given[labels != given][0]}")
         if labels.size and (labels.min() < -1 or labels.max() >= len(classes)):
             raise BadFileError(
                 path,

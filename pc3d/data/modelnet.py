@@ -66,6 +66,12 @@ class ModelNetMeshes(FolderDataset):
             transform=transform,
         )
 
+    def read(self, path: Path) -> PointCloud:
+        cloud = super().read(path)
+        if cloud.normal is None:  # points sampled from faces have their normals
+            raise BadFileError(path, "is an empty mesh: it has no faces to sample points from")
+        return cloud
+
 
 class ModelNetResampled(FileDataset):
     """modelnet40_normal_resampled: 10,000 points with normals per object, as comma-separated text.

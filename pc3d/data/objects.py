@@ -40,7 +40,8 @@ def _checked_shard(path: Path) -> dict[str, NDArray[Any]]:
         shape = shard[key].shape
         # Rows go with the objects, and for per-point values columns with the points, of three numbers each.
         if len(shape) != ndim or shape[:2] != points.shape[: min(ndim, 2)] or (ndim == 3 and shape[2] != 3):
-            raise BadFileError(path, f"{key} has shape {shape}, which does not go with points {points.shape}")
+            expected = "(n, P, 3)" if key == "points" else f"one that goes with points {points.shape}"
+            raise BadFileError(path, f"{key} has shape {shape}, expected {expected}")
     finite = np.asarray(np.isfinite(points).all(axis=(1, 2)))
     if not finite.all():
         raise BadFileError(path, f"points of item {shard['id'][np.flatnonzero(~finite)[0]]} are not finite numbers")
@@ -75,7 +76,10 @@ class ObjectSet(PointDataset):
         ValueError: more points are asked for than are stored.
     """
 
-    source = "any folder in pc3d's object format: SPLIT.json and the shards it lists"
+    source = (
+        "any folder in pc3d's object format: SPLIT.json and the shards it lists; of files in class sub-folders, "
+        "python data_tools/convert.py folder FILES OUT makes one"
+    )
     terms = "as the set's own JSON file says, per item"
 
     def __init__(

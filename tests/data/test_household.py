@@ -227,6 +227,9 @@ def copy_of_set(folder: Path, **changes: object) -> dict[str, np.ndarray]:
 def test_missing_folder_split_and_shard(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match=r"train\.json\nlooked for in: .*nowhere\nwhere to get it: .*\nterms: "):
         ObjectSet(tmp_path / "nowhere")
+    (tmp_path / "train" / "chair").mkdir(parents=True)  # as files of a user lie
+    with pytest.raises(MissingDataError, match=r"data_tools/convert\.py folder FILES OUT"):
+        ObjectSet(tmp_path)
     copy_of_set(tmp_path)
     with pytest.raises(
         MissingDataError, match=r"'val'; splits found there: \['test'\](.|\n)*val\.json(.|\n)*get it: .*\nterms"
@@ -260,6 +263,7 @@ def test_wrong_shapes_keys_and_values(tmp_path: Path) -> None:
     nan[17, 3, 1] = np.nan
     cases = [
         ({"points": None}, r"keys \['points'\] are missing"),
+        ({"points": data["points"][..., :2]}, r"points has shape \(124, 2048, 2\), expected \(n, P, 3\)"),
         ({"points": nan}, f"points of item {data['id'][17]} are not finite"),
         ({"normals": data["normals"][:, :100]}, r"normals has shape \(124, 100, 3\)"),
         ({"rgb": data["rgb"][:100]}, r"rgb has shape \(100, 2048, 3\)"),

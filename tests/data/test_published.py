@@ -65,6 +65,15 @@ def test_modelnet_meshes(assets: Path) -> None:
     assert not torch.equal(train[1].xyz, seeded[1].xyz)
 
 
+def test_modelnet_mesh_without_faces_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "chair" / "train"
+    folder.mkdir(parents=True)
+    (folder / "chair_0001.off").write_text("OFF\n3 0 0\n0 0 0\n1 0 0\n0 1 0\n")
+    with pytest.raises(BadFileError, match=r"chair_0001\.off: is an empty mesh: it has no faces to sample points from"):
+        ModelNetMeshes(tmp_path, "train", num_points=3)[0]
+    assert len(ModelNetMeshes(tmp_path, "train", on_error="report").skipped) == 1
+
+
 def test_modelnet_resampled(assets: Path) -> None:
     root = assets / "modelnet_resampled"
     train = ModelNetResampled(root, "train", transform=Normalize())
@@ -168,6 +177,7 @@ def test_bad_modelnet_hdf5(modelnet_hdf5: Path) -> None:
         ("data", np.zeros((2, 3, 2048), np.float32), r"data has shape \(2, 3, 2048\)"),
         ("label", np.zeros(3), r"label \(3,\)"),
         ("label", np.array([0, 7]), "labels go from 0 to 7"),
+        ("label", np.array([0, 1.5]), r"labels must be whole numbers, found 1\.5"),
         ("data", np.zeros((2, 1024, 3), np.float32), "differ in points per object"),
     ]:
         with h5py.File(path, "w") as file:
