@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pc3d.cli import _output
 from pc3d.cli._alignment import inputs_for, points_for
-from pc3d.cli._inputs import Points, UpAxis, Variant, extract, open_encoder, pooling_of
+from pc3d.cli._inputs import (
+    ON_ERROR_REMEDY,
+    OnError,
+    Points,
+    UpAxis,
+    Variant,
+    as_left_out,
+    extract,
+    left_out_lines,
+    nothing_left,
+    open_encoder,
+    open_inputs,
+    pooling_of,
+)
 from pc3d.cli._parser import run_verb
+
+if TYPE_CHECKING:
+    from pc3d.data import BadFileError
 
 
 def embed(
@@ -21,11 +38,13 @@ def embed(
     pooling: str | None = None,
     num_points: Points = "default",
     up: UpAxis | None = None,
+    drop_invalid: bool = False,
     batch_size: int = 32,
     device: str = "cpu",
     untrained: bool = False,
     seed: int = 0,
     space: Literal["encoder", "text", "image", "joint"] = "encoder",
+    on_error: OnError = "refuse",
     overwrite: bool = False,
 ) -> None:
     """Write the features of a data set, a folder or a file of points to an .npz file.
@@ -47,14 +66,18 @@ def embed(
             default a random subset of at most as many as it was made for. null takes all.
         up: For an encoder aligned with texts and pictures, the axis that points up in the data; by default that of the
             data set, y in GLB files, else z.
+        drop_invalid: Leave out points of files that are not finite numbers.
         batch_size: Clouds per forward pass.
         device: Where the encoder computes, such as cpu or cuda.
         untrained: Keep the architecture, but draw fresh weights from the seed.
         seed: Seed of untrained weights.
         space: For an encoder aligned with texts and pictures: its own embedding, or vectors to compare with features of
             texts, of pictures, or of both (of unit length, like those that pc3d index stores for the same shapes).
+        on_error: What to do with a file that cannot be used: 'refuse' stops; 'report' leaves the file out and lists it
+            with the reason (with --json, as left_out).
         overwrite: Replace an existing file.
     """
+    from pc3d import data as sets
     from pc3d.evaluation import Kept, save_features
 
     path = Path(out)
@@ -66,17 +89,28 @@ def embed(
         encoder, untrained=untrained, seed=seed, data=data, num_points=num_points, variant=variant, device=device
     )
     points = points_for(model, num_points)
-    source = inputs_for(model, data, split, points, variant, up)
+    opened = partial(open_inputs, on_error=on_error, drop_invalid=drop_invalid)
+    source = inputs_for(model, data, split, points, variant, up, opened)
+    left_out = [as_left_out(file) for file in source.dataset.skipped]
+
+    def leave_out(index: int, error: BadFileError) -> None:
+        if on_error == "refuse":
+            raise sets.BadFileError(error.path, f"{error.reason}; {ON_ERROR_REMEDY}") from error
+        left_out.append(as_left_out(error))
+        if len(left_out) == len(source.dataset) + len(source.dataset.skipped):
+            raise nothing_left(data, left_out)
+
     if space != "encoder":
         from pc3d.models import as_aligned
 
         model = as_aligned(cast(Any, model)).view(space)
     options = {"batch_size": batch_size, "pooling": pooling_of(model, pooling), "num_points": points}
     with Kept(path.with_name(f".{path.name}.kept")) as kept:
-        features = extract(model, name, source, data, split, kept=kept, **options)
+        features = extract(model, name, source, data, split, kept=kept, leave_out=leave_out, **options)
         written = save_features(features, path, overwrite=overwrite)
     told = {"file": str(written), "clouds": len(features), "dimensions": features.values.shape[1]}
-    _output.result(told, f"{written}: {told['clouds']} clouds, {told['dimensions']} dimensions")
+    lines = [f"{written}: {told['clouds']} clouds, {told['dimensions']} dimensions", *left_out_lines(left_out)]
+    _output.result(told if on_error == "refuse" else {**told, "left_out": left_out}, "\n".join(lines))
 
 
 def main(argv: Sequence[str]) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,13 +17,23 @@ from torch import Tensor
 
 from pc3d._files import replace_atomically
 from pc3d._progress import progress_bar
-from pc3d.data import Compose, FarthestPointSample, FirstPoints, Normalize, PointCloud, PointDataset, Transform
+from pc3d.data import (
+    BadFileError,
+    Compose,
+    FarthestPointSample,
+    FirstPoints,
+    Normalize,
+    PointCloud,
+    PointDataset,
+    Transform,
+)
 from pc3d.evaluation.kept import Kept, identity_of
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Sampling = Literal["first", "farthest", "random"]
 Centering = Literal["none", "centroid", "box"]
+LeaveOut = Callable[[int, BadFileError], None]
 
 
 @runtime_checkable
@@ -120,6 +130,7 @@ def extract_features(
     split: str | None = None,
     name: str | None = None,
     kept: Kept | None = None,
+    leave_out: LeaveOut | None = None,
 ) -> Features:
     """Encode every item of a data set in evaluation mode, without masking, augmentation or gradient.
 
@@ -142,12 +153,15 @@ def extract_features(
         split: name of the split for reports.
         name: name of the encoder for reports; by default its class name.
         kept: returns what was encoded before an interruption, batch by batch; use the same ``batch_size``.
+        leave_out: is told the position of each item whose file cannot be used or has too few points, and why; the item
+            has no row in the result. By default such an item is refused.
 
     Returns:
         The features, in the order of the data set.
 
     Raises:
-        ValueError: the set is empty, ``num_points`` exceeds what an item has, or features are not finite.
+        ValueError: the set is empty, ``num_points`` exceeds what an item has, features are not finite, or every item
+            was left out.
     """
     prepare = preparation(num_points, sampling, normalize)
     if not isinstance(dataset, PointDataset):
@@ -161,10 +175,18 @@ def extract_features(
         raise ValueError("dataset is empty: nothing to encode")
     digest, ids, blocks = hashlib.sha256(), [], []
     largest = 0
+    used = np.ones(len(dataset), dtype=bool)
+
+    def without(index: int, error: BadFileError) -> None:
+        assert leave_out is not None
+        leave_out(index, error)
+        used[index] = False
+        advance(1)
+
     device = next((p.device for p in encoder.parameters()), None) if isinstance(encoder, torch.nn.Module) else None
     made_by = "" if kept is None else identity_of(encoder)
     with _frozen(encoder), progress_bar(len(dataset), "encode", "clouds", visible=progress) as advance:
-        for clouds in batches(dataset, batch_size, prepare):
+        for clouds in batches(dataset, batch_size, prepare, None if leave_out is None else without):
             read = [torch.stack([cloud.xyz for cloud in clouds]), *_colors(encoder, clouds)]
             largest = max(largest, len(clouds[0]))
             for value in read:
@@ -173,7 +195,9 @@ def extract_features(
             encode = partial(_encode, encoder, read, pooling, device)
             blocks.append(encode() if kept is None else kept.of([made_by, str(device), pooling, *read], encode))
             advance(len(clouds))
-    labels = dataset.labels.numpy().astype(np.int64)
+    if not blocks:
+        raise ValueError(f"all {len(dataset)} items of dataset were left out: nothing to encode")
+    labels = dataset.labels.numpy().astype(np.int64)[used]
     digest.update(labels.tobytes())
     return Features(
         values=np.concatenate(blocks),
@@ -188,7 +212,7 @@ def extract_features(
         normalize=normalize,
         pooling=getattr(encoder, "pooling", pooling),
         encoder=name or type(encoder).__name__,
-        groups=None if dataset.groups is None else dataset.groups.numpy().astype(np.int64),
+        groups=None if dataset.groups is None else dataset.groups.numpy().astype(np.int64)[used],
     )
 
 
@@ -235,23 +259,43 @@ def preparation(num_points: int | None, sampling: Sampling, normalize: Centering
     return Compose(steps)
 
 
-def batches(dataset: PointDataset, size: int, prepare: Compose) -> Iterator[list[PointCloud]]:
+def batches(
+    dataset: PointDataset, size: int, prepare: Compose, leave_out: LeaveOut | None = None
+) -> Iterator[list[PointCloud]]:
     """The clouds of a data set in order, prepared, at most ``size`` at a time; all of a batch of one length, and all
     with colours or none, so that no cloud's features depend on its neighbours.
 
     Raises:
         ValueError: a cloud has fewer points than the preparation takes; the message names it.
+        BadFileError: a file cannot be used. ``leave_out`` gets this and the above in place of the caller.
     """
     generator = torch.Generator()  # no step of the preparation draws from it
     pending: list[PointCloud] = []
     for index in range(len(dataset)):
-        cloud = prepare(dataset.load(index), generator)
+        if leave_out is None:
+            cloud = prepare(dataset.load(index), generator)
+        else:
+            try:
+                cloud = _usable(dataset.load(index), prepare, generator)
+            except BadFileError as error:
+                leave_out(index, error)
+                continue
         if pending and (len(pending) == size or _kind(pending[0]) != _kind(cloud)):
             yield pending
             pending = []
         pending.append(cloud)
     if pending:
         yield pending
+
+
+def _usable(cloud: PointCloud, prepare: Compose, generator: torch.Generator) -> PointCloud:
+    """A cloud, prepared; that it has too few points is a fault of its file."""
+    try:
+        return prepare(cloud, generator)
+    except ValueError as error:
+        if "path" not in cloud.meta:
+            raise
+        raise BadFileError(cloud.meta["path"], str(error)) from error
 
 
 def _kind(cloud: PointCloud) -> tuple[int, bool]:

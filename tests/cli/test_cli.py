@@ -464,6 +464,45 @@ def test_embed_takes_files_and_folders(tmp_path: Path, by_class: Path, encoder: 
         np.testing.assert_allclose(many["features"][0], single["features"][0], atol=1e-5)
 
 
+def test_embed_leaves_out_files_that_cannot_be_used(
+    tmp_path: Path, by_class: Path, encoder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, mixed = by_class / "test", tmp_path / "mixed"
+    shutil.copytree(good, mixed)
+    (mixed / "chair" / "0_empty.xyz").write_text("")
+    (mixed / "chair" / "few.xyz").write_text("0 0 1\n" * 5)
+    (mixed / "chair" / "notes.doc").write_text("of no interest")
+    rows = np.loadtxt(next((good / "lamp").iterdir()))
+    np.savetxt(mixed / "lamp" / "nan.xyz", np.vstack([rows, [np.nan, 0, 0]]))
+
+    def command(data: Path, out: str, *more: str) -> list[str]:
+        return ["embed", "--encoder", encoder, "--data", str(data), "--out", str(tmp_path / out), *POINTS, *more]
+
+    assert main(command(mixed, "refused.npz", "--drop_invalid")) == 1
+    assert "notes.doc" in capsys.readouterr().err
+    (mixed / "chair" / "notes.doc").unlink()
+    assert main(command(mixed, "refused.npz")) == 1
+    assert re.search(r"0_empty\.xyz: is empty; --on_error report leaves such files out", capsys.readouterr().err)
+    (mixed / "chair" / "notes.doc").write_text("of no interest")
+    assert main(command(good, "good.npz")) == main(command(mixed, "mixed.npz", "--on_error", "report", "--json")) == 0
+    told = json.loads(capsys.readouterr().out.partition("dimensions\n")[2])
+    assert told["clouds"] == 8
+    assert {Path(file["path"]).name for file in told["left_out"]} == {"0_empty.xyz", "few.xyz", "notes.doc", "nan.xyz"}
+    assert "128 exceeds the 5 points" in str(told["left_out"])
+    with np.load(tmp_path / "good.npz") as expected, np.load(tmp_path / "mixed.npz") as found:
+        for name in ("features", "label", "id", "classes", "content_hash"):
+            np.testing.assert_array_equal(found[name], expected[name])
+    assert main(command(mixed, "more.npz", "--on_error", "report", "--drop_invalid", "--quiet")) == 0
+    with np.load(tmp_path / "more.npz") as found:
+        assert "nan" in found["id"]
+
+    only_bad = tmp_path / "bad"
+    only_bad.mkdir()
+    shutil.copy(mixed / "chair" / "few.xyz", only_bad)
+    assert main(command(only_bad, "none.npz", "--on_error", "report")) == 1
+    assert "nothing in" in capsys.readouterr().err
+
+
 def test_embed_tells_splits_from_names_that_look_like_them(tmp_path: Path, encoder: str, by_class: Path) -> None:
     """Only folders of the split's name make a data set with splits; ``testing/test_1.xyz`` and a JSON file do not."""
     files = sorted((by_class / "test" / "chair").iterdir())

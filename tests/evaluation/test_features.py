@@ -12,7 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pc3d.data import Compose, FarthestPointSample, Household, Jitter, Normalize, PointCloud, PointDataset, Selection
+from pc3d.data import (
+    BadFileError,
+    Compose,
+    FarthestPointSample,
+    Household,
+    Jitter,
+    Normalize,
+    PointCloud,
+    PointDataset,
+    Selection,
+)
 from pc3d.evaluation import (
     Features,
     PointPCA,
@@ -79,6 +89,32 @@ def test_augmentation_is_left_out(few: PointDataset) -> None:
     shaken = Household("test", transform=Jitter(0.1, 0.2))
     plain = extract_features(ShapeDescriptor(), Household("test"))
     np.testing.assert_array_equal(extract_features(ShapeDescriptor(), shaken).values, plain.values)
+
+
+def test_items_that_cannot_be_used_may_be_left_out(vit: PointViT, few: PointDataset) -> None:
+    class WithBadFiles(Selection):
+        def load(self, index: int) -> PointCloud:
+            if index in (0, 3):
+                raise BadFileError(f"{index}.ply", "is empty")
+            return super().load(index)
+
+    bad = WithBadFiles(few, range(len(few)))
+    with pytest.raises(BadFileError, match=r"0\.ply: is empty"):
+        extract_features(vit, bad, num_points=256)
+    told: list[tuple[int, str]] = []
+    options: dict[str, Any] = {"num_points": 256, "batch_size": 4}
+    found = extract_features(vit, bad, leave_out=lambda index, error: told.append((index, error.reason)), **options)
+    assert told == [(0, "is empty"), (3, "is empty")]
+    kept = [index for index in range(len(few)) if index not in (0, 3)]
+    expected = extract_features(vit, Selection(few, kept), **options)
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-6)
+    assert (found.labels.tolist(), found.ids) == (expected.labels.tolist(), expected.ids)
+    assert found.content_hash == expected.content_hash
+    assert found.groups is not None
+    assert expected.groups is not None
+    assert found.groups.tolist() == expected.groups.tolist()
+    with pytest.raises(ValueError, match="all 2 items of dataset were left out: nothing to encode"):
+        extract_features(vit, Selection(bad, [0, 3]), leave_out=lambda index, error: None, **options)
 
 
 def test_content_hash_names_points_and_labels(few: PointDataset) -> None:
