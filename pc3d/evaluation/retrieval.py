@@ -92,7 +92,7 @@ def retrieval(
     *,
     gallery: Gallery = "test",
     center: bool = False,
-    ranks: Sequence[int] = RANKS,
+    ranks: Sequence[int] | None = None,
     seed: int = 0,
 ) -> RetrievalResult:
     """Rank a gallery by cosine for every test item, and score how early items of its class come.
@@ -112,7 +112,7 @@ def retrieval(
             near-identical items, so groups count within the test split alone.
         center: subtract the mean training feature first. Features of a network with a final ReLU or a large common
             offset all point in a similar direction, and without this the angles between them say little.
-        ranks: the K of recall and precision.
+        ranks: the K of recall and precision; by default 1, 5 and 10, those of them that no gallery is too small for.
         seed: seed of the bootstrap.
 
     Raises:
@@ -131,6 +131,8 @@ def retrieval(
     if not matched:
         raise ValueError(f"no test item of {test.data} has another item of its class in the gallery")
     shortest = min(hits.size for hits in matched)
+    if ranks is None:
+        ranks = [k for k in RANKS if k <= shortest]
     if not ranks or min(ranks) < 1 or max(ranks) > shortest:
         raise ValueError(f"ranks must be between 1 and the {shortest} items that every gallery has, got {list(ranks)}")
     precisions = np.array([average_precision(hits) for hits in matched])

@@ -51,6 +51,15 @@ def test_leave_one_out_by_hand() -> None:
     assert (result.num_queries, result.num_without_match, result.num_excluded) == (5, 0, 0)
 
 
+def test_ranks_beyond_a_small_gallery_are_left_out_by_default() -> None:
+    small = on_circle([0, 10, 25, 45, 170], [0, 0, 1, 0, 1])
+    assert retrieval(small, small).recall == {1: 2 / 5}
+    larger = on_circle([0, 10, 25, 45, 170, 300], [0, 0, 1, 0, 1, 2])
+    result = retrieval(larger, larger)
+    assert (set(result.recall), set(result.precision)) == ({1, 5}, {1, 5})
+    assert result.recall[5] == 1.0
+
+
 def test_training_gallery_by_hand() -> None:
     train = on_circle([0, 20, 60, 300], [0, 1, 0, 1])
     test = on_circle([5, 50], [0, 1])
