@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pc3d.cli._inputs import as_left_out, left_out_lines
 from pc3d.cli._parser import INTERRUPTED, nearest, verb_parser
 
 _CONFIGS = Path(__file__).parent.parent / "configs"
@@ -66,6 +69,7 @@ def train(parser: Any, argv: Sequence[str], check: Callable[[Any], None] = lambd
     """
     import pytorch_lightning as pl
 
+    from pc3d.data import BadFileError
     from pc3d.methods import RunFolder, is_first_process, pretrain
 
     options = parser.parse_args(list(argv))
@@ -81,6 +85,8 @@ def train(parser: Any, argv: Sequence[str], check: Callable[[Any], None] = lambd
     pl.seed_everything(options.seed, workers=True, verbose=False)
     objects = _instantiate(parser, options)
     check(objects)
+    if is_first_process(options.trainer.num_nodes):
+        _tell_left_out(objects.data)
     try:
         trainer = pretrain(
             objects.model,
@@ -93,6 +99,11 @@ def train(parser: Any, argv: Sequence[str], check: Callable[[Any], None] = lambd
             config=resolved,
             **objects.trainer.as_dict(),
         )
+    except BadFileError as error:
+        if "on_error" not in inspect.signature(type(objects.data.train)).parameters:
+            raise
+        said = str(error).rstrip()  # that of a worker ends its line
+        raise BadFileError(f"{said}; --data.train.on_error report leaves such files out and lists them") from error
     except KeyboardInterrupt:
         if not is_first_process(options.trainer.num_nodes):  # of several that were interrupted, one says it
             raise SystemExit(INTERRUPTED) from None
@@ -102,6 +113,14 @@ def train(parser: Any, argv: Sequence[str], check: Callable[[Any], None] = lambd
             f"nothing was finished yet, start again with --overwrite ({options.output} holds no checkpoint)"
         ) from None
     return trainer, folder
+
+
+def _tell_left_out(data: Any) -> None:
+    """Warn of the files that the data sets of a run leave out, also with ``--quiet``."""
+    for part in ("train", "validation", "test"):
+        files = getattr(getattr(data, part, None), "skipped", ())
+        for line in left_out_lines([as_left_out(file) for file in files]):
+            print(f"{part}: {line}", file=sys.stderr)
 
 
 def going_on(parser: Any, options: Any) -> str:

@@ -17,6 +17,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -109,6 +110,33 @@ def test_quiet_leaves_the_result_alone(recipe: str, tmp_path: Path) -> None:
     assert "deprecated" not in done.stderr
     notes = [line for line in done.stderr.splitlines() if line.strip() and "warn" not in line.lower()]
     assert notes == [] or all(line.startswith(("  ", "/")) for line in notes), done.stderr  # bodies of warnings
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_training_refuses_or_lists_files_that_cannot_be_used(
+    num_workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for number in range(4):
+        np.savetxt(scans / f"{number}.xyz", np.random.default_rng(number).normal(size=(64, 3)))
+    (scans / "empty.xyz").write_text("")
+    (scans / "ragged.xyz").write_text("1 2 3\n4 5\n")
+    data = {"train": {"class_path": "pc3d.data.FolderDataset", "init_args": {"root": str(scans)}}}
+    options = {"batch_size": 2, "num_workers": num_workers, "drop_last": False}
+    path = tmp_path / "scans.yaml"
+    trainer = {**RECIPE["trainer"], "max_epochs": 1}
+    path.write_text(yaml.safe_dump({**RECIPE, "data": {**data, **options}, "trainer": trainer}))
+    training = ["pretrain", "--config", str(path), "--quiet", "--output"]
+
+    assert main([*training, str(tmp_path / "refused")]) == 1
+    remedy = "; --data.train.on_error report leaves such files out and lists them\n"
+    assert capsys.readouterr().err.endswith((f"empty.xyz: is empty{remedy}", f"at row 2{remedy}"))
+    assert main([*training, str(tmp_path / "run"), "--data.train.on_error", "report"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train: left out: ")]
+    assert len(told) == 2
+    assert told[0] == f"train: left out: {scans}/empty.xyz: is empty"
+    assert "ragged.xyz: cannot be read as XYZ" in told[1]
 
 
 def test_what_lightning_calls_of_an_older_torch_is_not_the_users_business(monkeypatch: pytest.MonkeyPatch) -> None:
