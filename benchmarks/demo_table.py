@@ -3,23 +3,24 @@
     python benchmarks/demo_table.py --output runs/demo_table
     python benchmarks/demo_table.py --output runs/demo_table --data household DATA/components --seeds 0 1 2
 
-For each data set and seed, Point-MAE and Point-CMAE are pre-trained on the training split by the recipe of the
-demonstration (same encoder, epochs and batches; Point-MAE has one branch and no class token, so an epoch of it is
-cheaper), and compared with the untrained encoder, plain and with settled batch norm, and with two handcrafted
-descriptors. The linear probe and its selection of C are those of ``pc3d demo``. A run that is interrupted goes on where
-it stopped; what is finished is not computed again. Writes ``results.csv`` (a row per probe) and ``table.md``.
+For each data set and seed, the methods of ``METHODS`` are pre-trained on the training split by their recipes for two
+cores, around the encoder of the demonstration (Point-MAE has no class token), and compared with the untrained encoder,
+plain and with settled batch norm, and with two handcrafted descriptors. The linear probe and its selection of C are
+those of ``pc3d demo``. What is taught by pictures needs the image tower of ``openshape_household``.
+
+A run that is interrupted goes on where it stopped, and what is in ``results.csv`` (a row per probe) is not computed
+again: copy ``benchmarks/results/demo_table.csv`` there to add a method to the rows that ship. Writes ``table.md``, too.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator
+import csv
 from pathlib import Path
 from typing import Any
 
 import yaml
-from records import mean_and_deviation, write_csv
+from records import keep_options, mean_and_deviation, write_csv
 
 from pc3d import demo
 from pc3d.cli import pretrain
@@ -27,46 +28,66 @@ from pc3d.data import Household, ObjectSet
 from pc3d.methods import RunFolder
 from pc3d.models import load_encoder
 
-CONFIG = Path(pretrain.__file__).parent.parent / "configs" / "pretrain" / "point_cmae_household.yaml"
-METHODS = {"Point-MAE": "pc3d.methods.PointMAE", "Point-CMAE": "pc3d.methods.PointCMAE"}
-ORDER = (demo.PCA, demo.DESCRIPTOR, demo.UNTRAINED, demo.SETTLED, *METHODS)
+PICTURES = "taught by preview pictures"
+CONFIGS = Path(pretrain.__file__).parent.parent / "configs" / "pretrain"
+METHODS = {
+    "Point-MAE": "point_cmae_household",
+    "Point-CMAE": "point_cmae_household",
+    "SimCLR": "simclr_household",
+    PICTURES: "openshape_household",
+}
+"""Name in the table to recipe."""
+EPOCHS = {"SimCLR": 20, PICTURES: 20}
+"""In place of the recipes' 40: so both take 5 CPU minutes or less."""
+UNTRAINED = (demo.PCA, demo.DESCRIPTOR, demo.UNTRAINED, demo.SETTLED)
+SCORES = ("overall_accuracy", "mean_class_accuracy")
+FIELDS = ("data", "seed", "encoder", *SCORES, "num_test", "C", "train_hash", "test_hash", "torch")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for runs, results.csv and table.md")
     parser.add_argument("--data", nargs="+", default=["household"], help="'household' or folders of object shards")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of weights, training and probe")
-    parser.add_argument("--epochs", type=int, help="epochs in place of the recipe's")
-    options = parser.parse_args()
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="default: all")
+    parser.add_argument("--epochs", type=int, help="epochs of every method, in place of its own")
+    options = parser.parse_args(arguments)
+    keep_options(options.output, {"epochs": options.epochs})
     for data in options.data:
         for seed in options.seeds:
-            folder = options.output / Path(data).name / f"seed{seed}"
-            if (folder / "demo.json").exists():
-                print(f"{folder}: done already")
-                continue
-            for method in METHODS:
-                train(method, data, seed, folder / method, options.epochs)
-            probe(data, seed, folder)
-            write_table(options.output)
+            for name in (*UNTRAINED, *options.methods):
+                work(name, data, seed, options)
     write_table(options.output)
     print((options.output / "table.md").read_text(encoding="utf-8"))
 
 
+def work(name: str, data: str, seed: int, options: argparse.Namespace) -> None:
+    """Train, if there is something to train, and probe; leave what is finished."""
+    kept = rows(options.output)
+    if any((row["data"], int(row["seed"]), row["encoder"]) == (Path(data).name, seed, name) for row in kept):
+        print(f"{Path(data).name}, seed {seed}, {name}: done already")
+        return
+    if name == PICTURES and data != "household":
+        print(f"{Path(data).name}: not {name}, only the objects of household are known to have pictures")
+        return
+    folder = options.output / Path(data).name / f"seed{seed}" / name
+    if name in METHODS:
+        train(name, data, seed, folder, options.epochs)
+    row = probe(name, data, seed, folder)
+    check_same_data(row, kept, options.output)
+    write_csv(options.output / "results.csv", FIELDS, [*kept, row])
+    write_table(options.output)
+
+
 def train(method: str, data: str, seed: int, output: Path, epochs: int | None) -> None:
-    """Pre-train by the demonstration's recipe; go on with what was interrupted, leave what is finished."""
+    """Pre-train by the method's recipe; go on with what was interrupted, leave what is finished."""
     run = RunFolder(output)
     if run.is_finished():
         return
     if run.checkpoint.exists():
         pretrain.main(["--output", str(output), "--resume"])
         return
-    recipe: dict[str, Any] = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
-    recipe["model"]["class_path"] = METHODS[method]
-    if method == "Point-MAE":
-        recipe["model"]["init_args"]["encoder"]["init_args"]["num_cls_tokens"] = 0
-        for name in ("contrast", "contrast_weight"):
-            recipe["model"]["init_args"].pop(name, None)
+    recipe = configuration(method)
     if data != "household":
         recipe["data"]["train"] = {"class_path": "pc3d.data.ObjectSet", "init_args": {"root": data, "split": "train"}}
     if epochs is not None:
@@ -77,64 +98,94 @@ def train(method: str, data: str, seed: int, output: Path, epochs: int | None) -
     pretrain.main(["--config", str(config), "--output", str(output), "--seed", str(seed), "--overwrite"])
 
 
-def probe(data: str, seed: int, folder: Path) -> None:
-    """Probe both trained encoders and what needs no training; writes ``demo.json`` and ``demo.csv``."""
-    trained: dict[str, Any] = {method: load_encoder(folder / method) for method in METHODS}
-    architecture = trained["Point-CMAE"].config
+def configuration(method: str) -> dict[str, Any]:
+    """The recipe of a method; that of Point-MAE is made of Point-CMAE's."""
+    recipe: dict[str, Any] = yaml.safe_load((CONFIGS / f"{METHODS[method]}.yaml").read_text(encoding="utf-8"))
+    recipe["trainer"]["max_epochs"] = EPOCHS.get(method, recipe["trainer"]["max_epochs"])
+    if method == PICTURES:
+        teach_by_pictures(recipe)
+    if method == "Point-MAE":
+        recipe["model"]["class_path"] = "pc3d.methods.PointMAE"
+        recipe["model"]["init_args"]["encoder"]["init_args"]["num_cls_tokens"] = 0
+    return recipe
+
+
+def teach_by_pictures(recipe: dict[str, Any]) -> None:
+    """Change the recipe of OpenShape: no names, no colours, the demonstration's encoder, and its upright objects."""
+    recipe["model"]["init_args"] |= {"encoder": configuration("SimCLR")["model"]["init_args"]["encoder"]}
+    recipe["model"]["init_args"]["text_weight"] = 0.0
+    dataset = recipe["data"]["train"]["init_args"]["dataset"]
+    pictured = {**dataset, "init_args": {**dataset["init_args"], "pictures": True}}
+    tower = recipe["model"]["init_args"]["image_space"]
+    live = {"class_path": "pc3d.image.LivePictures", "init_args": {"dataset": pictured, "tower": tower}}
+    recipe["data"]["train"]["init_args"] = {"dataset": dataset, "images": live}
+    kept = ("ChooseTargets", "RandomSubsample", "IsotropicScaleShift", "TurnSlightly")
+    recipe["data"]["train_transforms"] = [
+        one for one in recipe["data"]["train_transforms"] if one["class_path"].rpartition(".")[2] in kept
+    ]
+
+
+def probe(name: str, data: str, seed: int, run: Path) -> dict[str, Any]:
+    """The row of an encoder that needs no training, or of the one that a run has trained."""
+    architecture = configuration("Point-CMAE")["model"]["init_args"]["encoder"]["init_args"]
     num_points = int(architecture["num_points"])
     train_set, test_set = (
         (Household("train"), Household("test"))
         if data == "household"
         else (ObjectSet(data, "train"), ObjectSet(data, "test"))
     )
-    encoders = {**demo.baselines(architecture, train_set, num_points=num_points, seed=seed), **trained}
-    name = Path(data).name
-    results = demo.compare(encoders, train_set, test_set, num_points=num_points, data=name, seed=seed)
-    demo.write_results(results, folder)
+    encoder: Any = (
+        load_encoder(run)
+        if name in METHODS
+        else demo.baselines(architecture, train_set, num_points=num_points, seed=seed)[name]
+    )
+    source = Path(data).name
+    found = demo.compare({name: encoder}, train_set, test_set, num_points=num_points, data=source, seed=seed)[name]
+    result = found.to_dict()
+    scores = {key: result["scores"][key] for key in SCORES}
+    protocol = {key: result[key] for key in ("num_test", "train_hash", "test_hash")}
+    versions = {"C": result["parameter"][1], "torch": result["versions"]["torch"]}
+    return {"data": source, "seed": seed, "encoder": name, **scores, **protocol, **versions}
 
 
-def rows(output: Path) -> Iterator[dict[str, Any]]:
-    """A row per probe of everything that is finished."""
-    for path in sorted(output.glob("*/seed*/demo.json")):
-        for name, result in json.loads(path.read_text(encoding="utf-8")).items():
-            yield {
-                "data": path.parent.parent.name,
-                "seed": int(path.parent.name.removeprefix("seed")),
-                "encoder": name,
-                "overall_accuracy": result["scores"]["overall_accuracy"],
-                "mean_class_accuracy": result["scores"]["mean_class_accuracy"],
-                "num_test": result["num_test"],
-                "C": result["parameter"][1],
-                "train_hash": result["train_hash"],
-                "test_hash": result["test_hash"],
-                "torch": result["versions"]["torch"],
-            }
+def check_same_data(row: dict[str, Any], kept: list[dict[str, Any]], output: Path) -> None:
+    """End if rows of before under the same name are of other objects."""
+    for before in kept:
+        if before["data"] == row["data"] and any(before[key] != row[key] for key in ("train_hash", "test_hash")):
+            raise SystemExit(
+                f"{output / 'results.csv'} holds rows of other objects under the name {row['data']!r}: choose another "
+                "--output, or give the folder of before"
+            )
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    """A row per probe of everything that is finished, as text."""
+    path = output / "results.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def write_table(output: Path) -> None:
-    """``results.csv`` and ``table.md`` from all finished probes."""
-    found = list(rows(output))
-    if not found:
-        return
-    write_csv(output / "results.csv", list(found[0]), found)
+    """``table.md`` from all finished probes."""
+    found = rows(output)
     lines = []
-    for data in dict.fromkeys(row["data"] for row in found):
+    for data in sorted({row["data"] for row in found}):
         mine = [row for row in found if row["data"] == data]
-        seeds = sorted({row["seed"] for row in mine})
         lines += [
             f"**{data}**, {mine[0]['num_test']} test objects, linear SVM on frozen features, "
-            f"mean ± sample standard deviation over seeds {', '.join(map(str, seeds))}",
+            "mean ± sample standard deviation over seeds",
             "",
-            "| encoder | overall accuracy (%) | mean class accuracy (%) |",
-            "| --- | --- | --- |",
+            "| encoder | seeds | overall accuracy (%) | mean class accuracy (%) |",
+            "| --- | --- | --- | --- |",
         ]
-        for name in ORDER:
+        for name in (*UNTRAINED, *METHODS):
             of_name = [row for row in mine if row["encoder"] == name]
-            values = [
-                mean_and_deviation([100 * row[key] for row in of_name])
-                for key in ("overall_accuracy", "mean_class_accuracy")
-            ]
-            lines.append(f"| {name} | {values[0]} | {values[1]} |")
+            if of_name:
+                seeds = ", ".join(sorted({row["seed"] for row in of_name}, key=int))
+                values = [mean_and_deviation([100 * float(row[key]) for row in of_name]) for key in SCORES]
+                lines.append(f"| {name} | {seeds} | {values[0]} | {values[1]} |")
         lines.append("")
     (output / "table.md").write_text("\n".join(lines), encoding="utf-8")
 
