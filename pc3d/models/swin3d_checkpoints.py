@@ -24,6 +24,7 @@ from pc3d.nn.sparse import SIGNALS, Signals
 from pc3d.nn.swin3d import BINS_PER_VOXEL, signal_rows
 
 _PREFIXES = ("module.", "backbone.", "backbone_3d.")
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "weights")  # model_state: CAGroup3D's trainer
 _VARIANTS = {
     "downsample.norm.norm.": "down-samples by the maximum over the cell (knn_down=False)",
     "stem_layer.0.": "starts at the second level (stem_transformer=False)",
@@ -176,7 +177,7 @@ def our_names(model: Swin3D, official: Iterable[str]) -> frozenset[str]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The network's tensors by their bare names, and the names of what lies around the network."""
-    found = read_state(path, ("state_dict", "model", "model_state_dict"))
+    found = read_state(path, _WRAPPERS)
     prefix = ""
     while not any(name.startswith(f"{prefix}stem_layer.") for name in found):
         more = next((p for p in _PREFIXES if any(name.startswith(prefix + p) for name in found)), None)

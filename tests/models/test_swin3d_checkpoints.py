@@ -124,6 +124,15 @@ def test_a_file_survives_the_way_in_and_out(tmp_path: Path, prefix: str) -> None
         torch.testing.assert_close(again[name], value, rtol=0, atol=0)
 
 
+def test_the_network_of_a_detector_of_another_trainer(tmp_path: Path) -> None:
+    """CAGroup3D's trainer calls the state dict ``model_state`` and keeps the optimiser's beside it."""
+    state = formula_state(small_layout())
+    content = {"epoch": 50, "it": 7, "optimizer_state": {"state": {}}, "version": "x"}
+    content["model_state"] = {f"backbone_3d.{name}": value for name, value in state.items()}
+    torch.save(content, tmp_path / "x.pth")
+    assert load_official_swin3d(tmp_path / "x.pth")[2].used == list(state)
+
+
 def test_kernel_rows_go_to_the_voxels_that_they_were_for(tmp_path: Path) -> None:
     """Row k of the official kernel reads the voxel at (k mod 3 - 1, k div 3 mod 3 - 1, k div 9 - 1)."""
     state = formula_state(small_layout())
