@@ -6,6 +6,7 @@ from pc3d.data.types import PointCloud
 from pc3d.ops import voxelize
 
 _LARGEST = 500.0  # metres; surveys of streets are larger, and say so in vain
+_FEW = 0.01  # share of points that may be stray
 _NEIGHBOURHOOD = 4  # voxels along an edge
 _LONELY = 1.5  # points in such a cube; a surface sampled once a voxel has some 16
 
@@ -30,14 +31,22 @@ def unit_notes(cloud: PointCloud, voxel_size: float | None) -> list[str]:
         voxel_size: edge of the network's finest voxels in metres; None where it has none.
 
     Returns:
-        A note if the box is longer than 500 m; else one if cubes of four voxels hold no two points on average, so that
-        the network sees each point by itself.
+        A note if the box is longer than 500 m, which may be due to a few stray points; else one if cubes of four voxels
+        hold no two points on average, so that the network sees each point by itself.
     """
     if len(cloud) == 0:
         return []
     longest = float((cloud.xyz.amax(0) - cloud.xyz.amin(0)).max())
     remedy = "coordinates must be metres (--scale 0.001 for a file in millimetres)"
     if longest > _LARGEST:
+        middle = cloud.xyz.median(0).values
+        stray = ((cloud.xyz - middle).abs().amax(1) > _LARGEST).nonzero()[:, 0]
+        if 0 < len(stray) <= _FEW * len(cloud):
+            return [
+                f"{len(stray):,} of {len(cloud):,} points lie more than {_LARGEST:g} m from the others, first row "
+                f"{int(stray[0])}: remove them, they blur the places of all others (some scanners write such points "
+                "where they measured nothing)"
+            ]
         return [f"the scene is {longest:,.0f} m long: {remedy}"]
     if voxel_size is None:
         return []

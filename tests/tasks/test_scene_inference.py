@@ -467,6 +467,15 @@ def test_a_scene_that_is_hardly_in_metres_is_told(room: PointCloud) -> None:
     assert unit_notes(room.replace(xyz=20 * room.xyz), None) == []
 
 
+def test_stray_points_are_told_from_other_units(room: PointCloud) -> None:
+    xyz = room.xyz.clone()
+    xyz[[7, 40]] = torch.tensor([[0.0, 0.0, -9999.0], [3.4e38, 3.4e38, 3.4e38]])
+    (note,) = unit_notes(room.replace(xyz=xyz), 0.1)
+    assert f"2 of {len(room):,} points lie more than 500 m from the others, first row 7: remove them" in note
+    (note,) = unit_notes(PointCloud(torch.tensor([[0.0, 0, 0], [0, 0, 600]])), 0.1)
+    assert note.startswith("the scene is 600 m long")
+
+
 # ---- fields that a scene lacks -----------------------------------------------------------------------------------
 
 
