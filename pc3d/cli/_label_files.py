@@ -101,25 +101,30 @@ def label_files(
     )
 
 
-def listed_files(given: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
+def listed_files(given: Sequence[str], suffixes: Sequence[str], *, scene_folders: bool = False) -> list[Path]:
     """Files to label: those that were named, and of a folder the files in it that can be read.
 
     Args:
         given: paths of files and folders.
         suffixes: endings of files that can be read.
+        scene_folders: a folder that :class:`pc3d.data.SceneFolder` would read as one scene counts as a file.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or no file to read in it.
     """
+
+    def is_scene(path: Path) -> bool:
+        return scene_folders and (path / "coord.npy").is_file()
+
     found: list[Path] = []
     for path in map(Path, given):
-        if not path.is_dir():
-            if not path.is_file():
-                raise FileNotFoundError(f"{path} does not exist")
-            found.append(path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
+        if not path.is_dir() or is_scene(path):
+            found.append(path if path.name else path.absolute())  # "." has no name for the results
             continue
         inside = sorted(file for file in path.iterdir() if not file.name.startswith("."))
-        wanted = [file for file in inside if file.is_file() and file.suffix.lower() in suffixes]
+        wanted = [file for file in inside if is_scene(file) or (file.is_file() and file.suffix.lower() in suffixes)]
         others = [file.name + "/" * file.is_dir() for file in inside if file not in wanted]
         if not wanted:
             raise FileNotFoundError(f"{path} is a folder without files to read ({', '.join(suffixes)})")
@@ -153,8 +158,9 @@ def _made_by(path: Path, choice: Sequence[str]) -> str:
     """What tells the results of a file from those of another model, with other options, or of a file that changed."""
     from pc3d.evaluation.kept import content_key
 
-    found = path.stat()
-    return content_key([f"{path.name} {found.st_size} {found.st_mtime_ns}", *choice])
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    found = [(file.name, file.stat()) for file in files]
+    return content_key([*(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in found), *choice])
 
 
 def _is_done(stem: Path, made_by: str, overwrite: bool) -> bool:

@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 _DESCRIPTION = """Label every point of scene files.
 
 Reads PLY, PCD, LAS, LAZ, E57, XYZ, CSV, PTS, NPY and NPZ files of points, in metres (--scale) with z up (--up), with or
-without colours and normals. For each NAME.* the output folder receives NAME.ply (the points in the colours of their
-classes, with label and confidence), NAME.npz (label, confidence, classes, class_colors, in the order of the file) and
-NAME.png (a picture). After an interruption, --resume skips the files that are done."""
+without colours and normals, and prepared scenes (folders with coord.npy). For each NAME.* the output folder receives
+NAME.ply (the points in the colours of their classes, with label and confidence), NAME.npz (label, confidence, classes,
+class_colors, in the order of the file) and NAME.png (a picture). After an interruption, --resume skips the files that
+are done."""
 
 
 def build_parser() -> Any:
     """The parser of the verb."""
     parser = verb_parser("segment predict", _DESCRIPTION)
     parser.add_argument("run", type=str, help="Run folder of pc3d segment train.")
-    parser.add_argument("scenes", type=str, nargs="+", help="Scene files, or folders of them.")
+    parser.add_argument("scenes", type=str, nargs="+", help="Scene files, prepared scenes, or folders of them.")
     parser.add_argument("--scale", type=float, default=1.0, help="Metres of one unit of the files; 0.001 for mm.")
     parser.add_argument("--up", choices=["y", "z"], default="z", help="Axis that points up in the files.")
     parser.add_argument(
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int | None:
         raise ValueError(f"scale must be positive, got {options.scale}")
     check_bounds(options.max_points, options.context)
     open_device(options.device)
-    scenes = listed_files(options.scenes, SCENE_SUFFIXES)
+    scenes = listed_files(options.scenes, SCENE_SUFFIXES, scene_folders=True)
     check_results(scenes, options)
     model = load_segmenter(options.run)
     # Not drop_invalid: a file has no other result without it, only none where points are invalid.
@@ -72,9 +73,10 @@ def main(argv: Sequence[str]) -> int | None:
 def _label(model: SceneSegmenter, path: Path, options: Any) -> Labelled:
     """Name the points of a scene."""
     from pc3d.data import read_scene
+    from pc3d.data.scenes import read_scene_folder
     from pc3d.tasks import segment_scene, unit_notes, with_fields
 
-    read = read_scene(path, drop_invalid=options.drop_invalid)
+    read = read_scene_folder(path) if path.is_dir() else read_scene(path, drop_invalid=options.drop_invalid)
     in_metres = turned_up(read.replace(xyz=read.xyz * options.scale), options.up)
     units = unit_notes(in_metres, model.voxel_size)
     cloud, notes = with_fields(in_metres, model.fields)

@@ -83,31 +83,12 @@ class SceneFolder(PointDataset):
 
     def load(self, index: int) -> PointCloud:
         folder = self.paths[index]
-        coord = _read_npy(folder / "coord.npy")
-        if coord.ndim != 2 or coord.shape[1] != 3 or coord.dtype.kind != "f" or not np.isfinite(coord).all():
-            raise BadFileError(
-                folder / "coord.npy", f"must hold finite floats of shape (N, 3), has {coord.dtype} {coord.shape}"
-            )
+        cloud = read_scene_folder(folder)
         fields: dict[str, torch.Tensor] = {}
-        for field, name in (("rgb", "color"), ("normal", "normal")):
-            if (folder / f"{name}.npy").is_file():
-                values = _read_npy(folder / f"{name}.npy")
-                if values.shape != coord.shape:
-                    raise BadFileError(folder / f"{name}.npy", f"has shape {values.shape}, coord {coord.shape}")
-                plain = torch.from_numpy(values.astype(np.float32))
-                fields[field] = _unit_colors(values, folder) if field == "rgb" else plain
         for field, name in (("segment", self._segment), ("instance", "instance")):
             if (folder / f"{name}.npy").is_file():
-                fields[field] = self._read_ids(folder / f"{name}.npy", len(coord), field == "segment")
-        meta: dict[str, Any] = {"id": self.ids[index], "path": str(folder)}
-        if len(coord):
-            coord, origin = near_origin(coord, MILLIMETRE)
-            meta |= {} if origin is None else {"origin": origin}
-        return PointCloud(
-            xyz=torch.from_numpy(coord.astype(np.float32)),
-            meta=meta,
-            **fields,  # type: ignore[arg-type]  # the keys are per-point fields
-        )
+                fields[field] = self._read_ids(folder / f"{name}.npy", len(cloud), field == "segment")
+        return cloud.replace(**fields, meta={**cloud.meta, "id": self.ids[index]})
 
     def _read_ids(self, path: Path, num_points: int, classes: bool) -> torch.Tensor:
         values = _read_npy(path)
@@ -179,9 +160,45 @@ def _listed_classes(root: Path) -> list[str]:
     return read_lines(path) if path.is_file() else []
 
 
+def read_scene_folder(folder: Path | str) -> PointCloud:
+    """Read a scene in the layout of :class:`SceneFolder` without its labels: ``xyz``, and ``rgb`` and ``normal`` where
+    it has them.
+
+    Raises:
+        BadFileError: a file is not there, truncated, or does not go with the coordinates.
+    """
+    folder = Path(folder)
+    coord = _read_npy(folder / "coord.npy")
+    if coord.ndim != 2 or coord.shape[1] != 3 or coord.dtype.kind != "f" or not np.isfinite(coord).all():
+        raise BadFileError(
+            folder / "coord.npy", f"must hold finite floats of shape (N, 3), has {coord.dtype} {coord.shape}"
+        )
+    fields: dict[str, torch.Tensor] = {}
+    for field, name in (("rgb", "color"), ("normal", "normal")):
+        if (folder / f"{name}.npy").is_file():
+            values = _read_npy(folder / f"{name}.npy")
+            if values.shape != coord.shape:
+                raise BadFileError(folder / f"{name}.npy", f"has shape {values.shape}, coord {coord.shape}")
+            plain = torch.from_numpy(values.astype(np.float32))
+            fields[field] = _unit_colors(values, folder) if field == "rgb" else plain
+    meta: dict[str, Any] = {"id": folder.name, "path": str(folder)}
+    if len(coord):
+        coord, origin = near_origin(coord, MILLIMETRE)
+        meta |= {} if origin is None else {"origin": origin}
+    return PointCloud(
+        xyz=torch.from_numpy(coord.astype(np.float32)),
+        meta=meta,
+        **fields,  # type: ignore[arg-type]  # the keys are per-point fields
+    )
+
+
 def find_below(folder: Path, pattern: str, levels: Sequence[int] = (1, 2, 3)) -> list[Path]:
-    """What matches a pattern so many levels below a folder, sorted; unlike ``rglob``, this follows links to folders."""
-    return sorted(path for level in levels for path in folder.glob("*/" * level + pattern))
+    """What matches a pattern so many levels below a folder, sorted; unlike ``rglob``, this follows links to folders.
+
+    Hidden files and folders are passed over: file systems leave some beside the user's own (``._NAME``).
+    """
+    found = (path for level in levels for path in folder.glob("*/" * level + pattern))
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 def _unit_colors(stored: NDArray[Any], folder: Path) -> torch.Tensor:

@@ -680,6 +680,35 @@ def test_predict_takes_folders_and_leaves_out_what_cannot_be_read(
     assert "photos is a folder without files to read (.ply, .pcd, " in capsys.readouterr().err
 
 
+def test_predict_takes_prepared_scenes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A scene of the layout by itself, or all of a split; with its colours and normals, and whatever its labels."""
+    split, room = tmp_path / "prepared" / "test", Rooms("test")[0].select(slice(None, None, 20))
+    assert room.rgb is not None
+    assert room.normal is not None
+    for name, points in (("a", room), ("b", room.select(slice(0, 300)))):
+        (split / name).mkdir(parents=True)
+        np.save(split / name / "coord.npy", points.xyz.numpy())
+        np.save(split / name / "color.npy", (255 * points.rgb).round().to(torch.uint8).numpy())
+        np.save(split / name / "normal.npy", points.normal.numpy())
+        np.save(split / name / "segment.npy", np.full(len(points), 99, np.int16))
+    (split / "read_me").mkdir()
+    arguments: list[str | Path] = ["predict", run, split, "--output", tmp_path / "out"]
+    assert segment(*arguments) == 0
+    text = capsys.readouterr().out
+    assert f"{split}: 2 files; not read: read_me/" in text
+    assert "no normals" not in text
+    assert "no colours" not in text
+    model = load_segmenter(run)
+    expected = segment_scene(model, room.replace(rgb=(255 * room.rgb).round() / 255), use_fragments=False)
+    with np.load(tmp_path / "out" / "a.npz") as archive:
+        np.testing.assert_array_equal(archive["label"], expected.label)
+    assert segment("predict", run, split / "b", "--output", tmp_path / "out", "--resume") == 0
+    assert "done already" in capsys.readouterr().out
+    np.save(split / "b" / "normal.npy", np.zeros((300, 3), np.float32))
+    assert segment(*arguments, "--resume") == 1
+    assert "an earlier state of the file" in capsys.readouterr().err
+
+
 def test_predict_turns_scenes_whose_y_is_up(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
