@@ -190,7 +190,7 @@ def s3dis_jobs(given: argparse.Namespace) -> list[Job]:
 
 
 def structured3d_jobs(given: argparse.Namespace) -> list[Job]:
-    archives = sorted(given.root.glob("*.zip"))
+    archives = find_below(given.root, "*.zip", levels=(0,))
     rooms = find_structured3d_rooms(tqdm(archives, desc="listing archives", disable=None))
     read = partial(read_structured3d_room, depth=given.depth, up=given.up)
     # room 485142 of the archive becomes room_485142, as Pointcept names it

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pc3d.data.dataset import BadFileError
 from pc3d.data.normals import estimate_normals
 from pc3d.data.scene_labels import S3DIS_CLASSES
+from pc3d.data.scenes import find_below
 
 _STRANGE = re.compile(rb"[^0-9eE+\-. \t]+")
 
@@ -40,7 +41,7 @@ def read_s3dis_room(
     Raises:
         BadFileError: there are no annotations, a line is not ``x y z r g b``, or the angle is not there.
     """
-    paths = sorted((Path(folder) / "Annotations").glob("*.txt"))
+    paths = find_below(Path(folder) / "Annotations", "*.txt", levels=(0,))
     if not paths:
         raise BadFileError(Path(folder) / "Annotations", "holds no .txt files")
     tables, segments, notes = [], [], []

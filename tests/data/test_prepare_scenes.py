@@ -474,6 +474,20 @@ def test_a_stopped_run_goes_on_and_overwrites_nothing(tmp_path: Path, tool: Modu
         call(tool, "s3dis", area, out)
 
 
+def test_hidden_files_are_passed_over(tmp_path: Path, tool: ModuleType, area: Path, labels: Path) -> None:
+    """Some systems leave a ``._NAME`` beside each file that they copy."""
+    call(tool, "s3dis", area, tmp_path / "expected")
+    for path in [path for path in area.rglob("*") if path.suffix == ".txt" or path.name == "Annotations"]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    (area / "Area_2" / ".Trash" / "Annotations").mkdir(parents=True)
+    call(tool, "s3dis", area, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+    scan = shutil.copytree(SCENES / "scannet_raw" / SCAN, tmp_path / SCAN)
+    (scan / f"._{SCAN.name}_vh_clean_2.ply").write_bytes(b"\0\5\x16\7")
+    call(tool, "scannet", tmp_path, tmp_path / "scannet", "--labels", labels, "--other-split", "train")
+    assert ScanNet(tmp_path / "scannet").ids == [SCAN.name]
+
+
 def test_bad_scenes_stop_the_run_or_are_listed(
     tmp_path: Path, tool: ModuleType, area: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
