@@ -72,13 +72,15 @@ def main(argv: Sequence[str]) -> int | None:
 
 def _label(model: SceneSegmenter, path: Path, options: Any) -> Labelled:
     """Name the points of a scene."""
-    from pc3d.data import read_scene
+    from pc3d.data import BadFileError, read_scene
     from pc3d.data.scenes import read_scene_folder
-    from pc3d.tasks import segment_scene, unit_notes, with_fields
+    from pc3d.tasks import is_too_large, segment_scene, unit_notes, with_fields
 
     read = read_scene_folder(path) if path.is_dir() else read_scene(path, drop_invalid=options.drop_invalid)
     in_metres = turned_up(read.replace(xyz=read.xyz * options.scale), options.up)
     units = unit_notes(in_metres, model.voxel_size)
+    if is_too_large(in_metres, model.voxel_size):
+        raise BadFileError(path, "; ".join(units))
     cloud, notes = with_fields(in_metres, model.fields)
     notes = [*units, *notes]
     _output.say("\n".join([f"{path}: {len(cloud):,} points", *(f"  {note}" for note in notes)]))

@@ -15,7 +15,7 @@ from pc3d.tasks.open_vocabulary import joint_teacher, open_vocabulary_segmenter 
 from pc3d.tasks.optimisation import SegmentationOptimisation  # noqa: E402
 from pc3d.tasks.part_inference import PartLabels, evaluate_parts, judge_parts, segment_object  # noqa: E402
 from pc3d.tasks.part_segmentation import PartSegmentation, load_part_segmenter  # noqa: E402
-from pc3d.tasks.scene_checks import check_bounds, unit_notes  # noqa: E402
+from pc3d.tasks.scene_checks import check_bounds, is_too_large, unit_notes  # noqa: E402
 from pc3d.tasks.scene_inference import (  # noqa: E402
     Block,
     SceneLabels,
@@ -47,6 +47,7 @@ __all__ = [
     "estimate_normals",
     "evaluate_parts",
     "evaluate_scenes",
+    "is_too_large",
     "joint_teacher",
     "judge_parts",
     "load_classifier",

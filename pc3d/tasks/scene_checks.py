@@ -5,6 +5,7 @@ from __future__ import annotations
 from pc3d.data.types import PointCloud
 from pc3d.ops import voxelize
 
+_MOST_VOXELS = 2**30  # along an axis; their coordinates are int32, and views may scale a scene up
 _LARGEST = 500.0  # metres; surveys of streets are larger, and say so in vain
 _FEW = 0.01  # share of points that may be stray
 _NEIGHBOURHOOD = 4  # voxels along an edge
@@ -36,7 +37,7 @@ def unit_notes(cloud: PointCloud, voxel_size: float | None) -> list[str]:
     """
     if len(cloud) == 0:
         return []
-    longest = float((cloud.xyz.amax(0) - cloud.xyz.amin(0)).max())
+    longest = _longest_side(cloud)
     remedy = "coordinates must be metres (--scale 0.001 for a file in millimetres)"
     if longest > _LARGEST:
         middle = cloud.xyz.median(0).values
@@ -58,3 +59,12 @@ def unit_notes(cloud: PointCloud, voxel_size: float | None) -> list[str]:
             f"looks for surfaces on voxels of {voxel_size:g} m: {remedy}, and a scan so sparse gets no useful labels"
         ]
     return []
+
+
+def is_too_large(cloud: PointCloud, voxel_size: float | None) -> bool:
+    """Whether a scene is longer than a network's voxels can count; :func:`unit_notes` says why that may be."""
+    return len(cloud) > 0 and voxel_size is not None and _longest_side(cloud) >= _MOST_VOXELS * voxel_size
+
+
+def _longest_side(cloud: PointCloud) -> float:
+    return float((cloud.xyz.amax(0) - cloud.xyz.amin(0)).max())

@@ -682,6 +682,21 @@ def test_predict_takes_folders_and_leaves_out_what_cannot_be_read(
     assert "photos is a folder without files to read (.ply, .pcd, " in capsys.readouterr().err
 
 
+def test_predict_leaves_out_a_scene_whose_voxels_cannot_be_counted(
+    run: Path, scenes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A scanner that measured nothing may write the largest number that there is."""
+    xyz = np.load(scenes[1])
+    xyz[3] = np.finfo(np.float32).max
+    np.save(tmp_path / "stray.npy", xyz)
+    arguments: list[str | Path] = ["predict", run, tmp_path / "stray.npy", scenes[1], "--output", tmp_path / "out"]
+    assert segment(*arguments, "--on_error", "report", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [Path(one["scene"]).name for one in found["scenes"]] == ["second.npy"]
+    assert [Path(one["path"]).name for one in found["left_out"]] == ["stray.npy"]
+    assert "points lie more than 500 m from the others, first row 3: remove them" in found["left_out"][0]["reason"]
+
+
 def test_predict_takes_prepared_scenes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A scene of the layout by itself, or all of a split; with its colours and normals, and whatever its labels."""
     split, room = tmp_path / "prepared" / "test", Rooms("test")[0].select(slice(None, None, 20))
