@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,9 +29,9 @@ class Preprocessing:
         size: side of the square that the tower's global feature is made for, in pixels.
         mean, std: of the three colours in [0, 1].
         interpolation: of the resizing, with antialiasing.
-        resize: ``"shortest"`` scales the short side to ``size / crop`` and crops the centre; ``"squash"`` scales both
-            sides to ``size``.
-        crop: share of the short side that the crop keeps.
+        resize: ``"shortest"`` scales the short side to ``size / crop``, rounded down, ``"squash"`` both sides; then the
+            centre is cropped.
+        crop: share of the scaled sides that the crop keeps.
         background: colour in [0, 1] behind pictures with an alpha channel. The papers do not state theirs.
     """
 
@@ -64,14 +65,11 @@ class Preprocessing:
             ValueError: it has another shape, or no pixels.
         """
         image = self._on_background(picture)
-        if self.resize == "squash":
-            return self._normalized(self._resized(image, self.size, self.size))
-        width, height = image.size
-        scale = round(self.size / self.crop) / min(width, height)
+        # Rounded down as in timm; where a library states the length instead of the share, to that length.
+        length = math.floor(self.size / self.crop + 1e-6)
         # The long side is cut down to whole pixels, as torchvision's Resize does.
-        sides = [
-            round(self.size / self.crop) if side <= min(width, height) else int(side * scale) for side in image.size
-        ]
+        short = min(image.size)
+        sides = [length if self.resize == "squash" else length * side // short for side in image.size]
         image = self._resized(image, *sides)
         left, top = (round((side - self.size) / 2) for side in image.size)
         return self._normalized(image.crop((left, top, left + self.size, top + self.size)))

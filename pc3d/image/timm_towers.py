@@ -64,13 +64,23 @@ class TimmImageTower(ImageTower):
 
 
 def timm_preprocessing(config: dict[str, Any]) -> Preprocessing:
-    """What ``resolve_model_data_config`` of timm says, as :class:`Preprocessing`."""
+    """What ``resolve_model_data_config`` of timm says, as :class:`Preprocessing`.
+
+    Raises:
+        ValueError: the model pads pictures to a square.
+    """
+    mode = config.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        raise ValueError(
+            f"model: its pictures are prepared by timm's crop_mode {mode!r}, only center and squash are known here: "
+            "choose another model"
+        )
     return Preprocessing(
         size=int(config["input_size"][1]),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
-        resize="squash" if config.get("crop_mode") == "squash" else "shortest",
+        resize="squash" if mode == "squash" else "shortest",
         crop=float(config["crop_pct"]),
     )
 

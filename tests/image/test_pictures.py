@@ -8,6 +8,7 @@ import torch
 from tiny_towers import picture
 
 from pc3d.image import Preprocessing
+from pc3d.image.timm_towers import timm_preprocessing
 
 
 @pytest.mark.parametrize("shape", [(40, 56), (57, 33), (32, 32), (20, 90)])
@@ -21,14 +22,35 @@ def test_a_picture_is_prepared_as_open_clip_prepares_it(shape: tuple[int, int]) 
 
 
 @pytest.mark.parametrize("shape", [(40, 56), (57, 33)])
-def test_a_picture_is_prepared_as_timm_prepares_it(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("crop", [0.875, 0.9, 0.95, 1.0])
+def test_a_picture_is_prepared_as_timm_prepares_it(shape: tuple[int, int], crop_mode: str, crop: float) -> None:
     from PIL import Image
     from timm.data import create_transform
 
-    image, mean, std = picture(*shape), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-    theirs = create_transform((3, 28, 28), interpolation="bilinear", mean=mean, std=std, crop_pct=0.875)
-    ours = Preprocessing(size=28, mean=mean, std=std, interpolation="bilinear", crop=0.875)
-    torch.testing.assert_close(ours(image), theirs(Image.fromarray(image)), atol=1e-6, rtol=0)
+    config = {"interpolation": "bilinear", "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    config |= {"input_size": (3, 224, 224), "crop_pct": crop, "crop_mode": crop_mode}
+    image = picture(*shape)
+    theirs = create_transform(**config)(Image.fromarray(image))
+    torch.testing.assert_close(timm_preprocessing(config)(image), theirs, atol=1e-6, rtol=0)
+
+
+def test_a_model_whose_pictures_timm_pads_is_refused() -> None:
+    config = {"input_size": (3, 32, 32), "interpolation": "bicubic", "mean": (0, 0, 0), "std": (1, 1, 1)}
+    with pytest.raises(ValueError, match="crop_mode 'border'"):
+        timm_preprocessing({**config, "crop_pct": 1.0, "crop_mode": "border"})
+
+
+@pytest.mark.parametrize(("height", "width"), [(55, 110), (110, 55), (97, 291)])
+def test_pictures_of_whole_proportions_lose_no_pixel(height: int, width: int) -> None:
+    """224 / 55 * 110 is 447.99... in floating point."""
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    image, plain = picture(height, width), Preprocessing(size=224, mean=(0, 0, 0), std=(1, 1, 1))
+    steps = [v2.Resize(224, v2.InterpolationMode.BICUBIC), v2.CenterCrop(224), v2.ToImage()]
+    theirs = v2.Compose(steps)(Image.fromarray(image)).float() / 255
+    torch.testing.assert_close(plain(image), theirs, atol=1e-6, rtol=0)
 
 
 def test_transparent_pixels_show_the_background() -> None:
