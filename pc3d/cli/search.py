@@ -126,9 +126,12 @@ def _lines(hits: Sequence[Hit]) -> str:
 def _kind(query: str) -> str:
     if not query.strip():
         raise ValueError("query: an empty text finds nothing; a text reads like 'a wooden rocking chair'")
+    from pc3d.data.points import POINT_SUFFIXES
+
     path = Path(query)
     if not path.is_file():
-        if path.suffix and " " not in query and (path.suffix.lower() in _alignment.PICTURES or path.parent.name):
+        of_file = path.suffix.lower() in (*_alignment.PICTURES, *POINT_SUFFIXES)
+        if of_file or (path.suffix and path.parent.name and " " not in query):
             raise FileNotFoundError(f"query: there is no file {query}; a text reads like 'a wooden rocking chair'")
         return "text"
     return "picture" if path.suffix.lower() in _alignment.PICTURES else "shape"

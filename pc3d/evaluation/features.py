@@ -245,8 +245,10 @@ def preparation(num_points: int | None, sampling: Sampling, normalize: Centering
     """What happens to a cloud before it is encoded, see :func:`extract_features`.
 
     Raises:
-        ValueError: ``sampling`` or ``normalize`` is none of the known ones.
+        ValueError: ``sampling`` or ``normalize`` is none of the known ones, or ``num_points`` is below 1.
     """
+    if num_points is not None and num_points < 1:
+        raise ValueError(f"num_points must be at least 1, or None for all points, got {num_points}")
     for name, value, known in (("sampling", sampling, Sampling), ("normalize", normalize, Centering)):
         if value not in get_args(known):
             raise ValueError(f"{name} must be one of {get_args(known)}, got {value!r}")

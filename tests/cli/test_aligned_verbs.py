@@ -466,8 +466,9 @@ def test_indices_of_other_encoders_and_bad_queries_are_refused(
     assert "has other weights than the one" in capsys.readouterr().err
     assert main(["search", "chair", "--index", str(tmp_path / "none")]) == 1
     assert "holds no index of shapes: make one with pc3d index build" in capsys.readouterr().err
-    assert main(["search", "missing/chair.glb", "--index", index]) == 1
-    assert "there is no file missing/chair.glb" in capsys.readouterr().err
+    for missing in ("missing/chair.glb", "chair.GLB", "my chair.ply", "photo of a chair.jpg"):
+        assert main(["search", missing, "--index", index]) == 1
+        assert f"there is no file {missing}" in capsys.readouterr().err
     assert main(["index", "bild"]) == 2
     assert "did you mean 'build'?" in capsys.readouterr().err
     assert main(["index"]) == 2

@@ -32,6 +32,7 @@ from pc3d.evaluation import (
     save_features,
     settle_batch_norm,
 )
+from pc3d.evaluation.features import Sampling
 from pc3d.models import PointViT
 
 
@@ -142,6 +143,14 @@ def test_all_points_of_clouds_of_different_length() -> None:
     np.testing.assert_allclose(features.values[4], alone[0].numpy(), atol=1e-6)
     with pytest.raises(ValueError, match=r"num_points=100 exceeds the 64 points of the cloud"):
         extract_features(ShapeDescriptor(), dataset, num_points=100)
+
+
+@pytest.mark.parametrize("sampling", ["first", "farthest", "random"])
+@pytest.mark.parametrize("num_points", [0, -3])
+def test_a_cloud_has_a_point_at_least(few: PointDataset, num_points: int, sampling: Sampling) -> None:
+    """The first -3 of a list are all but three."""
+    with pytest.raises(ValueError, match=f"num_points must be at least 1, or None for all points, got {num_points}"):
+        extract_features(ShapeDescriptor(), few, num_points=num_points, sampling=sampling)
 
 
 def test_what_is_no_data_set_of_clouds_is_refused() -> None:
