@@ -134,7 +134,14 @@ def class_vectors(tower: TextTower, prompts: Sequence[Sequence[str]], templates:
     return normalize(torch.zeros(len(prompts), rows.shape[1]).index_add(0, owner, rows), dim=1)
 
 
-def shapes(data: str, split: str, variant: Variant | None, up: UpAxis | None, on_error: OnError = "refuse") -> Source:
+def shapes(
+    data: str,
+    split: str,
+    variant: Variant | None,
+    up: UpAxis | None,
+    on_error: OnError = "refuse",
+    drop_invalid: bool = False,
+) -> Source:
     """Shapes as aligned encoders want them: at random points, centred at their mean, z up.
 
     Args:
@@ -143,8 +150,9 @@ def shapes(data: str, split: str, variant: Variant | None, up: UpAxis | None, on
         variant: of a data set.
         up: the axis that points up; None for what the data set says, y in GLB files, and z in all others.
         on_error: see :func:`pc3d.cli._inputs.open_split`.
+        drop_invalid: likewise.
     """
-    return as_wanted(open_inputs(data, split, None, variant, on_error), up)
+    return as_wanted(open_inputs(data, split, None, variant, on_error, drop_invalid), up)
 
 
 def as_wanted(source: Source, up: UpAxis | None) -> Source:

@@ -26,7 +26,11 @@ def check_target(path: str) -> None:
 
 
 def write(
-    path: str, stored: ShapeIndex, searches: Sequence[tuple[Sequence[tuple[str, str]], Sequence[Hit]]], up: Any
+    path: str,
+    stored: ShapeIndex,
+    searches: Sequence[tuple[Sequence[tuple[str, str]], Sequence[Hit]]],
+    up: Any,
+    drop_invalid: bool = False,
 ) -> None:
     """Draw searches.
 
@@ -35,6 +39,7 @@ def write(
         stored: the index.
         searches: of each the kinds and the words of its queries, and what was found.
         up: axis that points up in files of query shapes.
+        drop_invalid: leave out points of theirs that are not finite.
     """
     from pc3d.viz.search import SearchRow, search_figure
 
@@ -45,7 +50,7 @@ def write(
 
     rows = [
         SearchRow(
-            [_query(kind, query, up) for kind, query in queries],
+            [_query(kind, query, up, drop_invalid) for kind, query in queries],
             [(draw(_load(stored, hit, opened)), _caption(hit)) for hit in hits],
         )
         for queries, hits in searches
@@ -64,12 +69,12 @@ def draw(cloud: PointCloud) -> Any:
     return render_points(placed, [view_set("openshape12", _SIZE)[_VIEW]])[0].on()
 
 
-def _query(kind: str, query: str, up: Any) -> Any:
+def _query(kind: str, query: str, up: Any, drop_invalid: bool) -> Any:
     if kind == "text":
         return query
     if kind == "picture":
         return _alignment.read_picture(query)
-    return draw(_alignment.shapes(query, "test", None, up).dataset.load(0))
+    return draw(_alignment.shapes(query, "test", None, up, drop_invalid=drop_invalid).dataset.load(0))
 
 
 def _caption(hit: Hit) -> str:

@@ -48,6 +48,7 @@ def build(
     batch_size: int = 16,
     device: str = "cpu",
     on_error: OnError = "refuse",
+    drop_invalid: bool = False,
 ) -> None:
     """Embed shapes, and add new and changed ones to an index of shapes.
 
@@ -68,6 +69,7 @@ def build(
         device: Where the encoder computes, such as cpu or cuda.
         on_error: What to do with a file that cannot be used: 'refuse' stops and keeps what was embedded; 'report'
             leaves the file out and lists it with the reason.
+        drop_invalid: Leave out points of files that are not finite numbers.
     """
     from pc3d._progress import progress_bar
     from pc3d.data import BadFileError
@@ -82,10 +84,11 @@ def build(
     made_by = {"encoder": _in_full(encoder), "digest": weights_digest(aligned), "num_points": points}
     index = ShapeIndex(out, dim=aligned.joint_dim, made_by=made_by)
     index.made_by["encoder"] = made_by["encoder"]  # of the same weights, where it is now
-    source = _alignment.shapes(_in_full(data), split, variant, up, on_error)
+    source = _alignment.shapes(_in_full(data), split, variant, up, on_error, drop_invalid)
     # As _alignment.shapes takes it: where pc3d search draws shapes from. A file alone does not say what its set says.
     axis = up or ("y" if source.dataset.up == "y" else None)
     origin = {"data": _in_full(data), "split": split, "variant": variant, "up": axis, "on_error": on_error}
+    origin |= {"drop_invalid": True} if drop_invalid else {}
     work = _Work(index, aligned.view("joint").to(place), source, origin, points)
     left_out = [as_left_out(file) for file in source.dataset.skipped]
     try:

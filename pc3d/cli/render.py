@@ -20,6 +20,7 @@ def render(
     size: int = 512,
     up: Literal["y", "z"] | None = None,
     supersample: int = 2,
+    drop_invalid: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Render a mesh or a point cloud from a set of views; no display is needed.
@@ -34,6 +35,7 @@ def render(
         size: Side of the pictures in pixels.
         up: The file's up axis; null takes y for GLB and z for the others.
         supersample: Rays per pixel along each axis, for meshes.
+        drop_invalid: Leave out points of a cloud that are not finite numbers.
         overwrite: Write into a folder that has files already.
     """
     folder, path = Path(output), Path(file)
@@ -42,13 +44,13 @@ def render(
     if size < 1:
         raise ValueError(f"size: must be at least 1 pixel, got {size}")
     count = 0
-    for count, rendering in enumerate(_renderings(path, views, size, up, supersample), start=1):
+    for count, rendering in enumerate(_renderings(path, views, size, up, supersample, drop_invalid), start=1):
         rendering.save(folder, f"{count - 1:03d}")
     _output.result({"folder": str(folder), "views": count}, f"{folder}: {count} views of {path.name}")
 
 
 def _renderings(
-    path: Path, views: str, size: int, up: Literal["y", "z"] | None, supersample: int
+    path: Path, views: str, size: int, up: Literal["y", "z"] | None, supersample: int, drop_invalid: bool
 ) -> Iterator[Rendering]:
     """One by one, so that each is on disk before the next is drawn."""
     import torch
@@ -63,7 +65,7 @@ def _renderings(
         renderer = MeshRenderer(mesh.scaled_to(*extent(views))[0])
         yield from (renderer.render(camera, supersample) for camera in track(cameras, "draw", "views"))
         return
-    cloud = read_points(path)
+    cloud = read_points(path, drop_invalid=drop_invalid)
     if up == "y":
         cloud = TurnUp("y", "z")(cloud, torch.Generator())
     center, factor = fit(cloud.xyz, *extent(views))

@@ -31,6 +31,7 @@ def search(
     each: bool = False,
     picture: str | None = None,
     device: str = "cpu",
+    drop_invalid: bool = False,
 ) -> None:
     """Find the shapes of an index that are nearest to a text, a picture or a shape, or near to all of several queries.
 
@@ -49,6 +50,7 @@ def search(
         each: Search for every query on its own.
         picture: File (PNG, JPEG, PDF, SVG) for a picture of the queries and the shapes found.
         device: Where the encoder computes, such as cpu or cuda.
+        drop_invalid: Leave out points of files of shapes that are not finite numbers.
     """
     import dataclasses
 
@@ -61,7 +63,8 @@ def search(
     if picture is not None:
         _search_picture.check_target(picture)
     kinds = [_kind(one) for one in query]
-    _check_used(kinds, {"text_tower": text_tower, "image_tower": image_tower, "templates": templates, "up": up})
+    given = {"text_tower": text_tower, "image_tower": image_tower, "templates": templates, "up": up}
+    _check_used(kinds, {**given, "drop_invalid": drop_invalid})
     if top < 1:
         raise ValueError(f"top: must be at least 1, got {top}")
     patterns = _alignment.templates_of(templates)
@@ -78,6 +81,7 @@ def search(
         "image_tower": functools.cache(lambda: _alignment.open_image_tower(aligned, image_tower)),
         "templates": patterns,
         "up": up,
+        "drop_invalid": drop_invalid,
     }
     points = stored.made_by.get("num_points")
     vectors = np.stack([_vector(one, aligned, name, points, towers) for one in query])
@@ -89,7 +93,7 @@ def search(
         found.append(stored.search(vectors[rows], top, scale=[scales[row] for row in rows], exact=exact))
     if picture is not None:
         asked = [[(kinds[row], query[row]) for row in rows] for rows in groups]
-        _search_picture.write(picture, stored, list(zip(asked, found, strict=True)), up)
+        _search_picture.write(picture, stored, list(zip(asked, found, strict=True)), up, drop_invalid)
     told = [[dataclasses.asdict(hit) for hit in hits] for hits in found]
     if not each:
         _output.result(told[0], _lines(found[0]))
@@ -137,16 +141,16 @@ def _kind(query: str) -> str:
     return "picture" if path.suffix.lower() in _alignment.PICTURES else "shape"
 
 
-def _check_used(kinds: Sequence[str], options: dict[str, str | None]) -> None:
+def _check_used(kinds: Sequence[str], options: dict[str, str | bool | None]) -> None:
     """Refuse an option that none of the queries makes use of.
 
     Raises:
         ValueError: there is one.
     """
-    of_kind = {"text_tower": "text", "image_tower": "picture", "templates": "text", "up": "shape"}
+    of_kind = {"text_tower": "text", "templates": "text", "image_tower": "picture", "up": "shape"}
+    of_kind |= {"drop_invalid": "shape"}
     for option, value in options.items():
-        unset = "none" if option == "templates" else None
-        if value != unset and of_kind[option] not in kinds:
+        if value not in (None, False, "none") and of_kind[option] not in kinds:
             raise ValueError(
                 f"{option}: {value!r} is for a {of_kind[option]}, and no query is one: leave the option out"
             )
@@ -168,7 +172,7 @@ def _vector(
         if kind == "picture":
             features = options["image_tower"]().encode([_alignment.read_picture(query)])
             return aligned.joint_image(features.to(place))[0].cpu().numpy()
-    source = _alignment.shapes(query, "test", None, options["up"])
+    source = _alignment.shapes(query, "test", None, options["up"], drop_invalid=options["drop_invalid"])
     found = extract(aligned.view("joint"), name, source, query, "", batch_size=1, pooling="none", num_points=num_points)
     return found.values[0]
 

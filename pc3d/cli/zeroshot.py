@@ -27,6 +27,7 @@ def zeroshot(
     up: UpAxis | None = None,
     batch_size: int = 16,
     device: str = "cpu",
+    drop_invalid: bool = False,
     results: str | None = None,
     method: str | None = None,
     seed: int = 0,
@@ -49,6 +50,7 @@ def zeroshot(
         up: Axis that points up in the data; by default that of the data set, y in GLB files, else z.
         batch_size: Shapes per forward pass.
         device: Where the encoder computes, such as cpu or cuda.
+        drop_invalid: Leave out points of files that are not finite numbers.
         results: Folder for a row of pc3d results.
         method: Name in the table of results; the encoder's by default.
         seed: Seed of the bootstrap interval.
@@ -58,7 +60,7 @@ def zeroshot(
     place = open_device(device)
     patterns = _alignment.templates_of(templates)
     aligned = _alignment.open_aligned(encoder)
-    source = _alignment.shapes(data, split, variant, up)
+    source = _alignment.shapes(data, split, variant, up, drop_invalid=drop_invalid)
     own = source.dataset.classes
     wanted = {name: [_alignment.spoken(name)] for name in own} if classes is None else _alignment.read_classes(classes)
     if not wanted:
@@ -68,6 +70,7 @@ def zeroshot(
     vectors = aligned.text_targets(raw).detach().numpy()
     options = {"batch_size": batch_size, "pooling": "none", "num_points": _alignment.points_for(aligned, num_points)}
     choice = (encoder, data, variant, split, classes, templates, text_tower, num_points, up, batch_size, device, seed)
+    choice += (drop_invalid,)
     with Kept(interrupted("zeroshot", *choice)) as kept:
         features = extract(aligned.view("text").to(place), encoder, source, data, split, kept=kept, **options)
         names = list(wanted)

@@ -222,6 +222,31 @@ def test_shapes_find_themselves_texts_and_pictures_the_nearest(
     assert both == sorted(both, key=lambda hit: -hit["score"])
 
 
+def test_files_with_invalid_points_are_used_without_them(
+    encoder: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Depth cameras write a point for every pixel, also where they saw nothing."""
+    with np.load(files / "object_3.npz") as stored:
+        coord, color = stored["coord"], stored["color"]
+    holes = tmp_path / "holes"
+    holes.mkdir()
+    nothing = np.full((50, 3), np.nan, np.float32)
+    np.savez(holes / "a.npz", coord=np.concatenate([nothing, coord]), color=np.concatenate([color[:50], color]))
+    whole, scan, out = str(files / "object_3.npz"), str(holes / "a.npz"), str(tmp_path / "index")
+    build = ["index", "build", "--encoder", encoder, "--data", str(holes), "--out", out]
+    shown = ["search", scan, "--index", out, "--picture", str(tmp_path / "sheet.png")]
+    zeroshot = ["zeroshot", "--encoder", encoder, "--data", scan, "--classes", "chair,table"]
+    embed = ["embed", "--encoder", encoder, "--data", scan, "--out", str(tmp_path / "features.npz")]
+    render = ["render", scan, "--output", str(tmp_path / "views"), "--size", "16"]
+    for command in (build, shown, zeroshot, embed, render):
+        assert main(command) == 1
+        assert "50 of 250 points are not finite" in capsys.readouterr().err
+        assert main([*command, "--drop_invalid"]) == 0
+        capsys.readouterr()
+    assert main(["search", whole, "--index", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["score"] == pytest.approx(1.0, abs=2e-3)
+
+
 def test_queries_are_compared_where_it_is_said(
     index: str,
     files: Path,
@@ -266,6 +291,7 @@ def test_what_cannot_be_searched_for_is_refused_before_a_tower_is_loaded(
         ([shape, "--text_tower", "x:y"], "text_tower: 'x:y' is for a text, and no query is one"),
         ([shape, "--templates", "ulip"], "templates: 'ulip' is for a text, and no query is one"),
         (["a chair", "--up", "y"], "up: 'y' is for a shape, and no query is one"),
+        (["a chair", "--drop_invalid"], "drop_invalid: True is for a shape, and no query is one"),
         (["a chair", "--top", "0"], "top: must be at least 1, got 0"),
         (["a chair", "--templates", "nothing"], "templates: 'nothing' is none of ulip, photo, none, and no file"),
         (
