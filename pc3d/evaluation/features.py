@@ -234,6 +234,8 @@ class _RandomPoints(Transform):
     """At most so many points, in random order."""
 
     def __init__(self, num_points: int) -> None:
+        if num_points < 1:
+            raise ValueError(f"num_points must be at least 1, got {num_points}")
         self.num_points = num_points
 
     def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
@@ -247,8 +249,6 @@ def preparation(num_points: int | None, sampling: Sampling, normalize: Centering
     Raises:
         ValueError: ``sampling`` or ``normalize`` is none of the known ones, or ``num_points`` is below 1.
     """
-    if num_points is not None and num_points < 1:
-        raise ValueError(f"num_points must be at least 1, or None for all points, got {num_points}")
     for name, value, known in (("sampling", sampling, Sampling), ("normalize", normalize, Centering)):
         if value not in get_args(known):
             raise ValueError(f"{name} must be one of {get_args(known)}, got {value!r}")

@@ -149,7 +149,7 @@ def test_all_points_of_clouds_of_different_length() -> None:
 @pytest.mark.parametrize("num_points", [0, -3])
 def test_a_cloud_has_a_point_at_least(few: PointDataset, num_points: int, sampling: Sampling) -> None:
     """The first -3 of a list are all but three."""
-    with pytest.raises(ValueError, match=f"num_points must be at least 1, or None for all points, got {num_points}"):
+    with pytest.raises(ValueError, match=f"num_points must be at least 1, got {num_points}"):
         extract_features(ShapeDescriptor(), few, num_points=num_points, sampling=sampling)
 
 
