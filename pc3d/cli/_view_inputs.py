@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,7 +156,18 @@ def open_dataset(data: str, split: str, root: str | None) -> PointDataset:
         )
     if data != "household" and find_below(Path(data, split), "coord.npy"):
         return SceneFolder(data, split)
+    if _holds_rooms(Path(data), split):
+        return named_set("rooms", data, split, None)[0]
     return open_inputs(data, split, None).dataset
+
+
+def _holds_rooms(folder: Path, split: str) -> bool:
+    """Whether a folder holds a split of :class:`pc3d.data.Rooms`."""
+    try:
+        description = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(description, dict) and "rooms" in description
 
 
 def items_of(dataset: PointDataset, name: str, items: Sequence[int] | None, split: str = "") -> list[Shown]:

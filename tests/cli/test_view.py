@@ -116,6 +116,9 @@ def test_items_are_named_as_in_other_verbs() -> None:
     assert room.classes == Rooms("test").classes
     assert room.unit == "m"
     assert len(opened("rooms:train:1", "household:train:0")) == 2
+    folder = opened(f"{Rooms('test').root}:train:1")[0]  # of the set's files, without its name
+    torch.testing.assert_close(folder.cloud.xyz, Rooms("train")[1].xyz)
+    assert (folder.classes, folder.unit) == (room.classes, "m")
     for word, message in (
         ("household:test:x", "must be like 12, 3,7 or 3-6; got 'x'"),
         ("household:test:1:2", "is not DATA:SPLIT:ITEM"),
