@@ -75,6 +75,19 @@ def test_a_report_draws_and_answers_the_mouse(page: Any, tmp_path: Path) -> None
     page.wait_for_function("document.querySelectorAll('.plot.map path.point').length === 10")
 
 
+def test_names_stay_whole_beside_long_values(page: Any, tmp_path: Path) -> None:
+    rows = [("method", "OpenShape"), ("train data", "AlignedSet " + "{'class_path': 'pc3d.data.Household'}, " * 20)]
+    page.goto(write_report(tmp_path / "report.html", "", "", [Section("", [Grid((), rows)])]).as_uri())
+    heights = page.locator("tr:first-child td").evaluate_all(
+        """cells => cells.map(cell => {
+            const words = document.createRange();
+            words.selectNodeContents(cell);
+            return words.getBoundingClientRect().height;
+        })"""
+    )
+    assert heights[0] == heights[1] < 30  # a line each
+
+
 def test_pages_are_small_and_their_parts_go_together(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has 10\.0 MB, more than 10"):
         write_page("x" * 10_000_001, tmp_path / "page.html")
