@@ -58,7 +58,7 @@ def open_split(
     Args:
         data: ``"household"``; or a folder with shards in pc3d's own format or of shapes with their targets, a published
             data set, or files by class.
-        split: ``"train"`` or ``"test"``.
+        split: ``"train"`` or ``"test"``; of OpenShape's release, one of its lists, such as ``"lvis"``.
         num_points: points per item, where the set is cut when it is read; of a mesh at least as many are sampled.
         variant: which one of ScanObjectNN, or of ModelNet's text files; None takes the usual one.
         on_error: ``"report"`` lists in ``skipped`` what is known to be bad without reading files one by one; those that
@@ -86,7 +86,8 @@ def _open_split(
     root = Path(data)
     shards = _has_shards(root) or ((root / f"{split}.json").is_file() and not (root / split).is_dir())
     aligned = data != "household" and has_aligned_shards(root)
-    published = data != "household" and root.is_dir() and not shards and not aligned
+    released = data != "household" and _is_openshape_release(root)
+    published = data != "household" and root.is_dir() and not shards and not aligned and not released
     if published and (chosen := _with_variants(root, split, variant, on_error)):
         return chosen
     if variant is not None:
@@ -104,6 +105,8 @@ def _open_split(
         )
     if aligned:
         return Source(sets.AlignedShards(root, split), "farthest", "centroid")
+    if released:
+        return Source(sets.OpenShapeFiles(root, f"split/{split}.json"), "farthest", "centroid")
     if shards:
         return Source(sets.ObjectSet(root, split, **cut), "first", "none")
     if any(root.glob("ply_data_*.h5")):
@@ -160,6 +163,11 @@ def has_aligned_shards(root: Path) -> bool:
     return any(any(root.glob(f"{escape(name)}-*.tar")) for name in names)
 
 
+def _is_openshape_release(root: Path) -> bool:
+    """Whether a folder holds the shapes of OpenShape's release with one of its lists."""
+    return any((root / "split" / f"{name}.json").is_file() for name in ("train_all", "train_no_lvis", "lvis"))
+
+
 def _is_scanobjectnn(root: Path) -> bool:
     folders = (root / "main_split", root / "main_split_nobg")
     return any(folder.is_dir() for folder in folders) or any(root.glob("*_objectdataset*.h5"))
@@ -192,7 +200,7 @@ def open_inputs(
 
 def _has_splits(root: Path, split: str) -> bool:
     """Whether a folder holds a data set with splits; any other is taken as files of points, whatever their names."""
-    if _has_shards(root) or has_aligned_shards(root):
+    if _has_shards(root) or has_aligned_shards(root) or _is_openshape_release(root):
         return True  # of another split perhaps: then the error says which there are
     published = ("ply_data_*.h5", "modelnet40_shape_names.txt", "modelnet10_shape_names.txt")
     if any(any(root.glob(pattern)) for pattern in published) or _is_scanobjectnn(root):

@@ -621,6 +621,37 @@ def test_aligned_encoders_are_probed_as_any_other(encoder: str, capsys: pytest.C
     assert 0 < result["scores"]["overall_accuracy"] < 1
 
 
+# ---- OpenShape's release ------------------------------------------------------------------------------------------
+
+
+def test_the_release_is_judged_on_the_classes_of_its_list(
+    encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not on the names of its folders, which are those of the four sources."""
+    records = []
+    for number, (source, category) in enumerate((("Objaverse", "zebra"), ("ABO", "Alarm clock"), ("ABO", "apple"))):
+        place = tmp_path / source / "000-000" / f"{number}.npy"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        xyz = np.random.default_rng(number).normal(size=(200, 3))
+        content: dict[str, Any] = {"dataset": source, "xyz": xyz, "rgb": np.full((200, 3), 0.5)}
+        content |= {"image_feat": np.ones((12, 1, 4)), "text": [], "text_feat": []}
+        content |= {"blip_caption": "", "msft_caption": "", "retrieval_text": [], "retrieval_text_feat": []}
+        np.save(place, np.array(content, dtype=object), allow_pickle=True)
+        records.append({"uid": str(number), "category": category, "data_path": str(place.relative_to(tmp_path))})
+    (tmp_path / "split").mkdir()
+    (tmp_path / "split" / "lvis.json").write_text(json.dumps(records))
+    dataset = shapes(str(tmp_path), "lvis", None, None).dataset
+    assert dataset.classes == ("Alarm clock", "apple", "zebra")
+    assert dataset.labels.tolist() == [2, 0, 1]
+    stored = np.load(tmp_path / records[2]["data_path"], allow_pickle=True).item()["xyz"]
+    np.testing.assert_allclose(dataset.load(2).xyz, stored[:, [0, 2, 1]] * [1, -1, 1], atol=1e-6)  # y up there
+    options = ["--data", str(tmp_path), "--split", "lvis", "--json"]
+    assert main(["zeroshot", "--encoder", encoder, *options]) == 0
+    assert json.loads(capsys.readouterr().out)["num_classes"] == 3
+    assert main(["zeroshot", "--encoder", encoder, "--data", str(tmp_path)]) == 1
+    assert "test.json" in capsys.readouterr().err
+
+
 # ---- pictures as queries -----------------------------------------------------------------------------------------
 
 
