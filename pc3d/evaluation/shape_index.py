@@ -245,7 +245,10 @@ class ShapeIndex:
         self.folder.mkdir(parents=True, exist_ok=True)
         before = [self._file("usearch"), self._file("jsonl")] if self._generation else []
         self._generation += 1
-        self._index.save(str(self._file("usearch")))
+        try:
+            self._index.save(str(self._file("usearch")))
+        except RuntimeError as error:  # with the system's words alone
+            raise OSError(f"{self._file('usearch')} cannot be written ({error}): the index is as it was") from error
         lines = (
             json.dumps({"id": name, "record": record}) for name, record in zip(self.ids, self.records, strict=True)
         )

@@ -175,6 +175,17 @@ def test_a_failed_save_leaves_the_index_as_it_was(tmp_path: Path, monkeypatch: p
     assert ShapeIndex(tmp_path).ids == ["a"]
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    index = ShapeIndex(tmp_path, dim=3)
+    index.add(["a"], np.ones((1, 3)))
+    index.save()
+    (tmp_path / "shapes-000002.usearch").mkdir()  # a folder where the next file belongs
+    index.add(["b"], np.eye(3)[:1])
+    with pytest.raises(OSError, match=r"shapes-000002\.usearch cannot be written \(.+\): the index is as it was"):
+        index.save()
+    assert ShapeIndex(tmp_path).ids == ["a"]
+
+
 def test_digests_tell_weights_apart() -> None:
     layer = torch.nn.Linear(2, 2)
     before = weights_digest(layer)
