@@ -87,7 +87,13 @@ def build(
     source = _alignment.shapes(_in_full(data), split, variant, up, on_error, drop_invalid)
     # As _alignment.shapes takes it: where pc3d search draws shapes from. A file alone does not say what its set says.
     axis = up or ("y" if source.dataset.up == "y" else None)
-    origin = {"data": _in_full(data), "split": split, "variant": variant, "up": axis, "on_error": on_error}
+    origin: dict[str, Any] = {
+        "data": _in_full(data),
+        "split": split,
+        "variant": variant,
+        "up": axis,
+        "on_error": on_error,
+    }
     origin |= {"drop_invalid": True} if drop_invalid else {}
     work = _Work(index, aligned.view("joint").to(place), source, origin, points)
     left_out = [as_left_out(file) for file in source.dataset.skipped]

@@ -69,8 +69,8 @@ def zeroshot(
     raw = _alignment.class_vectors(tower, list(wanted.values()), patterns)
     vectors = aligned.text_targets(raw).detach().numpy()
     options = {"batch_size": batch_size, "pooling": "none", "num_points": _alignment.points_for(aligned, num_points)}
-    choice = (encoder, data, variant, split, classes, templates, text_tower, num_points, up, batch_size, device, seed)
-    choice += (drop_invalid,)
+    asked = (encoder, data, variant, split, classes, templates, text_tower)
+    choice = (*asked, num_points, up, batch_size, device, drop_invalid, seed)
     with Kept(interrupted("zeroshot", *choice)) as kept:
         features = extract(aligned.view("text").to(place), encoder, source, data, split, kept=kept, **options)
         names = list(wanted)
