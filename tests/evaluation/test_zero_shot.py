@@ -80,6 +80,21 @@ def test_an_index_finds_what_brute_force_finds_and_comes_back(tmp_path: Path) ->
     assert ShapeIndex(tmp_path / "empty", dim=4).search(np.ones(4)) == []
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_what_is_near_to_all_may_be_among_the_nearest_of_none(exact: bool) -> None:
+    """Of 3,000 shapes, the best for two queries far apart is beyond the first 500 of each."""
+    generator = np.random.default_rng(0)
+    unit = generator.normal(size=(3000, 8))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    index = ShapeIndex("unused", dim=8)
+    index.add([str(row) for row in range(3000)], unit)
+    queries = np.stack([unit[0], generator.normal(size=8) - 3 * unit[0]])
+    cosine = unit @ (queries / np.linalg.norm(queries, axis=1, keepdims=True)).T
+    best = int(cosine.min(1).argmax())
+    assert ((cosine > cosine[best]).sum(0) > 500).all()
+    assert index.search(queries, 1, exact=exact)[0].id == str(best)
+
+
 def test_each_query_has_a_scale_of_its_own() -> None:
     index = ShapeIndex("unused", dim=2)
     index.add(["a", "b"], directions([0, 60]))
