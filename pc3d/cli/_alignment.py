@@ -91,7 +91,7 @@ def templates_of(name: str) -> tuple[str, ...]:
         return known[name]
     if not Path(name).is_file():
         raise ValueError(f"templates: {name!r} is none of {', '.join(known)}, and no file")
-    lines = tuple(line for line in Path(name).read_text(encoding="utf-8").splitlines() if line.strip())
+    lines = tuple(line for line in _lines_of("templates", name) if line.strip())
     try:
         fill(lines, "")
     except ValueError as error:
@@ -104,8 +104,7 @@ def read_classes(classes: str) -> dict[str, list[str]]:
 
     A line is a name, or a name, a tab and a prompt; several lines with one name give it several prompts.
     """
-    path = Path(classes)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else classes.split(",")
+    lines = _lines_of("classes", classes) if Path(classes).is_file() else classes.split(",")
     found: dict[str, list[str]] = {}
     for line in lines:
         name, tab, prompt = line.partition("\t")
@@ -114,6 +113,14 @@ def read_classes(classes: str) -> dict[str, list[str]]:
     if not found:
         raise ValueError(f"classes: {classes!r} names no class: give names with commas, or a file with one per line")
     return found
+
+
+def _lines_of(option: str, file: str) -> list[str]:
+    try:
+        # Some editors begin a file with a byte order mark, which is no part of the first name.
+        return Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{option}: {file} is no text in UTF-8 ({error}): save it as such") from error
 
 
 def spoken(name: str) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import pc3d.image
-from pc3d.cli._alignment import points_for, read_picture, shapes
+from pc3d.cli._alignment import points_for, read_classes, read_picture, shapes, templates_of
 from pc3d.cli._judging import features_of
 from pc3d.cli.main import main
 from pc3d.data import AlignedShards, FolderDataset, Household, Normalize, Targets
@@ -619,6 +619,19 @@ def test_aligned_encoders_are_probed_as_any_other(encoder: str, capsys: pytest.C
     result = json.loads(capsys.readouterr().out)
     assert (result["feature_dim"], result["pooling"]) == (16, "none (the embedding)")
     assert 0 < result["scores"]["overall_accuracy"] < 1
+
+
+def test_files_of_names_are_text_in_utf_8(tmp_path: Path) -> None:
+    """With a byte order mark or without."""
+    marked, other = tmp_path / "marked.txt", tmp_path / "other.txt"
+    marked.write_text("stühle\nlamp\ta lamp\n", encoding="utf-8-sig")
+    assert read_classes(str(marked)) == {"stühle": ["stühle"], "lamp": ["a lamp"]}
+    marked.write_text("{} here\n", encoding="utf-8-sig")
+    assert templates_of(str(marked)) == ("{} here",)
+    other.write_text("stühle {}\n", encoding="latin-1")
+    for option, read in (("classes", read_classes), ("templates", templates_of)):
+        with pytest.raises(ValueError, match=rf"{option}: .*other\.txt is no text in UTF-8"):
+            read(str(other))
 
 
 # ---- OpenShape's release ------------------------------------------------------------------------------------------
