@@ -89,7 +89,7 @@ def templates_of(name: str) -> tuple[str, ...]:
     known: dict[str, tuple[str, ...]] = {"ulip": ULIP_TEMPLATES, "photo": PHOTO, "none": ("{}",)}
     if name in known:
         return known[name]
-    if not Path(name).is_file():
+    if not is_file(name):
         raise ValueError(f"templates: {name!r} is none of {', '.join(known)}, and no file")
     lines = tuple(line for line in _lines_of("templates", name) if line.strip())
     try:
@@ -104,7 +104,7 @@ def read_classes(classes: str) -> dict[str, list[str]]:
 
     A line is a name, or a name, a tab and a prompt; several lines with one name give it several prompts.
     """
-    lines = _lines_of("classes", classes) if Path(classes).is_file() else classes.split(",")
+    lines = _lines_of("classes", classes) if is_file(classes) else classes.split(",")
     found: dict[str, list[str]] = {}
     for line in lines:
         name, tab, prompt = line.partition("\t")
@@ -113,6 +113,14 @@ def read_classes(classes: str) -> dict[str, list[str]]:
     if not found:
         raise ValueError(f"classes: {classes!r} names no class: give names with commas, or a file with one per line")
     return found
+
+
+def is_file(text: str) -> bool:
+    """Whether a text is the path of a file; names of forty classes are longer than any."""
+    try:
+        return Path(text).is_file()
+    except OSError:  # too long for a path
+        return False
 
 
 def _lines_of(option: str, file: str) -> list[str]:

@@ -133,7 +133,7 @@ def _kind(query: str) -> str:
     from pc3d.data.points import POINT_SUFFIXES
 
     path = Path(query)
-    if not path.is_file():
+    if not _alignment.is_file(query):
         of_file = path.suffix.lower() in (*_alignment.PICTURES, *POINT_SUFFIXES)
         if of_file or (path.suffix and path.parent.name and " " not in query):
             raise FileNotFoundError(f"query: there is no file {query}; a text reads like 'a wooden rocking chair'")

@@ -621,6 +621,15 @@ def test_aligned_encoders_are_probed_as_any_other(encoder: str, capsys: pytest.C
     assert 0 < result["scores"]["overall_accuracy"] < 1
 
 
+def test_texts_may_be_longer_than_a_path(index: str, encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "a wooden chair with four legs and a soft seat " * 8
+    assert found(capsys, text, "--index", index, "--top", "1")
+    names = [f"class number {number}" for number in range(40)]
+    assert read_classes(",".join(names)) == {name: [name] for name in names}
+    assert main(["zeroshot", "--encoder", encoder, "--templates", text]) == 1
+    assert "is none of ulip, photo, none, and no file" in capsys.readouterr().err
+
+
 def test_files_of_names_are_text_in_utf_8(tmp_path: Path) -> None:
     """With a byte order mark or without."""
     marked, other = tmp_path / "marked.txt", tmp_path / "other.txt"
