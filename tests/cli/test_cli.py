@@ -64,6 +64,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"pc3d {__version__}\n"
 
 
+def test_the_package_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "pc3d", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"pc3d {__version__}\n"
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_of_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
