@@ -89,7 +89,8 @@ class PartFolder(FolderDataset):
 
     def __init__(self, root: Path, split: str | None, codes: ClassCodes, column: str | None) -> None:
         self.codes, self.column = codes, column
-        super().__init__(root, split, suffixes=[suffix for suffix in SCENE_SUFFIXES if suffix != ".txt"])
+        suffixes = [suffix for suffix in SCENE_SUFFIXES if suffix not in (".txt", ".bin")]
+        super().__init__(root, split, suffixes=suffixes)
 
     def read(self, path: Path) -> PointCloud:
         cloud = read_scene(path, labels=self.column or True)

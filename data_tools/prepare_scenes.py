@@ -10,7 +10,7 @@ one with ``Area_1`` to ``Area_6`` or one above it, for structured3d the one with
 OUT is then read with ``pc3d.data.ScanNet(OUT)``, ``S3DIS(OUT)`` or ``Structured3D(OUT)``, and checked with
 ``sha256sum --check manifest.sha256``.
 
-files takes your own scans (PLY, PCD, LAS, LAZ, E57, XYZ, CSV, PTS, NPY, NPZ), read with ``pc3d.data.SceneFolder(OUT)``.
+files takes your own scans (PLY, PCD, LAS, LAZ, E57, XYZ, CSV, PTS, NPY, NPZ, BIN) for ``pc3d.data.SceneFolder(OUT)``.
 Sub-folders of ROOT are splits, such as train and test; without any, all files are train, or a share of them test. With
 --classes (or ROOT/classes.txt), the classes of the points are read, too: LIST has a name on each line, of the numbers
 0, 1, ... in the files; or a number and a name, such as "6 building", and points with other numbers have no class. Scans

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """Label every point of scene files.
 
-Reads PLY, PCD, LAS, LAZ, E57, XYZ, CSV, PTS, NPY and NPZ files of points, in metres (--scale) with z up (--up), with or
-without colours and normals, and prepared scenes (folders with coord.npy). For each NAME.* the output folder receives
-NAME.ply (the points in the colours of their classes, with label and confidence), NAME.npz (label, confidence, classes,
-class_colors, in the order of the file) and NAME.png (a picture). After an interruption, --resume skips the files that
-are done."""
+Reads PLY, PCD, LAS, LAZ, E57, XYZ, CSV, PTS, NPY, NPZ and BIN (KITTI, nuScenes) files of points, in metres (--scale)
+with z up (--up), with or without colours and normals, and prepared scenes (folders with coord.npy). For each NAME.* the
+output folder receives NAME.ply (the points in the colours of their classes, with label and confidence), NAME.npz
+(label, confidence, classes, class_colors, in the order of the file) and NAME.png (a picture). After an interruption,
+--resume skips the files that are done."""
 
 
 def build_parser() -> Any:

@@ -16,6 +16,7 @@ from pc3d.data.mesh_files import MESH_LOADERS, read_mesh, read_ply_points
 from pc3d.data.pcd import read_pcd
 from pc3d.data.ply import read_ply_vertices
 from pc3d.data.survey_files import read_e57, read_las
+from pc3d.data.sweeps import read_sweep
 from pc3d.data.tables import read_npy, read_npz, read_text
 from pc3d.data.types import PointCloud
 
@@ -29,8 +30,10 @@ _READERS: dict[str, Callable[..., Fields]] = {
     ".e57": read_e57,
     ".npy": read_npy,
     ".npz": read_npz,
+    ".bin": read_sweep,
 }
-POINT_SUFFIXES = tuple(_READERS)
+POINT_SUFFIXES = tuple(suffix for suffix in _READERS if suffix != ".bin")
+"""Endings of files in folders of objects, where a ``.bin`` file is a part of a GLTF file."""
 SCENE_SUFFIXES = tuple(suffix for suffix in _READERS if suffix not in MESH_LOADERS)
 """Endings of files that hold points of their own, which :func:`read_scene` reads."""
 
@@ -39,12 +42,12 @@ def read_points(path: Path | str, *, num_points: int = 10_000, seed: int = 0, dr
     """Read a point cloud, or sample one from a mesh.
 
     OFF, OBJ, STL, GLB and GLTF go through trimesh, LAS and LAZ through laspy, E57 through pye57, PCD through pypcd4,
-    PLY, NPY, NPZ and text (XYZ, TXT, CSV, ASC, PTS, XYZRGB, XYZN) through NumPy. Axes and units stay as stored (GLB and
-    GLTF are y up by their standard). Colours and normals are kept, other properties are passed over. Text may have
-    names of its columns above (x y z red green blue nx ny nz). In tables without names, three columns after x y z are
-    normals where all have unit length, else colours; text that begins with the number of its points, as PTS files do,
-    may have an intensity before them. Colours go up to 1, 255 or, where they have names, 65535, as the largest of a
-    file tells.
+    PLY, NPY, NPZ, BIN (:func:`read_scene`) and text (XYZ, TXT, CSV, ASC, PTS, XYZRGB, XYZN) through NumPy. Axes and
+    units stay as stored (GLB and GLTF are y up by their standard). Colours and normals are kept, other properties are
+    passed over. Text may have names of its columns above (x y z red green blue nx ny nz). In tables without names,
+    three columns after x y z are normals where all have unit length, else colours; text that begins with the number of
+    its points, as PTS files do, may have an intensity before them. Colours go up to 1, 255 or, where they have names,
+    65535, as the largest of a file tells.
 
     A mesh is sampled uniformly by area, in random order, with face normals and the colours of its texture, vertices or
     faces; parts without a colour are white if others have one. Normals that a file gives as NaN are zero.
@@ -77,12 +80,12 @@ def read_points(path: Path | str, *, num_points: int = 10_000, seed: int = 0, dr
 def read_scene(path: Path | str, *, drop_invalid: bool = False, labels: bool | str = False) -> PointCloud:
     """Read a scan of a room, a building or a street: every point of the file, in its order, in metres as stored.
 
-    PCD goes through pypcd4, LAS and LAZ through laspy (by pieces), E57 through pye57, PLY, NPY, NPZ and text (XYZ, TXT,
-    CSV, ASC, PTS, XYZRGB, XYZN) through NumPy. Colours and normals are kept where the file has them: 8-bit and 16-bit
-    colours, the latter also where they hold 8-bit values, as in many LAS files, in which colours that are black
-    throughout count as none; points that a LAS file marks as withheld are read like the others. Of a PLY mesh the
-    points are the vertices, with normals from the faces around if they have none of their own; an E57 file's scans are
-    joined in their common frame.
+    PCD goes through pypcd4, LAS and LAZ through laspy (by pieces), E57 through pye57, PLY, NPY, NPZ, BIN (the sweeps of
+    KITTI and nuScenes) and text (XYZ, TXT, CSV, ASC, PTS, XYZRGB, XYZN) through NumPy. Colours and normals are kept
+    where the file has them: 8-bit and 16-bit colours, the latter also where they hold 8-bit values, as in many LAS
+    files, in which colours that are black throughout count as none; points that a LAS file marks as withheld are read
+    like the others. Of a PLY mesh the points are the vertices, with normals from the faces around if they have none of
+    their own; an E57 file's scans are joined in their common frame.
 
     Coordinates that float32 does not resolve to a millimetre (UTM and the like) are moved in float64, before they
     become float32: ``xyz`` is then relative to ``meta["origin"]``, three floats to add for the coordinates of the file.
@@ -95,7 +98,7 @@ def read_scene(path: Path | str, *, drop_invalid: bool = False, labels: bool | s
         labels: also read the classes of the points, whole numbers, into ``segment``, as the file numbers them (NaN, as
             CloudCompare marks points without one, becomes -1): from the column, property, dimension or array of this
             name, or for True of the usual names, among them ``label``, ``class``, ``classification`` and ``segment``.
-            In tables without names it is the last column.
+            In tables without names it is the last column; for BIN files, those of SemanticKITTI's ``NAME.label``.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -352,3 +352,52 @@ def test_colours_of_another_number_than_points_are_refused_before_points_are_dro
     np.savez(tmp_path / "scan.npz", xyz=xyz, rgb=np.zeros((3, 3), np.uint8))
     with pytest.raises(BadFileError, match=r"rgb has shape \(3, 3\), the coordinates have \(4, 3\)"):
         read_scene(tmp_path / "scan.npz", drop_invalid=True)
+
+
+# ---- sweeps of cars ----------------------------------------------------------------------------------------------
+
+
+def sweep(count: int = 500) -> np.ndarray:
+    """x y z and an intensity, as a scanner on a car sees the ground and a wall."""
+    rng = np.random.default_rng(0)
+    xyz = np.column_stack([rng.uniform(-60, 60, (count, 2)), rng.normal(-1.7, 0.1, count)])
+    return np.column_stack([xyz, rng.uniform(0, 0.99, count).round(2)]).astype("<f4")
+
+
+def test_sweeps_of_kitti_and_nuscenes(tmp_path: Path) -> None:
+    rows = sweep()
+    rows.tofile(tmp_path / "kitti.bin")
+    assert read_scene(tmp_path / "kitti.bin").xyz.tolist() == rows[:, :3].tolist()
+    rings = np.column_stack([rows[:, :3], 100 * rows[:, 3], np.arange(len(rows)) % 32]).astype("<f4")
+    rings.tofile(tmp_path / "nuscenes.pcd.bin")
+    for read in (read_scene, read_points):
+        assert read(tmp_path / "nuscenes.pcd.bin").xyz.tolist() == rows[:, :3].tolist()
+    (1e4 * rows).tofile(tmp_path / "other.bin")
+    with pytest.raises(
+        BadFileError, match=r"is none of x y z intensity \(KITTI\) or x y z intensity ring \(nuScenes\)"
+    ):
+        read_scene(tmp_path / "other.bin")
+    np.zeros(20, "<f4").tofile(tmp_path / "zeros.bin")
+    with pytest.raises(BadFileError, match="may be either of"):
+        read_scene(tmp_path / "zeros.bin")
+    (tmp_path / "kitti.bin").write_bytes(rows.tobytes()[:-5])
+    with pytest.raises(BadFileError, match="is none of"):
+        read_scene(tmp_path / "kitti.bin")
+
+
+@pytest.mark.parametrize("place", ["velodyne/000007.label", "labels/000007.label"])
+def test_classes_of_semantic_kitti(tmp_path: Path, place: str) -> None:
+    rows = sweep()
+    (tmp_path / "velodyne").mkdir()
+    rows.tofile(tmp_path / "velodyne" / "000007.bin")
+    with pytest.raises(BadFileError, match=r"has no classes of its points: looked for .*000007\.label and .*labels"):
+        read_scene(tmp_path / "velodyne" / "000007.bin", labels=True)
+    classes = np.arange(len(rows)) % 260
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    ((np.arange(len(rows)) << 16) + classes).astype("<u4").tofile(tmp_path / place)
+    found = read_scene(tmp_path / "velodyne" / "000007.bin", labels=True)
+    assert found.segment is not None
+    assert found.segment.tolist() == classes.tolist()
+    classes[:-1].astype("<u4").tofile(tmp_path / place)
+    with pytest.raises(BadFileError, match=r"000007\.label: has 499 classes, 000007\.bin 500 points"):
+        read_scene(tmp_path / "velodyne" / "000007.bin", labels=True)
