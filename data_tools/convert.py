@@ -353,6 +353,8 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(given, name)}")
     if given.parts is not None and given.kind != "folder":
         parser.error(f"--parts is for clouds in a folder, and {given.kind} has none: leave it out")
+    if given.part_column is not None and given.parts is None:
+        parser.error("--part-column needs --parts, the list of the parts")
     try:
         given.parts = None if given.parts is None else read_class_codes(given.parts)
         if given.parts is not None and len(given.parts.names) > UNKNOWN_PART:

@@ -17,9 +17,10 @@ Sub-folders of ROOT are splits, such as train and test; without any, all files a
 without colours become grey, and normals are estimated where there are none, so that every recipe can train on them.
 
 An interrupted run goes on where it stopped when called again with the same options: scenes that are in the manifest
-and whole are kept. A scene in OUT that this tool has not written is never overwritten; the run stops and names it. Bad
-files stop the run by name too; ``--on-error report`` leaves their scenes out and lists them at the end. Whatever had to
-be repaired or guessed is printed.
+and whole are kept. A scene in OUT that this tool has not written is never overwritten; the run stops and names it, as
+it does where files of your own were changed, removed or moved to another split since. Bad files stop the run by name
+too; ``--on-error report`` leaves their scenes out and lists them at the end. Whatever had to be repaired or guessed is
+printed.
 """
 
 from __future__ import annotations
@@ -60,10 +61,11 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """One scene: its folder below OUT, and what reads it."""
+    """One scene: its folder below OUT, what reads it, and the file that is read if it is one file of the user's own."""
 
     name: str
     read: Reader
+    source: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,12 @@ def file_jobs(given: argparse.Namespace) -> list[Job]:
         cell=given.cell,
         drop_invalid=given.drop_invalid,
     )
-    found = [path for path in visible_files(given.root) if path != given.classes]
+    out = given.out.resolve()
+    if out == given.root:
+        sys.exit(f"OUT is ROOT, {out}: choose another folder, so that results do not lie among the scans")
+    lists = (given.classes, given.root / CLASSES_FILE)
+    # OUT may lie within ROOT: what an earlier run wrote there is no scan.
+    found = [path for path in visible_files(given.root) if path not in lists and not path.is_relative_to(out)]
     scans = [path for path in found if path.suffix.lower() in SCENE_SUFFIXES]
     others = [str(path.relative_to(given.root)) for path in found if path.suffix.lower() not in SCENE_SUFFIXES]
     if others:
@@ -224,8 +231,31 @@ def file_jobs(given: argparse.Namespace) -> list[Job]:
     jobs = []
     for path in scans:
         split, *within = splits[path] or ("test" if path in test else "train",)
-        jobs.append(Job(f"{split}/{'-'.join([*within, path.stem])}", partial(read, path)))
+        if split == passing_place(out, "").name:
+            sys.exit(f"{path}: unfinished scenes lie in OUT/{split}, and no split may have its name: rename the folder")
+        jobs.append(Job(f"{split}/{'-'.join([*within, path.stem])}", partial(read, path), path))
     return jobs or missing("scans", given.root / "train" / "SCAN.ply", given.root, SceneFolder)
+
+
+def check_unchanged(jobs: list[Job], output: Output, root: Path) -> None:
+    """Refuse to go on where scenes of an earlier run are of files that were changed, removed or moved to another split.
+
+    Kept, they would be stale, or, where a new file makes others trade splits, in both train and test.
+    """
+    names = {job.name for job in jobs}
+    for name in output.digests:
+        if name not in names and (output.folder / name).exists():
+            sys.exit(
+                f"{output.folder / name} is of no file that {root} has for this split now: choose another folder, or "
+                f"delete {output.folder} to prepare all anew"
+            )
+    for job in jobs:
+        made = output.folder / job.name / "coord.npy"
+        if job.source is not None and made.is_file() and job.source.stat().st_mtime_ns > made.stat().st_mtime_ns:
+            sys.exit(
+                f"{job.source} was changed after {made.parent} was made of it: choose another folder, or delete "
+                f"{output.folder} to prepare all anew"
+            )
 
 
 def missing(name: str, looked_for: Path, root: Path, dataset: Any) -> list[Job]:
@@ -254,6 +284,8 @@ def run(given: argparse.Namespace) -> None:
         options.update({name: getattr(given, name) for name in kept})
         options.update(classes=None if given.classes is None else sha256(given.classes))
     output = Output(given.out, options)
+    if given.kind == "files":
+        check_unchanged(jobs, output, given.root)
     if given.kind == "files" and given.classes is not None:
         names = read_class_codes(given.classes).names
         (given.out / CLASSES_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
@@ -336,6 +368,8 @@ def main(arguments: list[str] | None = None) -> None:
         given.classes = given.root / CLASSES_FILE
     elif given.classes is not None:
         given.classes = given.classes.resolve()
+    elif given.kind == "files" and given.label_column is not None:
+        parser.error(f"--label-column needs --classes or {given.root / CLASSES_FILE}: without names, no class is read")
     try:
         run(given)
     except (BadFileError, FileNotFoundError) as error:

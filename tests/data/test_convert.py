@@ -142,6 +142,12 @@ def test_folders_of_mixed_files(tmp_path: Path, assets: Path, convert: ModuleTyp
         call(convert, *arguments)
 
 
+def test_a_column_of_parts_without_their_list(convert: ModuleType, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        convert.main(["folder", str(tmp_path), str(tmp_path / "out"), "--part-column", "kind"])
+    assert "--part-column needs --parts" in capsys.readouterr().err
+
+
 def test_parts_of_points_are_kept(
     tmp_path: Path, household: Household, convert: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:

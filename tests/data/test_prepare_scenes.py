@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -651,3 +652,58 @@ def test_own_scans_that_are_not_laid_out(tmp_path: Path, tool: ModuleType, scans
     with pytest.raises(SystemExit, match="any folder of scenes"):
         call(tool, "files", tmp_path / "empty", tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    root = tmp_path / "flat"
+    root.mkdir()
+    for number in range(6):
+        np.save(root / f"scan{number}.npy", np.random.default_rng(number).random((40, 4)) // [0.01, 0.01, 0.01, 2])
+    (root / "classes.txt").write_text("ground\n")
+    return root
+
+
+def test_no_scene_is_in_train_and_test_when_files_are_added(tmp_path: Path, tool: ModuleType, flat: Path) -> None:
+    out, options = tmp_path / "out", ("--test-share", "0.34")
+    call(tool, "files", flat, out, *options)
+    for name in ("a", "b", "c"):
+        np.save(flat / f"{name}.npy", np.load(flat / "scan0.npy"))
+    with pytest.raises(SystemExit, match=r"out/(train|test)/scan\d is of no file that .* has for this split now"):
+        call(tool, "files", flat, out, *options)
+    assert not set(SceneFolder(out).ids) & set(SceneFolder(out, "test").ids)
+    assert len(list(out.glob("*/*/coord.npy"))) == 6
+
+
+def test_a_scan_that_changed_is_not_kept_silently(tmp_path: Path, tool: ModuleType, flat: Path) -> None:
+    call(tool, "files", flat, tmp_path / "out")
+    made = (tmp_path / "out" / "train" / "scan3" / "coord.npy").stat().st_mtime
+    os.utime(flat / "scan3.npy", (made + 1, made + 1))
+    with pytest.raises(SystemExit, match=r"scan3\.npy was changed after .*scan3 was made of it"):
+        call(tool, "files", flat, tmp_path / "out")
+    np.save(flat / "scan6.npy", np.load(flat / "scan0.npy"))
+    os.utime(flat / "scan3.npy", (made - 1, made - 1))
+    call(tool, "files", flat, tmp_path / "out")  # a new one joins the others
+    assert len(SceneFolder(tmp_path / "out")) == 7
+
+
+def test_a_column_without_a_list_of_classes(tmp_path: Path, tool: ModuleType, flat: Path, capsys) -> None:
+    (flat / "classes.txt").unlink()
+    with pytest.raises(SystemExit):
+        call(tool, "files", flat, tmp_path / "out", "--label-column", "kind")
+    assert "--label-column needs --classes or " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_results_may_lie(tmp_path: Path, tool: ModuleType, flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(flat)
+    with pytest.raises(SystemExit, match="OUT is ROOT"):
+        call(tool, "files", ".", flat)
+    (tmp_path / "other.txt").write_text("0 earth\n")
+    for _ in range(2):  # within ROOT, results are no scans of a later run; nor is the list that is not taken
+        call(tool, "files", ".", "out", "--classes", tmp_path / "other.txt")
+    assert (len(SceneFolder("out")), SceneFolder("out").classes) == (6, ("earth",))
+    (tmp_path / "splits" / "partial").mkdir(parents=True)
+    shutil.copy(flat / "scan0.npy", tmp_path / "splits" / "partial")
+    with pytest.raises(SystemExit, match=r"scan0\.npy: unfinished scenes lie in OUT/partial"):
+        call(tool, "files", tmp_path / "splits", tmp_path / "lost")
