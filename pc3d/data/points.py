@@ -204,6 +204,6 @@ def _classes(values: Array, count: int, path: Path) -> torch.Tensor:
     values = values.reshape(-1)
     if values.dtype.kind == "f":
         values = np.where(np.isnan(values), -1, values)
-        if not (values == np.round(values)).all():
+        if not (np.isfinite(values) & (values == np.round(values))).all():
             raise BadFileError(path, "the classes of its points are not whole numbers: another column may hold them")
     return torch.from_numpy(values.astype(np.int64))

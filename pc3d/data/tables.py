@@ -41,6 +41,7 @@ _OBJECTS = (
 )
 _COMMENT = re.compile(r"#|//")
 _COMMENT_LINE = re.compile(r"\s*(#|//|%|;)\s*")
+_SEPARATOR = re.compile(r"\s*[,;]\s*")
 _BETWEEN = re.compile(r"\s*[,;]\s*|\s+")
 _NUMBER = re.compile(r"\s*\"?[-+]?(\.?\d|nan|inf)", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+(,\d+)?([eE][-+]?\d+)?")
@@ -150,9 +151,13 @@ def _layout(file: IO[str]) -> tuple[_Layout, str]:
     in_comment, promised = False, None
     for line in file:
         comment = _COMMENT_LINE.match(line)
-        words = [word.strip('"') for word in _BETWEEN.split(line[comment.end() if comment else 0 :].strip(" \t\r\n;"))]
-        if set("xyz") <= {word.lower() for word in words}:
-            names, in_comment = words, comment is not None
+        text = line[comment.end() if comment else 0 :].strip(" \t\r\n;")
+        # Between separators, names may have blanks: CloudCompare writes "X,Y,Z,Original cloud index".
+        splits = (_SEPARATOR.split(text), _BETWEEN.split(text))
+        separated, words = ([word.strip('"') for word in split] for split in splits)
+        named = next((split for split in (separated, words) if set("xyz") <= {word.lower() for word in split}), None)
+        if named is not None:
+            names, in_comment = named, comment is not None
         elif comment or words == [""]:
             pass
         elif len(words) == 1 and words[0].isdecimal() and promised is None:

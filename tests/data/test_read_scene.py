@@ -331,10 +331,14 @@ def test_which_classes_points_have(tmp_path: Path) -> None:
     rows["x"][2] = np.nan
     np.save(tmp_path / "scan.npy", rows)
     assert read_scene(tmp_path / "scan.npy", labels="kind", drop_invalid=True).segment.tolist() == [7, 8, 300]
-    rows["label"] = [0, 1.5, 0, 0]
-    np.save(tmp_path / "scan.npy", rows)
-    with pytest.raises(BadFileError, match="classes of its points are not whole numbers"):
-        read_scene(tmp_path / "scan.npy", labels=True, drop_invalid=True)
+    for odd in (1.5, np.inf):
+        rows["label"] = [0, odd, 0, 0]
+        np.save(tmp_path / "scan.npy", rows)
+        with pytest.raises(BadFileError, match="classes of its points are not whole numbers"):
+            read_scene(tmp_path / "scan.npy", labels=True, drop_invalid=True)
+    # As CloudCompare writes text with commas.
+    (tmp_path / "scan.txt").write_text("//X,Y,Z,R,G,B,Original cloud index,Classification\n1,2,3,255,0,0,0,6.0\n")
+    assert read_scene(tmp_path / "scan.txt", labels=True).segment.tolist() == [6]
     np.savez(tmp_path / "short.npz", xyz=xyz, label=np.zeros(3, int))
     with pytest.raises(BadFileError, match=r"the classes of its 4 points are int64 of shape \(3,\)"):
         read_scene(tmp_path / "short.npz", labels=True)
