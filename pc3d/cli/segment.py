@@ -123,7 +123,10 @@ def _in_full(argument: str) -> str:
 
 
 def _with_roots(argv: Sequence[str]) -> list[str]:
-    """The arguments, with ``--root`` written out for every data set that the configuration names."""
+    """The arguments, with ``--root`` written out for every data set that the configurations name.
+
+    It follows the last configuration, so that ``--data.test.init_args.root`` still has its say.
+    """
     look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     look.add_argument("--root")
     look.add_argument("--config", action="append", default=[])
@@ -132,11 +135,20 @@ def _with_roots(argv: Sequence[str]) -> list[str]:
         return list(argv)
     import yaml
 
-    data = yaml.safe_load(Path(known.config[-1]).read_text(encoding="utf-8")).get("data", {}) if known.config else {}
-    sets = [name for name in ("train", "validation", "test") if data.get(name)] or ["train"]
+    configs = [yaml.safe_load(Path(path).read_text(encoding="utf-8")) for path in known.config]
+    data = [config.get("data") or {} for config in configs if isinstance(config, dict)]
+    sets = [name for name in ("train", "validation", "test") if any(one.get(name) for one in data)] or ["train"]
     look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     look.add_argument("--root")
-    return [*look.parse_known_args(list(argv))[1], *(f"{_ROOT.format(name)}={known.root}" for name in sets)]
+    others = look.parse_known_args(list(argv))[1]
+    # The value of a separate --config is the argument after it.
+    after = [i + (2 if others[i] == "--config" else 1) for i in range(len(others)) if _is_config(others[i])]
+    place = max(after, default=0)
+    return [*others[:place], *(f"{_ROOT.format(name)}={known.root}" for name in sets), *others[place:]]
+
+
+def _is_config(argument: str) -> bool:
+    return argument == "--config" or argument.startswith("--config=")
 
 
 def _before(objects: Any) -> None:
