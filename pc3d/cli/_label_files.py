@@ -67,7 +67,9 @@ def label_files(
 
     output = Path(options.output)
     made_by = {path: _made_by(path, choice) for path in files}
-    done = [path for path in files if options.resume and _is_done(output / path.stem, made_by[path], options.overwrite)]
+    done = [
+        path for path in files if options.resume and _is_done(output / _name(path), made_by[path], options.overwrite)
+    ]
     output.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     left_out: list[dict[str, str]] = []
@@ -85,7 +87,7 @@ def label_files(
                 _output.say(left_out_lines(left_out[-1:])[0])
                 continue
             told = {kind: str(path), "points": len(result.cloud), "notes": list(result.notes)}
-            found.append({**told, **_write(output / path.stem, result, classes, made_by[path])})
+            found.append({**told, **_write(output / _name(path), result, classes, made_by[path])})
     except KeyboardInterrupt:
         count = f"{len(found)} of {len(files)} {kind}s are done"
         raise KeyboardInterrupt(f"{count}; go on with the same command and --resume") from None
@@ -113,6 +115,8 @@ def listed_files(given: Sequence[str], suffixes: Sequence[str], *, scene_folders
         FileNotFoundError: there is no such file or folder, or no file to read in it.
     """
 
+    from pc3d.data.scenes import CLASSES_FILE
+
     def is_scene(path: Path) -> bool:
         return scene_folders and (path / "coord.npy").is_file()
 
@@ -124,7 +128,11 @@ def listed_files(given: Sequence[str], suffixes: Sequence[str], *, scene_folders
             found.append(path if path.name else path.absolute())  # "." has no name for the results
             continue
         inside = sorted(file for file in path.iterdir() if not file.name.startswith("."))
-        wanted = [file for file in inside if is_scene(file) or (file.is_file() and file.suffix.lower() in suffixes)]
+        wanted = [
+            file
+            for file in inside
+            if is_scene(file) or (file.is_file() and file.suffix.lower() in suffixes and file.name != CLASSES_FILE)
+        ]
         others = [file.name + "/" * file.is_dir() for file in inside if file not in wanted]
         if not wanted:
             raise FileNotFoundError(f"{path} is a folder without files to read ({', '.join(suffixes)})")
@@ -135,10 +143,15 @@ def listed_files(given: Sequence[str], suffixes: Sequence[str], *, scene_folders
     return found
 
 
+def _name(path: Path) -> str:
+    """Of the results of a file; the name of a folder has no ending, whatever follows a dot in it."""
+    return path.name if path.is_dir() else path.stem
+
+
 def check_results(files: Sequence[Path], options: Any) -> None:
     """Refuse, before any work, results that would replace others."""
     output, overwrite = Path(options.output), options.overwrite or options.resume
-    stems = [path.stem for path in files]
+    stems = [_name(path) for path in files]
     twice = [stem for stem in stems if stems.count(stem) > 1]
     if twice:
         raise ValueError(f"two files are called {twice[0]!r}, their results would have one name: give one at a time")
@@ -197,7 +210,7 @@ def _earlier(kind: str, output: Path, path: Path) -> dict[str, Any]:
     """What :func:`label_files` told of a file before, from its results."""
     import numpy as np
 
-    files = [output / (path.stem + ending) for ending in (".ply", ".npz", ".png")]
+    files = [output / (_name(path) + ending) for ending in (".ply", ".npz", ".png")]
     with np.load(files[1], allow_pickle=False) as file:
         label, (classes, notes) = file["label"], [[str(text) for text in file[name]] for name in ("classes", "notes")]
     label = label[label >= 0]

@@ -156,6 +156,9 @@ def open_dataset(data: str, split: str, root: str | None) -> PointDataset:
         )
     if data != "household" and find_below(Path(data, split), "coord.npy"):
         return SceneFolder(data, split)
+    if data != "household" and find_below(Path(data), "coord.npy", levels=(1,)):  # a split itself
+        folder = Path(data).absolute()
+        return SceneFolder(folder.parent, folder.name)
     if _holds_rooms(Path(data), split):
         return named_set("rooms", data, split, None)[0]
     return open_inputs(data, split, None).dataset

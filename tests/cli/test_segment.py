@@ -470,6 +470,14 @@ def test_root_is_that_of_every_data_set_of_the_configuration(
         assert segment("train", *arguments, "--output", tmp_path / "run") == 0
         data = yaml.safe_load(capsys.readouterr().out)["data"]
         assert [data[name]["init_args"]["root"] for name in ("train", "validation", "test")] == [str(tmp_path)] * 3
+    (tmp_path / "short.yaml").write_text("trainer: {max_epochs: 1}\n")
+    later = [f"--config={tmp_path / 'short.yaml'}"]
+    own = ["--data.test.init_args.root", "elsewhere"]
+    arguments = ["--root", tmp_path, "--config", "swin3d_scannet", *later, *own, "--print_config"]
+    assert segment("train", *arguments, "--output", tmp_path / "run") == 0
+    data = yaml.safe_load(capsys.readouterr().out)["data"]
+    roots = [data[name]["init_args"]["root"] for name in ("train", "validation", "test")]
+    assert roots == [str(tmp_path), str(tmp_path), "elsewhere"]
 
 
 # ---- predict -----------------------------------------------------------------------------------------------------
@@ -661,11 +669,12 @@ def test_predict_takes_folders_and_leaves_out_what_cannot_be_read(
         shutil.copy(path, folder)
     (folder / "b.ply").write_text("ply")
     (folder / "chair.obj").write_text("v 0 0 0")
+    (folder / "classes.txt").write_text("wall\nfloor\n")
     (folder / ".hidden.npy").write_text("")
     arguments: list[str | Path] = ["predict", run, folder, "--output", tmp_path / "out"]
     assert segment(*arguments) == 1
     captured = capsys.readouterr()
-    assert f"{folder}: 3 files; not read: chair.obj, photos/" in captured.out
+    assert f"{folder}: 3 files; not read: chair.obj, classes.txt, photos/" in captured.out
     assert f"{folder / 'b.ply'}: " in captured.err
     assert "--on_error report leaves such files out and lists them" in captured.err
     assert segment(*arguments, "--on_error", "report", "--json") == 0
@@ -702,7 +711,7 @@ def test_predict_takes_prepared_scenes(run: Path, tmp_path: Path, capsys: pytest
     split, room = tmp_path / "prepared" / "test", Rooms("test")[0].select(slice(None, None, 20))
     assert room.rgb is not None
     assert room.normal is not None
-    for name, points in (("a", room), ("b", room.select(slice(0, 300)))):
+    for name, points in (("site.1", room), ("site.2", room.select(slice(0, 300)))):
         (split / name).mkdir(parents=True)
         np.save(split / name / "coord.npy", points.xyz.numpy())
         np.save(split / name / "color.npy", (255 * points.rgb).round().to(torch.uint8).numpy())
@@ -717,11 +726,11 @@ def test_predict_takes_prepared_scenes(run: Path, tmp_path: Path, capsys: pytest
     assert "no colours" not in text
     model = load_segmenter(run)
     expected = segment_scene(model, room.replace(rgb=(255 * room.rgb).round() / 255), use_fragments=False)
-    with np.load(tmp_path / "out" / "a.npz") as archive:
+    with np.load(tmp_path / "out" / "site.1.npz") as archive:
         np.testing.assert_array_equal(archive["label"], expected.label)
-    assert segment("predict", run, split / "b", "--output", tmp_path / "out", "--resume") == 0
+    assert segment("predict", run, split / "site.2", "--output", tmp_path / "out", "--resume") == 0
     assert "done already" in capsys.readouterr().out
-    np.save(split / "b" / "normal.npy", np.zeros((300, 3), np.float32))
+    np.save(split / "site.2" / "normal.npy", np.zeros((300, 3), np.float32))
     assert segment(*arguments, "--resume") == 1
     assert "an earlier state of the file" in capsys.readouterr().err
 

@@ -163,6 +163,8 @@ def test_prepared_scenes_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (str(tmp_path), {"item": [1]}),
         (str(tmp_path / "test" / "scan1"), {}),
         ("scan1", {}),
+        (str(tmp_path / "test"), {"item": [1]}),
+        (".", {"item": [1]}),
         ("scenes:test:1", {"root": str(tmp_path)}),
     ):
         (shown,) = open_all([what], **{"data": None, "item": None, **usual, **options}).shown
