@@ -217,7 +217,9 @@ def file_jobs(given: argparse.Namespace) -> list[Job]:
     # OUT may lie within ROOT: what an earlier run wrote there is no scan.
     found = [path for path in visible_files(given.root) if path not in lists and not path.is_relative_to(out)]
     scans = [path for path in found if path.suffix.lower() in SCENE_SUFFIXES]
-    others = [str(path.relative_to(given.root)) for path in found if path.suffix.lower() not in SCENE_SUFFIXES]
+    # The classes of sweeps lie in files of their own.
+    read_too = (".label",) if given.classes is not None and any(path.suffix.lower() == ".bin" for path in scans) else ()
+    others = [str(p.relative_to(given.root)) for p in found if p.suffix.lower() not in (*SCENE_SUFFIXES, *read_too)]
     if others:
         print(f"not read: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}")
     splits = {path: path.relative_to(given.root).parts[:-1] for path in scans}

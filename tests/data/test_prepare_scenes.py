@@ -707,3 +707,19 @@ def test_where_results_may_lie(tmp_path: Path, tool: ModuleType, flat: Path, mon
     shutil.copy(flat / "scan0.npy", tmp_path / "splits" / "partial")
     with pytest.raises(SystemExit, match=r"scan0\.npy: unfinished scenes lie in OUT/partial"):
         call(tool, "files", tmp_path / "splits", tmp_path / "lost")
+
+
+def test_classes_of_sweeps_are_not_told_to_be_left_out(
+    tmp_path: Path, tool: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "scans" / "train" / "00" / "velodyne" / "000000.bin"
+    for folder in (sweep.parent, sweep.parents[1] / "labels"):
+        folder.mkdir(parents=True)
+    points = np.random.default_rng(0).random((50, 4), np.float32)
+    points.tofile(sweep)
+    codes = np.where(points[:, 2] > 0.5, (7 << 16) | 10, 40).astype("<u4")
+    codes.tofile(sweep.parents[1] / "labels" / "000000.label")
+    (tmp_path / "scans" / "classes.txt").write_text("10 car\n40 road\n")
+    call(tool, "files", tmp_path / "scans", tmp_path / "out")
+    assert "not read" not in capsys.readouterr().out
+    assert SceneFolder(tmp_path / "out")[0].segment.tolist() == (points[:, 2] <= 0.5).astype(int).tolist()
