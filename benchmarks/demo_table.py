@@ -33,6 +33,7 @@ CONFIGS = Path(pretrain.__file__).parent.parent / "configs" / "pretrain"
 METHODS = {
     "Point-MAE": "point_cmae_household",
     "Point-CMAE": "point_cmae_household",
+    "PCP-MAE": "pcp_mae_household",
     "SimCLR": "simclr_household",
     PICTURES: "openshape_household",
 }
