@@ -100,7 +100,8 @@ def train(parser: Any, argv: Sequence[str], check: Callable[[Any], None] = lambd
             **objects.trainer.as_dict(),
         )
     except BadFileError as error:
-        if "on_error" not in inspect.signature(type(objects.data.train)).parameters:
+        train_set = getattr(objects.data, "train", None)  # a stream has none
+        if train_set is None or "on_error" not in inspect.signature(type(train_set)).parameters:
             raise
         said = str(error).rstrip()  # that of a worker ends its line
         raise BadFileError(f"{said}; --data.train.on_error report leaves such files out and lists them") from error
