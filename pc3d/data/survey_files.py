@@ -11,7 +11,7 @@ import numpy as np
 
 from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
-from pc3d.data.file_fields import Array, Fields, colours, label_column
+from pc3d.data.file_fields import Array, Fields, colours, is_label, label_column
 
 _CHUNK = 1_000_000
 _CHANNELS = ("red", "green", "blue")
@@ -36,7 +36,8 @@ def read_las(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
                 if colored:
                     rgb[rows, axis] = points[channel]
             if labels:
-                pieces.append(np.array(label_column(path, {name: points[name] for name in dimensions}, labels)))
+                wanted = {name: points[name] for name in dimensions if is_label(name, labels)}
+                pieces.append(np.array(label_column(path, wanted, labels, dimensions)))
             read += len(points)
     if read != count:
         raise BadFileError(path, f"holds {read} of the {count} points of its header")

@@ -753,8 +753,8 @@ def test_predict_turns_scenes_whose_y_is_up(
     assert segment("predict", run, tmp_path / "scan.xyzn", "--up", "y", "--output", tmp_path / "out") == 0
     (turned,) = seen
     np.testing.assert_allclose(turned.xyz, room.xyz, atol=1e-5)
-    if turned.normal is not None:
-        np.testing.assert_allclose(turned.normal, room.normal, atol=1e-5)
+    assert turned.normal is not None
+    np.testing.assert_allclose(turned.normal, room.normal, atol=1e-5)
     written = read_scene(tmp_path / "out" / "scan.ply")
     np.testing.assert_allclose(written.xyz, read_scene(tmp_path / "scan.xyzn").xyz, atol=1e-5)
     # Results of another axis are not taken for those of this one.
