@@ -44,9 +44,10 @@ def forward_and_both(name: str, run: Callable[[], Tensor], leaves: list[Tensor],
 
 
 def attention_cases(arguments: argparse.Namespace) -> Iterator[Case]:
+    whole = attention.scene(arguments.rooms, max(arguments.voxels))
     for name in attention.CASES:
         for num_voxels in arguments.voxels:
-            inputs = attention.problem(arguments.rooms, name, num_voxels, arguments.device)
+            inputs = attention.problem(whole, name, num_voxels, arguments.device)
             query, key, value, signals, windows, tables, rows, push = inputs
             leaves = [x.detach().requires_grad_() for x in (query, key, value, *tables)]
             run = partial(ops.window_attention, *leaves[:3], signals, windows, *leaves[3:], rows)

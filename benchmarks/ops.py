@@ -187,7 +187,8 @@ def measure(row: Row, device: str, available: dict[str, str | None]) -> None:
     for _ in range(repeats):
         for name, call in calls.items():
             # The idle threads of the last contender's OpenMP spin for a while, on the cores that the next one needs.
-            time.sleep(PAUSE_SECONDS)
+            if device == "cpu":
+                time.sleep(PAUSE_SECONDS)
             if first[name] < WARM_BELOW_MS:
                 milliseconds(call, device)  # wakes cores and threads: they slept too, and training would not let them
             times[name].append(milliseconds(call, device))
@@ -239,7 +240,7 @@ def write(done: list[Row], notes: list[str], device: str, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes only")
-    parser.add_argument("--only", choices=sorted(RIVALS), help="one operator")
+    parser.add_argument("--only", choices=sorted(RIVALS), nargs="+", default=list(RIVALS), help="operators")
     parser.add_argument("--match", default="", help="only rows whose size holds this text")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads (default: all cores)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -259,7 +260,7 @@ def main() -> None:
     print("\n".join(notes), flush=True)
     done: list[Row] = []
     for row in rows():
-        if (args.only in (None, row.operator)) and (row.quick or not args.quick) and args.match in row.size:
+        if row.operator in args.only and (row.quick or not args.quick) and args.match in row.size:
             print(f"{row.operator} {row.size} ...", file=sys.stderr, flush=True)
             measure(row, args.device, available)
             done.append(row)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 Call = Callable[[], object]
 MAX_PLAIN_ELEMENTS = 1 << 29  # a distance matrix of 2 GB; nobody forms a larger one
-MAX_COMPARED_PAIRS = 2e9  # for rivals that compare every pair on one core: more takes tens of seconds a call
+MAX_COMPARED_PAIRS = {"cpu": 2e9, "cuda": 2e11}  # for rivals that compare every pair: more takes seconds, or minutes
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _torch_fps(points: Tensor, num_samples: int) -> Call | None:
 def _torch_cluster_fps(points: Tensor, num_samples: int) -> Call | None:
     import torch_cluster
 
-    if points.is_cpu and points.shape[1] * num_samples > 2e9:
+    if points.shape[1] * num_samples > 2e9:
         return None
     flat, batch, ratio = points.reshape(-1, 3), _batch(points), num_samples / points.shape[1]
     return lambda: torch_cluster.fps(flat, batch, ratio, random_start=False)
@@ -136,9 +136,11 @@ def _open3d_knn(points: Tensor, queries: Tensor, k: int) -> Call:
     return lambda: [search(p, q) for p, q in pairs]
 
 
-def _torch_cluster_knn(points: Tensor, queries: Tensor, k: int) -> Call:
+def _torch_cluster_knn(points: Tensor, queries: Tensor, k: int) -> Call | None:
     import torch_cluster
 
+    if points.is_cuda and _pairs(points, queries) > MAX_COMPARED_PAIRS["cuda"]:
+        return None  # on a CPU it has a tree
     flat, query, batch, query_batch = points.reshape(-1, 3), queries.reshape(-1, 3), _batch(points), _batch(queries)
     return lambda: torch_cluster.knn(flat, query, k, batch, query_batch)
 
@@ -146,7 +148,7 @@ def _torch_cluster_knn(points: Tensor, queries: Tensor, k: int) -> Call:
 def _pytorch3d_knn(points: Tensor, queries: Tensor, k: int) -> Call | None:
     from pytorch3d.ops import knn_points
 
-    if points.is_cpu and _pairs(points, queries) > MAX_COMPARED_PAIRS:
+    if _pairs(points, queries) > MAX_COMPARED_PAIRS[points.device.type]:
         return None
     return lambda: knn_points(queries, points, K=k)
 
@@ -179,9 +181,11 @@ def _open3d_radius(points: Tensor, queries: Tensor, radius: float, max_neighbors
     return lambda: [search(p, q) for p, q in pairs]
 
 
-def _torch_cluster_radius(points: Tensor, queries: Tensor, radius: float, max_neighbors: int) -> Call:
+def _torch_cluster_radius(points: Tensor, queries: Tensor, radius: float, max_neighbors: int) -> Call | None:
     import torch_cluster
 
+    if points.is_cuda and _pairs(points, queries) > MAX_COMPARED_PAIRS["cuda"]:
+        return None  # on a CPU it has a tree
     flat, query, batch, query_batch = points.reshape(-1, 3), queries.reshape(-1, 3), _batch(points), _batch(queries)
     return lambda: torch_cluster.radius(flat, query, radius, batch, query_batch, max_neighbors)
 
@@ -189,7 +193,7 @@ def _torch_cluster_radius(points: Tensor, queries: Tensor, radius: float, max_ne
 def _pytorch3d_radius(points: Tensor, queries: Tensor, radius: float, max_neighbors: int) -> Call | None:
     from pytorch3d.ops import ball_query
 
-    if points.is_cpu and _pairs(points, queries) > MAX_COMPARED_PAIRS:
+    if _pairs(points, queries) > MAX_COMPARED_PAIRS[points.device.type]:
         return None
     return lambda: ball_query(queries, points, K=max_neighbors, radius=radius, return_nn=False)
 

@@ -6,8 +6,10 @@ Rooms stand side by side until they have enough points; the embedded set serves 
 folder with the large one. Before a row is timed, all contenders must agree: on the voxels exactly, on convolutions and
 their gradients to float32's rounding. Prints a table and writes benchmarks/results/sparse_DEVICE.csv and .md.
 benchmarks/README.md says how it measures; ``--clock cpu --threads 1`` counts processor time instead, which a machine
-that is busy with other programs does not change much. ``--device cuda`` compares with what plain PyTorch does: unique
-rows, and a gather, a matrix product and a sum by index for each tap; finding the taps is not in its time.
+that is busy with other programs does not change much. ``--device cuda`` adds half precision, and compares with spconv's
+fastest algorithm, with pc3d's layers on spconv's kernels ("backend") and with plain PyTorch: unique rows, and
+a gather, a matrix product and a sum by index for each tap; finding the taps is not in its time. A rival that fails or
+computes something else there is left out of the row, and a note says why.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from torch import Tensor
 
 from pc3d import ops
 from pc3d.data import Rooms
+from pc3d.nn import spconv_conv3d
 
 OURS = "pc3d"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # the second: of all threads of this process
@@ -40,7 +43,8 @@ SECONDS_A_ROW = 6.0
 VOXEL_SIZE = 0.05  # metres
 SIZES = (20_000, 100_000, 400_000)
 CHANNELS = ((9, 48), (32, 32), (64, 64), (128, 128))
-TOLERANCE = 2e-4  # of float32 sums of some thousand terms, relative to the largest
+# Of sums of some thousand terms, relative to the largest; in half precision plain PyTorch rounds after every tap.
+TOLERANCE = {torch.float32: 2e-4, torch.float16: 2e-2}
 
 
 @dataclass
@@ -71,12 +75,15 @@ def side_by_side(rooms: list[Tensor], num_points: int) -> Tensor | None:
     return None
 
 
+class Disagreement(RuntimeError):
+    """A contender computes something else."""
+
+
 def agree(name: str, own: Tensor, other: Tensor) -> None:
-    """Stops the benchmark where a contender computes something else."""
     scale = float(own.abs().max())
-    error = float((own - other).abs().max()) / scale
-    if not error < TOLERANCE:
-        raise SystemExit(f"{name}: pc3d and its rival differ by {error:.2e} of the largest value")
+    error = float((own.float() - other.float()).abs().max()) / scale
+    if not error < TOLERANCE[own.dtype]:
+        raise Disagreement(f"{name}: pc3d and its rival differ by {error:.2e} of the largest value")
 
 
 # Voxels.
@@ -145,21 +152,36 @@ def voxelize_row(xyz: Tensor, available: set[str]) -> Row:
 # Sparse convolution.
 
 
-class Spconv:
-    """A sub-manifold convolution of spconv, on the CPU."""
+class Convolution:
+    """A sub-manifold convolution with a weight of its own, ``(27, C_in, C_out)``."""
 
-    def __init__(self, coords: Tensor, in_channels: int, out_channels: int, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, convolve: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.weight = weight.detach().clone().requires_grad_()
+        self.convolve = convolve
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return self.convolve(features, self.weight)
+
+    def weight_gradient(self) -> Tensor:
+        assert self.weight.grad is not None
+        return self.weight.grad
+
+
+class Spconv:
+    """A sub-manifold convolution of spconv: its one algorithm on a CPU, its fastest on a GPU."""
+
+    def __init__(self, coords: Tensor, weight: Tensor) -> None:
         import spconv.pytorch as spconv
 
         self.spconv, self.size = spconv, coords.shape[0]
         shifted = coords - coords.amin(0)
-        self.indices = torch.cat([torch.zeros(self.size, 1, dtype=torch.int32), shifted], 1).contiguous()
+        self.indices = torch.cat([shifted.new_zeros(self.size, 1), shifted], 1).int().contiguous()
         self.shape = (shifted.amax(0) + 1).tolist()
-        self.layer = spconv.SubMConv3d(
-            in_channels, out_channels, 3, bias=False, indice_key="all", algo=spconv.ConvAlgo.Native
-        )
+        algorithm = spconv.ConvAlgo.Native if coords.is_cpu else spconv.ConvAlgo.MaskImplicitGemm
+        _, c_in, c_out = weight.shape
+        self.layer = spconv.SubMConv3d(c_in, c_out, 3, bias=False, indice_key="all", algo=algorithm)
         # Taps (x, y, z), C_in, C_out -> C_out, taps, C_in.
-        cube = weight.detach().reshape(3, 3, 3, in_channels, out_channels)
+        cube = weight.detach().reshape(3, 3, 3, c_in, c_out)
         self.layer.weight = torch.nn.Parameter(cube.permute(4, 0, 1, 2, 3).contiguous())
         self.indice_dict: dict[str, Any] = {}
 
@@ -179,77 +201,111 @@ class Spconv:
         return grad.permute(1, 2, 3, 4, 0).reshape(27, grad.shape[4], grad.shape[0])
 
 
-class Gathered:
-    """A sub-manifold convolution in plain PyTorch: for each tap a gather, a matrix product and a sum by index."""
+def gathered(neighbors: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """In plain PyTorch: for each tap a gather, a matrix product and a sum by index."""
+    rows = [(tap >= 0).nonzero().flatten() for tap in neighbors.T]
+    sources = [tap[some] for tap, some in zip(neighbors.T, rows, strict=True)]
 
-    def __init__(self, neighbors: Tensor, weight: Tensor) -> None:
-        self.weight = weight.detach().clone().requires_grad_()
-        self.rows = [(tap >= 0).nonzero().flatten() for tap in neighbors.T]
-        self.sources = [tap[rows] for tap, rows in zip(neighbors.T, self.rows, strict=True)]
-
-    def __call__(self, features: Tensor) -> Tensor:
-        out = features.new_zeros(len(features), self.weight.shape[2])
-        for rows, sources, weight in zip(self.rows, self.sources, self.weight, strict=True):
-            out = out.index_add(0, rows, features[sources] @ weight)
+    def convolve(features: Tensor, weight: Tensor) -> Tensor:
+        out = features.new_zeros(len(features), weight.shape[2])
+        for some, source, of_tap in zip(rows, sources, weight, strict=True):
+            out = out.index_add(0, some, features[source] @ of_tap)
         return out
 
-    def weight_gradient(self) -> Tensor:
-        """(27, C_in, C_out)."""
-        assert self.weight.grad is not None
-        return self.weight.grad
+    return convolve
 
 
-def backward(features: Tensor, weight: Tensor, grad: Tensor, convolve: Callable[[Tensor], Tensor]) -> Call:
+Contender = Convolution | Spconv
+
+
+def rivals(
+    coords: Tensor, table: ops.KernelMap, weight: Tensor, available: set[str]
+) -> dict[str, Callable[[], Contender]]:
+    """What makes each rival."""
+    makers: dict[str, Callable[[], Contender]] = {}
+    if "spconv" in available:
+        makers["spconv"] = lambda: Spconv(coords, weight)
+    if not coords.is_cpu:
+        makers["torch"] = lambda: Convolution(weight, gathered(table.neighbors))
+        if "spconv" in available:
+            makers["backend"] = lambda: Convolution(weight, lambda f, w: spconv_conv3d(f, w, table))
+    return makers
+
+
+def backward(contender: Contender, features: Tensor, grad: Tensor) -> Call:
     def call() -> Tensor:
-        features.grad = weight.grad = None
-        convolve(features).backward(grad)
+        features.grad = contender.weight.grad = None
+        contender(features).backward(grad)
         return features.grad
 
     return call
 
 
-def conv_rows(xyz: Tensor, available: set[str]) -> Iterator[Row]:
+def inference(contender: Contender, features: Tensor) -> Call:
+    def call() -> Tensor:
+        with torch.no_grad():
+            return contender(features)
+
+    return call
+
+
+def results(contender: Contender, features: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    out = inference(contender, features)()
+    for_features = backward(contender, features, grad)().clone()
+    weight_gradient = contender.weight_gradient()
+    return {"out": out, "gradient of the features": for_features, "gradient of the weight": weight_gradient}
+
+
+def conv_rows(xyz: Tensor, available: set[str], notes: list[str]) -> Iterator[Row]:
     coords = ops.voxelize(xyz, VOXEL_SIZE).coords
     table = ops.kernel_map(coords)
     reads = float((table.neighbors >= 0).sum(1, dtype=torch.float32).mean())
     size = f"{coords.shape[0]:,} voxels, {reads:.1f} neighbours"
-    random = torch.Generator(xyz.device).manual_seed(0)
-    rival_name = "spconv" if xyz.is_cpu else "torch"
     calls: dict[str, Call] = {OURS: lambda: ops.kernel_map(coords)}
-    if xyz.is_cpu and "spconv" in available:
-        tiny = Spconv(coords, 1, 1, torch.ones(27, 1, 1))
-        ones = torch.ones(coords.shape[0], 1)
-        calls["spconv"] = lambda: tiny(ones, reuse_map=False)  # with a convolution of 1 channel: it has no call without
+    if "spconv" in available:  # with a convolution of 1 channel (8 on a GPU): it has no call without
+        channels = 1 if xyz.is_cpu else 8
+        ones = torch.ones(coords.shape[0], channels, device=xyz.device)
+        tiny = Spconv(coords, torch.ones(27, channels, channels, device=xyz.device))
+        calls["spconv"] = lambda: tiny(ones, reuse_map=False)
     yield Row("kernel map", size, calls)
-    for c_in, c_out in CHANNELS:
-        features = torch.randn(coords.shape[0], c_in, generator=random, device=xyz.device, requires_grad=True)
-        weight = torch.randn(27, c_in, c_out, generator=random, device=xyz.device) / (27 * c_in) ** 0.5
-        weight.requires_grad_()
-        grad = torch.randn(coords.shape[0], c_out, generator=random, device=xyz.device)
-
-        def own(features: Tensor, weight: Tensor = weight) -> Tensor:
-            return ops.sparse_conv3d(features, weight, table)
-
-        forward_calls: dict[str, Call] = {OURS: lambda f=features, own=own: own(f.detach())}
-        both_calls: dict[str, Call] = {OURS: backward(features, weight, grad, own)}
-        if rival_name in available:
-            rival = Spconv(coords, c_in, c_out, weight) if xyz.is_cpu else Gathered(table.neighbors, weight)
-            agree("sparse conv", own(features).detach(), rival(features).detach())
-            both_calls[OURS]()
-            ours = features.grad.clone(), weight.grad.clone()
-            both_calls[rival_name] = backward(features, rival.weight, grad, rival)
-            both_calls[rival_name]()
-            agree("gradient of the features", ours[0], features.grad)
-            agree("gradient of the weight", ours[1], rival.weight_gradient())
-            forward_calls[rival_name] = lambda f=features, rival=rival: inference(rival, f)
-        forward_calls[OURS] = lambda f=features, own=own: inference(own, f)
-        yield Row("conv forward", f"{size}, {c_in} -> {c_out}", forward_calls)
-        yield Row("conv forward + backward", f"{size}, {c_in} -> {c_out}", both_calls)
+    random = torch.Generator(xyz.device).manual_seed(0)
+    for dtype in (torch.float32,) if xyz.is_cpu else (torch.float32, torch.float16):
+        for c_in, c_out in CHANNELS:
+            features = torch.randn(coords.shape[0], c_in, generator=random, device=xyz.device).to(dtype)
+            features.requires_grad_()
+            weight = torch.randn(27, c_in, c_out, generator=random, device=xyz.device) / (27 * c_in) ** 0.5
+            grad = torch.randn(coords.shape[0], c_out, generator=random, device=xyz.device).to(dtype)
+            field = contenders(coords, table, weight.to(dtype), features, grad, available, notes)
+            what = f"{size}, {c_in} -> {c_out}" + ("" if dtype == torch.float32 else ", half")
+            yield Row("conv forward", what, {name: inference(c, features) for name, c in field.items()})
+            yield Row("conv forward + backward", what, {n: backward(c, features, grad) for n, c in field.items()})
 
 
-def inference(layer: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-    with torch.no_grad():
-        return layer(features)
+def contenders(
+    coords: Tensor,
+    table: ops.KernelMap,
+    weight: Tensor,
+    features: Tensor,
+    grad: Tensor,
+    available: set[str],
+    notes: list[str],
+) -> dict[str, Contender]:
+    """pc3d and those who compute the same."""
+    field: dict[str, Contender] = {OURS: Convolution(weight, lambda f, w: ops.sparse_conv3d(f, w, table))}
+    right = results(field[OURS], features, grad)
+    for name, make in rivals(coords, table, weight, available).items():
+        try:
+            rival = make()
+            for what, found in results(rival, features, grad).items():
+                agree(what, right[what], found)
+        except (RuntimeError, AssertionError) as error:
+            if coords.is_cpu:
+                raise
+            shape = " -> ".join(map(str, weight.shape[1:]))
+            notes.append(f"- {name}, {shape}, {weight.dtype}: {str(error).splitlines()[0]}")
+        else:
+            field[name] = rival
+    return field
 
 
 # Measuring and writing.
@@ -272,7 +328,8 @@ def measure(row: Row, clock: Callable[[], float], device: str) -> None:
     times: dict[str, list[float]] = {name: [] for name in row.calls}
     for _ in range(repeats):
         for name, call in row.calls.items():
-            time.sleep(PAUSE_SECONDS)
+            if device == "cpu":
+                time.sleep(PAUSE_SECONDS)
             if first[name] < WARM_BELOW_MS:
                 milliseconds(call)
             times[name].append(milliseconds(call))
@@ -321,8 +378,8 @@ def main() -> None:
     on_cpu = args.device == "cpu"
     notes = [machine(args.device, args.threads) + (f"; {args.clock} time" if on_cpu else ""), ""]
     available = {"torch"}
-    rivals = (("open3d", "pip install open3d-cpu"), ("spconv.pytorch", "pip install spconv-cu126 ninja"))
-    for name, install in rivals if on_cpu else ():
+    wanted = (("open3d", "pip install open3d-cpu"), ("spconv.pytorch", "pip install spconv-cu126 ninja"))
+    for name, install in wanted if on_cpu else wanted[1:]:
         try:
             importlib.import_module(name)
             available.add(name.split(".")[0])
@@ -338,7 +395,7 @@ def main() -> None:
             continue
         xyz = xyz.to(args.device)
         rows = [] if args.only == "conv" else [voxelize_row(xyz, available)]
-        for row in [*rows, *([] if args.only == "voxelize" else conv_rows(xyz, available))]:
+        for row in [*rows, *([] if args.only == "voxelize" else conv_rows(xyz, available, notes))]:
             print(f"{row.operation}, {row.size} ...", file=sys.stderr, flush=True)
             measure(row, CLOCKS[args.clock], args.device)
             done.append(row)
