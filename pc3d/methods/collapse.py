@@ -7,6 +7,8 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
+from pc3d.nn.distributed import gather_rows
+
 
 class CollapseWatch:
     """Measure how different the features of a batch are, and warn once if they have been similar for a while.
@@ -35,7 +37,7 @@ class CollapseWatch:
 
     @torch.no_grad()
     def __call__(self, features: Tensor, logits: Tensor | None = None) -> dict[str, Tensor]:
-        """Measure a batch.
+        """Measure a batch; with several processes the global batch, so each of them must call.
 
         Args:
             features: ``(B, C)``, one row per cloud: the features of the encoder, or those that the loss compares.
@@ -46,16 +48,16 @@ class CollapseWatch:
             entropy of the distributions, which should fall from ln K; and ``entropy_of_mean``, the entropy of their
             mean over the batch, which should stay near ln K.
         """
-        features = features.detach().float()
+        features = gather_rows(features.detach().float())
         spread = feature_spread(features)
         values = {"feature_spread": spread, "effective_rank": effective_rank(features)}
         if len(features) > 1:  # the spread of one cloud is always 0
             self._look("features", "feature_spread", float(spread), self.threshold)
         if logits is not None:
-            probability = logits.detach().float().softmax(1)
+            probability = gather_rows(logits.detach().float().softmax(1))
             values["mean_entropy"] = _entropy(probability).mean()
             values["entropy_of_mean"] = _entropy(probability.mean(0))
-            if len(logits) > 1:
+            if len(probability) > 1:
                 told = float(values["entropy_of_mean"] - values["mean_entropy"])
                 self._look("distributions", "entropy_of_mean less mean_entropy", told, self.information)
         return values

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from pc3d.methods.collapse import CollapseWatch, effective_rank, feature_spread
@@ -99,3 +102,30 @@ def test_bad_arguments_are_refused() -> None:
     for threshold, patience in ((0.0, 5), (0.1, 0)):
         with pytest.raises(ValueError, match="threshold, patience and information must be positive"):
             CollapseWatch(threshold, patience)
+
+
+def worker(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    part = slice(0, 1) if rank == 0 else slice(1, 6)  # one cloud alone has no spread
+    torch.save(CollapseWatch()(features(0)[part], features(1)[part]), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_measure_the_global_batch(tmp_path: Path) -> None:
+    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call,attr-defined]
+    rows, logits = features(0)[:6].double(), features(1)[:6].double()
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    probability = logits.exp() / logits.exp().sum(1, keepdim=True)
+    mean, singular = probability.mean(0), torch.linalg.svdvals(unit)
+    share = singular / singular.sum()
+    expected = {
+        "feature_spread": (unit.var(0).sum()) ** 0.5,
+        "effective_rank": (-(share * share.log()).sum()).exp(),
+        "mean_entropy": -(probability * probability.log()).sum(1).mean(),
+        "entropy_of_mean": -(mean * mean.log()).sum(),
+    }
+    for rank in (0, 1):
+        measured = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert {name: value.item() for name, value in measured.items()} == pytest.approx(
+            {name: value.item() for name, value in expected.items()}, rel=1e-5
+        )
