@@ -1,11 +1,14 @@
 """Convert a downloaded data set, or any folder of files, into the object format that pc3d reads quickly.
 
-    python data_tools/convert.py KIND ROOT OUT [--split train test] [--points 8192] [--workers 4]
+    python data_tools/convert.py KIND ROOT OUT [--split train test | --test-share 0.2] [--points 8192] [--workers 4]
 
 KIND is ``modelnet-meshes``, ``modelnet-resampled``, ``shapenet55`` or ``folder`` (class sub-folders with PLY, PCD, XYZ,
 CSV, PTS, LAS, LAZ, E57, OFF, OBJ, STL, GLB, GLTF, NPY or NPZ files). OUT gets ``SPLIT.json`` and ``SPLIT-NNN.npz``
 shards, to be read with ``pc3d.data.ObjectSet(OUT, SPLIT)``, and ``manifest.sha256``, to be checked with ``sha256sum
 --check``.
+
+A folder without splits becomes two with --test-share: of each class, this share of the files is drawn for test. Where
+several files are of one object, make the splits yourself, or test objects are trained on.
 
 With --parts LIST, the files of a folder are clouds (or PLY meshes, whose vertices are taken) with a part for each
 point, for ``pc3d parts train``: in a column called label, class, segment or alike, or --part-column NAME. LIST has the
@@ -24,6 +27,7 @@ it. Bad files stop the run by name too; ``--on-error report`` leaves them out an
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import os
@@ -48,9 +52,11 @@ from pc3d.data import (
     Normalize,
     PointCloud,
     ShapeNet55,
+    SkippedFile,
     read_scene,
 )
-from pc3d.data.dataset import check_same_classes
+from pc3d.data.dataset import check_same_classes, validation_mask
+from pc3d.data.files import OnError, has_splits
 from pc3d.data.points import SCENE_SUFFIXES
 from pc3d.data.scan_files import ClassCodes, read_class_codes
 
@@ -77,20 +83,27 @@ class Options:
     normalize: bool
     dtype: str
     shard_size: int
-    on_error: str
+    on_error: OnError
     variant: str | None
     parts: ClassCodes | None
     part_column: str | None
     fields: tuple[str, ...]
 
 
-class PartFolder(FolderDataset):
+class Folder(FolderDataset):
+    """A folder whose files are not read before their shard is made, which reports them as well."""
+
+    def verify(self) -> tuple[SkippedFile, ...]:
+        return ()
+
+
+class PartFolder(Folder):
     """A folder of clouds with a part for each point."""
 
-    def __init__(self, root: Path, split: str | None, codes: ClassCodes, column: str | None) -> None:
+    def __init__(self, root: Path, split: str | None, codes: ClassCodes, column: str | None, on_error: OnError) -> None:
         self.codes, self.column = codes, column
         suffixes = [suffix for suffix in SCENE_SUFFIXES if suffix not in (".txt", ".bin")]
-        super().__init__(root, split, suffixes=suffixes)
+        super().__init__(root, split, suffixes=suffixes, on_error=on_error)
 
     def read(self, path: Path) -> PointCloud:
         cloud = read_scene(path, labels=self.column or True)
@@ -106,10 +119,29 @@ def open_split(options: Options, root: Path, split: str | None) -> FileDataset:
     elif options.kind == "modelnet-resampled":
         arguments = {"variant": options.variant or "modelnet40"}
     if options.parts is not None:
-        return PartFolder(root, split, options.parts, options.part_column)
+        return PartFolder(root, split, options.parts, options.part_column, options.on_error)
     if options.kind != "folder":
         return KINDS[options.kind](root, split, **arguments)
-    return FolderDataset(root, split, **arguments)
+    return Folder(root, split, on_error=options.on_error, **arguments)
+
+
+def open_splits(options: Options, root: Path, given: argparse.Namespace) -> dict[str, FileDataset]:
+    """The splits that a folder has, or those that ``--test-share`` makes of its files, class by class."""
+    if given.test_share is None:
+        return {name: open_split(options, root, None if name == "all" else name) for name in given.split}
+    if root.is_dir() and has_splits(root):
+        sys.exit(f"--test-share {given.test_share} is for files without splits, {root} has some: leave it out")
+    everything = open_split(options, root, None)
+    try:
+        in_test = validation_mask(everything.labels.numpy(), None, given.test_share, seed=0)
+    except ValueError as error:
+        sys.exit(f"--test-share {given.test_share}: {error}")
+    splits = {}
+    for name, mask in (("train", ~in_test), ("test", in_test)):
+        splits[name] = copy.copy(everything)
+        splits[name].paths = [path for path, chosen in zip(everything.paths, mask, strict=True) if chosen]
+        splits[name].labels = everything.labels[torch.from_numpy(mask)]
+    return splits
 
 
 def first_fields(dataset: FileDataset) -> tuple[str, ...]:
@@ -269,7 +301,7 @@ def written(
 def describe(options: Options, dataset: FileDataset, name: str, shards: list[str], output: Output) -> None:
     """Write ``SPLIT.json`` from the shards and say what was left out."""
     ids: list[str] = []
-    skipped: list[dict[str, str]] = []
+    skipped = [{"path": str(file.path), "reason": file.reason} for file in dataset.skipped]
     kept = []
     counts = np.zeros(UNKNOWN_PART + 1, np.int64)
     for shard in shards:
@@ -306,7 +338,7 @@ def run(given: argparse.Namespace) -> None:
     root = given.root.resolve()
     values = {name: getattr(given, name) for name in NAMES}
     probe = Options(**values, fields=())
-    datasets = {name: open_split(probe, root, None if name == "all" else name) for name in given.split}
+    datasets = open_splits(probe, root, given)
     try:
         check_same_classes({name: dataset.classes for name, dataset in datasets.items()})
     except ValueError as error:
@@ -331,7 +363,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("kind", choices=sorted(KINDS))
     parser.add_argument("root", type=Path, help="where the download was unpacked")
     parser.add_argument("out", type=Path, help="folder to write to")
-    parser.add_argument("--split", nargs="+", default=["train", "test"], help="'all' for a folder without splits")
+    splits = parser.add_mutually_exclusive_group()
+    splits.add_argument("--split", nargs="+", default=["train", "test"], help="'all' for a folder without splits")
+    splits.add_argument("--test-share", type=float, help="of a folder without splits: share of each class for test")
     parser.add_argument("--points", type=int, default=8192, help="points per object (default: 8192)")
     parser.add_argument("--seed", type=int, default=0, help="of sampling and order (default: 0)")
     parser.add_argument("--normalize", action="store_true", help="centre the box and scale into the unit sphere")
@@ -351,6 +385,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("points", "shard_size", "workers"):
         if getattr(given, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(given, name)}")
+    if given.test_share is not None and (given.kind != "folder" or not 0 < given.test_share < 1):
+        parser.error(f"--test-share must be above 0 and below 1, and is for a folder; got {given.test_share}")
     if given.parts is not None and given.kind != "folder":
         parser.error(f"--parts is for clouds in a folder, and {given.kind} has none: leave it out")
     if given.part_column is not None and given.parts is None:

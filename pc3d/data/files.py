@@ -138,7 +138,7 @@ class FolderDataset(FileDataset):
         if unknown:
             raise ValueError(f"suffixes must be among {POINT_SUFFIXES}, got {unknown}")
         self.classes, folders, above = self._class_folders()
-        if split is None and _has_splits(self.root):
+        if split is None and has_splits(self.root):
             warnings.warn(
                 f"{self.root} has splits, and all of them are read: name one for it alone, as in split='train' "
                 "(--data.train.split train of a command)",
@@ -213,9 +213,11 @@ class FolderDataset(FileDataset):
         missing = [folder / split for folder in classes if not (folder / split).is_dir()]
         if missing or not classes:
             shown = missing if 0 < len(missing) < len(classes) else [self.root / split]
-            raise MissingDataError.of(
-                f"{type(self).__name__} split {split!r}", shown, self.root, self.source, self.terms
+            source = (
+                f"{self.source}, within a folder per split or above one; of files without splits, "
+                "python data_tools/convert.py folder FILES OUT --test-share 0.2 makes train and test"
             )
+            raise MissingDataError.of(f"{type(self).__name__} split {split!r}", shown, self.root, source, self.terms)
         folders = [(label, folder / split) for label, folder in enumerate(classes)]
         return tuple(folder.name for folder in classes), folders, [self.root, *classes]
 
@@ -226,7 +228,7 @@ def _is_class(folder: Path, split: str) -> bool:
     return split in within and within <= {split, *_SPLITS}
 
 
-def _has_splits(root: Path) -> bool:
+def has_splits(root: Path) -> bool:
     """Whether a folder is laid out by splits, above or below its classes."""
     folders = _subfolders(root)
     return any(

@@ -232,6 +232,63 @@ def test_a_killed_run_goes_on(tmp_path: Path, household: Household, convert: Mod
     assert len(ObjectSet(tmp_path / "killed", "all", num_points=2000)) == 60
 
 
+def test_a_share_of_each_class_is_set_aside_for_test(
+    tmp_path: Path, convert: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "in", tmp_path / "out"
+    for name, count in (("lamp", 10), ("chair", 5), ("rug", 1)):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            points = np.random.default_rng([count, index]).normal(size=(64, 3)).astype(np.float32)
+            np.save(root / name / f"{name}{index}.npy", points)
+    options = ("--points", 64, "--normalize")
+    with pytest.raises(SystemExit, match=r"--test-share 0\.2 makes train and test"):
+        call(convert, "folder", root, out, *options)
+    call(convert, "folder", root, out, *options, "--test-share", 0.2)
+    train, test = (ObjectSet(out, split, num_points=64) for split in ("train", "test"))
+    assert train.classes == test.classes == ("chair", "lamp", "rug")
+    assert train.labels.bincount(minlength=3).tolist() == [4, 8, 1]
+    assert test.labels.bincount(minlength=3).tolist() == [1, 2, 0]
+    ids = [str(cloud.meta["id"]) for part in (train, test) for cloud in (part[i] for i in range(len(part)))]
+    assert sorted(ids) == sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.glob("*/*"))
+    for part in (train, test):
+        for cloud in (part[i] for i in range(len(part))):
+            assert str(cloud.meta["id"]).startswith(part.classes[int(cloud.label)])
+
+    (root / "train").mkdir()
+    (root / "test").mkdir()
+    for name in ("lamp", "chair", "rug"):
+        shutil.copytree(root / name, root / "test" / name)
+        (root / name).rename(root / "train" / name)
+    with pytest.raises(SystemExit, match=r"--test-share 0\.2 is for files without splits, .*in has some"):
+        call(convert, "folder", root, tmp_path / "other", "--test-share", 0.2)
+    for wrong in (["folder", "--test-share", "1.5"], ["shapenet55", "--test-share", "0.2"]):
+        with pytest.raises(SystemExit) as caught:
+            call(convert, wrong[0], root, tmp_path / "other", *wrong[1:])
+        assert caught.value.code == 2
+    assert "--test-share must be above 0 and below 1, and is for a folder; got 1.5" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_files_that_are_no_clouds_are_listed_too(
+    tmp_path: Path, household: Household, convert: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "in", tmp_path / "out"
+    (root / "thing").mkdir(parents=True)
+    np.save(root / "thing" / "0.npy", household[0].xyz.numpy())
+    (root / "thing" / "scan.log").write_text("made by a scanner")
+    (root / "thing" / "1.npy").write_bytes(b"<html>")
+    with pytest.raises(SystemExit, match=r"scan\.log: has the ending '\.log'"):
+        call(convert, "folder", root, out, "--split", "all", "--points", 2000)
+    call(convert, "folder", root, out, "--split", "all", "--points", 2000, "--on-error", "report")
+    assert "1 objects in 1 shards, 2 files left out" in capsys.readouterr().out
+    reasons = {
+        Path(file["path"]).name: file["reason"] for file in json.loads((out / "all.json").read_text())["skipped"]
+    }
+    assert reasons["scan.log"] == "has the ending '.log'"
+    assert "cannot be read as NPY" in reasons["1.npy"]
+
+
 def test_a_bad_file_is_named_by_whichever_process_reads_it(tmp_path: Path, household: Household) -> None:
     root = tmp_path / "in"
     (root / "thing").mkdir(parents=True)
