@@ -150,11 +150,11 @@ def _version(distributions: tuple[str, ...]) -> str:
 
 
 def _data() -> dict[str, str]:
-    embedded = Path(__file__).parent / "data" / "household"
-    splits = sorted(path.stem for path in embedded.glob("*.json"))
-    found = {
-        "household (embedded)": f"splits {', '.join(splits)}" if splits else f"missing in {embedded}: reinstall pc3d"
-    }
+    found = {}
+    for name in ("household", "rooms"):
+        embedded = Path(__file__).parent / "data" / name
+        splits = ", ".join(sorted(path.stem for path in embedded.glob("*.json")))
+        found[f"{name} (embedded)"] = f"splits {splits}" if splits else f"missing in {embedded}: reinstall pc3d"
     root = os.environ.get("PC3D_DATA")
     if root is None:
         found["PC3D_DATA"] = "not set; set it to the folder that holds your data sets to have them listed here"
@@ -169,8 +169,10 @@ def _data() -> dict[str, str]:
 
 def _describe(folder: Path) -> str:
     splits = sorted(path.stem for path in folder.glob("*.json"))
-    if splits and any(folder.glob("*.npz")):
-        return f"object shards, splits {', '.join(splits)}"
+    # Shards of objects are called SPLIT-NNN, rooms SPLIT_NNN.
+    for what, pattern in (("object shards", "*-[0-9]*.npz"), ("rooms", "*_[0-9]*.npz")):
+        if splits and any(folder.glob(pattern)):
+            return f"{what}, splits {', '.join(splits)}"
     classes = sum(1 for path in folder.iterdir() if path.is_dir())
     files = sum(1 for path in folder.iterdir() if path.is_file())
     return f"{classes} sub-folders, {files} files"

@@ -647,7 +647,7 @@ def test_doctor_reports_what_is_there(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert findings["versions"]["torch"] == torch.__version__
     assert findings["kernels"]["cpu"]
     assert findings["extras"]["train"]["present"]["sklearn"]
-    assert findings["data"]["household (embedded)"] == "splits test, train"
+    assert findings["data"]["household (embedded)"] == findings["data"]["rooms (embedded)"] == "splits test, train"
     assert findings["data"]["PC3D_DATA"] == "/nowhere/at/all is not a folder"
 
 
@@ -714,10 +714,14 @@ def test_doctor_lists_a_data_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine" / "chair").mkdir(parents=True)
+    for name in ("household", "rooms"):
+        (tmp_path / name).symlink_to(Path(pc3d.__file__).parent / "data" / name)
     monkeypatch.setenv("PC3D_DATA", str(tmp_path))
     assert main(["doctor", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)["data"]
     assert data["mine"] == "1 sub-folders, 0 files"
+    assert data["household"] == "object shards, splits test, train"
+    assert data["rooms"] == "rooms, splits test, train"
 
 
 def test_a_process_of_its_own() -> None:
