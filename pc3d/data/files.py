@@ -174,7 +174,8 @@ class FolderDataset(FileDataset):
             raise BadFileError(
                 strangers[0].path,
                 f"{strangers[0].reason}; {len(strangers)} file(s) would be left out like this: move them away, add "
-                'their ending to ignore, or list them with on_error="report"',
+                'their ending to ignore, or list them with on_error="report" (--on_error report of a command, '
+                "--data.train.on_error report of training)",
             )
         super().__init__(*zip(*wanted, strict=True), on_error=on_error, transform=transform)
         self.skipped = tuple(strangers) + self.skipped
