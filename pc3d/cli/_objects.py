@@ -188,7 +188,6 @@ def stored_data(run: Path, verb: str, **changes: str | None) -> StoredData:
         ValueError: it names no test split, or the split has objects without a class.
     """
     import jsonargparse
-    import yaml
 
     from pc3d.data import Compose, PointDataset, Transform
     from pc3d.data.dataset import data_name
@@ -197,7 +196,7 @@ def stored_data(run: Path, verb: str, **changes: str | None) -> StoredData:
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the run folder of pc3d {verb} train")
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = _training.read_config(path)
     data = config.get("data", {})
     test = data.get("test")
     if not test:
@@ -256,12 +255,10 @@ def stored_up(run: Path) -> UpAxis:
 
 def _data_settings(run: Path) -> dict[str, Any]:
     """What the configuration of a run says of its data."""
-    import yaml
-
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the run folder of a training that has finished")
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")).get("data", {})
+    found: dict[str, Any] = _training.read_config(path).get("data", {})
     return found
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pc3d.cli._training import read_config
+
 if TYPE_CHECKING:
     from pc3d.methods import RunFolder
     from pc3d.viz.report import Section
@@ -65,8 +67,6 @@ def open_run(path: str) -> Run:
         FileNotFoundError: there is no such folder, or no configuration in it.
         ValueError: the configuration is not one of a run.
     """
-    import yaml
-
     from pc3d.methods import RunFolder
 
     folder = RunFolder(path)
@@ -75,8 +75,8 @@ def open_run(path: str) -> Run:
             f"run: {folder.config} does not exist: give a run folder of pc3d pretrain, classify train, parts train or "
             "segment train"
         )
-    config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    model = config.get("model") if isinstance(config, dict) else None
+    config = read_config(folder.config)
+    model = config.get("model")
     if not isinstance(model, dict) or not ("class_path" in model or "backbone" in model):
         raise ValueError(f"run: {folder.config} is not the configuration of a run: it names no model")
     kind: Kind = "segment"

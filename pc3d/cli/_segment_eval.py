@@ -12,6 +12,7 @@ from pc3d.cli._devices import open_device
 from pc3d.cli._judging import kept_beside
 from pc3d.cli._parser import nearest, run_verb
 from pc3d.cli._segment_row import row_of, trained_on
+from pc3d.cli._training import read_config
 
 if TYPE_CHECKING:
     from pc3d.data import PointDataset
@@ -128,7 +129,6 @@ def draw_confusion(scores: Any, path: Path, title: str) -> str:
 def dataset_of_run(run: Path, split: str | None = None) -> tuple[PointDataset, str]:
     """The test set that the configuration of a run names, and a name for its results."""
     import jsonargparse
-    import yaml
 
     from pc3d.data import PointDataset
 
@@ -137,7 +137,7 @@ def dataset_of_run(run: Path, split: str | None = None) -> tuple[PointDataset, s
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: say what to judge the model on with --data and --root")
-    test = yaml.safe_load(path.read_text(encoding="utf-8")).get("data", {}).get("test")
+    test = read_config(path).get("data", {}).get("test")
     if not test:
         raise ValueError(f"{path} has no data.test: say what to judge the model on with --data and --root")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
@@ -148,12 +148,10 @@ def dataset_of_run(run: Path, split: str | None = None) -> tuple[PointDataset, s
 
 def _check_held_out(run: Path, area: int) -> None:
     """Refuses to call an area a test set that the run's configuration says it was trained on."""
-    import yaml
-
     path = run / "config.yaml"
     if not path.is_file():
         return
-    train = yaml.safe_load(path.read_text(encoding="utf-8")).get("data", {}).get("train") or {}
+    train = read_config(path).get("data", {}).get("train") or {}
     if str(train.get("class_path", "")).rpartition(".")[2] != "S3DIS":
         return
     options = train.get("init_args") or {}

@@ -8,6 +8,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pc3d.cli._training import read_config
+
 if TYPE_CHECKING:
     from pc3d.data import PointDataset, SceneDataModule
     from pc3d.evaluation import Row
@@ -25,14 +27,13 @@ def trained_on(run: Path) -> tuple[dict[str, Any], SceneDataModule]:
         ValueError: the configuration names no training scenes.
     """
     import jsonargparse
-    import yaml
 
     from pc3d.data import SceneDataModule
 
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"results: {path} does not exist, which says what the row of {run} is a result of")
-    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = read_config(path)
     # The scenes that are judged are known already; the seed is that of the run, which cut validation scenes out.
     data = {**config.get("data", {}), "test": None, "seed": int(config.get("seed", 0))}
     if not data.get("train"):

@@ -146,7 +146,8 @@ def _check_unchanged(resolved: str, stored: Path, what: str) -> None:
     import yaml
 
     changed = _training.changed_sections(resolved, stored)
-    epochs = [yaml.safe_load(text)["trainer"]["max_epochs"] for text in (stored.read_text(encoding="utf-8"), resolved)]
+    configs = (_training.read_config(stored), yaml.safe_load(resolved))
+    epochs = [config["trainer"]["max_epochs"] for config in configs]
     if epochs[0] != epochs[1]:
         changed.append(f"trainer.max_epochs ({epochs[0]}, now {epochs[1]})")
     if changed:

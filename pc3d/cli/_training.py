@@ -170,6 +170,7 @@ def with_config(argv: Sequence[str], folder: str) -> list[str]:
             return argv
         stored = Path(known.output, "config.yaml")
         if stored.is_file():
+            read_config(stored)
             return ["--config", str(stored), *argv]
         if not {"-h", "--help"} & set(argv):
             from pc3d.methods import RunFolder
@@ -178,6 +179,8 @@ def with_config(argv: Sequence[str], folder: str) -> list[str]:
             RunFolder(known.output).check(resume=True)
         return argv
     paths = {name: _path_of(name, folder) for name in named}
+    for path in paths.values():
+        read_config(path)  # what the parser says of a broken one does not name it
     joined = {f"--config={name}": f"--config={path}" for name, path in paths.items()}
     # Only the value of the option: a run folder may have the name of its configuration.
     return [
@@ -213,13 +216,29 @@ def _path_of(config: str, folder: str) -> str:
 
 def config_of(argv: Sequence[str]) -> dict[str, Any]:
     """What the configuration files say that arguments from :func:`with_config` name; empty where there is none."""
-    import yaml
-
     found: dict[str, Any] = {}
     for path in _configs_in(argv):
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        found = _overridden(found, content) if isinstance(content, dict) else found
+        found = _overridden(found, read_config(path))
     return found
+
+
+def read_config(path: Path | str) -> dict[str, Any]:
+    """What a configuration file says.
+
+    Raises:
+        ValueError: it is not YAML, or says something else than options.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file in UTF-8: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} is not a configuration: it has to hold options, as in 'seed: 0', and holds {content!r:.60}"
+        )
+    return content
 
 
 def _overridden(before: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
@@ -252,7 +271,7 @@ def changed_sections(resolved: str, stored: Path, *, any_batch_size: bool = Fals
     """
     import yaml
 
-    now, before = yaml.safe_load(resolved), yaml.safe_load(stored.read_text(encoding="utf-8"))
+    now, before = yaml.safe_load(resolved), read_config(stored)
     free = ("num_workers", "pin_memory", *(("batch_size",) if any_batch_size else ()))
     names = ("model", "data", "seed")
     return [name for name in names if _what_matters(now, name, free) != _what_matters(before, name, free)]

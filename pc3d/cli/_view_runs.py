@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _output
+from pc3d.cli._training import read_config
 from pc3d.cli._view_inputs import Shown, items_of
 
 if TYPE_CHECKING:
@@ -49,12 +50,10 @@ def items_of_run(run: Path, items: Sequence[int] | None) -> tuple[list[Shown], l
 
 
 def _data_of(run: Path) -> tuple[PointDataset, str, list[str]]:
-    import yaml
-
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name what the run shall be shown on, as in household:test:12")
-    data = yaml.safe_load(path.read_text(encoding="utf-8")).get("data", {})
+    data = read_config(path).get("data", {})
     section = data.get("test") or data.get("train")
     if not section:
         raise ValueError(f"{path} names no data: name what the run shall be shown on, as in household:test:12")
@@ -212,10 +211,8 @@ def masked_method(run: Path) -> Any:
 
 def _model_of(run: Path) -> dict[str, Any]:
     """The section of the configuration that names the method; empty where there is none."""
-    import yaml
-
     path = run / "config.yaml"
-    model = yaml.safe_load(path.read_text(encoding="utf-8")).get("model") if path.is_file() else None
+    model = read_config(path).get("model") if path.is_file() else None
     return model if isinstance(model, dict) else {}
 
 

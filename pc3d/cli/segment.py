@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from pc3d.cli import _output, _training
@@ -133,10 +132,7 @@ def _with_roots(argv: Sequence[str]) -> list[str]:
     known, _ = look.parse_known_args(list(argv))
     if known.root is None:
         return list(argv)
-    import yaml
-
-    configs = [yaml.safe_load(Path(path).read_text(encoding="utf-8")) for path in known.config]
-    data = [config.get("data") or {} for config in configs if isinstance(config, dict)]
+    data = [_training.read_config(path).get("data") or {} for path in known.config]
     sets = [name for name in ("train", "validation", "test") if any(one.get(name) for one in data)] or ["train"]
     look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     look.add_argument("--root")

@@ -132,8 +132,8 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         checkpoint["global_batch_size"] = global_batch_size(getattr(trainer, "datamodule", None), trainer.world_size)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Tell the user that the run can be resumed."""
-        if (self.folder / "last.ckpt").exists():
+        """Tell the user that the run can be resumed, unless it failed before its first step now."""
+        if self._seen_step >= 0 and (self.folder / "last.ckpt").exists():
             rank_zero_info(f"{self.folder} keeps what was done: the run can be resumed")
 
     def _decide(self, trainer: pl.Trainer) -> None:

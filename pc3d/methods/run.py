@@ -160,8 +160,8 @@ def pretrain(
         FileNotFoundError: nothing to resume.
         TypeError: the encoder of the method could not be loaded again; the folder is unchanged.
         ValueError: the data give no training batch, an option of the trainer is wrong or leaves nothing to train, or
-            the global batch size is not that of the run; the folder is unchanged. Or no step was trained in
-            ``max_time``, and nothing is exported.
+            the global batch size is not that of the run; the folder is unchanged. Or the checkpoint holds weights of
+            another model; or no step was trained in ``max_time``, and nothing is exported.
         BlockingIOError: another process trains in this folder.
         OSError: the data cannot be read, and the folder is unchanged; or a checkpoint could not be written, and the
             previous one is intact.
@@ -192,7 +192,7 @@ def pretrain(
             folder.prepare(resume=resume, overwrite=overwrite)
             if config is not None:
                 replace_text(folder.config, config)
-        with interruptible(), _refusals_of_lightning(trainer):
+        with interruptible(), _refusals_of_lightning(trainer), _refusal_of_weights(folder.checkpoint):
             engine.fit(
                 cast(pl.LightningModule, method),
                 datamodule=data,
@@ -249,6 +249,23 @@ def _refusals_of_lightning(trainer: dict[str, Any]) -> Iterator[None]:
         accelerator = trainer.get("accelerator", "auto")
         hint = "" if accelerator in ("auto", "cpu", None) else "; pc3d doctor shows which devices there are"
         raise ValueError(f"trainer: {str(error).rstrip('.!')}{hint}") from error
+
+
+@contextmanager
+def _refusal_of_weights(checkpoint: Path) -> Iterator[None]:
+    """Raise ``ValueError`` in place of PyTorch's page of names where a checkpoint does not fit the model."""
+    try:
+        yield
+    except RuntimeError as error:
+        said, _, details = str(error).partition(":\n")
+        if not said.startswith("Error(s) in loading state_dict"):
+            raise
+        lines = [line.strip() for line in details.splitlines()]
+        shown = "\n".join(f"  {line[:150]}{' ...' if len(line) > 150 else ''}" for line in lines[:5])
+        raise ValueError(
+            f"cannot resume: the weights in {checkpoint} are not those of this model (has its class changed since, or "
+            f"is the file of another run?):\n{shown}"
+        ) from error
 
 
 def is_first_process(num_nodes: int = 1) -> bool:

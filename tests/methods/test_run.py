@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,48 @@ def test_a_run_goes_on_by_its_own_configuration(
     assert run("--config", config, "--output", tmp_path / "whole", "--model.optimisation.schedule_epochs", "2") == 0
     assert same(load_encoder(folder).state_dict(), load_encoder(tmp_path / "whole").state_dict())
     assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: [1, 2\n", "is not a YAML file in UTF-8: while parsing"),
+        (b"seed: 0 # gr\xf6\xdfer\n", "is not a YAML file in UTF-8: 'utf-8' codec can't decode"),
+        (b"- seed\n", "is not a configuration: it has to hold options, as in 'seed: 0', and holds ['seed']"),
+        (b"", "is not a configuration"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_named(
+    tmp_path: Path, config: Path, content: bytes, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, folder = tmp_path / "broken.yaml", tmp_path / "run"
+    broken.write_bytes(content)
+    for arguments in (["pretrain", "--output", folder], ["segment", "train", "--output", folder], ["probe"]):
+        assert main([*map(str, arguments), "--config", str(broken)]) == 1
+        assert f"error: {broken} {message}" in capsys.readouterr().err
+    assert run("--config", config, "--config", broken, "--output", folder) == 1
+    assert f"error: {broken} {message}" in capsys.readouterr().err
+    assert not folder.exists()
+    folder.mkdir()
+    shutil.copy(broken, folder / "config.yaml")
+    (folder / "last.ckpt").touch()
+    picture = ["--output", tmp_path / "picture.png"]
+    for arguments in (["pretrain", "--output", folder, "--resume"], ["report", folder], ["view", folder, *picture]):
+        assert main(list(map(str, arguments))) == 1
+        assert f"error: {folder / 'config.yaml'} {message}" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_few_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(mae(), data(240), tmp_path, max_epochs=1, **QUIET)
+    capsys.readouterr()
+    with pytest.raises(ValueError, match=r"weights in .*last\.ckpt are not those of this model") as caught:
+        pretrain(mae(decoder_depth=1), data(240), tmp_path, resume=True, max_epochs=2, **QUIET)
+    assert "Unexpected key" in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    assert "can be resumed" not in capsys.readouterr().err
+    assert pretrain(mae(), data(240), tmp_path, resume=True, max_epochs=2, **QUIET).current_epoch == 2
 
 
 def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path, config: Path) -> None:
