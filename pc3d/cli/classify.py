@@ -94,10 +94,13 @@ def evaluate(
     from pc3d.evaluation import ClassificationResult, Kept, predict_logits, scores
     from pc3d.tasks import load_classifier
 
-    if votes < 0 or official_best_of < 1 or (official_best_of > 1 and not votes):
+    if votes < 0 or official_best_of < 1:
         raise ValueError(
-            f"votes must be at least 0 and official_best_of, which repeats them, at least 1, got {votes} and "
-            f"{official_best_of}"
+            f"votes must be at least 0 and official_best_of at least 1, got {votes} and {official_best_of}"
+        )
+    if official_best_of > 1 and not votes:
+        raise ValueError(
+            f"official_best_of: {official_best_of} repeats rounds of votes, and votes is 0: add --votes 10"
         )
     place = open_device(device)
     model, config = load_classifier(run)

@@ -95,8 +95,8 @@ class RunFolder:
             )
         if not self.checkpoint.exists():
             raise FileExistsError(
-                f"{self.path} holds a run that has written no checkpoint: if it is not running still, pass --overwrite to "
-                "start it again, or choose another folder"
+                f"{self.path} holds a run that has written no checkpoint: if it is not running still, pass --overwrite "
+                "to start it again, or choose another folder"
             )
         raise FileExistsError(
             f"{self.path} holds an unfinished run: pass --resume to go on with it, --overwrite to remove it, "

@@ -633,7 +633,8 @@ def test_every_mode_of_a_recipe_has_its_rate(mode: str) -> None:
     ("arguments", "message"),
     [
         (["--votes", "-1"], "votes must be at least 0"),
-        (["--official_best_of", "5"], "official_best_of, which repeats them"),
+        (["--official_best_of", "5"], "official_best_of: 5 repeats rounds of votes, and votes is 0: add --votes 10"),
+        (["--votes", "-1"], "votes must be at least 0 and official_best_of at least 1, got -1 and 1"),
         (["--root", "absent"], "missing"),
         (["--split", "validation"], "splits found there"),
         (["--variant", "obj_bg"], "variant"),
