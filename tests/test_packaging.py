@@ -86,6 +86,16 @@ def build_wheel(mode: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PC3D_BUILD": mode})
 
 
+def test_the_source_distribution_has_what_the_readme_links_to_and_the_makefile_needs(tmp_path: Path) -> None:
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    held = set((tmp_path / "pc3d.egg-info" / "SOURCES.txt").read_text(encoding="utf-8").splitlines())
+    folders = {str(folder) for name in held for folder in Path(name).parents}
+    links = re.findall(r"\]\(([^)#]+)[)#]", (ROOT / "README.md").read_text(encoding="utf-8"))
+    needed = {link for link in links if "://" not in link} | {"docs/conf.py", "Makefile", ".clang-format"}
+    assert needed - held - folders == set()
+
+
 @pytest.mark.slow
 def test_a_build_without_kernels_gives_a_pure_wheel(tmp_path: Path) -> None:
     done = build_wheel("none", tmp_path)
