@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
 
+# Cameras have their principal point within a few hundredths of the picture's size of the middle; pictures scaled by 3/4
+# or 3/2, without their intrinsics, have it a sixth off.
+_OFF_MIDDLE = 0.15
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -75,9 +79,12 @@ def decode_picture(data: bytes, palette_index: bool = False) -> NDArray[Any]:
 class FrameFolder:
     """The frames of a scan as ScanNet's exporter writes them: ``FrameFolder(path)[i]`` is a :class:`Frame`.
 
-    The folder holds ``color/N.jpg`` (or ``.png``), ``depth/N.png`` (millimetres), ``pose/N.txt`` (4 x 4, camera to
-    scene) and ``intrinsic/intrinsic_color.txt`` and ``intrinsic_depth.txt``. Frames are ordered by their number, which
-    need not be consecutive and may have zeros in front; pictures are decoded when they are asked for.
+    The folder holds ``color/N.jpg`` (or ``.png``), ``depth/N.png`` (16 bits, millimetres), ``pose/N.txt`` (4 x 4,
+    camera to scene, x right, y down, z forward) and ``intrinsic/intrinsic_color.txt`` and ``intrinsic_depth.txt``, or,
+    as in ScanNet's 25k frames, ``intrinsics_color.txt`` and ``intrinsics_depth.txt``: 4 x 4 or 3 x 3, pinhole without
+    distortion, in pixels of the pictures as they are here. Depth and colour pictures may differ in size, but are taken
+    from one place. Frames are ordered by their number, which need not be consecutive and may have zeros in front;
+    pictures are decoded when they are asked for.
 
     Attributes:
         numbers: the number of each frame.
@@ -88,7 +95,8 @@ class FrameFolder:
 
     Raises:
         FileNotFoundError: the folder has no poses, or a frame or the intrinsics lack a file.
-        BadFileError: (also when a frame is asked for) a file cannot be used, or two files of a kind have one number.
+        BadFileError: (also when a frame is asked for) a file cannot be used, two files of a kind have one number, or
+            the intrinsics are not those of pictures of this size.
     """
 
     def __init__(self, path: Path | str, *, depth_shift: float = 1000.0) -> None:
@@ -106,8 +114,14 @@ class FrameFolder:
                 f"{self.path} has poses without pictures: {len(missing)} missing, first {missing[0]}"
             )
         self._files = [tuple(files[kind][n] for kind in kinds) for n in self.numbers]
-        matrices = [_read_matrix(self.path / "intrinsic" / f"intrinsic_{kind}.txt") for kind in ("color", "depth")]
+        self._intrinsic_files = {kind: self._intrinsic_file(kind) for kind in ("color", "depth")}
+        matrices = [_read_matrix(file, sides=(4, 3)) for file in self._intrinsic_files.values()]
         self.color_intrinsic, self.depth_intrinsic = (matrix[:3, :3] for matrix in matrices)
+
+    def _intrinsic_file(self, kind: str) -> Path:
+        """Where the exporter writes the intrinsics, or where ScanNet's 25k frames have them if they are only there."""
+        exported, of_25k = self.path / "intrinsic" / f"intrinsic_{kind}.txt", self.path / f"intrinsics_{kind}.txt"
+        return of_25k if of_25k.is_file() and not exported.is_file() else exported
 
     def __len__(self) -> int:
         return len(self._files)
@@ -120,14 +134,34 @@ class FrameFolder:
             BadFileError: a file of it cannot be decoded.
             ImportError: Pillow is not installed.
         """
-        color, depth, pose = self._files[index]
+        files = self._files[index]
+        color, depth = _read_color(files[0]), _read_depth(files[1])
+        self._check_size("color", self.color_intrinsic, color)
+        self._check_size("depth", self.depth_intrinsic, depth)
         return Frame(
-            color=_read_picture(color, 3),
-            depth=(_read_picture(depth, 2) / self.depth_shift).astype(np.float32),
-            pose=_read_matrix(pose),
+            color=color,
+            depth=(depth / self.depth_shift).astype(np.float32),
+            pose=_read_matrix(files[2]),
             intrinsic=self.color_intrinsic,
             intrinsic_depth=self.depth_intrinsic,
         )
+
+    def _check_size(self, kind: str, intrinsic: NDArray[np.float64], picture: NDArray[Any]) -> None:
+        """Pictures are often scaled and their intrinsics forgotten, which puts the principal point off the middle.
+
+        Raises:
+            BadFileError: the principal point is too far from the middle of the picture.
+        """
+        size = np.array(picture.shape[1::-1])
+        place = intrinsic[:2, 2]
+        if np.abs((place + 0.5) / size - 0.5).max() > _OFF_MIDDLE:
+            x, y = place.tolist()
+            raise BadFileError(
+                self._intrinsic_files[kind],
+                f"has the principal point ({x:g}, {y:g}), far from the middle of the {kind} pictures of {size[0]} x "
+                f"{size[1]} pixels: scale the intrinsics as the pictures were (of pictures that were cropped build "
+                "pc3d.data.Frame yourself)",
+            )
 
 
 def _by_number(folder: Path) -> dict[int, Path]:
@@ -141,17 +175,29 @@ def _by_number(folder: Path) -> dict[int, Path]:
     return files
 
 
-def _read_picture(path: Path, dimensions: int) -> NDArray[Any]:
-    try:
-        picture = decode_picture(path.read_bytes())
-    except OSError as error:
-        raise BadFileError(path, f"cannot be decoded ({error})") from error
-    if picture.ndim != dimensions:
-        raise BadFileError(path, f"has the shape {picture.shape}: not a picture of this kind")
+def _read_color(path: Path) -> NDArray[np.uint8]:
+    picture = _decode_file(path)
+    if picture.dtype != np.uint8:
+        raise BadFileError(path, f"has {8 * picture.dtype.itemsize} bits per pixel, expected colours or 8-bit grey")
+    return np.repeat(picture[:, :, None], 3, axis=2) if picture.ndim == 2 else picture
+
+
+def _read_depth(path: Path) -> NDArray[Any]:
+    picture = _decode_file(path)
+    if picture.ndim != 2:
+        raise BadFileError(path, f"has the shape {picture.shape}, expected a 16-bit picture with one number per pixel")
     return picture
 
 
-def _read_matrix(path: Path) -> NDArray[np.float64]:
+def _decode_file(path: Path) -> NDArray[Any]:
+    try:
+        return decode_picture(path.read_bytes())
+    except OSError as error:
+        raise BadFileError(path, f"cannot be decoded ({error})") from error
+
+
+def _read_matrix(path: Path, sides: tuple[int, ...] = (4,)) -> NDArray[np.float64]:
+    """A square matrix from a text file, with as many rows as one of ``sides``."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
@@ -159,6 +205,8 @@ def _read_matrix(path: Path) -> NDArray[np.float64]:
         matrix = np.array([float(word) for word in path.read_text(encoding="utf-8").split()])
     except ValueError as error:
         raise BadFileError(path, f"must hold numbers ({error})") from error
-    if matrix.size != 16:
-        raise BadFileError(path, f"must hold a 4 x 4 matrix, has {matrix.size} numbers")
-    return matrix.reshape(4, 4)
+    for side in sides:
+        if matrix.size == side * side:
+            return matrix.reshape(side, side)
+    expected = " or ".join(f"{side} x {side}" for side in sides)
+    raise BadFileError(path, f"must hold a {expected} matrix, has {matrix.size} numbers")

@@ -169,7 +169,7 @@ def precompute(
 
     Raises:
         FeatureMismatchError: the folder has features computed differently, or of other content under the same id.
-        ValueError: an id stands twice, or a feature does not fit into ``dtype``.
+        ValueError: an id stands twice, a feature does not fit into ``dtype``, or none can be computed of an item.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
@@ -192,7 +192,7 @@ def precompute(
                     f"{folder}: {item!r} was computed from other content: compute it under another id or folder"
                 )
         else:
-            waiting.append((item, digest, _stored(item, extractor(content), dtype)))
+            waiting.append((item, digest, _stored(item, _extracted(item, extractor, content), dtype)))
         if len(waiting) == shard_size:
             _write(folder, teacher, waiting)
             waiting = []
@@ -201,6 +201,16 @@ def precompute(
     if waiting:
         _write(folder, teacher, waiting)
     return FeatureStore(folder, teacher)
+
+
+def _extracted(item: str, extractor: Extractor, content: Content) -> dict[str, Tensor]:
+    """The features of an item; what is wrong with it is told with its id, as files are told with their path."""
+    try:
+        return extractor(content)
+    except BadFileError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{item}: {error}") from error
 
 
 def _stored(item: str, features: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

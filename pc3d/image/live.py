@@ -160,6 +160,7 @@ class LiveScans(LiveFeatures):
         unit: normalise each picture's feature before averaging.
         weights: for :func:`load_image_tower`.
         keep: see :class:`LiveFeatures`; a scan of 100,000 points and 512 channels takes 200 MB.
+        depth_shift: of ``frames``, see :func:`pc3d.data.open_frames`.
 
     Raises:
         ValueError: ``frames`` is missing.
@@ -176,6 +177,7 @@ class LiveScans(LiveFeatures):
         unit: bool = False,
         weights: str | None = None,
         keep: int = 16,
+        depth_shift: float = 1000.0,
     ) -> None:
         own: Callable[[int], Frames] | None = getattr(dataset, "frames", None)
         if own is None and frames is None:
@@ -185,7 +187,7 @@ class LiveScans(LiveFeatures):
 
         def frames_of(row: int) -> Frames:
             if frames is not None:
-                return open_frames(Path(frames) / ids[row])
+                return open_frames(Path(frames) / ids[row], depth_shift)
             assert own is not None
             return own(row)
 

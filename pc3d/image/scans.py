@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ from pc3d.image.towers import ImageTower
 
 # Whole numbers up to here are exact in half precision.
 MOST_VIEWS = 2048
+# Frames of a scan show most of it; of one whose frames do not fit it, a few points agree by chance.
+_FEW = 0.1
 
 
 class Frames(Protocol):
@@ -70,7 +73,8 @@ class ScanFeatures:
 
     It returns ``num_views`` ``(N,)``, the number of frames that see each point (at most 2048 are counted), and
     ``feature`` ``(M, C)`` of the M points seen by at least one, in their order. :class:`pc3d.data.LiftedSet` joins them
-    with the scans.
+    with the scans. It warns of a scan of whose points the frames see less than a tenth: then poses, units or intrinsics
+    are often not what they are taken for.
 
     Args:
         tower: whose dense features are lifted.
@@ -98,6 +102,13 @@ class ScanFeatures:
 
     def __call__(self, content: Scan) -> dict[str, Tensor]:
         lifted = lift_frames(content.cloud, content.chosen(), self.tower, **self.options)
+        if len(lifted.mask) and float(lifted.mask.float().mean()) < _FEW:
+            warnings.warn(
+                f"{content.cloud.meta.get('id', 'scan')}: the frames see {int(lifted.mask.sum())} of its "
+                f"{len(lifted.mask)} points. Are the poses camera to scene (x right, y down, z forward), the depths "
+                "metres (depth_shift), the intrinsics those of pictures of this size, the points in the same place?",
+                stacklevel=2,
+            )
         return {"feature": lifted.features[lifted.mask], "num_views": lifted.num_views.clamp(max=MOST_VIEWS)}
 
     def identity(self) -> dict[str, Any]:

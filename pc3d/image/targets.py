@@ -45,25 +45,34 @@ def lift_frames(
         unit: normalise each frame's feature before averaging.
 
     Raises:
-        ValueError: no frame has a tracked camera pose.
+        ValueError: no frame has a tracked camera pose, or a frame cannot be used: which, and why.
     """
     lost = 0
 
+    def view(frame: Frame) -> View:
+        depth, camera = torch.from_numpy(frame.depth), Camera.of_frame(frame, "depth")
+        visible = visible_by_depth(camera, cloud.xyz, depth, tolerance=tolerance)
+        if edge is not None:
+            uv, z = camera.project(cloud.xyz)
+            unsafe = depth_edges(depth, edge).flatten()
+            visible &= ~unsafe[pixel_of(uv, camera.inside(uv, z), camera.width)]
+        if cloud.normal is not None:
+            visible &= facing(camera, cloud.xyz, cloud.normal, max_angle)
+        return View(Camera.of_frame(frame, "color"), tower.encode_dense(frame.color, short_side), visible)
+
     def views() -> Iterator[View]:
         nonlocal lost
-        for frame in frames:
+        number = -1
+        for number, frame in enumerate(frames):
             if not frame.tracked:
                 lost += 1
                 continue
-            depth, camera = torch.from_numpy(frame.depth), Camera.of_frame(frame, "depth")
-            visible = visible_by_depth(camera, cloud.xyz, depth, tolerance=tolerance)
-            if edge is not None:
-                uv, z = camera.project(cloud.xyz)
-                unsafe = depth_edges(depth, edge).flatten()
-                visible &= ~unsafe[pixel_of(uv, camera.inside(uv, z), camera.width)]
-            if cloud.normal is not None:
-                visible &= facing(camera, cloud.xyz, cloud.normal, max_angle)
-            yield View(Camera.of_frame(frame, "color"), tower.encode_dense(frame.color, short_side), visible)
+            try:
+                yield view(frame)
+            except ValueError as error:
+                raise ValueError(f"frame {number} of those lifted: {error}") from error
+        if lost == number + 1:
+            raise ValueError(f"no frame has a tracked camera pose ({lost} lost): there is nothing to lift from")
 
     try:
         return lift(cloud.xyz, views(), unit=unit)

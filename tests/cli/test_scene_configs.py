@@ -32,7 +32,7 @@ def transform_of(steps: list[dict[str, Any]]) -> Compose:
 def test_all_configurations_of_scenes_are_looked_at() -> None:
     shipped = {f"segment/{path.name}" for path in (CONFIGS / "segment").glob("*.yaml")}
     pre_training = {"masked_scene", "masked_scene_rooms", "scene_vicreg_rooms", "scene_vicreg_folder"}
-    pre_training |= {"swin3d_structured3d", "distill_rooms", "distill_scannet"}
+    pre_training |= {"swin3d_structured3d", "distill_rooms", "distill_folder", "distill_scannet"}
     assert set(scene_configs()) == shipped | {f"pretrain/{name}.yaml" for name in pre_training}
 
 
@@ -61,3 +61,11 @@ def test_configurations_of_distillation_are_valid(name: str) -> None:
     assert found["model"]["init_args"]["objective"] == "slidr"
     assert found["model"]["init_args"]["embed_dim"] == 64
     assert found["data"]["train"]["init_args"]["features"]["init_args"]["folder"].endswith("_features")
+
+
+def test_the_configuration_of_distillation_on_own_scans_takes_their_folders() -> None:
+    folders = ["--data.train.dataset.root", "prepared", "--data.train.features.folder", "lifted"]
+    found = yaml.safe_load(resolve(["--config", "distill_folder", "--output", "unused", *folders]))
+    train = found["data"]["train"]["init_args"]
+    assert train["dataset"]["init_args"]["root"] == "prepared"
+    assert train["features"]["init_args"]["folder"] == "lifted"

@@ -80,3 +80,44 @@ def test_what_is_missing_or_damaged_is_named(folder: Path) -> None:
         FrameFolder(folder / "color")
     with pytest.raises(ValueError, match="depth_shift must be positive"):
         FrameFolder(folder, depth_shift=0)
+
+
+def test_the_layout_of_the_25k_frames(folder: Path) -> None:
+    """Intrinsics beside the pictures; those of the exporter, where there are both."""
+    exported = [frame.intrinsic.tolist() for frame in FrameFolder(folder)]
+    for kind in ("color", "depth"):
+        (folder / "intrinsic" / f"intrinsic_{kind}.txt").rename(folder / f"intrinsics_{kind}.txt")
+    assert [frame.intrinsic.tolist() for frame in FrameFolder(folder)] == exported
+    np.savetxt(folder / "intrinsic" / "intrinsic_color.txt", 2 * INTRINSIC)
+    assert FrameFolder(folder).color_intrinsic[0, 0] == 20
+
+
+def test_intrinsics_of_three_rows(folder: Path) -> None:
+    np.savetxt(folder / "intrinsic" / "intrinsic_color.txt", INTRINSIC[:3, :3])
+    np.testing.assert_array_equal(FrameFolder(folder)[0].intrinsic, INTRINSIC[:3, :3])
+    np.savetxt(folder / "pose" / "0.txt", np.eye(3))
+    with pytest.raises(BadFileError, match=r"0\.txt: must hold a 4 x 4 matrix, has 9 numbers"):
+        FrameFolder(folder)[0]
+
+
+@pytest.mark.parametrize("factor", [1 / 2, 3 / 4, 3 / 2, 2])
+@pytest.mark.parametrize("kind", ["color", "depth"])
+def test_pictures_that_were_scaled_without_their_intrinsics_are_refused(folder: Path, kind: str, factor: float) -> None:
+    exact = np.array([[10, 0, 3.5], [0, 10, 2.5], [0, 0, 1]])  # the middle of 8 x 6 pixels whose centres are integers
+    np.savetxt(folder / "intrinsic" / f"intrinsic_{kind}.txt", exact)
+    assert len([*FrameFolder(folder)]) == 3
+    file = folder / "color" / "2.jpg" if kind == "color" else folder / "depth" / "2.png"
+    picture = Image.open(file)
+    picture.resize((round(8 * factor), round(6 * factor)), Image.Resampling.NEAREST).save(file)
+    with pytest.raises(BadFileError, match=rf"intrinsic_{kind}\.txt: has the principal point \(3\.5, 2\.5\), far from"):
+        FrameFolder(folder)[1]
+
+
+def test_grey_pictures_become_colours_and_deeper_ones_are_refused(folder: Path) -> None:
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    (folder / "color" / "0.jpg").unlink()
+    Image.fromarray(grey).save(folder / "color" / "0.png")
+    np.testing.assert_array_equal(FrameFolder(folder)[0].color, np.stack([grey] * 3, axis=2))
+    Image.fromarray(grey.astype(np.uint16)).save(folder / "color" / "0.png")
+    with pytest.raises(BadFileError, match=r"0\.png: has 16 bits per pixel, expected colours or 8-bit grey"):
+        FrameFolder(folder)[0]

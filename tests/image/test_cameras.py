@@ -160,6 +160,7 @@ def test_view_sets_have_their_published_angles() -> None:
         ({"pose": torch.full((4, 4), math.nan)}, "pose is not finite"),
         ({"pose": torch.eye(4) * 2}, "pose must be a rotation and a translation"),
         ({"pose": torch.diag(torch.tensor([-1.0, 1, 1, 1]))}, "pose must be a rotation"),
+        ({"pose": torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [2, 3, 4, 1]])}, "last row 0 0 0 1, got"),
         ({"width": 0}, "must be positive, got 0 x 10"),
         ({"intrinsic": -torch.eye(3)}, "focal lengths must be positive"),
     ],

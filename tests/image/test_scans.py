@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 from PIL import Image
 from test_targets import Colors, frame, scene, write_sens
 
-from pc3d.data import Frame, FrameFolder, LiftedSet, PointCloud, PointDataset, ScanNet
+from pc3d.data import Frame, FrameFolder, LiftedSet, PointCloud, PointDataset, ScanNet, SceneFolder
 from pc3d.image import (
     FeatureMismatchError,
     FeatureStore,
@@ -45,6 +47,26 @@ def test_an_extractor_keeps_what_was_lifted(tmp_path: Path) -> None:
     torch.testing.assert_close(joined.feature, lifted.features, atol=1e-3, rtol=1e-3)
     assert (joined.feature[~lifted.mask] == 0).all()
     assert joined.meta["teacher"] == "colors"
+
+
+def test_frames_that_do_not_fit_a_scan_are_told() -> None:
+    """With poses from the scene to the camera a few points agree by chance, here none."""
+    astray = [replace(shot, pose=np.linalg.inv(frame((3.0, 1.0, 0.5)).pose)) for shot in SHOTS]
+    cloud = scene().replace(meta={"id": "office"})
+    with pytest.warns(UserWarning, match=rf"office: the frames see \d+ of its {len(cloud)} points\. Are the poses"):
+        stored = ScanFeatures(Colors())(Scan(cloud, astray))
+    assert len(stored["feature"]) < len(cloud) / 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ScanFeatures(Colors())(Scan(cloud, SHOTS))
+
+
+def test_the_scan_whose_frames_cannot_be_used_is_named(tmp_path: Path) -> None:
+    lost = [replace(shot, pose=np.full((4, 4), -np.inf)) for shot in SHOTS]
+    items = [("a", Scan(scene(), SHOTS)), ("b", Scan(scene(), lost))]
+    with pytest.warns(UserWarning, match="3 frame"), pytest.raises(ValueError, match=r"^b: no frame has a tracked"):
+        precompute(items, ScanFeatures(Colors()), tmp_path, shard_size=1)
+    assert list(FeatureStore(tmp_path)) == ["a"]
 
 
 class Clouds(PointDataset):
@@ -232,3 +254,26 @@ def test_the_script_lifts_frames_of_rooms(script: ModuleType, tmp_path: Path, mo
     assert cloud.rgb is not None
     # Bilinear between pixels, so wrong at the rim of the board alone.
     assert ((stored["feature"] - cloud.rgb[shown]).abs().amax(1) < 0.01).float().mean() > 0.95
+
+
+def test_the_script_lifts_frames_of_scans_of_ones_own(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of frames under another name than ScanNet's, its depths in fifths of a millimetre."""
+    write_scannet(tmp_path / "prepared", tmp_path / "frames")
+    (tmp_path / "prepared" / "train" / "scene0000_00").rename(tmp_path / "prepared" / "train" / "office")
+    (tmp_path / "frames" / "scene0000_00").rename(tmp_path / "frames" / "office")
+    for number, shot in enumerate(SHOTS):
+        depth = Image.fromarray((shot.depth * 5000).round().astype(np.uint16))
+        depth.save(tmp_path / "frames" / "office" / "depth" / f"{number}.png")
+    monkeypatch.setattr(script, "load_image_tower", lambda name, weights: Colors())
+    options = ["--data", "scenes", "--root", str(tmp_path / "prepared"), "--frames", str(tmp_path / "frames")]
+    script.main([str(tmp_path / "out"), *options, "--depth-shift", "5000"])
+    scans = SceneFolder(tmp_path / "prepared", "train")
+    joined = LiftedSet(scans, FeatureStore(tmp_path / "out"))[0]
+    lifted = lift_frames(scans[0], SHOTS, Colors())
+    assert joined.feature is not None
+    assert lifted.mask.float().mean() > 0.5
+    assert (joined.feature.any(1) == lifted.mask).float().mean() > 0.99
+    both = joined.feature.any(1) & lifted.mask
+    torch.testing.assert_close(joined.feature[both], lifted.features[both], atol=2e-2, rtol=0)

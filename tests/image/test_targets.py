@@ -117,8 +117,21 @@ def test_frames_without_a_pose_are_counted() -> None:
     with pytest.warns(UserWarning, match=r"2 frame\(s\) without a pose were left out"):
         lifted = lift_frames(scene(), [lost, good, lost], Colors())
     assert torch.equal(lifted.features, lift_frames(scene(), [good], Colors()).features)
-    with pytest.warns(UserWarning, match="1 frame"), pytest.raises(ValueError, match="views is empty"):
+    with (
+        pytest.warns(UserWarning, match="1 frame"),
+        pytest.raises(ValueError, match=r"no frame has a tracked .*\(1 lost\)"),
+    ):
         lift_frames(scene(), [lost], Colors())
+
+
+def test_a_frame_that_cannot_be_used_is_named() -> None:
+    good = frame((0.0, 0.0, 0.0))
+    zeros = replace(good, pose=np.zeros((4, 4)))
+    with pytest.raises(ValueError, match="frame 2 of those lifted: pose must be a rotation"):
+        lift_frames(scene(), [good, good, zeros], Colors())
+    columns = replace(good, pose=frame((0.3, 0.0, 0.0)).pose.T)
+    with pytest.raises(ValueError, match=r"frame 0 of those lifted: pose must have the last row 0 0 0 1"):
+        lift_frames(scene(), [columns], Colors())
 
 
 def test_points_of_an_object_get_the_colour_that_its_pictures_show() -> None:
