@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from pc3d.cli._segment_eval import SCENE_SETS, named_set
 
 if TYPE_CHECKING:
     from pc3d.data import PointCloud, PointDataset
+
+_HEADER_BYTES = 1 << 18
 
 
 @dataclass
@@ -58,6 +61,7 @@ def open_all(
     num_points: int,
     up: UpAxis | None,
     drop_invalid: bool,
+    labels: bool = False,
 ) -> Opened:
     """Open what a user names.
 
@@ -70,6 +74,7 @@ def open_all(
         num_points: points to sample from a mesh.
         up: the axis that points up in files; y in GLB files and z in all others when None.
         drop_invalid: leave out points that are not finite.
+        labels: read the classes of the points of files.
 
     Raises:
         FileNotFoundError, ValueError: what is named is not there, or not understood.
@@ -78,7 +83,7 @@ def open_all(
     for word in what:
         path = Path(word)
         if path.is_file():
-            found.shown.append(_of_file(path, num_points, up, drop_invalid))
+            found.shown.append(_of_file(path, num_points, up, drop_invalid, labels))
         elif path.is_dir() and is_run(path):
             if found.run is not None:
                 raise ValueError(f"what: {found.run} and {path} are both run folders: show one at a time")
@@ -106,10 +111,24 @@ def is_run(folder: Path) -> bool:
     return begun or any((folder / name).exists() for name in ("encoder/config.json", "head/config.json", "last.ckpt"))
 
 
-def _of_file(path: Path, num_points: int, up: UpAxis | None, drop_invalid: bool) -> Shown:
-    from pc3d.data import read_points
+def _of_file(path: Path, num_points: int, up: UpAxis | None, drop_invalid: bool, labels: bool) -> Shown:
+    from pc3d.data import read_points, read_scene
+    from pc3d.data.points import SCENE_SUFFIXES
 
+    if labels and path.suffix.lower() in SCENE_SUFFIXES:
+        cloud = read_scene(path, drop_invalid=drop_invalid, labels=True)
+        return Shown(path.name, turned_up(cloud, up), _class_names(path))
     return Shown(path.name, turned_up(read_points(path, num_points=num_points, drop_invalid=drop_invalid), up))
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    """Names of the classes in the comments of a PLY file, as ``segment predict`` and ``parts predict`` write them."""
+    if path.suffix.lower() != ".ply":
+        return ()
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES).partition(b"end_header")[0].decode("utf-8", "replace")
+    found = re.findall(r"^comment class (\d+) (.+?)\s*$", header, re.MULTILINE)
+    return tuple(name for _, name in found) if [int(k) for k, _ in found] == [*range(len(found))] else ()
 
 
 def _of_scene(folder: Path) -> Shown:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Features of that many points are computed and kept; a view of more is thinned before.
 MOST_POINTS = 500_000
+_MOST_OBJECTS = 1 << 16
 _DISTINCT = ("features", "similarity", "text", "attention", "prediction", "error", "mask")
 _WHY = {
     "rgb": "nothing here has colours",
@@ -159,14 +160,24 @@ def _plain(one: Shown) -> ViewCloud:
         None if cloud.rgb is None else rgb_layer(cloud.rgb.numpy()),
         None if cloud.normal is None else normal_layer(cloud.normal.numpy()),
         None if cloud.segment is None else class_layer("label", cloud.segment.numpy(), one.classes),
-        None if cloud.instance is None else class_layer("instance", cloud.instance.numpy(), _numbered(cloud.instance)),
+        None if cloud.instance is None else class_layer("instance", *_objects(cloud.instance)),
     ]
     return ViewCloud(one.name, cloud.xyz.float().numpy(), layers_by_name(layers))
 
 
-def _numbered(instance: Tensor) -> tuple[str, ...]:
-    """Names for the objects of a scene, which have numbers alone."""
-    return tuple(f"object {number}" for number in range(int(instance.max()) + 1 if len(instance) else 0))
+def _objects(instance: Tensor) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Numbers and names of the objects of a scene, which come with numbers alone.
+
+    Large ones, into which some sets pack the class, are counted from 0 instead; the names tell them.
+    """
+    import numpy as np
+
+    number = instance.numpy().astype(np.int64)
+    if number.max(initial=0) < _MOST_OBJECTS:
+        return number, tuple(f"object {k}" for k in range(int(number.max(initial=-1)) + 1))
+    found, place = np.unique(np.maximum(number, -1), return_inverse=True)
+    none = int((found < 0).sum())
+    return place - none, tuple(f"object {k}" for k in found[none:].tolist())
 
 
 def _with_heights(clouds: Sequence[ViewCloud], unit: str) -> list[ViewCloud]:

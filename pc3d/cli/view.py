@@ -71,7 +71,8 @@ def look(
         split: Split of the data set.
         item: Items of the data set, of a folder or of the run's data; by default the first.
         mode: What to colour by: rgb, height, normal, label, instance, prediction, error, mask, features, similarity,
-            text, attention. By default the first available mode and all that were computed.
+            text, attention. By default the first available mode and all that were computed. The labels of files of
+            points are read only if label is named.
         encoder: Folder or Hub id of an encoder, for features, similarity, text and attention; for a run, its own by
             default.
         text: Texts to colour by, with an encoder aligned with texts (OpenShape) or distilled from an image tower that
@@ -120,6 +121,7 @@ def look(
         num_points=num_points,
         up=up,
         drop_invalid=drop_invalid,
+        labels="label" in (mode or ()),
     )
     shown, run = opened.shown, opened.run
     heads = None if attention is None and "attention" in (mode or ()) else attention or ()
@@ -163,6 +165,8 @@ def look(
     # Below several clouds stand their names.
     margin = 0.04 if len(built.clouds) == 1 else 0.12
     look_from = fit_around if target.suffix.lower() == _GIF else fit
+    if built.num_points > max_points:
+        _output.say(f"note: {max_points:,} of {built.num_points:,} points are drawn, at random (--max_points)")
     camera = look_from(built, azimuth=azimuth, elevation=elevation, aspect=width / height, margin=margin)
     draw = _Drawing(built, modes, width, height, columns, point_size, max_points)
     if target.suffix.lower() == _GIF:

@@ -40,8 +40,14 @@ def class_colors(num_classes: int) -> FloatArray:
     Each is the farthest from all before it in CIELAB, among colours that are neither pale nor dark, grey nor glaring.
     24 are at least 29 apart, where 2.3 can just be told. There are some thousand; after these they begin again.
     """
+    return colors_of_classes(np.arange(num_classes))
+
+
+def colors_of_classes(label: NDArray[np.integer]) -> FloatArray:
+    """Colours ``(N, 3)`` in [0, 1] of classes ``(N,)``, none below 0, those of :func:`class_colors`, however large."""
     palette = _palette()
-    return palette[np.arange(num_classes) % len(palette)]
+    colors: FloatArray = palette[label % len(palette)]
+    return colors
 
 
 @functools.cache
@@ -107,7 +113,11 @@ def scalar_colors(values: NDArray[Any], low: float, high: float, colormap: str =
 
     Returns:
         ``(N, 3)`` uint8.
+
+    Raises:
+        ValueError: one of the numbers is NaN or infinite, or there is no such colour map.
     """
+    _check_finite("values", values)
     table = gradient(colormap)
     if not high > low:
         return np.tile(table[len(table) // 2], (len(values), 1))
@@ -122,6 +132,17 @@ def normal_colors(normal: FloatArray) -> NDArray[np.uint8]:
 
 
 def to_bytes(colors: FloatArray) -> NDArray[np.uint8]:
-    """Colours in [0, 1] as uint8; what lies outside gets the nearest end."""
+    """Colours in [0, 1] as uint8; what lies outside gets the nearest end.
+
+    Raises:
+        ValueError: a colour is NaN or infinite.
+    """
+    _check_finite("colors", colors)
     scaled: NDArray[np.uint8] = np.round(255 * np.clip(colors, 0, 1)).astype(np.uint8)
     return scaled
+
+
+def _check_finite(name: str, values: NDArray[Any]) -> None:
+    bad = len(values) - int(np.isfinite(values).reshape(len(values), -1).all(1).sum())
+    if bad:
+        raise ValueError(f"{name} of {bad} of {len(values)} points are not finite numbers: leave these points out")

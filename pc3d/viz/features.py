@@ -51,11 +51,14 @@ def feature_colors(embeddings: Sequence[FloatArray], *, seed: int = 0) -> list[N
         ``(N, 3)`` uint8 of each cloud.
 
     Raises:
-        ValueError: no points, or other channels from cloud to cloud.
+        ValueError: no points, features that are not finite, or other channels from cloud to cloud.
     """
     channels = {embedding.shape[1] for embedding in embeddings}
     if len(channels) != 1 or not sum(map(len, embeddings)):
         raise ValueError(f"embeddings must hold points, all with the same channels; got {sorted(channels)}")
+    for number, embedding in enumerate(embeddings):
+        if not np.isfinite(embedding).all():
+            raise ValueError(f"embeddings[{number}] has features that are not finite numbers")
     total = sum(map(len, embeddings))
     drawn = np.sort(np.random.default_rng(seed).permutation(total)[:_FITTED])
     starts = np.cumsum([0, *map(len, embeddings)])

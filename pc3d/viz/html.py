@@ -153,7 +153,7 @@ def _layer(layer: Layer, blob: _Blob) -> dict[str, Any]:
         entry["names"] = list(layer.names)
         entry["values"] = blob.add(layer.values.astype("<i4"))
         return entry
-    values = np.nan_to_num(layer.values.astype(np.float64))
+    values = layer.values.astype(np.float64)
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     step = (high - low) / _LEVELS or 1.0
     entry["values"] = blob.add(np.round((values - low) / step).astype("<u2"))

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pc3d.viz.colors import normal_colors, scalar_colors, to_bytes
+from pc3d.viz.colors import colors_of_classes, normal_colors, scalar_colors, to_bytes
 from pc3d.viz.features import feature_colors
-from pc3d.viz.scenes import label_colors
 from pc3d.viz.view import Color, Layer, Scale, class_name
 
 FloatArray = NDArray[np.floating]
@@ -45,7 +44,7 @@ def scalar_layers(
     low: float | None = None,
     high: float | None = None,
 ) -> list[Layer]:
-    """A number for each point ``(N,)``, on one scale over all clouds.
+    """A finite number for each point ``(N,)``, on one scale over all clouds.
 
     Args:
         name: of the layers.
@@ -70,12 +69,12 @@ def class_layer(name: str, label: Labels, names: Sequence[str] = ()) -> Layer:
         label: of each point.
         names: of the classes; those beyond are called by their number.
     """
-    number = max(len(names), int(label.max()) + 1 if label.size else 0, 1)
-    palette = to_bytes(label_colors(np.arange(-1, number), number))
-    palette[0] = UNLABELLED
-    known = np.maximum(label, -1)
-    legend = tuple((class_name(k, names), _color(palette[k + 1])) for k in _occurring(known))
-    return Layer(name, palette[known + 1], legend=legend, values=known.astype(np.int64), names=tuple(names))
+    known = np.maximum(label, -1).astype(np.int64)
+    found, place = np.unique(known, return_inverse=True)
+    palette = to_bytes(colors_of_classes(found))
+    palette[found < 0] = UNLABELLED
+    legend = tuple((class_name(int(k), names), _color(color)) for k, color in zip(found, palette, strict=True))
+    return Layer(name, palette[place], legend=legend, values=known, names=tuple(names))
 
 
 def error_layer(prediction: Labels, label: Labels) -> Layer:

@@ -48,7 +48,7 @@ class Layer:
         colors: ``(N, 3)`` uint8.
         legend: what single colours mean, for classes.
         scale: what the colours of a scalar mean.
-        values: ``(N,)`` number or class of each point, shown for a selected point; None where there is none.
+        values: ``(N,)`` finite number or class of each point, shown for a selected point; None where there is none.
         names: of the classes in ``values``.
 
     Raises:
@@ -67,6 +67,8 @@ class Layer:
             raise ValueError(f"colors must be (N, 3) uint8, got {self.colors.shape} {self.colors.dtype}")
         if self.values is not None and self.values.shape != self.colors.shape[:1]:
             raise ValueError(f"values must be ({len(self.colors)},), one for each colour, got {self.values.shape}")
+        if self.values is not None and not np.isfinite(self.values).all():
+            raise ValueError(f"values of layer {self.name!r} are not all finite numbers: leave such points out")
 
     def text(self, row: int) -> str:
         """What the layer says of a point: the name of its class, its number with the unit, or its colour."""

@@ -150,6 +150,69 @@ def test_files_of_points_and_meshes(tmp_path: Path) -> None:
     assert [len(one.cloud) for one in found] == [400, 400, 200]
 
 
+PLY_WITH_CLASSES = """ply
+format ascii 1.0
+comment class 0 wall
+comment class 1 arm chair
+element vertex 3
+property float x
+property float y
+property float z
+property int label
+end_header
+0 0 0 1
+1 0 0 -1
+0 1 0 0
+"""
+
+
+def test_labels_of_a_file_when_they_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labelled, other = tmp_path / "labelled.ply", tmp_path / "points.npy"
+    labelled.write_text(PLY_WITH_CLASSES)
+    np.save(other, np.random.default_rng(0).uniform(0, 1, (20, 3)))
+    usual: dict[str, Any] = {"data": None, "root": None, "split": "test", "item": None, "num_points": 9, "up": None}
+    (one,) = open_all([str(labelled)], drop_invalid=False, labels=True, **usual).shown
+    assert one.cloud.segment is not None
+    assert one.cloud.segment.tolist() == [1, -1, 0]
+    assert one.classes == ("wall", "arm chair")
+    labelled.write_text(PLY_WITH_CLASSES.replace("class 1", "class 2"))
+    assert open_all([str(labelled)], drop_invalid=False, labels=True, **usual).shown[0].classes == ()
+    assert view(labelled, "--mode", "label", "--output", tmp_path / "label.png", "--size", 64, 48) == 0
+    assert "shown: label" in capsys.readouterr().out
+    assert view(labelled, "--output", tmp_path / "height.png", "--size", 64, 48) == 0
+    assert "shown: height" in capsys.readouterr().out
+    assert view(other, "--mode", "label", "--output", tmp_path / "none.png") == 1
+    assert "points.npy" in capsys.readouterr().err
+
+
+def test_objects_with_large_numbers(tmp_path: Path) -> None:
+    """As in SemanticKITTI, which packs the class into them; from 2^31 on a page would read them as negative."""
+    folder = tmp_path / "test" / "street"
+    folder.mkdir(parents=True)
+    number = np.array([(3 << 30) + 7, -1, 5, (3 << 30) + 7])
+    np.save(folder / "coord.npy", np.eye(4, 3, dtype=np.float32))
+    np.save(folder / "instance.npy", number)
+    usual: dict[str, Any] = {"root": None, "split": "test", "num_points": 9, "up": None, "drop_invalid": False}
+    shown = open_all([], data=str(tmp_path), item=None, **usual).shown
+    layer = build(shown, None, Request(), 0.0).clouds[0].layers["instance"]
+    assert [layer.text(row) for row in range(4)] == [
+        "instance: object 3221225479",
+        "instance: unlabelled",
+        "instance: object 5",
+        "instance: object 3221225479",
+    ]
+    assert {name for name, _ in layer.legend} == {"unlabelled", "object 5", "object 3221225479"}
+
+
+def test_a_picture_says_how_many_points_it_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "points.npy", np.random.default_rng(0).uniform(0, 1, (200, 3)))
+    target = tmp_path / "some.png"
+    assert view(tmp_path / "points.npy", "--output", target, "--size", 64, 48, "--max_points", 50) == 0
+    assert "note: 50 of 200 points are drawn, at random" in capsys.readouterr().out
+    assert view(tmp_path / "points.npy", "--output", target, "--size", 64, 48, "--overwrite") == 0
+    assert "are drawn" not in capsys.readouterr().out
+
+
 def test_prepared_scenes_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "classes.txt").write_text("wall\nfloor\n")
     for number in range(2):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -76,6 +78,33 @@ def test_what_a_layer_says_of_a_point() -> None:
 def test_classes_keep_their_colour_from_cloud_to_cloud() -> None:
     few, many = class_layer("label", np.array([3, 0])), class_layer("label", np.array([11, 3]))
     np.testing.assert_array_equal(few.colors[0], many.colors[1])
+
+
+def test_numbers_of_classes_may_be_large() -> None:
+    """They cost what the points cost, not a colour for every number below."""
+    tracemalloc.start()
+    layer = class_layer("label", np.array([2_000_000_000, -100, 3]))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [name for name, _ in layer.legend] == ["unlabelled", "class 3", "class 2000000000"]
+    assert peak < 1_000_000
+    np.testing.assert_array_equal(layer.colors[2], class_layer("label", np.array([3])).colors[0])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_is_refused(bad: float) -> None:
+    """One such number would take its scale, and with it the colours, from all others."""
+    numbers, colors = np.array([0.0, bad, 1.0], np.float32), np.full((3, 3), 0.5)
+    colors[2, 1] = bad
+    with pytest.raises(ValueError, match="values of 1 of 3 points are not finite"):
+        scalar_layers("intensity", [np.zeros(4, np.float32), numbers])
+    for layer in (rgb_layer, normal_layer):
+        with pytest.raises(ValueError, match="colors of 1 of 3 points are not finite"):
+            layer(colors)
+    with pytest.raises(ValueError, match=r"embeddings\[1\] has features that are not finite"):
+        feature_layers([np.zeros((2, 3)), colors])
+    with pytest.raises(ValueError, match="values of layer 'error' are not all finite"):
+        Layer("error", np.zeros((3, 3), np.uint8), values=numbers)
 
 
 def test_errors_by_hand() -> None:
