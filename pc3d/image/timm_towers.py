@@ -46,9 +46,14 @@ class TimmImageTower(ImageTower):
 
     def _dense(self, pixels: Tensor) -> Tensor:
         network: Any = self.model
-        maps: list[Tensor] = network.forward_intermediates(
-            pixels, indices=[self.layer], norm=True, stop_early=True, intermediates_only=True
-        )
+        options = {"norm": True, "stop_early": True, "intermediates_only": True}
+        try:
+            maps: list[Tensor] = network.forward_intermediates(pixels, indices=[self.layer], **options)
+        except AssertionError as error:  # timm's way to refuse
+            raise ValueError(
+                f"{self.name} has no dense features of {pixels.shape[3]} x {pixels.shape[2]} pixels ({error}): take a "
+                "model for pictures of any size, such as a vit or a convolutional network"
+            ) from error
         return maps[0]
 
     def logits(self, pixels: Tensor) -> Tensor:
@@ -102,11 +107,10 @@ def timm_tower(model: str, weights: str | None = None, *, layer: int = -1) -> Ti
     name = f"timm:{model}" + (f"/{Path(weights).name}" if weights else "")
     if not timm.is_model(model):
         raise ValueError(f"model: timm knows no {model!r}; like it: {timm.list_models(f'*{model[:8]}*')[:10]}")
-    options = {"dynamic_img_size": True} if "patch" in model else {}
     if weights is not None:
         if not Path(weights).is_file():
             raise MissingWeightsError.of(name, f"{weights} is no file")
-        network = timm.create_model(model, pretrained=False, **options)
+        network = _of_any_size(timm, model, pretrained=False)
         try:
             timm.models.load_checkpoint(network, weights, strict=True, weights_only=True)
         except RuntimeError as error:
@@ -115,7 +119,21 @@ def timm_tower(model: str, weights: str | None = None, *, layer: int = -1) -> Ti
         if not timm.is_model_pretrained(model):
             raise MissingWeightsError.of(name, "timm has no weights of that name")
         try:
-            network = timm.create_model(model, pretrained=True, **options)
+            network = _of_any_size(timm, model, pretrained=True)
         except Exception as error:  # whatever the network and its libraries come up with
             raise MissingWeightsError.of(name, f"{type(error).__name__}: {error!s:.200}") from error
     return TimmImageTower(network, name, timm_preprocessing(timm.data.resolve_model_data_config(network)), layer)
+
+
+def _of_any_size(timm: Any, model: str, pretrained: bool) -> nn.Module:
+    """The network, made for pictures of any size if it can be; convolutional ones are without being asked."""
+    if "patch" in model:
+        try:
+            network: nn.Module = timm.create_model(model, pretrained=pretrained, dynamic_img_size=True)
+            return network
+        except TypeError as error:
+            if "dynamic_img_size" not in str(error):
+                raise
+            # BEiT and some others do not know the option.
+    network = timm.create_model(model, pretrained=pretrained)
+    return network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,24 @@ def test_a_timm_tower_gives_the_features_of_its_library(model: str, size: int, t
     other = tower.dense_features(torch.randn(1, 3, 2 * tower.stride, 3 * tower.stride))
     assert other.shape == (1, tower.dense_width, 2, 3)
     assert tower.preprocessing.size == timm.data.resolve_model_data_config(theirs)["input_size"][1]
+
+
+def test_networks_of_timm_for_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BEiT does not know the option by which other transformers take pictures of any size."""
+    import timm
+
+    small = functools.partial(timm.create_model, embed_dim=24, depth=1, num_heads=2)
+    model, weights = "beit_base_patch16_224", tmp_path / "weights.pth"
+    torch.save(small(model).state_dict(), weights)
+    monkeypatch.setattr(timm, "create_model", small)
+    tower = timm_tower(model, str(weights))
+    picture = np.zeros((64, 96, 3), np.uint8)
+    assert tower.encode([picture]).shape == (1, 24)
+    assert tower.encode_dense(np.zeros((224, 224, 3), np.uint8)).shape == (24, 14, 14)
+    with pytest.raises(
+        ValueError, match=r"no dense features of 96 x 64 pixels .*: take a model for pictures of any size"
+    ):
+        tower.encode_dense(picture)
 
 
 def test_a_layer_of_a_timm_tower_is_chosen(tmp_path: Path) -> None:
