@@ -21,6 +21,7 @@ from pc3d.data import Frame, FrameFolder, LiftedSet, PointCloud, PointDataset, S
 from pc3d.image import (
     FeatureMismatchError,
     FeatureStore,
+    LiveScans,
     Scan,
     ScanFeatures,
     lift_frames,
@@ -277,3 +278,6 @@ def test_the_script_lifts_frames_of_scans_of_ones_own(
     assert (joined.feature.any(1) == lifted.mask).float().mean() > 0.99
     both = joined.feature.any(1) & lifted.mask
     torch.testing.assert_close(joined.feature[both], lifted.features[both], atol=2e-2, rtol=0)
+    monkeypatch.setattr("pc3d.image.live.load_image_tower", lambda name, weights: Colors())
+    live = LiveScans(scans, "colors", tmp_path / "frames", depth_shift=5000)
+    torch.testing.assert_close(LiftedSet(scans, live)[0].feature, joined.feature, atol=1e-3, rtol=1e-3)
