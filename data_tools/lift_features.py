@@ -1,7 +1,7 @@
 """Lift the dense features of an image tower onto the points of scans, once, for methods that distil them.
 
     python data_tools/lift_features.py OUT --data rooms --root ROOMS [--split train]
-    python data_tools/lift_features.py OUT --data scenes --root PREPARED --frames FRAMES --short-side 288
+    python data_tools/lift_features.py OUT --data scenes --root PREPARED --frames FRAMES --short-side 288 --two-sided
     python data_tools/lift_features.py OUT --data scannet --root PREPARED --frames SCANS --frame-step 20 \
         --tower open_clip:ViT-B-16/laion2b_s34b_b88k --short-side 448 --unit
 
@@ -71,10 +71,15 @@ def main(arguments: list[str] | None = None) -> None:
         "--depth-shift", type=float, default=1000.0, help="stored depth of one metre in frames' folders (default: 1000)"
     )
     parser.add_argument("--tolerance", type=float, default=0.05, help="metres between point and depth (default: 0.05)")
+    parser.add_argument(
+        "--two-sided", action="store_true", help="normals may point to either side of the surface, as estimated ones do"
+    )
     parser.add_argument("--unit", action="store_true", help="normalise each picture's feature before averaging")
     given = parser.parse_args(arguments)
     tower = load_image_tower(given.tower, given.weights)
-    extractor = ScanFeatures(tower, tolerance=given.tolerance, short_side=given.short_side, unit=given.unit)
+    extractor = ScanFeatures(
+        tower, tolerance=given.tolerance, two_sided=given.two_sided, short_side=given.short_side, unit=given.unit
+    )
     count, items = scans(given)
     try:
         with tqdm(total=count, unit="scan", disable=None) as bar:

@@ -161,6 +161,7 @@ class LiveScans(LiveFeatures):
         weights: for :func:`load_image_tower`.
         keep: see :class:`LiveFeatures`; a scan of 100,000 points and 512 channels takes 200 MB.
         depth_shift: of ``frames``, see :func:`pc3d.data.open_frames`.
+        two_sided: for scans whose normals were estimated, see :func:`lift_frames`.
 
     Raises:
         ValueError: ``frames`` is missing.
@@ -178,6 +179,7 @@ class LiveScans(LiveFeatures):
         weights: str | None = None,
         keep: int = 16,
         depth_shift: float = 1000.0,
+        two_sided: bool = False,
     ) -> None:
         own: Callable[[int], Frames] | None = getattr(dataset, "frames", None)
         if own is None and frames is None:
@@ -196,6 +198,10 @@ class LiveScans(LiveFeatures):
 
         rows = {item: row for row, item in enumerate(ids)}
         extractor = ScanFeatures(
-            load_image_tower(tower, weights), tolerance=tolerance, short_side=short_side, unit=unit
+            load_image_tower(tower, weights),
+            tolerance=tolerance,
+            two_sided=two_sided,
+            short_side=short_side,
+            unit=unit,
         )
         super().__init__(_Contents(dataset, rows, read), extractor, keep)

@@ -78,7 +78,7 @@ class ScanFeatures:
 
     Args:
         tower: whose dense features are lifted.
-        tolerance, edge, max_angle, short_side, unit: see :func:`lift_frames`.
+        tolerance, edge, max_angle, two_sided, short_side, unit: see :func:`lift_frames`.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class ScanFeatures:
         tolerance: float = 0.05,
         edge: float | None = 0.1,
         max_angle: float = 80.0,
+        two_sided: bool = False,
         short_side: int | None = None,
         unit: bool = False,
     ) -> None:
@@ -99,6 +100,8 @@ class ScanFeatures:
             "short_side": short_side,
             "unit": unit,
         }
+        if two_sided:  # not named otherwise, so that features that were stored without it are found again
+            self.options["two_sided"] = True
 
     def __call__(self, content: Scan) -> dict[str, Tensor]:
         lifted = lift_frames(content.cloud, content.chosen(), self.tower, **self.options)

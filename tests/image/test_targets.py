@@ -111,6 +111,21 @@ def test_walls_seen_from_behind_are_left_out() -> None:
     assert lift_frames(behind.replace(normal=None), [frame((0.0, 0.0, 0.0))], Colors()).mask.any()
 
 
+def test_normals_may_point_to_either_side_if_that_is_said() -> None:
+    """As estimated ones do: with every second one turned round, all is lifted as before, grazing surfaces are not."""
+    cloud = scene()
+    assert cloud.normal is not None
+    signs = torch.tensor([1.0, -1.0]).repeat(len(cloud))[: len(cloud), None]
+    astray = cloud.replace(normal=signs * cloud.normal)
+    shots = [frame((0.0, 0.0, 0.0)), frame((0.0, 0.4, 0.1))]
+    known, half = (lift_frames(one, shots, Colors()) for one in (cloud, astray))
+    either = lift_frames(astray, shots, Colors(), two_sided=True)
+    assert half.mask.sum() < 0.6 * known.mask.sum()
+    assert torch.equal(either.num_views, known.num_views)
+    across = torch.tensor([[0.0, 1.0, 0.0]]).expand(len(cloud), 3)  # a right angle to the view
+    assert not lift_frames(cloud.replace(normal=across), shots[:1], Colors(), two_sided=True, max_angle=30).mask.any()
+
+
 def test_frames_without_a_pose_are_counted() -> None:
     good = frame((0.0, 0.0, 0.0))
     lost = replace(good, pose=np.full((4, 4), -np.inf))
