@@ -50,8 +50,8 @@ class Camera:
         # ScanNet's poses are rotations to about a thousandth.
         if (rotation @ rotation.T - torch.eye(3, dtype=torch.float64)).abs().max() > 1e-2 or rotation.det() < 0:
             raise ValueError(f"pose must be a rotation and a translation, got the 3 x 3 part {rotation.tolist()}")
-        last = self.pose[3].tolist()
-        if last != [0, 0, 0, 1]:
+        if (self.pose[3] - torch.eye(4, dtype=torch.float64)[3]).abs().max() > 1e-6:
+            last = self.pose[3].tolist()
             raise ValueError(
                 f"pose must have the last row 0 0 0 1, got {last}: transpose a matrix written column by column"
             )

@@ -16,6 +16,10 @@ from pc3d.image.towers import ImageTower, MissingWeightsError
 class TimmImageTower(ImageTower):
     """An image encoder of timm. Built by :func:`timm_tower`.
 
+    Strided convolutions that pad both sides alike, as in ResNet, are centred on the first pixel of their stride, not on
+    its middle: what such a network says of a place is of one up to half a cell (16 pixels) above and to the left.
+    Transformers and networks of patches, such as ConvNeXt, are centred on their cells.
+
     Args:
         model: a model of timm with all its weights.
         name: name of the tower.
