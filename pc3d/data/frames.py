@@ -111,7 +111,8 @@ class FrameFolder:
         missing = [f"{kind}/{n}.*" for n in self.numbers for kind in kinds if n not in files[kind]]
         if missing:
             raise FileNotFoundError(
-                f"{self.path} has poses without pictures: {len(missing)} missing, first {missing[0]}"
+                f"{self.path} has poses without pictures: {len(missing)} missing, first {missing[0]}: add them or "
+                "remove the poses"
             )
         self._files = [tuple(files[kind][n] for kind in kinds) for n in self.numbers]
         self._intrinsic_files = {kind: self._intrinsic_file(kind) for kind in ("color", "depth")}
