@@ -51,6 +51,18 @@ def scan(scenes: Rooms | SceneFolder, index: int, given: argparse.Namespace) -> 
     return Scan(scenes.load(index), open_frames(given.frames / scenes.ids[index], given.depth_shift), given.frame_step)
 
 
+def lift(given: argparse.Namespace) -> None:
+    """Lift what was asked for, and tell it."""
+    tower = load_image_tower(given.tower, given.weights)
+    extractor = ScanFeatures(
+        tower, tolerance=given.tolerance, two_sided=given.two_sided, short_side=given.short_side, unit=given.unit
+    )
+    count, items = scans(given)
+    with tqdm(total=count, unit="scan", disable=None) as bar:
+        store = precompute(items, extractor, given.out, shard_size=1, progress=lambda *_: bar.update())
+    print(f"{given.out}: features of {len(store)} scans, {tower.dense_width} numbers per point, by {tower.name}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write to")
@@ -76,18 +88,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--unit", action="store_true", help="normalise each picture's feature before averaging")
     given = parser.parse_args(arguments)
-    tower = load_image_tower(given.tower, given.weights)
-    extractor = ScanFeatures(
-        tower, tolerance=given.tolerance, two_sided=given.two_sided, short_side=given.short_side, unit=given.unit
-    )
-    count, items = scans(given)
     try:
-        with tqdm(total=count, unit="scan", disable=None) as bar:
-            store = precompute(items, extractor, given.out, shard_size=1, progress=lambda *_: bar.update())
+        lift(given)
+    except (OSError, ValueError) as error:  # no such folder, a file or frame that cannot be used, no weights
+        sys.exit(str(error))
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)  # 128 + SIGINT, as pc3d ends
-    print(f"{given.out}: features of {len(store)} scans, {tower.dense_width} numbers per point, by {tower.name}")
 
 
 if __name__ == "__main__":

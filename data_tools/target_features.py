@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from pc3d.data import Household, MissingDataError, ObjectSet
+from pc3d.data import Household, ObjectSet
 from pc3d.image import (
     PHOTO,
     ULIP_TEMPLATES,
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
             for name, items, extractor in work:
                 store = precompute(items, extractor, given.out / name, progress=lambda *_: bar.update())
                 print(f"{given.out / name}: features of {len(store)} objects")
-    except MissingDataError as error:
+    except (OSError, ValueError) as error:  # no such data, no weights, features that another tower computed
         sys.exit(str(error))
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)

@@ -269,6 +269,8 @@ def test_the_script_lifts_frames_of_scans_of_ones_own(
         depth.save(tmp_path / "frames" / "office" / "depth" / f"{number}.png")
     monkeypatch.setattr(script, "load_image_tower", lambda name, weights: Colors())
     options = ["--data", "scenes", "--root", str(tmp_path / "prepared"), "--frames", str(tmp_path / "frames")]
+    with pytest.raises(SystemExit, match=r"elsewhere/office/pose holds no files like 0\.txt"):
+        script.main([str(tmp_path / "out"), *options[:-1], str(tmp_path / "elsewhere")])
     script.main([str(tmp_path / "out"), *options, "--depth-shift", "5000"])
     scans = SceneFolder(tmp_path / "prepared", "train")
     joined = LiftedSet(scans, FeatureStore(tmp_path / "out"))[0]
