@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 from pc3d.cli import _objects, _output
 from pc3d.cli._devices import open_device
 from pc3d.cli._inputs import (
-    ON_ERROR_REMEDY,
+    LeftOut,
     OnError,
     Points,
     Source,
     UpAxis,
     Variant,
-    as_left_out,
     left_out_lines,
     note_points,
-    nothing_left,
     open_inputs,
     turned_up,
 )
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from pc3d.data import BadFileError, Transform
+    from pc3d.data import Transform
 
 
 def predict(
@@ -81,28 +79,19 @@ def predict(
     model, config = load_classifier(run)
     source = open_inputs(data, split, None if num_points == "default" else num_points, variant, on_error, drop_invalid)
     prepare, ids = _preparation(Path(run), model, source, num_points, up)
-    left_out = [as_left_out(file) for file in source.dataset.skipped]
-    unread: set[int] = set()
-
-    def leave_out(index: int, error: BadFileError) -> None:
-        if on_error == "refuse":
-            raise type(error)(error.path, f"{error.reason}; {ON_ERROR_REMEDY}") from error
-        unread.add(index)
-        left_out.append(as_left_out(error))
+    left_out = LeftOut(data, source.dataset, on_error)
 
     choice = (run, data, variant, split, num_points, up, drop_invalid, batch_size, device, on_error)
     with Kept(interrupted("classify predict", *choice) if path is None else kept_beside(path, *choice)) as kept:
-        options: dict[str, Any] = {"batch_size": batch_size, "progress": True, "kept": kept, "leave_out": leave_out}
+        options: dict[str, Any] = {"batch_size": batch_size, "progress": True, "kept": kept, "leave_out": left_out}
         logits, _ = predict_logits(model.to(place), source.dataset, prepare, **options)
-        if not ids:
-            raise nothing_left(data, left_out)
-        labels = [label for index, label in enumerate(source.dataset.labels.tolist()) if index not in unread]
+        labels = [label for index, label in enumerate(source.dataset.labels.tolist()) if index not in left_out.rows]
         known = [source.dataset.classes[label] if label >= 0 else None for label in labels]
         found = _predictions(logits, config["classes"], ids, known)
         if path is not None:
             with replace_atomically(path) as file:
                 file.write(_table(found).encode())
-    _tell(path, found, left_out, on_error)
+    _tell(path, found, left_out.files, on_error)
 
 
 def _preparation(

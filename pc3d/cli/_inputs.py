@@ -249,6 +249,33 @@ def left_out_lines(files: Sequence[Mapping[str, str]]) -> list[str]:
     return [f"left out: {file['path']}: {file['reason']}" for file in files]
 
 
+class LeftOut:
+    """What ``--on_error`` does about files that cannot be used: it refuses the first, or lists them.
+
+    Args:
+        data: where they are from, for messages.
+        dataset: is gone through with this as ``leave_out``.
+        on_error: which of the two.
+
+    Attributes:
+        files: what is left out, as plain data, with what the data set itself left out.
+        rows: positions in the data set.
+    """
+
+    def __init__(self, data: str, dataset: PointDataset, on_error: OnError) -> None:
+        self.files = [as_left_out(file) for file in dataset.skipped]
+        self.rows: set[int] = set()
+        self._data, self._total, self._on_error = data, len(dataset), on_error
+
+    def __call__(self, index: int, error: BadFileError) -> None:
+        if self._on_error == "refuse":
+            raise type(error)(error.path, f"{error.reason}; {ON_ERROR_REMEDY}") from error
+        self.rows.add(index)
+        self.files.append(as_left_out(error))
+        if len(self.rows) == self._total:
+            raise nothing_left(self._data, self.files)
+
+
 def nothing_left(data: str, files: Sequence[Mapping[str, str]]) -> ValueError:
     """The error where all files were left out."""
     return ValueError(f"data: nothing in {data} can be read, first {files[0]['path']}: {files[0]['reason']}")
@@ -263,6 +290,8 @@ def open_encoder(
     num_points: Points,
     variant: Variant | None = None,
     device: str = "cpu",
+    on_error: OnError = "refuse",
+    drop_invalid: bool = False,
 ) -> tuple[Encoder, str]:
     """An encoder and its name for reports.
 
@@ -274,6 +303,8 @@ def open_encoder(
         num_points: points per cloud for that fit.
         variant: of the data set, see :func:`open_split`.
         device: where it computes; the handcrafted ones know the CPU alone.
+        on_error: for that fit, see :func:`open_split`.
+        drop_invalid: likewise.
     """
     from pc3d.cli._devices import open_device
     from pc3d.evaluation import PointPCA, ShapeDescriptor
@@ -285,8 +316,9 @@ def open_encoder(
         return ShapeDescriptor(seed), "the handcrafted shape descriptor"
     if encoder == "pca":
         points = NUM_POINTS if num_points == "default" else num_points
-        source = open_split(data, "train", points, variant)
+        source = open_split(data, "train", points, variant, on_error, drop_invalid)
         prepared: dict[str, Any] = {"sampling": source.sampling, "normalize": source.normalize}
+        prepared["leave_out"] = LeftOut(data, source.dataset, on_error)
         return PointPCA().fit(source.dataset, num_points=points, **prepared), "PCA of raw points"
     import torch
 

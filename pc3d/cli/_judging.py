@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,13 @@ from pc3d.cli import _output
 from pc3d.cli._alignment import inputs_for, points_for
 from pc3d.cli._inputs import (
     HANDCRAFTED,
+    LeftOut,
+    OnError,
     Points,
     UpAxis,
     Variant,
     extract,
+    left_out_lines,
     note_points,
     open_encoder,
     open_split,
@@ -30,7 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Frozen:
-    """An encoder and what it makes of the two splits of a data set, and where more of that is kept meanwhile."""
+    """An encoder and what it makes of the two splits of a data set, and where more of that is kept meanwhile.
+
+    ``test_set`` has the clouds behind ``test``, ``left_out`` the files of both splits that cannot be used.
+    """
 
     encoder: Encoder
     train: Features
@@ -38,6 +45,7 @@ class Frozen:
     test_set: PointDataset
     num_parameters: int
     kept: Kept | None
+    left_out: list[dict[str, str]]
 
 
 def judge_frozen(
@@ -51,6 +59,8 @@ def judge_frozen(
     up: UpAxis | None,
     batch_size: int,
     device: str,
+    on_error: OnError,
+    drop_invalid: bool,
     untrained: bool,
     seed: int,
     seeds: Sequence[int] | None,
@@ -71,6 +81,8 @@ def judge_frozen(
         up: see :func:`pc3d.cli._alignment.inputs_for`.
         batch_size: clouds per forward pass.
         device: where the encoder computes.
+        on_error: what to do with files that cannot be used, see :class:`pc3d.cli._inputs.LeftOut`.
+        drop_invalid: leave out points of files that are not finite.
         untrained: draw fresh weights from the seed.
         seed: where there are no ``seeds``.
         seeds: several.
@@ -89,13 +101,15 @@ def judge_frozen(
     frozen: Frozen | None = None
     extraction: dict[str, float] = {}
     how = (encoder, data, variant, num_points, pooling, batch_size, device)
-    with Kept(interrupted(judge.__qualname__, *how, up, untrained, seed, seeds, *options)) as kept:
+    policy: dict[str, Any] = {"on_error": on_error, "drop_invalid": drop_invalid}
+    chosen = (*how, up, on_error, drop_invalid, untrained, seed, seeds, *options)
+    with Kept(interrupted(judge.__qualname__, *chosen)) as kept:
         for number in chosen_seeds(seed, seeds):
             before = kept.given_back
             # Features of a trained encoder are the same for every seed.
             if frozen is None or untrained or encoder in HANDCRAFTED:
                 with measured() as extraction:
-                    frozen = features_of(*how, up=up, untrained=untrained, seed=number, kept=kept)
+                    frozen = features_of(*how, up=up, untrained=untrained, seed=number, kept=kept, **policy)
                 if kept.given_back > before:  # of what came before an interruption nobody knows the cost
                     del extraction["cpu_seconds"]
             with measured() as cost:
@@ -107,7 +121,11 @@ def judge_frozen(
             rows.append(outcome.to_rows(method, {**cost, "parameters": frozen.num_parameters}))
             outcomes.append(outcome)
         # While what was computed is still kept: a disk may be full, and there may be another result of that name.
-        _output.result(*((outcomes[0].to_dict(), outcomes[0]) if seeds is None else gathered(outcomes, rows)))
+        found, said = (outcomes[0].to_dict(), str(outcomes[0])) if seeds is None else gathered(outcomes, rows)
+        if on_error == "report" and frozen is not None:
+            found = {**found, "left_out": frozen.left_out}
+            said = "\n".join([said, *left_out_lines(frozen.left_out)])
+        _output.result(found, said)
         if results is not None:
             write_rows([row for of_seed in rows for row in of_seed], results)
         if draw is not None:
@@ -196,26 +214,49 @@ def features_of(
     untrained: bool,
     seed: int,
     kept: Kept | None = None,
+    on_error: OnError | None = None,
+    drop_invalid: bool = False,
 ) -> Frozen:
-    """Features of both splits, prepared as the encoder wants them, with a progress bar."""
+    """Features of both splits, prepared as the encoder wants them, with a progress bar.
+
+    Files that cannot be used are refused where ``on_error`` is None: by verbs that do not let choose.
+    """
     import torch
 
+    from pc3d.data import Selection
+
+    policy: dict[str, Any] = {"on_error": on_error or "refuse", "drop_invalid": drop_invalid}
     model, name = open_encoder(
-        encoder, untrained=untrained, seed=seed, data=data, num_points=num_points, variant=variant, device=device
+        encoder,
+        untrained=untrained,
+        seed=seed,
+        data=data,
+        num_points=num_points,
+        variant=variant,
+        device=device,
+        **policy,
     )
     points = points_for(model, num_points)
     note_points(model, points)
-    sources = {split: inputs_for(model, data, split, points, variant, up, open_split) for split in ("train", "test")}
+    opened = partial(open_split, **policy)
+    sources = {split: inputs_for(model, data, split, points, variant, up, opened) for split in ("train", "test")}
+    unusable = {split: LeftOut(data, source.dataset, policy["on_error"]) for split, source in sources.items()}
     options: dict[str, Any] = {
         "num_points": points,
         "pooling": pooling_of(model, pooling),
         "batch_size": batch_size,
         "kept": kept,
     }
-    train, test = (extract(model, name, source, data, split, **options) for split, source in sources.items())
+    train, test = (
+        extract(model, name, source, data, split, leave_out=None if on_error is None else unusable[split], **options)
+        for split, source in sources.items()
+    )
+    used = [row for row in range(len(sources["test"].dataset)) if row not in unusable["test"].rows]
+    test_set = Selection(sources["test"].dataset, used) if unusable["test"].rows else sources["test"].dataset
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
     size = sum(parameter.numel() for parameter in parameters)
-    return Frozen(model, train, test, sources["test"].dataset, size, kept)
+    left_out = [file for found in unusable.values() for file in found.files]
+    return Frozen(model, train, test, test_set, size, kept, left_out)
 
 
 def kept_beside(path: Path, *choice: object) -> Path:

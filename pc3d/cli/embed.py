@@ -5,28 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from pc3d.cli import _output
 from pc3d.cli._alignment import inputs_for, points_for
 from pc3d.cli._inputs import (
-    ON_ERROR_REMEDY,
+    LeftOut,
     OnError,
     Points,
     UpAxis,
     Variant,
-    as_left_out,
     extract,
     left_out_lines,
-    nothing_left,
     open_encoder,
     open_inputs,
     pooling_of,
 )
 from pc3d.cli._parser import run_verb
-
-if TYPE_CHECKING:
-    from pc3d.data import BadFileError
 
 
 def embed(
@@ -77,7 +72,6 @@ def embed(
             with the reason (with --json, as left_out).
         overwrite: Replace an existing file.
     """
-    from pc3d import data as sets
     from pc3d.evaluation import Kept, save_features
 
     path = Path(out)
@@ -85,32 +79,24 @@ def embed(
         raise ValueError(f"out: must end in .npz, got {out!r}; did you mean {out + '.npz'!r}?")
     if path.exists() and not overwrite:
         raise FileExistsError(f"out: {path} exists and would be lost: choose another name, or add --overwrite")
-    model, name = open_encoder(
-        encoder, untrained=untrained, seed=seed, data=data, num_points=num_points, variant=variant, device=device
-    )
+    policy: dict[str, Any] = {"on_error": on_error, "drop_invalid": drop_invalid}
+    choice: dict[str, Any] = {"data": data, "num_points": num_points, "variant": variant, "device": device, **policy}
+    model, name = open_encoder(encoder, untrained=untrained, seed=seed, **choice)
     points = points_for(model, num_points)
-    opened = partial(open_inputs, on_error=on_error, drop_invalid=drop_invalid)
+    opened = partial(open_inputs, **policy)
     source = inputs_for(model, data, split, points, variant, up, opened)
-    left_out = [as_left_out(file) for file in source.dataset.skipped]
-
-    def leave_out(index: int, error: BadFileError) -> None:
-        if on_error == "refuse":
-            raise sets.BadFileError(error.path, f"{error.reason}; {ON_ERROR_REMEDY}") from error
-        left_out.append(as_left_out(error))
-        if len(left_out) == len(source.dataset) + len(source.dataset.skipped):
-            raise nothing_left(data, left_out)
-
+    left_out = LeftOut(data, source.dataset, on_error)
     if space != "encoder":
         from pc3d.models import as_aligned
 
         model = as_aligned(cast(Any, model)).view(space)
     options = {"batch_size": batch_size, "pooling": pooling_of(model, pooling), "num_points": points}
     with Kept(path.with_name(f".{path.name}.kept")) as kept:
-        features = extract(model, name, source, data, split, kept=kept, leave_out=leave_out, **options)
+        features = extract(model, name, source, data, split, kept=kept, leave_out=left_out, **options)
         written = save_features(features, path, overwrite=overwrite)
     told = {"file": str(written), "clouds": len(features), "dimensions": features.values.shape[1]}
-    lines = [f"{written}: {told['clouds']} clouds, {told['dimensions']} dimensions", *left_out_lines(left_out)]
-    _output.result(told if on_error == "refuse" else {**told, "left_out": left_out}, "\n".join(lines))
+    lines = [f"{written}: {told['clouds']} clouds, {told['dimensions']} dimensions", *left_out_lines(left_out.files)]
+    _output.result(told if on_error == "refuse" else {**told, "left_out": left_out.files}, "\n".join(lines))
 
 
 def main(argv: Sequence[str]) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pc3d.cli._inputs import Points, UpAxis, Variant
+from pc3d.cli._inputs import OnError, Points, UpAxis, Variant
 from pc3d.cli._judging import Frozen, judge_frozen
 from pc3d.cli._parser import run_verb
 
@@ -28,6 +28,8 @@ def fewshot(
     up: UpAxis | None = None,
     batch_size: int = 32,
     device: str = "cpu",
+    on_error: OnError = "refuse",
+    drop_invalid: bool = False,
     untrained: bool = False,
     seed: int = 0,
     seeds: list[int] | None = None,
@@ -56,6 +58,9 @@ def fewshot(
             data set, y in GLB files, else z.
         batch_size: Clouds per forward pass.
         device: Where the encoder computes, such as cpu or cuda.
+        on_error: What to do with a file that cannot be used: 'refuse' stops; 'report' leaves the file out and lists it
+            with the reason (with --json, as left_out).
+        drop_invalid: Leave out points of files that are not finite numbers.
         untrained: Keep the architecture, but draw fresh weights from the seed.
         seed: Seed of the draws and of untrained weights.
         seeds: Several seeds: one result for each, and their mean, standard deviation and 95 % interval.
@@ -87,6 +92,8 @@ def fewshot(
         up=up,
         batch_size=batch_size,
         device=device,
+        on_error=on_error,
+        drop_invalid=drop_invalid,
         untrained=untrained,
         seed=seed,
         seeds=seeds,

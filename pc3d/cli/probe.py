@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pc3d.cli import _output
-from pc3d.cli._inputs import Points, UpAxis, Variant
+from pc3d.cli._inputs import OnError, Points, UpAxis, Variant
 from pc3d.cli._judging import Frozen, judge_frozen
 from pc3d.cli._parser import run_verb
 
@@ -31,6 +31,8 @@ def probe(
     up: UpAxis | None = None,
     batch_size: int = 32,
     device: str = "cpu",
+    on_error: OnError = "refuse",
+    drop_invalid: bool = False,
     untrained: bool = False,
     seed: int = 0,
     seeds: list[int] | None = None,
@@ -64,6 +66,9 @@ def probe(
             data set, y in GLB files, else z.
         batch_size: Clouds per forward pass.
         device: Where the encoder computes, such as cpu or cuda.
+        on_error: What to do with a file that cannot be used: 'refuse' stops; 'report' leaves the file out and lists it
+            with the reason (with --json, as left_out).
+        drop_invalid: Leave out points of files that are not finite numbers.
         untrained: Keep the architecture, but draw fresh weights from the seed, as a baseline for the encoder.
         seed: Seed of folds or validation part, of the perceptron, the bootstrap and untrained weights.
         seeds: Several seeds: one result for each, and their mean, standard deviation and 95 % interval.
@@ -104,6 +109,8 @@ def probe(
         up=up,
         batch_size=batch_size,
         device=device,
+        on_error=on_error,
+        drop_invalid=drop_invalid,
         untrained=untrained,
         seed=seed,
         seeds=seeds,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _alignment, _output
 from pc3d.cli._devices import open_device
-from pc3d.cli._inputs import Points, UpAxis, Variant, extract
+from pc3d.cli._inputs import LeftOut, OnError, Points, UpAxis, Variant, extract, left_out_lines
 from pc3d.cli._judging import interrupted
 from pc3d.cli._parser import run_verb
 
@@ -27,6 +27,7 @@ def zeroshot(
     up: UpAxis | None = None,
     batch_size: int = 16,
     device: str = "cpu",
+    on_error: OnError = "refuse",
     drop_invalid: bool = False,
     results: str | None = None,
     method: str | None = None,
@@ -50,6 +51,8 @@ def zeroshot(
         up: Axis that points up in the data; by default that of the data set, y in GLB files, else z.
         batch_size: Shapes per forward pass.
         device: Where the encoder computes, such as cpu or cuda.
+        on_error: What to do with a file that cannot be used: 'refuse' stops; 'report' leaves the file out and lists it
+            with the reason (with --json, as left_out beside the scores or, without labels, beside the shapes).
         drop_invalid: Leave out points of files that are not finite numbers.
         results: Folder for a row of pc3d results.
         method: Name in the table of results; the encoder's by default.
@@ -60,7 +63,8 @@ def zeroshot(
     place = open_device(device)
     patterns = _alignment.templates_of(templates)
     aligned = _alignment.open_aligned(encoder)
-    source = _alignment.shapes(data, split, variant, up, drop_invalid=drop_invalid)
+    source = _alignment.shapes(data, split, variant, up, on_error, drop_invalid)
+    left_out = LeftOut(data, source.dataset, on_error)
     own = source.dataset.classes
     wanted = {name: [_alignment.spoken(name)] for name in own} if classes is None else _alignment.read_classes(classes)
     if not wanted:
@@ -68,17 +72,21 @@ def zeroshot(
     tower = _alignment.open_text_tower(aligned, text_tower)
     raw = _alignment.class_vectors(tower, list(wanted.values()), patterns)
     vectors = aligned.text_targets(raw).detach().numpy()
-    options = {"batch_size": batch_size, "pooling": "none", "num_points": _alignment.points_for(aligned, num_points)}
+    points = _alignment.points_for(aligned, num_points)
+    options: dict[str, Any] = {"batch_size": batch_size, "pooling": "none", "num_points": points}
     asked = (encoder, data, variant, split, classes, templates, text_tower)
-    choice = (*asked, num_points, up, batch_size, device, drop_invalid, seed)
+    choice = (*asked, num_points, up, batch_size, device, on_error, drop_invalid, seed)
     with Kept(interrupted("zeroshot", *choice)) as kept:
-        features = extract(aligned.view("text").to(place), encoder, source, data, split, kept=kept, **options)
+        options |= {"kept": kept, "leave_out": left_out}
+        features = extract(aligned.view("text").to(place), encoder, source, data, split, **options)
         names = list(wanted)
         if (source.dataset.labels >= 0).any():
             scored = _relabelled(features, own, names)
             told = f"{tower.name}, {len(patterns)} template(s)"
             result = zero_shot(scored, vectors, texts=told, seed=seed)
-            _output.result(result.to_dict(), result)
+            found = result.to_dict()
+            said = "\n".join([str(result), *left_out_lines(left_out.files)])
+            _output.result(found if on_error == "refuse" else {**found, "left_out": left_out.files}, said)
             if results is not None:
                 write_rows([result.to_row(method)], results)
             return
@@ -91,7 +99,9 @@ def zeroshot(
         ]
         named = list(zip(features.ids, best, strict=True))
         lines = [f"{name}: " + ", ".join(f"{found} {value:.3f}" for found, value in entry) for name, entry in named]
-        _output.result([{"id": name, "classes": entry} for name, entry in named], "\n".join(lines))
+        shapes = [{"id": name, "classes": entry} for name, entry in named]
+        said = "\n".join([*lines, *left_out_lines(left_out.files)])
+        _output.result(shapes if on_error == "refuse" else {"shapes": shapes, "left_out": left_out.files}, said)
 
 
 def _relabelled(features: Features, own: Sequence[str], names: Sequence[str]) -> Features:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pc3d._extras import require
 from pc3d.data import PointDataset
-from pc3d.evaluation.features import Centering, Sampling, batches, preparation
+from pc3d.evaluation.features import Centering, LeaveOut, Sampling, batches, preparation
 
 _PAIRS = 4096
 _CLOUDS = 32  # at a time
@@ -107,6 +107,7 @@ class PointPCA:
         num_points: int | None = 1024,
         sampling: Sampling = "first",
         normalize: Centering = "none",
+        leave_out: LeaveOut | None = None,
     ) -> PointPCA:
         """Fit the components on the clouds of a data set, prepared as :func:`extract_features` prepares them.
 
@@ -115,6 +116,7 @@ class PointPCA:
             num_points: points per cloud; None takes every point of each.
             sampling: as for :func:`extract_features`, and to be the same there.
             normalize: likewise.
+            leave_out: likewise.
 
         Returns:
             This object.
@@ -122,12 +124,12 @@ class PointPCA:
         Raises:
             ValueError: the data set has fewer clouds than components, or a cloud fewer points than asked for.
         """
-        if len(dataset) < self.num_components:
-            raise ValueError(
-                f"num_components must be at most the {len(dataset)} clouds of the data set, got {self.num_components}"
-            )
-        prepared = batches(dataset, _CLOUDS, preparation(num_points, sampling, normalize))
+        prepared = batches(dataset, _CLOUDS, preparation(num_points, sampling, normalize), leave_out)
         vectors = [self._vector(torch.stack([cloud.xyz for cloud in clouds])) for clouds in prepared]
+        if (count := sum(map(len, vectors))) < self.num_components:
+            raise ValueError(
+                f"num_components must be at most the {count} clouds of the data set, got {self.num_components}"
+            )
         decomposition = require("sklearn.decomposition", extra="train", purpose="the PCA baseline")
         fitted = decomposition.PCA(self.num_components, svd_solver="full").fit(np.concatenate(vectors))
         self._mean, self._axes = fitted.mean_, fitted.components_

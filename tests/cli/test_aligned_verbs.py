@@ -155,6 +155,30 @@ def test_unlabelled_files_get_their_five_nearest_names(
     assert "has no class names: give some" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_zero_shot_leaves_out_files_that_cannot_be_used(
+    encoder: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], labelled: bool
+) -> None:
+    good = tmp_path / "good"
+    for name, index in (("chair", 0), ("table", 1)):
+        folder = good / "test" / name if labelled else good
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(files / f"object_{index}.npz", folder)
+    mixed = tmp_path / "mixed" / "good"
+    shutil.copytree(good, mixed)
+    (next(mixed.rglob("object_0.npz")).parent / "a.xyz").write_text("")
+    options = ["--classes", "chair,table,lamp,bed,sofa", "--templates", "none", "--json"]
+    command = ["zeroshot", "--encoder", encoder, *options, "--data"]
+    assert main([*command, str(good)]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert main([*command, str(mixed)]) == 1
+    assert "a.xyz: is empty; --on_error report leaves such files out" in capsys.readouterr().err
+    assert main([*command, str(mixed), "--on_error", "report"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [Path(file["path"]).name for file in found.pop("left_out")] == ["a.xyz"]
+    assert found == (expected if labelled else {"shapes": expected})
+
+
 def test_zero_shot_without_alignment_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], encoder: str
 ) -> None:

@@ -508,6 +508,78 @@ def test_embed_leaves_out_files_that_cannot_be_used(
     assert "nothing in" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def with_bad_files(tmp_path_factory: pytest.TempPathFactory, by_class: Path) -> Path:
+    """``by_class`` with files that cannot be used, among them and beside them."""
+    root = tmp_path_factory.mktemp("bad") / by_class.name
+    shutil.copytree(by_class, root)
+    (root / "train" / "chair" / "0_empty.xyz").write_text("")
+    (root / "train" / "lamp" / "notes.doc").write_text("of no interest")
+    (root / "test" / "chair" / "0_few.xyz").write_text("0 0 1\n" * 5)
+    rows = np.loadtxt(next((root / "test" / "lamp").iterdir()))
+    np.savetxt(root / "test" / "lamp" / "0_nan.xyz", np.vstack([rows, [np.nan, 0, 0]]))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        ("probe", ["--C", "1"]),
+        ("probe", ["--encoder", "descriptor", "--C", "1", "--seeds", "0", "1"]),
+        ("fewshot", ["--way", "2", "--shot", "2", "--num_queries", "2", "--num_draws", "2"]),
+        ("retrieve", []),
+        ("robustness", ["--corruptions", "jitter", "--severities", "5", "--C", "1"]),
+    ],
+)
+def test_judges_leave_out_files_that_cannot_be_used(
+    verb: str,
+    options: list[str],
+    encoder: str,
+    by_class: Path,
+    with_bad_files: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = [verb, "--encoder", encoder, *POINTS, *options, "--data"]
+    assert main([*command, str(with_bad_files)]) == 1
+    assert "notes.doc" in capsys.readouterr().err
+    assert main([*command, str(by_class), "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert main([*command, str(with_bad_files), "--on_error", "report", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    left_out = {Path(file["path"]).name: file["reason"] for file in found.pop("left_out")}
+    assert set(left_out) == {"0_empty.xyz", "notes.doc", "0_few.xyz", "0_nan.xyz"}
+    assert "128 exceeds the 5 points" in left_out["0_few.xyz"]
+    assert found == expected
+
+
+def test_judges_refuse_files_and_name_the_remedy(
+    encoder: str, with_bad_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "files"
+    shutil.copytree(with_bad_files, root, ignore=shutil.ignore_patterns("notes.doc", "0_few.xyz", "0_empty.xyz"))
+    command = ["probe", "--encoder", encoder, *POINTS, "--C", "1", "--data", str(root)]
+    assert main(command) == 1
+    assert re.search(r"0_nan\.xyz: .*; --on_error report leaves such files out", capsys.readouterr().err)
+    assert main([*command, "--drop_invalid", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_test"] == 9
+    assert main([*command, "--on_error", "report"]) == 0
+    assert re.search(r"^left out: .*0_nan\.xyz: ", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_pca_is_fitted_on_the_files_that_can_be_used(tmp_path: Path) -> None:
+    from pc3d.cli._judging import features_of
+
+    points = np.random.default_rng(0).uniform(-1, 1, (134, 64, 3))
+    points[0] = np.nan
+    for index, rows in enumerate(points):
+        folder = tmp_path / ("train" if index < 130 else "test") / f"class{index % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{index}.npy", rows)
+    frozen = features_of("pca", str(tmp_path), None, 32, None, 8, untrained=False, seed=0, on_error="report")
+    assert [Path(file["path"]).name for file in frozen.left_out] == ["0.npy"]
+    assert (len(frozen.train), len(frozen.test)) == (129, 4)
+
+
 def test_embed_tells_splits_from_names_that_look_like_them(tmp_path: Path, encoder: str, by_class: Path) -> None:
     """Only folders of the split's name make a data set with splits; ``testing/test_1.xyz`` and a JSON file do not."""
     files = sorted((by_class / "test" / "chair").iterdir())
