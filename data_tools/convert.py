@@ -15,6 +15,9 @@ point, for ``pc3d parts train``: in a column called label, class, segment or ali
 name of a part on each line, of the numbers 0, 1, ... in the files; or a number and a name, and points with other
 numbers have no part.
 
+Colours and normals are kept if the first file has them: a later file without them is a bad one. If the first has none,
+those of others are left out; the end of the run and ``SPLIT.json`` tell which files lack them. --fields chooses.
+
 Meshes are sampled uniformly by area; of clouds with more points a random subset is kept. Points are written in random
 order, so that a prefix is a fair subsample. The same input, options and seed give the same values.
 
@@ -162,7 +165,11 @@ def prepared(cloud: PointCloud, options: Options, number: int) -> PointCloud:
         raise BadFileError(path, f"has {len(cloud)} points, --points asks for {options.points}")
     for name in options.fields:
         if getattr(cloud, name) is None:
-            raise BadFileError(path, f"has no {name}, which the first file has; --fields chooses what is kept")
+            raise BadFileError(
+                path,
+                f"has no {name}, which the first file has; --fields chooses what is kept, and --on-error report leaves "
+                "such files out",
+            )
     generator = torch.Generator().manual_seed(options.seed * 2**32 + number)
     cloud = cloud.select(torch.randperm(len(cloud), generator=generator)[: options.points])
     cloud = cloud.replace(meta={**cloud.meta, "radius_m": 1.0})
@@ -170,9 +177,13 @@ def prepared(cloud: PointCloud, options: Options, number: int) -> PointCloud:
 
 
 def make_shard(dataset: FileDataset, options: Options, root: Path, start: int, stop: int) -> dict[str, Any]:
-    """The arrays of items ``start`` to ``stop``, bad files listed under ``skipped_path`` and ``skipped_reason``."""
+    """The arrays of items ``start`` to ``stop``, bad files listed under ``skipped_path`` and ``skipped_reason``.
+
+    ``unkept`` has, for each item, what its file has and the shard has not, between blanks.
+    """
     clouds: list[Any] = []
     ids, skipped = [], []
+    others = [name for name in FIELDS if name not in options.fields]
     for index in range(start, stop):
         try:
             clouds.append(prepared(dataset.load(index), options, index))
@@ -187,6 +198,7 @@ def make_shard(dataset: FileDataset, options: Options, root: Path, start: int, s
         "label": np.array([cloud.label for cloud in clouds], np.int16),
         "radius": np.array([cloud.meta["radius_m"] for cloud in clouds], np.float32),
         "id": np.array(ids, np.str_),
+        "unkept": np.array([" ".join(n for n in others if getattr(c, n) is not None) for c in clouds], np.str_),
         "skipped_path": np.array([path for path, _ in skipped], np.str_),
         "skipped_reason": np.array([reason for _, reason in skipped], np.str_),
     }
@@ -263,7 +275,9 @@ class Output:
         os.replace(partial_name(self.folder / name), self.folder / name)
 
 
-def convert_split(options: Options, dataset: FileDataset, root: Path, name: str, output: Output, workers: int) -> None:
+def convert_split(
+    options: Options, dataset: FileDataset, root: Path, name: str, output: Output, workers: int, fields_chosen: bool
+) -> None:
     """Write the shards of one split that are not there yet, then its description."""
     size = options.shard_size
     plan = [(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
@@ -274,7 +288,7 @@ def convert_split(options: Options, dataset: FileDataset, root: Path, name: str,
         for shard, digest in written(dataset, options, root, missing, output.folder, workers):
             output.finish(shard, digest)
             bar.update(missing[shard][1] - missing[shard][0])
-    describe(options, dataset, name, list(shards), output)
+    describe(options, dataset, name, list(shards), output, fields_chosen)
 
 
 def written(
@@ -298,21 +312,27 @@ def written(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def describe(options: Options, dataset: FileDataset, name: str, shards: list[str], output: Output) -> None:
-    """Write ``SPLIT.json`` from the shards and say what was left out."""
+def describe(
+    options: Options, dataset: FileDataset, name: str, shards: list[str], output: Output, fields_chosen: bool
+) -> None:
+    """Write ``SPLIT.json`` from the shards and say what was left out, of fields unless they were chosen."""
     ids: list[str] = []
+    unkept: list[str] = []
     skipped = [{"path": str(file.path), "reason": file.reason} for file in dataset.skipped]
     kept = []
     counts = np.zeros(UNKNOWN_PART + 1, np.int64)
     for shard in shards:
         with np.load(output.folder / shard, allow_pickle=False) as arrays:
             ids += [str(item) for item in arrays["id"]]
+            # A shard of an interrupted run may be older than the list.
+            unkept += [str(names) for names in arrays["unkept"]] if "unkept" in arrays else [""] * len(arrays["id"])
             if options.parts is not None:
                 counts += np.bincount(arrays["part"].reshape(-1), minlength=UNKNOWN_PART + 1)
             if len(arrays["id"]) > 0:
                 kept.append(shard)
             for path, reason in zip(arrays["skipped_path"], arrays["skipped_reason"], strict=True):
                 skipped.append({"path": str(path), "reason": str(reason)})
+    without = {} if fields_chosen else lacking(ids, unkept)
     description = {
         "source": getattr(dataset, "source", "files"),
         "licence": getattr(dataset, "terms", "that of the files"),
@@ -323,14 +343,27 @@ def describe(options: Options, dataset: FileDataset, name: str, shards: list[str
         "shards": kept,
         "items": [{"id": item} for item in ids],
         "skipped": skipped,
+        **({"files_without": without} if without else {}),
     }
     output.write_text(f"{name}.json", json.dumps(description, indent=1) + "\n")
     print(f"{output.folder / name}.json: {len(ids)} objects in {len(kept)} shards, {len(skipped)} files left out")
     for file in skipped:
         print(f"  left out {file['path']}: {file['reason']}")
+    for field, files in without.items():
+        shown = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+        print(
+            f"  left out {field}: the first file has none, {len(ids) - len(files)} of {len(ids)} have some; without: "
+            f"{shown}. To keep it, convert the files that have it on their own"
+        )
     if options.parts is not None:
         named = [*zip(options.parts.names, counts, strict=False), ("no part", counts[UNKNOWN_PART])]
         print("  " + ", ".join(f"{name} {100 * count / max(1, counts.sum()):.1f} %" for name, count in named))
+
+
+def lacking(ids: list[str], unkept: list[str]) -> dict[str, list[str]]:
+    """For each field that some files have and the shards have not, the files without it."""
+    found = {name: [item for item, names in zip(ids, unkept, strict=True) if name not in names] for name in FIELDS}
+    return {name: files for name, files in found.items() if len(files) < len(ids)}
 
 
 def run(given: argparse.Namespace) -> None:
@@ -355,7 +388,7 @@ def run(given: argparse.Namespace) -> None:
         if options.parts is not None:
             record["parts"] = vars(options.parts)
         output.write_text(f"{name}-conversion.txt", json.dumps(record, indent=1) + "\n")
-        convert_split(options, dataset, root, name, output, given.workers)
+        convert_split(options, dataset, root, name, output, given.workers, given.fields is not None)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -142,6 +142,35 @@ def test_folders_of_mixed_files(tmp_path: Path, assets: Path, convert: ModuleTyp
         call(convert, *arguments)
 
 
+def test_fields_that_the_first_file_lacks_are_told_with_the_files(
+    tmp_path: Path, convert: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = np.random.default_rng(0).uniform(0, 1, (40, 9))
+    points[:, 6:] /= np.linalg.norm(points[:, 6:], axis=1, keepdims=True)
+    header = "x y z red green blue nx ny nz"
+    for kind, name, columns in (("a", "1", 3), ("a", "2", 9), ("b", "3", 6), ("b", "4", 3)):
+        (tmp_path / "in" / kind).mkdir(parents=True, exist_ok=True)
+        named = " ".join(header.split()[:columns])
+        np.savetxt(tmp_path / "in" / kind / f"{name}.xyz", points[:, :columns], header=named, comments="")
+    arguments = ("folder", tmp_path / "in", tmp_path / "out", "--split", "all", "--points", 32, "--shard-size", 2)
+    call(convert, *arguments)
+    told = capsys.readouterr().out
+    assert "left out rgb: the first file has none, 2 of 4 have some; without: a/1, b/4." in told
+    assert "left out normal: the first file has none, 1 of 4 have some; without: a/1, b/3, b/4." in told
+    description = json.loads((tmp_path / "out" / "all.json").read_text())
+    assert description["files_without"] == {"rgb": ["a/1", "b/4"], "normal": ["a/1", "b/3", "b/4"]}
+    stored = ObjectSet(tmp_path / "out", "all", num_points=32)
+    assert [stored[row].rgb for row in range(4)] == [None] * 4
+    call(convert, *arguments[:2], tmp_path / "chosen", *arguments[3:], "--fields")
+    assert "left out rgb" not in capsys.readouterr().out
+    # A shard of an interrupted run that an earlier version wrote goes with those of this one.
+    shard = tmp_path / "out" / "all-000.npz"
+    with np.load(shard) as arrays:
+        older = {name: values for name, values in arrays.items() if name != "unkept"}
+    np.savez(shard, **older)
+    assert len(ObjectSet(tmp_path / "out", "all", num_points=32)) == 4
+
+
 def test_a_column_of_parts_without_their_list(convert: ModuleType, tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         convert.main(["folder", str(tmp_path), str(tmp_path / "out"), "--part-column", "kind"])
