@@ -53,6 +53,7 @@ from pc3d.data.raw_structured3d import find_structured3d_rooms, read_structured3
 from pc3d.data.scan_files import read_class_codes, read_scan
 from pc3d.data.scene_labels import scannet_split
 from pc3d.data.scenes import CLASSES_FILE, find_below
+from pc3d.data.sweeps import classes_beside
 
 
 class Reader(Protocol):
@@ -61,21 +62,25 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """One scene: its folder below OUT, what reads it, and the file that is read if it is one file of the user's own."""
+    """One scene: its folder below OUT, what reads it, and the files that are read if they are the user's own."""
 
     name: str
     read: Reader
-    source: Path | None = None
+    sources: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a job: checksums by file name (None: it was there), notes, or the reason why it was left out."""
+    """What came of a job: checksums by file name (None: it was there), notes, or the reason why it was left out.
+
+    ``made_of`` has the :func:`versions` of the files that were read.
+    """
 
     name: str
     digests: dict[str, str] | None
     notes: list[str]
     failure: str | None = None
+    made_of: dict[str, list[int]] | None = None
 
 
 def passing_place(out: Path, name: str) -> Path:
@@ -87,6 +92,11 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def versions(files: tuple[Path, ...]) -> dict[str, list[int]]:
+    """What tells a file from another in its place: size in bytes, and time of the last change in nanoseconds."""
+    return {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+
+
 def work(job: Job, out: Path, known: dict[str, str], on_error: str) -> Done:
     """Write one scene under a passing name, unless it is there whole."""
     torch.set_num_threads(1)
@@ -96,6 +106,7 @@ def work(job: Job, out: Path, known: dict[str, str], on_error: str) -> Done:
         if not known or found != known:
             raise SystemExit(f"{folder} exists and is not what this tool wrote: move it away or choose another folder")
         return Done(job.name, None, [])
+    made_of = versions(job.sources)  # before they are read: a change meanwhile must be noticed
     try:
         arrays, notes = job.read()
     except BadFileError as error:
@@ -108,33 +119,45 @@ def work(job: Job, out: Path, known: dict[str, str], on_error: str) -> Done:
     passing.mkdir(parents=True)
     for name, values in arrays.items():
         np.save(passing / f"{name}.npy", values)
-    return Done(job.name, {path.name: sha256(path) for path in sorted(passing.iterdir())}, notes)
+    digests = {path.name: sha256(path) for path in sorted(passing.iterdir())}
+    return Done(job.name, digests, notes, made_of=made_of)
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a list to which lines are only ever added, without one within which a run was stopped."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return whole.splitlines()
 
 
 class Output:
-    """The output folder with its manifest, to which lines are only ever added."""
+    """The output folder with its manifest, and a list of the user's own files that scenes were made of."""
 
     def __init__(self, folder: Path, options: dict[str, Any]) -> None:
-        self.folder, self.manifest = folder, folder / "manifest.sha256"
+        self.folder, self.manifest, self.sources = folder, folder / "manifest.sha256", folder / "sources.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         record, text = folder / "preparation.json", json.dumps(options, indent=1) + "\n"
         if record.exists() and record.read_text(encoding="utf-8") != text:
             sys.exit(f"{record} exists with other options: move it away or choose another folder")
         record.write_text(text, encoding="utf-8")
         self.digests: dict[str, dict[str, str]] = {}
-        text = self.manifest.read_text(encoding="utf-8") if self.manifest.is_file() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # the run was stopped within a line
-            self.manifest.write_text(whole, encoding="utf-8")
-        for line in whole.splitlines():
+        self.made_of: dict[str, dict[str, list[int]]] = {}
+        for line in whole_lines(self.sources):
+            self.made_of.update(json.loads(line))
+        for line in whole_lines(self.manifest):
             digest, _, name = line.partition("  ")
             scene, _, file = name.rpartition("/")
             self.digests.setdefault(scene, {})[file] = digest
 
     def finish(self, done: Done) -> None:
-        """Give a scene its name, after the manifest has learnt its checksums: a stop in between loses nothing."""
+        """Give a scene its name, after the lists have learnt about it: a stop in between loses nothing."""
         if done.digests is None:
             return
+        if done.made_of:
+            with self.sources.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({done.name: done.made_of}) + "\n")
         if self.digests.get(done.name) != done.digests:
             with self.manifest.open("a", encoding="utf-8") as file:
                 file.write("".join(f"{value}  {done.name}/{name}\n" for name, value in done.digests.items()))
@@ -235,7 +258,9 @@ def file_jobs(given: argparse.Namespace) -> list[Job]:
         split, *within = splits[path] or ("test" if path in test else "train",)
         if split == passing_place(out, "").name:
             sys.exit(f"{path}: unfinished scenes lie in OUT/{split}, and no split may have its name: rename the folder")
-        jobs.append(Job(f"{split}/{'-'.join([*within, path.stem])}", partial(read, path), path))
+        classes = classes_beside(path) if given.classes is not None and path.suffix.lower() == ".bin" else None
+        sources = (path,) if classes is None else (path, classes)
+        jobs.append(Job(f"{split}/{'-'.join([*within, path.stem])}", partial(read, path), sources))
     return jobs or missing("scans", given.root / "train" / "SCAN.ply", given.root, SceneFolder)
 
 
@@ -252,11 +277,12 @@ def check_unchanged(jobs: list[Job], output: Output, root: Path) -> None:
                 f"delete {output.folder} to prepare all anew"
             )
     for job in jobs:
-        made = output.folder / job.name / "coord.npy"
-        if job.source is not None and made.is_file() and job.source.stat().st_mtime_ns > made.stat().st_mtime_ns:
+        before, now = output.made_of.get(job.name, {}), versions(job.sources)
+        changed = [path for path in {**now, **before} if before.get(path) != now.get(path)]
+        if changed and (output.folder / job.name).exists():
             sys.exit(
-                f"{job.source} was changed after {made.parent} was made of it: choose another folder, or delete "
-                f"{output.folder} to prepare all anew"
+                f"{changed[0]} is not what {output.folder / job.name} was made of, by its size and the time of its "
+                f"last change: choose another folder, or delete {output.folder} to prepare all anew"
             )
 
 

@@ -54,11 +54,20 @@ def _as_sweep(values: Array, path: Path, columns: int) -> Array | None:
     return table if fits else None
 
 
+def classes_beside(path: Path) -> Path | None:
+    """The file with the classes of a sweep's points, None if there is none."""
+    return next((place for place in _places_of_classes(path) if place.is_file()), None)
+
+
+def _places_of_classes(path: Path) -> tuple[Path, Path]:
+    return path.with_suffix(".label"), path.parent.parent / "labels" / f"{path.stem}.label"
+
+
 def _classes(path: Path, count: int) -> Array:
-    places = (path.with_suffix(".label"), path.parent.parent / "labels" / f"{path.stem}.label")
-    found = next((place for place in places if place.is_file()), None)
+    found = classes_beside(path)
     if found is None:
-        raise BadFileError(path, f"has no classes of its points: looked for {' and '.join(map(str, places))}")
+        places = " and ".join(map(str, _places_of_classes(path)))
+        raise BadFileError(path, f"has no classes of its points: looked for {places}")
     classes = np.fromfile(found, "<u4") & 0xFFFF  # above are numbers of objects
     if len(classes) != count or found.stat().st_size % 4:
         raise BadFileError(found, f"has {len(classes)} classes, {path.name} {count} points")

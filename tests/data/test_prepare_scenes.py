@@ -675,16 +675,38 @@ def test_no_scene_is_in_train_and_test_when_files_are_added(tmp_path: Path, tool
     assert len(list(out.glob("*/*/coord.npy"))) == 6
 
 
-def test_a_scan_that_changed_is_not_kept_silently(tmp_path: Path, tool: ModuleType, flat: Path) -> None:
+@pytest.mark.parametrize(("rows", "seconds"), [(40, 1), (40, -1000), (50, 0)], ids=["newer", "older", "longer"])
+def test_a_scan_that_changed_is_not_kept_silently(
+    tmp_path: Path, tool: ModuleType, flat: Path, rows: int, seconds: int
+) -> None:
     call(tool, "files", flat, tmp_path / "out")
-    made = (tmp_path / "out" / "train" / "scan3" / "coord.npy").stat().st_mtime
-    os.utime(flat / "scan3.npy", (made + 1, made + 1))
-    with pytest.raises(SystemExit, match=r"scan3\.npy was changed after .*scan3 was made of it"):
+    scan = flat / "scan3.npy"
+    kept, stamp = scan.read_bytes(), scan.stat().st_mtime_ns
+    np.save(scan, np.random.default_rng(9).random((rows, 4)) // [0.01, 0.01, 0.01, 2])
+    os.utime(scan, ns=(stamp, stamp + seconds * 10**9))
+    with pytest.raises(SystemExit, match=r"scan3\.npy is not what .*scan3 was made of"):
         call(tool, "files", flat, tmp_path / "out")
     np.save(flat / "scan6.npy", np.load(flat / "scan0.npy"))
-    os.utime(flat / "scan3.npy", (made - 1, made - 1))
+    scan.write_bytes(kept)
+    os.utime(scan, ns=(stamp, stamp))
     call(tool, "files", flat, tmp_path / "out")  # a new one joins the others
     assert len(SceneFolder(tmp_path / "out")) == 7
+
+
+def test_a_stop_within_a_line_of_the_sources_loses_no_more_than_the_scene(
+    tmp_path: Path, tool: ModuleType, flat: Path
+) -> None:
+    out = tmp_path / "out"
+    call(tool, "files", flat, out)
+    sources, manifest = (out / "sources.jsonl").read_text(), (out / "manifest.sha256").read_text()
+    (last,) = json.loads(sources.splitlines()[-1])
+    shutil.rmtree(out / last)  # the scene has not got its name yet
+    (out / "sources.jsonl").write_text(sources[:-20])
+    (out / "manifest.sha256").write_text("".join(x for x in manifest.splitlines(True) if f"{last}/" not in x))
+    call(tool, "files", flat, out)
+    assert (out / "sources.jsonl").read_text() == sources
+    assert (out / "manifest.sha256").read_text() == manifest
+    assert len(SceneFolder(out)) == 6
 
 
 def test_a_column_without_a_list_of_classes(tmp_path: Path, tool: ModuleType, flat: Path, capsys) -> None:
@@ -723,3 +745,9 @@ def test_classes_of_sweeps_are_not_told_to_be_left_out(
     call(tool, "files", tmp_path / "scans", tmp_path / "out")
     assert "not read" not in capsys.readouterr().out
     assert SceneFolder(tmp_path / "out")[0].segment.tolist() == (points[:, 2] <= 0.5).astype(int).tolist()
+    call(tool, "files", tmp_path / "scans", tmp_path / "out")
+    labels = sweep.parents[1] / "labels" / "000000.label"
+    np.flip(codes).tofile(labels)
+    os.utime(labels, ns=(0, 0))
+    with pytest.raises(SystemExit, match=r"labels/000000\.label is not what .*000000 was made of"):
+        call(tool, "files", tmp_path / "scans", tmp_path / "out")
