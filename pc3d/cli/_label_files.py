@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from pc3d.cli import _output
 from pc3d.cli._inputs import ON_ERROR_REMEDY, as_left_out, left_out_lines, nothing_left
@@ -21,6 +21,10 @@ class Labelled(NamedTuple):
     cloud: PointCloud
     labels: SceneLabels | PartLabels
     notes: tuple[str, ...] = ()
+
+
+Copy = Callable[[Path, IO[bytes], Labelled], None]
+"""Writes a copy of a file with its labels, in the file's own format."""
 
 
 def add_options(parser: Any) -> None:
@@ -48,6 +52,7 @@ def label_files(
     choice: Sequence[str],
     classes: Sequence[str],
     label: Callable[[Path], Labelled],
+    copy: Copy | None = None,
 ) -> None:
     """Label files one by one, write their results, and tell what is in them.
 
@@ -58,6 +63,7 @@ def label_files(
         choice: the model and the options that labels depend on.
         classes: names of the labels.
         label: reads and labels a file.
+        copy: also writes a copy of it, for PLY files in place of the coloured points.
 
     Raises:
         BadFileError: a file cannot be used, and such files are to be refused.
@@ -67,16 +73,15 @@ def label_files(
 
     output = Path(options.output)
     made_by = {path: _made_by(path, choice) for path in files}
-    done = [
-        path for path in files if options.resume and _is_done(output / _name(path), made_by[path], options.overwrite)
-    ]
+    targets = {path: _targets(path, output, copy is not None) for path in files}
+    done = [path for path in files if options.resume and _is_done(targets[path], made_by[path], options.overwrite)]
     output.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
     left_out: list[dict[str, str]] = []
     try:
         for path in files:
             if path in done:
-                found.append(_earlier(kind, output, path))
+                found.append(_earlier(kind, path, targets[path]))
                 continue
             try:
                 result = label(path)
@@ -87,7 +92,8 @@ def label_files(
                 _output.say(left_out_lines(left_out[-1:])[0])
                 continue
             told = {kind: str(path), "points": len(result.cloud), "notes": list(result.notes)}
-            found.append({**told, **_write(output / _name(path), result, classes, made_by[path])})
+            written = _write(path, targets[path], result, classes, made_by[path], copy)
+            found.append({**told, **written})
     except KeyboardInterrupt:
         count = f"{len(found)} of {len(files)} {kind}s are done"
         raise KeyboardInterrupt(f"{count}; go on with the same command and --resume") from None
@@ -148,16 +154,23 @@ def _name(path: Path) -> str:
     return path.name if path.is_dir() else path.stem
 
 
-def check_results(files: Sequence[Path], options: Any) -> None:
+def _targets(path: Path, output: Path, copied: bool) -> list[Path]:
+    """The results of a file: points, arrays, a picture and, if it is copied and no PLY file, the copy."""
+    endings = [".ply", ".npz", ".png"]
+    if copied and path.suffix.lower() not in endings:
+        endings.append(path.suffix.lower())
+    return [output / (_name(path) + ending) for ending in endings]
+
+
+def check_results(files: Sequence[Path], options: Any, *, copied: bool = False) -> None:
     """Refuse, before any work, results that would replace others."""
     output, overwrite = Path(options.output), options.overwrite or options.resume
     stems = [_name(path) for path in files]
     twice = [stem for stem in stems if stems.count(stem) > 1]
     if twice:
         raise ValueError(f"two files are called {twice[0]!r}, their results would have one name: give one at a time")
-    for stem in stems:
-        for ending in (".ply", ".npz", ".png"):
-            target = output / (stem + ending)
+    for source in files:
+        for target in _targets(source, output, copied):
             if any(target.resolve() == path.resolve() for path in files):
                 raise ValueError(f"{target} is an input, and a result would have its place: choose another --output")
             if target.exists() and not overwrite:
@@ -176,7 +189,7 @@ def _made_by(path: Path, choice: Sequence[str]) -> str:
     return content_key([*(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in found), *choice])
 
 
-def _is_done(stem: Path, made_by: str, overwrite: bool) -> bool:
+def _is_done(targets: Sequence[Path], made_by: str, overwrite: bool) -> bool:
     """Whether the results of a scene are there; its NPZ file is the last to come.
 
     Raises:
@@ -184,9 +197,9 @@ def _is_done(stem: Path, made_by: str, overwrite: bool) -> bool:
     """
     from pc3d._files import open_npz
 
-    scene, path, picture = (stem.with_name(stem.name + ending) for ending in (".ply", ".npz", ".png"))
+    scene, path, picture, *copies = targets
     if not path.exists():
-        found = [str(file) for file in (scene, picture) if file.exists()]
+        found = [str(file) for file in (scene, picture, *copies) if file.exists()]
         if found and not overwrite:
             raise FileExistsError(
                 f"{found[0]} has no {path.name} beside it, so nothing tells what made it: add --overwrite to replace "
@@ -203,14 +216,13 @@ def _is_done(stem: Path, made_by: str, overwrite: bool) -> bool:
             f"{path} is of another model, other options, another version of pc3d or PyTorch, or an earlier state of "
             "the file: add --overwrite to replace it, or choose another --output"
         )
-    return same and scene.exists()
+    return same and all(file.exists() for file in (scene, *copies))
 
 
-def _earlier(kind: str, output: Path, path: Path) -> dict[str, Any]:
+def _earlier(kind: str, path: Path, files: Sequence[Path]) -> dict[str, Any]:
     """What :func:`label_files` told of a file before, from its results."""
     import numpy as np
 
-    files = [output / (_name(path) + ending) for ending in (".ply", ".npz", ".png")]
     with np.load(files[1], allow_pickle=False) as file:
         label, (classes, notes) = file["label"], [[str(text) for text in file[name]] for name in ("classes", "notes")]
     label = label[label >= 0]
@@ -220,8 +232,10 @@ def _earlier(kind: str, output: Path, path: Path) -> dict[str, Any]:
     return {**told, "shares": shares, "written": [str(file) for file in files if file.exists()]}
 
 
-def _write(stem: Path, result: Labelled, classes: Sequence[str], made_by: str) -> dict[str, Any]:
-    """Write the three files of a cloud; give their names, and the share of the points that each class has."""
+def _write(
+    path: Path, targets: Sequence[Path], result: Labelled, classes: Sequence[str], made_by: str, copy: Copy | None
+) -> dict[str, Any]:
+    """Write the results of a file; give their names, and the share of the points that each class has."""
     from pc3d._extras import MissingExtraError
     from pc3d._files import replace_atomically
     from pc3d.tasks.label_files import write_labelled_ply, write_labels_npz
@@ -229,22 +243,25 @@ def _write(stem: Path, result: Labelled, classes: Sequence[str], made_by: str) -
 
     cloud, labels, notes = result
     colors = class_colors(len(classes))
-    targets = [stem.with_name(stem.name + ending) for ending in (".ply", ".npz", ".png")]
+    scene, arrays, picture, *copies = targets
     figure = None
     try:
         rgb = None if cloud.rgb is None else cloud.rgb.numpy()
-        figure = scene_figure(cloud.xyz.numpy(), labels.label.numpy(), classes, rgb=rgb, title=stem.name)
+        figure = scene_figure(cloud.xyz.numpy(), labels.label.numpy(), classes, rgb=rgb, title=_name(path))
     except MissingExtraError as missing:
         _output.say(f"  no picture: {missing}")
-        targets.pop()
     with ExitStack() as files:  # which come into place when all are written, the last of them first
-        npz = files.enter_context(replace_atomically(targets[1]))
+        npz = files.enter_context(replace_atomically(arrays))
         write_labels_npz(npz, cloud, labels, colors, classes, made_by=made_by, notes=notes)
         if figure is not None:
-            figure.savefig(files.enter_context(replace_atomically(targets[2])), format="png")
-        write_labelled_ply(files.enter_context(replace_atomically(targets[0])), cloud, labels, colors, classes)
+            figure.savefig(files.enter_context(replace_atomically(picture)), format="png")
+        if copy is not None:
+            copy(path, files.enter_context(replace_atomically(copies[0] if copies else scene)), result)
+        if copy is None or copies:
+            write_labelled_ply(files.enter_context(replace_atomically(scene)), cloud, labels, colors, classes)
     counts = labels.label.bincount(minlength=len(classes)).tolist()
-    return {"shares": _shares(counts, classes), "written": [str(target) for target in targets]}
+    written = [target for target in targets if figure is not None or target != picture]
+    return {"shares": _shares(counts, classes), "written": [str(target) for target in written]}
 
 
 def _shares(counts: Sequence[int], classes: Sequence[str]) -> dict[str, float]:

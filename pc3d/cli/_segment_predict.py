@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pc3d.cli import _output
 from pc3d.cli._devices import open_device
@@ -20,8 +20,9 @@ _DESCRIPTION = """Label every point of scene files.
 Reads PLY, PCD, LAS, LAZ, E57, XYZ, CSV, PTS, NPY, NPZ and BIN (KITTI, nuScenes) files of points, in metres (--scale)
 with z up (--up), with or without colours and normals, and prepared scenes (folders with coord.npy). For each NAME.* the
 output folder receives NAME.ply (the points in the colours of their classes, with label and confidence), NAME.npz
-(label, confidence, classes, class_colors, in the order of the file) and NAME.png (a picture). After an interruption,
---resume skips the files that are done."""
+(label, confidence, classes, class_colors, in the order of the file) and NAME.png (a picture); with --like_input, a
+copy of a LAS, LAZ or PLY file with all that is in it and the predicted classes. After an interruption, --resume skips
+the files that are done."""
 
 
 def build_parser() -> Any:
@@ -45,12 +46,26 @@ def build_parser() -> Any:
     )
     parser.add_argument("--max_points", type=int, default=400_000, help="Most voxels in one forward pass.")
     parser.add_argument("--context", type=float, default=2.0, help="Metres around a block that the network sees.")
+    parser.add_argument(
+        "--like_input",
+        action="store_true",
+        help="Also write a copy of each LAS or LAZ file with the predicted classes as its classification; for a PLY "
+        "file NAME.ply is a copy with label and confidence added, in its own colours.",
+    )
+    parser.add_argument(
+        "--class_numbers",
+        type=str,
+        metavar="LIST",
+        help="For --like_input: file with a number and a class on each line, such as '6 building'. By default classes "
+        "are numbered in the order of the model, from 0.",
+    )
     add_options(parser)
     return parser
 
 
 def main(argv: Sequence[str]) -> int | None:
     """Run the verb."""
+    from pc3d.data.labelled_copies import check_copies
     from pc3d.data.points import SCENE_SUFFIXES
     from pc3d.evaluation.kept import identity_of
     from pc3d.tasks import check_bounds, load_segmenter
@@ -61,22 +76,80 @@ def main(argv: Sequence[str]) -> int | None:
     check_bounds(options.max_points, options.context)
     open_device(options.device)
     scenes = listed_files(options.scenes, SCENE_SUFFIXES, scene_folders=True)
-    check_results(scenes, options)
+    check_results(scenes, options, copied=options.like_input)
     model = load_segmenter(options.run)
+    numbers = _class_numbers(model.classes, options)
+    if options.like_input:
+        check_copies(scenes, numbers)
     # Not drop_invalid: a file has no other result without it, only none where points are invalid.
     names = ("scale", "up", "voting", "fragments", "max_points", "context", "device")
     choice = [identity_of(model), *(f"{name} {getattr(options, name)}" for name in names)]
-    label_files("scene", scenes, options, choice, model.classes, lambda path: _label(model, path, options))
+    choice += [f"numbers {numbers}"] if options.like_input else []
+
+    def copy(path: Path, file: IO[bytes], result: Labelled) -> None:
+        _write_copy(path, file, result, numbers)
+
+    label_files(
+        "scene",
+        scenes,
+        options,
+        choice,
+        model.classes,
+        lambda path: _label(model, path, options),
+        copy if options.like_input else None,
+    )
     return None
+
+
+def _class_numbers(classes: Sequence[str], options: Any) -> dict[str, int]:
+    """The number of each class in copies of files.
+
+    Raises:
+        ValueError: a list without copies, or one that does not name all classes.
+    """
+    from pc3d.data.scan_files import read_class_codes
+
+    if options.class_numbers is None:
+        return {name: number for number, name in enumerate(classes)}
+    if not options.like_input:
+        raise ValueError("class_numbers: they are for the copies that --like_input writes: add it, or leave them out")
+    codes = read_class_codes(options.class_numbers)
+    # The first where several numbers are of one class.
+    numbers = {codes.names[place]: number for number, place in reversed(codes.index.items())}
+    missing = [name for name in classes if name not in numbers]
+    if missing:
+        raise ValueError(
+            f"class_numbers: {options.class_numbers} has no number for {', '.join(missing)}, which the model knows: "
+            "give each a line with a number and its name"
+        )
+    return {name: numbers[name] for name in classes}
+
+
+def _write_copy(path: Path, file: IO[bytes], result: Labelled, numbers: dict[str, int]) -> None:
+    """A copy of a scene file with the numbers of its classes."""
+    import numpy as np
+
+    from pc3d.data.labelled_copies import copy_las, copy_ply
+    from pc3d.tasks.label_files import in_file_order
+
+    label, confidence = in_file_order(result.cloud, result.labels)
+    classes = np.where(label < 0, -1, np.array(list(numbers.values()), np.int64)[label])
+    if path.suffix.lower() == ".ply":
+        copy_ply(path, file, classes, confidence, numbers)
+    else:
+        copy_las(path, file, classes)
 
 
 def _label(model: SceneSegmenter, path: Path, options: Any) -> Labelled:
     """Name the points of a scene."""
     from pc3d.data import BadFileError, read_scene
+    from pc3d.data.labelled_copies import check_copyable
     from pc3d.data.scenes import read_scene_folder
     from pc3d.tasks import is_too_large, segment_scene, unit_notes, with_fields
 
     read = read_scene_folder(path) if path.is_dir() else read_scene(path, drop_invalid=options.drop_invalid)
+    if options.like_input:
+        check_copyable(path)
     in_metres = turned_up(read.replace(xyz=read.xyz * options.scale), options.up)
     units = unit_notes(in_metres, model.voxel_size)
     if is_too_large(in_metres, model.voxel_size):

@@ -21,7 +21,7 @@ _CODES = {
     **{"int8": "b", "uint8": "B", "int16": "h", "uint16": "H", "int32": "i", "uint32": "I"},
     **{"float32": "f", "float64": "d", "int64": "q", "uint64": "Q"},
 }
-_ORDERS = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
+ORDERS = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
 _HEADER_BYTES = 1 << 20
 
 
@@ -61,7 +61,9 @@ class _Property(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Header:
+class PlyHeader:
+    """What a PLY file says of itself: one of :data:`ORDERS`, its elements, textures, and the bytes until they begin."""
+
     kind: str
     elements: list[tuple[str, int, list[_Property]]]
     textures: tuple[str, ...]
@@ -75,7 +77,7 @@ def read_ply(path: Path) -> PlyFile:
         BadFileError: it is no PLY file, or holds less than its header promises.
     """
     with path.open("rb") as file:
-        header = _read_header(path, file.read(_HEADER_BYTES))
+        header = read_ply_header(path, file)
         file.seek(header.size)
         lines = _lines(file) if header.kind == "ascii" else iter(())
         elements = {}
@@ -83,12 +85,18 @@ def read_ply(path: Path) -> PlyFile:
             if header.kind == "ascii":
                 rows = _text_rows(path, lines, name, count, properties)
             else:
-                rows = _binary_rows(path, file, name, count, properties, _ORDERS[header.kind])
+                rows = _binary_rows(path, file, name, count, properties, ORDERS[header.kind])
             elements[name] = rows
     return PlyFile(elements, header.textures)
 
 
-def _read_header(path: Path, data: bytes) -> _Header:
+def read_ply_header(path: Path, file: IO[bytes]) -> PlyHeader:
+    """The header of a PLY file, which has just been opened.
+
+    Raises:
+        BadFileError: it is no PLY file.
+    """
+    data = file.read(_HEADER_BYTES)
     start = re.match(rb"ply[ \t]*(\r\n|\n\r|\n|\r)", data)
     if start is None:
         raise BadFileError(path, f"cannot be read as PLY: it begins with {data[:20]!r}, not with a line 'ply'")
@@ -102,7 +110,7 @@ def _read_header(path: Path, data: bytes) -> _Header:
     # Comments may be in any encoding.
     for line in re.split(r"[\r\n]+", data[start.end() : end.start()].decode("latin-1")):
         match line.split():
-            case ["format", word, *_] if word in _ORDERS:
+            case ["format", word, *_] if word in ORDERS:
                 kind = word
             case ["element", name, count] if count.isdecimal():
                 elements.append((name, int(count), []))
@@ -119,8 +127,8 @@ def _read_header(path: Path, data: bytes) -> _Header:
             case _:
                 raise BadFileError(path, f"cannot be read as PLY: its header has the line {line!r}")
     if not kind:
-        raise BadFileError(path, f"cannot be read as PLY: its header has no line 'format' with one of {list(_ORDERS)}")
-    return _Header(kind, elements, tuple(textures), end.end())
+        raise BadFileError(path, f"cannot be read as PLY: its header has no line 'format' with one of {list(ORDERS)}")
+    return PlyHeader(kind, elements, tuple(textures), end.end())
 
 
 def _lines(file: IO[bytes]) -> Iterator[str]:
@@ -182,13 +190,13 @@ def _binary_rows(
         element, size = _rows_of_lists(path, file.read(), name, count, properties, order)
         file.seek(start + size)
         return element
-    rows = np.fromfile(file, _row_type(properties, order, [0] * len(properties)), count)
+    rows = np.fromfile(file, row_type(properties, order, [0] * len(properties)), count)
     if len(rows) < count:
         raise _short(path, name, count, len(rows))
     return {item.name: rows[f"{column}"] for column, item in enumerate(properties)}
 
 
-def _row_type(properties: list[_Property], order: str, lengths: list[int]) -> np.dtype[np.void]:
+def row_type(properties: list[_Property], order: str, lengths: list[int]) -> np.dtype[np.void]:
     """A row whose lists have these lengths. Columns go by their number: names may occur twice."""
     fields: list[tuple[str, str] | tuple[str, str, tuple[int]]] = []
     for column, (item, length) in enumerate(zip(properties, lengths, strict=True)):
@@ -205,8 +213,8 @@ def _rows_of_lists(
     """The properties of ``count`` rows at the beginning of ``data``, and how many bytes they take."""
     places, lengths, size = _places(path, data, name, min(count, 1), properties, order)
     if count:  # Usually all lists are as long as those of the first row.
-        row_type = _row_type(properties, order, lengths[:, 0].tolist())
-        rows = np.frombuffer(data, row_type, min(count, len(data) // row_type.itemsize))
+        alike = row_type(properties, order, lengths[:, 0].tolist())
+        rows = np.frombuffer(data, alike, min(count, len(data) // alike.itemsize))
         columns = [column for column, item in enumerate(properties) if item.count_code is not None]
         if len(rows) == count and all((rows[f"{c} length"] == lengths[c, 0]).all() for c in columns):
             return {
@@ -214,7 +222,7 @@ def _rows_of_lists(
                 if item.count_code is None
                 else Lists(np.full(count, lengths[c, 0]), rows[f"{c}"].reshape(-1))
                 for c, item in enumerate(properties)
-            }, count * row_type.itemsize
+            }, count * alike.itemsize
         places, lengths, size = _places(path, data, name, count, properties, order)
     raw = np.frombuffer(data, np.uint8)
     element: Element = {}

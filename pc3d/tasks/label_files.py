@@ -60,6 +60,16 @@ def write_labelled_ply(
     file.write(rows.data)
 
 
+def in_file_order(cloud: PointCloud, labels: SceneLabels | PartLabels) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    """Label and confidence of each point of a file, -1 and 0 for those that were left out when it was read."""
+    kept = cloud.meta.get("kept_rows")
+    rows = np.arange(len(cloud)) if kept is None else np.flatnonzero(np.asarray(kept))
+    total = len(cloud) if kept is None else len(kept)
+    label, confidence = np.full(total, -1, dtype=np.int16), np.zeros(total, dtype=np.float32)
+    label[rows], confidence[rows] = labels.label.cpu().numpy(), labels.confidence.cpu().numpy()
+    return label, confidence
+
+
 def write_labels_npz(
     file: IO[bytes],
     cloud: PointCloud,
@@ -83,11 +93,7 @@ def write_labels_npz(
         made_by: to know the results again.
         notes: what was noted of the scene.
     """
-    kept = cloud.meta.get("kept_rows")
-    rows = np.arange(len(cloud)) if kept is None else np.flatnonzero(np.asarray(kept))
-    total = len(cloud) if kept is None else len(kept)
-    label, confidence = np.full(total, -1, dtype=np.int16), np.zeros(total, dtype=np.float32)
-    label[rows], confidence[rows] = labels.label.cpu().numpy(), labels.confidence.cpu().numpy()
+    label, confidence = in_file_order(cloud, labels)
     np.savez_compressed(
         file,
         label=label,

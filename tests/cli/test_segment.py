@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import laspy
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from pc3d.cli._training import shipped_configs, with_config
 from pc3d.cli.main import main
 from pc3d.cli.segment import build_parser
 from pc3d.data import PointCloud, Rooms, SceneFolder, read_scene, split_train_validation
+from pc3d.data.ply_elements import read_ply
 from pc3d.evaluation import content_hash, read_rows
 from pc3d.evaluation.rows import row_from
 from pc3d.models import SparseUNet
@@ -689,6 +691,61 @@ def test_predict_takes_folders_and_leaves_out_what_cannot_be_read(
     assert f"nothing in {folder / 'b.ply'} can be read, first " in capsys.readouterr().err
     assert segment("predict", run, folder / "photos", "--output", tmp_path / "b") == 1
     assert "photos is a folder without files to read (.ply, .pcd, " in capsys.readouterr().err
+
+
+def test_predict_writes_copies_of_the_files(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    room = Rooms("test")[0].select(slice(None, None, 20))
+    header = laspy.LasHeader(point_format=3, version="1.2")
+    header.scales, header.offsets = np.full(3, 0.001), np.array([500_000.0, 5_400_000.0, 0.0])
+    survey = laspy.LasData(header)
+    survey.xyz = room.xyz.double().numpy() + header.offsets
+    survey.gps_time = np.arange(len(room))
+    survey.write(str(tmp_path / "survey.laz"))
+    rows = np.empty(len(room), [*((axis, "<f4") for axis in "xyz"), ("scan", "<i2")])
+    for axis, values in zip("xyz", room.xyz.numpy().T, strict=True):
+        rows[axis] = values
+    rows["scan"] = np.arange(len(room))
+    columns = "".join(f"property {'short' if name == 'scan' else 'float'} {name}\n" for name in rows.dtype.names)
+    head = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(room)}\n{columns}end_header\n"
+    (tmp_path / "scan.ply").write_bytes(head.encode() + rows.tobytes())
+    classes = load_segmenter(run).classes
+    (tmp_path / "numbers.txt").write_text("".join(f"{30 - k} {name}\n" for k, name in enumerate(classes)))
+    arguments: list[str | Path] = ["predict", run, tmp_path / "survey.laz", tmp_path / "scan.ply"]
+    arguments += ["--output", tmp_path / "out", "--like_input", "--class_numbers", tmp_path / "numbers.txt"]
+    assert segment(*arguments, "--json") == 0
+    written = [Path(file).name for one in json.loads(capsys.readouterr().out) for file in one["written"]]
+    assert written == ["survey.ply", "survey.npz", "survey.png", "survey.laz", "scan.ply", "scan.npz", "scan.png"]
+    copy = laspy.read(tmp_path / "out" / "survey.laz")
+    with np.load(tmp_path / "out" / "survey.npz") as archive:
+        np.testing.assert_array_equal(copy.classification, 30 - archive["label"])
+        assert len(np.unique(archive["label"])) > 1
+    np.testing.assert_array_equal(copy.gps_time, survey.gps_time)
+    found = read_ply(tmp_path / "out" / "scan.ply").elements["vertex"]
+    np.testing.assert_array_equal(found["scan"], rows["scan"])
+    with np.load(tmp_path / "out" / "scan.npz") as archive:
+        np.testing.assert_array_equal(found["label"], 30 - archive["label"])
+        np.testing.assert_array_equal(found["confidence"], archive["confidence"])
+    (tmp_path / "out" / "survey.laz").unlink()
+    assert segment(*arguments, "--resume") == 0
+    assert capsys.readouterr().out.count("done already") == 1
+    assert (tmp_path / "out" / "survey.laz").exists()
+
+
+def test_copies_that_cannot_be_are_refused_before_any_work(
+    run: Path, scenes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scan.ply").write_text("ply")
+    arguments: list[str | Path] = ["predict", run, tmp_path / "scan.ply", "--output", tmp_path / "out"]
+    (tmp_path / "numbers.txt").write_text("2 floor\n")
+    assert segment(*arguments, "--class_numbers", tmp_path / "numbers.txt") == 1
+    assert "they are for the copies that --like_input writes" in capsys.readouterr().err
+    assert segment(*arguments, "--like_input", "--class_numbers", tmp_path / "numbers.txt") == 1
+    assert re.search(r"numbers\.txt has no number for .*wall.*, which the model knows", capsys.readouterr().err)
+    assert segment("predict", run, scenes[1], "--output", tmp_path / "out", "--like_input") == 1
+    assert "a copy is made of .las, .laz, .ply files alone, got " in capsys.readouterr().err
+    assert segment("predict", run, tmp_path / "scan.ply", "--output", tmp_path, "--like_input", "--overwrite") == 1
+    assert "scan.ply is an input, and a result would have its place" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_predict_leaves_out_a_scene_whose_voxels_cannot_be_counted(
