@@ -82,6 +82,7 @@ def _open_split(
     data: str, split: str, num_points: int | None, variant: Variant | None, on_error: OnError, drop_invalid: bool
 ) -> Source:
     from pc3d import data as sets
+    from pc3d.data.openshape_tests import has_openshape_tests
 
     root = Path(data)
     shards = _has_shards(root) or ((root / f"{split}.json").is_file() and not (root / split).is_dir())
@@ -105,6 +106,8 @@ def _open_split(
         )
     if aligned:
         return Source(sets.AlignedShards(root, split), "farthest", "centroid")
+    if has_openshape_tests(root):
+        return Source(sets.OpenShapeTests(root, cast(Any, split)), "farthest", "centroid")
     if released:
         return Source(sets.OpenShapeFiles(root, f"split/{split}.json"), "farthest", "centroid")
     if shards:
@@ -200,7 +203,9 @@ def open_inputs(
 
 def _has_splits(root: Path, split: str) -> bool:
     """Whether a folder holds a data set with splits; any other is taken as files of points, whatever their names."""
-    if _has_shards(root) or has_aligned_shards(root) or _is_openshape_release(root):
+    from pc3d.data.openshape_tests import has_openshape_tests
+
+    if _has_shards(root) or has_aligned_shards(root) or _is_openshape_release(root) or has_openshape_tests(root):
         return True  # of another split perhaps: then the error says which there are
     published = ("ply_data_*.h5", "modelnet40_shape_names.txt", "modelnet10_shape_names.txt")
     if any(any(root.glob(pattern)) for pattern in published) or _is_scanobjectnn(root):

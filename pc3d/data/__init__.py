@@ -35,6 +35,7 @@ from pc3d.data.loader import EpochSampler, PointLoader, sample_generator
 from pc3d.data.mixing import SceneCollate, mix3d
 from pc3d.data.modelnet import ModelNetCache, ModelNetHDF5, ModelNetMeshes, ModelNetResampled
 from pc3d.data.objects import Household, ObjectSet
+from pc3d.data.openshape_tests import OpenShapeTests
 from pc3d.data.pickles import load_array_pickle
 from pc3d.data.points import read_points, read_scene
 from pc3d.data.scanned_rooms import Rooms
@@ -137,6 +138,7 @@ __all__ = [
     "ObjectDataModule",
     "ObjectSet",
     "OpenShapeFiles",
+    "OpenShapeTests",
     "PointBatch",
     "PointCloud",
     "PointDataModule",

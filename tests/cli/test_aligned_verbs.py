@@ -19,7 +19,16 @@ import pc3d.image
 from pc3d.cli._alignment import points_for, read_classes, read_picture, shapes, templates_of
 from pc3d.cli._judging import features_of
 from pc3d.cli.main import main
-from pc3d.data import AlignedShards, FolderDataset, Household, Normalize, Targets
+from pc3d.data import (
+    AlignedShards,
+    BadFileError,
+    FolderDataset,
+    Household,
+    MissingDataError,
+    Normalize,
+    OpenShapeTests,
+    Targets,
+)
 from pc3d.data.aligned_files import write_index, write_shard
 from pc3d.evaluation import ShapeIndex
 from pc3d.image import TextTower
@@ -696,6 +705,65 @@ def test_the_release_is_judged_on_the_classes_of_its_list(
     assert json.loads(capsys.readouterr().out)["num_classes"] == 3
     assert main(["zeroshot", "--encoder", encoder, "--data", str(tmp_path)]) == 1
     assert "test.json" in capsys.readouterr().err
+
+
+def write_openshape_tests(root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The release's folders of ModelNet40 and ScanObjectNN with three objects each; gives their coordinates, y up."""
+    modelnet, scans = (
+        np.random.default_rng(0).normal(size=(3, 100, 3)),
+        np.random.default_rng(1).normal(size=(3, 64, 3)),
+    )
+    for name in ("modelnet40", "scanobjectnn"):
+        (root / name).mkdir()
+    shapes = np.empty(3, object)
+    for row, xyz in enumerate(modelnet):
+        shapes[row] = {"xyz": xyz, "rgb": np.full((100, 3), 100)}
+    np.save(root / "modelnet40" / "test_pc.npy", shapes, allow_pickle=True)
+    names = [("sofa_0700", "sofa"), ("flower_pot_0150", "flower_pot"), ("sofa_0701", "sofa")]
+    records = [{"name": name, "category": category} for name, category in names]
+    (root / "modelnet40" / "test_split.json").write_text(json.dumps(records))
+    content = np.array({"xyz": scans.astype(np.float32), "label": np.array([0, 4, 14])}, dtype=object)
+    np.save(root / "scanobjectnn" / "xyz_label.npy", content, allow_pickle=True)
+    return modelnet, scans
+
+
+def test_the_test_sets_of_the_release_are_read_as_they_are(
+    encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, stored in zip(("modelnet40", "scanobjectnn"), write_openshape_tests(tmp_path), strict=True):
+        dataset = OpenShapeTests(tmp_path / name)
+        for row in range(3):
+            x, y, z = stored[row].T
+            np.testing.assert_allclose(dataset.load(row).xyz, np.stack([x, -z, y], 1), atol=1e-6)
+        source = shapes(str(tmp_path / name), "test", None, None)
+        assert (source.sampling, source.normalize) == ("random", "centroid")
+        assert torch.equal(source.dataset.load(0).xyz, dataset.load(0).xyz)
+        command = ["zeroshot", "--encoder", encoder, "--templates", "none", "--json", "--data", str(tmp_path / name)]
+        assert main(command) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["num_classes"], found["num_test"]) == ({"modelnet40": 2, "scanobjectnn": 15}[name], 3)
+    modelnet, scans = OpenShapeTests(tmp_path / "modelnet40"), OpenShapeTests(tmp_path / "scanobjectnn")
+    assert modelnet.classes == ("flower pot", "sofa")
+    assert modelnet.labels.tolist() == [1, 0, 1]
+    assert modelnet.load(1).meta["id"] == "flower_pot_0150"
+    np.testing.assert_allclose(modelnet.load(0).rgb, 100 / 255)
+    assert [scans.classes[label] for label in scans.labels.tolist()] == ["bag", "chair", "toilet"]
+    assert scans.load(0).rgb is None
+
+
+def test_damaged_test_sets_of_the_release_are_named(tmp_path: Path) -> None:
+    write_openshape_tests(tmp_path)
+    with pytest.raises(ValueError, match="no training split"):
+        OpenShapeTests(tmp_path / "modelnet40", "train")
+    with pytest.raises(MissingDataError, match=r"test_pc\.npy"):
+        OpenShapeTests(tmp_path)
+    (tmp_path / "modelnet40" / "test_split.json").write_text('[{"name": "a", "category": "sofa"}]')
+    with pytest.raises(BadFileError, match=r"test_pc\.npy: holds 3 shapes, test_split\.json lists 1"):
+        OpenShapeTests(tmp_path / "modelnet40")
+    for content in ({"xyz": np.zeros((3, 64, 3))}, {"xyz": np.zeros((3, 64, 3)), "label": np.zeros(2)}, [1, 2]):
+        np.save(tmp_path / "scanobjectnn" / "xyz_label.npy", np.array(content, dtype=object), allow_pickle=True)
+        with pytest.raises(BadFileError, match=r"xyz_label\.npy: is not a test set of OpenShape"):
+            OpenShapeTests(tmp_path / "scanobjectnn")
 
 
 # ---- pictures as queries -----------------------------------------------------------------------------------------
