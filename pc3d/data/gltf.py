@@ -29,9 +29,10 @@ _NOT_READ = {
     ),
     "EXT_mesh_gpu_instancing": "places its meshes by {}, which is not read: export it without instances",
 }
+_SPARSE = "has sparse accessors, which are not read: export it without"
 _VERSION = "is not glTF 2, the only version that is read"
 _TYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
-_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
+_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 _TRIANGLES, _FAN = 4, 6
 _FLOAT, _WHOLE = 5126, 5125
 _CHUNK = struct.Struct("<I4s")
@@ -49,7 +50,9 @@ def plain_glb(path: Path) -> bytes:
     needed = [name for name in tree.get("extensionsRequired", ()) if name in _NOT_READ]
     if needed:
         raise BadFileError(path, _NOT_READ[needed[0]].format(needed[0]))
-    buffer = _Buffer(path, tree, _joined(path, tree, binary))
+    data = _joined(path, tree, binary)
+    _check_counts(path, tree, len(data))
+    buffer = _Buffer(path, tree, data)
     for material in tree.get("materials", ()):
         _base_colour(material)
     for mesh in tree.get("meshes", ()):
@@ -96,6 +99,39 @@ def _joined(path: Path, tree: Tree, binary: bytes) -> bytes:
     return bytes(data)
 
 
+def _check_counts(path: Path, tree: Tree, size: int) -> None:
+    """Refuse accessors that claim more values than there are, for which trimesh would make room.
+
+    Those without data, which stand for zeros, may claim as many as the others have: moves of vertices that stay.
+    """
+    most, without = 0, []
+    for number, accessor in enumerate(tree.get("accessors", ())):
+        count = accessor["count"]
+        if "bufferView" not in accessor:
+            without.append((number, count))
+            continue
+        view = tree["bufferViews"][accessor["bufferView"]]
+        if accessor["componentType"] not in _TYPES or accessor["type"] not in _WIDTHS:
+            continue  # trimesh says so
+        item = np.dtype(_TYPES[accessor["componentType"]]).itemsize * _WIDTHS[accessor["type"]]
+        stride = view.get("byteStride", item)
+        room = size - view["byteOffset"] - accessor.get("byteOffset", 0)
+        if stride < 1 or (count - 1) * stride + item > room:
+            raise BadFileError(
+                path,
+                f"is truncated: accessor {number} has {count} items of {item} bytes every {stride} bytes, and {room} "
+                "bytes are there",
+            )
+        most = max(most, count)
+    for number, count in without:
+        if count > most and "sparse" in tree["accessors"][number]:
+            raise BadFileError(path, _SPARSE)
+        if count > most:
+            raise BadFileError(
+                path, f"is truncated: accessor {number} has {count} items and no data, others have at most {most}"
+            )
+
+
 def _chunks(path: Path, whole: bytes) -> Iterator[tuple[bytes, bytes]]:
     version, length = struct.unpack_from("<II", whole, 4)
     if version != 2:
@@ -134,7 +170,7 @@ class _Buffer:
         """Whether they are what they stand for."""
         found = self._tree["accessors"][accessor]
         if "sparse" in found:
-            raise BadFileError(self._path, "has sparse accessors, which are not read: export it without")
+            raise BadFileError(self._path, _SPARSE)
         return not found.get("normalized", False)
 
     def values(self, accessor: int) -> Array:

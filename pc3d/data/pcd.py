@@ -23,7 +23,7 @@ def read_pcd(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
     pydantic = require("pydantic", extra="io", purpose="PCD files")
     try:
         with path.open("rb") as file:
-            cloud = pypcd4.PointCloud.from_fileobj(_tidied(file))
+            cloud = pypcd4.PointCloud.from_fileobj(_tidied(path, file))
     except pydantic.ValidationError as error:
         faults = "; ".join(f"{' '.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise ValueError(f"its header is wrong ({faults})") from error
@@ -41,11 +41,14 @@ def read_pcd(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
     return fields
 
 
-def _tidied(file: IO[bytes]) -> IO[bytes]:
+def _tidied(path: Path, file: IO[bytes]) -> IO[bytes]:
     """A PCD file as pypcd4 wants it: every line in its header, and a blank between numbers of text.
 
     COUNT may be left out where all counts are 1, POINTS where WIDTH and HEIGHT say it; before version 0.7 FIELDS was
     called COLUMNS.
+
+    Raises:
+        BadFileError: the header promises more than there is.
     """
     header = re.match(rb"(?:(?!DATA\b).*\n)*DATA\s+(\w+).*\n", file.read(_HEADER_BYTES))
     if header is None:
@@ -60,6 +63,7 @@ def _tidied(file: IO[bytes]) -> IO[bytes]:
         tidy.setdefault(b"COUNT", [b"1"] * len(found[b"TYPE"]))
     if b"WIDTH" in found and b"HEIGHT" in found:
         tidy.setdefault(b"POINTS", [b"%d" % (int(found[b"WIDTH"][0]) * int(found[b"HEIGHT"][0]))])
+    _check_promise(path, header[1], tidy, path.stat().st_size - header.end())
     tidy[b"DATA"] = found[b"DATA"]
     version = found.pop(b"VERSION", [b".7"])
     if header[1] != b"ascii" and tidy == found and version[0] in (b".7", b"0.7"):
@@ -70,3 +74,27 @@ def _tidied(file: IO[bytes]) -> IO[bytes]:
     if header[1] == b"ascii":
         data = b"\n".join(b" ".join(line.split()) for line in data.splitlines())
     return io.BytesIO(b"".join(b" ".join([key, *words]) + b"\n" for key, words in tidy.items()) + data)
+
+
+def _check_promise(path: Path, data: bytes, header: dict[bytes, list[bytes]], there: int) -> None:
+    """Refuse points that a file has no bytes for, before pypcd4 makes room for them.
+
+    Args:
+        path: of the file.
+        data: how they are stored; how many there are in compressed ones, nothing tells.
+        header: what it says, word by word; pypcd4 says what is wrong with it.
+        there: bytes behind the header.
+    """
+    words = [header.get(key, []) for key in (b"SIZE", b"COUNT", b"POINTS")]
+    if not all(of_key and all(word.isdigit() for word in of_key) for of_key in words):
+        return
+    sizes, counts, (promised, *_) = ([int(word) for word in of_key] for of_key in words)
+    if data == b"binary":
+        width = sum(size * count for size, count in zip(sizes, counts, strict=False))
+        if promised * width > there:
+            found = there // width
+            raise BadFileError(path, f"is truncated: the header promises {promised} points, {found} are there")
+    elif data == b"ascii" and promised and 2 * sum(counts) - 1 > there:  # a digit each, and what is between them
+        raise BadFileError(
+            path, f"is truncated: the header promises {sum(counts)} numbers a point, {there} bytes are there"
+        )

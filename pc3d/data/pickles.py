@@ -6,7 +6,7 @@ import io
 import math
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,19 @@ def load_array_pickle(path: Path | str) -> Any:
     return _unpickle(path, io.BytesIO(path.read_bytes()))
 
 
+def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array that a ``.npy`` file begins with.
+
+    Raises:
+        ValueError: it does not begin like one.
+        EOFError: likewise.
+    """
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = header(file)
+    return shape, dtype
+
+
 def load_object_array(path: Path | str) -> Any:
     """Read a ``.npy`` file of Python objects, which NumPy stores as a pickle, as :func:`load_array_pickle` would.
 
@@ -96,9 +109,7 @@ def load_object_array(path: Path | str) -> Any:
     path = Path(path)
     file = io.BytesIO(path.read_bytes())
     try:
-        version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        _, _, dtype = header(file)
+        _, dtype = read_npy_header(file)
     except (ValueError, EOFError) as error:
         raise BadFileError(path, f"is not a .npy file: {error}") from error
     if not dtype.hasobject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -190,9 +191,11 @@ def _binary_rows(
         element, size = _rows_of_lists(path, file.read(), name, count, properties, order)
         file.seek(start + size)
         return element
-    rows = np.fromfile(file, row_type(properties, order, [0] * len(properties)), count)
-    if len(rows) < count:
-        raise _short(path, name, count, len(rows))
+    kind = row_type(properties, order, [0] * len(properties))
+    there = os.fstat(file.fileno()).st_size - file.tell()
+    if count * kind.itemsize > there:  # before there is room for what the header promises
+        raise _short(path, name, count, there // kind.itemsize)
+    rows = np.fromfile(file, kind, count)
     return {item.name: rows[f"{column}"] for column, item in enumerate(properties)}
 
 
@@ -240,9 +243,11 @@ def _places(
     path: Path, data: bytes, name: str, count: int, properties: list[_Property], order: str
 ) -> tuple[Array, Array, int]:
     """Where the values of each property and row begin, how many there are, and where the last row ends."""
-    places, lengths = np.empty((2, len(properties), count), np.int64)
     sizes = [struct.calcsize(order + item.code) for item in properties]
     counters = [None if item.count_code is None else struct.Struct(order + item.count_code) for item in properties]
+    smallest = sum(size if counter is None else counter.size for counter, size in zip(counters, sizes, strict=True))
+    # No more rows than can be there, whatever the header promises.
+    places, lengths = np.empty((2, len(properties), min(count, len(data) // smallest + 1)), np.int64)
     position = 0
     for row in range(count):
         for column, (counter, size) in enumerate(zip(counters, sizes, strict=True)):

@@ -25,6 +25,9 @@ def read_las(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
     with laspy.open(path) as reader:
         count = int(reader.header.point_count)
         dimensions = list(reader.header.point_format.dimension_names)
+        there = (path.stat().st_size - reader.header.offset_to_point_data) // reader.header.point_format.size
+        if not reader.header.are_points_compressed and there < count:  # before there is room for what it promises
+            raise BadFileError(path, f"holds {max(there, 0)} of the {count} points of its header")
         colored = set(_CHANNELS) <= set(dimensions)
         pieces: list[Array] = []
         xyz, rgb = np.empty((count, 3)), np.empty((count if colored else 0, 3), np.uint16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -22,7 +23,7 @@ from pc3d.data.file_fields import (
     named_fields,
     read_table,
 )
-from pc3d.data.pickles import load_object_array
+from pc3d.data.pickles import load_object_array, read_npy_header
 
 # What programs call arrays, in any case of letters.
 _ARRAY_NAMES = {
@@ -54,8 +55,8 @@ def split_columns(table: Array, path: Path, labels: Sequence[str] = ()) -> Field
         if table.shape[1] not in (4, 7, 10):
             raise BadFileError(
                 path,
-                f"has {table.shape[1]} columns without names: with the classes of the points in the last there are 4, "
-                "7 or 10",
+                f"has {table.shape[1]} columns: 4, 7 or 10, with the classes of the points in the last, are understood"
+                f"{_named(path, 'x y z intensity label', 'xyz=..., label=...')}",
             )
         return {**split_columns(table[:, :-1], path), "segment": table[:, -1]}
     if table.size == 0 and table.ndim == 2:
@@ -87,10 +88,15 @@ def _remedy(table: Array, path: Path) -> str:
     understood = ": 3 (xyz), 6 (and normals or colours) or 9 are understood"
     if len(table) == 3 and table.shape[1] > 9:
         return f"{understood}; x, y and z seem to be its rows: store the transposed array"
+    columns, arrays = "x y z intensity red green blue nx ny nz", "xyz=..., rgb=..., normal=..."
+    return f"{understood}{_named(path, columns, arrays)}"
+
+
+def _named(path: Path, columns: str, arrays: str) -> str:
+    """How to say what the columns of a file are, in words."""
     if path.suffix.lower() in (".npy", ".npz"):
-        return f"{understood}; leave others out, or store named arrays: np.savez(path, xyz=..., rgb=..., normal=...)"
-    names = " ".join(" ".join(COLUMN_NAMES[field][0]) for field in ("xyz", "rgb", "normal"))
-    return f"{understood} without names; a first line may name them ({names}; others are passed over)"
+        return f"; leave others out, or store named arrays: np.savez(path, {arrays})"
+    return f" without names; a first line may name them, such as {columns}: those of other names are passed over"
 
 
 def _check_numbers(values: Array, path: Path, name: str) -> None:
@@ -212,6 +218,8 @@ def _columns(lines: Iterable[str], layout: _Layout, path: Path, labels: Sequence
 
 def read_npy(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
     """The points of an array: rows of numbers, records with names, or a dictionary of arrays."""
+    with path.open("rb") as file:
+        _check_promise(path, file, path.stat().st_size)
     try:
         array = np.load(path, allow_pickle=False)
     except ValueError as error:
@@ -228,11 +236,26 @@ def read_npy(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
     return _from_arrays({name: records[name] for name in array.dtype.names}, path, labels=labels)
 
 
+def _check_promise(path: Path, file: IO[bytes], size: int) -> None:
+    """Refuse an array that a file of this size cannot hold, before NumPy makes room for it."""
+    try:
+        shape, kind = read_npy_header(file)
+    except (ValueError, EOFError):
+        return  # NumPy says what is wrong
+    promised, there = math.prod(shape) * kind.itemsize, size - file.tell()
+    if not kind.hasobject and promised > there:
+        raise BadFileError(path, f"is truncated: an array of {shape} {kind} has {promised} bytes, {there} are there")
+
+
 def read_npz(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
     """The points of an archive of arrays."""
     with np.load(path, allow_pickle=False) as archive:
         unnamed = re.compile(r"arr_\d+")
         wanted = [name for name in archive.files if _known(name, labels) or unnamed.fullmatch(name)]
+        for entry in archive.zip.infolist():
+            if entry.filename.removesuffix(".npy") in wanted:
+                with archive.zip.open(entry) as file:
+                    _check_promise(path, file, entry.file_size)
         try:
             arrays = {name: archive[name] for name in wanted}
         except ValueError as error:

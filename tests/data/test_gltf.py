@@ -250,6 +250,7 @@ def test_what_is_passed_over_is_told(tmp_path: Path, picture: Path) -> None:
 
 PACKED = "EXT_meshopt_compression"
 UNPACKED = {"byteLength": 9999, "extensions": {PACKED: {"fallback": True}}}
+PLACES = {"componentType": 5126, "count": 10**12, "type": "VEC3"}
 SPARSE = [{"componentType": 5126, "count": 4, "type": "VEC3", "sparse": {"count": 1}}]
 
 
@@ -266,9 +267,34 @@ SPARSE = [{"componentType": 5126, "count": 4, "type": "VEC3", "sparse": {"count"
         (glb({}, None)[:-1], r"is truncated: it promises \d+ bytes, \d+ are there"),
         (glb({}, None, buffers=[{"byteLength": 999}]), "is truncated: 72 of 999 bytes of a buffer are there"),
         (glb({}, None, accessors=SPARSE, extensionsUsed=[]), "has sparse accessors, which are not read"),
+        *(
+            (glb({}, None, accessors=accessors), "is truncated: accessor 0 has 1000000000000 items " + message)
+            for accessors, message in (
+                ([{**PLACES, "bufferView": 0}], "of 12 bytes every 12 bytes, and 72 bytes are there"),
+                ([PLACES, {**PLACES, "bufferView": 0, "count": 4}], "and no data, others have at most 4"),
+                ([PLACES], "and no data, others have at most 0"),
+            )
+        ),
     ],
 )
 def test_what_is_not_read_is_said(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "a.glb").write_bytes(data)
     with pytest.raises(BadFileError, match=r"a\.glb: " + message):
         read_points(tmp_path / "a.glb")
+
+
+def test_a_step_of_nothing_does_not_make_many_of_one(tmp_path: Path) -> None:
+    views = [{"buffer": 0, "byteLength": 72, "byteStride": 0}]
+    accessors = [{**PLACES, "bufferView": 0, "componentType": 5123, "normalized": True}]
+    (tmp_path / "a.glb").write_bytes(glb({}, None, accessors=accessors, bufferViews=views))
+    with pytest.raises(BadFileError, match="items of 6 bytes every 0 bytes, and 72 bytes are there"):
+        read_points(tmp_path / "a.glb")
+
+
+def test_moves_of_vertices_may_have_no_data(tmp_path: Path) -> None:
+    """A shape that a face may take, in which nothing moves: as many zeros as vertices."""
+    data = glb({}, None)
+    tree = json.loads(data[20 : 20 + struct.unpack_from("<I", data, 12)[0]])
+    moves = [*tree["accessors"], {**PLACES, "count": 4}]
+    (tmp_path / "a.glb").write_bytes(glb({}, None, accessors=moves))
+    assert len(read_points(tmp_path / "a.glb", num_points=10)) == 10

@@ -127,7 +127,13 @@ def test_one_point(tmp_path: Path, data: str) -> None:
     ("data", "message"),
     [
         (pcd(XYZ[:2], "ascii"), r"has no columns x, y and z; its columns are \['x', 'y'\]"),
-        (pcd(XYZ, "binary")[:-1], "cannot be read as PCD: .*; truncated or still being copied"),
+        (pcd(XYZ, "binary")[:-1], "is truncated: the header promises 3 points, 2 are there"),
+        # Room for none of it.
+        (pcd(XYZ, "binary", points=3 * 10**12), "is truncated: the header promises 3000000000000 points, 3 are there"),
+        (
+            pcd(XYZ, "ascii").replace(b"COUNT 1 1 1", b"COUNT 1 1 %d" % 10**12),
+            r"is truncated: the header promises 1000000000002 numbers a point, \d+ bytes are there",
+        ),
         (
             pcd(XYZ, "ascii").replace(b"DATA ascii", b"DATA text"),
             r"its header is wrong \(data: Input should be 'ascii'",

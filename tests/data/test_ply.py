@@ -276,6 +276,15 @@ WHOLE = ply("ascii", ("vertex", XYZ), ("face", [POLYGONS]))
             ply("binary_big_endian", ("vertex", XYZ), ("face", [POLYGONS]))[:-1],
             "promises 3 of the element 'face', 2 are there",
         ),
+        # Room for none of it.
+        (
+            ply("binary_little_endian", ("vertex", XYZ)).replace(b"vertex 5", b"vertex %d" % 10**12),
+            "promises 1000000000000 of the element 'vertex', 5 are there",
+        ),
+        (
+            ply("binary_big_endian", ("vertex", XYZ), ("face", [POLYGONS])).replace(b"face 3", b"face %d" % 10**12),
+            "promises 1000000000000 of the element 'face', 3 are there",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, data: bytes, message: str) -> None:

@@ -343,11 +343,29 @@ def test_which_classes_points_have(tmp_path: Path) -> None:
     with pytest.raises(BadFileError, match=r"the classes of its 4 points are int64 of shape \(3,\)"):
         read_scene(tmp_path / "short.npz", labels=True)
     np.save(tmp_path / "plain.npy", xyz)
-    with pytest.raises(BadFileError, match=r"has 3 columns without names: .* there are 4, 7 or 10"):
+    with pytest.raises(BadFileError, match=r"has 3 columns: 4, 7 or 10, with .* np\.savez\(path, xyz=\.\.\., label="):
         read_scene(tmp_path / "plain.npy", labels=True)
     (tmp_path / "scan.e57").write_bytes(b"ASTM-E57")
     with pytest.raises(BadFileError, match="as no E57 file has: write it as LAS or PLY"):
         read_scene(tmp_path / "scan.e57", labels=True)
+
+
+def test_points_that_a_survey_cannot_hold_get_no_room(tmp_path: Path) -> None:
+    write_las(tmp_path / "a.las", np.zeros((5, 3)), None)
+    data = bytearray((tmp_path / "a.las").read_bytes())
+    data[107:111] = (2**32 - 1).to_bytes(4, "little")
+    (tmp_path / "a.las").write_bytes(data)
+    with pytest.raises(BadFileError, match="holds 5 of the 4294967295 points of its header"):
+        read_scene(tmp_path / "a.las")
+
+
+def test_columns_of_which_no_class_is_known_can_be_named(tmp_path: Path) -> None:
+    """With an intensity before them, or several columns that might be classes."""
+    (tmp_path / "scan.xyz").write_text("1 2 3 40 5\n")
+    with pytest.raises(BadFileError, match=r"4, 7 or 10, .* a first line may name them, such as x y z intensity label"):
+        read_scene(tmp_path / "scan.xyz", labels=True)
+    (tmp_path / "scan.xyz").write_text("x y z intensity label\n1 2 3 40 5\n")
+    assert read_scene(tmp_path / "scan.xyz", labels=True).segment.tolist() == [5]
 
 
 def test_colours_of_another_number_than_points_are_refused_before_points_are_dropped(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +124,7 @@ def test_normals_that_are_not_known(tmp_path: Path) -> None:
     [
         (
             table(rows=WITH_MORE),
-            r"has 8 columns: 3 .*; a first line may name them \(x y z red green blue nx ny nz; others",
+            r"has 8 columns: 3 .*; a first line may name them, such as x y z intensity red green blue nx ny nz: those",
         ),
         ("x y z label\n" + table(), r"names 4 columns \(x y z label\) and has 6: name each, or begin the line with #"),
         ("x,y,z,name\n1,2,3,a\n4,5,", r"names 4 columns \(x y z name\) and has 3 in row 1: truncated\?"),
@@ -198,6 +200,21 @@ def test_what_is_wrong_with_an_array_is_said(tmp_path: Path, array: np.ndarray, 
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(BadFileError, match=r"a\.npy: .*" + message):
         read_points(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_an_array_that_the_file_cannot_hold_gets_no_room(tmp_path: Path, ending: str) -> None:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 3)})
+    data = file.getvalue() + bytes(120)
+    if ending == "npy":
+        (tmp_path / "a.npy").write_bytes(data)
+    else:
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            archive.writestr("xyz.npy", data)
+    promised = r"is truncated: an array of \(1000000000000, 3\) float32 has 12000000000000 bytes, 120 are there"
+    with pytest.raises(BadFileError, match=promised):
+        read_points(tmp_path / f"a.{ending}")
 
 
 def test_a_dictionary_of_arrays(tmp_path: Path) -> None:
