@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pc3d.data.types import PointBatch
 from pc3d.methods.hidden_scene import HiddenScene, check_cell_size, encode_hidden, hide_cells
 from pc3d.methods.method import Method, Optimisation
-from pc3d.models.voxel_features import ENCODER_PARTS, VoxelEncoder, as_voxel_encoder
+from pc3d.models.voxel_features import VoxelEncoder, as_voxel_encoder, freeze_decoder
 from pc3d.nn import init_token, mean_over_processes
 from pc3d.ops import segment_reduce
 
@@ -41,7 +41,8 @@ class MaskedScene(Method):
     representatives of voxels of (seed, epoch, batch index, process): nothing of them needs to be stored to resume.
 
     Args:
-        encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`; its decoder, if any, is not changed.
+        encoder: :class:`pc3d.models.SparseUNet`, :class:`pc3d.models.Swin3D` or another
+            :class:`pc3d.models.VoxelEncoder`; its decoder, if any, is not changed.
         cell_size: edge of the cubes in the units of the points.
         mask_ratio: share of the occupied cubes hidden in each scene.
         head_dim: width of the network that predicts.
@@ -77,11 +78,9 @@ class MaskedScene(Method):
         weights = {"color": color_weight, "normal": normal_weight, "offset": offset_weight}
         read = {"xyz": 0, "xyz_rgb": 1, "xyz_rgb_normal": 2}[voxels.signals]
         self.weights = {name: weights[name] for name in (*("color", "normal")[:read], "offset")}
-        channels = voxels.config["channels"]
+        channels = voxels.channels
         self.backbone = encoder
-        # With several processes, parameters without gradients would block the training: freeze unused modules.
-        for name, module in encoder.named_children():
-            module.requires_grad_(name in ENCODER_PARTS)
+        freeze_decoder(encoder)
         self.mask_token = nn.Parameter(init_token(torch.empty(1, channels[0])))
         self.head = nn.Sequential(
             nn.LayerNorm(sum(channels)),

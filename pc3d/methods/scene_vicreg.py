@@ -16,7 +16,7 @@ from pc3d.methods.collapse import CollapseWatch
 from pc3d.methods.hidden_scene import check_cell_size, encode_hidden, hide_cells
 from pc3d.methods.masked_scene import SCENES
 from pc3d.methods.method import Method, Optimisation
-from pc3d.models.voxel_features import UpcastFeatures, as_voxel_encoder
+from pc3d.models.voxel_features import UpcastFeatures, as_voxel_encoder, freeze_decoder
 from pc3d.nn import ProjectionHead, SampleRandom, gather_rows, init_token
 from pc3d.nn.sparse import scene_of_rows
 from pc3d.ops import gather, knn
@@ -54,7 +54,8 @@ class SceneVICReg(Method):
     compared over the global batch.
 
     Args:
-        encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`; its decoder, if any, is not changed.
+        encoder: :class:`pc3d.models.SparseUNet`, :class:`pc3d.models.Swin3D` or another
+            :class:`pc3d.models.VoxelEncoder`; its decoder, if any, is not changed.
         projector: hidden and output widths of the projector, which is not exported.
         pairs_per_scene: matches drawn from each scene; all if there are fewer.
         match_distance: largest distance of two matched points before the transforms, in the units of the points; None
@@ -98,8 +99,7 @@ class SceneVICReg(Method):
                 f"above 0, got {weights}: VICReg's are 25, 25 and 1"
             )
         self.model = UpcastFeatures(encoder)
-        # With several processes, parameters without gradients would block the training: freeze unused modules.
-        self.model.train_encoder()
+        freeze_decoder(encoder)
         self.match_distance = 1.5 * self.model.voxel_size if match_distance is None else float(match_distance)
         if not self.match_distance > 0.0:
             raise ValueError(f"match_distance must be positive, got {match_distance}")
@@ -110,7 +110,7 @@ class SceneVICReg(Method):
         self.mask_token: nn.Parameter | None = None
         if mask_ratio > 0.0:
             check_cell_size(cell_size, self.model.voxel_size)
-            width = as_voxel_encoder(encoder).config["channels"][0]
+            width = as_voxel_encoder(encoder).channels[0]
             self.mask_token = nn.Parameter(init_token(torch.empty(1, width)))
         self.watch = CollapseWatch()
 

@@ -41,7 +41,7 @@ from pc3d.models.swin3d_checkpoints import (
 )
 from pc3d.models.vit3d import ViT3D
 from pc3d.models.voxel_backbone import VoxelLevel
-from pc3d.models.voxel_features import UpcastFeatures
+from pc3d.models.voxel_features import UpcastFeatures, VoxelEncoder, VoxelScene
 
 __all__ = [
     "DGCNN",
@@ -73,7 +73,9 @@ __all__ = [
     "UpcastFeatures",
     "VectorClassifier",
     "ViT3D",
+    "VoxelEncoder",
     "VoxelLevel",
+    "VoxelScene",
     "as_aligned",
     "attention_map",
     "classifier_of",

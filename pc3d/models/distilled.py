@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pc3d.data.types import PointBatch
 from pc3d.models.block_features import BlockFeatures
 from pc3d.models.described import describe
-from pc3d.models.voxel_features import ENCODER_PARTS, UpcastFeatures, as_voxel_encoder
+from pc3d.models.voxel_features import UpcastFeatures, as_voxel_encoder, freeze_decoder
 
 
 class DistilledEncoder(nn.Module):
@@ -45,9 +45,7 @@ class DistilledEncoder(nn.Module):
             raise ValueError(f"space_dim must be at least 1, got {space_dim}")
         self.space_dim, self.space, self.decoder = space_dim, space, decoder
         self.encoder = encoder
-        self.feature_dim = (
-            int(cast(Any, encoder).feature_dim) if decoder else sum(as_voxel_encoder(encoder).config["channels"])
-        )
+        self.feature_dim = int(cast(Any, encoder).feature_dim) if decoder else sum(as_voxel_encoder(encoder).channels)
         self.config: dict[str, Any] = {
             "encoder": describe(encoder),
             "space_dim": space_dim,
@@ -58,9 +56,7 @@ class DistilledEncoder(nn.Module):
         self.name_weights(space_weights)
         self.projection = nn.Sequential(nn.LayerNorm(self.feature_dim), nn.Linear(self.feature_dim, space_dim))
         if not decoder:
-            # What takes no part would wait for gradients for ever when several processes train.
-            for name, module in encoder.named_children():
-                module.requires_grad_(name in ENCODER_PARTS)
+            freeze_decoder(encoder)
 
     def name_weights(self, weights: str) -> None:
         """Store the SHA-256 of the weights of the tower whose space this is."""

@@ -58,6 +58,8 @@ class SparseUNet(nn.Module):
         ValueError: lists of different lengths, or a size that is not positive.
     """
 
+    decoder_only = ("upsamples", "decoder")
+
     def __init__(
         self,
         channels: Sequence[int] = (32, 64, 128, 128),
@@ -81,7 +83,7 @@ class SparseUNet(nn.Module):
             "voxel_size": voxel_size,
             "signals": signals,
         }
-        self.voxel_size, self.signals = voxel_size, signals
+        self.channels, self.voxel_size, self.signals = list(channels), voxel_size, signals
         self.feature_dim = channels[0]
         self.stem = ConvNormReLU(num_signals(signals), channels[0])
         self.levels = nn.ModuleList(

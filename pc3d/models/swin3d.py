@@ -94,6 +94,8 @@ class Swin3D(nn.Module):
         ValueError: lists of different lengths, a size that is not positive, or a width that the heads do not divide.
     """
 
+    decoder_only = ("upsamples",)
+
     def __init__(
         self,
         channels: Sequence[int] = (48, 96, 192, 384, 384),
@@ -133,7 +135,8 @@ class Swin3D(nn.Module):
             "decoder_drop_path": decoder_drop_path,
             "checkpointing": checkpointing,
         }
-        self.voxel_size, self.signals, self.checkpointing = voxel_size, signals, checkpointing
+        self.channels, self.voxel_size, self.signals = list(channels), voxel_size, signals
+        self.checkpointing = checkpointing
         self.depths, self.window_sizes, self.down_strides = list(depths), windows, strides
         self.feature_dim = channels[0]
         self.decoder_attention = decoder_attention

@@ -12,8 +12,7 @@ from pc3d.data.types import PointBatch
 from pc3d.models.described import describe
 from pc3d.ops import gather
 
-ENCODER_PARTS = ("stem", "levels", "downsamples")
-"""The modules of a voxel backbone that make up its encoder; the others are its decoder."""
+_PARTS = ("scene", "embed", "encode_voxels", "channels", "voxel_size", "signals")
 
 
 class Level(Protocol):
@@ -37,18 +36,27 @@ class VoxelScene(Protocol):
 
 
 class VoxelEncoder(Protocol):
-    """What :class:`pc3d.models.SparseUNet` and :class:`pc3d.models.Swin3D` have in common."""
+    """What the methods of scenes and :class:`UpcastFeatures` need of an encoder, besides ``config``.
 
-    config: dict[str, Any]
+    :class:`pc3d.models.SparseUNet` and :class:`pc3d.models.Swin3D` have it, as may an encoder of your own. A class with
+    a decoder names the modules that :meth:`embed` and :meth:`encode_voxels` do not use in a tuple ``decoder_only``, so
+    that they are not trained where there is no decoder.
+
+    Attributes:
+        channels: width of each level, finest first.
+        voxel_size: edge of a voxel of the finest level, in the units of the points.
+        signals: what it reads, ``"xyz"``, ``"xyz_rgb"`` or ``"xyz_rgb_normal"``.
+    """
+
+    channels: Sequence[int]
     voxel_size: float
     signals: str
-    training: bool
 
     def scene(self, batch: PointBatch) -> Any:
-        """A :class:`VoxelScene`."""
+        """Prepare a batch: a :class:`VoxelScene`, whose finest voxels are those of :func:`pc3d.ops.voxelize`."""
 
     def embed(self, scene: Any) -> Tensor:
-        """Features ``(V, C)`` of the finest voxels, before the encoder's blocks."""
+        """Features ``(V, channels[0])`` of the finest voxels, before the encoder's blocks."""
 
     def encode_voxels(self, scene: Any, features: Tensor) -> list[Tensor]:
         """Features of each level, finest first."""
@@ -60,10 +68,28 @@ def as_voxel_encoder(module: nn.Module) -> VoxelEncoder:
     Raises:
         TypeError: it does not encode voxels at several levels.
     """
-    methods = all(callable(getattr(module, name, None)) for name in ("scene", "embed", "encode_voxels"))
-    if not methods or "channels" not in getattr(module, "config", {}):
-        raise TypeError(f"encoder must be a SparseUNet or a Swin3D, got {type(module).__name__}")
+    lacking = [name for name in _PARTS if not hasattr(module, name)]
+    if lacking:
+        name = type(module).__name__
+        raise TypeError(
+            f"encoder must be a SparseUNet or a Swin3D, got {name}; one of your own has the parts of "
+            f"pc3d.models.VoxelEncoder, of which {name} lacks {', '.join(lacking)}"
+        )
     return cast(VoxelEncoder, module)
+
+
+def freeze_decoder(encoder: nn.Module) -> None:
+    """Freeze the modules of a voxel encoder that take no part without a decoder.
+
+    Several processes that train would wait for their gradients for ever.
+
+    Raises:
+        ValueError: ``decoder_only`` names what is no module of the encoder.
+    """
+    for name in getattr(encoder, "decoder_only", ()):
+        if not isinstance(module := getattr(encoder, name, None), nn.Module):
+            raise ValueError(f"decoder_only of {type(encoder).__name__} names {name!r}, which is none of its modules")
+        module.requires_grad_(False)
 
 
 def upcast(scene: VoxelScene, encoded: Sequence[Tensor]) -> Tensor:
@@ -93,7 +119,7 @@ class UpcastFeatures(nn.Module):
     2025).
 
     Args:
-        encoder: :class:`pc3d.models.SparseUNet` or :class:`pc3d.models.Swin3D`; its decoder, if any, is not changed.
+        encoder: a :class:`VoxelEncoder`, such as :class:`pc3d.models.SparseUNet`; its decoder, if any, is not changed.
 
     Raises:
         TypeError: not an encoder of voxels.
@@ -104,16 +130,13 @@ class UpcastFeatures(nn.Module):
         voxels = as_voxel_encoder(encoder)
         self.encoder = encoder
         self.voxel_size, self.signals = voxels.voxel_size, voxels.signals
-        self.feature_dim: int = sum(voxels.config["channels"])
+        self.feature_dim: int = sum(voxels.channels)
         self.config: dict[str, Any] = {"encoder": describe(encoder)}
 
     def train_encoder(self, trained: bool = True) -> None:
-        """Make the encoder trainable, or not; its decoder, which takes no part, never.
-
-        Several processes that train would wait for its gradients for ever.
-        """
-        for name, module in self.encoder.named_children():
-            module.requires_grad_(trained and name in ENCODER_PARTS)
+        """Make the encoder trainable, or not; its decoder, which takes no part, never."""
+        self.encoder.requires_grad_(trained)
+        freeze_decoder(self.encoder)
 
     def forward(self, batch: PointBatch) -> Tensor:
         """As :meth:`point_features`."""

@@ -141,9 +141,10 @@ class SemanticSegmentation(pl.LightningModule):
             self.segmenter = SceneSegmenter(backbone, names, head)
         self.freeze_backbone, self.probe_first = freeze, probe_first
         self.optimisation, self.seed = optimisation, seed
-        self.segmenter.backbone.requires_grad_(not freeze)
         if isinstance(self.segmenter.backbone, BlockFeatures | DistilledEncoder | UpcastFeatures):
             self.segmenter.backbone.train_encoder(not freeze)
+        if freeze:  # otherwise, a backbone that keeps parts of itself fixed decides that itself
+            self.segmenter.backbone.requires_grad_(False)
         self._matrix = ConfusionMatrix(num_classes)
         weights = torch.tensor(class_weights, dtype=torch.float32) if class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +20,8 @@ from pc3d.data import PointBatch, PointCloud, Rooms, SceneDataModule, Selection,
 from pc3d.methods import MaskedScene, Optimisation, pretrain
 from pc3d.methods.hidden_scene import HiddenScene
 from pc3d.models import SparseUNet, Swin3D, UpcastFeatures
-from pc3d.models.voxel_features import ENCODER_PARTS, upcast
-from pc3d.ops import segment_reduce
+from pc3d.models.voxel_features import upcast
+from pc3d.ops import segment_reduce, voxelize
 from pc3d.tasks import SemanticSegmentation
 
 CROP = SphereCrop(900)
@@ -175,10 +176,49 @@ def test_gradients_reach_all_of_the_encoder_and_nothing_of_the_decoder(encoder: 
             nn.init.normal_(parameter, std=0.3)
     scene.training_step(batch, 0).backward()
     for name, parameter in scene.named_parameters():
-        of_decoder = name.startswith("backbone.") and name.split(".")[1] not in ENCODER_PARTS
+        of_decoder = name.startswith("backbone.") and name.split(".")[1] in ("upsamples", "decoder")
         assert parameter.requires_grad != of_decoder, name
         assert (parameter.grad is None) == of_decoder, name
         assert of_decoder or parameter.grad.abs().sum() > 0, name  # type: ignore[union-attr]
+
+
+class OwnScenes(nn.Module):
+    """An encoder of voxels as a user writes it: one level, other names of modules, and something like a decoder."""
+
+    decoder_only: tuple[str, ...] = ("after",)
+    signals, voxel_size, channels = "xyz_rgb", 0.2, (6,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {}
+        self.first, self.block, self.after = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def scene(self, batch: PointBatch) -> Any:
+        voxels = voxelize(batch.xyz, self.voxel_size, offsets=batch.offsets)
+        return SimpleNamespace(
+            levels=[SimpleNamespace(parent=None)], inverse=voxels.inverse, rgb=batch.rgb[voxels.first]
+        )
+
+    def embed(self, scene: Any) -> Tensor:
+        return self.first(scene.rgb)
+
+    def encode_voxels(self, scene: Any, features: Tensor) -> list[Tensor]:
+        return [self.block(features)]
+
+
+def test_an_own_encoder_is_trained_whatever_its_modules_are_called(batch: PointBatch) -> None:
+    scene = method(OwnScenes)
+    quiet(scene)
+    scene.training_step(batch, 0).backward()
+    trained = {
+        name.split(".")[1] for name, value in scene.named_parameters() if "backbone" in name and value.grad is not None
+    }
+    assert trained == {"first", "block"}
+    assert not any(value.requires_grad for value in scene.backbone.after.parameters())
+
+    wrong = type("Wrong", (OwnScenes,), {"decoder_only": ("decoder",)})
+    with pytest.raises(ValueError, match="decoder_only of Wrong names 'decoder', which is none of its modules"):
+        method(wrong)
 
 
 def test_a_step_is_a_function_of_seed_epoch_and_index_alone(batch: PointBatch) -> None:
@@ -223,7 +263,9 @@ def test_the_loss_falls_on_one_room(batch: PointBatch) -> None:
 
 
 def test_bad_arguments_are_refused(batch: PointBatch) -> None:
-    with pytest.raises(TypeError, match="SparseUNet or a Swin3D, got Linear"):
+    with pytest.raises(
+        TypeError, match=r"SparseUNet or a Swin3D, got Linear; .*, of which Linear lacks scene, embed, "
+    ):
         method(lambda: nn.Linear(1, 1))
     with pytest.raises(ValueError, match=r"mask_ratio must lie strictly between 0 and 1, got 1\.0"):
         method(mask_ratio=1.0)

@@ -222,6 +222,17 @@ def test_a_decoder_that_takes_no_part_waits_for_no_gradient() -> None:
         assert trained == (set() if freeze else {"stem", "levels", "downsamples"})
 
 
+def test_a_backbone_that_keeps_a_part_of_itself_fixed_still_does() -> None:
+    backbone = unet()
+    backbone.stem.requires_grad_(False)
+    for freeze in (False, True):
+        method = SemanticSegmentation(backbone, len(CLASSES), CLASSES, freeze=freeze)
+        trained = {
+            name.split(".")[0] for name, value in method.segmenter.backbone.named_parameters() if value.requires_grad
+        }
+        assert trained == (set() if freeze else {"levels", "downsamples", "upsamples", "decoder"})
+
+
 # ---- optimisation ------------------------------------------------------------------------------------------------
 
 
