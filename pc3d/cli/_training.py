@@ -50,7 +50,7 @@ def add_trainer(parser: Any) -> None:
     """The options of Lightning's trainer, without those that the run folder decides."""
     import pytorch_lightning as pl
 
-    own = {"default_root_dir", "logger", "enable_checkpointing"}
+    own = {"default_root_dir", "enable_checkpointing"}
     parser.add_class_arguments(pl.Trainer, "trainer", instantiate=False, skip=own)
 
 

@@ -60,7 +60,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         keep_epochs: finished epochs, counted from 1, whose checkpoint is also kept as ``epoch_N.ckpt``.
 
     Raises:
-        ValueError: ``every_n_steps`` below 1.
+        ValueError: ``every_n_steps`` below 1; or, when a checkpoint is due, weights that are no longer finite numbers.
     """
 
     def __init__(self, folder: Path, every_n_steps: int | None = None, keep_epochs: Sequence[int] = ()) -> None:
@@ -143,8 +143,24 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
             self._interruption.decide(trainer.strategy.reduce_boolean_decision(requested, all=False))
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
+        self._check_finite(trainer)  # or NaN would replace the last good weights, and be exported in the end
         trainer.save_checkpoint(self.folder / name, weights_only=False)  # with the states of optimiser and loops
         self._interruption.saved()
+
+    def _check_finite(self, trainer: pl.Trainer) -> None:
+        weights = trainer.lightning_module.named_parameters()
+        broken = next((name for name, value in weights if not bool(value.detach().isfinite().all())), None)
+        # All processes stop together, also if each holds another part of the weights.
+        if trainer.strategy.reduce_boolean_decision(broken is None, all=True):
+            return
+        kept = self.folder / "last.ckpt"
+        raise ValueError(
+            f"training has diverged: at step {trainer.global_step}, weights are not finite numbers"
+            + (f" ({broken}, for one)" if broken else "")
+            + (f"; {kept} is from before" if kept.exists() else "; no checkpoint was written")
+            + ": try a lower learning rate or --trainer.gradient_clip_val; --trainer.detect_anomaly true finds the "
+            "operation that makes the first NaN"
+        )
 
 
 def _ends_here(trainer: pl.Trainer) -> bool:

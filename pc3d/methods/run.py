@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -150,7 +151,8 @@ def pretrain(
         every_n_steps: also write ``last.ckpt`` within epochs, after this many steps.
         keep_epochs: finished epochs whose checkpoint is kept as ``epoch_N.ckpt``.
         config: the resolved configuration as YAML, stored in the folder.
-        **trainer: options of ``pytorch_lightning.Trainer``, such as ``max_epochs``, ``devices``, ``strategy``.
+        **trainer: options of ``pytorch_lightning.Trainer``, such as ``max_epochs``, ``devices``, ``strategy``;
+            ``callbacks``, ``plugins`` and ``logger`` are used besides those of the run folder.
 
     Returns:
         The trainer, after the run.
@@ -161,7 +163,8 @@ def pretrain(
         TypeError: the encoder of the method could not be loaded again; the folder is unchanged.
         ValueError: the data give no training batch, an option of the trainer is wrong or leaves nothing to train, or
             the global batch size is not that of the run; the folder is unchanged. Or the checkpoint holds weights of
-            another model; or no step was trained in ``max_time``, and nothing is exported.
+            another model; or no step was trained in ``max_time``, or the weights became NaN or infinite, and nothing
+            is exported.
         BlockingIOError: another process trains in this folder.
         OSError: the data cannot be read, and the folder is unchanged; or a checkpoint could not be written, and the
             previous one is intact.
@@ -192,6 +195,9 @@ def pretrain(
             folder.prepare(resume=resume, overwrite=overwrite)
             if config is not None:
                 replace_text(folder.config, config)
+        if _has_no_validation(data):  # Lightning would warn of methods without validation_step that these are unused
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "You passed in a `val_dataloader`")
         with interruptible(), _refusals_of_lightning(trainer), _refusal_of_weights(folder.checkpoint):
             engine.fit(
                 cast(pl.LightningModule, method),
@@ -224,7 +230,7 @@ def _trainer(
     """
     _check_options(trainer)
     callbacks = [*_as_list(trainer.pop("callbacks", None)), checkpoint]
-    if isinstance(data, PointDataModule) and data.val_dataloader() == []:
+    if _has_no_validation(data):
         trainer["limit_val_batches"] = 0
     if trainer.get("enable_progress_bar", True) is not False:
         bar = run_progress()
@@ -232,7 +238,8 @@ def _trainer(
         callbacks += _as_list(bar)
     if is_hidden():
         trainer["enable_model_summary"] = False
-    loggers = [metrics, pl.loggers.TensorBoardLogger(folder.path, name="tensorboard", version="")]
+    own = [metrics, pl.loggers.TensorBoardLogger(folder.path, name="tensorboard", version="")]
+    loggers = [*own, *_as_list(trainer.pop("logger", None))]
     plugins = [*_as_list(trainer.pop("plugins", None)), AtomicCheckpointIO()]
     with _refusals_of_lightning(trainer):
         return pl.Trainer(
@@ -287,6 +294,11 @@ def _check_options(trainer: dict[str, Any]) -> None:
                 f"trainer.{name}: 0 trains nothing, and what was never trained would be exported: give 1 or more, or "
                 "leave it out"
             )
+    if isinstance(trainer.get("logger"), bool):
+        raise ValueError(
+            f"trainer.logger: {trainer['logger']} is no logger; metrics.csv and tensorboard/ are always written: name "
+            "loggers to write besides them, or leave it out"
+        )
     if trainer.get("precision") in _HALF:
         raise ValueError(
             f"trainer.precision: {trainer['precision']} keeps the weights in 16 bits, where small steps of the "
@@ -310,6 +322,10 @@ def _check_same_batches(before: int | None, data: pl.LightningDataModule, proces
         f"cannot resume with batches of {now // processes} on each of {processes} processes: those of the run are of "
         f"{before} together: {remedy}"
     )
+
+
+def _has_no_validation(data: pl.LightningDataModule) -> bool:
+    return isinstance(data, PointDataModule) and data.val_dataloader() == []
 
 
 def _check_data(data: pl.LightningDataModule) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from tiny import QUIET, cmae, data, mae, same
 
@@ -151,6 +152,25 @@ def test_a_training_whose_disk_fills_up_stops_and_can_be_resumed(
     whole = cmae()
     pretrain(whole, data(240), tmp_path / "b", max_epochs=3, **QUIET)
     assert same(resumed.state_dict(), whole.state_dict())
+
+
+class _Spoil(pl.Callback):
+    """Makes one weight NaN at a step, as a gradient that is not finite would."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        if trainer.global_step == 12:
+            next(module.parameters()).data[0] = float("nan")
+
+
+def test_weights_that_are_no_numbers_end_the_run_and_replace_nothing(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"diverged: at step 12, weights are .* \(model\.\S+, for one\); .* from before"
+    ):
+        pretrain(mae(), data(), tmp_path, every_n_steps=4, max_epochs=3, callbacks=_Spoil(), **QUIET)
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 8
+    assert all(bool(value.isfinite().all()) for value in kept["state_dict"].values())
+    assert not (tmp_path / "encoder").exists()
 
 
 def test_checkpoints_to_keep(tmp_path: Path) -> None:

@@ -194,13 +194,14 @@ class OwnScenes(nn.Module):
         self.first, self.block, self.after = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 4)
 
     def scene(self, batch: PointBatch) -> Any:
+        assert batch.rgb is not None
         voxels = voxelize(batch.xyz, self.voxel_size, offsets=batch.offsets)
         return SimpleNamespace(
             levels=[SimpleNamespace(parent=None)], inverse=voxels.inverse, rgb=batch.rgb[voxels.first]
         )
 
     def embed(self, scene: Any) -> Tensor:
-        return self.first(scene.rgb)
+        return torch.as_tensor(self.first(scene.rgb))
 
     def encode_voxels(self, scene: Any, features: Tensor) -> list[Tensor]:
         return [self.block(features)]
@@ -214,7 +215,8 @@ def test_an_own_encoder_is_trained_whatever_its_modules_are_called(batch: PointB
         name.split(".")[1] for name, value in scene.named_parameters() if "backbone" in name and value.grad is not None
     }
     assert trained == {"first", "block"}
-    assert not any(value.requires_grad for value in scene.backbone.after.parameters())
+    fixed = {name for name, value in scene.backbone.named_parameters() if not value.requires_grad}
+    assert fixed == {"after.weight", "after.bias"}
 
     wrong = type("Wrong", (OwnScenes,), {"decoder_only": ("decoder",)})
     with pytest.raises(ValueError, match="decoder_only of Wrong names 'decoder', which is none of its modules"):

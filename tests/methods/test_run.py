@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tiny import QUIET, data, mae, same
 from pc3d import load_encoder
 from pc3d.cli.main import main
 from pc3d.cli.pretrain import build_parser, shipped_configs
-from pc3d.methods import CsvMetrics, PointCMAE, RunFolder, pretrain
+from pc3d.methods import CsvMetrics, PointCMAE, PointMAE, RunFolder, pretrain
 
 CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs" / "pretrain"
 TINY = """
@@ -307,6 +308,41 @@ def test_validation_is_logged_and_repeats_its_masks(tmp_path: Path) -> None:
     value = float(trainer.callback_metrics["validation/loss"])
     (again,) = trainer.validate(method, datamodule=module, verbose=False)
     assert again["validation/loss"] == pytest.approx(value, rel=1e-6)
+
+
+def test_loggers_of_the_configuration_write_besides_those_of_the_run(tmp_path: Path, config: Path) -> None:
+    asked = tmp_path / "logger.yaml"
+    arguments = f"{{save_dir: {tmp_path / 'logs'}, version: mine, flush_logs_every_n_steps: 1}}"
+    logger = f"{{class_path: pytorch_lightning.loggers.CSVLogger, init_args: {arguments}}}"
+    asked.write_text(f"trainer: {{logger: [{logger}], log_every_n_steps: 1}}")
+    folder = tmp_path / "run"
+    assert run("--config", config, "--config", asked, "--output", folder) == 0
+    with (
+        open(folder / "metrics.csv") as own,
+        open(tmp_path / "logs" / "lightning_logs" / "mine" / "metrics.csv") as other,
+    ):
+        first, second = [[row["train/loss_epoch"] for row in csv.DictReader(file)] for file in (own, other)]
+    assert [value for value in first if value] == [value for value in second if value] != []
+    assert list((folder / "tensorboard").iterdir()) != []
+
+    with pytest.raises(ValueError, match=r"trainer\.logger: False is no logger; metrics\.csv .* always written"):
+        pretrain(mae(), data(), tmp_path / "none", logger=False, max_epochs=1, **QUIET)
+
+
+class NoValidation(PointMAE):
+    """A method as a user may write it."""
+
+    validation_step = None  # type: ignore[assignment]
+
+
+def test_a_method_without_validation_is_not_told_of_validation_data_that_are_not_there(tmp_path: Path) -> None:
+    small = mae()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        pretrain(
+            NoValidation(small.encoder, decoder_depth=2, decoder_num_heads=2), data(), tmp_path, max_epochs=1, **QUIET
+        )
+    assert [str(one.message) for one in told if "val_dataloader" in str(one.message)] == []
 
 
 def test_run_folder_states(tmp_path: Path) -> None:
