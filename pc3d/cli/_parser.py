@@ -31,6 +31,13 @@ _NOISE = re.compile(
 )
 _NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 
+# jsonargparse advises a call that no user of the command can make.
+_NO_SUBCLASS = re.compile(r"Subclasses are disabled for (\w+), thus '([\w.]+)' is not accepted.*")
+_OTHER_CLASS = (
+    r"\1 is set by its fields, and no other class (\2) can take its place: for another optimiser or schedule, override "
+    r"configure_optimizers in a subclass of the pre-training method"
+)
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` with the closest of the known names, or an empty string if none is close."""
@@ -49,9 +56,11 @@ def unknown_names(message: str) -> list[str]:
 def gist(message: str) -> str:
     """What an argument parser says is wrong, without how it came to think so."""
     lines = [line for line in message.splitlines() if not _NOISE.match(line)]
-    found = "\n".join(lines)
+    found = _NO_SUBCLASS.sub(_OTHER_CLASS, "\n".join(lines))
     for module, name in _NO_CLASS.findall(found):
-        known = getattr(sys.modules.get(module), "__all__", ())
+        there = sys.modules.get(module)
+        classes = [key for key, value in vars(there).items() if isinstance(value, type)] if there else []
+        known = getattr(there, "__all__", classes)
         found = found.replace(f"has no attribute '{name}'", f"has no attribute '{name}'{nearest(name, known)}")
     return found
 

@@ -7,7 +7,10 @@ import os
 import re
 import signal
 import sys
+import sysconfig
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from pc3d._version import __version__
 from pc3d.cli import _output
@@ -37,6 +40,8 @@ VERBS = {
 
 # What PyTorch's loader puts in front of an error of one of its workers: all of its traceback.
 _WORKERS = re.compile(r"\ACaught \w+ in DataLoader worker process \d+\.\n.*\n[\w.]*(Error|Exception): ", re.DOTALL)
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def _help() -> str:
@@ -105,9 +110,27 @@ def _run(verb: str, arguments: list[str]) -> int:
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("PC3D_TRACEBACK"):
             raise
-        print(f"error: {_WORKERS.sub('', str(error))}", file=sys.stderr)
+        print(f"error: {_WORKERS.sub('', str(error)).rstrip()}{_users_place(error)}", file=sys.stderr)
         return FAILURE
     return OK if code is None else int(code)
+
+
+def _users_place(error: BaseException) -> str:
+    """Where an error passed through code that is neither pc3d's nor installed, as a class that a recipe names."""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if _WORKERS.match(str(error)):
+        frames += _FRAME.findall(str(error))
+    paths = sysconfig.get_paths()
+    others = (
+        Path(__file__).parents[1],
+        *(Path(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    )
+    own = [
+        (file, line)
+        for file, line in frames
+        if Path(file).is_file() and not any(map(Path(file).is_relative_to, others))
+    ]
+    return f"\n(by way of {own[-1][0]}, line {own[-1][1]}; PC3D_TRACEBACK=1 shows the whole way)" if own else ""
 
 
 def command() -> int:

@@ -21,7 +21,8 @@ MODULE = '''
 import torch
 from torch import nn
 
-from pc3d.methods import Method, PointMAE, Reconstruction
+from pc3d.data import Transform
+from pc3d.methods import Method, Optimisation, PointMAE, Reconstruction
 from pc3d.models import ObjectEncoder
 
 
@@ -40,6 +41,15 @@ class Shared(ObjectEncoder):
 
     def encode(self, xyz, pooling: str = "max"):
         return self.layer(xyz).amax(1)
+
+
+class Refuse(Transform):
+    def __call__(self, cloud, generator):
+        raise ValueError("not this cloud")
+
+
+class Other(Optimisation):
+    """With fields of its own."""
 
 
 class LowerHidden(PointMAE):
@@ -134,6 +144,35 @@ def test_what_own_methods_reconstruct_is_drawn(runs: Path) -> None:
     height = made.centers[0, :, 2]
     assert made.mask.sum() == method.num_masked
     assert height[made.mask[0]].max() <= height[~made.mask[0]].min()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_code_of_ones_own_says_where(
+    workers: int, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = MODULE.splitlines().index('        raise ValueError("not this cloud")') + 1
+    arguments = ["--config", str(runs / "copy.yaml"), "--output", str(tmp_path / "run")]
+    arguments += ["--data.train_transforms+=own_lab.Refuse", "--data.num_workers", str(workers)]
+    assert main(["pretrain", *arguments]) == 1
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "error: not this cloud",
+        f"(by way of {runs / 'own_lab.py'}, line {line}; PC3D_TRACEBACK=1 shows the whole way)",
+    ]
+    # What has not been through such code names no place.
+    assert main(["pretrain", "--config", "none", "--output", str(tmp_path / "run")]) == 1
+    assert "by way of" not in capsys.readouterr().err
+
+
+def test_wrong_names_of_own_classes_are_refused_with_the_remedy(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["pretrain", "--config", str(runs / "lower.yaml"), "--output", str(tmp_path / "run")]
+    assert main([*arguments, "--model", "own_lab.LowerHiden"]) == 2
+    assert "has no attribute 'LowerHiden'; did you mean 'LowerHidden'?" in capsys.readouterr().err
+    assert main([*arguments, "--model.optimisation", "own_lab.Other"]) == 2
+    told = capsys.readouterr().err
+    assert "set_parsing_settings" not in told
+    assert "no other class (own_lab.Other) can take its place: for another optimiser or schedule, override" in told
 
 
 def test_and_reported(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
