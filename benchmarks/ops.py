@@ -250,7 +250,7 @@ def main() -> None:
         parser.error("--device cuda: no CUDA device here")
     if ops.build_info()[args.device] != "loaded":
         parser.error(
-            f"the {args.device} kernels are {ops.build_info()[args.device]}: pip install --no-build-isolation ."
+            f"the {args.device} kernels are {ops.build_info()[args.device]}: pip install ."
         )
     torch.set_num_threads(args.threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))  # before the rivals load their OpenMP

@@ -120,15 +120,13 @@ def _users_place(error: BaseException) -> str:
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if _WORKERS.match(str(error)):
         frames += _FRAME.findall(str(error))
-    paths = sysconfig.get_paths()
-    others = (
-        Path(__file__).parents[1],
-        *(Path(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    )
+    installed = (Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")))
     own = [
         (file, line)
         for file, line in frames
-        if Path(file).is_file() and not any(map(Path(file).is_relative_to, others))
+        if Path(file).is_file()
+        and not any(map(Path(file).is_relative_to, installed))
+        and not {"site-packages", "dist-packages"} & set(Path(file).parts)
     ]
     return f"\n(by way of {own[-1][0]}, line {own[-1][1]}; PC3D_TRACEBACK=1 shows the whole way)" if own else ""
 

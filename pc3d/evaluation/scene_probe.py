@@ -141,8 +141,8 @@ def settle_on_scenes(backbone: nn.Module, scenes: PointDataset, *, progress: boo
     An untrained encoder has statistics that no scene has, and one pre-trained on masked scenes those of masked scenes.
 
     Args:
-        backbone: any network that is called with a batch; changed in place; its mode is preserved. Without batch norm,
-            nothing is done.
+        backbone: has ``point_features(batch)``; changed in place; its mode is preserved. Without batch norm, nothing is
+            done.
         scenes: their labels are not used.
         progress: show a bar on standard error.
     """
@@ -157,7 +157,7 @@ def settle_on_scenes(backbone: nn.Module, scenes: PointDataset, *, progress: boo
         norm.momentum = None  # the plain mean over all scenes
     try:
         for index in track(range(len(scenes)), "statistics of batch norms", "scenes", visible=progress):
-            backbone(collate([scenes[index]]).to(_device(backbone)))
+            _encode(backbone, collate([scenes[index]]))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

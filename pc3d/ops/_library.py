@@ -43,7 +43,7 @@ def _load_kernels() -> dict[str, str]:
                 state[device] = f"compiled, but does not load: {error}"
                 warnings.warn(
                     f"pc3d: the {device} kernels do not load into torch {torch.__version__} ({error}); "
-                    "reinstall pc3d here: pip install --no-build-isolation --force-reinstall --no-deps .",
+                    "reinstall pc3d here: pip install --force-reinstall --no-deps .",
                     FallbackWarning,
                     stacklevel=2,
                 )
@@ -63,7 +63,7 @@ def define(schema: str, reference: Callable[..., Any]) -> None:
             warnings.warn(
                 f"pc3d: no compiled kernel of {name!r} for device {device!r} ({KERNELS.get(device, 'none exists')}); "
                 "running its slow plain PyTorch definition. `pc3d doctor` says what is compiled; to compile, reinstall "
-                "with a C++17 compiler (and nvcc for CUDA) at hand: pip install --no-build-isolation .",
+                "with a C++17 compiler (and nvcc for CUDA) at hand: pip install .",
                 FallbackWarning,
                 stacklevel=3,
             )
