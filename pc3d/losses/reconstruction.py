@@ -32,7 +32,7 @@ def patch_chamfer(
         Scalar.
 
     Raises:
-        ValueError: shapes that differ or are not ``(B, M, S, 3)``.
+        ValueError: shapes that differ or are not ``(B, M, S, 3)``, or points that are not finite numbers.
     """
     if predicted.shape != target.shape or predicted.ndim != 4:
         raise ValueError(
@@ -40,7 +40,15 @@ def patch_chamfer(
         )
     with torch.autocast(predicted.device.type, enabled=False):
         dtype = torch.promote_types(predicted.dtype, torch.float32)
-        distance = chamfer_distance(
-            predicted.to(dtype).flatten(0, 1), target.to(dtype).flatten(0, 1), kind=kind, reduction="none"
-        )
+        try:
+            distance = chamfer_distance(
+                predicted.to(dtype).flatten(0, 1), target.to(dtype).flatten(0, 1), kind=kind, reduction="none"
+            )
+        except ValueError as error:  # it speaks of points of the data, that one could drop
+            if bool(predicted.isfinite().all()):
+                raise
+            raise ValueError(
+                "predicted holds points that are NaN or infinite: training has diverged: try a lower learning rate or "
+                "gradient clipping (--trainer.gradient_clip_val)"
+            ) from error
         return distance.mean() if denominator is None else distance.sum() / denominator

@@ -61,3 +61,11 @@ def test_half_precision_and_autocast_compute_in_float32() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"both be \(B, M, S, 3\), got \(1, 2, 3, 3\) and \(1, 2, 4, 3\)"):
         patch_chamfer(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 4, 3))
+
+
+def test_predictions_that_diverged_are_told_from_bad_data() -> None:
+    good, bad = torch.zeros(1, 2, 3, 3), torch.full((1, 2, 3, 3), float("nan"))
+    with pytest.raises(ValueError, match="predicted holds points that are NaN or infinite: training has diverged"):
+        patch_chamfer(bad, good)
+    with pytest.raises(ValueError, match="holds a NaN or infinite coordinate, first in row 0; drop such points first"):
+        patch_chamfer(good, bad)
