@@ -249,9 +249,7 @@ def main() -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no CUDA device here")
     if ops.build_info()[args.device] != "loaded":
-        parser.error(
-            f"the {args.device} kernels are {ops.build_info()[args.device]}: pip install ."
-        )
+        parser.error(f"the {args.device} kernels are {ops.build_info()[args.device]}: pip install .")
     torch.set_num_threads(args.threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))  # before the rivals load their OpenMP
     available = {r.name: r.missing() for rivals in RIVALS.values() for r in rivals if args.device in r.devices}
