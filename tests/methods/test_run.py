@@ -359,7 +359,9 @@ def test_run_folder_states(tmp_path: Path) -> None:
     folder.metrics.touch()
     with pytest.raises(FileNotFoundError, match=r"wrote no checkpoint yet .* pass --overwrite"):
         folder.prepare(resume=True)
-    with pytest.raises(FileExistsError, match="has written no checkpoint: if it is not running still, pass --overwrite") as refusal:
+    with pytest.raises(
+        FileExistsError, match="has written no checkpoint: if it is not running still, pass --overwrite"
+    ) as refusal:
         folder.prepare()
     assert "--resume" not in str(refusal.value)  # it would be refused
     file = tmp_path / "file"
