@@ -91,7 +91,7 @@ class MaskedScene(Method):
 
     @property
     def encoder(self) -> nn.Module:
-        """The backbone; of its parts only stem, levels and down-sampling were trained."""
+        """The backbone; its decoder, if any, was not trained."""
         return self.backbone
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:

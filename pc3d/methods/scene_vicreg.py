@@ -116,7 +116,7 @@ class SceneVICReg(Method):
 
     @property
     def encoder(self) -> nn.Module:
-        """The encoder; of its parts only stem, levels and down-sampling were trained."""
+        """The encoder; its decoder, if any, was not trained."""
         return self.model.encoder
 
     def training_step(self, batch: PointBatch, batch_idx: int) -> Tensor:

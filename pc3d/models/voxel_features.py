@@ -78,10 +78,14 @@ def as_voxel_encoder(module: nn.Module) -> VoxelEncoder:
     return cast(VoxelEncoder, module)
 
 
-def freeze_decoder(encoder: nn.Module) -> None:
-    """Freeze the modules of a voxel encoder that take no part without a decoder.
+def freeze_decoder(encoder: nn.Module, frozen: bool = True) -> None:
+    """Freeze the modules of a voxel encoder that take no part without a decoder, or let them train again.
 
     Several processes that train would wait for their gradients for ever.
+
+    Args:
+        encoder: any module; of one without ``decoder_only`` nothing is changed.
+        frozen: which of the two.
 
     Raises:
         ValueError: ``decoder_only`` names what is no module of the encoder.
@@ -89,7 +93,7 @@ def freeze_decoder(encoder: nn.Module) -> None:
     for name in getattr(encoder, "decoder_only", ()):
         if not isinstance(module := getattr(encoder, name, None), nn.Module):
             raise ValueError(f"decoder_only of {type(encoder).__name__} names {name!r}, which is none of its modules")
-        module.requires_grad_(False)
+        module.requires_grad_(not frozen)
 
 
 def upcast(scene: VoxelScene, encoded: Sequence[Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from pc3d.data.types import PointBatch
 from pc3d.evaluation import ConfusionMatrix
 from pc3d.evaluation.scene_probe import fit_linear_head
 from pc3d.models import BlockFeatures, DistilledEncoder, UpcastFeatures, scene_backbone
+from pc3d.models.voxel_features import freeze_decoder
 from pc3d.nn import all_reduce_sum, mean_over_processes, take_from_first
 from pc3d.tasks.draws import draws_of_step
 from pc3d.tasks.initial_weights import take_weights
@@ -141,10 +142,7 @@ class SemanticSegmentation(pl.LightningModule):
             self.segmenter = SceneSegmenter(backbone, names, head)
         self.freeze_backbone, self.probe_first = freeze, probe_first
         self.optimisation, self.seed = optimisation, seed
-        if isinstance(self.segmenter.backbone, BlockFeatures | DistilledEncoder | UpcastFeatures):
-            self.segmenter.backbone.train_encoder(not freeze)
-        if freeze:  # otherwise, a backbone that keeps parts of itself fixed decides that itself
-            self.segmenter.backbone.requires_grad_(False)
+        _train(self.segmenter.backbone, not freeze)
         self._matrix = ConfusionMatrix(num_classes)
         weights = torch.tensor(class_weights, dtype=torch.float32) if class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)
@@ -246,6 +244,18 @@ class SemanticSegmentation(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW and its schedule, as long as the run or as ``schedule_epochs`` says."""
         return self.optimisation.build(self, _schedule_steps(self.trainer, self.optimisation.schedule_epochs))
+
+
+def _train(backbone: nn.Module, trained: bool) -> None:
+    """Make a backbone trainable, or not; parts that it keeps fixed itself stay so."""
+    if isinstance(backbone, BlockFeatures | DistilledEncoder | UpcastFeatures):
+        backbone.train_encoder(trained)
+    if not trained:
+        backbone.requires_grad_(False)
+    elif not any(parameter.requires_grad for parameter in backbone.parameters()):
+        backbone.requires_grad_(True)  # an earlier probe has frozen it
+    else:  # pre-training freezes a decoder that it does not use
+        freeze_decoder(backbone, frozen=False)
 
 
 def _schedule_steps(trainer: pl.Trainer, schedule_epochs: int | None) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pc3d.data import PointBatch, PointDataModule, collate
 from pc3d.evaluation.scene_probe import fit_linear_head
-from pc3d.methods import pretrain
+from pc3d.methods import MaskedScene, pretrain
 from pc3d.models import (
     AlignedShapeEncoder,
     BlockFeatures,
@@ -231,6 +231,14 @@ def test_a_backbone_that_keeps_a_part_of_itself_fixed_still_does() -> None:
             name.split(".")[0] for name, value in method.segmenter.backbone.named_parameters() if value.requires_grad
         }
         assert trained == (set() if freeze else {"levels", "downsamples", "upsamples", "decoder"})
+
+
+def test_a_backbone_that_was_pre_trained_without_its_decoder_or_probed_is_trained_whole() -> None:
+    backbone = unet()
+    MaskedScene(backbone)  # freezes the decoder
+    for freeze in (False, True, False):
+        method = SemanticSegmentation(backbone, len(CLASSES), CLASSES, freeze=freeze)
+        assert {value.requires_grad for value in method.segmenter.backbone.parameters()} == {not freeze}
 
 
 # ---- optimisation ------------------------------------------------------------------------------------------------
