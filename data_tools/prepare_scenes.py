@@ -277,13 +277,23 @@ def check_unchanged(jobs: list[Job], output: Output, root: Path) -> None:
                 f"delete {output.folder} to prepare all anew"
             )
     for job in jobs:
-        before, now = output.made_of.get(job.name, {}), versions(job.sources)
-        changed = [path for path in {**now, **before} if before.get(path) != now.get(path)]
-        if changed and (output.folder / job.name).exists():
+        changed = changed_file(job, output)
+        if changed is not None:
             sys.exit(
-                f"{changed[0]} is not what {output.folder / job.name} was made of, by its size and the time of its "
+                f"{changed} is not what {output.folder / job.name} was made of, by its size and the time of its "
                 f"last change: choose another folder, or delete {output.folder} to prepare all anew"
             )
+
+
+def changed_file(job: Job, output: Output) -> str | None:
+    """A file that is not what the scene was made of; None if there is none, or no scene yet."""
+    made = output.folder / job.name / "coord.npy"
+    if not made.is_file():
+        return None
+    before, now = output.made_of.get(job.name), versions(job.sources)
+    if before is None:  # Earlier versions kept no list: what is newer than the scene was changed.
+        return next((path for path, (_, time) in now.items() if time > made.stat().st_mtime_ns), None)
+    return next((path for path in {**now, **before} if before.get(path) != now.get(path)), None)
 
 
 def missing(name: str, looked_for: Path, root: Path, dataset: Any) -> list[Job]:

@@ -693,6 +693,21 @@ def test_a_scan_that_changed_is_not_kept_silently(
     assert len(SceneFolder(tmp_path / "out")) == 7
 
 
+def test_a_folder_without_the_list_of_sources_goes_on_unless_a_file_is_newer(
+    tmp_path: Path, tool: ModuleType, flat: Path
+) -> None:
+    out = tmp_path / "out"
+    call(tool, "files", flat, out)
+    (out / "sources.jsonl").unlink()  # as earlier versions left a folder
+    np.save(flat / "scan6.npy", np.load(flat / "scan0.npy"))
+    call(tool, "files", flat, out)
+    assert len(SceneFolder(out)) == 7
+    later = (out / "train" / "scan3" / "coord.npy").stat().st_mtime_ns + 10**9
+    os.utime(flat / "scan3.npy", ns=(later, later))
+    with pytest.raises(SystemExit, match=r"scan3\.npy is not what .*scan3 was made of"):
+        call(tool, "files", flat, out)
+
+
 def test_a_stop_within_a_line_of_the_sources_loses_no_more_than_the_scene(
     tmp_path: Path, tool: ModuleType, flat: Path
 ) -> None:
