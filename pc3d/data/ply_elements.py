@@ -147,6 +147,8 @@ def _short(path: Path, name: str, promised: int, found: int) -> BadFileError:
 
 
 def _text_rows(path: Path, lines: Iterator[str], name: str, count: int, properties: list[_Property]) -> Element:
+    if not properties:  # its rows are blank lines, which are passed over
+        return {}
     if all(item.count_code is None for item in properties):
         table = read_table(islice(lines, count))
         if len(table) < count:

@@ -243,6 +243,13 @@ def test_a_list_may_be_the_first_property(tmp_path: Path) -> None:
     check(read_scene(tmp_path / "a.ply"), rgb=False, normal=True)
 
 
+@pytest.mark.parametrize("kind", ["ascii", "binary_little_endian"])
+def test_an_element_may_have_no_properties(tmp_path: Path, kind: str) -> None:
+    data = ply(kind, ("vertex", XYZ)).replace(b"end_header", b"element marker 3\nend_header")
+    (tmp_path / "a.ply").write_bytes(data + (b"\n\n\n" if kind == "ascii" else b""))
+    assert len(read_points(tmp_path / "a.ply")) == 5
+
+
 def test_strips_of_triangles_are_told(tmp_path: Path) -> None:
     strips = ("tristrips", [("list int int", "vertex_indices", [(0, 1, 2, -1, 2, 3, 4)])])
     (tmp_path / "a.ply").write_bytes(ply("binary_big_endian", ("vertex", XYZ), strips))
