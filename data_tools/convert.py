@@ -15,8 +15,9 @@ point, for ``pc3d parts train``: in a column called label, class, segment or ali
 name of a part on each line, of the numbers 0, 1, ... in the files; or a number and a name, and points with other
 numbers have no part.
 
-Colours and normals are kept if the first file has them: a later file without them is a bad one. If the first has none,
-those of others are left out; the end of the run and ``SPLIT.json`` tell which files lack them. --fields chooses.
+Colours and normals are kept if the first file of a split has them (with --test-share, of train): another file without
+them is a bad one. If the first has none, those of others are left out; the end of the run and ``SPLIT.json`` tell which
+files lack them. --fields chooses.
 
 Meshes are sampled uniformly by area; of clouds with more points a random subset is kept. Points are written in random
 order, so that a prefix is a fair subsample. The same input, options and seed give the same values.
@@ -378,7 +379,9 @@ def run(given: argparse.Namespace) -> None:
         sys.exit(str(error))
     output = Output(given.out)
     for name, dataset in datasets.items():
-        fields = first_fields(dataset) if given.fields is None else tuple(given.fields)
+        # Splits that are drawn from one folder get the same fields, or a model of one could not be judged on the other.
+        deciding = dataset if given.test_share is None else datasets["train"]
+        fields = first_fields(deciding) if given.fields is None else tuple(given.fields)
         options = Options(**values, fields=fields)
         files = hashlib.sha256("\n".join(map(str, dataset.paths)).encode()).hexdigest()
         record = {**vars(options), "root": str(root), "sha256_of_file_list": files}

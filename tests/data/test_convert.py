@@ -299,6 +299,20 @@ def test_a_share_of_each_class_is_set_aside_for_test(
     assert not (tmp_path / "other").exists()
 
 
+def test_splits_of_one_folder_have_the_same_fields(tmp_path: Path, convert: ModuleType) -> None:
+    root = tmp_path / "in" / "lamp"
+    root.mkdir(parents=True)
+    for index in range(4):
+        np.save(root / f"{index}.npy", np.random.default_rng(index).random((64, 6)))
+    probe = tmp_path / "probe"
+    call(convert, "folder", root.parent, probe, "--points", 64, "--test-share", 0.25)
+    drawn = Path(str(ObjectSet(probe, "test", num_points=64)[0].meta["id"])).name
+    np.save(root / f"{drawn}.npy", np.random.default_rng(9).random((64, 3)))  # the only one of test, without colours
+    options = ("--points", 64, "--test-share", 0.25)
+    with pytest.raises(SystemExit, match=rf"{drawn}\.npy: has no rgb, which the first file has"):
+        call(convert, "folder", root.parent, tmp_path / "out", *options)
+
+
 def test_files_that_are_no_clouds_are_listed_too(
     tmp_path: Path, household: Household, convert: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
