@@ -305,7 +305,7 @@ class Contender:
     def __init__(self, arguments: argparse.Namespace, case: str, voxels: int, name: str) -> None:
         self.row: dict = {"case": case, "voxels": voxels, "contender": name}
         self.calls: list[dict[str, float]] = []
-        self.results = arguments.output / f".attention-{name}.pt"
+        self.results = arguments.output / f".attention-{arguments.device}-{name}.pt"
         self.results.unlink(missing_ok=True)
         command = [sys.executable, __file__, "--child", "--rooms", arguments.rooms, "--case", case]
         command += ["--voxels", str(voxels), "--contender", name, "--results", str(self.results)]
@@ -435,16 +435,18 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     sizes = SIZES[:1] if arguments.quick else arguments.sizes
     torch.save(scene(arguments.rooms, max(sizes)), packed(arguments))
-    for voxels in sizes:
-        for case in arguments.cases:
-            measure_row(arguments, case, voxels, rows)
-    packed(arguments).unlink()
+    try:
+        for voxels in sizes:
+            for case in arguments.cases:
+                measure_row(arguments, case, voxels, rows)
+    finally:
+        packed(arguments).unlink()
     print(stem(arguments).with_suffix(".md").read_text())
 
 
 def packed(arguments: argparse.Namespace) -> Path:
     """The scene that all contenders read."""
-    return arguments.output / ".attention-scene.pt"
+    return arguments.output / f".attention-{arguments.device}-scene.pt"
 
 
 def stem(arguments: argparse.Namespace) -> Path:

@@ -51,6 +51,10 @@ def global_batch_size(data: pl.LightningDataModule | None, processes: int) -> in
     return data.batch_size * processes if isinstance(data, PointDataModule | AlignedStream) else None
 
 
+class _DivergedError(ValueError):
+    """Weights are no longer finite numbers."""
+
+
 class RunCheckpoint(pl.callbacks.Checkpoint):
     """Write ``last.ckpt`` of a run folder at the end of each epoch and, optionally, after every few steps.
 
@@ -132,8 +136,8 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         checkpoint["global_batch_size"] = global_batch_size(getattr(trainer, "datamodule", None), trainer.world_size)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Tell the user that the run can be resumed, unless it failed before its first step now."""
-        if self._seen_step >= 0 and (self.folder / "last.ckpt").exists():
+        """Tell the user that the run can be resumed, unless it failed before its first step now, or diverged."""
+        if not isinstance(exception, _DivergedError) and self._seen_step >= 0 and (self.folder / "last.ckpt").exists():
             rank_zero_info(f"{self.folder} keeps what was done: the run can be resumed")
 
     def _decide(self, trainer: pl.Trainer) -> None:
@@ -154,7 +158,7 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         if trainer.strategy.reduce_boolean_decision(broken is None, all=True):
             return
         kept = self.folder / "last.ckpt"
-        raise ValueError(
+        raise _DivergedError(
             f"training has diverged: at step {trainer.global_step}, weights are not finite numbers"
             + (f" ({broken}, for one)" if broken else "")
             + (f"; {kept} is from before" if kept.exists() else "; no checkpoint was written")

@@ -162,7 +162,9 @@ class _Spoil(pl.Callback):
             next(module.parameters()).data[0] = float("nan")
 
 
-def test_weights_that_are_no_numbers_end_the_run_and_replace_nothing(tmp_path: Path) -> None:
+def test_weights_that_are_no_numbers_end_the_run_and_replace_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(
         ValueError, match=r"diverged: at step 12, weights are .* \(model\.\S+, for one\); .* from before"
     ):
@@ -171,6 +173,7 @@ def test_weights_that_are_no_numbers_end_the_run_and_replace_nothing(tmp_path: P
     assert kept["global_step"] == 8
     assert all(bool(value.isfinite().all()) for value in kept["state_dict"].values())
     assert not (tmp_path / "encoder").exists()
+    assert "can be resumed" not in caplog.text  # it would diverge again
 
 
 def test_checkpoints_to_keep(tmp_path: Path) -> None:
