@@ -377,7 +377,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))  # before the rivals load their OpenMP
     on_cpu = args.device == "cpu"
     notes = [machine(args.device, args.threads) + (f"; {args.clock} time" if on_cpu else ""), ""]
-    available = {"torch"}
+    available: set[str] = set()
     wanted = (("open3d", "pip install open3d-cpu"), ("spconv.pytorch", "pip install spconv-cu126 ninja"))
     for name, install in wanted if on_cpu else wanted[1:]:
         try:

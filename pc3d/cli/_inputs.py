@@ -322,9 +322,12 @@ def open_encoder(
     if encoder == "pca":
         points = NUM_POINTS if num_points == "default" else num_points
         source = open_split(data, "train", points, variant, on_error, drop_invalid)
-        prepared: dict[str, Any] = {"sampling": source.sampling, "normalize": source.normalize}
-        prepared["leave_out"] = LeftOut(data, source.dataset, on_error)
-        return PointPCA().fit(source.dataset, num_points=points, **prepared), "PCA of raw points"
+        left_out = LeftOut(data, source.dataset, on_error)
+        prepared: dict[str, Any] = {"sampling": source.sampling, "normalize": source.normalize, "leave_out": left_out}
+        fitted = PointPCA().fit(source.dataset, num_points=points, **prepared)
+        for line in left_out_lines(left_out.files):  # a command that uses another split does not tell of them
+            _output.say(f"PCA: {line}")
+        return fitted, "PCA of raw points"
     import torch
 
     from pc3d.models import load_encoder

@@ -566,7 +566,7 @@ def test_judges_refuse_files_and_name_the_remedy(
     assert re.search(r"^left out: .*0_nan\.xyz: ", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_pca_is_fitted_on_the_files_that_can_be_used(tmp_path: Path) -> None:
+def test_pca_is_fitted_on_the_files_that_can_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from pc3d.cli._judging import features_of
 
     points = np.random.default_rng(0).uniform(-1, 1, (134, 64, 3))
@@ -578,6 +578,10 @@ def test_pca_is_fitted_on_the_files_that_can_be_used(tmp_path: Path) -> None:
     frozen = features_of("pca", str(tmp_path), None, 32, None, 8, untrained=False, seed=0, on_error="report")
     assert [Path(file["path"]).name for file in frozen.left_out] == ["0.npy"]
     assert (len(frozen.train), len(frozen.test)) == (129, 4)
+    capsys.readouterr()
+    command = ["embed", "--encoder", "pca", "--data", str(tmp_path), "--split", "test", "--num_points", "32"]
+    assert main([*command, "--on_error", "report", "--out", str(tmp_path / "features.npz")]) == 0
+    assert re.search(r"^PCA: left out: .*0\.npy: ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_embed_tells_splits_from_names_that_look_like_them(tmp_path: Path, encoder: str, by_class: Path) -> None:
