@@ -23,8 +23,15 @@ class Labelled(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-Copy = Callable[[Path, IO[bytes], Labelled], None]
-"""Writes a copy of a file with its labels, in the file's own format."""
+Writer = Callable[[Path, IO[bytes], Labelled], None]
+"""Writes the labels of a file in one more format."""
+Writers = Callable[[Path], Mapping[str, Writer]]
+"""What else is written of a file than points, arrays and a picture, by endings; ``.ply`` takes the points' place."""
+
+
+def no_more(path: Path) -> Mapping[str, Writer]:
+    """Nothing besides points, arrays and a picture."""
+    return {}
 
 
 def add_options(parser: Any) -> None:
@@ -52,7 +59,7 @@ def label_files(
     choice: Sequence[str],
     classes: Sequence[str],
     label: Callable[[Path], Labelled],
-    copy: Copy | None = None,
+    writers: Writers = no_more,
 ) -> None:
     """Label files one by one, write their results, and tell what is in them.
 
@@ -63,7 +70,7 @@ def label_files(
         choice: the model and the options that labels depend on.
         classes: names of the labels.
         label: reads and labels a file.
-        copy: also writes a copy of it, for PLY files in place of the coloured points.
+        writers: of what else is wanted.
 
     Raises:
         BadFileError: a file cannot be used, and such files are to be refused.
@@ -73,7 +80,7 @@ def label_files(
 
     output = Path(options.output)
     made_by = {path: _made_by(path, choice) for path in files}
-    targets = {path: _targets(path, output, copy is not None) for path in files}
+    targets = {path: _targets(path, output, writers) for path in files}
     done = [path for path in files if options.resume and _is_done(targets[path], made_by[path], options.overwrite)]
     output.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []
@@ -92,7 +99,7 @@ def label_files(
                 _output.say(left_out_lines(left_out[-1:])[0])
                 continue
             told = {kind: str(path), "points": len(result.cloud), "notes": list(result.notes)}
-            written = _write(path, targets[path], result, classes, made_by[path], copy)
+            written = _write(path, targets[path], result, classes, made_by[path], writers)
             found.append({**told, **written})
     except KeyboardInterrupt:
         count = f"{len(found)} of {len(files)} {kind}s are done"
@@ -154,15 +161,13 @@ def _name(path: Path) -> str:
     return path.name if path.is_dir() else path.stem
 
 
-def _targets(path: Path, output: Path, copied: bool) -> list[Path]:
-    """The results of a file: points, arrays, a picture and, if it is copied and no PLY file, the copy."""
-    endings = [".ply", ".npz", ".png"]
-    if copied and path.suffix.lower() not in endings:
-        endings.append(path.suffix.lower())
+def _targets(path: Path, output: Path, writers: Writers) -> list[Path]:
+    """The results of a file: points, arrays, a picture and what else is wanted."""
+    endings = dict.fromkeys([".ply", ".npz", ".png", *writers(path)])
     return [output / (_name(path) + ending) for ending in endings]
 
 
-def check_results(files: Sequence[Path], options: Any, *, copied: bool = False) -> None:
+def check_results(files: Sequence[Path], options: Any, writers: Writers = no_more) -> None:
     """Refuse, before any work, results that would replace others."""
     output, overwrite = Path(options.output), options.overwrite or options.resume
     stems = [_name(path) for path in files]
@@ -170,7 +175,7 @@ def check_results(files: Sequence[Path], options: Any, *, copied: bool = False) 
     if twice:
         raise ValueError(f"two files are called {twice[0]!r}, their results would have one name: give one at a time")
     for source in files:
-        for target in _targets(source, output, copied):
+        for target in _targets(source, output, writers):
             if any(target.resolve() == path.resolve() for path in files):
                 raise ValueError(f"{target} is an input, and a result would have its place: choose another --output")
             if target.exists() and not overwrite:
@@ -197,9 +202,9 @@ def _is_done(targets: Sequence[Path], made_by: str, overwrite: bool) -> bool:
     """
     from pc3d._files import open_npz
 
-    scene, path, picture, *copies = targets
+    scene, path, picture, *others = targets
     if not path.exists():
-        found = [str(file) for file in (scene, picture, *copies) if file.exists()]
+        found = [str(file) for file in (scene, picture, *others) if file.exists()]
         if found and not overwrite:
             raise FileExistsError(
                 f"{found[0]} has no {path.name} beside it, so nothing tells what made it: add --overwrite to replace "
@@ -216,7 +221,7 @@ def _is_done(targets: Sequence[Path], made_by: str, overwrite: bool) -> bool:
             f"{path} is of another model, other options, another version of pc3d or PyTorch, or an earlier state of "
             "the file: add --overwrite to replace it, or choose another --output"
         )
-    return same and all(file.exists() for file in (scene, *copies))
+    return same and all(file.exists() for file in (scene, *others))
 
 
 def _earlier(kind: str, path: Path, files: Sequence[Path]) -> dict[str, Any]:
@@ -233,7 +238,7 @@ def _earlier(kind: str, path: Path, files: Sequence[Path]) -> dict[str, Any]:
 
 
 def _write(
-    path: Path, targets: Sequence[Path], result: Labelled, classes: Sequence[str], made_by: str, copy: Copy | None
+    path: Path, targets: Sequence[Path], result: Labelled, classes: Sequence[str], made_by: str, writers: Writers
 ) -> dict[str, Any]:
     """Write the results of a file; give their names, and the share of the points that each class has."""
     from pc3d._extras import MissingExtraError
@@ -243,7 +248,7 @@ def _write(
 
     cloud, labels, notes = result
     colors = class_colors(len(classes))
-    scene, arrays, picture, *copies = targets
+    scene, arrays, picture, *_ = targets
     figure = None
     try:
         rgb = None if cloud.rgb is None else cloud.rgb.numpy()
@@ -255,9 +260,10 @@ def _write(
         write_labels_npz(npz, cloud, labels, colors, classes, made_by=made_by, notes=notes)
         if figure is not None:
             figure.savefig(files.enter_context(replace_atomically(picture)), format="png")
-        if copy is not None:
-            copy(path, files.enter_context(replace_atomically(copies[0] if copies else scene)), result)
-        if copy is None or copies:
+        more = writers(path)
+        for ending, write in more.items():
+            write(path, files.enter_context(replace_atomically(scene.parent / (_name(path) + ending))), result)
+        if ".ply" not in more:
             write_labelled_ply(files.enter_context(replace_atomically(scene)), cloud, labels, colors, classes)
     counts = labels.label.bincount(minlength=len(classes)).tolist()
     written = [target for target in targets if figure is not None or target != picture]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pc3d.cli import _output
 from pc3d.cli._devices import open_device
 from pc3d.cli._inputs import turned_up
-from pc3d.cli._label_files import Labelled, add_options, check_results, label_files, listed_files
+from pc3d.cli._label_files import Labelled, Writer, add_options, check_results, label_files, listed_files
 from pc3d.cli._parser import verb_parser
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pc3d.tasks import SceneSegmenter
 
 _DESCRIPTION = """Label every point of scene files.
@@ -21,8 +24,8 @@ Reads PLY, PCD, LAS, LAZ, E57, XYZ, CSV, PTS, NPY, NPZ and BIN (KITTI, nuScenes)
 with z up (--up), with or without colours and normals, and prepared scenes (folders with coord.npy). For each NAME.* the
 output folder receives NAME.ply (the points in the colours of their classes, with label and confidence), NAME.npz
 (label, confidence, classes, class_colors, in the order of the file) and NAME.png (a picture); with --like_input, a
-copy of a LAS, LAZ or PLY file with all that is in it and the predicted classes. After an interruption, --resume skips
-the files that are done."""
+copy of a LAS, LAZ or PLY file with all that is in it and the predicted classes; with --submission, NAME.txt for the
+benchmarks of ScanNet. After an interruption, --resume skips the files that are done."""
 
 
 def build_parser() -> Any:
@@ -53,11 +56,17 @@ def build_parser() -> Any:
         "file NAME.ply is a copy with label and confidence added, in its own colours.",
     )
     parser.add_argument(
+        "--submission",
+        action="store_true",
+        help="Also write NAME.txt: the number of the class of each point, one on a line, in the order of the file.",
+    )
+    parser.add_argument(
         "--class_numbers",
         type=str,
         metavar="LIST",
-        help="For --like_input: file with a number and a class on each line, such as '6 building'. By default classes "
-        "are numbered in the order of the model, from 0.",
+        help="For --like_input and --submission: file with a number and a class on each line, such as '6 building'. "
+        "By default classes are numbered in the order of the model, from 0; with --submission, those of ScanNet have "
+        "the numbers of its benchmarks.",
     )
     add_options(parser)
     return parser
@@ -76,19 +85,27 @@ def main(argv: Sequence[str]) -> int | None:
     check_bounds(options.max_points, options.context)
     open_device(options.device)
     scenes = listed_files(options.scenes, SCENE_SUFFIXES, scene_folders=True)
-    check_results(scenes, options, copied=options.like_input)
+    numbers: dict[str, int] = {}  # of the classes, once the model is known
+
+    def copy(path: Path, file: IO[bytes], result: Labelled) -> None:
+        _write_copy(path, file, result, numbers)
+
+    def submit(path: Path, file: IO[bytes], result: Labelled) -> None:
+        _write_submission(path, file, result, numbers)
+
+    def writers(path: Path) -> Mapping[str, Writer]:
+        copies: dict[str, Writer] = {path.suffix.lower(): copy} if options.like_input else {}
+        return {**copies, ".txt": submit} if options.submission else copies
+
+    check_results(scenes, options, writers)
     model = load_segmenter(options.run)
-    numbers = _class_numbers(model.classes, options)
+    numbers.update(_class_numbers(model.classes, options))
     if options.like_input:
         check_copies(scenes, numbers)
     # Not drop_invalid: a file has no other result without it, only none where points are invalid.
     names = ("scale", "up", "voting", "fragments", "max_points", "context", "device")
     choice = [identity_of(model), *(f"{name} {getattr(options, name)}" for name in names)]
-    choice += [f"numbers {numbers}"] if options.like_input else []
-
-    def copy(path: Path, file: IO[bytes], result: Labelled) -> None:
-        _write_copy(path, file, result, numbers)
-
+    choice += [f"numbers {numbers}"] if options.like_input or options.submission else []
     label_files(
         "scene",
         scenes,
@@ -96,23 +113,27 @@ def main(argv: Sequence[str]) -> int | None:
         choice,
         model.classes,
         lambda path: _label(model, path, options),
-        copy if options.like_input else None,
+        writers,
     )
     return None
 
 
 def _class_numbers(classes: Sequence[str], options: Any) -> dict[str, int]:
-    """The number of each class in copies of files.
+    """The number of each class in copies of files and in submissions.
 
     Raises:
-        ValueError: a list without copies, or one that does not name all classes.
+        ValueError: a list that nothing uses, or one that does not name all classes.
     """
     from pc3d.data.scan_files import read_class_codes
+    from pc3d.data.scene_labels import SCANNET20, SCANNET20_IDS, SCANNET200, SCANNET200_IDS
 
     if options.class_numbers is None:
-        return {name: number for number, name in enumerate(classes)}
-    if not options.like_input:
-        raise ValueError("class_numbers: they are for the copies that --like_input writes: add it, or leave them out")
+        published = {SCANNET20: SCANNET20_IDS, SCANNET200: SCANNET200_IDS} if options.submission else {}
+        return dict(zip(classes, published.get(tuple(classes), range(len(classes))), strict=True))
+    if not (options.like_input or options.submission):
+        raise ValueError(
+            "class_numbers: they are for what --like_input and --submission write: add one of them, or leave them out"
+        )
     codes = read_class_codes(options.class_numbers)
     # The first where several numbers are of one class.
     numbers = {codes.names[place]: number for number, place in reversed(codes.index.items())}
@@ -125,15 +146,27 @@ def _class_numbers(classes: Sequence[str], options: Any) -> dict[str, int]:
     return {name: numbers[name] for name in classes}
 
 
-def _write_copy(path: Path, file: IO[bytes], result: Labelled, numbers: dict[str, int]) -> None:
-    """A copy of a scene file with the numbers of its classes."""
+def _numbers_in_order(result: Labelled, numbers: Mapping[str, int]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Number and confidence of each point of a file, -1 and 0 for those that were left out when it was read."""
     import numpy as np
 
-    from pc3d.data.labelled_copies import copy_las, copy_ply
     from pc3d.tasks.label_files import in_file_order
 
     label, confidence = in_file_order(result.cloud, result.labels)
-    classes = np.where(label < 0, -1, np.array(list(numbers.values()), np.int64)[label])
+    return np.where(label < 0, -1, np.array(list(numbers.values()), np.int64)[label]), confidence
+
+
+def _write_submission(path: Path, file: IO[bytes], result: Labelled, numbers: Mapping[str, int]) -> None:
+    """The number of the class of each point on a line of its own."""
+    classes, _ = _numbers_in_order(result, numbers)
+    file.write("".join(f"{number}\n" for number in classes.tolist()).encode())
+
+
+def _write_copy(path: Path, file: IO[bytes], result: Labelled, numbers: Mapping[str, int]) -> None:
+    """A copy of a scene file with the numbers of its classes."""
+    from pc3d.data.labelled_copies import copy_las, copy_ply
+
+    classes, confidence = _numbers_in_order(result, numbers)
     if path.suffix.lower() == ".ply":
         copy_ply(path, file, classes, confidence, numbers)
     else:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import laspy
@@ -20,11 +20,13 @@ import yaml
 from matplotlib.figure import Figure
 
 from pc3d import load_encoder
+from pc3d.cli._segment_predict import _class_numbers
 from pc3d.cli._training import shipped_configs, with_config
 from pc3d.cli.main import main
 from pc3d.cli.segment import build_parser
 from pc3d.data import PointCloud, Rooms, SceneFolder, read_scene, split_train_validation
 from pc3d.data.ply_elements import read_ply
+from pc3d.data.scene_labels import SCANNET200
 from pc3d.evaluation import content_hash, read_rows
 from pc3d.evaluation.rows import row_from
 from pc3d.models import SparseUNet
@@ -731,6 +733,41 @@ def test_predict_writes_copies_of_the_files(run: Path, tmp_path: Path, capsys: p
     assert (tmp_path / "out" / "survey.laz").exists()
 
 
+def test_predict_writes_the_numbers_of_benchmarks(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ScanNet's documentation of its benchmark asks: a text file of each scan with a number for each vertex."""
+    room = Rooms("test")[0].select(slice(None, None, 40))
+    scene = tmp_path / "test" / "scene0707_00"
+    scene.mkdir(parents=True)
+    np.save(scene / "coord.npy", room.xyz.numpy())
+    model = load_segmenter(run)
+    arguments: list[str | Path] = ["predict", run, scene, "--submission", "--json", "--output"]
+    assert segment(*arguments, tmp_path / "own") == 0
+    written = [Path(file).name for file in json.loads(capsys.readouterr().out)[0]["written"]]
+    assert written == ["scene0707_00.ply", "scene0707_00.npz", "scene0707_00.png", "scene0707_00.txt"]
+    with np.load(tmp_path / "own" / "scene0707_00.npz") as archive:
+        label = archive["label"]
+    assert len(np.unique(label)) > 1
+    assert (tmp_path / "own" / "scene0707_00.txt").read_text() == "".join(f"{number}\n" for number in label)
+
+    (tmp_path / "numbers.txt").write_text("".join(f"{1000 + k} {name}\n" for k, name in enumerate(model.classes)))
+    assert segment(*arguments, tmp_path / "told", "--class_numbers", tmp_path / "numbers.txt") == 0
+    assert np.array_equal(np.loadtxt(tmp_path / "told" / "scene0707_00.txt", dtype=int), 1000 + label)
+
+
+def test_classes_of_scannet_are_numbered_as_its_benchmarks_do() -> None:
+    names = "wall floor cabinet bed chair sofa table door window bookshelf picture counter desk curtain refrigerator"
+    classes = (*names.split(), "shower curtain", "toilet", "sink", "bathtub", "otherfurniture")
+    ids = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 24, 28, 33, 34, 36, 39)  # of NYU40, as they are evaluated
+    wanted = SimpleNamespace(class_numbers=None, submission=True, like_input=False)
+    assert _class_numbers(classes, wanted) == dict(zip(classes, ids, strict=True))
+    assert _class_numbers(SCANNET200, wanted)["mattress"] == 1191
+    assert _class_numbers(classes[::-1], wanted)["otherfurniture"] == 0
+    copies = SimpleNamespace(class_numbers=None, submission=False, like_input=True)
+    assert list(_class_numbers(classes, copies).values()) == list(range(20))
+
+
 def test_copies_that_cannot_be_are_refused_before_any_work(
     run: Path, scenes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -738,7 +775,7 @@ def test_copies_that_cannot_be_are_refused_before_any_work(
     arguments: list[str | Path] = ["predict", run, tmp_path / "scan.ply", "--output", tmp_path / "out"]
     (tmp_path / "numbers.txt").write_text("2 floor\n")
     assert segment(*arguments, "--class_numbers", tmp_path / "numbers.txt") == 1
-    assert "they are for the copies that --like_input writes" in capsys.readouterr().err
+    assert "they are for what --like_input and --submission write" in capsys.readouterr().err
     assert segment(*arguments, "--like_input", "--class_numbers", tmp_path / "numbers.txt") == 1
     assert re.search(r"numbers\.txt has no number for .*wall.*, which the model knows", capsys.readouterr().err)
     assert segment("predict", run, scenes[1], "--output", tmp_path / "out", "--like_input") == 1
