@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib.util import find_spec
 from types import ModuleType
 
 __all__ = ["install"]
@@ -23,18 +24,24 @@ _STANDS_FOR = {
     "pointnet2_ops": "pc3d.compat.pointnet2_ops",
     "pointnet2_ops.pointnet2_utils": "pc3d.compat.pointnet2_ops",
     "pointnet2_ops.pointnet2_modules": "pc3d.compat.pointnet2_modules",
+    "pointnet2_ops._ext": "pc3d.compat.pointnet2_ext",
+    "pointnet2._ext": "pc3d.compat.pointnet2_ext",
     "knn_cuda": "pc3d.compat.knn_cuda",
     "extensions.chamfer_dist": "pc3d.compat.chamfer_dist",
     "pointnet2_batch_cuda": "pc3d.compat.pointnet2_batch_cuda",
+    "pointnet2_cuda": "pc3d.compat.pointnet2_batch_cuda",
     "pointops": "pc3d.compat.pointops",
+    "pointops_cuda": "pc3d.compat.pointops_cuda",
     "torch_cluster": "pc3d.compat.torch_cluster",
     "torch_scatter": "pc3d.compat.torch_scatter",
+    "dgl.geometry": "pc3d.compat.dgl_geometry",
 }
 
 
 def install(*, replace: bool = False) -> list[str]:
-    """Make ``import pointnet2_ops``, ``knn_cuda``, ``chamfer``, ``extensions.chamfer_dist``, ``pointnet2_batch_cuda``,
-    ``pointops``, ``torch_cluster`` and ``torch_scatter`` find the modules of this package.
+    """Make ``import pointnet2_ops``, ``pointnet2._ext``, ``pointnet2_cuda``, ``pointnet2_batch_cuda``, ``knn_cuda``,
+    ``chamfer``, ``extensions.chamfer_dist``, ``pointops``, ``pointops_cuda``, ``torch_cluster``, ``torch_scatter`` and
+    ``dgl.geometry`` find the modules of this package.
 
     Args:
         replace: also replace extensions that are installed.
@@ -51,10 +58,19 @@ def install(*, replace: bool = False) -> list[str]:
         sys.modules[name] = module
         parent, _, child = name.rpartition(".")
         if parent:
-            _is_importable(parent)  # import the parent, which may contain other extensions
-            setattr(sys.modules.setdefault(parent, ModuleType(parent)), child, module)
+            _join(parent, child, module)
         installed.append(name)
     return installed
+
+
+def _join(parent: str, child: str, module: ModuleType) -> None:
+    """Make ``child`` an attribute of its package, which may be a repository's own and contain other modules."""
+    _is_importable(parent)
+    if parent not in sys.modules:
+        if find_spec(parent) is not None:
+            return  # it is there but fails: importing it again tells why, which an empty package would hide
+        sys.modules[parent] = ModuleType(parent)
+    setattr(sys.modules[parent], child, module)
 
 
 def _is_importable(name: str) -> bool:

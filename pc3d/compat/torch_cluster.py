@@ -199,6 +199,13 @@ def fps(
     return ops.farthest_point_sample(points, wanted, offsets=cuts, start="random" if random_start else "first")
 
 
+def graclus_cluster(row: Tensor, col: Tensor, weight: Tensor | None = None, num_nodes: int | None = None) -> Tensor:
+    """Refused; the name is here because ``torch_geometric`` imports it, though it calls it only to coarsen graphs."""
+    raise NotImplementedError(
+        "pc3d.compat has no graclus_cluster, which coarsens a graph: install torch_cluster itself for it"
+    )
+
+
 def grid_cluster(pos: Tensor, size: Tensor, start: Tensor | None = None, end: Tensor | None = None) -> Tensor:
     """Index (N,) of the grid cell of (N, F) positions; the first coordinate varies fastest."""
     pos = pos[:, None] if pos.dim() == 1 else pos

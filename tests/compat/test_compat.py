@@ -91,6 +91,9 @@ def test_install_leads_the_old_names_here() -> None:
         "from pointnet2_ops import pointnet2_utils; from pointnet2_ops.pointnet2_utils import furthest_point_sample\n"
         "from pointnet2_ops.pointnet2_modules import PointnetSAModule; from pointnet2_ops import pointnet2_modules\n"
         "from torch_cluster import knn_graph; from torch_scatter import scatter\n"
+        "import pointnet2._ext as one, pointnet2_ops._ext as other; from pointnet2_ops import _ext\n"
+        "import pointnet2_cuda, pointops_cuda, dgl.geometry; dgl.geometry.farthest_point_sampler\n"
+        "assert one is other is _ext; pointnet2_cuda.three_nn_wrapper, pointops_cuda.knnquery_cuda\n"
         "from knn_cuda import KNN; from extensions.chamfer_dist import ChamferDistanceL2\n"
         "assert names == again, (names, again)\n"
         "print(pointnet2_utils.furthest_point_sample is furthest_point_sample, KNN.__module__)"
@@ -140,6 +143,28 @@ def test_a_chamfer_folder_loads_once_its_compiled_module_is_there(tmp_path: Path
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.split() == [str(package / "__init__.py"), "pc3d.compat.chamfer"], done.stderr
+
+
+def test_a_pointnet2_folder_loads_once_its_compiled_module_is_there(tmp_path: Path) -> None:
+    """VoteNet's folder is a package by its place alone; 3DETR's and MaskPoint's are on the path themselves."""
+    (tmp_path / "pointnet2").mkdir()
+    (tmp_path / "pointnet2" / "pointnet2_utils.py").write_text("import pointnet2._ext as _ext\n")
+    for code in [
+        "from pointnet2 import pointnet2_utils, _ext",
+        "import sys; sys.path.insert(0, 'pointnet2'); import pointnet2_utils; from pointnet2 import _ext",
+    ]:
+        code = f"import pc3d.compat; pc3d.compat.install(); {code}; print(pointnet2_utils._ext.__name__, _ext.__name__)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+        assert done.stdout.split() == ["pc3d.compat.pointnet2_ext"] * 2, done.stderr
+
+
+def test_a_package_that_fails_to_load_says_why(tmp_path: Path) -> None:
+    """The package pointnet2 of another repository is not hidden by an empty one."""
+    (tmp_path / "pointnet2").mkdir()
+    (tmp_path / "pointnet2" / "__init__.py").write_text("import a_package_that_is_not_there\n")
+    code = "import pc3d.compat; pc3d.compat.install(); import pointnet2.models"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert "No module named 'a_package_that_is_not_there'" in done.stderr
 
 
 def test_what_lies_beside_a_replaced_folder_is_found(tmp_path: Path) -> None:

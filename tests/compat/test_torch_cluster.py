@@ -205,3 +205,10 @@ X, BATCH = torch.zeros(4, 3), torch.tensor([0, 0, 1, 1])
 def test_what_it_refuses(message: str, call: Any) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_name_that_torch_geometric_imports_is_there_but_refused() -> None:
+    """``torch_geometric.nn.pool`` imports it if it finds a torch_cluster; without the name it cannot be imported."""
+    edges = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(NotImplementedError, match="install torch_cluster"):
+        torch_cluster.graclus_cluster(edges, edges)
