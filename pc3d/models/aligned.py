@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pc3d.models.described import describe
-from pc3d.models.openshape import OpenShapePointBERT, check_choice
+from pc3d.models.openshape import OpenShapePointBERT, check_choice, check_pooling
 from pc3d.models.openshape_fcnn import OpenShapeFCNN
 from pc3d.models.openshape_sparse import OpenShapeSparseConv
 
@@ -121,6 +121,7 @@ class AlignedShapeEncoder(nn.Module):
         Returns:
             ``(B, embed_dim)``, not normalised.
         """
+        check_pooling(pooling)
         return self.forward(xyz, rgb)
 
     def in_text_space(self, embedding: Tensor) -> Tensor:
@@ -219,6 +220,7 @@ class AlignedView(nn.Module):
 
     def encode(self, xyz: Tensor, pooling: str = "none", *, rgb: Tensor | None = None) -> Tensor:
         """``(B, N, 3)`` clouds to ``(B, D)``; ``pooling`` is ignored."""
+        check_pooling(pooling)
         embedding = self.aligned.encode(xyz, rgb=rgb)
         carry = {"text": self.aligned.in_text_space, "image": self.aligned.in_image_space, "joint": self.aligned.joint}
         return carry[self.space](embedding)

@@ -49,6 +49,14 @@ def check_cloud(xyz: Tensor, rgb: Tensor | None) -> None:
         raise ValueError(f"rgb must have the shape of xyz, {tuple(xyz.shape)}, got {tuple(rgb.shape)}")
 
 
+def check_pooling(pooling: object) -> None:
+    """Refuse colours where a pooling is expected: it is ignored, and so would they be."""
+    if isinstance(pooling, Tensor):
+        raise TypeError(
+            f"pooling must be a name, got a tensor of shape {tuple(pooling.shape)}; pass colours as rgb=..."
+        )
+
+
 def to_frame(xyz: Tensor, axes: Axes) -> Tensor:
     """Points ``(..., 3)``, right-handed and z up, in the frame that a network was trained in.
 
@@ -206,6 +214,7 @@ class OpenShapePointBERT(nn.Module):
         Raises:
             ValueError: wrong shapes, or too few points.
         """
+        check_pooling(pooling)
         return self.forward(xyz, rgb)
 
     def tokens(self, xyz: Tensor, rgb: Tensor | None = None) -> Tensor:

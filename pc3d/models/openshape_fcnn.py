@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pc3d.models.openshape import Axes, check_choice, check_cloud, to_frame, with_colors
+from pc3d.models.openshape import Axes, check_choice, check_cloud, check_pooling, to_frame, with_colors
 from pc3d.models.openshape_sparse import LeakyConv, embedding_head, reset_sparse_convolutions
 from pc3d.nn._checks import as_read_by
 from pc3d.nn.batch_norm import GlobalBatchNorm
@@ -150,6 +150,7 @@ class OpenShapeFCNN(nn.Module):
         Raises:
             ValueError: wrong shapes, clouds without points, or a voxel size far too small for the coordinates.
         """
+        check_pooling(pooling)
         return self.forward(xyz, rgb)
 
 

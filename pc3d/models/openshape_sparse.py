@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pc3d.models.openshape import Axes, check_choice, check_cloud, to_frame, with_colors
+from pc3d.models.openshape import Axes, check_choice, check_cloud, check_pooling, to_frame, with_colors
 from pc3d.nn._checks import as_read_by
 from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.nn.sparse import ConvNormReLU, ResidualBlock, SparseConv3d, scene_of_rows
@@ -221,6 +221,7 @@ class OpenShapeSparseConv(nn.Module):
         Raises:
             ValueError: wrong shapes, clouds without points, or a voxel size far too small for the coordinates.
         """
+        check_pooling(pooling)
         return self.forward(xyz, rgb)
 
     @torch.no_grad()

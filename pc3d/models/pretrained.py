@@ -260,8 +260,8 @@ def _plain_values() -> list[Any]:
 
 def _recognise(state: dict[str, Tensor], path: Path) -> Kind:
     foreign = {
-        "transformer_q.": "Point-BERT pre-training",
-        "reduce_dim.": "Point-BERT (its tokenizer is 256 wide and followed by reduce_dim)",
+        "transformer_q.": "Point-BERT or MaskPoint pre-training",
+        "reduce_dim.": "Point-BERT or MaskPoint (their tokenizer is 256 wide and followed by reduce_dim)",
         "codebook": "a discrete VAE (the tokenizer of Point-BERT)",
         "dgcnn_1.": "a discrete VAE (the tokenizer of Point-BERT)",
     }

@@ -180,6 +180,16 @@ def test_evaluation_is_a_function_of_each_cloud(build: Any, clouds: tuple[Tensor
 
 @pytest.mark.parametrize("build", [transformer, sparse, small_convolutions])
 @torch.no_grad()
+def test_colors_in_the_place_of_the_pooling_are_refused(build: Any, clouds: tuple[Tensor, Tensor]) -> None:
+    """``encoder(xyz, rgb)`` takes them there, ``encode`` takes a pooling that it ignores."""
+    xyz, rgb = clouds
+    with pytest.raises(TypeError, match="rgb="):
+        build().encode(xyz, rgb)
+    assert torch.equal(build().encode(xyz, rgb=rgb), build()(xyz, rgb))
+
+
+@pytest.mark.parametrize("build", [transformer, sparse, small_convolutions])
+@torch.no_grad()
 def test_missing_colors_are_grey(build: Any, clouds: tuple[Tensor, Tensor]) -> None:
     model, (xyz, rgb) = build(), clouds
     assert torch.equal(model.encode(xyz), model.encode(xyz, rgb=torch.full_like(xyz, 0.4)))
