@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from importlib.util import find_spec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 __all__ = ["install"]
@@ -60,17 +60,43 @@ def install(*, replace: bool = False) -> list[str]:
         if parent:
             _join(parent, child, module)
         installed.append(name)
+    if _EmptyPackages not in sys.meta_path:
+        sys.meta_path.append(_EmptyPackages)
     return installed
 
 
 def _join(parent: str, child: str, module: ModuleType) -> None:
-    """Make ``child`` an attribute of its package, which may be a repository's own and contain other modules."""
-    _is_importable(parent)
-    if parent not in sys.modules:
-        if find_spec(parent) is not None:
-            return  # it is there but fails: importing it again tells why, which an empty package would hide
-        sys.modules[parent] = ModuleType(parent)
-    setattr(sys.modules[parent], child, module)
+    """Make ``child`` an attribute of its package, if a repository has such a package, with other modules in it.
+
+    Where there is none, :class:`_EmptyPackages` makes one when it is imported: the path may contain it by then.
+    """
+    if parent not in sys.modules and PathFinder.find_spec(parent) is not None:
+        _is_importable(parent)
+    if parent in sys.modules:
+        setattr(sys.modules[parent], child, module)
+
+
+class _EmptyPackages:
+    """Finds packages of which there are only stand-ins for modules in them; asked after all other finders."""
+
+    def __init__(self, children: dict[str, ModuleType]) -> None:
+        self.children = children
+
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """The empty package ``name``, if a stand-in is in it."""
+        inside = [whole for whole in _STANDS_FOR if whole.rpartition(".")[0] == name and whole in sys.modules]
+        children = {whole.rpartition(".")[2]: sys.modules[whole] for whole in inside}
+        return ModuleSpec(name, cls(children), is_package=True) if children else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Its modules are its attributes."""
+        module = ModuleType(spec.name)
+        module.__dict__.update(self.children)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """There is no code."""
 
 
 def _is_importable(name: str) -> bool:

@@ -158,6 +158,21 @@ def test_a_pointnet2_folder_loads_once_its_compiled_module_is_there(tmp_path: Pa
         assert done.stdout.split() == ["pc3d.compat.pointnet2_ext"] * 2, done.stderr
 
 
+def test_a_folder_that_is_on_the_path_later_is_found(tmp_path: Path) -> None:
+    """Where ``pointnet2`` is in a folder that the script adds to the path, with or without ``__init__.py``."""
+    package = tmp_path / "lib" / "pointnet2"
+    package.mkdir(parents=True)
+    (package / "pointnet2_utils.py").write_text("import pointnet2._ext as _ext\n")
+    code = (
+        "import pc3d.compat, sys; pc3d.compat.install(); sys.path.append('lib')\n"
+        "from pointnet2 import pointnet2_utils; print(pointnet2_utils._ext.__name__)"
+    )
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+        assert done.stdout.split() == ["pc3d.compat.pointnet2_ext"], done.stderr
+        (package / "__init__.py").touch()
+
+
 def test_a_package_that_fails_to_load_says_why(tmp_path: Path) -> None:
     """The package pointnet2 of another repository is not hidden by an empty one."""
     (tmp_path / "pointnet2").mkdir()
