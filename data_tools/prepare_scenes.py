@@ -54,6 +54,7 @@ from pc3d.data.scan_files import read_class_codes, read_scan
 from pc3d.data.scene_labels import scannet_split
 from pc3d.data.scenes import CLASSES_FILE, find_below
 from pc3d.data.sweeps import classes_beside
+from pc3d.data.tables import columns_beside
 
 
 class Reader(Protocol):
@@ -259,7 +260,8 @@ def file_jobs(given: argparse.Namespace) -> list[Job]:
         if split == passing_place(out, "").name:
             sys.exit(f"{path}: unfinished scenes lie in OUT/{split}, and no split may have its name: rename the folder")
         classes = classes_beside(path) if given.classes is not None and path.suffix.lower() == ".bin" else None
-        sources = (path,) if classes is None else (path, classes)
+        columns = columns_beside(path)
+        sources = (path, *(file for file in (classes, columns) if file is not None))
         jobs.append(Job(f"{split}/{'-'.join([*within, path.stem])}", partial(read, path), sources))
     return jobs or missing("scans", given.root / "train" / "SCAN.ply", given.root, SceneFolder)
 

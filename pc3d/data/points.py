@@ -44,10 +44,10 @@ def read_points(path: Path | str, *, num_points: int = 10_000, seed: int = 0, dr
     OFF, OBJ, STL, GLB and GLTF go through trimesh, LAS and LAZ through laspy, E57 through pye57, PCD through pypcd4,
     PLY, NPY, NPZ, BIN (:func:`read_scene`) and text (XYZ, TXT, CSV, ASC, PTS, XYZRGB, XYZN) through NumPy. Axes and
     units stay as stored (GLB and GLTF are y up by their standard). Colours and normals are kept, other properties are
-    passed over. Text may have names of its columns above (x y z red green blue nx ny nz). In tables without names,
-    three columns after x y z are normals where all have unit length, else colours; text that begins with the number of
-    its points, as PTS files do, may have an intensity before them. Colours go up to 1, 255 or, where they have names,
-    65535, as the largest of a file tells.
+    passed over. Text may have names of its columns above (x y z red green blue nx ny nz), or a file ``.columns`` in
+    its folder or above names those of all tables there. In tables without names, three columns after x y z are normals
+    where all have unit length, else colours; text that begins with the number of its points, as PTS files do, may have
+    an intensity before them. Colours go up to 1, 255 or, where they have names, 65535, as the largest of a file tells.
 
     A mesh is sampled uniformly by area, in random order, with face normals and the colours of its texture, vertices or
     faces; parts without a colour are white if others have one. Normals that a file gives as NaN are zero.

@@ -36,6 +36,8 @@ _ARRAY_NAMES = {
 }
 # What programs call columns that are read.
 _COLUMNS = frozenset(chain(*chain(*COLUMN_NAMES.values())))
+# Names the columns of the tables without names in its folder, and in those below.
+COLUMNS_FILE = ".columns"
 _OBJECTS = (
     "holds Python objects (a pickle), not one array of numbers: store rows of numbers with np.save, or named arrays as "
     "in np.savez(path, xyz=..., rgb=..., normal=...)"
@@ -46,6 +48,46 @@ _SEPARATOR = re.compile(r"\s*[,;]\s*")
 _BETWEEN = re.compile(r"\s*[,;]\s*|\s+")
 _NUMBER = re.compile(r"\s*\"?[-+]?(\.?\d|nan|inf)", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+(,\d+)?([eE][-+]?\d+)?")
+
+
+def columns_beside(path: Path) -> Path | None:
+    """The list of names of columns that holds for a table without names: the nearest one in or above its folder."""
+    candidates = (folder / COLUMNS_FILE for folder in path.absolute().parents)
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _names_beside(path: Path) -> tuple[list[str], Path | None]:
+    """The names in the list that holds for a table, and this list; none where there is none.
+
+    Raises:
+        BadFileError: it does not name columns, x, y and z among them.
+    """
+    listing = columns_beside(path)
+    if listing is None:
+        return [], None
+    names = [name for name in _BETWEEN.split(listing.read_text(encoding="utf-8-sig").strip()) if name]
+    if not set("xyz") <= {name.lower() for name in names}:
+        raise BadFileError(
+            path, f"{listing} must name the columns of the files beside and below it, such as x y z intensity"
+        )
+    return names, listing
+
+
+def _split_array(table: Array, path: Path, labels: Sequence[str]) -> Fields:
+    """The fields of an array of which the file itself says nothing."""
+    names, listing = _names_beside(path)
+    if listing is None or table.ndim != 2:
+        return split_columns(table, path, labels)
+    _check_numbers(table, path, "the array")
+    if len(names) != table.shape[1]:
+        raise BadFileError(path, _other_count(table.shape[1], names, listing))
+    return named_fields(path, {name: table[:, column] for column, name in enumerate(names)}, labels)
+
+
+def _other_count(count: int, names: Sequence[str], listing: Path | None) -> str:
+    """That a table has other columns than it names, or than the list beside it names."""
+    named = f"{len(names)} columns ({' '.join(names)})"
+    return f"names {named} and has {count}" if listing is None else f"has {count} columns, and {listing} names {named}"
 
 
 def split_columns(table: Array, path: Path, labels: Sequence[str] = ()) -> Fields:
@@ -94,9 +136,13 @@ def _remedy(table: Array, path: Path) -> str:
 
 def _named(path: Path, columns: str, arrays: str) -> str:
     """How to say what the columns of a file are, in words."""
+    beside = f"a file {COLUMNS_FILE} in its folder or above may name them for all, such as {columns}"
     if path.suffix.lower() in (".npy", ".npz"):
-        return f"; leave others out, or store named arrays: np.savez(path, {arrays})"
-    return f" without names; a first line may name them, such as {columns}: those of other names are passed over"
+        return f"; leave others out, or store named arrays: np.savez(path, {arrays}); or {beside}"
+    return (
+        f" without names; a first line may name them, such as {columns}: those of other names are passed over; or "
+        f"{beside}"
+    )
 
 
 def _check_numbers(values: Array, path: Path, name: str) -> None:
@@ -116,18 +162,23 @@ def read_text(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
     """The points of a text file: numbers between spaces, tabs, commas or semicolons, with or without names above.
 
     In files that begin with the number of points, as PTS files do, the fourth of four or seven columns is an intensity
-    (of five or eight where the last is the class of a point).
+    (of five or eight where the last is the class of a point). What a list beside the file says (:data:`COLUMNS_FILE`)
+    counts more than a comment, and less than a line of names.
     """
     with path.open("rb") as start:
         # Two bytes at the beginning tell UTF-16, three mark UTF-8 as programs for Windows write it.
         encoding = "utf-16" if start.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     with path.open(encoding=encoding, errors="replace") as file:
         layout, first = _layout(file)
+        listing = None
+        if not layout.names or layout.in_comment:
+            beside, listing = _names_beside(path)
+            layout = layout if listing is None else layout._replace(names=beside, in_comment=False)
         names = layout.names
         # From the file itself: a survey of millions of lines is not held as text.
         if names and not layout.in_comment:
             names = [name for name in names if _is_read(name, labels)]
-            table = read_table(_columns(chain([first], file), layout, path, labels), ",")
+            table = read_table(_columns(chain([first], file), layout, path, labels, listing), ",")
         else:
             table = read_table(_numbers(chain([first], file), layout.decimal_comma), layout.delimiter)
     if layout.promised is not None and layout.promised != len(table):
@@ -195,7 +246,9 @@ def _numbers(lines: Iterable[str], decimal_comma: bool) -> Iterator[str]:
             yield kept.replace(",", ".") if decimal_comma else kept
 
 
-def _columns(lines: Iterable[str], layout: _Layout, path: Path, labels: Sequence[str]) -> Iterator[str]:
+def _columns(
+    lines: Iterable[str], layout: _Layout, path: Path, labels: Sequence[str], listing: Path | None
+) -> Iterator[str]:
     """Those columns of a table with names that are read, between commas; the others may hold words or nothing."""
     kept = (line for line in lines if line.strip() and not _COMMENT.match(line.lstrip()))
     rows: Iterable[list[str]]
@@ -208,10 +261,11 @@ def _columns(lines: Iterable[str], layout: _Layout, path: Path, labels: Sequence
         while len(row) > len(layout.names) and not row[-1].strip():
             row.pop()  # a separator at the end of the line
         if len(row) != len(layout.names):
-            found = f"names {len(layout.names)} columns ({' '.join(layout.names)}) and has {len(row)}"
+            found = _other_count(len(row), layout.names, listing)
             if number:
                 raise BadFileError(path, f"{found} in row {number}: truncated?")
-            raise BadFileError(path, f"{found}: name each, or begin the line with # where it is no list of names")
+            remedy = "" if listing else ": name each, or begin the line with # where it is no list of names"
+            raise BadFileError(path, found + remedy)
         cells = [row[column].strip(' "') or "nan" for column in wanted]
         yield ",".join(cell.replace(",", ".") for cell in cells) if layout.decimal_comma else ",".join(cells)
 
@@ -231,7 +285,7 @@ def read_npy(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
         wanted = {name: np.asarray(values) for name, values in held.items() if _known(name, labels)}
         return _from_arrays(wanted, path, [*held], labels)
     if array.dtype.names is None:
-        return split_columns(array, path, labels)
+        return _split_array(array, path, labels)
     records = array.reshape(-1)
     return _from_arrays({name: records[name] for name in array.dtype.names}, path, labels=labels)
 
@@ -266,7 +320,7 @@ def read_npz(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
             # Arrays without names are told apart like columns.
             shape = arrays["arr_0"].shape
             blocks = [array for array in arrays.values() if array.shape == shape and len(shape) == 2]
-            return split_columns(np.concatenate(blocks, axis=1) if blocks else arrays["arr_0"], path, labels)
+            return _split_array(np.concatenate(blocks, axis=1) if blocks else arrays["arr_0"], path, labels)
         return _from_arrays(arrays, path, archive.files, labels)
 
 

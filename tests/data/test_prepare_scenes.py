@@ -693,6 +693,21 @@ def test_a_scan_that_changed_is_not_kept_silently(
     assert len(SceneFolder(tmp_path / "out")) == 7
 
 
+def test_a_list_of_columns_is_a_source_of_the_scenes(tmp_path: Path, tool: ModuleType) -> None:
+    """Another meaning of the columns would leave stale scenes behind."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    np.savetxt(scans / "a.txt", np.random.default_rng(0).random((50, 4)))
+    (scans / ".columns").write_text("x y z intensity")
+    call(tool, "files", scans, tmp_path / "out")
+    call(tool, "files", scans, tmp_path / "out")
+    (scans / ".columns").write_text("intensity x y z")
+    later = (scans / ".columns").stat().st_mtime_ns + 10**9
+    os.utime(scans / ".columns", ns=(later, later))
+    with pytest.raises(SystemExit, match=r"\.columns is not what .*a was made of"):
+        call(tool, "files", scans, tmp_path / "out")
+
+
 def test_a_folder_without_the_list_of_sources_goes_on_unless_a_file_is_newer(
     tmp_path: Path, tool: ModuleType, flat: Path
 ) -> None:

@@ -75,6 +75,48 @@ def test_separators_and_headers(tmp_path: Path, text: str) -> None:
         check(read_scene(tmp_path / name))
 
 
+def test_a_list_beside_names_the_columns_of_tables_without_names(tmp_path: Path) -> None:
+    """As surveys come: x y z intensity, or x y z r g b and a class, with nothing above them."""
+    (tmp_path / ".columns").write_text("X Y Z Intensity\n")
+    for folder in (tmp_path, tmp_path / "train" / "chair"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "a.txt").write_text(table(rows=[[*row[:3], "-7"] for row in ROWS]))
+        check(read_points(folder / "a.txt"), rgb=False)
+    np.save(tmp_path / "a.npy", np.concatenate([XYZ, XYZ[:, :1]], axis=1))
+    check(read_points(tmp_path / "a.npy"), rgb=False)
+    # The nearest list counts, a line of names in the file more, a comment less.
+    near = tmp_path / "near"
+    near.mkdir()
+    (near / ".columns").write_text("x;y;z;r;g;b;label")
+    classes = [[*row, str(i)] for i, row in enumerate(ROWS)]
+    (near / "a.csv").write_text("# x y z r g b and more\n" + table(",", classes))
+    check(read_points(near / "a.csv"))
+    scene = read_scene(near / "a.csv", labels=True)
+    check(scene)
+    assert scene.segment.tolist() == [0, 1, 2]
+    (near / "b.txt").write_text("x y z r g b\n" + table())
+    check(read_points(near / "b.txt"))
+    np.savez(near / "c.npz", xyz=XYZ, rgb=RGB)
+    check(read_points(near / "c.npz"))
+
+
+def test_a_list_of_columns_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    listing = tmp_path / ".columns"
+    listing.write_text("x y z intensity")
+    (tmp_path / "a.txt").write_text(table())
+    np.save(tmp_path / "a.npy", np.concatenate([XYZ, RGB], axis=1))
+    message = rf"has 6 columns, and {listing} names 4 columns \(x y z intensity\)"
+    for name in ("a.txt", "a.npy"):
+        with pytest.raises(BadFileError, match=message):
+            read_points(tmp_path / name)
+    (tmp_path / "b.txt").write_text("1 2 3 4\n5 6 7")
+    with pytest.raises(BadFileError, match=r"has 3 columns, and .* in row 1: truncated\?"):
+        read_points(tmp_path / "b.txt")
+    listing.write_text("easting northing")
+    with pytest.raises(BadFileError, match=rf"{listing} must name the columns of the files .*such as x y z intensity"):
+        read_points(tmp_path / "a.txt")
+
+
 def test_a_decimal_comma_is_told_from_a_separator(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("1,5 2 3\n4 5,25 6\n")
     assert read_points(tmp_path / "a.txt").xyz.tolist() == [[1.5, 2, 3], [4, 5.25, 6]]
@@ -124,7 +166,8 @@ def test_normals_that_are_not_known(tmp_path: Path) -> None:
     [
         (
             table(rows=WITH_MORE),
-            r"has 8 columns: 3 .*; a first line may name them, such as x y z intensity red green blue nx ny nz: those",
+            r"has 8 columns: 3 .*; a first line may name them, such as x y z intensity red green blue nx ny nz: those "
+            r".*; or a file \.columns in its folder or above may name them for all, such as x y z intensity",
         ),
         ("x y z label\n" + table(), r"names 4 columns \(x y z label\) and has 6: name each, or begin the line with #"),
         ("x,y,z,name\n1,2,3,a\n4,5,", r"names 4 columns \(x y z name\) and has 3 in row 1: truncated\?"),
