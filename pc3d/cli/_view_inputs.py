@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,8 @@ from pc3d.cli._segment_eval import SCENE_SETS, named_set
 if TYPE_CHECKING:
     from pc3d.data import PointCloud, PointDataset
 
-_HEADER_BYTES = 1 << 18
+# Names beyond are of numbers into which other things are packed, and there would be a name for each number below.
+_MOST_CLASSES = 1 << 16
 
 
 @dataclass
@@ -123,12 +123,15 @@ def _of_file(path: Path, num_points: int, up: UpAxis | None, drop_invalid: bool,
 
 def _class_names(path: Path) -> tuple[str, ...]:
     """Names of the classes in the comments of a PLY file, as ``segment predict`` and ``parts predict`` write them."""
+    from pc3d.data.ply_elements import read_ply_header
+    from pc3d.viz.view import class_name
+
     if path.suffix.lower() != ".ply":
         return ()
     with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES).partition(b"end_header")[0].decode("utf-8", "replace")
-    found = re.findall(r"^comment class (\d+) (.+?)\s*$", header, re.MULTILINE)
-    return tuple(name for _, name in found) if [int(k) for k, _ in found] == [*range(len(found))] else ()
+        classes = read_ply_header(path, file).classes
+    count = 1 + max((number for number in classes if number < _MOST_CLASSES), default=-1)
+    return tuple(classes.get(number, class_name(number, ())) for number in range(count))
 
 
 def _of_scene(folder: Path) -> Shown:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +12,12 @@ from numpy.typing import NDArray
 
 from pc3d._extras import MissingExtraError, require
 from pc3d.data.dataset import BadFileError
-from pc3d.data.ply_elements import ORDERS, PlyHeader, read_ply_header, row_type
+from pc3d.data.ply_elements import CLASS_COMMENT, ORDERS, PlyHeader, class_comments, read_ply_header, row_type
 
 COPIED_SUFFIXES = (".las", ".laz", ".ply")
 _CHUNK = 1_000_000
 _FIRST_EVLR = 235  # where the header of LAS 1.4 says where the extended records begin
 _ADDED = {"label": ("int", "i4"), "confidence": ("float", "f4")}
-_CLASS_COMMENT = re.compile(rb"\s*comment class -?\d+ ")
 
 
 def check_copies(files: Sequence[Path], numbers: Mapping[str, int]) -> None:
@@ -209,7 +207,7 @@ def _check_plain(path: Path, header: PlyHeader) -> None:
 
 def _with_classes(header: bytes, numbers: Mapping[str, int]) -> bytes:
     """The header of a PLY file with the properties of a copy."""
-    lines = [line for line in header.splitlines(keepends=True) if not _CLASS_COMMENT.match(line)]
+    lines = [line for line in header.splitlines(keepends=True) if not CLASS_COMMENT.match(line.decode("latin-1"))]
     words = [line.split() for line in lines]
     begin = next(i for i, line in enumerate(words) if line[:2] == [b"element", b"vertex"])
     end = next(i for i in range(begin + 1, len(lines)) if words[i][:1] in ([b"element"], [b"end_header"]))
@@ -219,7 +217,8 @@ def _with_classes(header: bytes, numbers: Mapping[str, int]) -> bytes:
         for i in range(begin + 1, end)
         if words[i][:1] != [b"property"] or words[i][-1].decode("latin-1").lower() not in _ADDED
     ]
-    comments = [f"comment class {number} {name}".encode() + line_end for name, number in numbers.items()]
+    names = {number: name for name, number in numbers.items()}
+    comments = [line.encode() + line_end for line in class_comments(names)]
     added = [f"property {kind} {name}".encode() + line_end for name, (kind, _) in _ADDED.items()]
     return b"".join([*lines[:begin], *comments, lines[begin], *own, *added, *lines[end:]])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,8 @@ _CODES = {
 }
 ORDERS = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
 _HEADER_BYTES = 1 << 20
+CLASS_COMMENT = re.compile(r"\s*comment class (-?\d+) (.*)")
+"""The comment that names a class of ``label``, see :func:`class_comments`."""
 
 
 class Lists(NamedTuple):
@@ -63,12 +65,26 @@ class _Property(NamedTuple):
 
 @dataclass(frozen=True)
 class PlyHeader:
-    """What a PLY file says of itself: one of :data:`ORDERS`, its elements, textures, and the bytes until they begin."""
+    """What a PLY file says of itself.
+
+    Attributes:
+        kind: one of :data:`ORDERS`.
+        elements: names, how many rows, and their properties.
+        textures: file names of the pictures that the comments name.
+        classes: names of the classes that the comments name, by their numbers.
+        size: bytes until the elements begin.
+    """
 
     kind: str
     elements: list[tuple[str, int, list[_Property]]]
     textures: tuple[str, ...]
+    classes: dict[int, str]
     size: int
+
+
+def class_comments(names: Mapping[int, str]) -> list[str]:
+    """The lines of a header that name the classes of points, in the order of the mapping."""
+    return [f"comment class {number} {name}" for number, name in names.items()]
 
 
 def read_ply(path: Path) -> PlyFile:
@@ -107,6 +123,7 @@ def read_ply_header(path: Path, file: IO[bytes]) -> PlyHeader:
     if end is None:
         raise BadFileError(path, "cannot be read as PLY: the line 'end_header' is missing; truncated?")
     kind, textures = "", []
+    classes: dict[int, str] = {}
     elements: list[tuple[str, int, list[_Property]]] = []
     # Comments may be in any encoding.
     for line in re.split(r"[\r\n]+", data[start.end() : end.start()].decode("latin-1")):
@@ -123,13 +140,15 @@ def read_ply_header(path: Path, file: IO[bytes]) -> PlyHeader:
                 elements[-1][2].append(_Property(name.lower(), _CODES[item_type], None))
             case ["comment", "TextureFile", *_]:
                 textures.append(line.split("TextureFile", 1)[1].strip())
+            case ["comment", "class", _, *_] if named := CLASS_COMMENT.fullmatch(line):
+                classes[int(named[1])] = named[2].encode("latin-1").decode("utf-8", "replace").strip()
             case [] | ["comment", *_] | ["obj_info", *_]:
                 pass
             case _:
                 raise BadFileError(path, f"cannot be read as PLY: its header has the line {line!r}")
     if not kind:
         raise BadFileError(path, f"cannot be read as PLY: its header has no line 'format' with one of {list(ORDERS)}")
-    return PlyHeader(kind, elements, tuple(textures), end.end())
+    return PlyHeader(kind, elements, tuple(textures), classes, end.end())
 
 
 def _lines(file: IO[bytes]) -> Iterator[str]:

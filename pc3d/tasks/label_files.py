@@ -8,6 +8,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from pc3d.data.ply_elements import class_comments
 from pc3d.data.types import PointCloud
 from pc3d.tasks.part_inference import PartLabels
 from pc3d.tasks.scene_inference import SceneLabels
@@ -51,7 +52,7 @@ def write_labelled_ply(
     header = [
         "ply",
         "format binary_little_endian 1.0",
-        *(f"comment class {k} {name}" for k, name in enumerate(classes)),
+        *class_comments(dict(enumerate(classes))),
         f"element vertex {len(rows)}",
         *(f"property {kinds[rows.dtype[name].str.lstrip('<|')]} {name}" for name in names),
         "end_header",

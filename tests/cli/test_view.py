@@ -175,8 +175,15 @@ def test_labels_of_a_file_when_they_are_asked_for(tmp_path: Path, capsys: pytest
     assert one.cloud.segment is not None
     assert one.cloud.segment.tolist() == [1, -1, 0]
     assert one.classes == ("wall", "arm chair")
-    labelled.write_text(PLY_WITH_CLASSES.replace("class 1", "class 2"))
-    assert open_all([str(labelled)], drop_invalid=False, labels=True, **usual).shown[0].classes == ()
+    # segment predict --class_numbers writes any numbers, in the order of the model's classes.
+    gaps = (
+        PLY_WITH_CLASSES.replace("class 0", "class 3")
+        .replace("arm chair", "arm chair\ncomment class 99999999 far")
+        .replace("wall", "voilà")
+    )
+    labelled.write_text(gaps, encoding="utf-8")
+    shown = open_all([str(labelled)], drop_invalid=False, labels=True, **usual).shown
+    assert shown[0].classes == ("class 0", "arm chair", "class 2", "voilà")
     assert view(labelled, "--mode", "label", "--output", tmp_path / "label.png", "--size", 64, 48) == 0
     assert "shown: label" in capsys.readouterr().out
     assert view(labelled, "--output", tmp_path / "height.png", "--size", 64, 48) == 0
