@@ -48,7 +48,8 @@ def scans(given: argparse.Namespace) -> tuple[int, Iterator[tuple[str, Scan]]]:
 def scan(scenes: Rooms | SceneFolder, index: int, given: argparse.Namespace) -> Scan:
     if isinstance(scenes, Rooms):
         return Scan(scenes.load(index), scenes.frames(index), given.frame_step)
-    return Scan(scenes.load(index), open_frames(given.frames / scenes.ids[index], given.depth_shift), given.frame_step)
+    frames = open_frames(given.frames / scenes.ids[index], given.depth_shift, cropped=given.cropped)
+    return Scan(scenes.load(index), frames, given.frame_step)
 
 
 def lift(given: argparse.Namespace) -> None:
@@ -81,6 +82,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frame-step", type=int, default=1, help="lift every so manyth frame (default: 1)")
     parser.add_argument(
         "--depth-shift", type=float, default=1000.0, help="stored depth of one metre in frames' folders (default: 1000)"
+    )
+    parser.add_argument(
+        "--cropped",
+        action="store_true",
+        help="pictures in frames' folders were cut out of larger ones, their intrinsics moved with them",
     )
     parser.add_argument("--tolerance", type=float, default=0.05, help="metres between point and depth (default: 0.05)")
     parser.add_argument(

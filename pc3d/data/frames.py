@@ -92,6 +92,8 @@ class FrameFolder:
     Args:
         path: the folder.
         depth_shift: stored depth of one metre.
+        cropped: the pictures were cut out of larger ones, and the intrinsics moved with them: the principal point may
+            lie anywhere. Otherwise one far from the middle is refused, as intrinsics of another size.
 
     Raises:
         FileNotFoundError: the folder has no poses, or a frame or the intrinsics lack a file.
@@ -99,10 +101,10 @@ class FrameFolder:
             the intrinsics are not those of pictures of this size.
     """
 
-    def __init__(self, path: Path | str, *, depth_shift: float = 1000.0) -> None:
+    def __init__(self, path: Path | str, *, depth_shift: float = 1000.0, cropped: bool = False) -> None:
         if not depth_shift > 0:
             raise ValueError(f"depth_shift must be positive, got {depth_shift}")
-        self.path, self.depth_shift = Path(path), float(depth_shift)
+        self.path, self.depth_shift, self.cropped = Path(path), float(depth_shift), cropped
         kinds = ("color", "depth", "pose")
         files = {kind: _by_number(self.path / kind) for kind in kinds}
         self.numbers = sorted(files["pose"])
@@ -153,6 +155,8 @@ class FrameFolder:
         Raises:
             BadFileError: the principal point is too far from the middle of the picture.
         """
+        if self.cropped:
+            return
         size = np.array(picture.shape[1::-1])
         place = intrinsic[:2, 2]
         if np.abs((place + 0.5) / size - 0.5).max() > _OFF_MIDDLE:
@@ -160,8 +164,8 @@ class FrameFolder:
             raise BadFileError(
                 self._intrinsic_files[kind],
                 f"has the principal point ({x:g}, {y:g}), far from the middle of the {kind} pictures of {size[0]} x "
-                f"{size[1]} pixels: scale the intrinsics as the pictures were (of pictures that were cropped build "
-                "pc3d.data.Frame yourself)",
+                f"{size[1]} pixels: scale the intrinsics as the pictures were, or say that they were cropped "
+                "(cropped=True, --cropped of a command)",
             )
 
 

@@ -163,12 +163,14 @@ class SensFile:
         return _Place(offset, color_bytes, depth_bytes, tuple(values[:16]), values[16], values[17])
 
 
-def open_frames(folder: Path | str, depth_shift: float = 1000.0) -> SensFile | FrameFolder:
+def open_frames(folder: Path | str, depth_shift: float = 1000.0, *, cropped: bool = False) -> SensFile | FrameFolder:
     """The frames of a scan: ``SCAN/SCAN.sens`` where it is there, else what ScanNet's exporter wrote into ``SCAN/``.
 
     Args:
         folder: of the scan.
         depth_shift: stored depth of one metre in exported pictures; a ``.sens`` file names its own.
+        cropped: exported pictures may have their principal point anywhere, see :class:`FrameFolder`; those of a
+            ``.sens`` file always may.
 
     Raises:
         FileNotFoundError: the folder has neither.
@@ -176,4 +178,4 @@ def open_frames(folder: Path | str, depth_shift: float = 1000.0) -> SensFile | F
     """
     folder = Path(folder)
     packed = folder / f"{folder.name}.sens"
-    return SensFile(packed) if packed.is_file() else FrameFolder(folder, depth_shift=depth_shift)
+    return SensFile(packed) if packed.is_file() else FrameFolder(folder, depth_shift=depth_shift, cropped=cropped)

@@ -162,6 +162,7 @@ class LiveScans(LiveFeatures):
         keep: see :class:`LiveFeatures`; a scan of 100,000 points and 512 channels takes 200 MB.
         depth_shift: of ``frames``, see :func:`pc3d.data.open_frames`.
         two_sided: for scans whose normals were estimated, see :func:`lift_frames`.
+        cropped: of ``frames``, see :func:`pc3d.data.open_frames`.
 
     Raises:
         ValueError: ``frames`` is missing.
@@ -180,6 +181,7 @@ class LiveScans(LiveFeatures):
         keep: int = 16,
         depth_shift: float = 1000.0,
         two_sided: bool = False,
+        cropped: bool = False,
     ) -> None:
         own: Callable[[int], Frames] | None = getattr(dataset, "frames", None)
         if own is None and frames is None:
@@ -189,7 +191,7 @@ class LiveScans(LiveFeatures):
 
         def frames_of(row: int) -> Frames:
             if frames is not None:
-                return open_frames(Path(frames) / ids[row], depth_shift)
+                return open_frames(Path(frames) / ids[row], depth_shift, cropped=cropped)
             assert own is not None
             return own(row)
 

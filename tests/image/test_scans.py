@@ -223,6 +223,40 @@ def test_the_script_lifts_frames_of_scannet(
     torch.testing.assert_close(packed.feature[both], joined.feature[both], atol=2e-2, rtol=0)
 
 
+def test_the_script_lifts_cropped_frames_if_it_is_told(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the right halves of the pictures were kept, so that the axis of the camera lies at their left edge."""
+    write_scannet(tmp_path / "prepared", tmp_path / "frames")
+    folder = tmp_path / "frames" / "scene0000_00"
+    for kind in ("color", "depth"):
+        for file in (folder / kind).iterdir():
+            picture = Image.open(file)
+            left = picture.width // 2
+            picture.crop((left, 0, picture.width, picture.height)).save(file)
+        file = folder / "intrinsic" / f"intrinsic_{kind}.txt"
+        matrix = np.loadtxt(file)
+        matrix[0, 2] -= left
+        np.savetxt(file, matrix)
+    monkeypatch.setattr(script, "load_image_tower", lambda name, weights: Colors())
+    options = ["--data", "scenes", "--root", str(tmp_path / "prepared"), "--frames", str(tmp_path / "frames")]
+    with pytest.raises(SystemExit, match=r"far from the middle .* or say that they were cropped .*--cropped"):
+        script.main([str(tmp_path / "out"), *options])
+    script.main([str(tmp_path / "out"), *options, "--cropped"])
+    scans, cloud = SceneFolder(tmp_path / "prepared", "train"), scene()
+    joined = LiftedSet(scans, FeatureStore(tmp_path / "out"))[0]
+    assert joined.feature is not None
+    assert cloud.rgb is not None
+    seen = joined.feature.any(1)
+    assert 0.3 < seen.float().mean() < 0.6
+    assert not seen[cloud.xyz[:, 1] > 0.45].any()  # left of the camera that stands farthest to the left
+    # Bilinear between pixels, so wrong at the rim of the board alone.
+    assert ((joined.feature - cloud.rgb)[seen].abs().amax(1) < 0.01).float().mean() > 0.95
+    monkeypatch.setattr("pc3d.image.live.load_image_tower", lambda name, weights: Colors())
+    live = LiveScans(scans, "colors", tmp_path / "frames", cropped=True)
+    torch.testing.assert_close(LiftedSet(scans, live)[0].feature, joined.feature, atol=1e-3, rtol=1e-3)
+
+
 def test_the_script_lifts_frames_of_rooms(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cloud = scene()
     files: list[bytes] = []
