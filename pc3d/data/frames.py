@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ class Frame:
         pose: ``(4, 4)`` float64 camera to scene. Not finite where tracking was lost, see ``tracked``.
         intrinsic: ``(3, 3)`` float64 pinhole matrix of the colour picture, in pixels.
         intrinsic_depth: the same of the depth picture.
+        pose_color: ``(4, 4)`` float64 colour camera to scene, where it is not in the place of the depth camera, whose
+            pose is ``pose`` then; None where both are in one place.
     """
 
     color: NDArray[np.uint8]
@@ -38,6 +41,7 @@ class Frame:
     pose: NDArray[np.float64]
     intrinsic: NDArray[np.float64]
     intrinsic_depth: NDArray[np.float64]
+    pose_color: NDArray[np.float64] | None = None
 
     @property
     def tracked(self) -> bool:
@@ -74,6 +78,19 @@ def decode_picture(data: bytes, palette_index: bool = False) -> NDArray[Any]:
     image = require("PIL.Image", extra="io", purpose="pictures").open(io.BytesIO(data))
     kept = ("L", "I", "I;16", "I;16B", *(["P"] if palette_index else []))
     return np.asarray(image if image.mode in kept else image.convert("RGB"))
+
+
+def decode_color(data: bytes) -> NDArray[np.uint8]:
+    """The pixels of a JPEG or PNG file as ``(H, W, 3)`` colours, grey ones three times.
+
+    Raises:
+        OSError, ImportError: see :func:`decode_picture`.
+        ValueError: it has more than 8 bits per channel.
+    """
+    picture = decode_picture(data)
+    if picture.dtype != np.uint8:
+        raise ValueError(f"has {8 * picture.dtype.itemsize} bits per pixel, expected colours or 8-bit grey")
+    return np.repeat(picture[:, :, None], 3, axis=2) if picture.ndim == 2 else picture
 
 
 class FrameFolder:
@@ -181,22 +198,22 @@ def _by_number(folder: Path) -> dict[int, Path]:
 
 
 def _read_color(path: Path) -> NDArray[np.uint8]:
-    picture = _decode_file(path)
-    if picture.dtype != np.uint8:
-        raise BadFileError(path, f"has {8 * picture.dtype.itemsize} bits per pixel, expected colours or 8-bit grey")
-    return np.repeat(picture[:, :, None], 3, axis=2) if picture.ndim == 2 else picture
+    try:
+        return _decode_file(path, decode_color)
+    except ValueError as error:
+        raise BadFileError(path, str(error)) from error
 
 
 def _read_depth(path: Path) -> NDArray[Any]:
-    picture = _decode_file(path)
+    picture = _decode_file(path, decode_picture)
     if picture.ndim != 2:
         raise BadFileError(path, f"has the shape {picture.shape}, expected a 16-bit picture with one number per pixel")
     return picture
 
 
-def _decode_file(path: Path) -> NDArray[Any]:
+def _decode_file(path: Path, decode: Callable[[bytes], NDArray[Any]]) -> NDArray[Any]:
     try:
-        return decode_picture(path.read_bytes())
+        return decode(path.read_bytes())
     except OSError as error:
         raise BadFileError(path, f"cannot be decoded ({error})") from error
 

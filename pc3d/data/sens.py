@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pc3d.data.dataset import BadFileError
-from pc3d.data.frames import Frame, FrameFolder, decode_picture
+from pc3d.data.frames import Frame, FrameFolder, decode_color
 
 _VERSION = 4
 _COLOR = {0: "raw", 1: "png", 2: "jpeg"}
@@ -41,10 +41,16 @@ class SensFile:
     Opening reads the header and finds the position of every frame. No picture is decoded and no file is kept open, so
     the object can be sent to other processes. If tracking was lost, ``frame.tracked`` is False.
 
+    Poses are those of the depth camera, and its extrinsics lead from there to the colour camera, as the SDK of ScanNet
+    has it (``sensorData.h``): a point p of the depth camera is at ``pose @ p`` in the scene and at
+    ``depth_extrinsic @ p`` before the colour camera. Frames have ``pose_color`` where the extrinsics move it away;
+    those that are the identity, all zero or not finite say nothing. The extrinsics of the colour camera have no part in
+    this, as in the SDK.
+
     Attributes:
         sensor: name of the device.
         color_intrinsic, depth_intrinsic: ``(3, 3)`` float64 pinhole matrices in pixels.
-        color_extrinsic, depth_extrinsic: ``(4, 4)`` float64; the identity in ScanNet.
+        color_extrinsic, depth_extrinsic: ``(4, 4)`` float64 as stored; the identity in ScanNet.
         color_size, depth_size: (width, height) of the pictures.
         depth_shift: stored depth of one metre; 1000 in ScanNet.
 
@@ -53,8 +59,8 @@ class SensFile:
 
     Raises:
         FileNotFoundError: there is no such file.
-        BadFileError: it is no ``.sens`` file of version 4, is truncated, or packed in a way that is not read (the
-            depth codec "occi").
+        BadFileError: it is no ``.sens`` file of version 4, is truncated, packed in a way that is not read (the depth
+            codec "occi"), or its depth camera has extrinsics that are no rotation and shift.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -99,13 +105,15 @@ class SensFile:
         with self.path.open("rb") as file:
             file.seek(place.offset)
             color, depth = file.read(place.color_bytes), file.read(place.depth_bytes)
+        pose = np.array(place.pose, np.float64).reshape(4, 4)
         try:
             return Frame(
                 color=self._color(color),
                 depth=(self._depth(depth) / self.depth_shift).astype(np.float32),
-                pose=np.array(place.pose, np.float64).reshape(4, 4),
+                pose=pose,
                 intrinsic=self.color_intrinsic,
                 intrinsic_depth=self.depth_intrinsic,
+                pose_color=None if self._color_to_depth is None else pose @ self._color_to_depth,
             )
         except (OSError, ValueError, zlib.error) as error:
             raise BadFileError(self.path, f"frame {index % len(self)} cannot be decoded ({error})") from error
@@ -114,7 +122,7 @@ class SensFile:
         width, height = self.color_size
         if self._color_format == "raw":
             return np.frombuffer(data, np.uint8).reshape(height, width, 3)
-        picture = decode_picture(data)
+        picture = decode_color(data)
         if picture.shape != (height, width, 3):
             raise ValueError(f"the picture has the shape {picture.shape}, the header says {(height, width, 3)}")
         return picture
@@ -138,6 +146,7 @@ class SensFile:
         matrices = [np.array(self._take(file, "<16f"), np.float64).reshape(4, 4) for _ in range(4)]
         self.color_intrinsic, self.color_extrinsic = matrices[0][:3, :3], matrices[1]
         self.depth_intrinsic, self.depth_extrinsic = matrices[2][:3, :3], matrices[3]
+        self._color_to_depth = self._inverse(self.depth_extrinsic)
         color, depth = self._take(file, "<2i")
         if color not in _COLOR or depth not in _DEPTH:
             raise BadFileError(
@@ -151,6 +160,21 @@ class SensFile:
         if not self.depth_shift > 0:
             raise BadFileError(self.path, f"has the depth shift {self.depth_shift}, expected a positive number")
         return int(count)
+
+    def _inverse(self, extrinsic: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """From the colour camera to that of the depth; None where nothing was written about it, or they are one."""
+        if not np.isfinite(extrinsic).all() or not extrinsic.any() or (extrinsic == np.eye(4)).all():
+            return None
+        rotation = extrinsic[:3, :3]
+        if (
+            np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2
+            or np.linalg.det(rotation) < 0
+            or np.abs(extrinsic[3] - np.eye(4)[3]).max() > 1e-6
+        ):
+            raise BadFileError(
+                self.path, f"has extrinsics of the depth camera that are no rotation and shift: {extrinsic.tolist()}"
+            )
+        return np.asarray(np.linalg.inv(extrinsic), np.float64)
 
     def _read_place(self, file: BinaryIO, number: int, count: int) -> _Place:
         data = file.read(_FRAME.size)

@@ -74,7 +74,8 @@ class Camera:
         height, width = (frame.color if picture == "color" else frame.depth).shape[:2]
         intrinsic = torch.from_numpy(np.array(matrix, dtype=np.float64))
         intrinsic[:2, 2] += 0.5
-        return cls(intrinsic, torch.from_numpy(np.array(frame.pose, dtype=np.float64)), width, height)
+        pose = frame.pose if picture == "depth" or frame.pose_color is None else frame.pose_color
+        return cls(intrinsic, torch.from_numpy(np.array(pose, dtype=np.float64)), width, height)
 
     @classmethod
     def look_at(

@@ -66,6 +66,8 @@ class Scan:
             yield np.zeros(0, np.float32) if field is None else field.numpy()
         for frame in self.chosen():
             yield from (frame.color, frame.depth, frame.pose, frame.intrinsic, frame.intrinsic_depth)
+            if frame.pose_color is not None:
+                yield frame.pose_color
 
 
 class ScanFeatures:

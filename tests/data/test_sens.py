@@ -37,6 +37,7 @@ def write(
     depth_format: int = 1,
     sizes: tuple[int, int, int, int] = (8, 6, 5, 3),
     shift: float = 1000.0,
+    picture: bytes | None = None,
 ) -> None:
     """The file as ScanNet's own description has it, field by field."""
     name = b"StructureSensor"
@@ -46,11 +47,11 @@ def write(
         out.write(np.asarray(matrix, "<f4").tobytes())
     out.write(struct.pack("<ii4IfQ", color_format, depth_format, *sizes, shift, len(poses)))
     for number, matrix in enumerate(poses):
-        picture = np.full((6, 8, 3), 60 + 20 * number, np.uint8)
+        pixels = np.full((6, 8, 3), 60 + 20 * number, np.uint8)
         file = io.BytesIO()
         if color_format:
-            Image.fromarray(picture).save(file, {1: "PNG", 2: "JPEG"}.get(color_format, "PNG"))
-        color_data = file.getvalue() if color_format else picture.tobytes()
+            Image.fromarray(pixels).save(file, {1: "PNG", 2: "JPEG"}.get(color_format, "PNG"))
+        color_data = picture or (file.getvalue() if color_format else pixels.tobytes())
         depth_data = depth(number).tobytes()
         depth_data = zlib.compress(depth_data) if depth_format else depth_data
         out.write(np.asarray(matrix, "<f4").tobytes())
@@ -90,6 +91,21 @@ def test_single_frames_and_other_processes(tmp_path: Path) -> None:
     assert "2 frames, 2 tracked" in repr(sens)
     with pytest.raises(IndexError, match="index 2 is out of range for 2 frames"):
         sens[2]
+
+
+def test_grey_colour_pictures(tmp_path: Path) -> None:
+    """As cameras of infrared write them; 16 bits are refused."""
+    path = tmp_path / "a.sens"
+    for kind, bad in ((np.uint8, False), (np.uint16, True)):
+        grey = (np.arange(48).reshape(6, 8) * 5).astype(kind)
+        file = io.BytesIO()
+        Image.fromarray(grey).save(file, "PNG")
+        write(path, [pose(0)], color_format=1, picture=file.getvalue())
+        if bad:
+            with pytest.raises(BadFileError, match=r"frame 0 cannot be decoded \(has 16 bits per pixel"):
+                SensFile(path)[0]
+        else:
+            np.testing.assert_array_equal(SensFile(path)[0].color, np.stack([grey] * 3, axis=2))
 
 
 def test_no_frames(tmp_path: Path) -> None:

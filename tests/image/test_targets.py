@@ -17,7 +17,7 @@ from tiny_towers import needs_weights
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pc3d.data import Frame, PointCloud, SensFile
+from pc3d.data import BadFileError, Frame, PointCloud, SensFile
 from pc3d.image import (
     Camera,
     ImageTower,
@@ -208,7 +208,7 @@ def test_a_real_photograph_is_found_again_from_the_side() -> None:
     assert math.isfinite(float(first.sum()))
 
 
-def write_sens(path: Path, shots: list[Frame]) -> None:
+def write_sens(path: Path, shots: list[Frame], extrinsic: Any = ()) -> None:
     """ScanNet's container, written field by field: raw colours, zlib depth in millimetres."""
 
     def matrix(values: Any) -> bytes:
@@ -218,7 +218,7 @@ def write_sens(path: Path, shots: list[Frame]) -> None:
 
     with path.open("wb") as file:
         file.write(struct.pack("<IQ", 4, 6) + b"sensor")
-        for values in (shots[0].intrinsic, np.eye(4), shots[0].intrinsic_depth, np.eye(4)):
+        for values in (shots[0].intrinsic, np.eye(4), shots[0].intrinsic_depth, extrinsic):
             file.write(matrix(values))
         (height, width), (rows, columns) = shots[0].color.shape[:2], shots[0].depth.shape
         file.write(struct.pack("<ii4IfQ", 0, 1, width, height, columns, rows, 1000.0, len(shots)))
@@ -226,6 +226,37 @@ def write_sens(path: Path, shots: list[Frame]) -> None:
             depth = zlib.compress((shot.depth * 1000).round().astype("<u2").tobytes())
             file.write(matrix(shot.pose) + struct.pack("<4Q", 0, 0, shot.color.nbytes, len(depth)))
             file.write(shot.color.tobytes() + depth)
+
+
+@pytest.mark.parametrize("unset", [np.zeros((4, 4)), np.full((4, 4), np.nan)], ids=["zero", "nan"])
+def test_a_colour_camera_beside_that_of_the_depth_is_where_its_extrinsics_say(tmp_path: Path, unset: Any) -> None:
+    """Its pictures are those of another place, 20 cm to the left of the depth camera, turned by a right angle.
+
+    What is r to the right, d down and a ahead of the depth camera is r + 0.2, d, a from there, and d, -(r + 0.2), a by
+    the picture turned to the left, whose columns count downwards in the scene.
+    """
+    beside, straight = frame((0.0, 0.2, 0.0)), frame((0.0, 0.0, 0.0))
+    turned = np.rot90(beside.color).copy()
+    fx, fy, cx, cy = (beside.intrinsic[i] for i in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    intrinsic = np.array([[fy, 0, cy], [0, fx, beside.color.shape[1] - 1 - cx], [0, 0, 1]])
+    shot = replace(straight, color=turned, intrinsic=intrinsic)
+    extrinsic = np.array([[0, 1, 0, 0], [-1, 0, 0, -0.2], [0, 0, 1, 0], [0, 0, 0, 1]])
+    write_sens(tmp_path / "scan.sens", [shot], extrinsic)
+    (found,) = SensFile(tmp_path / "scan.sens")
+    assert Camera.of_frame(found, "color").center.tolist() == pytest.approx([0, 0.2, 0], abs=1e-6)
+    assert Camera.of_frame(found).center.tolist() == [0, 0, 0]
+    cloud = scene()
+    lifted = lift_frames(cloud, [found], Colors())
+    wrong = (lifted.features - cloud.rgb)[lifted.mask].abs().amax(dim=1) > 0.01  # type: ignore[operator]
+    # The colour camera does not see a strip of the wall that the board hides from it alone.
+    assert lifted.mask.float().mean() > 0.5
+    assert float(wrong.float().mean()) < 0.1
+    write_sens(tmp_path / "scan.sens", [shot], unset)
+    (plain,) = SensFile(tmp_path / "scan.sens")
+    assert plain.pose_color is None
+    write_sens(tmp_path / "scan.sens", [shot], extrinsic * 2)
+    with pytest.raises(BadFileError, match="has extrinsics of the depth camera that are no rotation and shift"):
+        SensFile(tmp_path / "scan.sens")
 
 
 def test_frames_of_a_sens_file_are_lifted_as_they_are(tmp_path: Path) -> None:
