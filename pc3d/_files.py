@@ -59,6 +59,24 @@ def replace_atomically(path: Path, *, overwrite: bool = True) -> Iterator[IO[byt
         os.close(folder)
 
 
+def check_writable(folder: Path, argument: str) -> None:
+    """Refuse a folder into which no file can be written, before work is done for what goes there; nothing is made.
+
+    Args:
+        folder: may not exist yet.
+        argument: that names it, for the message.
+
+    Raises:
+        NotADirectoryError: it, or what it would lie in, is no folder.
+        PermissionError: it, or what it would be made in, may not be written.
+    """
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{argument}: {folder} cannot be made, {nearest} is not a folder: name another")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"{argument}: {folder} cannot be written, {nearest} may not be: name another folder")
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Be the only process that works in a folder, by a lock on its file ``.lock``, which a killed process loses, too.

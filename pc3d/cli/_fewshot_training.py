@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pc3d.cli import _objects
+from pc3d.cli._judging import check_rows_folder
 from pc3d.cli._parser import verb_parser
 from pc3d.cli._several_runs import train_missing
 from pc3d.methods.run import RunFolder
@@ -37,6 +38,7 @@ def main(
     from pc3d.evaluation import FewShotTrainingResult
 
     options, rest = _parse(argv)
+    check_rows_folder(options.results)
     output = Path(options.output)
     path = output / "fewshot.json"
     runs = []

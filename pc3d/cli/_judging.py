@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pc3d._files import check_writable
 from pc3d.cli import _output
 from pc3d.cli._alignment import inputs_for, points_for
 from pc3d.cli._inputs import (
@@ -97,6 +98,7 @@ def judge_frozen(
     from pc3d.evaluation import Kept, write_rows
     from pc3d.evaluation.cost import measured
 
+    check_rows_folder(results)
     outcomes, rows = [], []
     frozen: Frozen | None = None
     extraction: dict[str, float] = {}
@@ -131,6 +133,16 @@ def judge_frozen(
         if draw is not None:
             draw(outcomes)
     return outcomes
+
+
+def check_rows_folder(results: str | None) -> None:
+    """Refuse, before any work, a folder for rows that cannot be written.
+
+    Raises:
+        NotADirectoryError, PermissionError: see :func:`pc3d._files.check_writable`.
+    """
+    if results is not None:
+        check_writable(Path(results), "results")
 
 
 def chosen_seeds(seed: int, seeds: Sequence[int] | None) -> list[int]:

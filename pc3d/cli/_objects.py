@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _output, _training
 from pc3d.cli._inputs import UpAxis
+from pc3d.cli._judging import check_rows_folder
 from pc3d.cli._parser import OK, USAGE, nearest, run_verb
 from pc3d.cli._several_runs import split_arguments, train_seeds
 
@@ -139,6 +140,7 @@ def _train_once(verb: Verb, argv: Sequence[str], *, of_several: bool = False) ->
             raise ValueError(
                 f"{'seeds' if of_several else 'results'}: they are of the test split; data.test names none"
             )
+        check_rows_folder(objects.results)
         check_model(objects)
 
     arguments = _training.with_config(in_full(argv, parser.shorthands), verb.folder)

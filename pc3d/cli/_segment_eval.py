@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pc3d.cli import _output
 from pc3d.cli._devices import open_device
-from pc3d.cli._judging import kept_beside
+from pc3d.cli._judging import check_rows_folder, kept_beside
 from pc3d.cli._parser import nearest, run_verb
 from pc3d.cli._segment_row import row_of, trained_on
 from pc3d.cli._training import read_config
@@ -69,6 +69,7 @@ def evaluate(
     if data == "run" and root is not None:
         raise ValueError(f"root: {root!r} goes with --data; data 'run' reads where the configuration says")
     check_bounds(max_points, context)
+    check_rows_folder(results)
     open_device(device)
     model = load_segmenter(run)
     if test_area is not None and data != "s3dis":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _output, _training
-from pc3d.cli._judging import chosen_seeds, gathered
+from pc3d.cli._judging import check_rows_folder, chosen_seeds, gathered
 
 if TYPE_CHECKING:
     from pc3d.methods import RunFolder
@@ -59,6 +59,7 @@ def train_seeds(options: argparse.Namespace, rest: Sequence[str], train: Train, 
     from pc3d.methods import RunFolder
 
     seeds = chosen_seeds(0, options.seeds)
+    check_rows_folder(options.results)
     for given, name, remedy in (
         (options.seed is not None, "seed", "give one of the two"),
         (options.resume, "resume", "leave it out: what is finished in --output is kept, and the rest goes on"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from pc3d.cli import _classify_predict, _fewshot_training, _objects, _several_runs, _training
 from pc3d.cli._devices import open_device
-from pc3d.cli._judging import kept_beside
+from pc3d.cli._judging import check_rows_folder, kept_beside
 
 _SHORTHANDS = {
     **_objects.SHORTHANDS,
@@ -102,6 +102,7 @@ def evaluate(
         raise ValueError(
             f"official_best_of: {official_best_of} repeats rounds of votes, and votes is 0: add --votes 10"
         )
+    check_rows_folder(results)
     place = open_device(device)
     model, config = load_classifier(run)
     data = _objects.stored_data(Path(run), "classify", root=root, split=split, variant=variant)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pc3d.cli import _objects, _several_runs, _training
 from pc3d.cli._devices import open_device
-from pc3d.cli._judging import kept_beside
+from pc3d.cli._judging import check_rows_folder, kept_beside
 
 _DESCRIPTION = f"""Train a part segmentation of objects whose category is known.
 
@@ -91,6 +91,7 @@ def evaluate(
     from pc3d.tasks import evaluate_parts, load_part_segmenter
 
     place = open_device(device)
+    check_rows_folder(results)
     model, config = load_part_segmenter(run)
     data = _objects.stored_data(Path(run), "parts", root=root, split=split)
     for name, ours, theirs in (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pc3d.cli import _alignment, _output
 from pc3d.cli._devices import open_device
 from pc3d.cli._inputs import LeftOut, OnError, Points, UpAxis, Variant, extract, left_out_lines
-from pc3d.cli._judging import interrupted
+from pc3d.cli._judging import check_rows_folder, interrupted
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def zeroshot(
     """
     from pc3d.evaluation import Kept, rank_classes, write_rows, zero_shot
 
+    check_rows_folder(results)
     place = open_device(device)
     patterns = _alignment.templates_of(templates)
     aligned = _alignment.open_aligned(encoder)

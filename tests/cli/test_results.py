@@ -128,6 +128,42 @@ def test_another_result_under_one_name_is_refused(rows: Path, encoder: str, caps
     assert {path.name: path.read_bytes() for path in rows.iterdir()} == before
 
 
+NOWHERE = ["--encoder", "nowhere"]
+WITH_RESULTS = {
+    "probe": ["probe", *NOWHERE],
+    "fewshot": ["fewshot", *NOWHERE],
+    "retrieve": ["retrieve", *NOWHERE],
+    "robustness": ["robustness", *NOWHERE],
+    "zeroshot": ["zeroshot", *NOWHERE],
+    "classify eval": ["classify", "eval", "nowhere"],
+    "parts eval": ["parts", "eval", "nowhere"],
+    "segment eval": ["segment", "eval", "nowhere"],
+    "classify train": ["classify", "train", "--config", "household_small", "--output", "run"],
+    "several seeds": ["classify", "train", "--config", "household_small", "--output", "run", "--seeds", "1", "2"],
+    "classify fewshot": ["classify", "fewshot", "--config", "household_fewshot", "--output", "run"],
+}
+
+
+@pytest.mark.parametrize("verb", WITH_RESULTS.values(), ids=WITH_RESULTS)
+def test_rows_that_cannot_be_written_are_told_before_any_work(
+    verb: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before even the encoder, which is not there, is opened."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    for folder in ("file", "file/rows"):
+        assert main([*verb, "--results", folder]) == 1
+        error = capsys.readouterr().err
+        assert f"results: {folder} cannot be made, {tmp_path / 'file'} is not a folder: name another" in error
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != locked)  # root may write anywhere
+    assert main([*verb, "--results", "locked/rows"]) == 1
+    assert f"results: locked/rows cannot be written, {locked} may not be" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "locked"]
+    assert Path("file").read_text() == "mine"
+
+
 def test_scene_encoders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from pc3d.models import SparseUNet
 
