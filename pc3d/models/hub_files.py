@@ -6,9 +6,10 @@ import os
 import re
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -16,6 +17,8 @@ from huggingface_hub.errors import (
 )
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+# Seconds that the Hub has for its first answer.
+_PATIENCE = 10.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -69,11 +72,24 @@ def _hint_for_file(path: Path) -> str:
     return "a .ckpt file belongs to a run: its finished encoder is in encoder/ beside it"
 
 
+def _answers(hub_id: str) -> bool:
+    """Whether the Hub can be reached; ``hf_hub_download`` tries for half a minute and file before it says so."""
+    try:
+        HfApi().model_info(hub_id, timeout=_PATIENCE)
+    except HfHubHTTPError:
+        pass  # an answer: the download tells what it means
+    except Exception:  # of the HTTP library, which is another in each version
+        return False
+    return True
+
+
 def _download(hub_id: str, revision: str | None) -> tuple[Path, Path]:
+    # What was downloaded before is found without the Hub.
+    before = not _answers(hub_id)
     try:
         return (
-            Path(hf_hub_download(hub_id, CONFIG, revision=revision)),
-            Path(hf_hub_download(hub_id, WEIGHTS, revision=revision)),
+            Path(hf_hub_download(hub_id, CONFIG, revision=revision, local_files_only=before)),
+            Path(hf_hub_download(hub_id, WEIGHTS, revision=revision, local_files_only=before)),
         )
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise FileNotFoundError(
@@ -84,7 +100,8 @@ def _download(hub_id: str, revision: str | None) -> tuple[Path, Path]:
         raise FileNotFoundError(f"the repository {hub_id!r} has no revision {revision!r}: {error}") from error
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"{hub_id!r} is no folder here, and the Hugging Face Hub cannot be reached to look for it there: {error}"
+            f"{hub_id!r} is no folder here, it was not downloaded from the Hugging Face Hub before, and the Hub cannot "
+            "be reached to look for it there: correct the path, or go online"
         ) from error
     except EntryNotFoundError as error:
         raise FileNotFoundError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
     LocalEntryNotFoundError,
@@ -124,10 +125,42 @@ def test_damaged_folders_are_refused(saved: Path) -> None:
         load_encoder(saved)
 
 
+@pytest.fixture(autouse=True)
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A Hub that answers; the ids that it was asked for."""
+    asked: list[str] = []
+    monkeypatch.setattr(HfApi, "model_info", lambda self, repo_id, **options: asked.append(repo_id))
+    return asked
+
+
+def test_a_hub_that_cannot_be_reached_is_tried_once(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, hub: list[str]
+) -> None:
+    """What was downloaded before is loaded without it; otherwise it is said at once."""
+
+    def unreachable(self: HfApi, repo_id: str, **options: float) -> None:
+        assert 0 < options["timeout"] <= 10
+        hub.append(repo_id)
+        raise RuntimeError("no route to host")  # each version of the library has another class for this
+
+    def download(repo_id: str, filename: str, revision: str | None = None, local_files_only: bool = False) -> str:
+        assert local_files_only
+        if repo_id == "runs/fist":
+            raise LocalEntryNotFoundError("not in the cache")
+        return str(saved / filename)
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    monkeypatch.setattr(hub_files, "hf_hub_download", download)
+    assert load_encoder("someone/encoder").config["num_groups"] == 16
+    with pytest.raises(FileNotFoundError, match=r"'runs/fist' is no folder here, .* and the Hub cannot be"):
+        load_encoder("runs/fist")
+    assert hub == ["someone/encoder", "runs/fist"]
+
+
 def test_an_id_is_looked_up_on_the_hub(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def download(repo_id: str, filename: str, revision: str | None = None) -> str:
+    def download(repo_id: str, filename: str, revision: str | None = None, local_files_only: bool = False) -> str:
         asked.append((repo_id, filename, revision))
         return str(saved / filename)
 
@@ -141,7 +174,7 @@ def test_what_is_on_the_hub_imports_nothing(saved: Path, monkeypatch: pytest.Mon
     content = json.loads((saved / "config.json").read_text())
     (tmp_path / "unasked.py").write_text("from pc3d.models import PointViT\n\nclass Net(PointViT):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(hub_files, "hf_hub_download", lambda repo_id, filename, revision=None: str(saved / filename))
+    monkeypatch.setattr(hub_files, "hf_hub_download", lambda repo_id, filename, **options: str(saved / filename))
     own = {**content, "class": "unasked.Net"}
     for described in (own, {"class": "BlockFeatures", "arguments": {"encoder": own}}):
         (saved / "config.json").write_text(json.dumps(described))
@@ -161,7 +194,7 @@ def test_a_mistyped_folder_is_not_looked_up_on_the_hub(
 ) -> None:
     asked = []
 
-    def download(repo_id: str, filename: str, revision: str | None = None) -> str:
+    def download(repo_id: str, filename: str, revision: str | None = None, local_files_only: bool = False) -> str:
         asked.append(repo_id)
         return str(saved / filename)
 
