@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from pc3d._files import replace_atomically
 from pc3d.data.aligned_stream import AlignedStream
 from pc3d.data.module import PointDataModule
 from pc3d.methods.interruption import Interruption, let_go
+
+# Of batch norm.
+_STATISTICS = ("running_mean", "running_var")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -152,8 +156,12 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         self._interruption.saved()
 
     def _check_finite(self, trainer: pl.Trainer) -> None:
-        weights = trainer.lightning_module.named_parameters()
-        broken = next((name for name, value in weights if not bool(value.detach().isfinite().all())), None)
+        module = trainer.lightning_module
+        # An infinite activation in one batch spoils the statistics for good, while the weights may stay finite. Other
+        # buffers may hold what is not finite, such as masks.
+        statistics = (item for item in module.named_buffers() if item[0].endswith(_STATISTICS))
+        numbers = chain(module.named_parameters(), statistics)
+        broken = next((name for name, value in numbers if not bool(value.detach().isfinite().all())), None)
         # All processes stop together, also if each holds another part of the weights.
         if trainer.strategy.reduce_boolean_decision(broken is None, all=True):
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -155,20 +156,30 @@ def test_a_training_whose_disk_fills_up_stops_and_can_be_resumed(
 
 
 class _Spoil(pl.Callback):
-    """Makes one weight NaN at a step, as a gradient that is not finite would."""
+    """Makes numbers NaN at a step, as a gradient or an activation that is not finite would."""
+
+    def __init__(self, numbers: Callable[[pl.LightningModule], Iterable[torch.Tensor]]) -> None:
+        self.numbers = numbers
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step == 12:
-            next(module.parameters()).data[0] = float("nan")
+            next(iter(self.numbers(module))).data[0] = float("nan")
 
 
+def _statistics(module: pl.LightningModule) -> Iterable[torch.Tensor]:
+    """Variances of batch norm, behind a mask, which is meant to hold infinities."""
+    module.register_buffer("mask", torch.full((2,), -torch.inf))
+    return (value for name, value in module.named_buffers() if name.endswith("running_var"))
+
+
+@pytest.mark.parametrize("numbers", [pl.LightningModule.parameters, _statistics], ids=["weights", "batch norm"])
 def test_weights_that_are_no_numbers_end_the_run_and_replace_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, numbers: Callable[[pl.LightningModule], Iterable[torch.Tensor]]
 ) -> None:
     with pytest.raises(
         ValueError, match=r"diverged: at step 12, weights are .* \(model\.\S+, for one\); .* from before"
     ):
-        pretrain(mae(), data(), tmp_path, every_n_steps=4, max_epochs=3, callbacks=_Spoil(), **QUIET)
+        pretrain(mae(), data(), tmp_path, every_n_steps=4, max_epochs=3, callbacks=_Spoil(numbers), **QUIET)
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 8
     assert all(bool(value.isfinite().all()) for value in kept["state_dict"].values())
