@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pc3d.cli import _output
 from pc3d.cli._alignment import as_wanted
-from pc3d.cli._inputs import NUM_POINTS, Source, extract, open_encoder, pooling_of
+from pc3d.cli._inputs import NUM_POINTS, LeftOut, Source, extract, open_encoder, pooling_of
 from pc3d.cli._report_pictures import Objects
 from pc3d.cli._report_run import NotApplicableError, Run
 
@@ -52,8 +52,13 @@ def embedding_map(run: Run, objects: Objects, how: Method, seed: int, kept: Kept
     if is_aligned(model):
         source = as_wanted(source, None)
     pooling = pooling_of(model, None)
+    left_out = LeftOut(objects.data, source.dataset, objects.on_error)
     options: dict[str, Any] = {"batch_size": 32, "pooling": pooling, "num_points": num_points, "kept": kept}
-    features = extract(model, name, source, objects.data, objects.split, **options)
+    features = extract(model, name, source, objects.data, objects.split, leave_out=left_out, **options)
+    objects.leave_out(left_out.files)
+    chosen = np.delete(chosen, sorted(left_out.rows))
+    if len(chosen) < 3:
+        raise NotApplicableError(f"of the {objects.in_words}, {len(chosen)} objects can be used: too few for a map")
     xy, words = _in_plane(features.values, how, seed)
     share = f"all {len(chosen):,}" if len(chosen) == len(dataset) else f"{len(chosen):,} drawn of {len(dataset):,}"
     caption = f"{words} of the frozen features ({features.values.shape[1]} dimensions, pooling {pooling}) of "
@@ -138,7 +143,9 @@ def probes(run: Run, objects: Objects, seed: int, kept: Kept, device: str) -> tu
             seed=seed,
             kept=kept,
             device=device,
+            on_error=objects.on_error,
         )
+        objects.leave_out(frozen.left_out)
         name = "the encoder, untrained" if untrained else "the encoder of this run"
         of_svm.append(linear_svm(frozen.train, frozen.test, protocol="tuned", seed=seed, progress=True))
         rows.append(of_svm[-1].to_row(name))

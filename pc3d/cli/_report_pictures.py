@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pc3d.cli._inputs import Source, open_split
+from pc3d.cli._inputs import LeftOut, OnError, Source, open_split
 from pc3d.cli._report_run import NotApplicableError, Run
 from pc3d.cli._view_runs import class_of, points_of, reconstructs_objects
 
@@ -33,19 +33,27 @@ class Objects:
         split: of it.
         variant: of it.
         source: the split, and how its clouds are prepared.
+        on_error: what to do with files that cannot be used, see :class:`pc3d.cli._inputs.LeftOut`.
+        unusable: those that were left out so far, and why.
     """
 
     data: str
     split: str
     variant: Any
     source: Source
+    on_error: OnError
+    unusable: dict[str, str]
+
+    def leave_out(self, files: Iterable[Mapping[str, str]]) -> None:
+        """Note that files are left out."""
+        self.unusable.update((file["path"], file["reason"]) for file in files)
 
     @property
     def in_words(self) -> str:
         return f"{self.data}{f' ({self.variant})' if self.variant else ''}, {self.split} split"
 
 
-def objects_of(run: Run, data: str, split: str) -> Objects:
+def objects_of(run: Run, data: str, split: str, on_error: OnError, unusable: dict[str, str]) -> Objects:
     """The objects to show: of the run's own data set (``"run"``), or of another.
 
     Raises:
@@ -57,7 +65,8 @@ def objects_of(run: Run, data: str, split: str) -> Objects:
     variant = None
     if data == "run":
         data, variant = _named(run)
-    return Objects(data, split, variant, open_split(data, split, None, variant))
+    source = open_split(data, split, None, variant, on_error)
+    return Objects(data, split, variant, source, on_error, unusable)
 
 
 def _training_set(run: Run) -> dict[str, Any]:
@@ -88,6 +97,7 @@ def reconstructions(run: Run, choose: Callable[[], Objects], count: int, seed: i
     import torch
 
     from pc3d.cli.pretrain import load_method
+    from pc3d.data import BadFileError
     from pc3d.demo import reconstruction_rows
     from pc3d.evaluation.features import preparation
     from pc3d.viz import reconstruction_figure
@@ -103,7 +113,16 @@ def reconstructions(run: Run, choose: Callable[[], Objects], count: int, seed: i
     # All that is stored is drawn; the encoder takes the first points, or farthest ones in their order.
     num_points = None if objects.source.sampling == "first" else points_of(method)
     prepare = preparation(num_points, objects.source.sampling, objects.source.normalize)
-    clouds = [prepare(objects.source.dataset.load(index), torch.Generator()) for index in chosen]
+    left_out = LeftOut(objects.data, objects.source.dataset, objects.on_error)
+    clouds = []
+    for index in chosen:
+        try:
+            clouds.append(prepare(objects.source.dataset.load(index), torch.Generator()))
+        except BadFileError as error:
+            left_out(index, error)
+    objects.leave_out(left_out.files)
+    if not clouds:
+        raise NotApplicableError(f"none of the {len(chosen)} objects to draw can be read")
     rows = reconstruction_rows(method, clouds, seed=seed)
     ratio = getattr(method, "mask_ratio", None)
     hidden = "" if ratio is None else f"{100 * ratio:.0f} % of the patches hidden, "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pc3d.cli import _output
 from pc3d.cli._devices import open_device
+from pc3d.cli._inputs import OnError, left_out_lines
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def report(
     seed: int = 0,
     overwrite: bool = False,
     device: str = "cpu",
+    on_error: OnError = "refuse",
 ) -> None:
     """Write one web page about a run, which opens without a server or a network.
 
@@ -49,6 +51,8 @@ def report(
         seed: Seed of masks, map, folds and untrained weights.
         overwrite: Replace an earlier report.
         device: Where features and segmentations are computed, such as cpu or cuda.
+        on_error: What to do with a file of an object that cannot be used: 'refuse' stops; 'report' leaves the file out
+            and lists it.
     """
     from pc3d.cli import _report_map as features
     from pc3d.cli import _report_pictures as drawings
@@ -62,6 +66,7 @@ def report(
         raise ValueError(f"pictures: must be at least 0, got {pictures}")
     open_device(device)
     opened = stored.open_run(run)
+    unusable: dict[str, str] = {}
     path = opened.folder.path / "report.html" if output is None else Path(output)
     if path.suffix != ".html":
         raise ValueError(f"output: must end in .html, got {str(path)!r}")
@@ -69,7 +74,7 @@ def report(
         raise FileExistsError(f"output: {path} exists: add --overwrite to replace it, or give another --output")
 
     def objects() -> drawings.Objects:
-        return drawings.objects_of(opened, data, split)
+        return drawings.objects_of(opened, data, split, on_error, unusable)
 
     def drawn(make: Callable[[], Section]) -> Callable[[], Section]:
         def section() -> Section:
@@ -94,7 +99,7 @@ def report(
     def segmentations() -> Section:
         return drawings.segmentations(opened, pictures, kept, device)
 
-    with Kept(kept_beside(path, run, data, split, map, pictures, probe, seed, device)) as kept:
+    with Kept(kept_beside(path, run, data, split, map, pictures, probe, seed, device, on_error)) as kept:
         sections = [
             _section("Configuration", lambda: stored.configuration(opened)),
             _section("Training curves", lambda: stored.curves(opened)),
@@ -111,8 +116,10 @@ def report(
         write_report(path, opened.title, str(opened.folder.path.resolve()), sections)
     left_out = {section.title: section.note for section in sections if not section.parts}
     notes = [f"  left out: {title}: {note}" for title, note in left_out.items()]
-    text = "\n".join([f"{path}: {path.stat().st_size / 1e6:.1f} MB", *notes])
-    _output.result({"file": str(path), "bytes": path.stat().st_size, "left_out": left_out}, text)
+    files = [{"path": path, "reason": reason} for path, reason in unusable.items()]
+    text = "\n".join([f"{path}: {path.stat().st_size / 1e6:.1f} MB", *notes, *left_out_lines(files)])
+    result = {"file": str(path), "bytes": path.stat().st_size, "left_out": left_out}
+    _output.result(result if on_error == "refuse" else {**result, "left_out_files": files}, text)
 
 
 def _section(title: str, make: Callable[[], Section]) -> Section:

@@ -226,6 +226,33 @@ def test_it_goes_on_after_an_interruption(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.html", "data", "page.html"]
 
 
+def test_files_that_cannot_be_used_are_left_out_if_it_is_said(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One in each split, the one of the test split among those that are drawn."""
+    for split, count in (("train", 12), ("test", 4)):
+        objects = Household(split)
+        for name in ("chair", "lamp"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for index in (objects.labels == objects.classes.index(name)).nonzero()[:count, 0].tolist():
+                np.savetxt(tmp_path / "data" / split / name / f"{index}.xyz", objects[index].xyz[:200].numpy())
+        (tmp_path / "data" / split / "chair" / "000.xyz").write_text("1 2 3\n4 5\n")
+    output = tmp_path / "page.html"
+    options = ["--output", str(output), "--data", str(tmp_path / "data"), "--map", "pca", "--probe", "--pictures", "2"]
+    assert main(["report", str(run), *options]) == 1
+    error = capsys.readouterr().err
+    assert "000.xyz" in error
+    assert "--on_error report leaves such files out" in error
+    assert main(["report", str(run), *options, "--on_error", "report", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    bad = [str(tmp_path / "data" / split / "chair" / "000.xyz") for split in ("train", "test")]
+    assert sorted(file["path"] for file in found["left_out_files"]) == sorted(bad)
+    assert {"Map of the embeddings", "Frozen features", "Reconstructions"}.isdisjoint(found["left_out"])
+    items = Page(output).plots[-1]["items"]
+    assert items["classes"] == ["chair"] * 4 + ["lamp"] * 4
+    assert "000" not in items["names"]
+
+
 def judged_run(folder: Path, model: dict[str, Any], name: str, result: dict[str, Any]) -> Path:
     """A run of a task as far as its configuration and its results go; it has no weights."""
     (folder / "eval").mkdir(parents=True)
