@@ -145,6 +145,7 @@ def open_splits(options: Options, root: Path, given: argparse.Namespace) -> dict
         splits[name] = copy.copy(everything)
         splits[name].paths = [path for path, chosen in zip(everything.paths, mask, strict=True) if chosen]
         splits[name].labels = everything.labels[torch.from_numpy(mask)]
+    splits["test"].skipped = ()  # what is of neither split is listed once, in the first
     return splits
 
 
@@ -318,22 +319,22 @@ def describe(
 ) -> None:
     """Write ``SPLIT.json`` from the shards and say what was left out, of fields unless they were chosen."""
     ids: list[str] = []
-    unkept: list[str] = []
+    unkept: list[tuple[str, str]] = []
     skipped = [{"path": str(file.path), "reason": file.reason} for file in dataset.skipped]
     kept = []
     counts = np.zeros(UNKNOWN_PART + 1, np.int64)
     for shard in shards:
         with np.load(output.folder / shard, allow_pickle=False) as arrays:
             ids += [str(item) for item in arrays["id"]]
-            # A shard of an interrupted run may be older than the list.
-            unkept += [str(names) for names in arrays["unkept"]] if "unkept" in arrays else [""] * len(arrays["id"])
+            if "unkept" in arrays:  # a shard of an interrupted run may be older than this list
+                unkept += zip(map(str, arrays["id"]), map(str, arrays["unkept"]), strict=True)
             if options.parts is not None:
                 counts += np.bincount(arrays["part"].reshape(-1), minlength=UNKNOWN_PART + 1)
             if len(arrays["id"]) > 0:
                 kept.append(shard)
             for path, reason in zip(arrays["skipped_path"], arrays["skipped_reason"], strict=True):
                 skipped.append({"path": str(path), "reason": str(reason)})
-    without = {} if fields_chosen else lacking(ids, unkept)
+    without = {} if fields_chosen else lacking(unkept)
     description = {
         "source": getattr(dataset, "source", "files"),
         "licence": getattr(dataset, "terms", "that of the files"),
@@ -353,18 +354,20 @@ def describe(
     for field, files in without.items():
         shown = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
         print(
-            f"  left out {field}: the first file has none, {len(ids) - len(files)} of {len(ids)} have some; without: "
-            f"{shown}. To keep it, convert the files that have it on their own"
+            f"  left out {field}: the first file has none, {len(unkept) - len(files)} of {len(unkept)} have some; "
+            f"without: {shown or 'none'}. To keep it, convert the files that have it on their own"
         )
+    if without and len(unkept) < len(ids):
+        print(f"  not known of {len(ids) - len(unkept)} objects, whose shards an earlier version wrote")
     if options.parts is not None:
         named = [*zip(options.parts.names, counts, strict=False), ("no part", counts[UNKNOWN_PART])]
         print("  " + ", ".join(f"{name} {100 * count / max(1, counts.sum()):.1f} %" for name, count in named))
 
 
-def lacking(ids: list[str], unkept: list[str]) -> dict[str, list[str]]:
-    """For each field that some files have and the shards have not, the files without it."""
-    found = {name: [item for item, names in zip(ids, unkept, strict=True) if name not in names] for name in FIELDS}
-    return {name: files for name, files in found.items() if len(files) < len(ids)}
+def lacking(unkept: list[tuple[str, str]]) -> dict[str, list[str]]:
+    """For each field that some files have and the shards have not, the files without it, from what each has."""
+    found = {name: [item for item, names in unkept if name not in names] for name in FIELDS}
+    return {name: files for name, files in found.items() if len(files) < len(unkept)}
 
 
 def run(given: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -164,10 +165,20 @@ def test_fields_that_the_first_file_lacks_are_told_with_the_files(
     call(convert, *arguments[:2], tmp_path / "chosen", *arguments[3:], "--fields")
     assert "left out rgb" not in capsys.readouterr().out
     # A shard of an interrupted run that an earlier version wrote goes with those of this one.
-    shard = tmp_path / "out" / "all-000.npz"
+    shard, manifest = tmp_path / "out" / "all-000.npz", tmp_path / "out" / "manifest.sha256"
     with np.load(shard) as arrays:
         older = {name: values for name, values in arrays.items() if name != "unkept"}
+    before = hashlib.sha256(shard.read_bytes()).hexdigest()
     np.savez(shard, **older)
+    manifest.write_text(manifest.read_text().replace(before, hashlib.sha256(shard.read_bytes()).hexdigest()))
+    (tmp_path / "out" / "all.json").unlink()
+    call(convert, *arguments)
+    told = capsys.readouterr().out
+    # What a/1 and a/2 have was not written down: nothing is said of them.
+    assert "left out rgb: the first file has none, 1 of 2 have some; without: b/4." in told
+    assert "not known of 2 objects, whose shards an earlier version wrote" in told
+    description = json.loads((tmp_path / "out" / "all.json").read_text())
+    assert description["files_without"] == {"rgb": ["b/4"]}
     assert len(ObjectSet(tmp_path / "out", "all", num_points=32)) == 4
 
 
@@ -330,6 +341,18 @@ def test_files_that_are_no_clouds_are_listed_too(
     }
     assert reasons["scan.log"] == "has the ending '.log'"
     assert "cannot be read as NPY" in reasons["1.npy"]
+    # Made into splits, what is of neither is listed once.
+    (root / "thing" / "1.npy").unlink()
+    for index in range(1, 6):
+        np.save(root / "thing" / f"{index}.npy", household[index].xyz.numpy())
+    arguments = (root, tmp_path / "splits", "--points", 2000, "--test-share", 0.2)
+    call(convert, "folder", *arguments, "--on-error", "report")
+    assert capsys.readouterr().out.count("scan.log: has the ending '.log'") == 1
+    skipped = {
+        split: json.loads((tmp_path / "splits" / f"{split}.json").read_text())["skipped"] for split in ("train", "test")
+    }
+    assert [Path(file["path"]).name for file in skipped["train"]] == ["scan.log"]
+    assert skipped["test"] == []
 
 
 def test_a_bad_file_is_named_by_whichever_process_reads_it(tmp_path: Path, household: Household) -> None:
