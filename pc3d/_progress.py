@@ -26,9 +26,9 @@ def is_hidden() -> bool:
 
 
 @contextmanager
-def hidden(hide: bool = True) -> Iterator[None]:
+def hidden() -> Iterator[None]:
     """No progress of any kind within the block."""
-    token = _hidden.set(hide or _hidden.get())
+    token = _hidden.set(True)
     try:
         yield
     finally:

@@ -63,12 +63,6 @@ def choose(*, json: bool, quiet: bool) -> None:
         output.stack.enter_context(_warnings_only("pytorch_lightning"))
 
 
-def is_json() -> bool:
-    """Whether the command prints JSON."""
-    output = _current.get()
-    return output is not None and output.json
-
-
 def is_quiet() -> bool:
     """Whether the command says nothing but its result."""
     output = _current.get()

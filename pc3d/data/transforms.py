@@ -28,10 +28,10 @@ def _axis_number(axis: str, argument: str = "axis") -> int:
     return _AXES.index(axis)
 
 
-def _check_range(name: str, bounds: tuple[float, float]) -> tuple[float, float]:
-    low, high = bounds
+def _check_scale(scale: tuple[float, float]) -> tuple[float, float]:
+    low, high = scale
     if not 0.0 < low <= high:
-        raise ValueError(f"{name} must be a pair 0 < low <= high, got {bounds}")
+        raise ValueError(f"scale must be a pair 0 < low <= high, got {scale}")
     return float(low), float(high)
 
 
@@ -227,7 +227,7 @@ class ScaleTranslate(Transform):
     """
 
     def __init__(self, scale: tuple[float, float] = (2 / 3, 3 / 2), shift: float = 0.2) -> None:
-        self.scale = _check_range("scale", scale)
+        self.scale = _check_scale(scale)
         if shift < 0:
             raise ValueError(f"shift must not be negative, got {shift}")
         self.shift = float(shift)
@@ -253,7 +253,7 @@ class IsotropicScaleShift(Transform):
     """
 
     def __init__(self, scale: tuple[float, float] = (0.8, 1.25), shift: float = 0.1) -> None:
-        self.scale = _check_range("scale", scale)
+        self.scale = _check_scale(scale)
         if shift < 0:
             raise ValueError(f"shift must not be negative, got {shift}")
         self.shift = float(shift)

@@ -19,12 +19,11 @@ from pc3d.image.pictures import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from pc3d.image.towers import ImageTower, JointPair, MissingWeightsError, TextTower
 
 
-def load_whole(name: str, automatic: str = "AutoModel") -> Any:
+def load_whole(name: str) -> Any:
     """Load a pretrained model of transformers; refused if any of its weights would be random.
 
     Args:
         name: an id on the Hugging Face Hub, or a folder with ``config.json`` and ``model.safetensors``.
-        automatic: the class of transformers that loads it.
 
     Raises:
         MissingWeightsError: it is neither here nor within reach.
@@ -33,7 +32,7 @@ def load_whole(name: str, automatic: str = "AutoModel") -> Any:
     transformers = require("transformers", extra="image", purpose="towers by that library")
     try:
         with _without_loading_bar():
-            model, report = getattr(transformers, automatic).from_pretrained(name, output_loading_info=True)
+            model, report = transformers.AutoModel.from_pretrained(name, output_loading_info=True)
     except Exception as error:  # whatever the network and its libraries come up with
         raise MissingWeightsError.of(f"transformers:{name}", _short(error)) from error
     fresh = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])

@@ -360,7 +360,7 @@ def _fresh(ours: dict[str, Tensor], slots: dict[str, Slot]) -> list[str]:
     return fresh
 
 
-def in_short(names: list[str], limit: int = 4) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def in_short(names: list[str]) -> str:
+    """The first four names, and how many more there are."""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more

@@ -46,18 +46,17 @@ class EdgeConv(nn.Module):
         in_features: width of the input.
         out_features: width of the output.
         k: number of neighbours.
-        negative_slope: slope of the leaky ReLU.
 
     Source:
         Dynamic Graph CNN (Wang et al., 2019), section 3.1 and equation 8.
     """
 
-    def __init__(self, in_features: int, out_features: int, k: int, negative_slope: float = 0.2) -> None:
+    def __init__(self, in_features: int, out_features: int, k: int) -> None:
         super().__init__()
         self.k = k
         self.linear = nn.Linear(2 * in_features, out_features, bias=False)
         self.norm = GlobalBatchNorm(out_features)
-        self.activation = nn.LeakyReLU(negative_slope)
+        self.activation = nn.LeakyReLU(0.2)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map ``(B, N, C_in)`` to ``(B, N, C_out)``; N at least k."""

@@ -125,11 +125,11 @@ def pack(
     return Packed(xyz if xyz.dim() == 2 else xyz.reshape(-1, 3), packed_offsets, dense_shape, sizes)
 
 
-def check_coords(coords: object, offsets: object, name: str = "coords") -> tuple[Tensor, Tensor]:
+def check_coords(coords: object, offsets: object) -> tuple[Tensor, Tensor]:
     """Voxel coordinates (N, 3) int32 and their offsets, checked; without offsets they are one cloud."""
-    coords = check_tensor(coords, name, (torch.int32,))
+    coords = check_tensor(coords, "coords", (torch.int32,))
     if coords.dim() != 2 or coords.shape[1] != 3:
-        raise ValueError(f"{name} must have shape (N, 3), without a batch column, got {tuple(coords.shape)}")
+        raise ValueError(f"coords must have shape (N, 3), without a batch column, got {tuple(coords.shape)}")
     if offsets is None:
         return coords, dense_offsets(1, coords.shape[0], coords.device)
     return coords, check_offsets(offsets, "offsets", coords.shape[0], coords.device)

@@ -34,13 +34,12 @@ class PartsColumn:
     label: Labels
 
 
-def parts_figure(columns: Sequence[PartsColumn], parts: Sequence[str], *, title: str = "") -> Any:
+def parts_figure(columns: Sequence[PartsColumn], parts: Sequence[str]) -> Any:
     """Objects side by side: labelled parts above, predicted parts below.
 
     Args:
         columns: the objects, left to right.
         parts: names of the parts.
-        title: of the figure.
 
     Returns:
         A ``matplotlib.figure.Figure``; ``savefig`` writes it.
@@ -62,7 +61,5 @@ def parts_figure(columns: Sequence[PartsColumn], parts: Sequence[str], *, title:
         axes.text(-0.04, 0.5, name, transform=axes.transAxes, rotation=90, ha="right", va="center", fontsize=10)
     shown = np.unique(np.concatenate([values for column in columns for values in (column.label, column.predicted)]))
     draw_legend(figure, [int(k) for k in shown if 0 <= k < len(parts)], parts)
-    if title:
-        figure.suptitle(title, fontsize=11)
     figure.subplots_adjust(left=0.04, right=0.86, top=0.88, bottom=0.01, wspace=0.02, hspace=0.02)
     return figure

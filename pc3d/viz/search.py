@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pc3d.viz.figures import new_figure
 
 Picture = NDArray[np.uint8]
+_CELL = 1.15  # side of a picture in inches
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,11 @@ class SearchRow:
     answers: Sequence[tuple[Picture, str]]
 
 
-def search_figure(rows: Sequence[SearchRow], *, cell: float = 1.15) -> Any:
+def search_figure(rows: Sequence[SearchRow]) -> Any:
     """Searches below one another: the queries on grey, then the answers.
 
     Args:
         rows: the searches.
-        cell: side of a picture in inches.
 
     Returns:
         A ``matplotlib.figure.Figure``; ``savefig`` writes it.
@@ -45,7 +45,7 @@ def search_figure(rows: Sequence[SearchRow], *, cell: float = 1.15) -> Any:
         raise ValueError("rows is empty: nothing to draw")
     asked = max(len(row.queries) for row in rows)
     columns = asked + max(len(row.answers) for row in rows)
-    figure = new_figure(cell * columns, (cell + 0.2) * len(rows))
+    figure = new_figure(_CELL * columns, (_CELL + 0.2) * len(rows))
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for line, row in zip(grid, rows, strict=True):
         for axes in line:

@@ -21,9 +21,7 @@ _STYLE = "padding:0 1em;font-size:0.85em;overflow-wrap:anywhere"
 _REACH = 0.006
 
 
-def nearest_to_ray(
-    points: FloatArray, origin: FloatArray, direction: FloatArray, radius: float = 0.0, reach: float = _REACH
-) -> int | None:
+def nearest_to_ray(points: FloatArray, origin: FloatArray, direction: FloatArray, radius: float = 0.0) -> int | None:
     """The row of the point that a line of sight meets: of those close to it, the one in front; None for none.
 
     Args:
@@ -31,19 +29,18 @@ def nearest_to_ray(
         origin: ``(3,)`` where the line begins.
         direction: ``(3,)`` of any length.
         radius: of the points as they are drawn.
-        reach: how far beside the line a point may be besides, as a share of its distance along the line.
     """
     unit = direction / np.linalg.norm(direction)
     relative = points - origin
     along = relative @ unit
     beside = np.linalg.norm(relative - along[:, None] * unit, axis=1)
-    near = radius + reach * along
+    near = radius + _REACH * along
     close = np.flatnonzero((along > 0) & (beside <= near))
     if not len(close):
         return None
     # Of a surface several points are close: of those about as near as the nearest, the one nearest to the line.
     first = along[close].min()
-    front = close[along[close] <= first + 4 * (radius + reach * first)]
+    front = close[along[close] <= first + 4 * (radius + _REACH * first)]
     return int(front[beside[front].argmin()])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from pc3d.viz.window_state import KEYS, Change, WindowState, free_name, wrapped
 
 _FRAME = 1 / 24
 _STILL_AFTER = 0.4
+_WIDTH, _HEIGHT = 1280, 800  # of the window, in pixels
 _COLUMN = 17  # of the text beside the scene, in units of the letters' height
 _BAR = 6  # of the strip that a colour bar is in, at least, likewise
 _INK = (0.25, 0.25, 0.25)
@@ -31,9 +31,6 @@ def open_window(
     azimuth: float = AZIMUTH,
     elevation: float = ELEVATION,
     max_points: int = 2_000_000,
-    width: int = 1280,
-    height: int = 800,
-    folder: Path | str = ".",
     ask: Ask | None = None,
 ) -> None:
     """Open a window on a view and come back when it is closed.
@@ -44,9 +41,6 @@ def open_window(
         azimuth: of the camera, see :class:`pc3d.viz.camera.Viewpoint`.
         elevation: likewise.
         max_points: level of detail, see :meth:`View.thin`; keys change it.
-        width: of the window in pixels.
-        height: likewise.
-        folder: where screenshots and camera paths go.
         ask: the layers of a typed text, see :class:`WindowState`; the window has no field for texts when None.
 
     Raises:
@@ -54,10 +48,10 @@ def open_window(
         ImportError: Open3D, or a system library that it needs, is missing.
         ValueError: a mode that no cloud has.
     """
-    size = point_size_for(min(view.num_points, max_points), width, height)
-    state = WindowState(view, mode, max_points, point_size=size, folder=Path(folder), ask=ask)
+    size = point_size_for(min(view.num_points, max_points), _WIDTH, _HEIGHT)
+    state = WindowState(view, mode, max_points, point_size=size, ask=ask)
     check_display()
-    window = Window(state, azimuth, elevation, width, height)
+    window = Window(state, azimuth, elevation, _WIDTH, _HEIGHT)
     window.run()
 
 

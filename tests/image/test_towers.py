@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_weights_are_read_without_a_bar(transformers_clip: str, capfd: pytest.Ca
     transformers_pair(transformers_clip)
     assert "Loading weights" not in capfd.readouterr().err
     for hide in (False, True):
-        with hidden(hide), _without_loading_bar():
+        with hidden() if hide else nullcontext(), _without_loading_bar():
             inside = (logging.is_progress_bar_enabled(), are_progress_bars_disabled())
         assert inside == (False, hide or before[1])  # downloads are shown unless progress is hidden
         assert (logging.is_progress_bar_enabled(), are_progress_bars_disabled()) == before
