@@ -200,6 +200,9 @@ class TurnSlightly(Transform):
     Args:
         std: of each angle, in radians.
         clip: largest angle.
+
+    Raises:
+        ValueError: ``std`` or ``clip`` is negative.
     """
 
     def __init__(self, std: float = 0.06, clip: float = 0.18) -> None:

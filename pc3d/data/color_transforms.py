@@ -18,6 +18,9 @@ class ChromaticAutoContrast(Transform):
     Args:
         probability: of doing so.
         blend: a fixed factor instead of the random one; 1 is the full stretch.
+
+    Raises:
+        ValueError: ``probability`` or ``blend`` is outside of [0, 1].
     """
 
     def __init__(self, probability: float = 0.2, blend: float | None = None) -> None:
@@ -42,6 +45,9 @@ class ChromaticTranslation(Transform):
     Args:
         probability: of doing so.
         ratio: largest offset.
+
+    Raises:
+        ValueError: ``probability`` or ``ratio`` is outside of [0, 1].
     """
 
     def __init__(self, probability: float = 0.95, ratio: float = 0.05) -> None:
@@ -61,6 +67,9 @@ class ChromaticJitter(Transform):
     Args:
         probability: of doing so.
         std: standard deviation.
+
+    Raises:
+        ValueError: ``probability`` is outside of [0, 1], or ``std`` is negative.
     """
 
     def __init__(self, probability: float = 0.95, std: float = 0.05) -> None:
@@ -82,6 +91,9 @@ class RandomColorDrop(Transform):
     Args:
         probability: of doing so.
         value: the grey: 0 (black) as in Pointcept, 0.5 as in the Swin3D authors' own code.
+
+    Raises:
+        ValueError: ``probability`` or ``value`` is outside of [0, 1].
     """
 
     def __init__(self, probability: float = 0.2, value: float = 0.0) -> None:

@@ -109,6 +109,7 @@ class FolderDataset(FileDataset):
         transform: applied to every item.
 
     Raises:
+        ValueError: ``suffixes`` has an ending that :func:`read_points` does not read.
         MissingDataError: the folder or the split is not there, or holds no files to read.
         BadFileError: with ``on_error="refuse"``, there are files with another ending or beside the class folders.
     """

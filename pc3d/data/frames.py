@@ -113,6 +113,7 @@ class FrameFolder:
             lie anywhere. Otherwise one far from the middle is refused, as intrinsics of another size.
 
     Raises:
+        ValueError: ``depth_shift`` is not positive.
         FileNotFoundError: the folder has no poses, or a frame or the intrinsics lack a file.
         BadFileError: (also when a frame is asked for) a file cannot be used, two files of a kind have one number, or
             the intrinsics are not those of pictures of this size.

@@ -88,6 +88,7 @@ class ModelNetResampled(FileDataset):
         transform: applied to every item.
 
     Raises:
+        ValueError: an unknown split or variant.
         MissingDataError: a list or a listed file is not there.
         BadFileError: an id in the list has no class.
     """

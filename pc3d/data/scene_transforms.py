@@ -70,6 +70,9 @@ class Rotate(Transform):
         degrees: the angle.
         axis: about which to turn.
         center: ``"origin"``, or ``"box"`` for the middle of the bounding box.
+
+    Raises:
+        ValueError: an unknown ``axis`` or ``center``.
     """
 
     def __init__(self, degrees: float, axis: Axis = "z", center: Literal["origin", "box"] = "origin") -> None:
@@ -114,6 +117,10 @@ class RandomRotate(Transform):
         max_degrees: the largest angle.
         center: ``"origin"``, or ``"box"`` for the middle of the bounding box.
         probability: of turning at all.
+
+    Raises:
+        ValueError: an unknown ``axis`` or ``center``, ``max_degrees`` is negative, or ``probability`` is outside of [0,
+            1].
     """
 
     def __init__(
@@ -147,6 +154,9 @@ class RandomFlip(Transform):
 
     Args:
         probability: of each; 1 flips both for certain.
+
+    Raises:
+        ValueError: ``probability`` is outside of [0, 1].
     """
 
     def __init__(self, probability: float = 0.5) -> None:
@@ -170,6 +180,10 @@ class ElasticDistortion(Transform):
     Args:
         scales: pairs (granularity, magnitude) in metres.
         probability: of bending at all.
+
+    Raises:
+        ValueError: a granularity that is not positive, a magnitude that is negative, or ``probability`` outside of [0,
+            1]; or a scene that is too large for a granularity.
     """
 
     def __init__(
@@ -235,6 +249,9 @@ class RandomDropout(Transform):
     Args:
         ratio: the share to lose.
         probability: of losing any.
+
+    Raises:
+        ValueError: ``ratio`` is outside of [0, 1), or ``probability`` of [0, 1].
     """
 
     def __init__(self, ratio: float = 0.2, probability: float = 0.2) -> None:
@@ -255,6 +272,9 @@ class GridSample(Transform):
 
     Args:
         voxel_size: edge of a cell in metres: 0.02 for ScanNet and Structured3D, 0.04 for S3DIS.
+
+    Raises:
+        ValueError: ``voxel_size`` is not positive and finite.
     """
 
     def __init__(self, voxel_size: float = 0.02) -> None:
@@ -279,6 +299,9 @@ class SphereCrop(Transform):
     Args:
         max_points: how many at most: 120,000 for ScanNet and Structured3D, 80,000 for S3DIS; None for no limit.
         max_share: at most this share of the points; Structured3D first crops to 0.8.
+
+    Raises:
+        ValueError: ``max_points`` is below 1, or ``max_share`` is outside of (0, 1].
     """
 
     def __init__(self, max_points: int | None = 120_000, max_share: float = 1.0) -> None:

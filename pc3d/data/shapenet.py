@@ -115,6 +115,7 @@ class ShapeNet55(FileDataset):
         transform: applied to every item.
 
     Raises:
+        ValueError: an unknown split.
         MissingDataError: a list or a listed file is not there.
     """
 
@@ -192,6 +193,7 @@ class ShapeNetPart(FileDataset):
         transform: applied to every item.
 
     Raises:
+        ValueError: an unknown split.
         MissingDataError: a list or a listed file is not there.
         BadFileError: a list is not as described, or a file with other categories than the official ones is bad.
     """

@@ -87,6 +87,9 @@ class KeepFields(Transform):
     Args:
         fields: what to keep besides ``xyz`` and ``meta``: any of rgb, normal, label, segment, instance, text,
             image, feature.
+
+    Raises:
+        ValueError: ``fields`` names something that no cloud has as a field.
     """
 
     _FIELDS = ("rgb", "normal", "label", "segment", "instance", "text", "image", "feature")
@@ -106,6 +109,9 @@ class FirstPoints(Transform):
 
     Args:
         num_points: how many; a cloud with fewer is refused.
+
+    Raises:
+        ValueError: ``num_points`` is below 1, or a cloud has fewer points.
     """
 
     def __init__(self, num_points: int) -> None:
@@ -129,6 +135,9 @@ class RandomSubsample(Transform):
     Args:
         num_points: how many points to keep.
         replacement: draw with replacement; then a cloud may have fewer points than ``num_points``.
+
+    Raises:
+        ValueError: ``num_points`` is below 1, or a cloud has too few points.
     """
 
     def __init__(self, num_points: int, replacement: bool = False) -> None:
@@ -154,6 +163,9 @@ class FarthestPointSample(Transform):
         start: ``"first"`` begins at the first point, ``"random"`` at one drawn from the generator.
         capped: return a cloud with fewer points whole, instead of refusing it. Fine-tuning in the Point-MAE family is
             ``FarthestPointSample(1200, start="random", capped=True)`` then ``RandomSubsample(1024)``.
+
+    Raises:
+        ValueError: an unknown ``start``, ``num_points`` is below 1, or a cloud has fewer points and is not ``capped``.
     """
 
     def __init__(self, num_points: int, start: Literal["first", "random"] = "first", capped: bool = False) -> None:
@@ -188,6 +200,9 @@ class Normalize(Transform):
         center: ``"centroid"`` (mean of the points, as in the Point-MAE family), ``"box"`` (middle of the bounding
             box) or ``"none"``.
         scale: divide by the largest distance from the origin.
+
+    Raises:
+        ValueError: an unknown ``center``, or a cloud without points.
     """
 
     def __init__(self, center: Literal["centroid", "box", "none"] = "centroid", scale: bool = True) -> None:
@@ -224,6 +239,9 @@ class ScaleTranslate(Transform):
     Args:
         scale: bounds of s.
         shift: largest absolute t.
+
+    Raises:
+        ValueError: ``scale`` is not a pair 0 < low <= high, or ``shift`` is negative.
     """
 
     def __init__(self, scale: tuple[float, float] = (2 / 3, 3 / 2), shift: float = 0.2) -> None:
@@ -250,6 +268,9 @@ class IsotropicScaleShift(Transform):
     Args:
         scale: bounds of s.
         shift: largest absolute t.
+
+    Raises:
+        ValueError: ``scale`` is not a pair 0 < low <= high, or ``shift`` is negative.
     """
 
     def __init__(self, scale: tuple[float, float] = (0.8, 1.25), shift: float = 0.1) -> None:
@@ -273,6 +294,9 @@ class RotateVertical(Transform):
     Args:
         axis: the up axis: ``"z"`` for pc3d's own sets, ``"y"`` for ShapeNet55, ModelNet40 and ScanObjectNN as stored.
         max_angle: in radians; a full turn by default.
+
+    Raises:
+        ValueError: an unknown ``axis``, or ``max_angle`` is negative.
     """
 
     def __init__(self, axis: Axis = "z", max_angle: float = 2 * math.pi) -> None:
@@ -299,6 +323,9 @@ class Jitter(Transform):
     Args:
         std: standard deviation, in units of the cloud.
         clip: largest absolute noise.
+
+    Raises:
+        ValueError: ``std`` or ``clip`` is negative.
     """
 
     def __init__(self, std: float = 0.01, clip: float = 0.05) -> None:
@@ -351,6 +378,9 @@ class TurnUp(Transform):
     Args:
         source: the axis that is up in the cloud.
         target: the axis that is up afterwards.
+
+    Raises:
+        ValueError: an unknown axis.
     """
 
     def __init__(self, source: Axis = "y", target: Axis = "z") -> None:

@@ -89,6 +89,9 @@ class PointPCA:
 
     Args:
         num_components: length of the feature.
+
+    Raises:
+        ValueError: ``num_components`` is below 1.
     """
 
     pooling = "none (principal components)"

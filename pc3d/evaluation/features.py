@@ -69,6 +69,10 @@ class Features:
         encoder: what made the features.
         groups: ``(n,)`` int64, equal for near-identical items, which cross-validation keeps in one fold; None if the
             data set does not define them.
+        num_unlabelled: items without a class.
+
+    Raises:
+        ValueError: the shapes do not fit, or a value is not finite.
     """
 
     values: Array
@@ -160,6 +164,7 @@ def extract_features(
         The features, in the order of the data set.
 
     Raises:
+        TypeError: ``dataset`` is no :class:`pc3d.data.PointDataset`.
         ValueError: the set is empty, ``num_points`` exceeds what an item has, features are not finite, or every item
             was left out.
     """

@@ -36,10 +36,12 @@ class FewShotResult(FrozenResult):
         fewer_queries: whether these are fewer than the usual 20 because the test split has no more.
         num_draws: independent draws.
         num_eligible: classes with enough items to be drawn.
+        classifier: which one was trained on each draw.
+        C: its regularisation, fixed beforehand.
+        standardized: whether features were standardised by the training items of the draw.
         accuracies: overall accuracy of each draw, fractions.
         mean: their mean.
         standard_deviation: their sample standard deviation (``ddof=1``).
-        C: regularisation of the classifier, fixed beforehand.
 
     The other fields are those of :class:`pc3d.evaluation.FrozenResult`.
     """

@@ -117,6 +117,9 @@ class PartTally:
         counts: ``(C + 1, 2)`` float64: of each category the sum of IoU and the number of objects; at last the points
             that are right and those of a known part. Tallies of parts of a data set add up.
         ious: IoU of each object and its category, in the order of :meth:`update`.
+
+    Raises:
+        ValueError: ``categories`` and ``category_parts`` differ in length.
     """
 
     def __init__(self, categories: Sequence[str], category_parts: Sequence[Sequence[int]]) -> None:

@@ -47,6 +47,7 @@ class RobustnessResult(FrozenResult):
 
     Attributes:
         C: of the linear SVM.
+        tuned: whether it was chosen by cross-validation; otherwise it was fixed beforehand.
         selection: how it was found, in words.
         severities: levels evaluated.
         clean: overall accuracy on the test split as it is.

@@ -35,6 +35,10 @@ class ConseImageTower(ImageTower):
         names_from: what the features of the names are computed from, if this happens when the tower is loaded:
             :meth:`weights_hash` uses it instead of the features, which may differ in the last bits between machines.
             Empty: the features themselves are hashed.
+
+    Raises:
+        ValueError: ``names`` has another number of rows than there are logits, ``top`` is none of them, or
+            ``temperature`` is not positive.
     """
 
     def __init__(

@@ -110,6 +110,9 @@ def multi_view_logits(
 
     Returns:
         ``(..., C)``.
+
+    Raises:
+        ValueError: ``weights`` has another length than there are views.
     """
     logits = zero_shot_logits(features, class_vectors, logit_scale)
     views = torch.ones(features.shape[-2]) if weights is None else torch.tensor(list(weights), dtype=torch.float32)
@@ -124,6 +127,7 @@ def class_map(dense: Tensor, class_vectors: Tensor, logit_scale: float = 100.0) 
     Args:
         dense: ``(B, D, h, w)``.
         class_vectors: ``(C, D)``.
+        logit_scale: factor of the cosines.
 
     Returns:
         ``(B, C, h, w)``.

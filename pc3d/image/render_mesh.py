@@ -80,6 +80,9 @@ class MeshRenderer:
         Args:
             camera: where from.
             supersample: rays per pixel along each axis for the colour; 1 takes that of the centre.
+
+        Raises:
+            ValueError: ``supersample`` is below 1.
         """
         if supersample < 1:
             raise ValueError(f"supersample must be at least 1, got {supersample}")

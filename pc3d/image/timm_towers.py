@@ -26,6 +26,9 @@ class TimmImageTower(ImageTower):
         preprocessing: of the weights.
         layer: which of its feature maps is the dense feature, counted as ``forward_intermediates`` counts them:
             blocks of a transformer, stages of a convolutional network; negative from the end.
+
+    Raises:
+        ValueError: the network has no such layer.
     """
 
     def __init__(self, model: nn.Module, name: str, preprocessing: Preprocessing, layer: int = -1) -> None:

@@ -210,6 +210,7 @@ class TextTower(_Tower):
 
         Raises:
             TypeError: a single string was given, or something else than strings.
+            ValueError: ``batch_size`` is below 1.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError(f"texts must be a list of strings, got {texts!r:.80}")

@@ -33,6 +33,9 @@ class Attention(nn.Module):
         embed_dim: token width C.
         num_heads: number of heads, of width C / num_heads; scores are divided by the square root of this width.
         qkv_bias: a bias on queries, keys and values.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``embed_dim``.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool = False) -> None:

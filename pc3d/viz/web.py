@@ -80,6 +80,9 @@ class WebView:
         port: that the server listens on.
         mode: name of the layer shown.
         chosen: cloud and row, in the whole view, of the selected point; None for none.
+
+    Raises:
+        ValueError: the view has no points or no such mode, or the server cannot listen there.
     """
 
     def __init__(
