@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from pc3d._extras import require
+from pc3d.image.offline import efficientnet_lite0, minilm
 from pc3d.image.prompts import PHOTO, prompt_ensemble
 from pc3d.image.timm_towers import TimmImageTower
 from pc3d.image.towers import ImageTower, JointPair, TextTower
@@ -112,8 +113,6 @@ def _imagenet_classes() -> list[str]:
 @cache
 def _imagenet_names(templates: tuple[str, ...]) -> Tensor:
     """MiniLM's features of the class names of ImageNet, ``(1000, 384)``; seconds to compute, so once."""
-    from pc3d.image.offline import minilm
-
     return prompt_ensemble(minilm(), _imagenet_classes(), templates)
 
 
@@ -161,8 +160,6 @@ def conse_pair(
     Raises:
         MissingWeightsError: a package with weights is not installed.
     """
-    from pc3d.image.offline import efficientnet_lite0, minilm
-
     text: TextTower = minilm()
     names, name = _imagenet_names(tuple(templates)), "offline:conse"
     origin = json.dumps([text.weights_hash(), list(templates), _imagenet_classes(), centred])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pc3d.data.types import PointCloud, collate
 from pc3d.models.aligned import AlignedShapeEncoder
+from pc3d.models.attention_map import attention_map
 from pc3d.models.dgcnn import DGCNN
 from pc3d.models.local_features import describes_places, local_features
 from pc3d.models.openshape import OpenShapePointBERT
@@ -180,8 +181,6 @@ def point_attention(encoder: nn.Module, xyz: Tensor, query: Tensor | None = None
         TypeError: an encoder without attention.
         ValueError: an encoder without class token.
     """
-    from pc3d.models.attention_map import attention_map
-
     found = attention_map(cast(Any, encoder), xyz[None])
     query = xyz if query is None else query
     nearest = knn(found.centers[0], 1, query=query).index[:, 0]

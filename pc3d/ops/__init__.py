@@ -8,7 +8,8 @@ dense input, rows for packed input. The lowest index wins every tie, on every de
 from pc3d.ops._library import FallbackWarning, build_info
 from pc3d.ops.attention import Windows, window_attention, window_partition
 from pc3d.ops.chamfer import chamfer_distance
-from pc3d.ops.gathering import gather, group, interpolate
+from pc3d.ops.gathering import gather, group
+from pc3d.ops.interpolation import interpolate
 from pc3d.ops.neighbors import BallNeighbors, Neighbors, ball_query, knn
 from pc3d.ops.sampling import farthest_point_sample, sample_offsets
 from pc3d.ops.segments import gather_max, segment_reduce

@@ -1,4 +1,4 @@
-"""Rows by index: gather, group, interpolate, with their gradients."""
+"""Rows by index: gather and group, and the weighted gather of interpolation, with their gradients."""
 
 from __future__ import annotations
 
@@ -121,7 +121,8 @@ def global_rows(index: Tensor, num_points: int) -> Tensor:
     return torch.where(index < num_points, rows, index.shape[0] * num_points)
 
 
-def _check_rows(features: object, index: object) -> tuple[Tensor, Tensor]:
+def check_rows(features: object, index: object) -> tuple[Tensor, Tensor]:
+    """Features and the index into them, checked to fit each other."""
     features = check_tensor(features, "features", FLOATING)
     index = check_tensor(index, "index", (torch.int64,))
     if features.dim() not in (2, 3):
@@ -156,7 +157,7 @@ def gather(features: Tensor, index: Tensor) -> Tensor:
         TypeError: a wrong type of argument.
         ValueError: shapes that do not fit, or an index outside of [-1, N).
     """
-    features, index = _check_rows(features, index)
+    features, index = check_rows(features, index)
     rows = global_rows(index, features.shape[1]) if features.dim() == 3 else index
     flat = torch.ops.pc3d.gather(features.flatten(0, -2), rows.flatten())
     return flat.reshape(*index.shape, features.shape[-1])  # type: ignore[no-any-return]
@@ -183,71 +184,3 @@ def group(xyz: Tensor, index: Tensor, centers: Tensor) -> Tensor:
     if centers.shape != (*index.shape[:-1], 3):
         raise ValueError(f"centers must have shape {(*index.shape[:-1], 3)} to fit index, got {tuple(centers.shape)}")
     return points - centers.unsqueeze(-2)
-
-
-def _distance(squared: Tensor) -> Tensor:
-    """The square root, with gradient 0 where the points coincide rather than an infinite one."""
-    zero = squared == 0
-    return torch.where(zero, 0, squared.masked_fill(zero, 1).sqrt())
-
-
-def interpolate(
-    features: Tensor,
-    xyz: Tensor,
-    query: Tensor,
-    *,
-    k: int = 3,
-    eps: float = 1e-8,
-    power: int = 2,
-    clamp: bool = False,
-    offsets: Tensor | None = None,
-    query_offsets: Tensor | None = None,
-) -> Tensor:
-    """Interpolates features from points to queries, weighted by inverse distance over the ``k`` nearest points.
-
-    ``out[m] = sum_j w[m, j] * features[i[m, j]]`` with ``w`` proportional to ``1 / (d[m, j]^power + eps)`` and summing
-    to 1. Differentiable with respect to the features and both sets of coordinates.
-
-    Args:
-        features: dense (B, N, C) or packed (N, C), any floating type.
-        xyz: (B, N, 3) or (N, 3), where the features are.
-        query: (B, M, 3) or (M, 3), where they are wanted.
-        k: neighbours, at most the points of a cloud (unless ``clamp``).
-        eps: keeps the weight finite where a query coincides with a point; in units of the distance to the power. The
-            default is the published one, for objects in the unit sphere: scale it with the coordinates elsewhere.
-        power: 2, the squared distance of PointNet++, or 1, the distance, as Swin3D weights its up-sampling.
-        clamp: allow clouds with fewer than ``k`` points; their queries then use all points.
-        offsets: (B + 1,) int64 offsets of packed ``xyz`` and ``features``.
-        query_offsets: (B + 1,) int64 offsets of packed ``query``.
-
-    Returns:
-        (B, M, C) or (M, C), of the features' type.
-
-    Raises:
-        TypeError, ValueError: as :func:`pc3d.ops.knn` and :func:`gather`.
-
-    Source:
-        PointNet++ (Qi et al., 2017), section 3.4, equation 2; Swin3D (Yang et al., 2023) with p = 1.
-    """
-    from pc3d.ops.neighbors import knn
-    from pc3d.ops.voxels import clamped_knn
-
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, or a query on a point has an infinite weight; got {eps}")
-    if power not in (1, 2):
-        raise ValueError(f"power must be 1 or 2, got {power!r}")
-    own = None
-    if clamp:
-        (index, squared), own = clamped_knn(xyz, k, query, offsets, query_offsets)
-    else:
-        index, squared = knn(xyz, k, query=query, offsets=offsets, query_offsets=query_offsets)
-    if check_tensor(features, "features").shape[:-1] != xyz.shape[:-1]:
-        raise ValueError(f"features must have shape {(*xyz.shape[:-1], 'C')} to fit xyz, got {tuple(features.shape)}")
-    features, index = _check_rows(features, index)
-    weight = 1 / ((squared if power == 2 else _distance(squared)) + eps)
-    if own is not None:
-        weight = weight * own
-    weight = (weight / weight.sum(-1, keepdim=True)).to(features.dtype)
-    rows = global_rows(index, features.shape[1]) if features.dim() == 3 else index
-    flat = torch.ops.pc3d.weighted_gather(features.flatten(0, -2), rows.reshape(-1, k), weight.reshape(-1, k))
-    return flat.reshape(*index.shape[:-1], features.shape[-1])  # type: ignore[no-any-return]

@@ -5,6 +5,7 @@ from pc3d._extras import require
 require("pytorch_lightning", extra="train", purpose="downstream training")
 
 from pc3d.data.normals import estimate_normals  # noqa: E402
+from pc3d.tasks.blocks import Block, scene_blocks  # noqa: E402
 from pc3d.tasks.classification import Classification, load_classifier  # noqa: E402
 from pc3d.tasks.fine_tuning import FineTuning  # noqa: E402
 from pc3d.tasks.initial_encoder import start_from  # noqa: E402
@@ -16,14 +17,7 @@ from pc3d.tasks.optimisation import SegmentationOptimisation  # noqa: E402
 from pc3d.tasks.part_inference import PartLabels, evaluate_parts, judge_parts, segment_object  # noqa: E402
 from pc3d.tasks.part_segmentation import PartSegmentation, load_part_segmenter  # noqa: E402
 from pc3d.tasks.scene_checks import check_bounds, is_too_large, unit_notes  # noqa: E402
-from pc3d.tasks.scene_inference import (  # noqa: E402
-    Block,
-    SceneLabels,
-    evaluate_scenes,
-    scene_blocks,
-    segment_scene,
-    with_fields,
-)
+from pc3d.tasks.scene_inference import SceneLabels, evaluate_scenes, segment_scene, with_fields  # noqa: E402
 from pc3d.tasks.segmentation import SemanticSegmentation, segmentation_loss  # noqa: E402
 from pc3d.tasks.segmenter import SceneSegmenter, load_segmenter  # noqa: E402
 from pc3d.tasks.selection import EpochScore, EpochSelection  # noqa: E402
