@@ -146,17 +146,8 @@ class FolderDataset(FileDataset):
                 stacklevel=2,
             )
         found = [(path, label) for label, folder in folders for path in visible_files(folder)]
-        lost = [path for path, _ in found if not path.exists()]
-        found = [(path, label) for path, label in found if path.exists()] if lost else found
-        wanted = [(path, label) for path, label in found if path.suffix.lower() in suffixes]
-        # A GLTF file has its numbers in others.
-        data_of = {path.parent for path, _ in wanted if path.suffix.lower() == ".gltf"}
-        foreign = [
-            path
-            for path, _ in found
-            if path.suffix.lower() not in (*suffixes, *ignore)
-            and not (path.suffix.lower() == ".bin" and path.parent in data_of)
-        ]
+        lost = {path for path, _ in found if not path.exists()}
+        wanted = [(path, label) for path, label in found if path.suffix.lower() in suffixes and path not in lost]
         if not wanted:
             raise MissingDataError.of(
                 f"{type(self).__name__}: no files to read ({', '.join(suffixes)})",
@@ -165,12 +156,8 @@ class FolderDataset(FileDataset):
                 self.source,
                 self.terms,
             )
-        strangers = [SkippedFile(path, "is a link to a file that is not there") for path in lost]
-        strangers += [SkippedFile(path, f"has the ending {path.suffix!r}") for path in foreign]
-        # An ending in ``ignore`` excuses a file here as well, unless it is one that is read.
-        for path in (path for folder in above for path in visible_files(folder, deep=False)):
-            if path.suffix.lower() in suffixes or path.suffix.lower() not in ignore:
-                strangers.append(SkippedFile(path, "lies beside the folders that hold the classes, not in one of them"))
+        strangers = [SkippedFile(path, "is a link to a file that is not there") for path, _ in found if path in lost]
+        strangers += _strangers([path for path, _ in found if path not in lost], above, suffixes, ignore)
         if strangers and on_error == "refuse":
             raise BadFileError(
                 strangers[0].path,
@@ -222,6 +209,38 @@ class FolderDataset(FileDataset):
             raise MissingDataError.of(f"{type(self).__name__} split {split!r}", shown, self.root, source, self.terms)
         folders = [(label, folder / split) for label, folder in enumerate(classes)]
         return tuple(folder.name for folder in classes), folders, [self.root, *classes]
+
+
+def _strangers(
+    found: Sequence[Path], above: Sequence[Path], suffixes: Sequence[str], ignore: Sequence[str]
+) -> list[SkippedFile]:
+    """The files that a folder data set does not read, and nothing excuses.
+
+    Args:
+        found: the files of the folders that are read.
+        above: the folders that should hold nothing but folders.
+        suffixes: endings that are read.
+        ignore: endings that are passed over.
+    """
+    # A GLTF file has its numbers in others.
+    data_of = {path.parent for path in found if path.suffix.lower() == ".gltf" and ".gltf" in suffixes}
+    foreign = [
+        path
+        for path in found
+        if path.suffix.lower() not in (*suffixes, *ignore)
+        and not (path.suffix.lower() == ".bin" and path.parent in data_of)
+    ]
+    # An ending in ``ignore`` excuses a file here as well, unless it is one that is read.
+    beside = [
+        path
+        for folder in above
+        for path in visible_files(folder, deep=False)
+        if path.suffix.lower() in suffixes or path.suffix.lower() not in ignore
+    ]
+    return [
+        *(SkippedFile(path, f"has the ending {path.suffix!r}") for path in foreign),
+        *(SkippedFile(path, "lies beside the folders that hold the classes, not in one of them") for path in beside),
+    ]
 
 
 def _is_class(folder: Path, split: str) -> bool:

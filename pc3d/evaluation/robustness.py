@@ -281,15 +281,8 @@ def robustness(
     if len(test_set) != len(test) or test_set.labels.tolist() != test.labels.tolist():
         raise ValueError("test_set must be the data set that the test features were made of")
     colored = _colored(encoder, test_set, test)
-    chosen = (*_SHAPE, *((_COLOR,) if colored else ())) if corruptions is None else tuple(corruptions)
+    chosen = _chosen(corruptions, colored)
     transforms = {(k, s): Corrupt(cast(Corruption, k), s) for k in chosen for s in severities}
-    if _COLOR in chosen and not colored:
-        raise ValueError(
-            f"corruptions: {_COLOR} makes no difference here: the encoder reads no colours, or not all clouds of the "
-            "test split have some; leave it out"
-        )
-    if set(chosen) == {_COLOR}:
-        raise ValueError(f"corruptions: {_COLOR} stands beside corruptions of the shape: name at least one of those")
     (x, y), (x_test, y_test) = train.labelled(), test.labelled()
     kind, _ = svm_form("svc_linear", seed)
     value, selection = (
@@ -334,6 +327,20 @@ def check_corruptions(corruptions: Sequence[str], severities: Sequence[int]) -> 
     for severity in severities:
         if severity not in SEVERITIES:
             raise ValueError(f"severities must be among {', '.join(map(str, SEVERITIES))}, got {severity!r}")
+
+
+def _chosen(corruptions: Sequence[str] | None, colored: bool) -> tuple[str, ...]:
+    """The corruptions to judge under: those that are named, or all that make a difference."""
+    if corruptions is None:
+        return (*_SHAPE, _COLOR) if colored else _SHAPE
+    if _COLOR in corruptions and not colored:
+        raise ValueError(
+            f"corruptions: {_COLOR} makes no difference here: the encoder reads no colours, or not all clouds of the "
+            "test split have some; leave it out"
+        )
+    if set(corruptions) == {_COLOR}:
+        raise ValueError(f"corruptions: {_COLOR} stands beside corruptions of the shape: name at least one of those")
+    return tuple(corruptions)
 
 
 def _only_class(predicted: Labels, truth: Labels, classes: Sequence[str]) -> str | None:
