@@ -10,7 +10,7 @@ from pc3d.cli import _objects
 from pc3d.cli._judging import check_rows_folder
 from pc3d.cli._parser import verb_parser
 from pc3d.cli._several_runs import train_missing
-from pc3d.methods.run import RunFolder
+from pc3d.methods.run_folder import RunFolder
 
 _DESCRIPTION = """Fine-tune on few-shot episodes, as Point-BERT and Point-MAE do on ModelNet40. For each of --folds
 episodes, a classifier is trained on --way classes with --shot objects each, and evaluated on --queries other objects of

@@ -18,7 +18,8 @@ from pc3d.methods.moco_v3 import MoCoV3  # noqa: E402
 from pc3d.methods.multi_crop import MultiCrop  # noqa: E402
 from pc3d.methods.openshape import OpenShape, StepDecay  # noqa: E402
 from pc3d.methods.pcp_mae import PCPMAE  # noqa: E402
-from pc3d.methods.run import RunFolder, is_first_process, pretrain  # noqa: E402
+from pc3d.methods.run import is_first_process, pretrain  # noqa: E402
+from pc3d.methods.run_folder import RunFolder  # noqa: E402
 from pc3d.methods.scene_vicreg import SceneVICReg  # noqa: E402
 from pc3d.methods.simclr import SimCLR  # noqa: E402
 from pc3d.methods.step_optimisation import StepOptimisation  # noqa: E402
