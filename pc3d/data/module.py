@@ -62,12 +62,8 @@ class PointDataModule(pl.LightningDataModule):
         pin_memory: bool = False,
     ) -> None:
         super().__init__()
-        if validation is not None and validation_fraction != 0.0:
-            raise ValueError("give validation or validation_fraction, not both")
         if validation_fraction != 0.0:
-            if train is None:
-                raise ValueError("validation_fraction needs a train set to cut from")
-            train, validation = split_train_validation(train, validation_fraction, seed)
+            train, validation = cut_validation(train, validation, validation_fraction, seed)
         self.train, self.validation, self.test = train, validation, test
         self.train_transform = Compose(train_transforms) if train_transforms else None
         self.eval_transform = Compose(eval_transforms) if eval_transforms else None
@@ -132,3 +128,18 @@ class PointDataModule(pl.LightningDataModule):
             seed=self.seed,
             pin_memory=self.pin_memory,
         )
+
+
+def cut_validation(
+    train: PointDataset | None, validation: PointDataset | None, fraction: float, seed: int
+) -> tuple[PointDataset, PointDataset]:
+    """The two parts of a training set, where ``validation_fraction`` asks for them.
+
+    Raises:
+        ValueError: there is a validation set already, or no training set; or see :func:`split_train_validation`.
+    """
+    if validation is not None:
+        raise ValueError("give validation or validation_fraction, not both")
+    if train is None:
+        raise ValueError("validation_fraction needs a train set to cut from")
+    return split_train_validation(train, fraction, seed)

@@ -6,13 +6,13 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from pc3d._extras import require
-from pc3d.data.dataset import PointDataset, check_same_classes, parts_of_categories, split_train_validation
+from pc3d.data.dataset import PointDataset, check_same_classes, parts_of_categories
 from pc3d.data.loader import PointLoader
 from pc3d.data.transforms import Transform
 
 require("pytorch_lightning", extra="train", purpose="ObjectDataModule")
 
-from pc3d.data.module import PointDataModule  # noqa: E402  # after the check, whose message says how to install it
+from pc3d.data.module import PointDataModule, cut_validation  # noqa: E402  # after the check, whose message says how to install it
 
 Protocol = Literal["held_out", "legacy"]
 
@@ -71,11 +71,7 @@ class ObjectDataModule(PointDataModule):
         splits = {"train": train, "validation": validation, "test": test}
         check_same_classes({name: dataset.classes for name, dataset in splits.items() if dataset is not None})
         if validation_fraction != 0.0:
-            if validation is not None:
-                raise ValueError("give validation or validation_fraction, not both")
-            if train is None:
-                raise ValueError("validation_fraction needs a train set to cut from")
-            train, validation = split_train_validation(train, validation_fraction, validation_seed)
+            train, validation = cut_validation(train, validation, validation_fraction, validation_seed)
         super().__init__(
             train,
             validation,
