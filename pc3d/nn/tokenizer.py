@@ -83,11 +83,17 @@ class MiniPointNet(nn.Module):
         local = self.first(neighborhood.reshape(-1, 3)).view(batch * groups, size, self.local_width)
         # [W_g | W_l] (global ; local) = W_g global + W_l local: the global term is the same for all points of a patch,
         # so it is computed once per patch instead of once per point.
-        of_patch = F.linear(local.max(1).values, self.mix.weight[:, : self.local_width], self.mix.shift())
+        of_patch = F.linear(_maximum(local, 1), self.mix.weight[:, : self.local_width], self.mix.shift())
         of_point = F.linear(local, self.mix.weight[:, self.local_width :])
         mixed = of_point.add_(of_patch[:, None]).view(batch * groups * size, -1)
         features: Tensor = self.second(mixed)
-        return features.view(batch, groups, size, -1).max(2).values
+        return _maximum(features.view(batch, groups, size, -1), 2)
+
+
+def _maximum(features: Tensor, dim: int) -> Tensor:
+    """The maximum along a dimension; the gradient goes to the first of equal values."""
+    # amax takes a fifth of the time on a CPU, but would divide the gradient among equal values.
+    return features.max(dim).values if features.requires_grad else features.amax(dim)
 
 
 class PatchTokenizer(nn.Module):

@@ -174,3 +174,25 @@ def test_bad_position_features_are_refused() -> None:
         PositionEmbedding(16, "sinusoids")
     with pytest.raises(ValueError, match=r"position_features must be .*'fourier'"):
         PositionEmbedding(12, "fourier")  # type: ignore[arg-type]
+
+
+def test_the_gradient_of_a_maximum_goes_to_the_first_of_equal_points(objects: Tensor) -> None:
+    """A patch made of copies of one point is one point, and only its first copy is told to move."""
+    network = MiniPointNet(12, (8, 16, 24)).eval()
+    one = objects[:, :5, None] - objects.mean(1)[:, None, None]
+    copies = one.repeat(1, 1, 7, 1).requires_grad_()
+    network(copies).square().sum().backward()
+    assert copies.grad is not None
+    assert copies.grad[:, :, 0].abs().min() > 0
+    assert copies.grad[:, :, 1:].abs().max() == 0
+
+
+def test_without_gradients_no_index_of_a_maximum_is_searched(objects: Tensor) -> None:
+    network = PatchTokenizer(12, num_groups=6, group_size=8, dims=(8, 16, 24)).eval()
+    trained = network(objects).tokens
+    with torch.no_grad(), torch.profiler.profile() as profiled:
+        tokens = network(objects).tokens
+    assert torch.equal(tokens, trained)
+    names = {event.key for event in profiled.key_averages()}
+    assert "aten::amax" in names
+    assert "aten::max" not in names
