@@ -22,6 +22,7 @@ from pc3d.data.loader import sample_generator
 from pc3d.data.module import PointDataModule
 from pc3d.methods.checkpoint import AtomicCheckpointIO, RunCheckpoint, global_batch_size
 from pc3d.methods.interruption import interruptible, let_go
+from pc3d.methods.memory import keep_freed_memory
 from pc3d.methods.metrics import CsvMetrics
 from pc3d.methods.progress import run_progress
 from pc3d.methods.run_folder import RunFolder
@@ -100,6 +101,8 @@ def pretrain(
     _check_same_batches(before.get("global_batch_size"), data, engine.world_size)
     if isinstance(data, AlignedStream):
         data.check_readers(engine.world_size)
+    if engine.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     with ExitStack() as stack:
         if engine.is_global_zero:
             folder.path.mkdir(parents=True, exist_ok=True)
