@@ -10,7 +10,6 @@ from pc3d.cli import _objects
 from pc3d.cli._judging import check_rows_folder
 from pc3d.cli._parser import verb_parser
 from pc3d.cli._several_runs import train_missing
-from pc3d.methods.run_folder import RunFolder
 
 _DESCRIPTION = """Fine-tune on few-shot episodes, as Point-BERT and Point-MAE do on ModelNet40. For each of --folds
 episodes, a classifier is trained on --way classes with --shot objects each, and evaluated on --queries other objects of
@@ -36,6 +35,7 @@ def main(
         resolve: the configuration that arguments of ``pc3d classify train`` make, as its run folder keeps it.
     """
     from pc3d.evaluation import FewShotTrainingResult
+    from pc3d.methods.run_folder import RunFolder
 
     options, rest = _parse(argv)
     check_rows_folder(options.results)

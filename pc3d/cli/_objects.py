@@ -192,8 +192,7 @@ def stored_data(run: Path, verb: str, **changes: str | None) -> StoredData:
     import jsonargparse
 
     from pc3d.data import Compose, PointDataset, Transform
-    from pc3d.data.dataset import data_name
-    from pc3d.data.object_module import check_labelled
+    from pc3d.data.dataset import check_labelled, data_name
 
     path = run / "config.yaml"
     if not path.is_file():

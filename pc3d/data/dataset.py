@@ -18,6 +18,9 @@ from torch.utils.data import Dataset
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
 
+Protocol = Literal["held_out", "legacy"]
+"""Whether training leaves the test split alone, or evaluates it after each epoch."""
+
 
 class MissingDataError(FileNotFoundError):
     """A data set, or a part of it, was not found."""
@@ -166,6 +169,26 @@ def check_same_classes(named: Mapping[str, Sequence[str]]) -> None:
             f"both; got {len(ours)} and {len(theirs)}: {', '.join(alone[:6]) or 'the order differs'}{more}. Where a "
             "split has no object of a class, a folder of files takes an empty sub-folder for it; in pc3d's own shards "
             "every SPLIT.json names all classes"
+        )
+
+
+def check_labelled(name: str, dataset: PointDataset | None) -> None:
+    """Refuse a data set with unlabelled objects.
+
+    Args:
+        name: of the split: train, validation or test.
+        dataset: None is fine.
+
+    Raises:
+        ValueError: some objects have no class.
+    """
+    if dataset is None:
+        return
+    missing = int((dataset.labels < 0).sum())
+    if missing:
+        raise ValueError(
+            f"{missing} of the {len(dataset)} objects of {name} have no class: leave them out, in pc3d's own sets with "
+            f"--data.{name}.init_args.labelled_only true"
         )
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal, get_args
+from typing import get_args
 
 from pc3d._extras import require
-from pc3d.data.dataset import PointDataset, check_same_classes, parts_of_categories
+from pc3d.data.dataset import (
+    PointDataset,
+    Protocol,
+    check_labelled,
+    check_same_classes,
+    parts_of_categories,
+)
 from pc3d.data.loader import PointLoader
 from pc3d.data.transforms import Transform
 
 require("pytorch_lightning", extra="train", purpose="ObjectDataModule")
 
 from pc3d.data.module import PointDataModule, cut_validation  # noqa: E402  # after the check, whose message says how to install it
-
-Protocol = Literal["held_out", "legacy"]
 
 
 class ObjectDataModule(PointDataModule):
@@ -122,23 +126,3 @@ class ObjectDataModule(PointDataModule):
         own = parts_of_categories(self.train)
         held_out = ((),) * len(own) if self.validation is None else parts_of_categories(self.validation)
         return tuple(tuple(sorted({*ours, *theirs})) for ours, theirs in zip(own, held_out, strict=True))
-
-
-def check_labelled(name: str, dataset: PointDataset | None) -> None:
-    """Refuse a data set with unlabelled objects.
-
-    Args:
-        name: of the split: train, validation or test.
-        dataset: None is fine.
-
-    Raises:
-        ValueError: some objects have no class.
-    """
-    if dataset is None:
-        return
-    missing = int((dataset.labels < 0).sum())
-    if missing:
-        raise ValueError(
-            f"{missing} of the {len(dataset)} objects of {name} have no class: leave them out, in pc3d's own sets with "
-            f"--data.{name}.init_args.labelled_only true"
-        )

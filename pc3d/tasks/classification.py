@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ from torch.nn import functional as F
 
 from pc3d.data.types import PointBatch
 from pc3d.evaluation import ConfusionMatrix
-from pc3d.models import PointClassifier, VectorClassifier, classifier_of, load_encoder
+from pc3d.models import classifier_of
 from pc3d.models.classifier import HeadType
 from pc3d.nn import mean_over_processes
 from pc3d.tasks.fine_tuning import FineTuning
 from pc3d.tasks.initial_encoder import ClassToken, start_from
-from pc3d.tasks.model_folder import does_not_fit, head_config, head_weights, save_model
+from pc3d.tasks.model_folder import save_model
 from pc3d.tasks.object_task import ObjectTask
 
 PUBLISHED = FineTuning()
@@ -143,30 +142,3 @@ class _ClassTally(ConfusionMatrix):
             "accuracy": float(hits.sum() / total.sum()),
             "mean_class_accuracy": float((hits[present] / total[present]).mean()),
         }
-
-
-def load_classifier(folder: str | os.PathLike[str]) -> tuple[PointClassifier | VectorClassifier, dict[str, Any]]:
-    """Load what ``pc3d classify train`` wrote, in evaluation mode, on the CPU.
-
-    Args:
-        folder: the run folder.
-
-    Returns:
-        The model, and a description of it: ``classes``, ``mode``, and ``training``, how it was trained.
-
-    Raises:
-        FileNotFoundError: the folder holds no classifier, or the run in it has not finished.
-        ValueError: the files do not fit one another.
-    """
-    config = head_config(folder, "classify", "classifier")
-    if config.get("task") != "classification":
-        raise FileNotFoundError(f"{folder} holds no classifier but the model of another task")
-    model = classifier_of(load_encoder(Path(folder) / "encoder"), len(config["classes"]), config["mode"])
-    try:
-        missing, unknown = model.load_state_dict(head_weights(folder), strict=False)
-        lost = [name for name in missing if not name.startswith("encoder.")]
-        if lost or unknown:
-            raise RuntimeError(f"missing {lost}, unknown {unknown}")
-    except RuntimeError as error:
-        raise does_not_fit(folder, error) from error
-    return model.eval(), config

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pc3d._progress import track
 from pc3d.data import PointDataset, Transform, collate, sample_generator
-from pc3d.data.object_module import Protocol
+from pc3d.data.dataset import Protocol
 from pc3d.data.types import PointBatch
 from pc3d.evaluation import Kept, PartTally, predict_parts
 from pc3d.evaluation.kept import identity_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ from torch.nn import functional as F
 
 from pc3d.data.types import PointBatch
 from pc3d.evaluation import PartTally
-from pc3d.models import ObjectEncoder, PointPartSegmenter, load_encoder
+from pc3d.models import ObjectEncoder, PointPartSegmenter
 from pc3d.nn import mean_over_processes
 from pc3d.tasks.fine_tuning import FineTuning
 from pc3d.tasks.initial_encoder import start_from
-from pc3d.tasks.model_folder import does_not_fit, head_config, head_weights, save_model
+from pc3d.tasks.model_folder import save_model
 from pc3d.tasks.object_task import ObjectTask
 from pc3d.tasks.part_inference import judge_parts
 
@@ -133,36 +132,3 @@ class PartSegmentation(ObjectTask):
                 f"segment, the part of each point, must be in 0..{len(self.parts) - 1}, or -1 for unknown, got {found}"
             )
         return category, part
-
-
-def load_part_segmenter(folder: str | os.PathLike[str]) -> tuple[PointPartSegmenter, dict[str, Any]]:
-    """Load what ``pc3d parts train`` wrote, in evaluation mode, on the CPU.
-
-    Args:
-        folder: the run folder.
-
-    Returns:
-        The model, and a description of it: ``categories``, ``parts``, ``category_parts``, and ``training``, how it was
-        trained.
-
-    Raises:
-        FileNotFoundError: the folder holds no part segmenter, or the run in it has not finished.
-        ValueError: the files do not fit one another.
-    """
-    config = head_config(folder, "parts", "part segmenter")
-    if config.get("task") != "part segmentation":
-        raise FileNotFoundError(f"{folder} holds no part segmenter but the model of another task")
-    encoder = load_encoder(Path(folder) / "encoder")
-    if not isinstance(encoder, ObjectEncoder):
-        raise ValueError(f"{folder} holds a {type(encoder).__name__}, which no part segmenter is built on")
-    layers = None if config["layers"] is None else tuple(config["layers"])
-    sizes = len(config["parts"]), len(config["categories"])
-    model = PointPartSegmenter(encoder, *sizes, layers, tuple(config["head_dims"]))
-    try:
-        missing, unknown = model.load_state_dict(head_weights(folder), strict=False)
-        lost = [name for name in missing if not name.startswith("encoder.")]
-        if lost or unknown:
-            raise RuntimeError(f"missing {lost}, unknown {unknown}")
-    except RuntimeError as error:
-        raise does_not_fit(folder, error) from error
-    return model.eval(), config

@@ -180,6 +180,13 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_predict_does_not_wait_for_lightning(run: Path, tmp_path: Path, imported_by: Callable[..., set[str]]) -> None:
+    np.save(tmp_path / "a.npy", Household("test", num_points=500).load(0).xyz.numpy())
+    found = imported_by("classify", "predict", run, "--data", tmp_path / "a.npy")
+    assert "torch" in found
+    assert not {"pytorch_lightning", "torchmetrics", "matplotlib", "sklearn"} & found
+
+
 def test_predict_turns_files_upright(
     run: Path, objects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

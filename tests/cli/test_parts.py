@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,15 @@ def test_predict_labels_every_point_of_files(run: Path, tmp_path: Path, capsys: 
     coloured = read_points(tmp_path / "out" / "chair.ply")
     np.testing.assert_allclose(coloured.xyz.numpy(), metric, rtol=1e-6)
     assert coloured.rgb is not None
+
+
+def test_predict_does_not_wait_for_lightning(run: Path, tmp_path: Path, imported_by: Callable[..., set[str]]) -> None:
+    np.save(tmp_path / "a.npy", Household("test", num_points=500).load(0).xyz.numpy())
+    found = imported_by(
+        "parts", "predict", run, tmp_path / "a.npy", "--category", "chair", "--output", tmp_path / "out"
+    )
+    assert "torch" in found
+    assert not {"pytorch_lightning", "torchmetrics"} & found
 
 
 def test_predict_turns_objects_and_leaves_out_bad_files(

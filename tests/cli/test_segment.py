@@ -520,6 +520,14 @@ def test_predict_labels_any_scene(
         assert (tmp_path / "out" / f"{path.stem}.png").stat().st_size > 10_000
 
 
+def test_predict_does_not_wait_for_lightning(
+    run: Path, scenes: list[Path], tmp_path: Path, imported_by: Callable[..., set[str]]
+) -> None:
+    found = imported_by("segment", "predict", run, scenes[0], "--output", tmp_path / "out")
+    assert "torch" in found
+    assert not {"pytorch_lightning", "torchmetrics"} & found
+
+
 def test_predict_goes_on_after_an_interruption(
     run: Path, scenes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
