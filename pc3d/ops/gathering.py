@@ -135,7 +135,7 @@ def check_rows(features: object, index: object) -> tuple[Tensor, Tensor]:
     if index.device != features.device:
         raise ValueError(f"index is on {index.device}, features on {features.device}; move one of them with .to()")
     if index.numel() > 0 and values_are_readable(index):
-        low, high = (int(v) for v in index.aminmax())
+        low, high = torch.stack(index.aminmax()).tolist()  # at once: each look at a value on a GPU waits for it
         if low < -1 or high >= features.shape[-2]:
             raise ValueError(f"index must lie in [-1, {features.shape[-2]}), found {low} to {high}")
     return features, index

@@ -146,7 +146,7 @@ def _check_index(index: object, dim: int, shape: str, values: Tensor, low: int, 
     if index.device != values.device:
         raise ValueError(f"index is on {index.device}, the rows are on {values.device}; move one of them with .to()")
     if index.numel() > 0 and values_are_readable(index):
-        lowest, highest = (int(v) for v in index.aminmax())
+        lowest, highest = torch.stack(index.aminmax()).tolist()  # at once, as in check_offsets
         if lowest < low or highest >= high:
             raise ValueError(f"index must lie in [{low}, {high}), found {lowest} to {highest}")
     return index

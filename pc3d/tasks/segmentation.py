@@ -43,11 +43,13 @@ def segmentation_loss(logits: Tensor, label: Tensor, class_weights: Tensor | Non
         ValueError: a label is beyond the K classes, or below -1.
     """
     labelled = label != _UNLABELLED
-    if labelled.any() and (label.min() < _UNLABELLED or label.max() >= logits.shape[1]):
-        raise ValueError(
-            f"segment must be in 0..{logits.shape[1] - 1}, or -1 for unlabelled points, got {int(label.min())} to "
-            f"{int(label.max())}: has the data set more classes than the model?"
-        )
+    if len(label) > 0:
+        low, high = torch.stack(label.aminmax()).tolist()  # at once: each look at a value on a GPU waits for it
+        if low < _UNLABELLED or high >= logits.shape[1]:
+            raise ValueError(
+                f"segment must be in 0..{logits.shape[1] - 1}, or -1 for unlabelled points, got {low} to {high}: has "
+                "the data set more classes than the model?"
+            )
     total = nn.functional.cross_entropy(logits.float(), label, class_weights, ignore_index=_UNLABELLED, reduction="sum")
     count = labelled.sum() if class_weights is None else class_weights[label[labelled]].sum()
     return total / mean_over_processes(count.to(total.dtype)).clamp(min=1e-6)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from clouds import make, nearest, offsets_of, order_of_sums
 
-from pc3d.ops import gather, group, interpolate, knn, reference
+from pc3d.ops import gather, group, interpolate, knn, reference, segment_reduce
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -228,3 +228,14 @@ def test_padded_balls_gather_to_zero(device):
     neighbors = knn(xyz, 2).index
     neighbors[3] = -1
     assert not gather(xyz, neighbors)[3].any()
+
+
+@pytest.mark.parametrize("read", ["gather", "segment_reduce"])
+def test_indices_are_looked_at_once(read: str) -> None:
+    """Each look at a value of a tensor on a GPU waits for all that was asked of it."""
+    rows, index = torch.randn(6, 3), torch.tensor([0, 2, 1, 2, 0, 1])
+    with torch.profiler.profile() as profiled:
+        _ = gather(rows, index) if read == "gather" else segment_reduce(rows, index, 3)
+    looks = {event.key: event.count for event in profiled.key_averages()}
+    assert looks["aten::aminmax"] == 1
+    assert looks.get("aten::_local_scalar_dense", 0) == 0

@@ -102,6 +102,15 @@ def test_labels_beyond_the_classes_are_refused(wrong: int) -> None:
         segmentation_loss(torch.zeros(2, 3), torch.tensor([0, wrong]))
 
 
+def test_labels_are_looked_at_once() -> None:
+    """Each look at a value of a tensor on a GPU waits for all that was asked of it."""
+    with torch.profiler.profile() as profiled:
+        segmentation_loss(torch.randn(4, 3), torch.tensor([0, 2, -1, 1]))
+    looks = {event.key: event.count for event in profiled.key_averages()}
+    assert looks["aten::aminmax"] == 1
+    assert looks.get("aten::_local_scalar_dense", 0) == 0
+
+
 # ---- a step ------------------------------------------------------------------------------------------------------
 
 
