@@ -46,7 +46,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pc3d.data import S3DIS, BadFileError, MissingDataError, ScanNet, SceneFolder, Structured3D
 from pc3d.data.files import read_lines, visible_files
-from pc3d.data.points import SCENE_SUFFIXES
+from pc3d.data.points import SCENE_SUFFIXES, files_read
 from pc3d.data.raw_s3dis import read_s3dis_room
 from pc3d.data.raw_scannet import read_scannet_categories, read_scannet_scan
 from pc3d.data.raw_structured3d import find_structured3d_rooms, read_structured3d_room
@@ -54,7 +54,6 @@ from pc3d.data.scan_files import read_class_codes, read_scan
 from pc3d.data.scene_labels import scannet_split
 from pc3d.data.scenes import CLASSES_FILE, find_below
 from pc3d.data.sweeps import classes_beside
-from pc3d.data.tables import columns_beside
 
 
 class Reader(Protocol):
@@ -260,8 +259,7 @@ def file_jobs(given: argparse.Namespace) -> list[Job]:
         if split == passing_place(out, "").name:
             sys.exit(f"{path}: unfinished scenes lie in OUT/{split}, and no split may have its name: rename the folder")
         classes = classes_beside(path) if given.classes is not None and path.suffix.lower() == ".bin" else None
-        columns = columns_beside(path)
-        sources = (path, *(file for file in (classes, columns) if file is not None))
+        sources = (*files_read(path), *(() if classes is None else (classes,)))
         jobs.append(Job(f"{split}/{'-'.join([*within, path.stem])}", partial(read, path), sources))
     return jobs or missing("scans", given.root / "train" / "SCAN.ply", given.root, SceneFolder)
 

@@ -187,9 +187,10 @@ def check_results(files: Sequence[Path], options: Any, writers: Writers = no_mor
 
 def _made_by(path: Path, choice: Sequence[str]) -> str:
     """What tells the results of a file from those of another model, with other options, or of a file that changed."""
+    from pc3d.data.points import files_read
     from pc3d.evaluation.kept import content_key
 
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = sorted(path.iterdir()) if path.is_dir() else files_read(path)
     found = [(file.name, file.stat()) for file in files]
     return content_key([*(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in found), *choice])
 

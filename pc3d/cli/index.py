@@ -164,14 +164,16 @@ class _Work:
 
     def read(self, row: int) -> None:
         """Read a shape, unless it is in the index as it is now."""
+        from pc3d.data.points import files_read
+
         dataset = self.source.dataset
         file, cloud = _alignment.file_of(dataset, row), None
         if file is None:
             cloud = dataset.load(row)
             name, state = str(cloud.meta["id"]), _hash_of(cloud)
         else:
-            found = file.stat()
-            name, state = str(file), f"{found.st_size} {found.st_mtime_ns}"
+            found = [path.stat() for path in files_read(file)]
+            name, state = str(file), " ".join(f"{stat.st_size} {stat.st_mtime_ns}" for stat in found)
         state += f" {self.points} {self.origin['up']}"
         if (self.index.record(name) or {}).get("state") == state:
             return

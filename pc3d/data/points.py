@@ -17,7 +17,7 @@ from pc3d.data.pcd import read_pcd
 from pc3d.data.ply import read_ply_vertices
 from pc3d.data.survey_files import read_e57, read_las
 from pc3d.data.sweeps import read_sweep
-from pc3d.data.tables import read_npy, read_npz, read_text
+from pc3d.data.tables import columns_beside, read_npy, read_npz, read_text
 from pc3d.data.types import PointCloud
 
 _READERS: dict[str, Callable[..., Fields]] = {
@@ -120,6 +120,13 @@ def read_scene(path: Path | str, *, drop_invalid: bool = False, labels: bool | s
     if segment is None:
         return cloud
     return cloud.replace(segment=segment[cloud.meta["kept_rows"]] if "kept_rows" in cloud.meta else segment)
+
+
+def files_read(path: Path) -> list[Path]:
+    """The files that decide what is read from one: itself, and of a table the list that names its columns."""
+    is_table = _READERS.get(path.suffix.lower()) in (read_text, read_npy, read_npz)
+    columns = columns_beside(path) if is_table else None
+    return [path] if columns is None else [path, columns]
 
 
 def read_fields(path: Path, readers: dict[str, Callable[..., Fields]], **options: Any) -> Fields:

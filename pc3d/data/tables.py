@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -52,7 +53,9 @@ _DECIMAL_COMMA = re.compile(r"[-+]?\d+(,\d+)?([eE][-+]?\d+)?")
 
 def columns_beside(path: Path) -> Path | None:
     """The list of names of columns that holds for a table without names: the nearest one in or above its folder."""
-    candidates = (folder / COLUMNS_FILE for folder in path.absolute().parents)
+    # Not path.absolute(), whose parents have "..": from work/ on, ../scans/a.txt is not below work/. Links are not
+    # followed: a file may be kept elsewhere, and its folder is the one where it was named.
+    candidates = (folder / COLUMNS_FILE for folder in Path(os.path.abspath(path)).parents)
     return next((file for file in candidates if file.is_file()), None)
 
 
@@ -65,7 +68,7 @@ def _names_beside(path: Path) -> tuple[list[str], Path | None]:
     listing = columns_beside(path)
     if listing is None:
         return [], None
-    names = [name for name in _BETWEEN.split(listing.read_text(encoding="utf-8-sig").strip()) if name]
+    names = [name for name in _BETWEEN.split(listing.read_text("utf-8-sig", "replace").strip()) if name]
     if not set("xyz") <= {name.lower() for name in names}:
         raise BadFileError(
             path, f"{listing} must name the columns of the files beside and below it, such as x y z intensity"

@@ -394,6 +394,21 @@ def test_building_again_adds_what_is_new(
     assert capsys.readouterr().out.count("\n") == 2
 
 
+def test_building_again_reads_tables_anew_whose_columns_have_other_names(
+    encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes = tmp_path / "shapes"
+    shapes.mkdir()
+    np.savetxt(shapes / "a.xyz", np.random.default_rng(0).random((80, 4)))
+    build = ["index", "build", "--encoder", encoder, "--data", str(shapes), "--out", str(tmp_path / "index")]
+    (shapes / ".columns").write_text("x y z intensity")
+    for told in ("1 of them new, 16 dimensions", "0 of them new, 16 dimensions", "0 of them new, 1 renewed"):
+        if "renewed" in told:
+            (shapes / ".columns").write_text("intensity x y z ")
+        assert main(build) == 0
+        assert told in capsys.readouterr().out
+
+
 def test_an_interrupted_build_goes_on(
     encoder: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -706,6 +706,12 @@ def test_a_list_of_columns_is_a_source_of_the_scenes(tmp_path: Path, tool: Modul
     os.utime(scans / ".columns", ns=(later, later))
     with pytest.raises(SystemExit, match=r"\.columns is not what .*a was made of"):
         call(tool, "files", scans, tmp_path / "out")
+    (scans / "a.txt").unlink()
+    head = "ply\nformat ascii 1.0\nelement vertex 3\n" + "".join(f"property float {axis}\n" for axis in "xyz")
+    (scans / "a.ply").write_text(head + "end_header\n0 0 0\n1 0 0\n0 1 0\n")
+    call(tool, "files", scans, tmp_path / "other")
+    (scans / ".columns").unlink()  # a PLY file names its own
+    call(tool, "files", scans, tmp_path / "other")
 
 
 def test_a_folder_without_the_list_of_sources_goes_on_unless_a_file_is_newer(

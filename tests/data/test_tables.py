@@ -117,6 +117,35 @@ def test_a_list_of_columns_that_does_not_fit_is_named(tmp_path: Path) -> None:
         read_points(tmp_path / "a.txt")
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_list_of_columns_in_another_encoding_is_read_or_named(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / ".columns").write_text("x y z größe", encoding)
+    (tmp_path / "a.txt").write_text(table(rows=[[*row[:3], "-7"] for row in ROWS]))
+    if encoding == "latin-1":
+        check(read_points(tmp_path / "a.txt"), rgb=False)
+    else:
+        with pytest.raises(BadFileError, match=rf"{tmp_path / '.columns'} must name the columns"):
+            read_points(tmp_path / "a.txt")
+
+
+def test_a_list_of_columns_is_looked_for_above_the_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the folder that the command runs in, where the path leads out of it."""
+    for name in ("work", "scans"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "work" / ".columns").write_text("x y z intensity")
+    (tmp_path / "scans" / "a.txt").write_text(table())
+    monkeypatch.chdir(tmp_path / "work")
+    check(read_points("../scans/a.txt"))
+    (tmp_path / ".columns").write_text("z y x r g b")
+    assert torch.equal(read_points("../scans/a.txt").xyz, torch.from_numpy(XYZ).float().flip(1))
+    # A file that is kept elsewhere belongs to the folder that links to it.
+    (tmp_path / "scans" / ".columns").write_text("x y z r g b")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "scans" / "a.txt").rename(tmp_path / "store" / "0f3a.txt")
+    (tmp_path / "scans" / "a.txt").symlink_to(tmp_path / "store" / "0f3a.txt")
+    check(read_points("../scans/a.txt"))
+
+
 def test_a_decimal_comma_is_told_from_a_separator(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("1,5 2 3\n4 5,25 6\n")
     assert read_points(tmp_path / "a.txt").xyz.tolist() == [[1.5, 2, 3], [4, 5.25, 6]]
