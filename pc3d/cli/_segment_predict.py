@@ -105,7 +105,9 @@ def main(argv: Sequence[str]) -> int | None:
     # Not drop_invalid: a file has no other result without it, only none where points are invalid.
     names = ("scale", "up", "voting", "fragments", "max_points", "context", "device")
     choice = [identity_of(model), *(f"{name} {getattr(options, name)}" for name in names)]
-    choice += [f"numbers {numbers}"] if options.like_input or options.submission else []
+    # Told apart: both would find the PLY file of the other, which is not the same.
+    choice += [f"numbers {numbers}"] if options.like_input else []
+    choice += [f"submission {numbers}"] if options.submission else []
     label_files(
         "scene",
         scenes,

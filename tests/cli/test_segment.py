@@ -764,6 +764,31 @@ def test_predict_writes_the_numbers_of_benchmarks(
     assert np.array_equal(np.loadtxt(tmp_path / "told" / "scene0707_00.txt", dtype=int), 1000 + label)
 
 
+def test_predict_resumes_neither_a_submission_as_a_copy_nor_with_other_columns(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing in the names of the results tells: a copy of a PLY file stands in the place of the coloured points."""
+    room = Rooms("test")[0].select(slice(None, None, 40)).xyz.numpy()
+    rows = np.array([tuple(row) for row in room], [(axis, "<f4") for axis in "xyz"])
+    head = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(rows)}\n"
+    head += "".join(f"property float {axis}\n" for axis in "xyz") + "end_header\n"
+    (tmp_path / "scan.ply").write_bytes(head.encode() + rows.tobytes())
+    arguments: list[str | Path] = ["predict", run, tmp_path / "scan.ply", "--output", tmp_path / "out"]
+    assert segment(*arguments, "--submission") == 0
+    assert segment(*arguments, "--submission", "--resume") == 0
+    assert "done already" in capsys.readouterr().out
+    assert segment(*arguments, "--like_input", "--resume") == 1
+    assert "scan.npz is of another model, other options" in capsys.readouterr().err
+
+    np.savetxt(tmp_path / "table.txt", np.c_[room, room[:, 0]])
+    (tmp_path / ".columns").write_text("x y z intensity")
+    arguments = ["predict", run, tmp_path / "table.txt", "--output", tmp_path / "out"]
+    assert segment(*arguments) == 0
+    (tmp_path / ".columns").write_text("intensity y z x ")
+    assert segment(*arguments, "--resume") == 1
+    assert "table.npz is of another model, other options" in capsys.readouterr().err
+
+
 def test_classes_of_scannet_are_numbered_as_its_benchmarks_do() -> None:
     names = "wall floor cabinet bed chair sofa table door window bookshelf picture counter desk curtain refrigerator"
     classes = (*names.split(), "shower curtain", "toilet", "sink", "bathtub", "otherfurniture")
