@@ -106,6 +106,7 @@ class SensFile:
             file.seek(place.offset)
             color, depth = file.read(place.color_bytes), file.read(place.depth_bytes)
         pose = np.array(place.pose, np.float64).reshape(4, 4)
+        color_to_depth = self._color_to_depth if np.isfinite(pose).all() else None
         try:
             return Frame(
                 color=self._color(color),
@@ -113,7 +114,7 @@ class SensFile:
                 pose=pose,
                 intrinsic=self.color_intrinsic,
                 intrinsic_depth=self.depth_intrinsic,
-                pose_color=None if self._color_to_depth is None else pose @ self._color_to_depth,
+                pose_color=None if color_to_depth is None else pose @ color_to_depth,
             )
         except (OSError, ValueError, zlib.error) as error:
             raise BadFileError(self.path, f"frame {index % len(self)} cannot be decoded ({error})") from error

@@ -38,12 +38,13 @@ def write(
     sizes: tuple[int, int, int, int] = (8, 6, 5, 3),
     shift: float = 1000.0,
     picture: bytes | None = None,
+    depth_extrinsic: np.ndarray | None = None,
 ) -> None:
     """The file as ScanNet's own description has it, field by field."""
     name = b"StructureSensor"
     out = io.BytesIO()
     out.write(struct.pack("<IQ", version, len(name)) + name)
-    for matrix in (COLOR, np.eye(4), DEPTH, np.eye(4)):
+    for matrix in (COLOR, np.eye(4), DEPTH, np.eye(4) if depth_extrinsic is None else depth_extrinsic):
         out.write(np.asarray(matrix, "<f4").tobytes())
     out.write(struct.pack("<ii4IfQ", color_format, depth_format, *sizes, shift, len(poses)))
     for number, matrix in enumerate(poses):
@@ -91,6 +92,20 @@ def test_single_frames_and_other_processes(tmp_path: Path) -> None:
     assert "2 frames, 2 tracked" in repr(sens)
     with pytest.raises(IndexError, match="index 2 is out of range for 2 frames"):
         sens[2]
+
+
+def test_lost_frames_of_two_cameras_are_told_without_noise(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    path = tmp_path / "a.sens"
+    beside = np.eye(4, dtype=np.float32)
+    beside[0, 3] = 0.1
+    write(path, [pose(0), LOST], depth_extrinsic=beside)
+    found, lost = SensFile(path)
+    assert found.pose_color is not None
+    # What is before the depth camera is 10 cm to the right of the axis of the colour camera.
+    np.testing.assert_allclose(found.pose_color @ beside @ [0, 0, 1, 1], pose(0) @ [0, 0, 1, 1], atol=1e-6)
+    assert not lost.tracked
+    assert lost.pose_color is None
+    assert not recwarn.list
 
 
 def test_grey_colour_pictures(tmp_path: Path) -> None:
