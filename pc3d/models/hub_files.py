@@ -76,8 +76,8 @@ def _answers(hub_id: str) -> bool:
     """Whether the Hub can be reached; ``hf_hub_download`` tries for half a minute and file before it says so."""
     try:
         HfApi().model_info(hub_id, timeout=_PATIENCE)
-    except HfHubHTTPError:
-        pass  # an answer: the download tells what it means
+    except (HfHubHTTPError, ValueError, LookupError, TypeError):
+        pass  # an answer, if not that of a Hub, as a mirror of files alone gives: the download tells what it means
     except Exception:  # of the HTTP library, which is another in each version
         return False
     return True

@@ -157,6 +157,24 @@ def test_a_hub_that_cannot_be_reached_is_tried_once(
     assert hub == ["someone/encoder", "runs/fist"]
 
 
+@pytest.mark.parametrize("error", [ValueError("Expecting value: line 1 column 1"), KeyError("id"), TypeError("None")])
+def test_a_mirror_that_does_not_describe_models_is_asked_for_files(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """As one that answers with a page (``HF_ENDPOINT``): it can be reached."""
+
+    def unexpected(self: HfApi, repo_id: str, **options: float) -> None:
+        raise error
+
+    def download(repo_id: str, filename: str, revision: str | None = None, local_files_only: bool = False) -> str:
+        assert not local_files_only
+        return str(saved / filename)
+
+    monkeypatch.setattr(HfApi, "model_info", unexpected)
+    monkeypatch.setattr(hub_files, "hf_hub_download", download)
+    assert load_encoder("someone/encoder").config["num_groups"] == 16
+
+
 def test_an_id_is_looked_up_on_the_hub(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
