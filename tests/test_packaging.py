@@ -61,6 +61,12 @@ def test_importing_pc3d_brings_in_nothing_optional() -> None:
     assert loaded.strip() == "[]"
 
 
+def test_tasks_are_listed_before_what_they_need_is_imported() -> None:
+    """By ``dir``, which completion in an interpreter asks."""
+    code = "import sys, pc3d.tasks as t; print({*t.__all__} - {*dir(t)}, 'pytorch_lightning' in sys.modules)"
+    assert run_python(code) == "set() False\n"
+
+
 def test_a_missing_extra_names_its_install_command() -> None:
     with pytest.raises(ImportError, match=r'pip install "pc3d\[viz\]"'):
         require("a_module_that_does_not_exist", extra="viz")

@@ -81,3 +81,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     require("pytorch_lightning", extra="train", purpose="downstream training")
     return getattr(import_module(f"pc3d.tasks.{_TRAINING[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
