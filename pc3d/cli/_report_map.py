@@ -56,16 +56,17 @@ def embedding_map(run: Run, objects: Objects, how: Method, seed: int, kept: Kept
     options: dict[str, Any] = {"batch_size": 32, "pooling": pooling, "num_points": num_points, "kept": kept}
     features = extract(model, name, source, objects.data, objects.split, leave_out=left_out, **options)
     objects.leave_out(left_out.files)
+    share = f"all {len(chosen):,}" if len(chosen) == len(dataset) else f"{len(chosen):,} drawn of {len(dataset):,}"
+    unusable = f", without {len(left_out.rows):,} that cannot be used" if left_out.rows else ""
     chosen = np.delete(chosen, sorted(left_out.rows))
     if len(chosen) < 3:
         raise NotApplicableError(f"of the {objects.in_words}, {len(chosen)} objects can be used: too few for a map")
     xy, words = _in_plane(features.values, how, seed)
-    share = f"all {len(chosen):,}" if len(chosen) == len(dataset) else f"{len(chosen):,} drawn of {len(dataset):,}"
     caption = f"{words} of the frozen features ({features.values.shape[1]} dimensions, pooling {pooling}) of "
-    caption += f"{share} objects: {objects.in_words}, {features.num_points:,} points each. Colours are classes."
+    caption += f"{share} objects{unusable}: {objects.in_words}, {features.num_points:,} points each."
     pictures, source_of_pictures = _pictures(objects, chosen.tolist())
     titles = [cloud_title(dataset.load(int(index)), int(index)) for index in chosen]
-    caption += f" Pictures: {source_of_pictures}."
+    caption += f" Colours are classes. Pictures: {source_of_pictures}."
     shown = EmbeddingMap(xy, features.labels, dataset.classes, titles, pictures, caption)
     return Section("Map of the embeddings", [shown])
 

@@ -251,6 +251,7 @@ def test_files_that_cannot_be_used_are_left_out_if_it_is_said(
     items = Page(output).plots[-1]["items"]
     assert items["classes"] == ["chair"] * 4 + ["lamp"] * 4
     assert "000" not in items["names"]
+    assert "of all 9 objects, without 1 that cannot be used: " in output.read_text()
 
 
 def judged_run(folder: Path, model: dict[str, Any], name: str, result: dict[str, Any]) -> Path:
