@@ -134,9 +134,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_hub_that_cannot_be_reached_is_tried_once(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, hub: list[str]
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: list[str]
 ) -> None:
     """What was downloaded before is loaded without it; otherwise it is said at once."""
+    monkeypatch.chdir(tmp_path)  # which has no folder runs
 
     def unreachable(self: HfApi, repo_id: str, **options: float) -> None:
         assert 0 < options["timeout"] <= 10
