@@ -176,18 +176,23 @@ def test_probes_are_judged_when_asked_for_and_where_it_is_said(
     assert plot["data"][0]["customdata"] == expected.confusion
 
 
+def write_chairs_and_lamps(folder: Path) -> None:
+    """Twelve of each to train on and four to test, in folders of their classes."""
+    for split, count in (("train", 12), ("test", 4)):
+        objects = Household(split)
+        for name in ("chair", "lamp"):
+            (folder / split / name).mkdir(parents=True)
+            for index in (objects.labels == objects.classes.index(name)).nonzero()[:count, 0].tolist():
+                np.savetxt(folder / split / name / f"{index}.xyz", objects[index].xyz[:200].numpy())
+
+
 def test_it_goes_on_after_an_interruption(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     encode = PointViT.encode
     sizes: list[int] = []
     stop_at = 3  # of both splits with the encoder and with the untrained one, and of the test split for the map
-    for split, count in (("train", 12), ("test", 4)):
-        objects = Household(split)
-        for name in ("chair", "lamp"):
-            (tmp_path / "data" / split / name).mkdir(parents=True)
-            for index in (objects.labels == objects.classes.index(name)).nonzero()[:count, 0].tolist():
-                np.savetxt(tmp_path / "data" / split / name / f"{index}.xyz", objects[index].xyz[:200].numpy())
+    write_chairs_and_lamps(tmp_path / "data")
 
     @functools.wraps(encode)
     def interrupted(self: PointViT, xyz: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
@@ -230,12 +235,8 @@ def test_files_that_cannot_be_used_are_left_out_if_it_is_said(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One in each split, the one of the test split among those that are drawn."""
-    for split, count in (("train", 12), ("test", 4)):
-        objects = Household(split)
-        for name in ("chair", "lamp"):
-            (tmp_path / "data" / split / name).mkdir(parents=True)
-            for index in (objects.labels == objects.classes.index(name)).nonzero()[:count, 0].tolist():
-                np.savetxt(tmp_path / "data" / split / name / f"{index}.xyz", objects[index].xyz[:200].numpy())
+    write_chairs_and_lamps(tmp_path / "data")
+    for split in ("train", "test"):
         (tmp_path / "data" / split / "chair" / "000.xyz").write_text("1 2 3\n4 5\n")
     output = tmp_path / "page.html"
     options = ["--output", str(output), "--data", str(tmp_path / "data"), "--map", "pca", "--probe", "--pictures", "2"]

@@ -4,21 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from packed_clouds import ENDS, NEW_ENDS
 
 from pc3d.compat import pointops
-
-ENDS, NEW_ENDS = torch.tensor([40, 43, 90], dtype=torch.int32), torch.tensor([9, 11, 30], dtype=torch.int32)
-"""Three clouds, of which the second has 3 points, and queries of each."""
-
-
-@pytest.fixture
-def xyz() -> torch.Tensor:
-    return torch.randn(90, 3, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def queries() -> torch.Tensor:
-    return torch.randn(30, 3, generator=torch.Generator().manual_seed(1))
 
 
 def sorted_rows(xyz: torch.Tensor, query: torch.Tensor, cloud: int) -> list[tuple[float, int]]:
