@@ -164,7 +164,11 @@ def _name(path: Path) -> str:
 def _targets(path: Path, output: Path, writers: Writers) -> list[Path]:
     """The results of a file: points, arrays, a picture and what else is wanted."""
     endings = dict.fromkeys([".ply", ".npz", ".png", *writers(path)])
-    return [output / (_name(path) + ending) for ending in endings]
+    return [_target(path, output, ending) for ending in endings]
+
+
+def _target(path: Path, output: Path, ending: str) -> Path:
+    return output / (_name(path) + ending)
 
 
 def check_results(files: Sequence[Path], options: Any, writers: Writers = no_more) -> None:
@@ -263,7 +267,7 @@ def _write(
             figure.savefig(files.enter_context(replace_atomically(picture)), format="png")
         more = writers(path)
         for ending, write in more.items():
-            write(path, files.enter_context(replace_atomically(scene.parent / (_name(path) + ending))), result)
+            write(path, files.enter_context(replace_atomically(_target(path, scene.parent, ending))), result)
         if ".ply" not in more:
             write_labelled_ply(files.enter_context(replace_atomically(scene)), cloud, labels, colors, classes)
     counts = labels.label.bincount(minlength=len(classes)).tolist()

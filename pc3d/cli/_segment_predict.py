@@ -85,7 +85,6 @@ def main(argv: Sequence[str]) -> int | None:
     check_bounds(options.max_points, options.context)
     open_device(options.device)
     scenes = listed_files(options.scenes, SCENE_SUFFIXES, scene_folders=True)
-    numbers: dict[str, int] = {}  # of the classes, once the model is known
 
     def copy(path: Path, file: IO[bytes], result: Labelled) -> None:
         _write_copy(path, file, result, numbers)
@@ -99,7 +98,7 @@ def main(argv: Sequence[str]) -> int | None:
 
     check_results(scenes, options, writers)
     model = load_segmenter(options.run)
-    numbers.update(_class_numbers(model.classes, options))
+    numbers = _class_numbers(model.classes, options)
     if options.like_input:
         check_copies(scenes, numbers)
     # Not drop_invalid: a file has no other result without it, only none where points are invalid.
