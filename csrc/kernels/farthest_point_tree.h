@@ -15,6 +15,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -164,6 +165,33 @@ struct ApplyAllNotes {
   }
 };
 
+// Applies all notes with all threads for as long as that pays. A large cloud needs it some 150 times, each well below a
+// millisecond, and each ends when the last thread does: where another program has one of the cores, that thread waits
+// for its turn, several milliseconds each time. The first pass, with one thread, measures what all of them must beat.
+template <class T>
+class NoteAppliers {
+ public:
+  template <class ParallelFor>
+  void apply(SampleTree<T>* tree, const ParallelFor& parallel_for) {
+    using Clock = std::chrono::steady_clock;
+    const auto run = [tree](int64_t begin, int64_t end) { call_widest<ApplyAllNotes<T>>(tree, begin, end); };
+    const Clock::time_point start = Clock::now();
+    if (share_) {
+      parallel_for(0, tree->num_nodes[0], 4, run);
+    } else {
+      run(0, tree->num_nodes[0]);
+    }
+    const double per_note = std::chrono::duration<double>(Clock::now() - start).count() / tree->num_noted;
+    share_ = alone_ == 0 || (share_ && per_note < alone_);
+    if (alone_ == 0) alone_ = per_note;
+    tree->num_noted = 0;
+  }
+
+ private:
+  bool share_ = false;
+  double alone_ = 0;  // seconds per note, with one thread
+};
+
 // One cloud of n < 2^31 points.
 template <class T, class ParallelFor>
 void tree_farthest_points(const T* xyz, int64_t n, int64_t num_samples, int64_t start, bool ignore_near_origin,
@@ -185,12 +213,11 @@ void tree_farthest_points(const T* xyz, int64_t n, int64_t num_samples, int64_t 
   });
   raise_boxes(&tree);
   call_widest<RefreshBounds<T>>(&tree);
+  NoteAppliers<T> appliers;
   for (int64_t step = 1; step < num_samples;) {
     step = call_widest<TakeSamples<T>>(&tree, step, num_samples, row_offset, out);
     if (step < num_samples) {
-      parallel_for(0, tree.num_nodes[0], 4,
-                   [&](int64_t begin, int64_t end) { call_widest<ApplyAllNotes<T>>(&tree, begin, end); });
-      tree.num_noted = 0;
+      appliers.apply(&tree, parallel_for);
       call_widest<RefreshBounds<T>>(&tree);
     }
   }
