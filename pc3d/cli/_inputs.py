@@ -301,7 +301,7 @@ def open_encoder(
     """An encoder and its name for reports.
 
     Args:
-        encoder: folder or Hub id of an exported encoder, or ``"descriptor"`` or ``"pca"``.
+        encoder: see :func:`read_encoder`; or ``"descriptor"`` or ``"pca"``.
         untrained: keep the architecture but draw fresh weights from ``seed``.
         seed: see ``untrained``; also the seed of the descriptor's pairs.
         data: where ``"pca"`` is fitted: the training split.
@@ -330,11 +330,10 @@ def open_encoder(
         return fitted, "PCA of raw points"
     import torch
 
-    from pc3d.models import load_encoder
     from pc3d.models.described import describe
     from pc3d.models.hub import build_encoder
 
-    model: Any = load_encoder(encoder)
+    model = read_encoder(encoder)
     if _default_pooling(model) is None:
         raise ValueError(
             f"{encoder} holds a {type(model).__name__}, an encoder of scenes without one feature vector per cloud: "
@@ -346,6 +345,19 @@ def open_encoder(
         model = cast(Any, build_encoder(describe(model))).eval().to(place)
         return model, f"{encoder}, untrained (fresh weights, seed {seed})"
     return model.to(place), encoder
+
+
+def read_encoder(encoder: str) -> Any:
+    """A trained encoder.
+
+    Args:
+        encoder: folder or Hub id of an exported encoder, or an official checkpoint of Point-MAE's family or POS-BERT.
+    """
+    from pc3d.models import load_encoder
+    from pc3d.models.official_objects import SUFFIXES, load_official_objects
+
+    path = Path(encoder)
+    return load_official_objects(path) if path.suffix in SUFFIXES and path.is_file() else load_encoder(encoder)
 
 
 def pooling_of(model: Encoder, pooling: str | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pc3d.cli._inputs import read_encoder
 from pc3d.cli._view_inputs import Shown
 from pc3d.cli._view_runs import seen_points, seen_scene
 
@@ -27,11 +28,10 @@ def add_features(view: View, shown: Sequence[Shown], stride: int, request: Reque
         stride: clouds of the view for each one shown.
         request: what was asked for.
     """
-    from pc3d.models import load_encoder
     from pc3d.viz import feature_layers
 
     assert request.encoder is not None
-    encoder: Any = load_encoder(request.encoder).to(request.device)
+    encoder: Any = read_encoder(request.encoder).to(request.device)
     speaker = _Speaker(encoder, request)
     where = [number * stride for number in range(len(shown))]
     wanted = [view.clouds[number].xyz for number in where]

@@ -44,7 +44,7 @@ class Request:
     """What to compute beyond what the clouds hold.
 
     Attributes:
-        encoder: folder or Hub id; None for none.
+        encoder: see :func:`pc3d.cli._inputs.read_encoder`; None for none.
         text: typed texts.
         text_tower: for them; the encoder's own when None.
         attention: heads; None for all.

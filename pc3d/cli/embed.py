@@ -49,7 +49,8 @@ def embed(
     same command continues from a folder .NAME.kept beside the file.
 
     Args:
-        encoder: Folder or Hub id of an exported encoder; or 'descriptor' or 'pca', the handcrafted baselines.
+        encoder: Folder or Hub id of an exported encoder, or an official .pth file of Point-MAE's family or POS-BERT; or
+            'descriptor' or 'pca', the handcrafted baselines.
         out: The .npz file to write.
         data: 'household' (embedded), a folder with a data set or with files of points or meshes, or one such file.
         variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files

@@ -73,8 +73,8 @@ def look(
         mode: What to colour by: rgb, height, normal, label, instance, prediction, error, mask, features, similarity,
             text, attention. By default the first available mode and all that were computed. The labels of files of
             points are read only if label is named.
-        encoder: Folder or Hub id of an encoder, for features, similarity, text and attention; for a run, its own by
-            default.
+        encoder: Folder or Hub id of an encoder, or an official .pth file of Point-MAE's family or POS-BERT, for
+            features, similarity, text and attention; for a run, its own by default.
         text: Texts to colour by, with an encoder aligned with texts (OpenShape) or distilled from an image tower that
             shares a space with texts (DenseDistillation).
         text_tower: Text tower, or for a distilled encoder its teacher, if the encoder does not name its own.

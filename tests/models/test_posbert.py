@@ -16,6 +16,7 @@ import torch
 from formula import formula_clouds, formula_state
 from torch import Tensor
 
+from pc3d.cli.main import main
 from pc3d.models import PointNet, ViT3D, load_encoder, load_posbert_encoder, save_encoder
 from pc3d.tasks import start_from
 
@@ -110,6 +111,21 @@ def test_training_starts_from_such_a_file(tmp_path: Path, state: dict[str, Tenso
         start_from(ViT3D(**{**sizes, "depth": 3}), path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"ViT3D \(POS-BERT\) or a Swin3D, not for a PointNet: give a run folder"):
         start_from(PointNet(), path)
+
+
+def test_commands_that_need_features_take_such_a_file(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "x.pth", formula_state(layout(192, 4)))
+    out, data, xyz = tmp_path / "out.npz", tmp_path / "data", formula_clouds(2, 200)
+    data.mkdir()
+    for name, cloud in zip("ab", xyz, strict=True):
+        np.save(data / f"{name}.npy", cloud.numpy())
+    command = ["embed", "--encoder", str(path), "--data", str(data), "--num_points", "200", "--out", str(out)]
+    assert main(command) == 0
+    centered = xyz - (xyz.amin(1, keepdim=True) + xyz.amax(1, keepdim=True)) / 2
+    prepared = centered / centered.norm(dim=2).amax(1)[:, None, None]
+    with np.load(out) as found, torch.no_grad():
+        expected = load_posbert_encoder(path)[0](prepared.float()).cls[:, 0]
+        np.testing.assert_allclose(found["features"], expected, atol=1e-5)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:

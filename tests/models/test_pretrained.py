@@ -17,6 +17,7 @@ from formula import formula_clouds, formula_masks, formula_state
 from layouts import COUNTS, LAYOUTS, projector
 from torch import Tensor
 
+from pc3d.cli.main import main
 from pc3d.losses import patch_chamfer, token_contrast
 from pc3d.models import (
     MaskedPointModel,
@@ -28,6 +29,7 @@ from pc3d.models import (
     to_official_state,
     warm_start,
 )
+from pc3d.models.official_names import encoder_slots
 
 GOLDEN = Path(__file__).parents[1] / "assets" / "golden_point_mae.npz"
 MASKS = [formula_masks(2, 64, 38, f"mask {k}") for k in (0, 1)]
@@ -232,6 +234,28 @@ def test_class_tokens_from_nowhere_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         load_official_encoder(files[name], **arguments)
+
+
+@pytest.mark.parametrize(("name", "cls_tokens"), [("point_mae", 0), ("point_cmae", 0), ("full_40", 1)])
+def test_commands_that_need_features_take_such_a_file(
+    name: str, cls_tokens: int, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """Of pre-training without class tokens; a classifier keeps its own."""
+    xyz = formula_clouds(1, 1024).float()
+    xyz -= (xyz.amin(1) + xyz.amax(1)) / 2
+    xyz /= xyz.norm(dim=2).max()
+    np.save(tmp_path / "a.npy", xyz[0].numpy())
+    command = ["embed", "--encoder", str(files[name]), "--data", str(tmp_path), "--out", str(tmp_path / "out.npz")]
+    assert main(command) == 0
+    encoder = PointViT(num_cls_tokens=cls_tokens, ignore_near_origin=True).eval()
+    bare = {key.removeprefix("MAE_encoder."): value for key, value in formula_state(LAYOUTS[name]).items()}
+    with torch.no_grad():
+        for key, slot in encoder_slots(encoder, "", [""] * cls_tokens).items():
+            target = encoder.state_dict()[slot.name]
+            target.copy_(bare[key].reshape(target.shape))
+        expected = encoder.encode(xyz)
+    with np.load(tmp_path / "out.npz") as found:
+        np.testing.assert_allclose(found["features"], expected, atol=1e-4)
 
 
 def test_a_classifier_on_a_pretrained_encoder_is_fresh_only_where_the_official_one_is(files: dict[str, Path]) -> None:

@@ -1,0 +1,30 @@
+"""The encoder of an official checkpoint of object encoders, whichever family it is of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pc3d.models.point_vit import PointViT
+from pc3d.models.posbert import load_posbert_encoder
+from pc3d.models.pretrained import load_official_encoder, read_checkpoint
+from pc3d.models.vit3d import ViT3D
+
+SUFFIXES = (".pth", ".pt")
+
+
+def load_official_objects(path: Path) -> PointViT | ViT3D:
+    """The encoder of a checkpoint of Point-MAE's family or of POS-BERT (its teacher), told apart by what they hold.
+
+    What a file does not tell is as released (:func:`load_official_encoder`, :func:`load_posbert_encoder`). The class
+    token of a fine-tuned classifier is kept, because its tokens have learnt beside it. Those of pre-training are left
+    out, as fine-tuning does.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is of neither, or damaged.
+    """
+    content = read_checkpoint(path)
+    if isinstance(content, dict) and isinstance(content.get("teacher"), dict):
+        return load_posbert_encoder(path)[0]
+    encoder, report = load_official_encoder(path)
+    return load_official_encoder(path, keep_cls_tokens=True)[0] if report.kind == "classification" else encoder
