@@ -118,7 +118,13 @@ def _open_split(
         return Source(sets.ShapeNet55(root, cast(Any, split)), "farthest", "centroid")
     if _is_shapenet_part(root):
         return Source(sets.ShapeNetPart(root, cast(Any, split)), "farthest", "centroid")
-    return Source(_folder(root, split, num_points, on_error, drop_invalid), "farthest", "box")
+    try:
+        return Source(_folder(root, split, num_points, on_error, drop_invalid), "farthest", "box")
+    except sets.MissingDataError as error:
+        inner = next((path for path in sorted(root.iterdir()) if path.is_dir() and _is_published(path)), None)
+        if inner is None:
+            raise
+        raise sets.MissingDataError(f"data: {data!r} is no data set, but there is one in it: {inner}") from error
 
 
 def _folder(
@@ -140,12 +146,14 @@ def _of_mesh(num_points: int | None) -> int:
 def _with_variants(root: Path, split: str, variant: Variant | None, on_error: OnError) -> Source | None:
     """A split of ScanObjectNN, of ModelNet's text files or of a cache of them, None if the folder holds none."""
     from pc3d import data as sets
+    from pc3d.data.files import read_lines
 
     lists = [name for name in ("modelnet40", "modelnet10") if (root / f"{name}_shape_names.txt").is_file()]
     if lists:
         chosen = variant or lists[0]
         # The projects after Point-BERT pass on the cache without the text files that it was made from.
-        cached = any(root.glob(f"{chosen}_*pts_fps.dat")) and not any(path.is_dir() for path in root.iterdir())
+        classes = read_lines(root / f"{lists[0]}_shape_names.txt")
+        cached = any(root.glob(f"{chosen}_*pts_fps.dat")) and not any((root / name).is_dir() for name in classes)
         kind = sets.ModelNetCache if cached else sets.ModelNetResampled
         return Source(kind(root, cast(Any, split), variant=cast(Any, chosen)), "farthest", "centroid", chosen)
     if not _is_scanobjectnn(root):
@@ -169,6 +177,13 @@ def has_aligned_shards(root: Path) -> bool:
 def _is_openshape_release(root: Path) -> bool:
     """Whether a folder holds the shapes of OpenShape's release with one of its lists."""
     return any((root / "split" / f"{name}.json").is_file() for name in ("train_all", "train_no_lvis", "lvis"))
+
+
+def _is_published(root: Path) -> bool:
+    """Whether a folder holds one of the published data sets."""
+    marks = ("ply_data_*.h5", "modelnet40_shape_names.txt", "modelnet10_shape_names.txt")
+    own = _is_scanobjectnn(root) or _is_shapenet55(root) or _is_shapenet_part(root)
+    return own or any(any(root.glob(mark)) for mark in marks)
 
 
 def _is_scanobjectnn(root: Path) -> bool:
@@ -207,10 +222,7 @@ def _has_splits(root: Path, split: str) -> bool:
 
     if _has_shards(root) or has_aligned_shards(root) or _is_openshape_release(root) or has_openshape_tests(root):
         return True  # of another split perhaps: then the error says which there are
-    published = ("ply_data_*.h5", "modelnet40_shape_names.txt", "modelnet10_shape_names.txt")
-    if any(any(root.glob(pattern)) for pattern in published) or _is_scanobjectnn(root):
-        return True
-    if _is_shapenet55(root) or _is_shapenet_part(root):
+    if _is_published(root):
         return True
     classes = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
     return (root / split).is_dir() or (bool(classes) and all((path / split).is_dir() for path in classes))

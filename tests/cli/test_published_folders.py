@@ -109,3 +109,27 @@ def test_text_files_of_model_net_are_taken_before_their_cache(
         (folder / name).mkdir()
     assert main(["embed", "--encoder", encoder, "--data", str(folder), "--out", str(tmp_path / "out.npz")]) == 1
     assert "chair_0001.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("beside", [".ipynb_checkpoints", "__MACOSX"])
+def test_a_folder_of_no_class_beside_the_cache_changes_nothing(
+    beside: str, encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clouds = {split: np.random.default_rng(3).random((2, 300, 6)).astype(np.float32) for split in ("train", "test")}
+    folder = model_net_cache(tmp_path, clouds)
+    (folder / beside).mkdir()
+    command = ["probe", "--encoder", encoder, "--data", str(folder), "--num_points", "128", "--classifier", "knn"]
+    assert main([*command, "--k", "1", "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_test"] == 2
+
+
+@pytest.mark.parametrize("layout", [model_net_cache, shape_net_part])
+def test_the_folder_around_a_data_set_is_told_from_it(
+    layout: Layout, encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where an archive is unpacked into a folder of its name."""
+    inner = tmp_path / "h5_files"
+    inner.mkdir()
+    layout(inner, {split: np.zeros((2, 300, 6), np.float32) for split in ("train", "test")})
+    assert main(["probe", "--encoder", encoder, "--data", str(tmp_path)]) == 1
+    assert f"is no data set, but there is one in it: {inner}" in capsys.readouterr().err

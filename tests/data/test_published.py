@@ -368,6 +368,9 @@ def test_scanobjectnn_without_background(scanobjectnn: Path) -> None:
     with pytest.raises(MissingDataError, match="ScanObjectNN obj_only"):
         ScanObjectNN(scanobjectnn / "main_split", variant="obj_only")
     assert len(ScanObjectNN(scanobjectnn / "main_split_nobg", variant="obj_only")) == 6
+    for root, fold in ((scanobjectnn / "main_split_nobg", "main_split"), (scanobjectnn, "main_split_nobg")):
+        with pytest.raises(ValueError, match=r"'obj_bg' has the background, and .*_nobg is the folder without"):
+            ScanObjectNN(root, fold=fold)
 
 
 def test_scanobjectnn_of_other_classes_names_them_in_a_file(scanobjectnn: Path) -> None:
