@@ -33,7 +33,7 @@ from pc3d.data.lifted import LiftedSet
 from pc3d.data.limited_labels import LimitedLabels
 from pc3d.data.loader import EpochSampler, PointLoader, sample_generator
 from pc3d.data.mixing import SceneCollate, mix3d
-from pc3d.data.modelnet import ModelNetCache, ModelNetHDF5, ModelNetMeshes, ModelNetResampled
+from pc3d.data.modelnet import ModelNetC, ModelNetCache, ModelNetHDF5, ModelNetMeshes, ModelNetResampled
 from pc3d.data.objects import Household, ObjectSet
 from pc3d.data.openshape_tests import OpenShapeTests
 from pc3d.data.pickles import load_array_pickle
@@ -129,6 +129,7 @@ __all__ = [
     "LiftedSet",
     "LimitedLabels",
     "MissingDataError",
+    "ModelNetC",
     "ModelNetCache",
     "ModelNetHDF5",
     "ModelNetMeshes",

@@ -1,7 +1,8 @@
-"""ModelNet40 and ModelNet10 in the three forms that published protocols use."""
+"""ModelNet40 and ModelNet10 in the forms that published protocols use."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from pc3d.data.arrays import ArrayDataset, read_hdf5
+from pc3d.data.corruptions import MODELNET_C, SEVERITIES
 from pc3d.data.dataset import BadFileError, MissingDataError
 from pc3d.data.files import FileDataset, FolderDataset, OnError, read_lines
 from pc3d.data.pickles import load_array_pickle
@@ -223,6 +225,62 @@ class ModelNetHDF5(ArrayDataset):
         if missing:
             raise MissingDataError.of(type(self).__name__, missing, self.root, self.source, self.terms)
         return found
+
+
+class ModelNetC(ArrayDataset):
+    """A file of ModelNet-C: the test objects of ModelNet40 with 1,024 points, corrupted (Ren, Pan and Liu, ICML 2022).
+
+    Args:
+        root: the folder ``modelnet_c`` with ``clean.h5``, ``scale_0.h5`` to ``add_local_4.h5``.
+        corruption: ``"clean"``, or one of :data:`pc3d.data.MODELNET_C`.
+        severity: 1 to 5, which the files number from 0; of no meaning for ``"clean"``.
+        classes: names of the 40 classes, which the files do not tell; those of the training split.
+        on_error: ``"refuse"`` or ``"report"`` items with coordinates that are not finite.
+        transform: applied to every item.
+
+    Raises:
+        ValueError: an unknown corruption or severity.
+        MissingDataError: the file is not there.
+        BadFileError: it is truncated, or its arrays are not as described.
+    """
+
+    source = "modelnet_c.zip of the ModelNet-C project (Ren, Pan and Liu 2022), github.com/jiawei-ren/ModelNet-C"
+    terms = _TERMS
+    up = "y"
+
+    def __init__(
+        self,
+        root: Path | str,
+        corruption: str = "clean",
+        severity: int = 1,
+        *,
+        classes: Sequence[str],
+        on_error: OnError = "refuse",
+        transform: Transform | None = None,
+    ) -> None:
+        if corruption not in ("clean", *MODELNET_C) or severity not in SEVERITIES:
+            raise ValueError(
+                f"corruption must be 'clean' or one of {', '.join(MODELNET_C)}, and severity one of {SEVERITIES}; got "
+                f"{corruption!r} and {severity!r}"
+            )
+        self.root, self.corruption, self.severity = Path(root), corruption, severity
+        name = "clean" if corruption == "clean" else f"{corruption.replace('drop_', 'dropout_')}_{severity - 1}"
+        path = self.root / f"{name}.h5"
+        if not path.is_file():
+            raise MissingDataError.of(type(self).__name__, [path], self.root, self.source, self.terms)
+        arrays = read_hdf5(path, ("data", "label"))
+        points, label = arrays["data"], arrays["label"].reshape(-1)
+        if points.ndim != 3 or points.shape[2] != 3 or len(label) != len(points):
+            raise BadFileError(path, f"data has shape {points.shape} and label {arrays['label'].shape}")
+        super().__init__(
+            points,
+            label,
+            ids=[f"{name}/{i}" for i in range(len(points))],
+            classes=classes,
+            path=path,
+            on_error=on_error,
+            transform=transform,
+        )
 
 
 class ModelNetCache(ArrayDataset):

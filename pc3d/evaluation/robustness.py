@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 
 from pc3d._progress import track
-from pc3d.data import CORRUPTIONS, SEVERITIES, Corrupt, Corruption, PointCloud, PointDataset
+from pc3d.data import (
+    CORRUPTIONS,
+    MODELNET_C,
+    SEVERITIES,
+    Corrupt,
+    Corruption,
+    ModelNetC,
+    PointCloud,
+    PointDataset,
+)
+from pc3d.data.dataset import folder_name
 from pc3d.data.loader import sample_generator
 from pc3d.evaluation.features import Encoder, Features, Labels, extract_features, preparation
 from pc3d.evaluation.kept import Kept
@@ -20,6 +32,17 @@ from pc3d.evaluation.rows import Row
 from pc3d.evaluation.svm import svm_form
 
 PROTOCOL = "robustness, linear SVM trained on clean features"
+DGCNN = {
+    "clean": 0.926,
+    "scale": 0.906,
+    "jitter": 0.684,
+    "rotate": 0.785,
+    "drop_global": 0.752,
+    "drop_local": 0.793,
+    "add_global": 0.705,
+    "add_local": 0.725,
+}
+"""The baseline of ModelNet-C (released code): accuracy of DGCNN on its files, the mean over the levels."""
 _COLOR = "drop_color"
 _SHAPE = tuple(kind for kind in CORRUPTIONS if kind != _COLOR)
 
@@ -54,6 +77,7 @@ class RobustnessResult(FrozenResult):
         accuracies: corruption of the shape to overall accuracy at each severity.
         without_color: overall accuracy at each severity of ``"drop_color"``; None if it was not evaluated. It is in no
             mean, so that encoders with and without colours are compared under the same corruptions.
+        clouds: the files that the corrupted clouds are from, and a hash of them; empty where they were made here.
         reads_rgb: whether the encoder was given colours, clean and corrupted.
         only_class: the class that every clean test object is said to be of; None where there are several.
         baseline: what :attr:`relative` is relative to; None where nothing was given.
@@ -69,6 +93,7 @@ class RobustnessResult(FrozenResult):
     clean: float
     accuracies: dict[str, tuple[float, ...]]
     without_color: tuple[float, ...] | None = None
+    clouds: str = ""
     reads_rgb: bool = False
     only_class: str | None = None
     baseline: str | None = None
@@ -94,9 +119,29 @@ class RobustnessResult(FrozenResult):
                 f"the baseline must have the same severities, got {row.config['severities']} for "
                 f"{ours.config['severities']}"
             )
+        if row.config.get("clouds", "") != self.clouds:
+            raise ValueError(
+                "the baseline must be judged on the same corrupted clouds, got "
+                f"{row.config.get('clouds') or 'those made by pc3d'} for {self.clouds or 'those made by pc3d'}"
+            )
         clean, accuracies = row.metrics["clean_accuracy"], row.details["accuracies"]
         found = relative_errors(self.clean, self.accuracies, clean, accuracies)
         return replace(self, baseline=row.method, relative=found)
+
+    def relative_to_dgcnn(self) -> RobustnessResult:
+        """The result with its errors relative to the published ones of DGCNN on the files of ModelNet-C.
+
+        Raises:
+            ValueError: the clouds are not from files, or not of all levels.
+        """
+        if not self.clouds or self.severities != SEVERITIES:
+            raise ValueError(
+                "the published errors of DGCNN are those on the files of ModelNet-C at all five levels, got "
+                f"{self.clouds or 'clouds made by pc3d'} at levels {', '.join(map(str, self.severities))}"
+            )
+        published = {kind: (DGCNN[kind],) * len(values) for kind, values in self.accuracies.items()}
+        found = relative_errors(self.clean, self.accuracies, DGCNN["clean"], published)
+        return replace(self, baseline="DGCNN (published)", relative=found)
 
     @property
     def curves(self) -> dict[str, tuple[float, ...]]:
@@ -138,6 +183,7 @@ class RobustnessResult(FrozenResult):
                 "severities": self.severities,
                 "corruptions": list(self.accuracies),
                 "baseline": self.baseline,
+                **({"clouds": self.clouds} if self.clouds else {}),
                 # Only where there are some: rows of encoders without colours stay what they are.
                 **({"colors": "kept"} if self.reads_rgb else {}),
                 **({} if self.without_color is None else {"color_corruptions": [_COLOR]}),
@@ -159,9 +205,7 @@ class RobustnessResult(FrozenResult):
                 *self.describe_data(),
                 f"  classifier  SVC(kernel='linear'), C = {self.C:g}, trained on clean training features alone",
                 f"  selection   {self.selection}",
-                f"  corruptions of the test clouds after sampling, seed {self.seed}; beside ModelNet-C's "
-                "'density' and 'occlusion'"
-                f"{'; points keep their colours' if self.reads_rgb else ''}",
+                self._describe_clouds(),
                 self.describe_versions(),
                 f"  {'clean':<{width}}  {percent(self.clean):>10}",
                 f"  {'':<{width}}{levels}      mean",
@@ -175,6 +219,14 @@ class RobustnessResult(FrozenResult):
                 *self._describe_relative(),
                 *([] if self.only_class is None else [note_on_one_class(self.only_class, unscaled=True)]),
             ]
+        )
+
+    def _describe_clouds(self) -> str:
+        if self.clouds:
+            return f"  corrupted test clouds of {self.clouds}, as stored; seed {self.seed}"
+        return (
+            f"  corruptions of the test clouds after sampling, seed {self.seed}; beside ModelNet-C's 'density' and "
+            f"'occlusion'{'; points keep their colours' if self.reads_rgb else ''}"
         )
 
     def _describe_relative(self) -> list[str]:
@@ -242,6 +294,7 @@ def robustness(
     *,
     corruptions: Sequence[str] | None = None,
     severities: Sequence[int] = SEVERITIES,
+    files: Path | str | None = None,
     C: float | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -262,6 +315,9 @@ def robustness(
         corruptions: of :data:`pc3d.data.CORRUPTIONS`; None takes all of them, ``"drop_color"`` only if the encoder
             reads colours and all clouds have them.
         severities: from 1 to 5.
+        files: the folder of ModelNet-C: corrupted clouds are read from its files, as stored, instead of being made.
+            ``test_set`` must be its clean file (:class:`pc3d.data.ModelNetC`). ``corruptions`` None then takes its
+            seven.
         C: of the SVM; None chooses it from the usual grid by cross-validation on the clean training features.
         batch_size: clouds per call of ``encode``.
         seed: of the corruptions and the folds.
@@ -280,9 +336,9 @@ def robustness(
         raise ValueError(f"C must be positive, got {C}")
     if len(test_set) != len(test) or test_set.labels.tolist() != test.labels.tolist():
         raise ValueError("test_set must be the data set that the test features were made of")
-    colored = _colored(encoder, test_set, test)
-    chosen = _chosen(corruptions, colored)
-    transforms = {(k, s): Corrupt(cast(Corruption, k), s) for k in chosen for s in severities}
+    colored = files is None and _colored(encoder, test_set, test)
+    chosen = _chosen(MODELNET_C if corruptions is None and files is not None else corruptions, colored)
+    levels = [(kind, severity) for kind in chosen for severity in severities]
     (x, y), (x_test, y_test) = train.labelled(), test.labelled()
     kind, _ = svm_form("svc_linear", seed)
     value, selection = (
@@ -292,11 +348,17 @@ def robustness(
     )
     model = kind.build(value, False).fit(x, y)
     found: dict[str, list[float]] = {name: [] for name in chosen}
-    for (name, _), transform in track(list(transforms.items()), "judge", "corrupted test sets", visible=progress):
-        clouds = _Corrupted(test_set, test, transform, seed)
+    seen = hashlib.sha256()
+    for name, severity in track(levels, "judge", "corrupted test sets", visible=progress):
+        clouds: PointDataset
+        if files is None:
+            clouds = _Corrupted(test_set, test, Corrupt(cast(Corruption, name), severity), seed)
+        else:
+            clouds = _read(files, name, severity, test)
         corrupted = extract_features(
             encoder, clouds, num_points=None, pooling=test.pooling, batch_size=batch_size, kept=kept
         )
+        seen.update(corrupted.content_hash.encode())
         found[name].append(float(model.score(corrupted.values, y_test)))
     predicted = model.predict(x_test)
     judged = {name: tuple(values) for name, values in found.items()}
@@ -310,6 +372,7 @@ def robustness(
         only_class=_only_class(predicted, y_test, train.classes),
         without_color=judged.pop(_COLOR, None),
         accuracies=judged,
+        clouds="" if files is None else f"{folder_name(files)} [{seen.hexdigest()[:16]}]",
         reads_rgb=colored,
         seed=seed,
     )
@@ -355,6 +418,14 @@ def _colored(encoder: Encoder, dataset: PointDataset, features: Features) -> boo
     if not getattr(encoder, "reads_rgb", False):
         return False
     return all(dataset.load(int(row)).rgb is not None for row in np.flatnonzero(features.labels >= 0))
+
+
+def _read(files: Path | str, kind: str, severity: int, test: Features) -> PointDataset:
+    """A file of ModelNet-C, which must be of the objects of the clean one."""
+    clouds = ModelNetC(files, kind, severity, classes=test.classes)
+    if clouds.labels.tolist() != test.labels.tolist():
+        raise ValueError(f"files: the labels of {clouds.path} are not those of the clean clouds")
+    return clouds
 
 
 class _Corrupted(PointDataset):

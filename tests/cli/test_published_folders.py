@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -133,3 +134,28 @@ def test_the_folder_around_a_data_set_is_told_from_it(
     layout(inner, {split: np.zeros((2, 300, 6), np.float32) for split in ("train", "test")})
     assert main(["probe", "--encoder", encoder, "--data", str(tmp_path)]) == 1
     assert f"is no data set, but there is one in it: {inner}" in capsys.readouterr().err
+
+
+def test_robustness_on_the_files_of_modelnet_c(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The training split is that of --data, the test clouds are the clean file's."""
+    root, files, draw = tmp_path / "modelnet40_ply_hdf5_2048", tmp_path / "modelnet_c", np.random.default_rng(4)
+    for folder in (root, files):
+        folder.mkdir()
+    (root / "shape_names.txt").write_text("plane\nball\n")
+    labels = np.array([[0], [1]] * 4)
+    for path in (root / "ply_data_train0.h5", root / "ply_data_test0.h5", files / "clean.h5", files / "rotate_2.h5"):
+        clouds = draw.normal(size=(8, 64, 3))
+        clouds[::2, :, 2] *= 0.01
+        kept = slice(6) if path.parent == files else slice(8)
+        with h5py.File(path, "w") as file:
+            file.update({"data": clouds[kept].astype(np.float32), "label": labels[kept]})
+    command = ["robustness", "--encoder", "descriptor", "--data", str(root), "--num_points", "64", "--C", "100"]
+    command += ["--corruptions", "rotate", "--severities", "3", "--files", str(files)]
+    assert main([*command, "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["num_train"], found["num_test"], found["clean"]) == (8, 6, 1.0)
+    assert found["clouds"].startswith("modelnet_c [")
+    assert main([*command, "--baseline", "dgcnn"]) == 1
+    assert "at all five levels, got modelnet_c" in capsys.readouterr().err
+    assert main([*command[:-2], "--baseline", "dgcnn"]) == 1
+    assert "add --files" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from pc3d.data import (
     BadFileError,
     Household,
     MissingDataError,
+    ModelNetC,
     ModelNetCache,
     ModelNetHDF5,
     ModelNetMeshes,
@@ -215,6 +216,25 @@ def test_modelnet_cache(tmp_path: Path, household: Household) -> None:
     path.write_bytes(pickle.dumps([clouds, labels])[:-100])
     with pytest.raises(BadFileError, match="not a pickle of NumPy arrays"):
         ModelNetCache(tmp_path)
+
+
+def test_modelnet_c_by_the_names_of_its_files(tmp_path: Path) -> None:
+    names = [f"class {k}" for k in range(40)]
+    clouds = {
+        name: np.random.default_rng(k).random((2, 9 - k, 3)) for k, name in enumerate(("clean", "dropout_local_4"))
+    }
+    for name, data in clouds.items():
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file.update({"data": data, "label": np.array([[39], [4]])})
+    clean, holes = ModelNetC(tmp_path, classes=names), ModelNetC(tmp_path, "drop_local", 5, classes=names)
+    assert clean.labels.tolist() == holes.labels.tolist() == [39, 4]
+    np.testing.assert_array_equal(clean[1].xyz.numpy(), clouds["clean"][1].astype(np.float32))
+    np.testing.assert_array_equal(holes[0].xyz.numpy(), clouds["dropout_local_4"][0].astype(np.float32))
+    with pytest.raises(MissingDataError, match=r"dropout_global_0\.h5"):
+        ModelNetC(tmp_path, "drop_global", 1, classes=names)
+    for wrong in (("fog", 1), ("scale", 0), ("density", 1)):
+        with pytest.raises(ValueError, match="corruption must be 'clean' or one of scale, jitter"):
+            ModelNetC(tmp_path, *wrong, classes=names)
 
 
 # ShapeNet
