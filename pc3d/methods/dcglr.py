@@ -74,7 +74,7 @@ class InstanceContrast:
             POS-BERT's released code, off there by default. The teacher's distribution is compared with the student's
             logits of all clouds of the batch, in each view, also the teacher's own: ``64 <p_T(i), z_S(j) /
             student_temperature>``.
-        weight: of the term, relative to distillation.
+        weight: of the term, relative to distillation; the released code has 0.01 for its N-pair term.
         temperature: of InfoNCE; 0.1 as in CrossPoint (Afham et al., 2022).
         queue_length: keys of earlier batches that serve as negatives. Keep it well below the number of clouds of an
             epoch times two: a cloud's own earlier keys are among them.
