@@ -54,7 +54,7 @@ from pc3d.data.scene_transforms import (
 )
 from pc3d.data.scenes import SceneFolder
 from pc3d.data.sens import SensFile, open_frames
-from pc3d.data.shapenet import SHAPENET55, SHAPENET_PARTS, ShapeNet55, ShapeNetPart
+from pc3d.data.shapenet import SHAPENET55, SHAPENET_PARTS, ShapeNet55, ShapeNetPart, ShapeNetSTRL
 from pc3d.data.text_quality import LanguageModelJudge, by_rules, filter_texts, text_picture_cosines
 from pc3d.data.transforms import (
     Compose,
@@ -164,6 +164,7 @@ __all__ = [
     "SensFile",
     "ShapeNet55",
     "ShapeNetPart",
+    "ShapeNetSTRL",
     "SkippedFile",
     "SphereCrop",
     "Structured3D",

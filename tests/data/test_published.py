@@ -25,6 +25,7 @@ from pc3d.data import (
     ScanObjectNN,
     ShapeNet55,
     ShapeNetPart,
+    ShapeNetSTRL,
     collate,
 )
 
@@ -280,6 +281,30 @@ def test_shapenet55_lists_decide(tmp_path: Path, assets: Path) -> None:
     (points / "99999999-abc.npy").unlink()
     with pytest.raises(MissingDataError, match=r"99999999-abc\.npy"):
         ShapeNet55(tmp_path / "s")
+
+
+def test_shapenet_of_strl(tmp_path: Path) -> None:
+    path, data = tmp_path / "shapenet57448xyzonly.npz", np.random.default_rng(0).random((3, 20, 6))
+    np.savez_compressed(path, data=data)
+    shapes = ShapeNetSTRL(path)
+    assert shapes.labels.tolist() == [-1, -1, -1]
+    np.testing.assert_array_equal(shapes[2].xyz.numpy(), data[2, :, :3].astype(np.float32))
+    assert shapes[2].meta["id"] == "shapenet57448xyzonly/2"
+    data[1, 3] = np.nan
+    np.savez(path, data=data)
+    with pytest.raises(BadFileError, match="item shapenet57448xyzonly/1 has coordinates that are not finite"):
+        ShapeNetSTRL(path)
+    assert len(ShapeNetSTRL(path, on_error="report")) == 2
+    for content in ({"points": data}, {"data": data[0]}, {"data": data[:, :, :2]}):
+        np.savez(path, **content)
+        with pytest.raises(BadFileError, match=r"'data'|data has shape"):
+            ShapeNetSTRL(path)
+    for raw in (b"", b"PK\x03\x04 and no more"):
+        path.write_bytes(raw)
+        with pytest.raises(BadFileError, match=r"cannot be read as \.npz"):
+            ShapeNetSTRL(path)
+    with pytest.raises(MissingDataError, match=r"github\.com/yichen928/STRL"):
+        ShapeNetSTRL(tmp_path / "nowhere.npz")
 
 
 def test_shapenetpart(shapenetpart: Path, household: Household) -> None:
