@@ -26,5 +26,12 @@ def load_official_objects(path: Path) -> PointViT | ViT3D:
     content = read_checkpoint(path)
     if isinstance(content, dict) and isinstance(content.get("teacher"), dict):
         return load_posbert_encoder(path)[0]
-    encoder, report = load_official_encoder(path)
+    try:
+        encoder, report = load_official_encoder(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. Taken as they are: checkpoints of Point-MAE's family and of POS-BERT. Of OpenShape's, "
+            "data_tools/convert_openshape_checkpoint.py makes an encoder; others are loaded in Python and kept with "
+            "pc3d.save_encoder"
+        ) from error
     return load_official_encoder(path, keep_cls_tokens=True)[0] if report.kind == "classification" else encoder

@@ -258,6 +258,15 @@ def test_commands_that_need_features_take_such_a_file(
         np.testing.assert_allclose(found["features"], expected, atol=1e-4)
 
 
+def test_commands_tell_what_to_do_with_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"state_dict": {"module.ppat.lift.0.weight": torch.zeros(2)}, "epoch": 3}, path)
+    assert main(["probe", "--encoder", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert "no state dict under any of base_model" in said
+    assert "convert_openshape_checkpoint.py makes an encoder" in said
+
+
 def test_a_classifier_on_a_pretrained_encoder_is_fresh_only_where_the_official_one_is(files: dict[str, Path]) -> None:
     encoder, report = load_official_encoder(files["point_mae"], num_cls_tokens=1)
     assert report.fresh == ["cls_token", "cls_position"]
