@@ -149,6 +149,36 @@ def class_vectors(tower: TextTower, prompts: Sequence[Sequence[str]], templates:
     return normalize(torch.zeros(len(prompts), rows.shape[1]).index_add(0, owner, rows), dim=1)
 
 
+def stored_class_vectors(aligned: AlignedShapeEncoder, file: str, classes: Sequence[str]) -> tuple[list[str], Tensor]:
+    """Names of classes and their features ``(C, D)`` from a file of OpenShape's release.
+
+    Args:
+        aligned: the encoder that is compared with them.
+        file: see :func:`pc3d.data.openshape_tests.read_class_features`.
+        classes: those of the data; the names are spelled as here, where they only differ in underscores.
+
+    Raises:
+        ValueError: features of another width, or a class of the data has none.
+    """
+    import numpy as np
+    import torch
+
+    from pc3d.data.openshape_tests import read_class_features
+
+    aligned.check_side("text")
+    features = read_class_features(file, classes)
+    spelled = {spoken(name): name for name in classes}
+    names = [spelled.get(spoken(name), name) for name in features]
+    missing = [name for name in classes if name not in names]
+    if missing:
+        raise ValueError(
+            f"class_features: {file} has no features of {len(missing)} of the data's classes ({', '.join(missing[:5])})"
+        )
+    rows = torch.from_numpy(np.stack(list(features.values())))
+    _check_width("class_features", file, rows.shape[1], aligned.text_dim)
+    return names, rows
+
+
 def shapes(
     data: str,
     split: str,

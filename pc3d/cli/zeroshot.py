@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _alignment, _output
@@ -23,6 +24,7 @@ def zeroshot(
     classes: str | None = None,
     templates: str = "ulip",
     text_tower: str | None = None,
+    class_features: str | None = None,
     num_points: Points = "default",
     up: UpAxis | None = None,
     batch_size: int = 16,
@@ -46,6 +48,8 @@ def zeroshot(
             underscores. Scored if they include all of the data set's classes.
         templates: Prompt templates for the names: 'ulip' (64, published), 'photo', 'none', or a file with one per line.
         text_tower: Text tower, if the encoder does not name its own, such as 'offline:minilm'.
+        class_features: File with the classes and their features, instead of a text tower and templates:
+            cat_name_pt_feat.npy or lvis_cat_name_pt_feat.npy of OpenShape's release.
         num_points: Most points per shape, a random subset; by default as many as the encoder was made for; null takes
             all.
         up: Axis that points up in the data; by default that of the data set, y in GLB files, else z.
@@ -62,28 +66,31 @@ def zeroshot(
 
     check_rows_folder(results)
     place = open_device(device)
+    if class_features is not None and (classes is not None or text_tower is not None):
+        raise ValueError("class_features: the file has classes and features: leave classes and text_tower out")
     patterns = _alignment.templates_of(templates)
     aligned = _alignment.open_aligned(encoder)
     source = _alignment.shapes(data, split, variant, up, on_error, drop_invalid)
     left_out = LeftOut(data, source.dataset, on_error)
     own = source.dataset.classes
-    wanted = {name: [_alignment.spoken(name)] for name in own} if classes is None else _alignment.read_classes(classes)
-    if not wanted:
-        raise ValueError(f"classes: {data} has no class names: give some, as in --classes 'chair,table,a wooden lamp'")
-    tower = _alignment.open_text_tower(aligned, text_tower)
-    raw = _alignment.class_vectors(tower, list(wanted.values()), patterns)
+    if class_features is not None:
+        names, raw = _alignment.stored_class_vectors(aligned, class_features, own)
+        told = f"features of {Path(class_features).name}"
+    else:
+        wanted = _named_classes(own, classes, data)
+        tower = _alignment.open_text_tower(aligned, text_tower)
+        names, raw = list(wanted), _alignment.class_vectors(tower, list(wanted.values()), patterns)
+        told = f"{tower.name}, {len(patterns)} template(s)"
     vectors = aligned.text_targets(raw).detach().numpy()
     points = _alignment.points_for(aligned, num_points)
     options: dict[str, Any] = {"batch_size": batch_size, "pooling": "none", "num_points": points}
-    asked = (encoder, data, variant, split, classes, templates, text_tower)
+    asked = (encoder, data, variant, split, classes, templates, text_tower, class_features)
     choice = (*asked, num_points, up, batch_size, device, on_error, drop_invalid, seed)
     with Kept(interrupted("zeroshot", *choice)) as kept:
         options |= {"kept": kept, "leave_out": left_out}
         features = extract(aligned.view("text").to(place), encoder, source, data, split, **options)
-        names = list(wanted)
         if (source.dataset.labels >= 0).any():
             scored = _relabelled(features, own, names)
-            told = f"{tower.name}, {len(patterns)} template(s)"
             result = zero_shot(scored, vectors, texts=told, seed=seed)
             found = result.to_dict()
             said = "\n".join([str(result), *left_out_lines(left_out.files)])
@@ -103,6 +110,15 @@ def zeroshot(
         shapes = [{"id": name, "classes": entry} for name, entry in named]
         said = "\n".join([*lines, *left_out_lines(left_out.files)])
         _output.result(shapes if on_error == "refuse" else {"shapes": shapes, "left_out": left_out.files}, said)
+
+
+def _named_classes(own: Sequence[str], classes: str | None, data: str) -> dict[str, list[str]]:
+    """Names and prompts of the classes, those of the data unless others are given."""
+    if classes is not None:
+        return _alignment.read_classes(classes)
+    if not own:
+        raise ValueError(f"classes: {data} has no class names: give some, as in --classes 'chair,table,a wooden lamp'")
+    return {name: [_alignment.spoken(name)] for name in own}
 
 
 def _relabelled(features: Features, own: Sequence[str], names: Sequence[str]) -> Features:

@@ -19,6 +19,7 @@ from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
 
 _POINTS, _LIST, _OBJECTS = "test_pc.npy", "test_split.json", "xyz_label.npy"
+_TEXT = "open_clip_text_feat"
 
 
 class OpenShapeTests(ArrayDataset):
@@ -67,6 +68,38 @@ class OpenShapeTests(ArrayDataset):
         x, y, z = cloud.xyz.unbind(1)
         rgb = None if self._rgb is None else torch.from_numpy(colours(np.asarray(self._rgb[index])))
         return cloud.replace(xyz=torch.stack([x, -z, y], dim=1), rgb=rgb)
+
+
+def read_class_features(path: Path | str, classes: Sequence[str]) -> dict[str, Array]:
+    """Features of class names as OpenShape's release stores them, computed with its text tower and prompt templates.
+
+    Args:
+        path: ``cat_name_pt_feat.npy`` of ModelNet40 or ScanObjectNN, a pickled dictionary whose order is that of the
+            classes; or ``lvis_cat_name_pt_feat.npy``, an array with a row per class in alphabetical order. The pickle
+            is read without executing code.
+        classes: the names of the rows of an array, in any order.
+
+    Returns:
+        The feature ``(D,)`` float32 of each class, as stored.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BadFileError: it is neither, or has another number of rows than classes.
+    """
+    content = load_object_array(path)
+    try:
+        if isinstance(content, dict):
+            names = [str(name) for name in content]
+            rows = [np.asarray(entry[_TEXT], np.float32).reshape(-1) for entry in content.values()]
+        else:
+            names, rows = sorted(classes), list(np.asarray(content, np.float32))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise BadFileError(path, f"is not a file of class features of OpenShape: {error!r}") from error
+    if len(rows) != len(names):
+        raise BadFileError(path, f"has {len(rows)} rows, the data have {len(names)} classes, and each must have one")
+    if not rows or len({row.shape for row in rows}) > 1 or rows[0].ndim != 1 or not np.isfinite(rows).all():
+        raise BadFileError(path, "must hold finite features, all of one width, of at least one class")
+    return dict(zip(names, rows, strict=True))
 
 
 _Content = tuple[Sequence[Array] | Array, Sequence[Array] | None, Array, Sequence[str], Sequence[str]]

@@ -766,6 +766,60 @@ def test_the_test_sets_of_the_release_are_read_as_they_are(
     assert scans.load(0).rgb is None
 
 
+@pytest.mark.parametrize("kind", ["dictionary", "array"])
+def test_the_class_features_of_the_release_take_the_place_of_a_text_tower(
+    encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], towers: list[str], kind: str
+) -> None:
+    """The released files: a dictionary in the order of its classes, or rows in alphabetical order."""
+    modelnet, _ = write_openshape_tests(tmp_path)
+    rows = {"sofa": vector("one", 6), "lamp": vector("two", 6), "flower pot": vector("three", 6)}
+    if kind == "dictionary":
+        content: Any = {name: {"open_clip_text_feat": row[None].numpy()} for name, row in rows.items()}
+        np.save(tmp_path / "features.npy", np.array(content, dtype=object), allow_pickle=True)
+    else:
+        rows.pop("lamp")
+        np.save(tmp_path / "features.npy", np.stack([rows["flower pot"], rows["sofa"]]))
+    command = ["zeroshot", "--encoder", encoder, "--data", str(tmp_path / "modelnet40"), "--json", "--class_features"]
+    assert main([*command, str(tmp_path / "features.npy")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert towers == []
+    assert found["num_classes"] == len(rows)
+    model, hits = load_encoder(encoder, expect=AlignedShapeEncoder), 0
+    for row, name in enumerate(["sofa", "flower pot", "sofa"]):
+        order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+        x, y, z = torch.from_numpy(modelnet[row]).float()[order].unbind(1)
+        cloud = torch.stack([x, -z, y], 1)
+        cloud = (cloud - cloud.mean(0)) / (cloud - cloud.mean(0)).norm(dim=1).max()
+        with torch.no_grad():
+            embedding = model.in_text_space(model.encode(cloud[None], rgb=torch.full((1, 100, 3), 100 / 255)))
+        nearest = torch.cosine_similarity(embedding, torch.stack(list(rows.values()))).argmax()
+        hits += list(rows)[int(nearest)] == name
+    assert found["top"]["1"] == pytest.approx(hits / 3)
+
+
+def test_class_features_that_do_not_go_with_the_data(
+    encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_openshape_tests(tmp_path)
+    file = tmp_path / "features.npy"
+    command = ["zeroshot", "--encoder", encoder, "--data", str(tmp_path / "modelnet40"), "--class_features", str(file)]
+    other = {"sofa": {"open_clip_text_feat": np.ones((1, 6))}}
+    for content, message in (
+        (other, "has no features of 1 of the data's classes (flower pot)"),
+        ({"sofa": 1}, "is not a file of class features of OpenShape"),
+        (np.ones((3, 6)), "has 3 rows, the data have 2 classes"),
+        (np.ones((2, 5)), "has features of width 5, the encoder was aligned with 6"),
+        (np.full((2, 6), np.nan), "must hold finite features"),
+        (np.ones(2), "must hold finite features, all of one width"),
+    ):
+        as_object = isinstance(content, dict)
+        np.save(file, np.array(content, dtype=object) if as_object else content, allow_pickle=as_object)
+        assert main(command) == 1
+        assert message in capsys.readouterr().err
+    assert main([*command, "--classes", "sofa,lamp"]) == 1
+    assert "leave classes and text_tower out" in capsys.readouterr().err
+
+
 def test_damaged_test_sets_of_the_release_are_named(tmp_path: Path) -> None:
     write_openshape_tests(tmp_path)
     with pytest.raises(ValueError, match="no training split"):
