@@ -39,7 +39,8 @@ def evaluate(
     """Score a trained segmentation: mIoU, mAcc, allAcc, a table of the classes, the confusion matrix.
 
     Writes DATA_SPLIT.json and the confusion matrix as DATA_SPLIT.png into the folder eval/ of the run. pc3d segment
-    fold adds up the results of several folds. If interrupted, the same command continues.
+    fold adds up the results of several folds. If interrupted, the same command continues. With the classes of
+    ScanNet200, also the mean IoU of its head, common and tail classes, each over those that occur in the labels.
 
     Args:
         run: Run folder of pc3d segment train.
@@ -62,6 +63,7 @@ def evaluate(
         method: Name in the table of results; the backbone's class and how it started by default.
     """
     from pc3d._files import replace_atomically
+    from pc3d.data.scene_labels import SCANNET200, SCANNET200_GROUPS
     from pc3d.evaluation import Kept, write_rows
     from pc3d.evaluation.cost import measured
     from pc3d.tasks import check_bounds, evaluate_scenes, load_segmenter
@@ -98,6 +100,8 @@ def evaluate(
         scores = matrix.scores(model.classes)
         head = {"run": str(run), "data": name, "num_scenes": len(dataset), "scenes": matrix.scenes}
         result = {**head, **options, **scores.to_dict()}
+        groups = scores.miou_of_groups(SCANNET200_GROUPS) if model.classes == SCANNET200 else {}
+        result |= {"miou_of_groups": groups} if groups else {}
         if results is not None and training is not None:
             judged = {**options, "single_pass": single_pass}
             row = row_of(model, scores, dataset, name, training, judged, cost, method)
@@ -107,7 +111,8 @@ def evaluate(
         drawn = draw_confusion(scores, files[1], f"{name}: mIoU {100 * scores.miou:.1f} %")
         with replace_atomically(files[0]) as file:
             file.write((json.dumps(result, indent=2) + "\n").encode())
-    _output.result(result, f"{scores}\n\nwritten: {files[0]}{drawn}")
+    said = [str(scores), *(f"mIoU of {name} classes: {100 * value:.2f} %" for name, value in groups.items())]
+    _output.result(result, "\n".join([*said, f"\nwritten: {files[0]}{drawn}"]))
 
 
 def draw_confusion(scores: Any, path: Path, title: str) -> str:

@@ -41,7 +41,7 @@ from pc3d.data.points import read_points, read_scene
 from pc3d.data.scanned_rooms import Rooms
 from pc3d.data.scanobjectnn import SCANOBJECTNN_CLASSES, ScanObjectNN
 from pc3d.data.scene_benchmarks import S3DIS, ScanNet, Structured3D
-from pc3d.data.scene_labels import S3DIS_CLASSES, SCANNET20, SCANNET200, STRUCTURED3D_CLASSES
+from pc3d.data.scene_labels import S3DIS_CLASSES, SCANNET20, SCANNET200, SCANNET200_GROUPS, STRUCTURED3D_CLASSES
 from pc3d.data.scene_transforms import (
     CenterShift,
     ElasticDistortion,
@@ -88,6 +88,7 @@ __all__ = [
     "S3DIS_CLASSES",
     "SCANNET20",
     "SCANNET200",
+    "SCANNET200_GROUPS",
     "SCANOBJECTNN_CLASSES",
     "SEVERITIES",
     "SHAPENET55",

@@ -61,6 +61,18 @@ _SCANNET200 = [
 SCANNET200_IDS = tuple(int(number) for number, _ in _SCANNET200)
 SCANNET200 = tuple(name for _, name in _SCANNET200)
 """The 200 classes of the ScanNet200 benchmark, in the order of its labels."""
+# Head, common or tail: the group of each, by how often it is labelled in the training scans.
+_SCANNET200_GROUP = (
+    "hhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhchhhcccchcchhchhh"
+    "hchcccccchhhhchhcchtccchcthccchhchtcttcccchttctccc"
+    "hhtcccctcccttctcthhtcttttcttccctttccttttttcttccttt"
+    "tcttctttttttthttttcctchhhccccthtctttcttttctttttctc"
+)
+SCANNET200_GROUPS = {
+    group: tuple(name for name, letter in zip(SCANNET200, _SCANNET200_GROUP, strict=True) if letter == group[0])
+    for group in ("head", "common", "tail")
+}
+"""The 66, 68 and 66 classes by which the ScanNet200 benchmark (Rozenberszki et al. 2022) tells frequent from rare."""
 
 # Every scan of these spaces is in ScanNet's official validation set.
 # fmt: off

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +141,22 @@ class SegmentationScores:
         }
         head = {name: getattr(self, name) for name in ("miou", "macc", "allacc", "miou_present", "num_present")}
         return {**head, "num_points": self.num_points, "per_class": by_class, "confusion": self.confusion}
+
+    def miou_of_groups(self, groups: Mapping[str, Sequence[str]]) -> dict[str, float]:
+        """Mean IoU of each group of classes, over those of its classes that occur in the labels; 0 if none does.
+
+        Raises:
+            ValueError: a group names a class that is none of these.
+        """
+        number = {name: place for place, name in enumerate(self.classes)}
+        unknown = [name for names in groups.values() for name in names if name not in number]
+        if unknown:
+            raise ValueError(f"groups must be of the {len(number)} classes that were scored, got {unknown[0]!r}")
+        found = {}
+        for group, names in groups.items():
+            values = [self.iou[number[name]] for name in names if self.support[number[name]]]
+            found[group] = sum(values) / max(1, len(values))
+        return found
 
     def __str__(self) -> str:
         width = max(5, *map(len, self.classes))

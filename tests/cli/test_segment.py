@@ -30,7 +30,7 @@ from pc3d.data.scene_labels import SCANNET200
 from pc3d.evaluation import content_hash, read_rows
 from pc3d.evaluation.rows import row_from
 from pc3d.models import SparseUNet
-from pc3d.tasks import SceneLabels, load_segmenter, segment_scene, with_fields
+from pc3d.tasks import SceneLabels, SceneSegmenter, load_segmenter, segment_scene, with_fields
 
 CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs"
 TINY = """
@@ -191,6 +191,28 @@ def test_eval_takes_the_test_set_of_the_run(run: Path, tmp_path: Path, capsys: p
     assert main(["results", str(tmp_path / "rows")]) == 0
     assert f"{100 * result['miou']:.1f}" in capsys.readouterr().out
     assert (result["data"], result["num_scenes"], result["use_fragments"]) == ("rooms_test", 3, False)
+
+
+def test_eval_tells_frequent_from_rare_of_scannet200(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network that calls everything wall: IoU of a head class alone, in the group and among all that occur."""
+    scan = tmp_path / "scans" / "val" / "scene0011_00"
+    scan.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    np.save(scan / "coord.npy", generator.random((100, 3), np.float32))
+    np.save(scan / "color.npy", np.zeros((100, 3), np.uint8))
+    names = ["wall"] * 40 + ["chair"] * 20 + ["cushion"] * 30 + ["paper"] * 10
+    np.save(scan / "segment200.npy", np.array([SCANNET200.index(name) for name in names]))
+    model = SceneSegmenter(SparseUNet([8, 12], [1, 1], voxel_size=0.3, signals="xyz_rgb"), SCANNET200, "linear")
+    model.head.weight.data.zero_()  # type: ignore[union-attr, operator]
+    model.head.bias.data.copy_(torch.arange(200, 0, -1))  # type: ignore[union-attr, operator]
+    model.eval().save(tmp_path / "run")
+    options = ["--data", "scannet200", "--root", tmp_path / "scans", "--json"]
+    assert segment("eval", tmp_path / "run", *options) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["miou_of_groups"] == pytest.approx({"head": 0.4 / 2, "common": 0.0, "tail": 0.0})
+    assert found["miou"] == pytest.approx(0.4 / 200)
+    assert segment("eval", tmp_path / "run", *options[:-1], "--output", tmp_path / "again") == 0
+    assert "mIoU of head classes: 20.00 %" in capsys.readouterr().out
 
 
 def test_eval_and_predict_vote_as_swin3d(run: Path, scenes: list[Path], tmp_path: Path) -> None:

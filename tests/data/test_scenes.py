@@ -13,6 +13,7 @@ from pc3d.data import (
     S3DIS_CLASSES,
     SCANNET20,
     SCANNET200,
+    SCANNET200_GROUPS,
     STRUCTURED3D_CLASSES,
     BadFileError,
     GridSample,
@@ -107,6 +108,11 @@ def test_tables_have_their_published_lengths_and_entries() -> None:
         "otherprop",
     )
     assert len(SCANNET_VALIDATION_SPACES) == 142
+    assert {group: len(names) for group, names in SCANNET200_GROUPS.items()} == {"head": 66, "common": 68, "tail": 66}
+    assert sorted(name for names in SCANNET200_GROUPS.values() for name in names) == sorted(SCANNET200)
+    assert {"wall", "chair", "object", "closet wall"} <= set(SCANNET200_GROUPS["head"])
+    assert {"cushion", "keyboard", "bicycle", "laptop"} <= set(SCANNET200_GROUPS["common"])
+    assert {"paper", "plate", "shower head", "fire alarm"} <= set(SCANNET200_GROUPS["tail"])
 
 
 @pytest.mark.parametrize(

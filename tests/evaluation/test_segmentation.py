@@ -32,6 +32,14 @@ def test_a_case_computed_by_hand() -> None:
     assert scores.confusion == ((2, 1, 0, 0), (0, 1, 1, 0), (0, 0, 1, 0))
 
 
+def test_groups_of_classes_are_meant_over_those_that_occur() -> None:
+    scores = matrix([0, 0, 1, 1, 2, 2, 3], [0, 0, 0, 1, 1, 2, -1], 4).scores(["a", "b", "c", "d"])
+    found = scores.miou_of_groups({"first": ["a", "c"], "second": ["b", "d"], "third": ["d"]})
+    assert found == pytest.approx({"first": (2 / 3 + 1 / 2) / 2, "second": 1 / 3, "third": 0.0})
+    with pytest.raises(ValueError, match="of the 4 classes that were scored, got 'e'"):
+        scores.miou_of_groups({"first": ["e"]})
+
+
 def test_a_prediction_outside_the_classes_is_a_miss_and_no_false_alarm() -> None:
     for outside in (-1, 3, 40, 255):
         scores = matrix([0, outside, 1, 2], [0, 0, 1, 2], 3).scores()
