@@ -74,7 +74,7 @@ class OpenShapeFiles(PointDataset):
 
     Clouds are in pc3d's frame (z up, right-handed; the files are y up), otherwise as stored: 10,000 points, colours,
     ``meta["id"]``, ``meta["dataset"]`` and ``meta["targets"]``. The pickles are read without executing code. Thumbnails
-    of sets other than Objaverse are left out, as in the released code.
+    of sets other than Objaverse are left out, and of Objaverse's raw texts all but the first, as in the released code.
 
     Args:
         root: where the paths of the list start.
@@ -150,7 +150,10 @@ def _is_record(record: object) -> bool:
 def _cloud_of(content: Mapping[str, Any], prompted: bool) -> PointCloud:
     """A shape from the dictionary of a released file."""
     version = "prompt_avg" if prompted else "original"
-    texts = [(str(text), RAW, rows[version]) for text, rows in zip(content["text"], content["text_feat"], strict=True)]
+    names = list(zip(content["text"], content["text_feat"], strict=True))
+    # As in the released code: the name alone, of whatever else there may be.
+    names = names[:1] if content["dataset"] == _WITH_THUMBNAIL else names
+    texts = [(str(text), RAW, rows[version]) for text, rows in names]
     for key, kind in _CAPTIONS.items():
         if content[key]:
             texts.append((str(content[key]), kind, content[f"{key}_feat"][version]))

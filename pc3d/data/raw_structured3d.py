@@ -79,8 +79,9 @@ def read_structured3d_room(
     Of the points of a cell the first stays, panorama before perspective views. Normals face the camera.
 
     The two published converters disagree, and nobody has said which is right; hence the options. As Pointcept:
-    ``depth="z", up="mirrored"``; as the authors of Swin3D: ``depth="range", up="world"``. With ``"range"`` the pixels
-    of perspective views are counted from 1, as theirs are, with ``"z"`` from 0.
+    ``depth="z", up="mirrored"``, but for the last row and column of each view, which it leaves out; as the authors of
+    Swin3D: ``depth="range", up="world"``. With ``"range"`` the pixels of perspective views are counted from 1, as
+    theirs are, with ``"z"`` from 0.
 
     Args:
         files: the room.

@@ -240,6 +240,15 @@ def test_released_shapes(root: Path) -> None:
     assert "thumbnail" not in other.image_kinds
 
 
+def test_of_objaverse_the_first_raw_text_counts(tmp_path: Path) -> None:
+    """The released training code reads the name of an Objaverse shape, and any raw text of the other sets."""
+    texts = {"text": ["name", "tag"], "text_feat": shape(3, "ABO")["text_feat"]}
+    write_release(tmp_path, [shape(0, "Objaverse", **texts), shape(1, "ABO", **texts)])
+    found = [cloud.meta["targets"] for cloud in OpenShapeFiles(tmp_path)]
+    raw = [[text for text, kind in zip(t.texts, t.text_kinds, strict=True) if kind == "raw"] for t in found]
+    assert raw == [["name"], ["name", "tag"]]
+
+
 def test_filtered_texts_go_and_shapes_stay(root: Path, tmp_path: Path) -> None:
     path = tmp_path / "gpt4_filtering.json"
     path.write_text(json.dumps({"uid.0": {"flag": "N", "name": "x"}, "uid.1": {"flag": "Y", "name": "y"}}))
