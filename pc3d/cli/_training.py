@@ -137,7 +137,8 @@ def _instantiate(parser: Any, options: Any) -> Any:
     try:
         return parser.instantiate(options)
     except ValueError as error:
-        # The parser wraps what a constructor says, once for each class that it is nested in; that is better said alone.
+        # The parser wraps what a constructor says, once for each class that it is nested in, and what is said of two
+        # arguments that do not go together; that is better said alone.
         cause: BaseException | None = error
         while cause is not None and _is_wrapped(cause):
             cause = cause.__cause__
@@ -147,9 +148,10 @@ def _instantiate(parser: Any, options: Any) -> Any:
 
 
 def _is_wrapped(error: BaseException) -> bool:
-    """Whether an error is the parser's, about what a constructor said."""
+    """Whether an error is the parser's, about what a constructor or the function of a link said."""
     text = str(error)
-    wrapped = "Does not validate against any" in text or text.startswith(("Parser key", "Problem with"))
+    starts = ("Parser key", "Problem with", "Call to compute_fn of link")
+    wrapped = "Does not validate against any" in text or text.startswith(starts)
     return wrapped and not isinstance(error, FileNotFoundError)
 
 

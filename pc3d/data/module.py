@@ -71,6 +71,11 @@ class PointDataModule(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.seed, self.drop_last, self.pin_memory = num_workers, seed, drop_last, pin_memory
 
+    def __str__(self) -> str:
+        # Lightning's would iterate over the loaders, and fail on their batches.
+        sets = ", ".join(f"{name}={getattr(self, name)!r}" for name in ("train", "validation", "test"))
+        return f"{type(self).__name__}({sets})"
+
     def train_dataloader(self) -> PointLoader:
         """Batches of the training set, in a new order each epoch.
 

@@ -151,6 +151,21 @@ def test_the_published_recipe_of_structured3d() -> None:
     assert not any(t.class_path.endswith("RandomColorDrop") for t in options.data.train_transforms)
 
 
+def test_sets_with_other_classes_are_told_apart(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a recipe for 20 classes of ScanNet is told of 200 for its training set alone."""
+    for split in ("train", "test"):
+        (tmp_path / split / "room").mkdir(parents=True)
+        np.save(tmp_path / split / "room" / "coord.npy", np.zeros((4, 3), np.float32))
+    (tmp_path / "classes.txt").write_text("wall\nfloor\n")
+    options = ["--data.test.class_path", "pc3d.data.SceneFolder", "--data.test.init_args.root", tmp_path]
+    assert segment("train", "--config", config, "--output", tmp_path / "run", *options) == 1
+    error = capsys.readouterr().err
+    assert "error: train and test must have the same classes in the same order" in error
+    assert not (tmp_path / "run").exists()
+
+
 # ---- eval --------------------------------------------------------------------------------------------------------
 
 

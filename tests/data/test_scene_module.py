@@ -96,6 +96,11 @@ def test_classes_and_mixing(rooms: Rooms) -> None:
         _ = SceneDataModule().classes
 
 
+def test_a_module_in_words_reads_no_data(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rooms, "load", None)
+    assert str(SceneDataModule(rooms)) == f"SceneDataModule(train={rooms!r}, validation=None, test=None)"
+
+
 def test_a_transform_of_the_data_set_stays_in_force(rooms: Rooms) -> None:
     limited = LimitedLabels(Rooms("train", transform=Compose([GridSample(0.5)])), label_fraction=0.01)
     assert len(limited[0]) < len(rooms[0]) / 10
