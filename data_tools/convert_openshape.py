@@ -3,8 +3,9 @@
     python data_tools/convert_openshape.py ROOT SPLIT.json OUT [--name train] [--plain-texts] [--shard-size 1000]
         [--teacher open_clip:ViT-bigG-14/laion2b_s39b_b160k]
 
-ROOT is where the paths of the list start; the list has records ``{dataset, group, id, data_path}``, or for evaluation
-``{uid, group, category, data_path}``. OUT gets ``NAME-000000.tar``, ... with one ``DATASET/ID.npz`` a shape,
+ROOT is where the paths of the list start (leading folders that are not there, such as the released ``/mnt/data``, are
+left out); the list has records ``{dataset, group, id, data_path}``, or for evaluation ``{uid, group, category,
+data_path}``. OUT gets ``NAME-000000.tar``, ... with one ``DATASET/ID.npz`` a shape,
 ``NAME-index.npz`` and ``NAME-conversion.json``, to be read with ``pc3d.data.AlignedShards(OUT, NAME)``.
 
 Of each shape the points (float32, turned to z up), colours (uint8), texts and the features of texts and pictures

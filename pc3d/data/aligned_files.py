@@ -77,7 +77,8 @@ class OpenShapeFiles(PointDataset):
     of sets other than Objaverse are left out, and of Objaverse's raw texts all but the first, as in the released code.
 
     Args:
-        root: where the paths of the list start.
+        root: where the paths of the list start. Leading folders of the paths that are not there are left out, so a
+            release may lie elsewhere than on its authors' disk, ``/mnt/data``.
         split: the list: a JSON file of records with ``data_path``, ``id`` or ``uid`` and, if there are classes,
             ``category``; a path, or a path relative to ``root``.
         prompted: use names and captions averaged over prompt templates, as published; retrieved texts never are.
@@ -106,9 +107,10 @@ class OpenShapeFiles(PointDataset):
             raise MissingDataError.of("OpenShapeFiles", [path], self.root, _SOURCE, TERMS)
         self.split = path.stem
         self.records = _read_records(path)
-        first = self.root / self.records[0]["data_path"]
-        if not first.is_file():
-            raise MissingDataError.of("OpenShapeFiles", [first], self.root, _SOURCE, TERMS)
+        self._left_out = _leading_parts(self.root, self.records[0]["data_path"])
+        if not self._path(0).is_file():
+            below = self.root.joinpath(*Path(self.records[0]["data_path"]).parts[-3:])
+            raise MissingDataError.of("OpenShapeFiles", [self._path(0), below], self.root, _SOURCE, TERMS)
         self.ids = [str(record.get("id", record.get("uid"))) for record in self.records]
         categories = [str(record.get("category", "")) for record in self.records]
         self.classes = tuple(sorted({name for name in categories if name}))
@@ -117,8 +119,7 @@ class OpenShapeFiles(PointDataset):
         self._silent = read_text_filter(text_filter)
 
     def load(self, index: int) -> PointCloud:
-        record = self.records[index]
-        path = self.root / record["data_path"]
+        record, path = self.records[index], self._path(index)
         if not path.is_file():
             raise MissingDataError.of("OpenShapeFiles", [path], self.root, _SOURCE, TERMS)
         content = load_object_array(path)
@@ -131,6 +132,18 @@ class OpenShapeFiles(PointDataset):
         targets = replace(cloud.meta["targets"], text_tower=self.tower, image_tower=self.tower)
         meta = {"id": self.ids[index], "dataset": content.get("dataset", record.get("dataset", "")), "targets": targets}
         return without_silent_texts(cloud.replace(label=int(self.labels[index]), meta=meta), self._silent)
+
+    def _path(self, index: int) -> Path:
+        return self.root.joinpath(*Path(self.records[index]["data_path"]).parts[self._left_out :])
+
+
+def _leading_parts(root: Path, path: str) -> int:
+    """How many leading parts of a path of the list are not those of a file below ``root``; 0 if there is no such file.
+
+    The released lists have the paths of their authors' disk, ``/mnt/data/.../DATASET/GROUP/ID.npy``.
+    """
+    parts = Path(path).parts
+    return next((count for count in range(len(parts)) if root.joinpath(*parts[count:]).is_file()), 0)
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:

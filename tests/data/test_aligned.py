@@ -271,6 +271,20 @@ def test_categories_are_classes_in_the_order_of_their_names(root: Path, tmp_path
     assert found.labels.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("prefix", ["/mnt/data/objaverse-processed/merged_for_training_final", "/", "elsewhere"])
+def test_the_release_may_lie_elsewhere_than_on_the_disk_of_its_authors(tmp_path: Path, prefix: str) -> None:
+    write_release(tmp_path, [shape(0, "Objaverse"), shape(3, "ABO")])
+    path = tmp_path / "split" / "train_all.json"
+    records = json.loads(path.read_text())
+    moved = [{**record, "data_path": f"{prefix}/{record['data_path']}"} for record in records]
+    path.write_text(json.dumps(moved))
+    found = OpenShapeFiles(tmp_path)
+    assert [found[row].meta["dataset"] for row in range(2)] == ["Objaverse", "ABO"]
+    (tmp_path / records[0]["data_path"]).unlink()
+    with pytest.raises(MissingDataError, match=r"000-000/uid\.0\.npy"):
+        OpenShapeFiles(tmp_path)
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return print, ("run from a data file",)
