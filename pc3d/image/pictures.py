@@ -33,6 +33,8 @@ class Preprocessing:
             centre is cropped.
         crop: share of the scaled sides that the crop keeps.
         background: colour in [0, 1] behind pictures with an alpha channel. The papers do not state theirs.
+        crop_place: where the crop begins if the middle is half a pixel off: ``"rounded"`` to the even pixel as in
+            torchvision, open_clip and timm, or ``"lower"`` as in transformers.
     """
 
     size: int = 224
@@ -42,6 +44,7 @@ class Preprocessing:
     resize: Literal["shortest", "squash"] = "shortest"
     crop: float = 1.0
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    crop_place: Literal["rounded", "lower"] = "rounded"
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -71,7 +74,8 @@ class Preprocessing:
         short = min(image.size)
         sides = [length if self.resize == "squash" else length * side // short for side in image.size]
         image = self._resized(image, *sides)
-        left, top = (round((side - self.size) / 2) for side in image.size)
+        place = round if self.crop_place == "rounded" else math.floor
+        left, top = (place((side - self.size) / 2) for side in image.size)
         return self._normalized(image.crop((left, top, left + self.size, top + self.size)))
 
     def whole(self, picture: Picture, stride: int, short_side: int | None = None) -> Tensor:
@@ -93,7 +97,9 @@ class Preprocessing:
 
     def describe(self) -> dict[str, Any]:
         """The settings as plain data, for the header of stored features."""
-        return dataclasses.asdict(self)
+        settings = dataclasses.asdict(self)
+        # Named only where it differs, so that features that were stored before it was are found again.
+        return {name: value for name, value in settings.items() if (name, value) != ("crop_place", "rounded")}
 
     def _on_background(self, picture: Picture) -> Any:
         if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8:

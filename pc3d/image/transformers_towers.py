@@ -89,6 +89,7 @@ def _preprocessing(name: str, config: Any) -> Preprocessing:
         interpolation="bilinear" if settings.get("resample") == 2 else "bicubic",
         resize="shortest" if shortest else "squash",
         crop=float(side / shortest) if shortest and shortest >= side else 1.0,
+        crop_place="lower" if crop else "rounded",
     )
 
 

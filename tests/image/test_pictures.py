@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,18 @@ def test_pictures_of_whole_proportions_lose_no_pixel(height: int, width: int) ->
     steps = [v2.Resize(224, v2.InterpolationMode.BICUBIC), v2.CenterCrop(224), v2.ToImage()]
     theirs = v2.Compose(steps)(Image.fromarray(image)).float() / 255
     torch.testing.assert_close(plain(image), theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("place", "left"), [("rounded", 38), ("lower", 37)])
+def test_where_the_crop_begins_in_a_picture_of_scannet(place: Literal["rounded", "lower"], left: int) -> None:
+    """1296 x 968 pixels become 299 x 224, of which 75 columns are cut off: half of them is no whole number."""
+    from PIL import Image
+
+    image = picture(968, 1296)
+    plain = Preprocessing(size=224, mean=(0, 0, 0), std=(1, 1, 1), crop_place=place)
+    small = np.asarray(Image.fromarray(image).resize((299, 224), Image.Resampling.BICUBIC), np.float32) / 255
+    torch.testing.assert_close(plain(image), torch.from_numpy(small[:, left : left + 224]).permute(2, 0, 1))
+    assert ("crop_place" in plain.describe()) == (place == "lower")
 
 
 def test_transparent_pixels_show_the_background() -> None:

@@ -58,7 +58,7 @@ def test_a_transformers_pair_gives_the_features_of_its_library(transformers_clip
 
     pair = transformers_pair(transformers_clip)
     assert (pair.image.width, pair.image.stride, pair.text.width) == (JOINT, PATCH, JOINT)
-    assert pair.image.preprocessing == Preprocessing(size=SIZE)
+    assert pair.image.preprocessing == Preprocessing(size=SIZE, crop_place="lower")
     theirs = CLIPModel.from_pretrained(transformers_clip).eval()
     pixels = torch.randn(3, 3, SIZE, SIZE)
     with torch.no_grad():
