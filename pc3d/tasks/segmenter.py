@@ -26,19 +26,21 @@ class SceneSegmenter(nn.Module):
         backbone: has ``point_features(batch) -> (sum N, feature_dim)`` and ``feature_dim``; an encoder of objects is
             put into :class:`pc3d.models.BlockFeatures`.
         classes: names of the K classes.
-        head: ``"mlp"``: linear, batch norm, ReLU, linear, as in Swin3D; ``"linear"``: one linear layer; or a head with
-            the texts of the classes, :class:`pc3d.nn.LanguageHead` or :class:`pc3d.nn.TextHead`.
+        head: ``"mlp"``: linear, batch norm, ReLU, linear, as in Swin3D; ``"linear"``: one linear layer; or a trained
+            :class:`pc3d.nn.SegmentationHead`, such as that of an official checkpoint
+            (:func:`pc3d.models.load_official_swin3d`); or a head with the texts of the classes,
+            :class:`pc3d.nn.LanguageHead` or :class:`pc3d.nn.TextHead`.
 
     Raises:
         TypeError: the backbone computes no features of points.
-        ValueError: no classes, or an unknown head.
+        ValueError: no classes, an unknown head, or a trained one of another number of classes.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
         classes: Sequence[str],
-        head: Literal["mlp", "linear"] | LanguageHead | TextHead = "mlp",
+        head: Literal["mlp", "linear"] | SegmentationHead | LanguageHead | TextHead = "mlp",
     ) -> None:
         super().__init__()
         backbone = scene_backbone(backbone)
@@ -46,6 +48,8 @@ class SceneSegmenter(nn.Module):
             raise ValueError("classes is empty: name at least one class")
         if isinstance(head, str) and head not in ("mlp", "linear"):
             raise ValueError(f"head must be 'mlp', 'linear', or a LanguageHead or TextHead, got {head!r}")
+        if isinstance(head, SegmentationHead) and head[-1].out_features != len(classes):
+            raise ValueError(f"head is for {head[-1].out_features} classes, got the names of {len(classes)}")
         self.classes = tuple(classes)
         width = int(backbone.feature_dim)  # type: ignore[arg-type]  # nn.Module's attributes have no types
         self.backbone = backbone

@@ -27,6 +27,7 @@ from pc3d.models import (
     load_encoder,
     save_encoder,
 )
+from pc3d.nn.heads import SegmentationHead
 from pc3d.nn.sparse import Signals
 from pc3d.nn.swin3d import SwinBlock
 from pc3d.tasks import (
@@ -564,6 +565,19 @@ def test_an_aligned_encoder_starts_what_applies_it_to_scenes(tmp_path: Path) -> 
     assert (model.initial.unknown, model.initial.fresh) == ((), ())
     given = load_encoder(source, expect=AlignedShapeEncoder).encoder.state_dict()
     assert all(torch.equal(value, given[name]) for name, value in model.encoder.encoder.state_dict().items())
+
+
+def test_a_trained_classifier_comes_with_its_network(tmp_path: Path) -> None:
+    """As those of an official checkpoint, which are evaluated without training."""
+    torch.manual_seed(0)
+    backbone, head, batch = unet(), SegmentationHead(unet().feature_dim, 3), collate([SmallRooms()[0]])
+    head(torch.randn(50, unet().feature_dim))  # statistics of its batch norm
+    SceneSegmenter(backbone.eval(), ["a", "b", "c"], head.eval()).save(tmp_path)
+    with torch.no_grad():
+        expected = head(backbone.point_features(batch))
+        torch.testing.assert_close(load_segmenter(tmp_path)(batch), expected)
+    with pytest.raises(ValueError, match="head is for 3 classes, got the names of 2"):
+        SceneSegmenter(backbone, ["a", "b"], head)
 
 
 def test_bad_models_are_refused() -> None:
