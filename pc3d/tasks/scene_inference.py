@@ -63,8 +63,9 @@ def segment_scene(
     each; probabilities are summed per point, and the largest sum decides. The scene is centred once, not each fragment,
     so that its voxels are the same in all blocks.
 
-    With ``voting="swin3d"``, logits are summed instead of probabilities, each vote divided by its L1 norm, as in the
-    released code of Swin3D. That code has one pass per view, which is ``use_fragments=False`` here. Confidences and
+    With ``voting="swin3d"``, logits are summed instead of probabilities, each vote divided by its L1 norm, and voxels
+    are counted from the lowest corner of the turned scene in each view, as in the released code of Swin3D. That code
+    has one pass per view, which is ``use_fragments=False`` here. Confidences and
     ``probabilities`` are still mean probabilities, and the predicted class need not be the most probable one.
 
     Memory: the network gets one point of each voxel, and at most ``max_points`` of them in a forward pass (views rotate
@@ -109,6 +110,8 @@ def segment_scene(
     centred = PointCloud(cloud.xyz, **kept)
     if len(cloud):
         centred = CenterShift()(centred, torch.Generator())
+    if voting == "swin3d" and len(cloud):
+        views = [_Cornered(view, centred) for view in views]
     blocks = scene_blocks(centred.xyz, max_points, context, voxel_size=finest)
     contexts = []
     segmenter.to(device)
@@ -125,6 +128,18 @@ def segment_scene(
             contexts.append(block.context)
             advance(len(rows))
     return SceneLabels(label, confidence, _notes(contexts, context, max_points))
+
+
+class _Cornered(Transform):
+    """A view of the blocks of a scene in which the lowest corner of the scene, seen so, lies at the origin."""
+
+    def __init__(self, view: Transform, scene: PointCloud) -> None:
+        self.view = view
+        self.corner = view(PointCloud(scene.xyz), torch.Generator()).xyz.amin(dim=0)
+
+    def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
+        seen = self.view(cloud, generator)
+        return seen.replace(xyz=seen.xyz - self.corner)
 
 
 @contextmanager

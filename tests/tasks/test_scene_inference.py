@@ -176,15 +176,21 @@ def test_a_network_that_looks_no_farther_than_the_context_gives_the_same_in_bloc
 # ---- fragments and views -----------------------------------------------------------------------------------------
 
 
-def _away_from_borders(room: PointCloud, voxel_size: float, turns: Sequence[float] = (0.0, math.pi / 2)) -> Tensor:
-    """Points that no rounding error of turns puts into another voxel; those that span the room among them."""
+def _away_from_borders(
+    room: PointCloud, voxel_size: float, turns: Sequence[float] = (0.0, math.pi / 2), corner: bool = False
+) -> Tensor:
+    """Points that no rounding error of turns puts into another voxel; those that span the room among them.
+
+    With ``corner``, voxels are counted from the lowest corner of each turn; points there are lowest however rounded.
+    """
     low, high = room.xyz.amin(0), room.xyz.amax(0)
     place = ((room.xyz - (low + high) / 2) / voxel_size)[:, :2].double()
     keep = torch.ones(len(room), dtype=torch.bool)
     for turn in turns:
         c, s = math.cos(turn), math.sin(turn)
         turned = place @ torch.tensor([[c, s], [-s, c]], dtype=torch.float64)
-        keep &= ((turned - turned.round()).abs() > 1e-3).all(1)
+        turned = turned - turned.amin(0) if corner else turned
+        keep &= (((turned - turned.round()).abs() > 1e-3) | (corner & (turned < 1e-3))).all(1)
     assert torch.equal(room.xyz[keep].amin(0), low), "choose another room"
     assert torch.equal(room.xyz[keep].amax(0), high), "choose another room"
     return keep
@@ -212,9 +218,9 @@ def test_voting_adds_the_probabilities_of_all_fragments_of_all_views(room: Point
 
 
 def test_voting_of_swin3d_adds_logits_of_unit_l1_norm(room: PointCloud) -> None:
-    """The released protocol written out in float64: twelve turns, each on voxels of its own, one pass each."""
+    """The released protocol written out in float64: twelve turns, each on voxels from its lowest corner, one pass."""
     turns = [math.radians(view.degrees) for view in voting_views("swin3d") if isinstance(view, Rotate)]
-    room = room.select(_away_from_borders(room, 0.4, turns))
+    room = room.select(_away_from_borders(room, 0.4, turns, corner=True))
     torch.manual_seed(0)
     model = SceneSegmenter(unet(), list("abcde"), head="linear").eval()
     torch.nn.init.normal_(model.head.weight)  # type: ignore[arg-type]  # so that points differ in their classes
@@ -229,6 +235,7 @@ def test_voting_of_swin3d_adds_logits_of_unit_l1_norm(room: PointCloud) -> None:
     for turn in turns:
         c, s = math.cos(turn), math.sin(turn)
         seen = centred @ torch.tensor([[c, s, 0], [-s, c, 0], [0, 0, 1]], dtype=torch.float64)
+        seen = seen - seen.amin(0)
         first: dict[tuple[int, ...], int] = {}
         stands_for = [first.setdefault(tuple(cell), i) for i, cell in enumerate((seen / 0.4).floor().int().tolist())]
         chosen = sorted(first.values())
