@@ -1,8 +1,10 @@
 """Official Swin3D checkpoints: read, recognised, converted, and written back.
 
 The files of the authors' repositories and of Pointcept hold the same tensors under the prefixes ``module.`` and
-``backbone.``. They do not state the voxel size, how the first level is down-sampled, or which axis was up. Files are
-read with ``weights_only=True``: they run no code.
+``backbone.``. They do not state the voxel size, how the first level is down-sampled, or which axis was up. Nor do they
+state what the network reads, which is in Pointcept not what it is in the authors' code and here: there, positions are
+from the middle of a voxel and, since version 1.6, colours from 0 to 1. What Pointcept has trained needs fine-tuning.
+Files are read with ``weights_only=True``: they run no code.
 """
 
 from __future__ import annotations
