@@ -21,6 +21,8 @@ from pc3d.models.openshape_sparse import OpenShapeSparseConv
 from pc3d.models.part_segmentation import PointPartSegmenter
 from pc3d.models.point_features import object_features, point_attention, reads_scenes, scene_features, text_relevance
 from pc3d.models.point_net import PointNet
+from pc3d.models.point_transformer_v3 import PointTransformerV3, PTv3Level, PTv3Scene
+from pc3d.models.point_transformer_v3_checkpoints import PTv3Report, load_official_ptv3, to_official_ptv3_state
 from pc3d.models.point_vit import EncoderOutput, PointViT, Pooling
 from pc3d.models.posbert import load_posbert_encoder
 from pc3d.models.predicted_centers import PredictedCenterModel
@@ -59,9 +61,13 @@ __all__ = [
     "OpenShapePointBERT",
     "OpenShapeReport",
     "OpenShapeSparseConv",
+    "PTv3Level",
+    "PTv3Report",
+    "PTv3Scene",
     "PointClassifier",
     "PointNet",
     "PointPartSegmenter",
+    "PointTransformerV3",
     "PointViT",
     "Pooling",
     "PredictedCenterModel",
@@ -85,6 +91,7 @@ __all__ = [
     "load_official_encoder",
     "load_official_model",
     "load_official_openshape",
+    "load_official_ptv3",
     "load_official_swin3d",
     "load_official_swin3d_encoder",
     "load_posbert_encoder",
@@ -97,6 +104,7 @@ __all__ = [
     "scene_features",
     "text_relevance",
     "to_official_openshape_state",
+    "to_official_ptv3_state",
     "to_official_state",
     "to_official_swin3d_state",
     "warm_start",

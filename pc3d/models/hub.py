@@ -27,6 +27,7 @@ from pc3d.models.openshape import OpenShapePointBERT
 from pc3d.models.openshape_fcnn import OpenShapeFCNN
 from pc3d.models.openshape_sparse import OpenShapeSparseConv
 from pc3d.models.point_net import PointNet
+from pc3d.models.point_transformer_v3 import PointTransformerV3
 from pc3d.models.point_vit import PointViT
 from pc3d.models.sparse_unet import SparseUNet
 from pc3d.models.swin3d import Swin3D
@@ -41,6 +42,7 @@ Encoder = (
     | BlockFeatures
     | Swin3D
     | SparseUNet
+    | PointTransformerV3
     | OpenShapePointBERT
     | OpenShapeSparseConv
     | OpenShapeFCNN
@@ -72,6 +74,7 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "BlockFeatures": _around(BlockFeatures),
     "Swin3D": Swin3D,
     "SparseUNet": SparseUNet,
+    "PointTransformerV3": PointTransformerV3,
     "OpenShapePointBERT": OpenShapePointBERT,
     "OpenShapeSparseConv": OpenShapeSparseConv,
     "OpenShapeFCNN": OpenShapeFCNN,

@@ -14,12 +14,15 @@ from pc3d.models.dgcnn import DGCNN
 from pc3d.models.local_features import describes_places, local_features
 from pc3d.models.openshape import OpenShapePointBERT
 from pc3d.models.point_net import PointNet
+from pc3d.models.point_transformer_v3 import PointTransformerV3
 from pc3d.models.point_vit import PointViT
 from pc3d.models.sparse_unet import SparseUNet
 from pc3d.models.swin3d import Swin3D
 from pc3d.models.vit3d import ViT3D
 from pc3d.models.voxel_features import UpcastFeatures
 from pc3d.ops import farthest_point_sample, interpolate, knn
+
+_OF_VOXELS = (SparseUNet, Swin3D, PointTransformerV3)
 
 
 def reads_scenes(encoder: nn.Module) -> bool:
@@ -47,7 +50,7 @@ def scene_features(encoder: nn.Module, cloud: PointCloud) -> Tensor:
     """
     if not reads_scenes(encoder):
         raise TypeError(f"{type(encoder).__name__} is an encoder of objects: see object_features")
-    described: Any = UpcastFeatures(encoder) if isinstance(encoder, SparseUNet | Swin3D) else encoder
+    described: Any = UpcastFeatures(encoder) if isinstance(encoder, _OF_VOXELS) else encoder
     device = next(encoder.parameters()).device
     with _Evaluation(encoder):
         features: Tensor = described.point_features(collate([cloud]).to(device))
@@ -103,7 +106,7 @@ def _described(encoder: nn.Module, xyz: Tensor, rgb: Tensor | None) -> tuple[Ten
         return features[0], places[0]
     raise TypeError(
         f"{type(encoder).__name__} says nothing of single points: features of points are those of a PointViT, ViT3D, "
-        "PointNet, DGCNN, OpenShapePointBERT, OpenShapeSparseConv, OpenShapeFCNN, SparseUNet or Swin3D, or of any "
+        "PointNet, DGCNN, OpenShapePointBERT, OpenShapeSparseConv, OpenShapeFCNN, SparseUNet, Swin3D or PointTransformerV3, or of any "
         "ObjectEncoder with local_features(xyz) and local_dim"
     )
 

@@ -13,10 +13,11 @@ from torch.optim.lr_scheduler import ConstantLR, LambdaLR, LRScheduler, MultiSte
 
 from pc3d.nn import TransformerBlock
 from pc3d.nn.optim import warmup_cosine
+from pc3d.nn.point_transformer_v3 import PTv3Block
 from pc3d.nn.swin3d import SwinBlock
 
 Schedule = Literal["one_cycle", "warmup_cosine", "multi_step", "constant"]
-_BLOCKS = (SwinBlock, TransformerBlock)
+_BLOCKS = (SwinBlock, PTv3Block, TransformerBlock)
 
 
 def one_cycle(step: int, steps: int, warmup_share: float) -> tuple[float, float]:
