@@ -26,7 +26,7 @@ which load_encoder reads, and head/. To resume an interrupted run: pc3d segment 
 
 Shorthands: --root for the folder of all data sets of the configuration, --label_fraction, --labelled_points and
 --scene_fraction for those of --data, --encoder, --skip, --y_up and --freeze for those of --model. --encoder is a run
-folder, a folder, a Hub id, or an official Swin3D .pth file."""
+folder, a folder, a Hub id, or an official .pth file of Swin3D, PTv3, Sonata or Concerto."""
 _SHORTHANDS = {
     **{f"--{name}": f"--data.{name}" for name in ("label_fraction", "labelled_points", "scene_fraction")},
     **{f"--{name}": f"--model.{name}" for name in ("encoder", "skip", "y_up", "freeze")},

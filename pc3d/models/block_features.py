@@ -216,9 +216,9 @@ def scene_backbone(encoder: nn.Module) -> nn.Module:
     if not describes_places(_inside(encoder)):
         raise TypeError(
             f"{type(encoder).__name__} is no backbone for scenes: it gives no features of points. Those that do are "
-            f"SparseUNet and Swin3D, UpcastFeatures around one of them, the encoders of objects {_KNOWN}, any "
-            "ObjectEncoder with local_features(xyz) and local_dim, and any module with point_features(batch) and "
-            "feature_dim"
+            f"SparseUNet, Swin3D and PointTransformerV3, UpcastFeatures around one of them, the encoders of objects "
+            f"{_KNOWN}, any ObjectEncoder with local_features(xyz) and local_dim, and any module with "
+            "point_features(batch) and feature_dim"
         )
     return BlockFeatures(encoder)
 

@@ -38,8 +38,8 @@ class DistilledEncoder(nn.Module):
         super().__init__()
         if decoder and not (hasattr(encoder, "point_features") and hasattr(encoder, "feature_dim")):
             raise TypeError(
-                "encoder must have point_features(batch) and feature_dim, as SparseUNet, Swin3D and BlockFeatures "
-                f"have; {type(encoder).__name__} has not"
+                "encoder must have point_features(batch) and feature_dim, as SparseUNet, Swin3D, PointTransformerV3 "
+                f"and BlockFeatures have; {type(encoder).__name__} has not"
             )
         if space_dim < 1:
             raise ValueError(f"space_dim must be at least 1, got {space_dim}")

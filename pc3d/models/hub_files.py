@@ -66,8 +66,9 @@ def _hint_for_file(path: Path) -> str:
     if path.suffix in (".pth", ".pt"):
         return (
             "an official checkpoint of the Point-MAE family is read by pc3d.models.load_official_encoder, one of "
-            "Swin3D by load_official_swin3d, one of POS-BERT by load_posbert_encoder, one of OpenShape by "
-            "load_aligned_openshape, or made such a folder by data_tools/convert_openshape_checkpoint.py"
+            "Swin3D by load_official_swin3d, one of PTv3, Sonata or Concerto by load_official_ptv3, one of POS-BERT "
+            "by load_posbert_encoder, one of OpenShape by load_aligned_openshape, or made such a folder by "
+            "data_tools/convert_openshape_checkpoint.py"
         )
     return "a .ckpt file belongs to a run: its finished encoder is in encoder/ beside it"
 

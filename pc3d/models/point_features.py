@@ -106,8 +106,8 @@ def _described(encoder: nn.Module, xyz: Tensor, rgb: Tensor | None) -> tuple[Ten
         return features[0], places[0]
     raise TypeError(
         f"{type(encoder).__name__} says nothing of single points: features of points are those of a PointViT, ViT3D, "
-        "PointNet, DGCNN, OpenShapePointBERT, OpenShapeSparseConv, OpenShapeFCNN, SparseUNet, Swin3D or PointTransformerV3, or of any "
-        "ObjectEncoder with local_features(xyz) and local_dim"
+        "PointNet, DGCNN, OpenShapePointBERT, OpenShapeSparseConv, OpenShapeFCNN, SparseUNet, Swin3D or "
+        "PointTransformerV3, or of any ObjectEncoder with local_features(xyz) and local_dim"
     )
 
 

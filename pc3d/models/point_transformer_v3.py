@@ -74,11 +74,10 @@ class PointTransformerV3(nn.Module):
 
     Voxels are put into the order of a curve and cut into patches, within which they attend to one another. Each block
     of a level uses the next of the curves. In training, each level shuffles the curves, with PyTorch's default
-    generator; in evaluation they keep their order. (The released code shuffles in evaluation, too, so it never
-    repeats a result; with ``shuffle_orders=False`` its results are these.) The defaults are the base model for ScanNet.
-
-    The released code holds all scenes of a batch in a curve for the largest of them. Here each has a curve of its own,
-    so that features depend on their scene alone; those of a scene by itself are the same.
+    generator; in evaluation they keep their order. (The released code also shuffles them in evaluation, at pooled
+    levels even with ``shuffle_orders=False``, so its results vary; without, they are these.) The released code takes
+    the turns of its Hilbert curves from the largest scene of a batch. Here each scene has curves of its own, so its
+    features depend on it alone. The defaults are the base model for ScanNet.
 
     Each voxel is represented by one of its points: the first in evaluation, a random one in training. Levels are
     counted from the lowest corner of a scene, so shifts by whole voxels change nothing. Coordinates are right-handed
@@ -96,9 +95,9 @@ class PointTransformerV3(nn.Module):
         orders: the curves.
         voxel_size: edge of a voxel of the finest level, in the units of the points. Published: 0.02 m.
         signals: what the stem reads: colour and normal; with ``"xyz"`` the position in the voxel.
-        variant: ``"ptv3"``: the stem is a convolution, with batch norm there and between levels. ``"sonata"``: as Sonata
-            and Concerto (2025): a linear stem, which also reads the coordinates (in the units of the points, from the
-            middle of the scene's bounding box and from its lowest point), and layer norm everywhere.
+        variant: ``"ptv3"``: the stem is a convolution, with batch norm there and between levels. ``"sonata"``, as
+            Sonata and Concerto (2025): a linear stem, which also reads the coordinates (in the units of the points,
+            from the middle of the scene's bounding box and from its lowest point), and layer norm everywhere.
         unit_colors: the stem reads colours in [0, 1] instead of [-1, 1]. By default for ``"sonata"`` alone; Pointcept
             has them so in all of its models since version 1.6, but not in the published weights of PTv3.
         drop_path: stochastic depth, rising linearly from 0 in the encoder's first block to its last, and in the decoder
@@ -108,7 +107,7 @@ class PointTransformerV3(nn.Module):
         ValueError: lists of different lengths, a size that is not positive, or a width that the heads do not divide.
     """
 
-    decoder_only = ("unpools", "decoder")
+    decoder_only = ("upsamples", "decoder")
 
     def __init__(
         self,
@@ -168,10 +167,10 @@ class PointTransformerV3(nn.Module):
         self.stem_norm = norm(channels[0])
         self.levels = _blocks(channels, heads, _rates(drop_path, depths))
         steps = range(len(channels) - 1)
-        self.pools = nn.ModuleList([GridPool(channels[i], channels[i + 1], norm) for i in steps])
+        self.downsamples = nn.ModuleList([GridPool(channels[i], channels[i + 1], norm) for i in steps])
         # The decoder's lists begin with the finest level, as those of the encoder.
         coarser = [*decoder_channels[1:], channels[-1]]
-        self.unpools = nn.ModuleList(
+        self.upsamples = nn.ModuleList(
             [GridUnpool(coarser[i], channels[i], width, norm) for i, width in enumerate(decoder_channels)]
         )
         falling = [rates[::-1] for rates in _rates(drop_path, decoder_depths)]
@@ -280,7 +279,7 @@ class PointTransformerV3(nn.Module):
 
     def embed(self, scene: PTv3Scene) -> Tensor:
         """The stem: features ``(V, C)`` of the finest voxels, before any attention."""
-        inputs = scene.inputs.to(self.stem.weight.dtype)
+        inputs = scene.inputs.to(next(self.stem.parameters()).dtype)
         raw = self.stem(inputs) if scene.stem_map is None else self.stem(inputs, scene.stem_map)
         return F.gelu(self.stem_norm(raw))
 
@@ -293,7 +292,7 @@ class PointTransformerV3(nn.Module):
         encoded: list[Tensor] = []
         for index, (level, blocks) in enumerate(zip(scene.levels, self.levels, strict=True)):
             if index > 0:
-                features = self.pools[index - 1](features, scene.levels[index - 1].parent, len(level.coords))
+                features = self.downsamples[index - 1](features, scene.levels[index - 1].parent, len(level.coords))
             for number, block in enumerate(cast("nn.ModuleList", blocks)):
                 features = block(features, level.same, level.patches[number % len(self.orders)])
             encoded.append(features)
@@ -304,7 +303,7 @@ class PointTransformerV3(nn.Module):
         features = encoded[-1]
         for index in reversed(range(len(self.decoder))):
             level = scene.levels[index]
-            features, skip = self.unpools[index](features, encoded[index], level.parent)
+            features, skip = self.upsamples[index](features, encoded[index], level.parent)
             for number, block in enumerate(cast("nn.ModuleList", self.decoder[index])):
                 # In PTv3's released code, from which its weights are, the convolution of a level's first block reads
                 # the skip connection alone; Sonata's has the sum.

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pc3d.models.point_transformer_v3 import PointTransformerV3
@@ -214,28 +213,26 @@ def _stated(config: Any, path: Path) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-@torch.no_grad()
 def _fill(model: PointTransformerV3, state: Mapping[str, Tensor], path: Path) -> None:
-    slots, own = _slots(model), model.state_dict()
-    problems = [f"missing {name}" for name in slots if name not in state]
-    problems += [f"unknown {name}" for name in state if name not in slots and name != _MASK_TOKEN]
-    for theirs, mine in slots.items():
-        if theirs not in state:
-            continue
-        value = state[theirs]
-        value = _from_official_kernel(value) if value.ndim == 5 else value
-        if value.shape == own[mine].shape:
-            own[mine].copy_(value)
-        else:
-            problems.append(f"{theirs} is {tuple(state[theirs].shape)}, which becomes {tuple(own[mine].shape)}")
+    expected = to_official_ptv3_state(model)
+    problems = [f"missing {name}" for name in expected if name not in state]
+    problems += [f"unknown {name}" for name in state if name not in expected and name != _MASK_TOKEN]
+    problems += [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
     if problems:
         raise ValueError(f"{path} does not fit together: {len(problems)} tensors differ: {in_short(problems)}")
+    taken = {mine: state[theirs] for theirs, mine in _slots(model).items()}
+    model.load_state_dict({name: _from_official_kernel(v) if v.ndim == 5 else v for name, v in taken.items()})
 
 
 def _head(weight: Tensor, bias: Tensor | None, width: int, path: Path) -> nn.Linear:
     if bias is None or weight.ndim != 2 or weight.shape[1] != width:
         raise ValueError(
-            f"{path}: {_HEAD} is {tuple(weight.shape)}, the network gives {width} numbers and it needs a bias"
+            f"{path}: {_HEAD}.weight is {tuple(weight.shape)} {'without' if bias is None else 'with'} a bias, expected "
+            f"(K, {width}) with one, as the network gives {width} numbers"
         )
     head = nn.Linear(width, len(weight))
     head.load_state_dict({"weight": weight, "bias": bias})
@@ -266,13 +263,13 @@ def _modules(model: PointTransformerV3) -> Iterator[tuple[str, str]]:
     kind = next(kind for kind, variant in _STEMS.items() if variant == model.variant)
     yield "stem", f"embedding.stem.{kind}"
     yield "stem_norm", "embedding.stem.norm"
-    for i in range(len(model.pools)):
-        yield f"pools.{i}.linear", f"enc.enc{i + 1}.down.proj"
-        yield f"pools.{i}.norm", f"enc.enc{i + 1}.down.norm.0"
-    for i in range(len(model.unpools)):
+    for i in range(len(model.downsamples)):
+        yield f"downsamples.{i}.linear", f"enc.enc{i + 1}.down.proj"
+        yield f"downsamples.{i}.norm", f"enc.enc{i + 1}.down.norm.0"
+    for i in range(len(model.upsamples)):
         for mine, theirs in (("coarse", "proj"), ("skip", "proj_skip")):
             for layer in (0, 1):
-                yield f"unpools.{i}.{mine}.{layer}", f"dec.dec{i}.up.{theirs}.{layer}"
+                yield f"upsamples.{i}.{mine}.{layer}", f"dec.dec{i}.up.{theirs}.{layer}"
     for part, stage in (("levels", "enc.enc"), ("decoder", "dec.dec")):
         for i, blocks in enumerate(getattr(model, part)):
             for j in range(len(blocks)):

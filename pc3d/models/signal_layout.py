@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pc3d.models.point_transformer_v3 import PointTransformerV3
 from pc3d.models.sparse_unet import SparseUNet
 from pc3d.models.swin3d import Swin3D
 from pc3d.nn.swin3d import SignalAttention
@@ -39,17 +40,17 @@ class CommonPart(NamedTuple):
 def common_signals(given: nn.Module, own: nn.Module) -> dict[str, CommonPart]:
     """The tensors that hold a part for each signal, with what two encoders of other signals have in common.
 
-    These are the stem (columns: colour, normal, place in the voxel) and the tables of Swin3D's attention (rows:
-    position, colour, normal). Of other widths or windows, nothing is in common.
+    These are the stem (columns: coordinates, colour, normal, place in the voxel) and the tables of Swin3D's attention
+    (rows: position, colour, normal). Of other widths or windows, nothing is in common.
 
     Args:
-        given: a :class:`SparseUNet` or :class:`Swin3D`.
+        given: a :class:`SparseUNet`, :class:`Swin3D` or :class:`PointTransformerV3`.
         own: another one of the same class.
 
     Returns:
         Name of the tensor to its part; empty for other encoders, and for two of the same signals.
     """
-    known = SparseUNet | Swin3D
+    known = SparseUNet | Swin3D | PointTransformerV3
     if type(given) is not type(own) or not isinstance(given, known) or not isinstance(own, known):
         return {}
     if given.signals == own.signals:
@@ -69,9 +70,12 @@ def common_signals(given: nn.Module, own: nn.Module) -> dict[str, CommonPart]:
     return found
 
 
-def _layouts(encoder: SparseUNet | Swin3D) -> dict[str, tuple[int, dict[str, Tensor]]]:
+def _layouts(encoder: SparseUNet | Swin3D | PointTransformerV3) -> dict[str, tuple[int, dict[str, Tensor]]]:
     """Name of the tensor to the axis along which signals lie and the indices of each."""
     signals = encoder.signals.split("_")
+    if isinstance(encoder, PointTransformerV3):
+        read = signals if encoder.variant == "sonata" else signals[1:] or ["xyz"]
+        return {"stem.weight": (1, _spans(read, [3] * len(read)))}
     layouts = {_STEM: (1, _spans([*signals[1:], "xyz"], [3] * len(signals)))}
     for prefix, module in encoder.named_modules():
         if isinstance(module, SignalAttention):

@@ -38,9 +38,9 @@ class VoxelScene(Protocol):
 class VoxelEncoder(Protocol):
     """What the methods of scenes and :class:`UpcastFeatures` need of an encoder, besides ``config``.
 
-    :class:`pc3d.models.SparseUNet` and :class:`pc3d.models.Swin3D` have it, as may an encoder of your own. A class with
-    a decoder names the modules that :meth:`embed` and :meth:`encode_voxels` do not use in a tuple ``decoder_only``, so
-    that they are not trained where there is no decoder.
+    :class:`pc3d.models.SparseUNet`, :class:`pc3d.models.Swin3D` and :class:`pc3d.models.PointTransformerV3` have it, as
+    may an encoder of your own. A class with a decoder names the modules that :meth:`embed` and :meth:`encode_voxels` do
+    not use in a tuple ``decoder_only``, so that they are not trained where there is no decoder.
 
     Attributes:
         channels: width of each level, finest first.
@@ -72,8 +72,8 @@ def as_voxel_encoder(module: nn.Module) -> VoxelEncoder:
     if lacking:
         name = type(module).__name__
         raise TypeError(
-            f"encoder must be a SparseUNet or a Swin3D, got {name}; one of your own has the parts of "
-            f"pc3d.models.VoxelEncoder, of which {name} lacks {', '.join(lacking)}"
+            f"encoder must be a SparseUNet, a Swin3D or a PointTransformerV3, got {name}; one of your own has the "
+            f"parts of pc3d.models.VoxelEncoder, of which {name} lacks {', '.join(lacking)}"
         )
     return cast(VoxelEncoder, module)
 

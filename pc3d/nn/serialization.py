@@ -65,7 +65,7 @@ def hilbert_code(coords: Tensor, depth: Tensor) -> Tensor:
 
 
 def serial_depth(coords: Tensor, offsets: Tensor) -> Tensor:
-    """Depth ``(B,)`` int64 of the curve that holds each scene: the bits of its largest coordinate plus one, as published.
+    """Depth ``(B,)`` int64 of the curve of each scene: the bits of its largest coordinate plus one, as published.
 
     Args:
         coords: ``(V, 3)``, from 0.

@@ -71,8 +71,8 @@ def take_weights(
     Args:
         backbone: changed in place.
         encoder: folder or Hub id, as for :func:`pc3d.load_encoder`; or an official file, of Swin3D for a backbone of
-            that class, of the Point-MAE family for :class:`BlockFeatures` with a
-            :class:`PointViT`, of POS-BERT for one with a :class:`ViT3D`.
+            that class, of PTv3, Sonata or Concerto for a :class:`PointTransformerV3`, of the Point-MAE family for
+            :class:`BlockFeatures` with a :class:`PointViT`, of POS-BERT for one with a :class:`ViT3D`.
         skip: leave out tensors whose name contains one of these.
         y_up: convert the weights of an official file of Swin3D that were trained with y up, as the authors' ``xyz_rgb``
             weights were (:func:`pc3d.models.load_official_swin3d`).

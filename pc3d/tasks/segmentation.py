@@ -66,10 +66,10 @@ class SemanticSegmentation(pl.LightningModule):
     interrupted and resumed run ends like an uninterrupted one, bit for bit on a CPU.
 
     Args:
-        backbone: any encoder of the package. :class:`pc3d.models.Swin3D` and ``SparseUNet`` read scenes themselves,
-            with or without decoder (:class:`pc3d.models.UpcastFeatures`); encoders of objects are applied to one cube
-            of the scene after the other (:class:`pc3d.models.BlockFeatures`, whose options are the default's if it is
-            not given itself). Or any module with ``point_features(batch)`` and ``feature_dim``.
+        backbone: any encoder of the package. :class:`pc3d.models.Swin3D`, ``SparseUNet`` and ``PointTransformerV3``
+            read scenes themselves, with or without decoder (:class:`pc3d.models.UpcastFeatures`); encoders of objects
+            are applied to one cube of the scene after the other (:class:`pc3d.models.BlockFeatures`, whose options are
+            the default's if it is not given itself). Or any module with ``point_features(batch)`` and ``feature_dim``.
         num_classes: K.
         class_names: names of the classes; if empty, their numbers.
         head: ``"mlp"`` as in Swin3D, ``"linear"``, or ``"language"``, :class:`pc3d.nn.LanguageHead`.

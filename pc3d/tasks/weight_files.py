@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from pc3d.models import (
+    PointTransformerV3,
     PointViT,
     Swin3D,
     ViT3D,
     load_encoder,
     load_official_encoder,
+    load_official_ptv3,
     load_official_swin3d,
     load_posbert_encoder,
 )
@@ -39,7 +41,7 @@ def open_weights(source: str | os.PathLike[str], like: nn.Module, *, y_up: bool 
 
     An official file says less than an encoder needs; the rest is as in the network that takes the weights, whose class
     also says whose file it is: Point-MAE's family for :class:`PointViT`, POS-BERT for :class:`ViT3D` (the teacher),
-    Swin3D for :class:`Swin3D`.
+    Swin3D for :class:`Swin3D`, PTv3, Sonata and Concerto for :class:`PointTransformerV3`.
 
     Args:
         source: run folder, folder or Hub id of an exported encoder; or an official ``.pth`` or ``.pt`` file.
@@ -66,9 +68,12 @@ def open_weights(source: str | os.PathLike[str], like: nn.Module, *, y_up: bool 
     if isinstance(like, Swin3D):
         model, _, report = load_official_swin3d(path, y_up=y_up, **_some(like, "voxel_size"))
         return Source(model, our_names(model, report.fresh))
+    if isinstance(like, PointTransformerV3):
+        return Source(load_official_ptv3(path, **_some(like, "voxel_size", "patch_size"))[0], frozenset())
     raise ValueError(
         f"encoder: {path} is an official file, and those are read for a PointViT (Point-MAE and its family), a ViT3D "
-        f"(POS-BERT) or a Swin3D, not for a {type(like).__name__}: give a run folder or an exported encoder"
+        f"(POS-BERT), a Swin3D or a PointTransformerV3, not for a {type(like).__name__}: give a run folder or an "
+        "exported encoder"
     )
 
 

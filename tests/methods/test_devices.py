@@ -69,6 +69,7 @@ CASES: dict[str, tuple[Callable[[], Method], Callable[[], PointBatch]]] = {
     "OpenShape": (openshape_tiny.method, lambda: openshape_tiny.batch_of(range(10))),
     "MaskedScene": (test_masked_scene.method, scenes),
     "MaskedScene of Swin3D": (swin(test_masked_scene.method), scenes),
+    "MaskedScene of PointTransformerV3": (lambda: test_masked_scene.method(test_masked_scene.ptv3), scenes),
     "SceneVICReg": (test_scene_vicreg.method, pairs),
     "SceneVICReg of Swin3D": (swin(test_scene_vicreg.method), pairs),
     "SceneVICReg with masks": (lambda: test_scene_vicreg.method(mask_ratio=0.4), pairs),

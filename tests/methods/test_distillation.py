@@ -193,7 +193,7 @@ def test_regression_of_two_processes_is_that_of_one(
 @pytest.mark.parametrize("decoder", [True, False])
 def test_gradients_reach_all_that_is_trained(encoder: Any, decoder: bool, batch: PointBatch) -> None:
     if encoder is objects and not decoder:
-        with pytest.raises(TypeError, match="SparseUNet or a Swin3D, got BlockFeatures"):
+        with pytest.raises(TypeError, match="SparseUNet, a Swin3D or a PointTransformerV3, got BlockFeatures"):
             method(encoder, decoder=False)
         return
     scene = method(lambda: encoder(drop_path=0.0) if encoder is swin else encoder(), decoder=decoder, objective="ppkt")

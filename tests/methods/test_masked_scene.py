@@ -19,7 +19,7 @@ from pc3d.cli.main import main
 from pc3d.data import PointBatch, PointCloud, Rooms, SceneDataModule, Selection, SphereCrop, collate
 from pc3d.methods import MaskedScene, Optimisation, pretrain
 from pc3d.methods.hidden_scene import HiddenScene
-from pc3d.models import SparseUNet, Swin3D, UpcastFeatures
+from pc3d.models import PointTransformerV3, SparseUNet, Swin3D, UpcastFeatures
 from pc3d.models.voxel_features import upcast
 from pc3d.ops import segment_reduce, voxelize
 from pc3d.tasks import SemanticSegmentation
@@ -35,6 +35,15 @@ def unet(**changes: Any) -> SparseUNet:
 def swin(**changes: Any) -> Swin3D:
     arguments: dict[str, Any] = {"channels": (8, 16), "depths": (2, 1), "down_strides": (2,), "voxel_size": 0.15}
     return Swin3D(**{**arguments, "num_heads": (2, 2), "window_sizes": (3, 3), **changes})
+
+
+def ptv3(**changes: Any) -> PointTransformerV3:
+    arguments: dict[str, Any] = {"channels": (16, 32), "depths": (1, 2), "decoder_channels": (16,), "patch_size": 32}
+    return PointTransformerV3(**{**arguments, "decoder_depths": (1,), "voxel_size": 0.1, **changes})
+
+
+def sonata(**changes: Any) -> PointTransformerV3:
+    return ptv3(decoder_channels=(), variant="sonata", **changes)
 
 
 def method(encoder: Callable[..., nn.Module] = unet, **changes: Any) -> MaskedScene:
@@ -74,7 +83,7 @@ def changed_where_hidden(batch: PointBatch, hidden: HiddenScene) -> PointBatch:
 # ---- hiding ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoder", [unet, swin])
+@pytest.mark.parametrize("encoder", [unet, swin, ptv3, sonata])
 def test_the_encoder_sees_nothing_of_what_is_hidden(encoder: Any, batch: PointBatch) -> None:
     scene = method(encoder).eval()
     for parameter in scene.parameters():
@@ -167,9 +176,9 @@ def test_targets_and_loss_are_those_of_hidden_voxels_alone(batch: PointBatch) ->
     assert loss.item() == values["train/loss"] == pytest.approx(total, rel=1e-4)
 
 
-@pytest.mark.parametrize("encoder", [unet, swin])
+@pytest.mark.parametrize("encoder", [unet, swin, ptv3, sonata])
 def test_gradients_reach_all_of_the_encoder_and_nothing_of_the_decoder(encoder: Any, batch: PointBatch) -> None:
-    scene = method(lambda: encoder(drop_path=0.0) if encoder is swin else encoder())
+    scene = method(lambda: encoder() if encoder is unet else encoder(drop_path=0.0))
     quiet(scene)
     for name, parameter in scene.named_parameters():
         if "table" in name:
@@ -266,7 +275,7 @@ def test_the_loss_falls_on_one_room(batch: PointBatch) -> None:
 
 def test_bad_arguments_are_refused(batch: PointBatch) -> None:
     with pytest.raises(
-        TypeError, match=r"SparseUNet or a Swin3D, got Linear; .*, of which Linear lacks scene, embed, "
+        TypeError, match=r"SparseUNet, a Swin3D or a PointTransformerV3, got Linear; .* Linear lacks scene, embed, "
     ):
         method(lambda: nn.Linear(1, 1))
     with pytest.raises(ValueError, match=r"mask_ratio must lie strictly between 0 and 1, got 1\.0"):
@@ -302,7 +311,7 @@ def test_a_run_that_is_broken_off_ends_bit_for_bit_as_one_that_is_not(tmp_path: 
         assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
-@pytest.mark.parametrize("encoder", [unet, swin])
+@pytest.mark.parametrize("encoder", [unet, swin, ptv3, sonata])
 def test_a_segmentation_starts_from_the_exported_encoder(encoder: Any, tmp_path: Path, batch: PointBatch) -> None:
     scene = method(encoder)
     pretrain(scene, data(), tmp_path, max_epochs=1, **QUIET)
@@ -348,7 +357,7 @@ def test_the_command_runs_it(tmp_path: Path) -> None:
 # ---- up-casting --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoder", [unet, swin])
+@pytest.mark.parametrize("encoder", [unet, swin, ptv3, sonata])
 def test_every_voxel_is_joined_with_those_that_contain_it(encoder: Any, batch: PointBatch) -> None:
     torch.manual_seed(0)
     model = encoder().eval()

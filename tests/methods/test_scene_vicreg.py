@@ -29,7 +29,7 @@ from pc3d.data import (
 )
 from pc3d.methods import Optimisation, SceneVICReg, pretrain
 from pc3d.methods.hidden_scene import HiddenScene, hide_cells
-from pc3d.models import SparseUNet, Swin3D
+from pc3d.models import PointTransformerV3, SparseUNet, Swin3D
 
 VIEW: list[Transform] = [CenterShift(), RandomRotate("z", 180.0, probability=1.0), GridSample(0.1)]
 PAIRS = ViewPairs(VIEW, radius=0.8, distance=0.3)
@@ -42,6 +42,11 @@ def unet() -> SparseUNet:
 def swin(drop_path: float = 0.2) -> Swin3D:
     sizes: dict[str, Any] = {"channels": (8, 16), "depths": (2, 1), "down_strides": (2,), "window_sizes": (3, 3)}
     return Swin3D(**sizes, voxel_size=0.15, num_heads=(2, 2), drop_path=drop_path)
+
+
+def ptv3(drop_path: float = 0.2) -> PointTransformerV3:
+    sizes: dict[str, Any] = {"channels": (16, 32), "depths": (1, 2), "decoder_channels": (16,), "decoder_depths": (1,)}
+    return PointTransformerV3(**sizes, patch_size=32, voxel_size=0.1, drop_path=drop_path)
 
 
 def method(encoder: Callable[[], nn.Module] = unet, **changes: Any) -> SceneVICReg:
@@ -123,7 +128,7 @@ def test_the_share_of_hidden_cubes_is_exact_in_both_views_and_other_places_are_h
     assert one_sided == pytest.approx(2 * ratio * (1 - ratio), abs=0.15)  # of independent masks; same ones: 0
 
 
-@pytest.mark.parametrize("encoder", [unet, swin])
+@pytest.mark.parametrize("encoder", [unet, swin, ptv3])
 def test_no_feature_knows_of_what_is_hidden(encoder: Any, batch: PointBatch) -> None:
     scene = method(encoder, mask_ratio=0.5).eval()
     for parameter in scene.parameters():
@@ -177,11 +182,11 @@ def test_the_loss_is_vicreg_of_the_projected_features(batch: PointBatch) -> None
 
 
 @pytest.mark.parametrize("mask_ratio", [0.0, 0.4])
-@pytest.mark.parametrize("encoder", [unet, swin])
+@pytest.mark.parametrize("encoder", [unet, swin, ptv3])
 def test_gradients_reach_all_of_the_encoder_and_nothing_of_the_decoder(
     encoder: Any, mask_ratio: float, batch: PointBatch
 ) -> None:
-    scene = method(lambda: swin(0.0) if encoder is swin else unet(), mask_ratio=mask_ratio)
+    scene = method(lambda: unet() if encoder is unet else encoder(0.0), mask_ratio=mask_ratio)
     assert (scene.mask_token is not None) == (mask_ratio > 0)
     quiet(scene)
     for name, parameter in scene.named_parameters():
@@ -266,7 +271,7 @@ def test_what_is_hidden_is_told_from_what_is_around_it(batch: PointBatch) -> Non
 
 
 def test_bad_input_is_named(batch: PointBatch) -> None:
-    with pytest.raises(TypeError, match="SparseUNet or a Swin3D, got Linear"):
+    with pytest.raises(TypeError, match="SparseUNet, a Swin3D or a PointTransformerV3, got Linear"):
         method(lambda: nn.Linear(1, 1))
     with pytest.raises(ValueError, match="pairs_per_scene must be at least 2, got 1"):
         method(pairs_per_scene=1)

@@ -109,7 +109,7 @@ def test_training_starts_from_such_a_file(tmp_path: Path, state: dict[str, Tenso
     assert all(torch.equal(value, expected[name]) for name, value in encoder.state_dict().items())
     with pytest.raises(ValueError, match=r"do not fit model.backbone: .*: depth=2 \(here 3\)"):
         start_from(ViT3D(**{**sizes, "depth": 3}), path)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"ViT3D \(POS-BERT\) or a Swin3D, not for a PointNet: give a run folder"):
+    with pytest.raises(ValueError, match=r"ViT3D \(POS-BERT\), a Swin3D or a PointTransformerV3, not for a PointNet"):
         start_from(PointNet(), path)
 
 

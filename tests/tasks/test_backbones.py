@@ -44,6 +44,16 @@ SMALL = {
         voxel_size=0.1,
     ),
     "SparseUNet": UNET,
+    "PointTransformerV3": given(
+        "PointTransformerV3",
+        channels=[16, 32],
+        depths=[1, 2],
+        decoder_channels=[16],
+        decoder_depths=[1],
+        patch_size=32,
+        voxel_size=0.1,
+        drop_path=0.1,
+    ),
     "OpenShapePointBERT": given(
         "OpenShapePointBERT",
         embed_dim=16,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pc3d.data import PointBatch, Rooms, SceneDataModule, Selection, collate
 from pc3d.methods import DenseDistillation, pretrain
-from pc3d.models import PointViT, SparseUNet, Swin3D
+from pc3d.models import PointTransformerV3, PointViT, SparseUNet, Swin3D
 from pc3d.tasks import Classification, PartSegmentation, SegmentationOptimisation, SemanticSegmentation
 from pc3d.tasks.object_task import ObjectTask
 from pc3d.tasks.segmentation import segmentation_loss
@@ -39,10 +39,16 @@ def swin() -> Swin3D:
     return Swin3D(**sizes, window_sizes=(3, 3), voxel_size=0.15, drop_path=0.0, decoder_drop_path=0.0)
 
 
+def ptv3() -> PointTransformerV3:
+    sizes: dict[str, Any] = {"channels": (16, 32), "depths": (1, 2), "decoder_channels": (16,), "decoder_depths": (1,)}
+    return PointTransformerV3(**sizes, patch_size=32, voxel_size=0.15, drop_path=0.0)
+
+
 TASKS: dict[str, Callable[[], pl.LightningModule]] = {
     "classification": lambda: Classification(encoder(drop_path=0.0), len(CLASSES), CLASSES),
     "parts": parts,
     "scenes, Swin3D": lambda: SemanticSegmentation(swin(), 24),
+    "scenes, PTv3": lambda: SemanticSegmentation(ptv3(), 24),
     "scenes, U-Net": lambda: SemanticSegmentation(unet(), 24),
     "distillation": lambda: DenseDistillation(unet(), 3),
 }
@@ -55,7 +61,7 @@ def task_of(name: str) -> pl.LightningModule:
     for module in task.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(module, SparseUNet | Swin3D):
+        if isinstance(module, SparseUNet | Swin3D | PointTransformerV3):
             module.training = False  # this module alone: the same point stands for a voxel every time
     return task.double()
 
