@@ -101,7 +101,7 @@ class PointTransformerV3(nn.Module):
         unit_colors: the stem reads colours in [0, 1] instead of [-1, 1]. By default for ``"sonata"`` alone; Pointcept
             has them so in all of its models since version 1.6, but not in the published weights of PTv3.
         drop_path: stochastic depth, rising linearly from 0 in the encoder's first block to its last, and in the decoder
-            from the finest block to the coarsest.
+            from the finest level to the coarsest.
 
     Raises:
         ValueError: lists of different lengths, a size that is not positive, or a width that the heads do not divide.

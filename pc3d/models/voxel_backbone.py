@@ -75,8 +75,8 @@ def voxelize_batch(batch: PointBatch, voxel_size: float, signals: Signals, *, ra
         usable = "xyz_rgb" if batch.rgb is not None else "xyz"
         raise ValueError(
             f"the model was built with signals={signals!r}, but this batch has no {' and no '.join(missing)}: load "
-            f"scenes with {' and '.join(missing)}, add some with pc3d.tasks.with_fields, or build (and train) the model "
-            f"with signals={usable!r}"
+            f"scenes with {' and '.join(missing)}, add some with pc3d.tasks.with_fields, or build (and train) the "
+            f"model with signals={usable!r}"
         )
     grid, inverse = voxel_grid(batch.xyz, voxel_size, batch.offsets, random_point=random_point)
     columns = [grid.local[:, :0]]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pc3d.data import PointBatch, PointCloud, Rooms, collate
 from pc3d.models import PointTransformerV3, SparseUNet, UpcastFeatures, load_encoder, save_encoder, scene_features
+from pc3d.nn.point_transformer_v3 import PTv3Block
 from pc3d.ops import voxelize
 from pc3d.tasks.optimisation import SegmentationOptimisation
 
@@ -216,6 +217,15 @@ def test_the_presets_have_the_published_sizes(preset: str, parameters: int) -> N
     with torch.device("meta"):
         model = getattr(PointTransformerV3, preset)()
     assert sum(value.numel() for value in model.parameters()) == parameters
+
+
+def test_drop_path_rises_to_the_coarsest_level() -> None:
+    model = small(decoder_depths=(1, 2), drop_path=0.3)
+    blocks = {name: block.drop_path for name, block in model.named_modules() if isinstance(block, PTv3Block)}
+    of_encoder = [rate for name, rate in blocks.items() if name.startswith("levels")]
+    of_decoder = [rate for name, rate in blocks.items() if name.startswith("decoder")]
+    assert of_encoder == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert of_decoder == pytest.approx([0.0, 0.3, 0.15])  # within a level of the decoder it falls, as published
 
 
 def test_blocks_learn_at_the_rate_of_blocks() -> None:
