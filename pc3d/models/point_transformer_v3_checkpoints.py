@@ -63,9 +63,9 @@ def load_official_ptv3(
     a head, patches of 1,024 voxels, the four curves, voxels of 2 cm. Export the network with
     ``save_encoder(model, folder)`` for ``load_encoder`` and the commands of pc3d.
 
-    The weights of Sonata and Concerto have the licence CC BY-NC 4.0, which excludes commercial use; their code and all
-    of PTv3 may be used commercially. No released file was at hand when this was written: the conversion was compared
-    with the official classes, on weights that they initialised.
+    The weights of Sonata and Concerto have the licence CC BY-NC 4.0, which excludes commercial use; of others, see
+    where they are from. (Their code is Apache 2.0, that of PTv3 MIT.) No released file was at hand when this was
+    written: the conversion was compared with the official classes, on weights that they initialised.
 
     Weights of PTv3 that were trained before 26 March 2024 are of another structure (the convolutions within the blocks
     read other features), which no tensor shows: with them, the results are wrong.
