@@ -26,7 +26,7 @@ _UNKNOWN = (
 )
 # Lines of jsonargparse about its own doing: which types it tried, and whole configurations as it holds them.
 _NOISE = re.compile(
-    r"\s*(?:Does not validate against any|Subtypes: |Errors:$|- Expected a <class 'NoneType'>|Given value type: "
+    r"\s*(?:(?:- )?Does not validate against any|Subtypes: |Errors:$|- Expected a <class 'NoneType'>|Given value type: "
     r"|Given value: (?:Namespace|NestedArg|\{))"
 )
 _NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
@@ -34,9 +34,12 @@ _NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 # jsonargparse advises a call that no user of the command can make.
 _NO_SUBCLASS = re.compile(r"Subclasses are disabled for (\w+), thus '([\w.]+)' is not accepted.*")
 _OTHER_CLASS = (
-    r"\1 is set by its fields, and no other class (\2) can take its place: for another optimiser or schedule, override "
-    r"configure_optimizers in a subclass of the pre-training method"
+    r"\1 is set by its fields, and no other class (\2) can take its place: its field optimizer takes the class of "
+    r"another optimiser; for another schedule, override configure_optimizers in a subclass of the pre-training method"
 )
+_OPTIMIZER = re.compile(r"Type <class '[\w.]+\.OptimizerFactory'> expects a function or a callable class: ")
+_NO_OPTION_OF_OPTIMIZER = re.compile(r"Option '(lr|weight_decay)' is not accepted")
+_NO_MODULE = re.compile(r"Expected a dot import path string: (\w+)")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -57,11 +60,19 @@ def gist(message: str) -> str:
     """What an argument parser says is wrong, without how it came to think so."""
     lines = [line for line in message.splitlines() if not _NOISE.match(line)]
     found = _NO_SUBCLASS.sub(_OTHER_CLASS, "\n".join(lines))
+    found = _NO_MODULE.sub(r"no class \1 is known here: give its whole name, MODULE.\1", found)
+    if _OPTIMIZER.search(found):
+        if "class_path='torch.optim.Optimizer'" in found:  # what jsonargparse assumes where no class is named
+            return "an option of an optimiser needs its class before it, such as torch.optim.SGD or torch.optim.AdamW"
+        found = re.sub(r"\.? Got value: Namespace\(.*", "", _OPTIMIZER.sub("", found))
+        found = _NO_OPTION_OF_OPTIMIZER.sub(r"Option '\1' is not accepted: it is set by the optimisation", found)
     for module, name in _NO_CLASS.findall(found):
         there = sys.modules.get(module)
         classes = [key for key, value in vars(there).items() if isinstance(value, type)] if there else []
         known = getattr(there, "__all__", classes)
-        found = found.replace(f"has no attribute '{name}'", f"has no attribute '{name}'{nearest(name, known)}")
+        said = f"has no attribute '{name}'"
+        if f"{said};" not in found:  # what is nested has not said it
+            found = found.replace(said, f"{said}{nearest(name, known)}")
     return found
 
 
@@ -119,6 +130,17 @@ class VerbParser:
         if _hold.get():
             raise ParserHeld(self, *args)
         return _without_common(super().parse_args(*args, **options))  # type: ignore[misc]
+
+    def add_class_arguments(self, theclass: Any, *args: Any, **options: Any) -> Any:
+        """As jsonargparse does, but never with what an optimiser is given by the optimisation.
+
+        jsonargparse 4.53 forgets to skip these in its help, and where it merges two configurations.
+        """
+        from torch.optim import Optimizer
+
+        if isinstance(theclass, type) and issubclass(theclass, Optimizer):
+            options["skip"] = {1, "lr", "weight_decay", *options.get("skip", ())}
+        return super().add_class_arguments(theclass, *args, **options)  # type: ignore[misc]
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:
         """As :meth:`parse_args`, and the arguments that are not known here."""

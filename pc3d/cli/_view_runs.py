@@ -204,7 +204,11 @@ def masked_method(run: Path) -> Any:
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Method, "model", required=True)
-    method = parser.instantiate(parser.parse_object({"model": _model_of(run)})).model
+    model = _model_of(run)
+    optimisation = (model.get("init_args") or {}).get("optimisation")
+    if isinstance(optimisation, dict):  # a picture needs no optimiser, whose class may not be here
+        optimisation.pop("optimizer", None)
+    method = parser.instantiate(parser.parse_object({"model": model})).model
     method.load_state_dict(torch.load(run / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"])
     return method.eval()
 

@@ -68,7 +68,8 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         keep_epochs: finished epochs, counted from 1, whose checkpoint is also kept as ``epoch_N.ckpt``.
 
     Raises:
-        ValueError: ``every_n_steps`` below 1; or, when a checkpoint is due, weights that are no longer finite numbers.
+        ValueError: ``every_n_steps`` below 1; a run resumed with another optimiser; or, when a checkpoint is due,
+            weights that are no longer finite numbers.
     """
 
     def __init__(self, folder: Path, every_n_steps: int | None = None, keep_epochs: Sequence[int] = ()) -> None:
@@ -78,12 +79,21 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep_epochs = frozenset(keep_epochs)
         self._saved_step = self._seen_step = -1
+        self._optimizers: list[str] | None = None  # of the run that is resumed
         self._interruption = Interruption()
 
     @property
     def asked_to_stop(self) -> bool:
         """Whether Ctrl-C or another signal has requested a stop since the training began."""
         return self._interruption.stops
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse to resume with another optimiser, before it gets a state that it cannot read."""
+        before, now = self._optimizers, _optimizers_of(trainer)
+        if before is not None and before != now:
+            raise ValueError(
+                f"cannot resume with the optimiser {', '.join(now)}: that of the run is {', '.join(before)}"
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen to signals: from now on, Ctrl-C and other signals that request a stop let the step end."""
@@ -136,8 +146,15 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Store the global batch size: a run can be resumed only with the same size."""
+        """Store the global batch size and the optimiser: a run can be resumed only with the same."""
         checkpoint["global_batch_size"] = global_batch_size(getattr(trainer, "datamodule", None), trainer.world_size)
+        checkpoint["optimizers"] = _optimizers_of(trainer)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note which optimiser the run has, for when there is one to compare it with."""
+        self._optimizers = checkpoint.get("optimizers")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Tell the user that the run can be resumed, unless it failed before its first step now, or diverged."""
@@ -173,6 +190,10 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
             + ": try a lower learning rate or --trainer.gradient_clip_val; --trainer.detect_anomaly true finds the "
             "operation that makes the first NaN"
         )
+
+
+def _optimizers_of(trainer: pl.Trainer) -> list[str]:
+    return [type(optimizer).__name__ for optimizer in trainer.optimizers]
 
 
 def _ends_here(trainer: pl.Trainer) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pc3d.data.types import PointBatch
 from pc3d.models import save_encoder
 from pc3d.nn import SampleRandom, epoch_learning_rate, rank, share_of_batch, weight_decay_groups
-from pc3d.nn.optim import Stepping
+from pc3d.nn.optim import ADAMW_BETAS, OptimizerFactory, Stepping, build_optimizer, check_optimizer
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,20 @@ class Optimisation:
         schedule_epochs: length of the schedule; None for the trainer's ``max_epochs``.
         stepping: ``"clean"`` sets the rate before each epoch; ``"official"`` repeats the released loop, which lags an
             epoch behind (:func:`pc3d.nn.epoch_learning_rate`).
+        optimizer: another optimiser than AdamW, by its class, with the same groups and schedule.
     """
 
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = ADAMW_BETAS
     min_learning_rate: float = 1e-6
     warmup_epochs: int = 10
     schedule_epochs: int | None = None
     stepping: Stepping = "clean"
+    optimizer: OptimizerFactory | None = None
+
+    def __post_init__(self) -> None:
+        check_optimizer(self.optimizer, self.betas, self.weight_decay)
 
     def build(self, module: nn.Module, undecayed: Iterable[nn.Parameter], max_epochs: int | None) -> dict[str, Any]:
         """Optimiser and scheduler in the form that Lightning expects from ``configure_optimizers``.
@@ -56,7 +61,7 @@ class Optimisation:
                 f"or schedule_epochs (got {self.schedule_epochs})"
             )
         groups = weight_decay_groups(module, self.weight_decay, undecayed)
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=1e-8)
+        optimizer = build_optimizer(groups, self.learning_rate, self.optimizer, self.betas)
 
         def factor(epoch: int) -> float:
             rate = epoch_learning_rate(

@@ -19,6 +19,7 @@ from pc3d.methods.method import Method
 from pc3d.methods.mining import Mining, embed_all, group_numbers, nearest
 from pc3d.models import AlignedShapeEncoder, OpenShapePointBERT, load_encoder
 from pc3d.nn import gather_rows, share_of_batch, weight_decay_groups
+from pc3d.nn.optim import ADAMW_BETAS, OptimizerFactory, build_optimizer, check_optimizer
 
 LossFactor = Literal["code", "paper"]
 
@@ -34,6 +35,7 @@ class StepDecay:
         weight_decay: of AdamW.
         decay_everything: also decay biases, norms, the class token and the logit scale, as the released code does.
         betas: of AdamW.
+        optimizer: another optimiser than AdamW, by its class, with the same groups and schedule.
 
     Raises:
         ValueError: ``decay_steps`` below 1.
@@ -44,11 +46,13 @@ class StepDecay:
     decay_steps: int = 10_000
     weight_decay: float = 0.01
     decay_everything: bool = True
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = ADAMW_BETAS
+    optimizer: OptimizerFactory | None = None
 
     def __post_init__(self) -> None:
         if self.decay_steps < 1:
             raise ValueError(f"decay_steps must be at least 1, got {self.decay_steps}")
+        check_optimizer(self.optimizer, self.betas, self.weight_decay)
 
     def build(self, module: nn.Module) -> dict[str, Any]:
         """Optimiser and scheduler in the form that Lightning expects from ``configure_optimizers``."""
@@ -57,7 +61,7 @@ class StepDecay:
             if self.decay_everything
             else weight_decay_groups(module, self.weight_decay, ())
         )
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
+        optimizer = build_optimizer(groups, self.learning_rate, self.optimizer, self.betas)
 
         def factor(step: int) -> float:
             return float(self.decay ** (step // self.decay_steps))

@@ -1,4 +1,4 @@
-"""AdamW whose learning rate and weight decay are set before every step (DINO's recipe)."""
+"""An optimiser whose learning rate and weight decay are set before every step (DINO's recipe)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from pc3d.nn import cosine_between, weight_decay_groups
+from pc3d.nn.optim import ADAMW_BETAS, OptimizerFactory, build_optimizer, check_optimizer
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,17 @@ class StepOptimisation:
         clip: largest norm of the gradient of each single parameter tensor; None for no limit. (The trainer's
             ``gradient_clip_val`` limits the norm of all together.)
         schedule_epochs: length of the schedules; None for the trainer's ``max_epochs``.
+        optimizer: another optimiser than AdamW, by its class, with the same groups and schedules.
     """
 
     learning_rate: float = 5e-3
     min_learning_rate: float = 1e-5
     warmup_epochs: int = 20
     weight_decay: tuple[float, float] = (0.04, 0.4)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = ADAMW_BETAS
     clip: float | None = 3.0
     schedule_epochs: int | None = None
+    optimizer: OptimizerFactory | None = None
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0.0 or self.warmup_epochs < 0:
@@ -49,6 +52,7 @@ class StepOptimisation:
             )
         if self.clip is not None and not self.clip > 0.0:
             raise ValueError(f"clip must be positive, or None for no limit, got {self.clip}")
+        check_optimizer(self.optimizer, self.betas, max(self.weight_decay))
 
     def steps(self, trainer: pl.Trainer) -> tuple[int, int]:
         """Steps of the warm-up and of the whole schedule.
@@ -83,9 +87,8 @@ class StepOptimisation:
             warmup: number of steps of the warm-up, see :meth:`steps`.
             total: number of steps of the whole schedule.
         """
-        optimizer = torch.optim.AdamW(
-            weight_decay_groups(module, self.weight_decay[0], undecayed), lr=self.learning_rate, betas=self.betas
-        )
+        groups = weight_decay_groups(module, self.weight_decay[0], undecayed)
+        optimizer = build_optimizer(groups, self.learning_rate, self.optimizer, self.betas)
 
         def factor(step: int) -> float:
             # Read the groups each time, because a resumed optimiser has new ones.

@@ -1,14 +1,80 @@
-"""Parameter groups for the optimiser, and the learning-rate schedule of the masked point models."""
+"""The optimiser, its parameter groups, and the learning-rate schedule of the masked point models."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+import torch
 from torch import nn
 
 Stepping = Literal["clean", "official"]
+ADAMW_BETAS = (0.9, 0.999)
+
+
+class OptimizerFactory(Protocol):
+    """A class of optimisers, or a ``functools.partial`` of one that sets its options; in a recipe, its ``class_path``.
+
+    Learning rate and weight decay come with the parameter groups, and are no options of the class in a recipe.
+    """
+
+    def __call__(self, params: Any, /, *, lr: float, weight_decay: float = ...) -> torch.optim.Optimizer:
+        """The optimiser of some parameters or groups of them."""
+        ...
+
+
+def build_optimizer(
+    groups: list[dict[str, Any]],
+    learning_rate: float,
+    optimizer: OptimizerFactory | None = None,
+    betas: tuple[float, float] = ADAMW_BETAS,
+) -> torch.optim.Optimizer:
+    """The optimiser of some groups of parameters.
+
+    Args:
+        groups: each with its ``weight_decay``.
+        learning_rate: of groups that have no ``lr``.
+        optimizer: what makes it; None for AdamW.
+        betas: of AdamW.
+
+    Raises:
+        ValueError: ``betas`` for another optimiser than AdamW; or it does not take these parameters or groups, or has
+            no weight decay where a group is to have some.
+    """
+    if optimizer is None:
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
+    name = _name_of(optimizer)
+    if tuple(betas) != ADAMW_BETAS:
+        raise ValueError(
+            f"betas={tuple(betas)} are those of AdamW, which is not used beside an optimizer: leave them out, and give "
+            f"{name} its own, if it has some, as optimizer.betas"
+        )
+    try:
+        built = optimizer(groups, lr=learning_rate)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"optimizer: {name} cannot be used: {error}. It gets all trainable parameters (matrices, vectors, tokens), "
+            "in groups with a weight_decay each, and lr"
+        ) from error
+    if "weight_decay" not in built.defaults and any(group["weight_decay"] for group in groups):
+        raise ValueError(f"optimizer: {name} has no weight decay: set weight_decay of the optimisation to 0")
+    return built
+
+
+def check_optimizer(optimizer: OptimizerFactory | None, betas: tuple[float, float], weight_decay: float) -> None:
+    """Raise what :func:`build_optimizer` would, before a run begins: try a matrix and a vector, as every model has."""
+    if optimizer is None:
+        return
+    parameters = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))]
+    build_optimizer([{"params": parameters, "weight_decay": weight_decay}], 1e-3, optimizer, betas)
+
+
+def _name_of(factory: Any) -> str:
+    """The name of the class that a factory makes, of which jsonargparse gives a partial of a function."""
+    made = [part for part in getattr(factory, "args", ()) if isinstance(part, type)]
+    made = made or [getattr(factory, "func", factory)]
+    return getattr(made[0], "__name__", repr(factory))
 
 
 def weight_decay_groups(

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from pc3d.nn import epoch_learning_rate, weight_decay_groups
-from pc3d.nn.optim import Stepping
+from pc3d.nn.optim import ADAMW_BETAS, OptimizerFactory, Stepping, build_optimizer, check_optimizer
 
 
 @dataclass(frozen=True)
@@ -30,16 +29,21 @@ class FineTuning:
         schedule_epochs: length of the schedule; None for the trainer's ``max_epochs``.
         stepping: ``"clean"`` sets the rate before each epoch; ``"official"`` repeats the released loops, which lag an
             epoch behind (:func:`pc3d.nn.epoch_learning_rate`).
+        optimizer: another optimiser than AdamW, by its class, with the same groups and schedule.
     """
 
     learning_rate: float | None = None
     weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = ADAMW_BETAS
     layer_decay: float = 1.0
     min_learning_rate: float = 1e-6
     warmup_epochs: int = 10
     schedule_epochs: int | None = None
     stepping: Stepping = "clean"
+    optimizer: OptimizerFactory | None = None
+
+    def __post_init__(self) -> None:
+        check_optimizer(self.optimizer, self.betas, self.weight_decay)
 
     def groups(self, model: nn.Module, encoder: nn.Module, peak: float) -> list[dict[str, Any]]:
         """The trainable parameters in groups for an optimiser, from the lowest layer up; an empty one is left out.
@@ -86,7 +90,7 @@ class FineTuning:
                 f"the learning-rate schedule needs a length: set trainer.max_epochs (got {max_epochs}) "
                 f"or schedule_epochs (got {self.schedule_epochs})"
             )
-        optimizer = torch.optim.AdamW(self.groups(model, encoder, peak), lr=peak, betas=self.betas)
+        optimizer = build_optimizer(self.groups(model, encoder, peak), peak, self.optimizer, self.betas)
 
         def factor(epoch: int) -> float:
             rate = epoch_learning_rate(

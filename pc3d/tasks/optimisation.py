@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, LambdaLR, LRScheduler, MultiStepLR
 
 from pc3d.nn import TransformerBlock
-from pc3d.nn.optim import warmup_cosine
+from pc3d.nn.optim import ADAMW_BETAS, OptimizerFactory, build_optimizer, check_optimizer, warmup_cosine
 from pc3d.nn.point_transformer_v3 import PTv3Block
 from pc3d.nn.swin3d import SwinBlock
 
@@ -68,19 +68,26 @@ class SegmentationOptimisation:
         milestones: of ``"multi_step"``, as shares of the whole.
         schedule_epochs: length of the schedule; None for the trainer's ``max_epochs``. Training beyond it continues at
             the last rate.
+        optimizer: another optimiser than AdamW, by its class, with the same groups and schedule. ``"one_cycle"`` moves
+            the first of its ``betas``, or without them its ``momentum``, as ``OneCycleLR`` does, whatever was given;
+            where there is neither, only the rate.
     """
 
     learning_rate: float = 6e-3
     block_factor: float = 0.1
     backbone_factor: float = 1.0
     weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = ADAMW_BETAS
     schedule: Schedule = "one_cycle"
     warmup_share: float = 0.05
     warmup_steps: int = 3000
     min_learning_rate: float = 1e-6
     milestones: tuple[float, ...] = (0.6, 0.8)
     schedule_epochs: int | None = None
+    optimizer: OptimizerFactory | None = None
+
+    def __post_init__(self) -> None:
+        check_optimizer(self.optimizer, self.betas, self.weight_decay)
 
     def groups(self, module: nn.Module) -> list[dict[str, Any]]:
         """The trainable parameters in groups of one rate for an optimiser, from the highest.
@@ -96,7 +103,10 @@ class SegmentationOptimisation:
             rate = self.learning_rate * (self.block_factor if id(parameter) in of_blocks else 1.0)
             rate *= self.backbone_factor if id(parameter) in of_backbone else 1.0
             members.setdefault(rate, []).append(parameter)
-        found = [{"params": parameters, "lr": rate} for rate, parameters in sorted(members.items(), reverse=True)]
+        found = [
+            {"params": parameters, "lr": rate, "weight_decay": self.weight_decay}
+            for rate, parameters in sorted(members.items(), reverse=True)
+        ]
         if not found:
             raise ValueError(f"{type(module).__name__} has no trainable parameter: unfreeze some")
         return found
@@ -113,8 +123,7 @@ class SegmentationOptimisation:
         """
         if steps < 1:
             raise ValueError(f"the learning-rate schedule needs a length of at least one step, got {steps}")
-        groups = self.groups(module)
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay)
+        optimizer = build_optimizer(self.groups(module), self.learning_rate, self.optimizer, self.betas)
         schedule = self._schedule(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -138,7 +147,10 @@ class SegmentationOptimisation:
             rate, beta = one_cycle(step, steps, self.warmup_share)
             # Looked up each time: a resumed optimiser has new groups.
             group = optimizer.param_groups[number]
-            group["betas"] = (beta, *group["betas"][1:])
+            if "betas" in group:
+                group["betas"] = (beta, *group["betas"][1:])
+            elif "momentum" in group:
+                group["momentum"] = beta
             return rate
 
         return factor

@@ -1,4 +1,4 @@
-"""What tests of the command line share."""
+"""Lets the tests of this folder import what lies beside them; what they share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

@@ -172,7 +172,7 @@ def test_wrong_names_of_own_classes_are_refused_with_the_remedy(
     assert main([*arguments, "--model.optimisation", "own_lab.Other"]) == 2
     told = capsys.readouterr().err
     assert "set_parsing_settings" not in told
-    assert "no other class (own_lab.Other) can take its place: for another optimiser or schedule, override" in told
+    assert "no other class (own_lab.Other) can take its place: its field optimizer takes the class of another" in told
 
 
 def test_and_reported(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from tiny import QUIET, data, mae, same
 from pc3d import load_encoder
 from pc3d.cli.main import main
 from pc3d.cli.pretrain import build_parser, shipped_configs
-from pc3d.methods import CsvMetrics, PointCMAE, PointMAE, RunFolder, pretrain
+from pc3d.methods import CsvMetrics, Optimisation, PointCMAE, PointMAE, RunFolder, pretrain
 
 CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs" / "pretrain"
 TINY = """
@@ -170,6 +170,18 @@ def test_a_checkpoint_of_another_model_is_refused_in_few_words(
     assert len(str(caught.value)) < 1000
     assert "can be resumed" not in capsys.readouterr().err
     assert pretrain(mae(), data(240), tmp_path, resume=True, max_epochs=2, **QUIET).current_epoch == 2
+
+
+def test_a_run_does_not_go_on_with_another_optimizer(tmp_path: Path) -> None:
+    one: dict[str, Any] = {"max_epochs": 1, "limit_train_batches": 1, **QUIET}
+    first = mae(optimisation=Optimisation(optimizer=torch.optim.SGD))
+    pretrain(first, data(240), tmp_path, **one)
+    for other, name in ((None, "AdamW"), (torch.optim.RMSprop, "RMSprop")):
+        method = mae(optimisation=Optimisation(optimizer=other))
+        with pytest.raises(ValueError, match=f"cannot resume with the optimiser {name}: that of the run is SGD"):
+            pretrain(method, data(240), tmp_path, resume=True, **{**one, "max_epochs": 2})
+    again = mae(optimisation=Optimisation(optimizer=torch.optim.SGD))
+    assert pretrain(again, data(240), tmp_path, resume=True, **{**one, "max_epochs": 2}).current_epoch == 2
 
 
 def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path, config: Path) -> None:

@@ -343,6 +343,28 @@ def test_one_cycle_is_that_of_torch_with_its_momentum(steps: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("factory", [torch.optim.SGD, torch.optim.RMSprop])
+def test_one_cycle_moves_the_momentum_of_what_has_no_betas(factory: Any) -> None:
+    def momenta(make: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]) -> list[float]:
+        optimizer = factory([torch.zeros(1, requires_grad=True)], lr=0.006)
+        schedule, values = make(optimizer), []
+        for _ in range(40):
+            values.append(optimizer.param_groups[0]["momentum"])
+            optimizer.step()
+            schedule.step()
+        return values
+
+    expected = momenta(
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.006, total_steps=40, pct_start=0.05, div_factor=10)
+    )
+    assert momenta(lambda o: SegmentationOptimisation()._schedule(o, 40)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_one_cycle_without_betas_or_momentum_is_that_of_the_rate() -> None:
+    usual = rates(SegmentationOptimisation(), 40)
+    assert rates(SegmentationOptimisation(optimizer=torch.optim.Adagrad), 40) == usual
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7, 19, 20])
 def test_one_cycle_of_few_steps_warms_up_in_the_first(steps: int) -> None:
     """Where torch divides by zero (20 steps at 5 %) or leaves the warm-up out (fewer)."""
