@@ -89,7 +89,7 @@ results: install  ## Pre-train and judge every method, write docs/results.md (ho
 lint: install  ## Style, spelling, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu %.cuh,$(KERNELS) $(EMULATION))
+	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu %.cuh,$(KERNELS) $(EMULATION) $(wildcard examples/cpp/*))
 	$(BIN)/codespell
 	$(BIN)/lint-imports
 
@@ -99,7 +99,7 @@ typecheck: install  ## mypy, strict
 format: install  ## Put code in shape
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter %.h %.cpp %.cu %.cuh,$(KERNELS) $(EMULATION))
+	$(BIN)/clang-format -i $(filter %.h %.cpp %.cu %.cuh,$(KERNELS) $(EMULATION) $(wildcard examples/cpp/*))
 
 # The wheel built by the newest torch, in an environment with the oldest one tested, the source tree out of the way.
 # The oldest is a CPU build: it would not load CUDA kernels, which `install` has compiled already.

@@ -29,7 +29,7 @@ def test_flex_attention_is_told_the_blocks_of_its_windows(attention: ModuleType,
         return window[i] == window[j]
 
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    found = attention.window_blocks(Windows(torch.arange(len(window)), offsets, longest), together)
+    found = attention.window_blocks(Windows(torch.arange(len(window)), offsets), together)
     right = create_block_mask(together, None, None, len(window), len(window), device="cpu")
     assert found.shape == right.shape
     assert torch.equal(found.to_dense(), right.to_dense())

@@ -35,6 +35,7 @@ COURSES = {
         "docs/judge.md",
         "docs/finetune.md",
         "docs/view.md",
+        "docs/export.md",
     ),
     "scenes": ("docs/scenes.md", "docs/search-shapes.md", "docs/texts.md"),
     "code": (

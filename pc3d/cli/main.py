@@ -26,6 +26,7 @@ VERBS = {
     "index": "embed shapes once into an index that pc3d search reads",
     "search": "find shapes in an index by text, picture or shape",
     "embed": "write the features of a data set, or of any files of points, to an .npz file",
+    "export": "write a trained model as a program that runs without pc3d's models, from Python or C++",
     "results": "collect rows of results into a table with intervals over seeds, and a figure",
     "classify": "train and evaluate a classifier of objects: fine-tuned, or a head on a frozen encoder",
     "parts": "train and evaluate a part segmentation of objects",

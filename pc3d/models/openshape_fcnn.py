@@ -102,7 +102,7 @@ class OpenShapeFCNN(nn.Module):
         features, _, reads = self._scales(xyz, rgb)
         for convolution, read in zip(self.merge, reads.merge, strict=True):
             features = convolution(features, read)
-        pooled = [segment_reduce(features, reads.shape, len(xyz), kind) for kind in ("max", "mean")]
+        pooled = [segment_reduce(features, reads.shape, xyz.shape[0], kind) for kind in ("max", "mean")]
         embedding: Tensor = self.head(torch.cat(pooled, dim=1))
         return embedding
 
@@ -125,11 +125,11 @@ class OpenShapeFCNN(nn.Module):
             raise ValueError("clouds must have points, got none")
         with torch.no_grad(), torch.autocast(xyz.device.type, enabled=False):
             xyz = to_frame(as_read_by(self, xyz), self.config["axes"])
-            cuts = torch.arange(len(xyz) + 1, device=xyz.device) * xyz.shape[1]
+            cuts = torch.arange(xyz.shape[0] + 1, device=xyz.device) * xyz.shape[1]
             found = voxelize(xyz.flatten(0, 1), self.config["voxel_size"], offsets=cuts)
             reads = _reads(found.coords, found.offsets)
         of_points = self.points(with_colors(xyz, rgb).flatten(0, 1))
-        features = segment_reduce(of_points, found.inverse, len(found.coords), "mean")
+        features = segment_reduce(of_points, found.inverse, found.coords.shape[0], "mean")
         scales = []
         for stage, (read, pooling), parents in zip(self.stages, reads.stages, reads.parents, strict=True):
             features = gather_max(stage(features, read), pooling.neighbors.long())
@@ -157,7 +157,7 @@ class OpenShapeFCNN(nn.Module):
 def _reads(coords: Tensor, offsets: Tensor) -> _Reads:
     stages, parents = [], []
     here, cuts = coords, offsets
-    parent = torch.arange(len(coords), device=coords.device)
+    parent = torch.arange(coords.shape[0], device=coords.device)
     for stage in range(4):
         maps = []
         for stride in (1 if stage == 0 else 2, 2):
@@ -172,4 +172,4 @@ def _reads(coords: Tensor, offsets: Tensor) -> _Reads:
     for _ in range(3):
         merge.append(kernel_map(here, offsets=cuts, stride=2))
         here, cuts = merge[-1].coords, merge[-1].offsets
-    return _Reads(stages, parents, merge, scene_of_rows(cuts, len(here)))
+    return _Reads(stages, parents, merge, scene_of_rows(cuts, here.shape[0]))

@@ -233,9 +233,9 @@ class OpenShapeSparseConv(nn.Module):
         with torch.autocast(xyz.device.type, enabled=False):
             xyz = to_frame(as_read_by(self, xyz), self.config["axes"])
             points = with_colors(xyz, rgb).flatten(0, 1)
-            cuts = torch.arange(len(xyz) + 1, device=xyz.device) * xyz.shape[1]
+            cuts = torch.arange(xyz.shape[0] + 1, device=xyz.device) * xyz.shape[1]
             found = voxelize(points[:, :3].contiguous(), self.config["voxel_size"], offsets=cuts)
-            inputs = segment_reduce(points, found.inverse, len(found.coords), "mean")
+            inputs = segment_reduce(points, found.inverse, found.coords.shape[0], "mean")
         return _shape_voxels(inputs, found.inverse, found.coords, found.offsets)
 
 
@@ -255,5 +255,5 @@ def _shape_voxels(inputs: Tensor, inverse: Tensor, coords: Tensor, offsets: Tens
         parents.append(parent if not parents else parent[parents[-1]])
         coords, offsets = down[-1].coords, down[-1].offsets
         same.append(kernel_map(coords, offsets=offsets))
-    shape = scene_of_rows(merged_offsets, len(merged))
-    return ShapeVoxels(inputs, stem, down, same, parents, merge, inverse, shape, len(offsets) - 1)
+    shape = scene_of_rows(merged_offsets, merged.shape[0])
+    return ShapeVoxels(inputs, stem, down, same, parents, merge, inverse, shape, offsets.shape[0] - 1)

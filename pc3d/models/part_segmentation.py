@@ -146,7 +146,7 @@ class PointPartSegmenter(nn.Module):
         propagated = self.propagation(torch.cat([query.to(per_point.dtype), per_point], dim=-1))
         one_hot = F.one_hot(category, self.num_categories).to(at_centers.dtype)
         whole = torch.cat([at_centers.amax(1), at_centers.mean(1), self.category(one_hot)], dim=1)
-        cloud = torch.repeat_interleave(query_offsets.diff(), output_size=len(query))
+        cloud = torch.repeat_interleave(query_offsets.diff(), output_size=query.shape[0])
         # [W_p | W_w] (point ; whole) = W_p point + W_w whole: the second term is the same for all points of a cloud.
         joint, width = self.head[0], propagated.shape[1]
         assert isinstance(joint, nn.Linear)

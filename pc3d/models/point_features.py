@@ -50,11 +50,15 @@ def scene_features(encoder: nn.Module, cloud: PointCloud) -> Tensor:
     """
     if not reads_scenes(encoder):
         raise TypeError(f"{type(encoder).__name__} is an encoder of objects: see object_features")
-    described: Any = UpcastFeatures(encoder) if isinstance(encoder, _OF_VOXELS) else encoder
     device = next(encoder.parameters()).device
     with _Evaluation(encoder):
-        features: Tensor = described.point_features(collate([cloud]).to(device))
+        features: Tensor = scene_describer(encoder).point_features(collate([cloud]).to(device))
     return features
+
+
+def scene_describer(encoder: nn.Module) -> Any:
+    """What describes the points of scenes by an encoder of scenes: for voxel encoders, all levels without decoder."""
+    return UpcastFeatures(encoder) if isinstance(encoder, _OF_VOXELS) else encoder
 
 
 @torch.no_grad()

@@ -161,7 +161,7 @@ class PointViT(ObjectEncoder):
         if self.cls_token is None or self.cls_position is None:
             return tokens, position
         if cls_index is None:
-            cls_index = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+            cls_index = torch.zeros(tokens.shape[0], dtype=torch.int64, device=tokens.device)
         sequence = torch.cat([self.cls_token[cls_index, None].to(tokens.dtype), tokens], dim=1)
         return sequence, torch.cat([self.cls_position[cls_index, None].to(position.dtype), position], dim=1)
 

@@ -153,7 +153,7 @@ class SparseUNet(nn.Module):
             parent = down.reverse.amax(1).long()  # one of the eight slots names it, the others are -1
             levels.append(UNetLevel(coords, offsets, xyz, stride, same, down, parent))
             coords, offsets = down.coords, down.offsets
-            xyz = segment_reduce(xyz, parent, len(coords), "mean")
+            xyz = segment_reduce(xyz, parent, coords.shape[0], "mean")
         return UNetScene(levels, voxels.inverse, voxels.features())
 
     def embed(self, scene: UNetScene) -> Tensor:

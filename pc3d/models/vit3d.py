@@ -171,6 +171,6 @@ class ViT3D(ObjectEncoder):
         members = gather(features, neighbors)
         joined = torch.cat([members - of_center, of_center.expand_as(members)], dim=-1)
         tokens = self.groups(joined).amax(2)
-        cls = self.cls_token.to(tokens.dtype).expand(len(xyz), 1, -1)
+        cls = self.cls_token.to(tokens.dtype).expand(xyz.shape[0], 1, -1)
         position = None if self.position is None else F.pad(self.position(centers), (0, 0, 1, 0))
         return torch.cat([cls, tokens], dim=1), position, centers

@@ -46,15 +46,14 @@ class VoxelGrid(NamedTuple):
 
         Scenes far from the origin, such as those in map coordinates, keep their precision.
         """
-        first = self.offsets[:-1].clamp(max=max(len(self.coords) - 1, 0))
-        scene = scene_of_rows(self.offsets, len(self.coords))
-        origin = self.coords.long()[first][scene] if len(self.coords) else self.coords.long()
-        return (self.coords.long() - origin).to(self.local.dtype) + self.local
+        coords = self.coords.long()
+        first = self.offsets[scene_of_rows(self.offsets, coords.shape[0])]
+        return (coords - coords[first]).to(self.local.dtype) + self.local
 
 
 def scene_of_rows(offsets: Tensor, num_rows: int) -> Tensor:
     """The scene ``(num_rows,)`` int64 that each packed row belongs to."""
-    scenes = torch.arange(len(offsets) - 1, device=offsets.device)
+    scenes = torch.arange(offsets.shape[0] - 1, device=offsets.device)
     return torch.repeat_interleave(scenes, offsets.diff(), output_size=num_rows)
 
 
@@ -77,8 +76,8 @@ def voxel_grid(
         ValueError: as :func:`pc3d.ops.voxelize`.
     """
     coords, voxel_offsets, inverse, point, _ = voxelize(xyz, voxel_size, offsets=offsets)
-    if random_point and len(coords) < len(xyz):
-        point = _random_member(inverse, len(coords))
+    if random_point and coords.shape[0] < xyz.shape[0]:
+        point = _random_member(inverse, coords.shape[0])
     wide = xyz if xyz.dtype == torch.float64 else xyz.float()
     # By rounding, a point may lie slightly outside of its voxel if the voxel size is not a power of two.
     local = (wide[point] / voxel_size - coords.to(wide.dtype)).clamp_(0.0, 1.0).float()

@@ -100,7 +100,7 @@ class SignalAttention(nn.Module):
 
     def forward(self, features: Tensor, context: WindowContext) -> Tensor:
         """Map ``(V, C)`` to ``(V, C)``."""
-        qkv = self.qkv(features).view(len(features), 3, self.num_heads, self.head_dim)
+        qkv = self.qkv(features).view(features.shape[0], 3, self.num_heads, self.head_dim)
         query, key, value = qkv.unbind(1)
         mixed = window_attention(
             query * self.head_dim**-0.5,
@@ -148,7 +148,7 @@ class SwinBlock(nn.Module):
         if not self.training or self.drop_path == 0.0:
             return branch
         keep = 1.0 - self.drop_path
-        kept = torch.rand(len(branch), 1, device=branch.device) < keep
+        kept = torch.rand(branch.shape[0], 1, device=branch.device) < keep
         return branch * (kept / keep).to(branch.dtype)
 
 
@@ -183,12 +183,12 @@ def coarsen(grid: VoxelGrid, signals: Tensor, factor: int, stride: int) -> Coars
     coords, offsets, parent, _, _ = voxelize_coords(grid.coords, factor, offsets=grid.offsets)
     inside = (grid.coords.long() - coords.long()[parent] * factor) + grid.local
     described = torch.cat([inside * stride, signals], dim=1)
-    mean = segment_reduce(described, parent, len(coords), "mean")
+    mean = segment_reduce(described, parent, coords.shape[0], "mean")
     distance = (described - mean[parent]).square().sum(1)
-    nearest = distance.new_zeros(len(coords)).scatter_reduce(0, parent, distance, "amin", include_self=False)
-    rows = torch.arange(len(parent), device=parent.device)
-    candidate = torch.where(distance <= nearest[parent] * (1 + _EQUAL), rows, len(parent))
-    child = parent.new_zeros(len(coords)).scatter_reduce(0, parent, candidate, "amin", include_self=False)
+    nearest = distance.new_zeros(coords.shape[0]).scatter_reduce(0, parent, distance, "amin", include_self=False)
+    rows = torch.arange(parent.shape[0], device=parent.device)
+    candidate = torch.where(distance <= nearest[parent] * (1 + _EQUAL), rows, parent.shape[0])
+    child = parent.new_zeros(coords.shape[0]).scatter_reduce(0, parent, candidate, "amin", include_self=False)
     return Coarser(VoxelGrid(coords, offsets, inside[child] / factor, child), signals[child], parent)
 
 

@@ -83,7 +83,7 @@ def check_offsets(offsets: object, name: str, num_rows: int, device: torch.devic
 
 def check_finite(value: Tensor, name: str) -> None:
     """Refuses NaN and infinite coordinates."""
-    if value.numel() == 0 or not values_are_readable(value):
+    if not values_are_readable(value) or value.numel() == 0:
         return
     # One fast pass: a sum is finite only if every term is. It may overflow with finite terms, so look twice.
     if not math.isfinite(value.sum().item()) and not bool((finite := torch.isfinite(value)).all()):

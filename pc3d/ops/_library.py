@@ -17,6 +17,9 @@ import torch
 
 LIBRARY = torch.library.Library("pc3d", "DEF")
 
+SCHEMAS: list[str] = []
+"""The declarations of all operators."""
+
 _PACKAGE = Path(__file__).parent.parent
 _LIBRARIES = {"cpu": "_C.abi3.so", "cuda": "_C_cuda.abi3.so"}
 _warned: set[tuple[str, str]] = set()
@@ -52,6 +55,7 @@ def _load_kernels() -> dict[str, str]:
 
 def define(schema: str, reference: Callable[..., Any]) -> None:
     """Declares an operator and registers its plain PyTorch definition for every device without a kernel."""
+    SCHEMAS.append(schema)
     name = schema.split("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -98,3 +102,8 @@ def build_info() -> dict[str, str]:
         For ``"cpu"`` and ``"cuda"`` one of ``"loaded"``, ``"not compiled"``, or what kept the kernels from loading.
     """
     return dict(KERNELS)
+
+
+def kernel_file() -> Path | None:
+    """The compiled kernels of the CPU, if they are loaded."""
+    return _PACKAGE / _LIBRARIES["cpu"] if KERNELS["cpu"] == "loaded" else None

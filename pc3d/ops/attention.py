@@ -84,8 +84,6 @@ class Windows(NamedTuple):
     """(N,) int64: the voxel rows, window after window, ascending within each."""
     offsets: Tensor
     """(Nw + 1,) int64: window w is order[offsets[w]] to order[offsets[w + 1] - 1]."""
-    max_length: int
-    """The most voxels in a window; 0 where there are none."""
 
 
 def window_partition(coords: Tensor, window_size: int, *, offsets: Tensor | None = None, shift: int = 0) -> Windows:
@@ -114,31 +112,11 @@ def window_partition(coords: Tensor, window_size: int, *, offsets: Tensor | None
     check_int(window_size, "window_size", 1, 1 << 20)
     check_int(shift, "shift", -(1 << 31), 1 << 31)
     coords, cuts = check_coords(coords, offsets)
-    num_voxels = coords.shape[0]
-    if num_voxels == 0:
-        return Windows(cuts.new_empty(0), cuts.new_zeros(1), 0)
-    cloud = torch.searchsorted(cuts, torch.arange(num_voxels, device=cuts.device), right=True) - 1
-    ids = torch.cat([cloud[:, None], (coords.long() + shift).div(window_size, rounding_mode="floor")], dim=1)
-    key = _one_key(ids)
-    ascending, order = key.sort(stable=True)
-    _, count = ascending.unique_consecutive(return_counts=True)
-    ends = count.cumsum(0)
-    return Windows(order, torch.cat([ends.new_zeros(1), ends]), int(count.max()))
-
-
-def _one_key(ids: Tensor) -> Tensor:
-    """An int64 for each row of (N, 4) int64 that orders as the rows do lexicographically."""
-    low, high = ids.amin(0), ids.amax(0)
-    extents = (high - low + 1).tolist()
-    columns = (ids - low).unbind(1)
-    key, size = columns[0], extents[0]
-    for column, extent in zip(columns[1:], extents[1:], strict=True):
-        if size * extent >= 1 << 62:  # number the values that there are: fewer than 2^31 of them
-            values, key = key.unique(return_inverse=True)
-            size = values.shape[0]
-        key = key * extent + column
-        size *= extent
-    return key
+    # Whole windows change neither groups nor order, the rest may push a voxel into the next window: nothing overflows.
+    cell = coords.div(window_size, rounding_mode="floor")
+    cell += coords.remainder(window_size) + shift % window_size >= window_size
+    _, _, window, _, count = torch.ops.pc3d.unique_voxels(cell, cuts, 1)
+    return Windows(window.argsort(stable=True), torch.cat([count.new_zeros(1), count.cumsum(0)]))
 
 
 def window_attention(

@@ -111,14 +111,15 @@ def _sample_cuts(points: Packed, num_samples: int | Tensor, name: str) -> tuple[
         if num_samples.shape != (num_clouds,):
             raise ValueError(f"num_samples must have shape ({num_clouds},), got {tuple(num_samples.shape)}")
     else:
-        check_int(num_samples, "num_samples", 1)
+        num_samples = check_int(num_samples, "num_samples", 1)
     if points.dense_shape is not None or not (values_are_readable(points.xyz) or isinstance(num_samples, Tensor)):
         # Every cloud gives the same number; nothing has to be read.
+        assert not isinstance(num_samples, Tensor)  # refused above
         if points.dense_shape is not None and num_clouds and points.dense_shape[1] < num_samples:
             raise ValueError(
                 f"num_samples is {num_samples}, but the clouds of {name} have {points.dense_shape[1]} points"
             )
-        return dense_offsets(num_clouds, int(num_samples), points.xyz.device), num_clouds * int(num_samples)
+        return dense_offsets(num_clouds, num_samples, points.xyz.device), num_clouds * num_samples
     wanted = lengths(sample_offsets(points.offsets, num_samples))
     wrong = (wanted > lengths(points.offsets)) | (wanted < 0)
     if values_are_readable(points.xyz) and bool(wrong.any()):

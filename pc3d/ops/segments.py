@@ -145,7 +145,7 @@ def _check_index(index: object, dim: int, shape: str, values: Tensor, low: int, 
         raise ValueError(f"index must have shape {shape}, got {tuple(index.shape)}")
     if index.device != values.device:
         raise ValueError(f"index is on {index.device}, the rows are on {values.device}; move one of them with .to()")
-    if index.numel() > 0 and values_are_readable(index):
+    if values_are_readable(index) and index.numel() > 0:
         lowest, highest = torch.stack(index.aminmax()).tolist()  # at once, as in check_offsets
         if lowest < low or highest >= high:
             raise ValueError(f"index must lie in [{low}, {high}), found {lowest} to {highest}")

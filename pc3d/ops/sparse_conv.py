@@ -145,7 +145,7 @@ def kernel_map(coords: Tensor, *, offsets: Tensor | None = None, kernel_size: in
 
 def _check_unique(neighbors: Tensor, reverse: Tensor, kernel_size: int, stride: int) -> None:
     """Refuses voxels that were there twice: nobody reads the second."""
-    if reverse.shape[0] == 0 or not values_are_readable(neighbors, reverse):
+    if not values_are_readable(neighbors, reverse) or reverse.shape[0] == 0:
         return
     if stride == 1:  # the centre of every voxel is itself
         own = torch.arange(reverse.shape[0], device=reverse.device, dtype=torch.int32)

@@ -44,7 +44,12 @@ define(
 
 
 def _fake_voxels(points: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    num_voxels = torch.library.get_ctx().new_dynamic_size()
+    from torch.fx.experimental.symbolic_shapes import (
+        statically_known_true,
+    )  # slow to import, and only tracing comes here
+
+    # Batch norm and others cannot be traced with rows of which there might be none.
+    num_voxels = torch.library.get_ctx().new_dynamic_size(min=int(statically_known_true(points.shape[0] > 0)))
     return (
         points.new_empty((num_voxels, 3), dtype=torch.int32),
         offsets.new_empty(offsets.shape),

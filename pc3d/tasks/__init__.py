@@ -13,6 +13,7 @@ from pc3d.tasks.language import LanguageGuidance
 from pc3d.tasks.open_vocabulary import joint_teacher, open_vocabulary_segmenter
 from pc3d.tasks.optimisation import SegmentationOptimisation
 from pc3d.tasks.part_inference import PartLabels, evaluate_parts, judge_parts, segment_object
+from pc3d.tasks.programs import Program, export_program, save_program
 from pc3d.tasks.scene_checks import check_bounds, is_too_large, unit_notes
 from pc3d.tasks.scene_inference import (
     SceneLabels,
@@ -41,6 +42,7 @@ __all__ = [
     "ObjectTask",
     "PartLabels",
     "PartSegmentation",
+    "Program",
     "SceneLabels",
     "SceneSegmenter",
     "SegmentationOptimisation",
@@ -49,6 +51,7 @@ __all__ = [
     "estimate_normals",
     "evaluate_parts",
     "evaluate_scenes",
+    "export_program",
     "is_too_large",
     "joint_teacher",
     "judge_parts",
@@ -56,6 +59,7 @@ __all__ = [
     "load_part_segmenter",
     "load_segmenter",
     "open_vocabulary_segmenter",
+    "save_program",
     "scene_blocks",
     "segment_object",
     "segment_scene",

@@ -37,7 +37,7 @@ class Problem:
 
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Problem:
         sums = torch.float64 if dtype == torch.float64 else torch.float32
-        windows = Windows(self.windows.order.to(device), self.windows.offsets.to(device), self.windows.max_length)
+        windows = Windows(self.windows.order.to(device), self.windows.offsets.to(device))
         return Problem(
             [f.detach().to(device, dtype) for f in self.features],
             self.signals.to(device, sums),
@@ -177,7 +177,7 @@ def test_bins_at_their_edges(device, dtype):
     n = len(edges)
     p = problem((n,), heads=1, dim=1, signals=3).to(dtype, device)
     signals = torch.stack([edges, edges.flip(0), edges.roll(3)], dim=1).to(device)
-    windows = Windows(torch.arange(n, device=device), torch.tensor([0, n], device=device), n)
+    windows = Windows(torch.arange(n, device=device), torch.tensor([0, n], device=device))
     # The value table alone speaks: out = the mean over keys of the rows that were found.
     zero, table = torch.zeros(n, 1, 1, dtype=dtype, device=device), torch.zeros(45, 1, 1, dtype=dtype, device=device)
     numbers = torch.arange(1, 46, dtype=dtype, device=device)[:, None, None]
@@ -197,7 +197,7 @@ def test_bins_at_their_edges(device, dtype):
 def test_differences_past_the_table_take_its_last_row_and_no_other(device):
     """The next signal's first row and memory after the tables stay untouched, forward and backward."""
     signals = torch.tensor([[16.0, 16.0], [-16.0, -16.0]], dtype=torch.float64)
-    windows = Windows(torch.tensor([0, 1]), torch.tensor([0, 2]), 2)
+    windows = Windows(torch.tensor([0, 1]), torch.tensor([0, 2]))
     random = torch.Generator().manual_seed(0)
     features, tables = (
         [torch.randn(m, 1, 4, generator=random, dtype=torch.float64) for _ in range(3)] for m in (2, 64)
@@ -224,7 +224,7 @@ def test_large_and_small_logits(device, size, dtype):
 
 def test_a_voxel_alone_takes_its_value_and_the_middle_rows(device):
     p = problem((4,), heads=3, signals=9, window_size=1, span=900)
-    assert p.windows.max_length == 1
+    assert p.windows.offsets.diff().max() == 1
     firsts = torch.tensor(p.axis_rows).cumsum(0) - torch.tensor(p.axis_rows)
     middle = firsts + torch.tensor(p.axis_rows) // 2
     expected = p.features[2] + p.tables[2][middle].sum(0)
@@ -253,7 +253,7 @@ def room_problem(coords: Tensor, signals: Tensor, windows: Windows, heads: int =
 def test_a_real_room(device):
     coords, signals = room()
     p = room_problem(coords, signals, window_partition(coords, 7, shift=3))
-    assert p.windows.max_length > 40
+    assert p.windows.offsets.diff().max() > 40
     # Bins are cut in float32: the definition in that type, summed in that type too.
     inputs = (*p.features, p.signals, p.windows.order, p.windows.offsets, *p.tables, p.axis_rows)
     expected, _ = reference_attention.window_attention(*inputs)
@@ -295,7 +295,7 @@ def test_a_cloud_alone_is_as_in_a_batch():
         alone = Problem(
             [f[begin:end] for f in p.features],
             p.signals[begin:end],
-            Windows(p.windows.order[mine] - begin, cuts, int(sizes.max())),
+            Windows(p.windows.order[mine] - begin, cuts),
             p.tables,
             p.axis_rows,
         )
@@ -315,7 +315,7 @@ def test_windows_larger_than_what_is_kept_at_a_time(device, repeats, others, dim
     features, tables = ([torch.randn(m, 1, dim, generator=random) for _ in range(3)] for m in (repeats, 18))
     signals = torch.randint(-3, 4, (repeats, 3), generator=random).float()
     p = Problem(features, signals, window_partition(coords, 5), tables, rows)
-    assert p.windows.max_length == repeats - others
+    assert p.windows.offsets.diff().max() == repeats - others
     push = push_of(p)
     assert_near(p.to(torch.float32, device).with_gradients(push), by_definition(p, push), 1e-4)
 
@@ -356,7 +356,7 @@ def test_pairs_times_channels_beyond_what_32_bits_count(device):
     assert n * n * heads * dim > 2**31
     random = torch.Generator().manual_seed(0)
     features, tables = ([torch.randn(m, heads, dim, generator=random) * dim**-0.25 for _ in range(3)] for m in (n, 3))
-    windows = Windows(torch.arange(n), torch.tensor([0, n]), n)
+    windows = Windows(torch.arange(n), torch.tensor([0, n]))
     p = Problem(features, torch.randint(0, 2, (n, 1), generator=random).float(), windows, tables, (3,))
     push = push_of(p)
     # In float64: a row of a table's gradient is a sum over two million pairs.
@@ -515,7 +515,7 @@ def test_keys_whose_logits_overflow_below_have_no_share(device, n, masked):
     features = [torch.randn(n, 1, 3, generator=random) for _ in range(3)]
     features[0][..., 0], features[1][:, :, 0] = 1e30, 0
     features[1][:masked, :, 0] = -1e30
-    windows = Windows(torch.arange(n), torch.tensor([0, n]), n)
+    windows = Windows(torch.arange(n), torch.tensor([0, n]))
     p = Problem(features, torch.zeros(n, 0), windows, [torch.zeros(0, 1, 3)] * 3, ())
     expected = by_definition(p, push_of(p))[0]
     assert expected.isfinite().all()
@@ -616,7 +616,7 @@ def test_limits_are_those_of_every_device(device, dtype):
 
 def test_many_small_windows(device):
     p = problem((400, 0, 300), heads=2, window_size=2, span=10, scale=0.5).to(torch.float32)
-    assert p.windows.max_length < 6
+    assert p.windows.offsets.diff().max() < 6
     assert len(p.windows.offsets) > 500
     push = push_of(p)
     assert_near(p.to(torch.float32, device).with_gradients(push), by_definition(p, push), 3e-5)
@@ -678,7 +678,7 @@ def test_windows_that_nobody_checked(device, windows, rows):
     }[windows]
     order = torch.full_like(p.windows.order, 3) if rows == "one row" else p.windows.order - 60
     order[::7] += far if rows == "outside" else 0
-    p = replace(p, windows=Windows(order, torch.tensor(offsets, device=device), n))
+    p = replace(p, windows=Windows(order, torch.tensor(offsets, device=device)))
     arguments = raw_arguments(p)
     try:
         out, log_sum = torch.ops.pc3d.window_attention(*arguments)

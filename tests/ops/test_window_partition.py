@@ -35,7 +35,6 @@ def test_windows_are_the_cubes_of_the_grid(device, lengths, window_size, shift):
     windows = window_partition(coords.to(device), window_size, offsets=offsets.to(device), shift=shift)
     expected = list(by_the_rule(coords, offsets, window_size, shift).values())
     assert rows_of(windows) == expected
-    assert windows.max_length == max(len(rows) for rows in expected)
     assert windows.order.dtype == windows.offsets.dtype == torch.int64
 
 
@@ -58,7 +57,6 @@ def test_no_voxels(device):
         windows = window_partition(empty, 5, offsets=offsets)
         assert windows.order.shape == (0,)
         assert windows.offsets.tolist() == [0]
-        assert windows.max_length == 0
 
 
 def test_coordinates_as_far_apart_as_int32_allows(device):

@@ -1,0 +1,63 @@
+"""``pc3d export``: a trained model as a program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pc3d.cli import _output
+from pc3d.cli._parser import run_verb
+
+# Steps of a run's own preparation that the program does, or that only choose points.
+_KNOWN = ("FarthestPointSample", "FirstPoints", "KeepFields", "Normalize", "RandomSubsample")
+
+
+def export(model: str, output: str, compiled: bool = False, overwrite: bool = False) -> None:
+    """Write a trained model as a program of PyTorch: features of an encoder, logits of a classifier or segmenter.
+
+    The program takes points as they are in files and prepares them as the commands of pc3d do. The folder OUTPUT
+    receives model.pt2 and model.json, which says what the program takes and returns. Load it in Python with
+    torch.export.load("model.pt2").module(), after import pc3d.ops.
+
+    Args:
+        model: Run folder of pretrain, classify, parts or segment, or folder or Hub id of an exported encoder.
+        output: Folder to write.
+        compiled: Compile the program for this machine's processor, with a C++ compiler, in minutes. It then runs in C++
+            without Python; OUTPUT also receives pc3d_operators.h and libpc3d_operators.so. Load it in Python with
+            torch._inductor.aoti_load_package("model.pt2").
+        overwrite: Replace what an earlier call wrote there.
+    """
+    from pc3d.tasks import export_program, save_program
+
+    folder = Path(output)
+    taken = folder / "model.pt2"
+    if taken.exists() and not overwrite:
+        raise FileExistsError(f"output: {taken} exists: choose another folder, or add --overwrite to replace it")
+    program = export_program(model)
+    if compiled:
+        _output.say("compiling, which takes minutes")
+    path = save_program(program, folder, compiled=compiled)
+    notes = _left_to_the_caller(Path(model)) if program.num_points is not None else []
+    lines = [str(path), *(f"  takes {name}: {what}" for name, what in program.inputs.items())]
+    lines += [f"  returns {program.output}", *(f"  {note}" for note in notes)]
+    told = {"file": str(path), "inputs": program.inputs, "output": program.output, "classes": list(program.classes)}
+    _output.result({**told, "notes": notes}, "\n".join(lines))
+
+
+def _left_to_the_caller(run: Path) -> list[str]:
+    """What a run does to the objects that it is tested on and its program does not."""
+    from pc3d.cli._objects import stored_preparation
+
+    if not (run / "config.yaml").is_file() or not (run / "head").is_dir():
+        return []
+    steps = [type(step).__name__ for step in stored_preparation(run).transforms]
+    others = [name for name in steps if name not in _KNOWN]
+    return [f"the run also prepares objects by {', '.join(others)}, which is left to the caller"] if others else []
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run the verb; the model may stand first, without its option."""
+    arguments = list(argv)
+    if arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--model")
+    return run_verb("export", export, arguments)

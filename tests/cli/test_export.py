@@ -1,0 +1,64 @@
+"""``pc3d export``: the program gives the numbers of the other commands, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pc3d.cli.main import main
+from pc3d.data import Household
+from pc3d.models import PointViT, save_encoder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    tiny = PointViT(embed_dim=16, depth=1, num_heads=2, num_groups=8, group_size=16, num_points=128)
+    return str(save_encoder(tiny.eval(), tmp_path_factory.mktemp("encoder")))
+
+
+def test_the_features_are_those_of_embed(encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    points = 2.0 * Household("test")[0].xyz[:400] - 7.0
+    np.save(tmp_path / "chair.npy", points.numpy())
+    embed = ["embed", "--encoder", encoder, "--data", str(tmp_path / "chair.npy"), "--num_points", "null"]
+    assert main([*embed, "--out", str(tmp_path / "features.npz"), "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["export", encoder, "--output", str(tmp_path / "program"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert list(told["inputs"]) == ["xyz"]
+    assert told["notes"] == []
+    program = torch.export.load(tmp_path / "program" / "model.pt2").module()
+    right = torch.from_numpy(np.load(tmp_path / "features.npz")["features"])
+    torch.testing.assert_close(program(points[None]).detach(), right, rtol=1e-4, atol=1e-5)
+
+
+def test_a_program_that_is_there_is_not_replaced(
+    encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.pt2").write_bytes(b"mine")
+    assert main(["export", encoder, "--output", str(tmp_path)]) == 1
+    assert "add --overwrite to replace it" in capsys.readouterr().err
+    assert (tmp_path / "model.pt2").read_bytes() == b"mine"
+    assert main(["export", encoder, "--output", str(tmp_path), "--overwrite"]) == 0
+    assert (tmp_path / "model.json").is_file()
+
+
+def test_what_a_run_does_besides_is_told(encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pc3d.models import classifier_of, load_encoder
+    from pc3d.tasks.model_folder import save_model
+
+    model = classifier_of(load_encoder(encoder), 2)
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
+    run = tmp_path / "run"
+    config = {"task": "classification", "classes": ["chair", "lamp"], "mode": "full"}
+    save_model(run, model.encoder, state, config)
+    steps = "[{class_path: pc3d.data.FirstPoints, init_args: {num_points: 128}}, {class_path: pc3d.data.RandomRotate}]"
+    (run / "config.yaml").write_text(f"data: {{eval_transforms: {steps}}}\n")
+    assert main(["export", str(run), "--output", str(tmp_path / "program"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["classes"] == ["chair", "lamp"]
+    assert told["notes"] == ["the run also prepares objects by RandomRotate, which is left to the caller"]
