@@ -235,7 +235,7 @@ def problem(whole: Scene, case: str, num_voxels: int, device: str) -> tuple:
     random = torch.Generator().manual_seed(0)
     features = [torch.randn(num_voxels, heads, dim, generator=random) for _ in range(4)]
     tables = [torch.randn(sum(rows), heads, dim, generator=random) * 0.1 for _ in range(3)]
-    windows = Windows(windows.order.to(device), windows.offsets.to(device), windows.max_length)
+    windows = Windows(windows.order.to(device), windows.offsets.to(device))
     q, k, v, push = (f.to(device) for f in features)
     return q * dim**-0.5, k, v, signals.to(device), windows, [t.to(device) for t in tables], rows, push
 
