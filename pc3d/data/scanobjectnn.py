@@ -64,7 +64,7 @@ class ScanObjectNN(ArrayDataset):
     Raises:
         MissingDataError: the file is not there.
         BadFileError: it is truncated, lacks a key, or its arrays are not as described.
-        ValueError: split or variant is none of the above, or ``"obj_bg"`` of a folder without background.
+        ValueError: split or variant is none of the above, or one with background of a folder without.
     """
 
     source = "the ScanObjectNN project page, hkust-vgd.github.io/scanobjectnn (h5_files.zip, after accepting the terms)"
@@ -135,9 +135,11 @@ class ScanObjectNN(ArrayDataset):
             places.append(self.root / name)
         for place in places:
             if place.is_file():
-                if self.variant == "obj_bg" and place.parent.name.endswith("_nobg"):
+                # Of the perturbed variants there are files without background, too, for who names their fold.
+                asked = self.variant == "obj_only" or (self.variant != "obj_bg" and place.parent.name == folder)
+                if place.parent.name.endswith("_nobg") and not asked:
                     raise ValueError(
-                        f"variant: 'obj_bg' has the background, and {place.parent} is the folder without: give "
+                        f"variant: {self.variant!r} has the background, and {place.parent} is the folder without: give "
                         "variant='obj_only', or the folder that holds both"
                     )
                 return place

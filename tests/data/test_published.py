@@ -416,6 +416,12 @@ def test_scanobjectnn_without_background(scanobjectnn: Path) -> None:
     for root, fold in ((scanobjectnn / "main_split_nobg", "main_split"), (scanobjectnn, "main_split_nobg")):
         with pytest.raises(ValueError, match=r"'obj_bg' has the background, and .*_nobg is the folder without"):
             ScanObjectNN(root, fold=fold)
+    # The folder without background holds files of the perturbed variants, too, by the same names.
+    perturbed = scanobjectnn / "main_split_nobg" / "training_objectdataset_augmentedrot_scale75.h5"
+    perturbed.write_bytes(only.path.read_bytes())
+    with pytest.raises(ValueError, match=r"'pb_t50_rs' has the background, and .*_nobg is the folder without"):
+        ScanObjectNN(perturbed.parent, variant="pb_t50_rs")
+    assert ScanObjectNN(scanobjectnn, variant="pb_t50_rs", fold="main_split_nobg").path == perturbed
 
 
 def test_scanobjectnn_of_other_classes_names_them_in_a_file(scanobjectnn: Path) -> None:
