@@ -336,6 +336,11 @@ def robustness(
         raise ValueError(f"C must be positive, got {C}")
     if len(test_set) != len(test) or test_set.labels.tolist() != test.labels.tolist():
         raise ValueError("test_set must be the data set that the test features were made of")
+    if files is not None and test.num_points not in (None, stored := len(test_set.load(0))):
+        raise ValueError(
+            f"num_points: clouds of files are judged as stored, so those of the clean one must have all their {stored} "
+            f"points, got {test.num_points}"
+        )
     colored = files is None and _colored(encoder, test_set, test)
     chosen = _chosen(MODELNET_C if corruptions is None and files is not None else corruptions, colored)
     levels = [(kind, severity) for kind in chosen for severity in severities]

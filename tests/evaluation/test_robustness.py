@@ -89,6 +89,14 @@ def test_corrupted_clouds_can_be_those_of_files(train: Features, test_set: Selec
         result.relative_to(made.to_row())
 
 
+def test_fewer_clean_points_than_the_files_have_are_refused(train: Features, test_set: Selection, files: Path) -> None:
+    clean = ModelNetC(files, classes=test_set.classes)
+    some = extract_features(ShapeDescriptor(), clean, num_points=64)
+    alike = replace(train, num_points=64)
+    with pytest.raises(ValueError, match=r"num_points: .* must have all their 128 points, got 64"):
+        robustness(ShapeDescriptor(), alike, some, clean, files=files, corruptions=["jitter"], C=1.0)
+
+
 def test_files_of_other_objects_or_corruptions_are_refused(train: Features, test_set: Selection, files: Path) -> None:
     clean = ModelNetC(files, classes=test_set.classes)
     test = extract_features(ShapeDescriptor(), clean, num_points=128)
