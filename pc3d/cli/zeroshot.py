@@ -66,8 +66,10 @@ def zeroshot(
 
     check_rows_folder(results)
     place = open_device(device)
-    if class_features is not None and (classes is not None or text_tower is not None):
-        raise ValueError("class_features: the file has classes and features: leave classes and text_tower out")
+    if class_features is not None and (classes is not None or text_tower is not None or templates != "ulip"):
+        raise ValueError(
+            "class_features: the file has classes and features: leave classes, templates and text_tower out"
+        )
     patterns = _alignment.templates_of(templates)
     aligned = _alignment.open_aligned(encoder)
     source = _alignment.shapes(data, split, variant, up, on_error, drop_invalid)

@@ -816,8 +816,9 @@ def test_class_features_that_do_not_go_with_the_data(
         np.save(file, np.array(content, dtype=object) if as_object else content, allow_pickle=as_object)
         assert main(command) == 1
         assert message in capsys.readouterr().err
-    assert main([*command, "--classes", "sofa,lamp"]) == 1
-    assert "leave classes and text_tower out" in capsys.readouterr().err
+    for option, value in (("classes", "sofa,lamp"), ("text_tower", "offline:minilm"), ("templates", "photo")):
+        assert main([*command, f"--{option}", value]) == 1
+        assert "leave classes, templates and text_tower out" in capsys.readouterr().err
 
 
 def test_damaged_test_sets_of_the_release_are_named(tmp_path: Path) -> None:
