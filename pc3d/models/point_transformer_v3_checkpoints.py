@@ -142,7 +142,8 @@ def _names(found: Mapping[str, Tensor], prefix: str, condition: int | None, path
         return names
     if condition is None or not 0 <= condition < count:
         what = f"{count} data sets (Point Prompt Training), 0 to {count - 1}: choose one" if count else "no data sets"
-        raise ValueError(f"condition: {path} has separate norms for {what}; got {condition}")
+        how = ", in Python; commands take it as pc3d.save_encoder keeps it" if count else ""
+        raise ValueError(f"condition: {path} has separate norms for {what}{how}; got {condition}")
     chosen = {}
     for name, full in names.items():
         match = re.fullmatch(_NORM_OF_SET, name)
