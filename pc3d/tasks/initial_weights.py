@@ -29,6 +29,8 @@ class InitialWeights:
         unknown: the backbone has no tensor of that name.
         fresh: of the backbone, left at their initial values.
         in_part: copied for the signals that both sides read; the rest keeps its initial values.
+        built_with: the arguments that the encoder was built with and the backbone was not, in words. Some, such as the
+            range of colours, change no shape and yet what the weights compute.
     """
 
     source: str
@@ -38,6 +40,7 @@ class InitialWeights:
     unknown: tuple[str, ...]
     fresh: tuple[str, ...]
     in_part: tuple[str, ...] = ()
+    built_with: str = ""
 
     def __str__(self) -> str:
         def some(names: tuple[str, ...]) -> str:
@@ -49,7 +52,7 @@ class InitialWeights:
             f"weights of {self.source}: {len(self.taken)} tensors taken, {part}{len(self.skipped)} skipped as asked, "
             f"{len(self.other_shape)} of another shape{some(self.other_shape)}, {len(self.unknown)} that this backbone "
             f"does not have{some(self.unknown)}; {len(self.fresh)} of the backbone left at their initial values"
-            f"{some(self.fresh)}"
+            f"{some(self.fresh)}{f'; it was built with other arguments{self.built_with}' if self.built_with else ''}"
         )
 
 
@@ -118,7 +121,8 @@ def take_weights(
     for name in in_part:
         common[name].copy(given[name], own[name])
     fresh = tuple(name for name in own if name not in {*taken, *in_part})
-    return InitialWeights(str(encoder), taken, skipped, other_shape, unknown, fresh, in_part)
+    built_with = difference(target, source)
+    return InitialWeights(str(encoder), taken, skipped, other_shape, unknown, fresh, in_part, built_with)
 
 
 def difference(ours: nn.Module, theirs: nn.Module) -> str:

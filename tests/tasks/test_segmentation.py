@@ -475,6 +475,15 @@ def swin(**changes: Any) -> Swin3D:
     return Swin3D(**{**sizes, "num_heads": (2, 2), "drop_path": 0.0, **changes})
 
 
+def test_arguments_that_change_no_shape_are_told(tmp_path: Path) -> None:
+    """The same weights compute something else with voxels of another size, and nothing else would show it."""
+    folder = save_encoder(swin(voxel_size=0.2), tmp_path)
+    report = take_weights(swin(), folder)
+    assert report.fresh == ()
+    assert str(report).endswith("; it was built with other arguments: voxel_size=0.2 (here 0.4)")
+    assert "other arguments" not in str(take_weights(swin(voxel_size=0.2), folder))
+
+
 @pytest.mark.parametrize(
     ("own", "source", "message"),
     [
