@@ -9,7 +9,7 @@ from pc3d.cli import _output
 from pc3d.cli._parser import run_verb
 
 # Steps of a run's own preparation that the program does, or that only choose points.
-_KNOWN = ("FarthestPointSample", "FirstPoints", "KeepFields", "Normalize", "RandomSubsample")
+_KNOWN = ("CenterShift", "FarthestPointSample", "FirstPoints", "KeepFields", "Normalize", "RandomSubsample")
 
 
 def export(model: str, output: str, compiled: bool = False, overwrite: bool = False) -> None:
@@ -37,7 +37,7 @@ def export(model: str, output: str, compiled: bool = False, overwrite: bool = Fa
     if compiled:
         _output.say("compiling, which takes minutes")
     path = save_program(program, folder, compiled=compiled)
-    notes = _left_to_the_caller(Path(model)) if program.num_points is not None else []
+    notes = _left_to_the_caller(Path(model))
     lines = [str(path), *(f"  takes {name}: {what}" for name, what in program.inputs.items())]
     lines += [f"  returns {program.output}", *(f"  {note}" for note in notes)]
     told = {"file": str(path), "inputs": program.inputs, "output": program.output, "classes": list(program.classes)}
@@ -45,14 +45,16 @@ def export(model: str, output: str, compiled: bool = False, overwrite: bool = Fa
 
 
 def _left_to_the_caller(run: Path) -> list[str]:
-    """What a run does to the objects that it is tested on and its program does not."""
+    """What a run does to the data that it is tested on and its program does not."""
     from pc3d.cli._objects import stored_preparation
 
     if not (run / "config.yaml").is_file() or not (run / "head").is_dir():
         return []
     steps = [type(step).__name__ for step in stored_preparation(run).transforms]
     others = [name for name in steps if name not in _KNOWN]
-    return [f"the run also prepares objects by {', '.join(others)}, which is left to the caller"] if others else []
+    return (
+        [f"the run also prepares its test data by {', '.join(others)}, which is left to the caller"] if others else []
+    )
 
 
 def main(argv: Sequence[str]) -> int | None:

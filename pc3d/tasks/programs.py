@@ -28,7 +28,7 @@ from pc3d.models.point_features import scene_describer
 from pc3d.ops import farthest_point_sample
 from pc3d.ops._library import SCHEMAS, kernel_file
 from pc3d.tasks.model_folder import CONFIG
-from pc3d.tasks.segmenter import load_segmenter
+from pc3d.tasks.segmenter import fields_read, load_segmenter
 from pc3d.tasks.trained_objects import load_classifier, load_part_segmenter
 
 
@@ -184,7 +184,7 @@ def _of_parts(segmenter: PointPartSegmenter, config: dict[str, Any]) -> Program:
 
 def _of_scenes(network: nn.Module, backbone: Any, output: str, classes: tuple[str, ...] = ()) -> Program:
     """Trace a network of scenes."""
-    fields = tuple(name for name in ("rgb", "normal") if name in str(getattr(backbone, "signals", "xyz")).split("_"))
+    fields = fields_read(backbone)
     words = {"rgb": "(N, 3) float32 in [0, 1]", "normal": "(N, 3) float32, of unit length"}
     inputs = {"xyz": "(N, 3) float32 metres, z up"} | {name: words[name] for name in fields}
     # Random points of a room: a few hundred voxels at every level.

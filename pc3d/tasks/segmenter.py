@@ -62,8 +62,7 @@ class SceneSegmenter(nn.Module):
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields of a cloud besides ``xyz`` that the backbone reads: ``"rgb"``, ``"normal"``."""
-        signals = str(getattr(self.backbone, "signals", "xyz"))
-        return tuple(name for name in ("rgb", "normal") if name in signals.split("_"))
+        return fields_read(self.backbone)
 
     @property
     def voxel_size(self) -> float | None:
@@ -96,6 +95,12 @@ class SceneSegmenter(nn.Module):
         elif isinstance(self.head, nn.Linear):
             config["head"] = "linear"
         return save_model(folder, self.backbone, self.head.state_dict(), config)
+
+
+def fields_read(backbone: nn.Module) -> tuple[str, ...]:
+    """The fields of a cloud besides ``xyz`` that a backbone reads: ``"rgb"``, ``"normal"``."""
+    signals = str(getattr(backbone, "signals", "xyz"))
+    return tuple(name for name in ("rgb", "normal") if name in signals.split("_"))
 
 
 def load_segmenter(folder: str | os.PathLike[str]) -> SceneSegmenter:

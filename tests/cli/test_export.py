@@ -61,4 +61,4 @@ def test_what_a_run_does_besides_is_told(encoder: str, tmp_path: Path, capsys: p
     assert main(["export", str(run), "--output", str(tmp_path / "program"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["classes"] == ["chair", "lamp"]
-    assert told["notes"] == ["the run also prepares objects by RandomRotate, which is left to the caller"]
+    assert told["notes"] == ["the run also prepares its test data by RandomRotate, which is left to the caller"]
