@@ -38,6 +38,14 @@ def _sound(dtype: Any) -> np.dtype[Any]:
     return np.dtype(name)
 
 
+def _numeric(dtype: Any) -> np.dtype[Any]:
+    """The same of a single value: older NumPy gives back whatever a pickle called the object."""
+    sound = _sound(dtype)
+    if sound.hasobject:
+        raise pickle.UnpicklingError("it has a NumPy scalar that is an object")
+    return sound
+
+
 def _no_array_yet(*_: object) -> NDArray[Any]:
     array: NDArray[Any] = np.ndarray.__new__(_Array, (0,), np.int8)
     return array
@@ -65,7 +73,7 @@ class _ArrayUnpickler(pickle.Unpickler):
                     return _no_array_yet
                 case "multiarray", "scalar":
                     scalar = super().find_class(module, name)
-                    return lambda dtype, *value: scalar(_sound(dtype), *value)
+                    return lambda dtype, *value: scalar(_numeric(dtype), *value)
                 case "numeric", "_frombuffer":
                     from_buffer = super().find_class(module, name)
                     return lambda buffer, dtype, *layout: from_buffer(buffer, _sound(dtype), *layout)
