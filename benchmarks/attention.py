@@ -9,7 +9,7 @@ of its own (peak memory, what malloc keeps) on equal input, its result and gradi
 
 All are warmed up twice on a tenth of the voxels, which also predicts what the whole takes. Those predicted below
 SLOW_SECONDS are warmed up on the whole too and then timed REPEATS times, taking turns; the row is the median. Slower
-ones are timed once. What is predicted above --most-seconds or MEMORY_LIMIT_GB is left out, with a note that says so.
+ones are timed once. What is predicted above --most_seconds or MEMORY_LIMIT_GB is left out, with a note that says so.
 Prints a table and writes benchmarks/results/attention_DEVICE.csv and .md after every round.
 
 What it costs at least, for N voxels of C channels, M pairs, H heads, D signals, K table rows within a window's reach:
@@ -423,8 +423,8 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where others use the machine")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--most-seconds", type=float, default=120.0, help="calls predicted to take longer are left out")
-    parser.add_argument("--most-wait", type=float, default=1800.0, help="seconds to wait for a contender's answer")
+    parser.add_argument("--most_seconds", type=float, default=120.0, help="calls predicted to take longer are left out")
+    parser.add_argument("--most_wait", type=float, default=1800.0, help="seconds to wait for a contender's answer")
     for name, kind in (("--case", str), ("--voxels", int), ("--contender", str), ("--results", Path)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)

@@ -51,7 +51,7 @@ def main() -> None:
             np.savez(queries[-1], coord=cloud.xyz.numpy(), color=(255 * cloud.rgb).round().byte().numpy())
         index = str(Path(folder) / "index")
         steps = (
-            ["index", "build", "--encoder", given.run, "--out", index, "--num_points", "1024"],
+            ["index", "build", "--encoder", given.run, "--output", index, "--num_points", "1024"],
             ["search", *queries, "--index", index, "--each", "--top", "5", "--picture", str(given.output)],
         )
         for step in steps:

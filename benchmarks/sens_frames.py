@@ -91,7 +91,7 @@ def _square(matrix: Array) -> bytes:
 def office(samples: Path, scans: Path, prepared: Path) -> int:
     """The scan in ScanNet's layout: prepared by the tool, its exported frames packed again."""
     layout, labels = samples / "scannet_layout", samples / "benchmark_metadata" / "scannet"
-    _tool("prepare_scenes.py", "scannet", layout, prepared, "--other-split", "train", "--workers", "1", "--labels",
+    _tool("prepare_scenes.py", "scannet", layout, prepared, "--other_split", "train", "--workers", "1", "--labels",
           labels / "scannetv2-labels.combined.tsv")  # fmt: skip
     frames = layout / "frames" / OFFICE
     shots = [
@@ -142,7 +142,7 @@ def sens_rows(samples: Path, output: Path, colors: ImageTower, short_side: int) 
         raise SystemExit(f"{output / 'sens'} is there already: choose another --output, or remove it")
     counts = [office(samples, scans, prepared), living_room(samples, scans, prepared), kinect(samples, scans)]
     rows = [f"| `.sens`: frames written and read, all pixels, depths and poses the same | {sum(counts) + 1} |"]
-    _tool("lift_features.py", features, "--data", "scannet", "--root", prepared, "--frames", scans, "--short-side",
+    _tool("lift_features.py", features, "--data", "scannet", "--root", prepared, "--frames", scans, "--short_side",
           str(short_side))  # fmt: skip
     plain = ScanNet(prepared, "train")
     joined, store = LiftedSet(plain, FeatureStore(features)), FeatureStore(features)

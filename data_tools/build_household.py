@@ -1,6 +1,6 @@
 """Build the object set that ships inside the package from a larger one in the same format.
 
-    python data_tools/build_household.py FOLDER [--out pc3d/data/household] [--check]
+    python data_tools/build_household.py FOLDER [--output pc3d/data/household] [--check]
 
 FOLDER holds ``train.json``, ``test.json``, their shards and their ``-icons.npz``. Of each object the first 2,048
 points stay: points are stored in random order, so that is a fair subsample. Values are not changed: float16
@@ -70,10 +70,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     default = Path(__file__).parents[1] / "pc3d" / "data" / "household"
-    parser.add_argument("--out", type=Path, default=default)
+    parser.add_argument("--output", type=Path, default=default)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    out: Path = arguments.out
+    out: Path = arguments.output
     if not arguments.check:
         out.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):

@@ -1,6 +1,6 @@
 """Build the set of rooms that ships inside the package from the large form.
 
-    python data_tools/build_rooms.py FOLDER [--out pc3d/data/rooms] [--check]
+    python data_tools/build_rooms.py FOLDER [--output pc3d/data/rooms] [--check]
 
 FOLDER holds ``train.json``, ``test.json`` and a ``NAME.npz`` per room. The rooms of ``ROOMS`` stay, with every point
 and every value as it is, but without their pictures. Creator and licence of every piece of furniture are looked up in
@@ -84,10 +84,10 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, default=PACKAGE_DATA / "rooms")
+    parser.add_argument("--output", type=Path, default=PACKAGE_DATA / "rooms")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args(arguments)
-    out: Path = given.out
+    out: Path = given.output
     if not given.check:
         out.mkdir(parents=True, exist_ok=True)
     for split in ROOMS:

@@ -1,21 +1,21 @@
 """Convert a downloaded data set, or any folder of files, into the object format that pc3d reads quickly.
 
-    python data_tools/convert.py KIND ROOT OUT [--split train test | --test-share 0.2] [--points 8192] [--workers 4]
+    python data_tools/convert.py KIND ROOT OUT [--split train test | --test_share 0.2] [--points 8192] [--workers 4]
 
 KIND is ``modelnet-meshes``, ``modelnet-resampled``, ``shapenet55`` or ``folder`` (class sub-folders with PLY, PCD, XYZ,
 CSV, PTS, LAS, LAZ, E57, OFF, OBJ, STL, GLB, GLTF, NPY or NPZ files). OUT gets ``SPLIT.json`` and ``SPLIT-NNN.npz``
 shards, to be read with ``pc3d.data.ObjectSet(OUT, SPLIT)``, and ``manifest.sha256``, to be checked with ``sha256sum
 --check``.
 
-A folder without splits becomes two with --test-share: of each class, this share of the files is drawn for test. Where
+A folder without splits becomes two with --test_share: of each class, this share of the files is drawn for test. Where
 several files are of one object, make the splits yourself, or test objects are trained on.
 
 With --parts LIST, the files of a folder are clouds (or PLY meshes, whose vertices are taken) with a part for each
-point, for ``pc3d parts train``: in a column called label, class, segment or alike, or --part-column NAME. LIST has the
+point, for ``pc3d parts train``: in a column called label, class, segment or alike, or --part_column NAME. LIST has the
 name of a part on each line, of the numbers 0, 1, ... in the files; or a number and a name, and points with other
 numbers have no part.
 
-Colours and normals are kept if the first file of a split has them (with --test-share, of train): another file without
+Colours and normals are kept if the first file of a split has them (with --test_share, of train): another file without
 them is a bad one. If the first has none, those of others are left out; the end of the run and ``SPLIT.json`` tell which
 files lack them. --fields chooses.
 
@@ -24,7 +24,7 @@ order, so that a prefix is a fair subsample. The same input, options and seed gi
 
 An interrupted run goes on where it stopped when called again with the same options: shards that are in the manifest and
 whole are kept. A file in OUT that this conversion would not have written is never overwritten; the run stops and names
-it. Bad files stop the run by name too; ``--on-error report`` leaves them out and lists them, with the reason, in
+it. Bad files stop the run by name too; ``--on_error report`` leaves them out and lists them, with the reason, in
 ``SPLIT.json`` and at the end.
 """
 
@@ -130,16 +130,16 @@ def open_split(options: Options, root: Path, split: str | None) -> FileDataset:
 
 
 def open_splits(options: Options, root: Path, given: argparse.Namespace) -> dict[str, FileDataset]:
-    """The splits that a folder has, or those that ``--test-share`` makes of its files, class by class."""
+    """The splits that a folder has, or those that ``--test_share`` makes of its files, class by class."""
     if given.test_share is None:
         return {name: open_split(options, root, None if name == "all" else name) for name in given.split}
     if root.is_dir() and has_splits(root):
-        sys.exit(f"--test-share {given.test_share} is for files without splits, {root} has some: leave it out")
+        sys.exit(f"--test_share {given.test_share} is for files without splits, {root} has some: leave it out")
     everything = open_split(options, root, None)
     try:
         in_test = validation_mask(everything.labels.numpy(), None, given.test_share, seed=0)
     except ValueError as error:
-        sys.exit(f"--test-share {given.test_share}: {error}")
+        sys.exit(f"--test_share {given.test_share}: {error}")
     splits = {}
     for name, mask in (("train", ~in_test), ("test", in_test)):
         splits[name] = copy.copy(everything)
@@ -169,7 +169,7 @@ def prepared(cloud: PointCloud, options: Options, number: int) -> PointCloud:
         if getattr(cloud, name) is None:
             raise BadFileError(
                 path,
-                f"has no {name}, which the first file has; --fields chooses what is kept, and --on-error report leaves "
+                f"has no {name}, which the first file has; --fields chooses what is kept, and --on_error report leaves "
                 "such files out",
             )
     generator = torch.Generator().manual_seed(options.seed * 2**32 + number)
@@ -404,17 +404,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder to write to")
     splits = parser.add_mutually_exclusive_group()
     splits.add_argument("--split", nargs="+", default=["train", "test"], help="'all' for a folder without splits")
-    splits.add_argument("--test-share", type=float, help="of a folder without splits: share of each class for test")
+    splits.add_argument("--test_share", type=float, help="of a folder without splits: share of each class for test")
     parser.add_argument("--points", type=int, default=8192, help="points per object (default: 8192)")
     parser.add_argument("--seed", type=int, default=0, help="of sampling and order (default: 0)")
     parser.add_argument("--normalize", action="store_true", help="centre the box and scale into the unit sphere")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="float16 needs --normalize")
     parser.add_argument("--fields", nargs="*", choices=FIELDS, help="what to keep besides xyz (default: as first file)")
     parser.add_argument("--parts", type=Path, help="list of the parts of a folder's clouds (default: no parts)")
-    parser.add_argument("--part-column", help="column with the parts (default: label, class, segment, ...)")
+    parser.add_argument("--part_column", help="column with the parts (default: label, class, segment, ...)")
     parser.add_argument("--variant", choices=["modelnet40", "modelnet10"], help="lists of modelnet-resampled")
-    parser.add_argument("--shard-size", type=int, default=500, help="objects per shard (default: 500)")
-    parser.add_argument("--on-error", choices=["refuse", "report"], default="refuse", help="what to do with bad files")
+    parser.add_argument("--shard_size", type=int, default=500, help="objects per shard (default: 500)")
+    parser.add_argument("--on_error", choices=["refuse", "report"], default="refuse", help="what to do with bad files")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="processes (default: all cores); 1 works in this one"
     )
@@ -423,13 +423,13 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--dtype float16 resolves 0.0005 near 1 and far less beyond: add --normalize")
     for name in ("points", "shard_size", "workers"):
         if getattr(given, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(given, name)}")
+            parser.error(f"--{name} must be at least 1, got {getattr(given, name)}")
     if given.test_share is not None and (given.kind != "folder" or not 0 < given.test_share < 1):
-        parser.error(f"--test-share must be above 0 and below 1, and is for a folder; got {given.test_share}")
+        parser.error(f"--test_share must be above 0 and below 1, and is for a folder; got {given.test_share}")
     if given.parts is not None and given.kind != "folder":
         parser.error(f"--parts is for clouds in a folder, and {given.kind} has none: leave it out")
     if given.part_column is not None and given.parts is None:
-        parser.error("--part-column needs --parts, the list of the parts")
+        parser.error("--part_column needs --parts, the list of the parts")
     try:
         given.parts = None if given.parts is None else read_class_codes(given.parts)
         if given.parts is not None and len(given.parts.names) > UNKNOWN_PART:

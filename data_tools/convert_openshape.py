@@ -1,6 +1,6 @@
 """Convert OpenShape's released training files into WebDataset shards with an index, as pc3d reads them at any size.
 
-    python data_tools/convert_openshape.py ROOT SPLIT.json OUT [--name train] [--plain-texts] [--shard-size 1000]
+    python data_tools/convert_openshape.py ROOT SPLIT.json OUT [--name train] [--plain_texts] [--shard_size 1000]
         [--teacher open_clip:ViT-bigG-14/laion2b_s39b_b160k]
 
 ROOT is where the paths of the list start (leading folders that are not there, such as the released ``/mnt/data``, are
@@ -9,12 +9,12 @@ data_path}``. OUT gets ``NAME-000000.tar``, ... with one ``DATASET/ID.npz`` a sh
 ``NAME-index.npz`` and ``NAME-conversion.json``, to be read with ``pc3d.data.AlignedShards(OUT, NAME)``.
 
 Of each shape the points (float32, turned to z up), colours (uint8), texts and the features of texts and pictures
-(float16) are kept; of names and captions the features averaged over prompt templates, or with ``--plain-texts`` those
+(float16) are kept; of names and captions the features averaged over prompt templates, or with ``--plain_texts`` those
 of the text alone. 876 thousand shapes of 10,000 points take about 170 GB. Shards name the pair of towers that made the
 features, and training for other towers refuses them: say ``--teacher`` where they are not the release's.
 
 An interrupted run goes on where it stopped when called again with the same options. A damaged file stops the run by
-name; ``--on-error report`` leaves it out and lists it at the end and in ``NAME-conversion.json``.
+name; ``--on_error report`` leaves it out and lists it at the end and in ``NAME-conversion.json``.
 """
 
 from __future__ import annotations
@@ -121,20 +121,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("split", type=Path, help="the list, a JSON file")
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--name", default="train", help="of the split in OUT (default: train)")
-    parser.add_argument("--plain-texts", action="store_true", help="features of texts alone, without templates")
+    parser.add_argument("--plain_texts", action="store_true", help="features of texts alone, without templates")
     parser.add_argument(
         "--teacher",
         default=RELEASED_TOWER,
         metavar="LIBRARY:MODEL",
         help=f"pair of towers that made the features, '' if not known (default: {RELEASED_TOWER}, the release's)",
     )
-    parser.add_argument("--shard-size", type=int, default=1000, help="shapes per shard (default: 1000)")
-    parser.add_argument("--on-error", choices=["refuse", "report"], default="refuse", help="what to do with bad files")
+    parser.add_argument("--shard_size", type=int, default=1000, help="shapes per shard (default: 1000)")
+    parser.add_argument("--on_error", choices=["refuse", "report"], default="refuse", help="what to do with bad files")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
     given = parser.parse_args(arguments)
     for name in ("shard_size", "workers"):
         if getattr(given, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(given, name)}")
+            parser.error(f"--{name} must be at least 1, got {getattr(given, name)}")
     try:
         run(given)
     except (BadFileError, MissingDataError) as error:

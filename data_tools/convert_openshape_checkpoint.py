@@ -22,9 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder to write to; an encoder in it is replaced")
     parser.add_argument("--tower", help="pair of towers it was aligned with, '' if not known (default: by the width)")
     for name, kind in (("num_groups", int), ("radius", float), ("group_size", int), ("voxel_size", float)):
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, help="of the encoder, where it is of no released size"
-        )
+        parser.add_argument(f"--{name}", type=kind, help="of the encoder, where it is of no released size")
     given = parser.parse_args(arguments)
     changes = {name: getattr(given, name) for name in ("num_groups", "radius", "group_size", "voxel_size")}
     try:

@@ -1,7 +1,7 @@
 """Give shapes more texts: captions by a model that sees, and texts of similar pictures from a bank; into new shards.
 
     python data_tools/enrich_texts.py SHARDS OUT --url http://localhost:8000/v1 --model NAME --captioner vlm
-    python data_tools/enrich_texts.py SHARDS OUT --bank bank.npz --bank-count 5
+    python data_tools/enrich_texts.py SHARDS OUT --bank bank.npz --bank_count 5
     python data_tools/enrich_texts.py household OUT --features data/household_features --url ... --model ...
 
 SHARDS is a folder that convert_openshape.py or this tool wrote; or give ``household`` or a folder in pc3d's object
@@ -138,10 +138,10 @@ def text_tower(dataset: PointDataset, name: str | None) -> TextTower:
     """The tower of the texts that are there, or the one that is named where they name none."""
     there = next((t for t in (dataset.load(row).meta["targets"].text_tower for row in range(len(dataset))) if t), "")
     if name is None and not there:
-        raise ValueError("--text-tower: the texts that are there do not say which tower made their features: name it")
+        raise ValueError("--text_tower: the texts that are there do not say which tower made their features: name it")
     tower = load_text_tower(name or there)
     if there and tower.name != there:
-        raise ValueError(f"--text-tower: the texts that are there are of {there}, {tower.name} has another space")
+        raise ValueError(f"--text_tower: the texts that are there are of {there}, {tower.name} has another space")
     return tower
 
 
@@ -199,22 +199,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--split", default="train", help="of SOURCE and in OUT (default: train)")
     parser.add_argument("--features", type=Path, help="of objects, what target_features.py wrote")
-    parser.add_argument("--text-tower", help="LIBRARY:MODEL (default: the one that made the texts' features)")
+    parser.add_argument("--text_tower", help="LIBRARY:MODEL (default: the one that made the texts' features)")
     parser.add_argument("--templates", choices=TEMPLATES, default="ulip", help="that captions are put into")
     parser.add_argument("--url", help="of an endpoint, such as http://localhost:8000/v1; no captions when left out")
     parser.add_argument("--model", help="as the endpoint names it")
     parser.add_argument("--captioner", default="vlm", help="what its captions are called (default: vlm)")
     parser.add_argument("--pictures", type=Path, help="folder with ID.png or ID.jpg")
     parser.add_argument("--bank", type=Path, help="an .npz file; no retrieved texts when left out")
-    parser.add_argument("--bank-count", type=int, default=5, help="texts a shape (default: 5)")
-    parser.add_argument("--shard-size", type=int, default=1000, help="shapes per shard (default: 1000)")
+    parser.add_argument("--bank_count", type=int, default=5, help="texts a shape (default: 5)")
+    parser.add_argument("--shard_size", type=int, default=1000, help="shapes per shard (default: 1000)")
     given = parser.parse_args(arguments)
     if (given.url is None) != (given.model is None):
         parser.error("--url and --model go together")
     if given.url is None and given.bank is None:
         parser.error("give --url and --model, or --bank, or both: without, there is nothing to add")
     if given.shard_size < 1:
-        parser.error(f"--shard-size must be at least 1, got {given.shard_size}")
+        parser.error(f"--shard_size must be at least 1, got {given.shard_size}")
     try:
         dataset = shapes(given)
         given.out.mkdir(parents=True, exist_ok=True)

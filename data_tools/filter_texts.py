@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--url", help="of an endpoint, such as http://localhost:8000/v1; rules judge when left out")
     parser.add_argument("--model", help="as the endpoint names it")
     parser.add_argument("--similarity", type=float, metavar="COSINE", help="judge by the shapes' pictures")
-    parser.add_argument("--list-size", type=int, default=256, help="names per question (default: 256)")
+    parser.add_argument("--list_size", type=int, default=256, help="names per question (default: 256)")
     parser.add_argument("--all", action="store_true", help="judge the names of all sets, not of Objaverse alone")
     given = parser.parse_args(arguments)
     if (given.url is None) != (given.model is None):

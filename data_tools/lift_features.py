@@ -1,9 +1,9 @@
 """Lift the dense features of an image tower onto the points of scans, once, for methods that distil them.
 
     python data_tools/lift_features.py OUT --data rooms --root ROOMS [--split train]
-    python data_tools/lift_features.py OUT --data scenes --root PREPARED --frames FRAMES --short-side 288 --two-sided
-    python data_tools/lift_features.py OUT --data scannet --root PREPARED --frames SCANS --frame-step 20 \
-        --tower open_clip:ViT-B-16/laion2b_s34b_b88k --short-side 448 --unit
+    python data_tools/lift_features.py OUT --data scenes --root PREPARED --frames FRAMES --short_side 288 --two_sided
+    python data_tools/lift_features.py OUT --data scannet --root PREPARED --frames SCANS --frame_step 20 \
+        --tower open_clip:ViT-B-16/laion2b_s34b_b88k --short_side 448 --unit
 
 OUT gets shards of half precision features (``pc3d.image.FeatureStore``) of the points that a picture shows, and the
 number of pictures of every point; ``pc3d.data.LiftedSet`` joins them with the scenes, as the configurations
@@ -13,7 +13,7 @@ prepared.
 
 The frames of a scan are FRAMES/SCAN/SCAN.sens, or the folder FRAMES/SCAN with what ScanNet's exporter writes:
 
-    color/N.jpg, depth/N.png          16-bit depth, 1000 to the metre (or --depth-shift), 0 for none
+    color/N.jpg, depth/N.png          16-bit depth, 1000 to the metre (or --depth_shift), 0 for none
     pose/N.txt                        4 x 4, camera to scene: x right, y down, z forward
     intrinsic/intrinsic_color.txt, intrinsic_depth.txt     3 x 3 or 4 x 4, pinhole, in pixels of these pictures
 
@@ -78,10 +78,10 @@ def main(arguments: list[str] | None = None) -> None:
         help="LIBRARY:MODEL of pc3d.image.load_image_tower (default: offline:efficientnet-lite0)",
     )
     parser.add_argument("--weights", help="of open_clip and timm, a local file")
-    parser.add_argument("--short-side", type=int, help="of the pictures, scaled, in pixels (default: the tower's own)")
-    parser.add_argument("--frame-step", type=int, default=1, help="lift every so manyth frame (default: 1)")
+    parser.add_argument("--short_side", type=int, help="of the pictures, scaled, in pixels (default: the tower's own)")
+    parser.add_argument("--frame_step", type=int, default=1, help="lift every so manyth frame (default: 1)")
     parser.add_argument(
-        "--depth-shift", type=float, default=1000.0, help="stored depth of one metre in frames' folders (default: 1000)"
+        "--depth_shift", type=float, default=1000.0, help="stored depth of one metre in frames' folders (default: 1000)"
     )
     parser.add_argument(
         "--cropped",
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--tolerance", type=float, default=0.05, help="metres between point and depth (default: 0.05)")
     parser.add_argument(
-        "--two-sided", action="store_true", help="normals may point to either side of the surface, as estimated ones do"
+        "--two_sided", action="store_true", help="normals may point to either side of the surface, as estimated ones do"
     )
     parser.add_argument("--unit", action="store_true", help="normalise each picture's feature before averaging")
     given = parser.parse_args(arguments)

@@ -3,7 +3,7 @@
     python data_tools/prepare_scenes.py scannet ROOT OUT --labels scannetv2-labels.combined.tsv [--workers 4]
     python data_tools/prepare_scenes.py s3dis ROOT OUT [--align] [--normals estimated]
     python data_tools/prepare_scenes.py structured3d ROOT OUT [--depth z|range] [--up world|mirrored]
-    python data_tools/prepare_scenes.py files ROOT OUT [--classes LIST [--label-column NAME]] [--test-share 0.2]
+    python data_tools/prepare_scenes.py files ROOT OUT [--classes LIST [--label_column NAME]] [--test_share 0.2]
 
 ROOT is where the download lies: for scannet any folder above the scans' own (``scans/sceneSSSS_TT``), for s3dis the
 one with ``Area_1`` to ``Area_6`` or one above it, for structured3d the one with the zip archives, which stay packed.
@@ -19,7 +19,7 @@ without colours become grey, and normals are estimated where there are none, so 
 An interrupted run goes on where it stopped when called again with the same options: scenes that are in the manifest
 and whole are kept. A scene in OUT that this tool has not written is never overwritten; the run stops and names it, as
 it does where files of your own were changed, removed or moved to another split since. Bad files stop the run by name
-too; ``--on-error report`` leaves their scenes out and lists them at the end. Whatever had to be repaired or guessed is
+too; ``--on_error report`` leaves their scenes out and lists them at the end. Whatever had to be repaired or guessed is
 printed.
 """
 
@@ -198,7 +198,7 @@ def scannet_jobs(given: argparse.Namespace) -> list[Job]:
             split = scannet_split(folder.name)
         except ValueError:
             if given.other_split is None:
-                sys.exit(f"{folder} is not an official scan: --other-split says into which split such scans go")
+                sys.exit(f"{folder} is not an official scan: --other_split says into which split such scans go")
             split = given.other_split
         read = partial(read_scannet_scan, folder, categories, labels_required=split != "test")
         jobs.append(Job(f"{split}/{folder.name}", read))
@@ -250,7 +250,7 @@ def file_jobs(given: argparse.Namespace) -> list[Job]:
     if flat and len(flat) < len(scans):
         sys.exit(f"{flat[0]} lies beside the folders of the splits: move it into one of them")
     if given.test_share and len(flat) < len(scans):
-        sys.exit(f"--test-share {given.test_share} is for files without splits, {given.root} has folders: leave it out")
+        sys.exit(f"--test_share {given.test_share} is for files without splits, {given.root} has folders: leave it out")
     order = np.random.default_rng(0).permutation(len(flat))
     test = {flat[i] for i in order[: round(given.test_share * len(flat))]}
     jobs = []
@@ -365,7 +365,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("root", type=Path, help="where the download lies")
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--labels", type=Path, help="scannet: scannetv2-labels.combined.tsv")
-    parser.add_argument("--other-split", help="scannet: split of scans that are not official ones (default: refuse)")
+    parser.add_argument("--other_split", help="scannet: split of scans that are not official ones (default: refuse)")
     parser.add_argument("--align", action="store_true", help="s3dis, unaligned version: turn walls along the axes")
     parser.add_argument(
         "--normals",
@@ -382,15 +382,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--classes", type=Path, help=f"files: list of the classes (default: {CLASSES_FILE} of ROOT; none: no labels)"
     )
-    parser.add_argument("--label-column", help="files: column with the classes (default: label, classification, ...)")
+    parser.add_argument("--label_column", help="files: column with the classes (default: label, classification, ...)")
     parser.add_argument("--scale", type=float, default=1.0, help="files: metres of one unit; 0.001 for mm (default: 1)")
-    parser.add_argument("--y-up", action="store_true", help="files: y points up in them (default: z)")
+    parser.add_argument("--y_up", action="store_true", help="files: y points up in them (default: z)")
     parser.add_argument(
         "--cell", type=float, help="files: keep one point in each cube of this edge in m (default: all)"
     )
-    parser.add_argument("--drop-invalid", action="store_true", help="files: leave out points that are not finite")
-    parser.add_argument("--test-share", type=float, default=0.0, help="files without splits: share of them for test")
-    parser.add_argument("--on-error", choices=["refuse", "report"], default="refuse", help="what to do with bad files")
+    parser.add_argument("--drop_invalid", action="store_true", help="files: leave out points that are not finite")
+    parser.add_argument("--test_share", type=float, default=0.0, help="files without splits: share of them for test")
+    parser.add_argument("--on_error", choices=["refuse", "report"], default="refuse", help="what to do with bad files")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="processes (default: all cores); 1 works in this one"
     )
@@ -398,7 +398,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.workers < 1:
         parser.error(f"--workers must be at least 1, got {given.workers}")
     if not 0 <= given.test_share < 1:
-        parser.error(f"--test-share must be at least 0 and below 1, got {given.test_share}")
+        parser.error(f"--test_share must be at least 0 and below 1, got {given.test_share}")
     if not given.scale > 0 or (given.cell is not None and not given.cell > 0):
         parser.error(f"--scale and --cell must be positive, got {given.scale} and {given.cell}")
     given.root = given.root.resolve()
@@ -407,7 +407,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif given.classes is not None:
         given.classes = given.classes.resolve()
     elif given.kind == "files" and given.label_column is not None:
-        parser.error(f"--label-column needs --classes or {given.root / CLASSES_FILE}: without names, no class is read")
+        parser.error(f"--label_column needs --classes or {given.root / CLASSES_FILE}: without names, no class is read")
     try:
         run(given)
     except (BadFileError, FileNotFoundError) as error:

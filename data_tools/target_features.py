@@ -1,7 +1,7 @@
 """Compute the text and picture features that shapes are aligned with, once, for a set of objects with names and icons.
 
     python data_tools/target_features.py OUT [--data household] [--split train] \
-        [--text-tower offline:minilm] [--image-tower offline:efficientnet-lite0] [--templates ulip]
+        [--text_tower offline:minilm] [--image_tower offline:efficientnet-lite0] [--templates ulip]
 
 OUT gets ``texts/`` and ``images/`` (``pc3d.image.FeatureStore``), to be joined with the set by
 ``pc3d.data.AlignedSet``, as the configuration openshape_household does. DATA is ``household`` or a folder in pc3d's
@@ -53,9 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--data", default="household", help="'household' or a folder (default: household)")
     parser.add_argument("--split", default="train", help="of the set (default: train)")
-    parser.add_argument("--text-tower", default="offline:minilm", help="LIBRARY:MODEL (default: offline:minilm)")
+    parser.add_argument("--text_tower", default="offline:minilm", help="LIBRARY:MODEL (default: offline:minilm)")
     parser.add_argument(
-        "--image-tower", default="offline:efficientnet-lite0", help="default: offline:efficientnet-lite0"
+        "--image_tower", default="offline:efficientnet-lite0", help="default: offline:efficientnet-lite0"
     )
     parser.add_argument(
         "--templates", choices=TEMPLATES, default="ulip", help="that names are put into (default: ulip)"

@@ -26,7 +26,7 @@ from pc3d.cli._parser import run_verb
 
 def embed(
     encoder: str,
-    out: str,
+    output: str,
     data: str = "household",
     variant: Variant | None = None,
     split: str = "test",
@@ -51,7 +51,7 @@ def embed(
     Args:
         encoder: Folder or Hub id of an exported encoder, or an official .pth file of Point-MAE's family or POS-BERT; or
             'descriptor' or 'pca', the handcrafted baselines.
-        out: The .npz file to write.
+        output: The .npz file to write.
         data: 'household' (embedded), a folder with a data set or with files of points or meshes, or one such file.
         variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
             (modelnet40, the default, or modelnet10).
@@ -75,11 +75,11 @@ def embed(
     """
     from pc3d.evaluation import Kept, save_features
 
-    path = Path(out)
+    path = Path(output)
     if path.suffix != ".npz":
-        raise ValueError(f"out: must end in .npz, got {out!r}; did you mean {out + '.npz'!r}?")
+        raise ValueError(f"output: must end in .npz, got {output!r}; did you mean {output + '.npz'!r}?")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"out: {path} exists and would be lost: choose another name, or add --overwrite")
+        raise FileExistsError(f"output: {path} exists and would be lost: choose another name, or add --overwrite")
     policy: dict[str, Any] = {"on_error": on_error, "drop_invalid": drop_invalid}
     choice: dict[str, Any] = {"data": data, "num_points": num_points, "variant": variant, "device": device, **policy}
     model, name = open_encoder(encoder, untrained=untrained, seed=seed, **choice)

@@ -39,7 +39,7 @@ actions:
 
 def build(
     encoder: str,
-    out: str,
+    output: str,
     data: str = "household",
     variant: Variant | None = None,
     split: str = "test",
@@ -58,7 +58,7 @@ def build(
 
     Args:
         encoder: Folder or Hub id of an encoder aligned with texts and pictures.
-        out: Folder of the index; an existing index must be of the same encoder.
+        output: Folder of the index; an existing index must be of the same encoder.
         data: 'household' (embedded), a folder with a data set or with files of points or meshes, or one such file.
         variant: Variant of ScanObjectNN or of ModelNet's text files.
         split: Split of the data set; not used for plain files.
@@ -82,7 +82,7 @@ def build(
     aligned = _alignment.open_aligned(encoder)
     points = _alignment.points_for(aligned, num_points)
     made_by = {"encoder": _in_full(encoder), "digest": weights_digest(aligned), "num_points": points}
-    index = ShapeIndex(out, dim=aligned.joint_dim, made_by=made_by)
+    index = ShapeIndex(output, dim=aligned.joint_dim, made_by=made_by)
     index.made_by["encoder"] = made_by["encoder"]  # of the same weights, where it is now
     source = _alignment.shapes(_in_full(data), split, variant, up, on_error, drop_invalid)
     # As _alignment.shapes takes it: where pc3d search draws shapes from. A file alone does not say what its set says.
@@ -112,13 +112,13 @@ def build(
                 advance(1)
             work.embed()
     except KeyboardInterrupt:
-        told = f"{out} keeps {len(index)} shapes: the same command goes on" if len(index) else ""
+        told = f"{output} keeps {len(index)} shapes: the same command goes on" if len(index) else ""
         raise KeyboardInterrupt(told) from None
     finally:
         work.save()
     if len(index) == 0:
         raise nothing_left(data, left_out)
-    _tell(out, work, left_out)
+    _tell(output, work, left_out)
 
 
 def _in_full(place: str) -> str:
@@ -249,11 +249,11 @@ def _refused(error: Any, work: _Work) -> Exception:
     )
 
 
-def _tell(out: str, work: _Work, left_out: Sequence[dict[str, str]]) -> None:
+def _tell(output: str, work: _Work, left_out: Sequence[dict[str, str]]) -> None:
     index, renewed = work.index, work.embedded - work.new
     size = index.bytes_for(1_000_000, index.dim) / 1e9
     told = {
-        "index": out,
+        "index": output,
         "shapes": len(index),
         "new": work.new,
         "renewed": renewed,
@@ -263,7 +263,7 @@ def _tell(out: str, work: _Work, left_out: Sequence[dict[str, str]]) -> None:
     }
     changed = f", {renewed} renewed" if renewed else ""
     lines = [
-        f"{out}: {len(index)} shapes, {work.new} of them new{changed}, {index.dim} dimensions; "
+        f"{output}: {len(index)} shapes, {work.new} of them new{changed}, {index.dim} dimensions; "
         f"a million such shapes take about {size:.1f} GB of memory",
         *left_out_lines(left_out),
     ]

@@ -204,7 +204,7 @@ class FolderDataset(FileDataset):
             shown = missing if 0 < len(missing) < len(classes) else [self.root / split]
             source = (
                 f"{self.source}, within a folder per split or above one; of files without splits, "
-                "python data_tools/convert.py folder FILES OUT --test-share 0.2 makes train and test"
+                "python data_tools/convert.py folder FILES OUT --test_share 0.2 makes train and test"
             )
             raise MissingDataError.of(f"{type(self).__name__} split {split!r}", shown, self.root, source, self.terms)
         folders = [(label, folder / split) for label, folder in enumerate(classes)]

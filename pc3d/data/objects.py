@@ -78,7 +78,7 @@ class ObjectSet(PointDataset):
 
     source = (
         "any folder in pc3d's object format: SPLIT.json and the shards it lists; of files in class sub-folders, "
-        "python data_tools/convert.py folder FILES OUT --test-share 0.2 makes one"
+        "python data_tools/convert.py folder FILES OUT --test_share 0.2 makes one"
     )
     terms = "as the set's own JSON file says, per item"
 

@@ -211,7 +211,7 @@ def test_zero_shot_without_alignment_is_refused(
 @pytest.fixture
 def index(encoder: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     folder = str(tmp_path / "index")
-    assert main(["index", "build", "--encoder", encoder, "--data", str(files), "--out", folder]) == 0
+    assert main(["index", "build", "--encoder", encoder, "--data", str(files), "--output", folder]) == 0
     assert "6 shapes, 6 of them new, 16 dimensions; a million such shapes take about 0.3 GB" in capsys.readouterr().out
     return folder
 
@@ -266,10 +266,10 @@ def test_files_with_invalid_points_are_used_without_them(
     nothing = np.full((50, 3), np.nan, np.float32)
     np.savez(holes / "a.npz", coord=np.concatenate([nothing, coord]), color=np.concatenate([color[:50], color]))
     whole, scan, out = str(files / "object_3.npz"), str(holes / "a.npz"), str(tmp_path / "index")
-    build = ["index", "build", "--encoder", encoder, "--data", str(holes), "--out", out]
+    build = ["index", "build", "--encoder", encoder, "--data", str(holes), "--output", out]
     shown = ["search", scan, "--index", out, "--picture", str(tmp_path / "sheet.png")]
     zeroshot = ["zeroshot", "--encoder", encoder, "--data", scan, "--classes", "chair,table"]
-    embed = ["embed", "--encoder", encoder, "--data", scan, "--out", str(tmp_path / "features.npz")]
+    embed = ["embed", "--encoder", encoder, "--data", scan, "--output", str(tmp_path / "features.npz")]
     render = ["render", scan, "--output", str(tmp_path / "views"), "--size", "16"]
     for command in (build, shown, zeroshot, embed, render):
         assert main(command) == 1
@@ -356,7 +356,7 @@ def test_an_encoder_of_words_alone_has_no_other_side(
     words = AlignedShapeEncoder(OpenShapePointBERT(16, 64, 1, 1, 64, 16, 8, 0.5, 8), 6, 10, text_space="fake:words")
     encoder = str(save_encoder(words.eval(), tmp_path / "words"))
     index = str(tmp_path / "index")
-    assert main(["index", "build", "--encoder", encoder, "--data", str(files), "--out", index]) == 0
+    assert main(["index", "build", "--encoder", encoder, "--data", str(files), "--output", index]) == 0
     assert "6 shapes, 6 of them new, 6 dimensions" in capsys.readouterr().out
     text = embedded(encoder, files, tmp_path / "text.npz", "--space", "text")
     unit = text / np.linalg.norm(text, axis=1, keepdims=True)
@@ -370,7 +370,7 @@ def test_an_encoder_of_words_alone_has_no_other_side(
     told = "the encoder was aligned with fake:words alone, its image head was not trained"
     assert main(["search", str(tmp_path / "black.png"), "--index", index, "--image_tower", "fake:pictures"]) == 1
     assert told in capsys.readouterr().err
-    assert main(["embed", "--encoder", encoder, "--space", "image", "--out", str(tmp_path / "image.npz")]) == 1
+    assert main(["embed", "--encoder", encoder, "--space", "image", "--output", str(tmp_path / "image.npz")]) == 1
     assert told in capsys.readouterr().err
     assert towers == []
 
@@ -382,7 +382,7 @@ def test_building_again_adds_what_is_new(
     more.mkdir()
     for path in files.glob("*.npz"):
         (more / path.name).write_bytes(path.read_bytes())
-    build = ["index", "build", "--encoder", encoder, "--out", index]
+    build = ["index", "build", "--encoder", encoder, "--output", index]
     assert main([*build, "--data", str(files)]) == 0
     assert "6 shapes, 0 of them new" in capsys.readouterr().out
     assert main([*build, "--data", str(more / "object_2.npz")]) == 0
@@ -400,7 +400,7 @@ def test_building_again_reads_tables_anew_whose_columns_have_other_names(
     shapes = tmp_path / "shapes"
     shapes.mkdir()
     np.savetxt(shapes / "a.xyz", np.random.default_rng(0).random((80, 4)))
-    build = ["index", "build", "--encoder", encoder, "--data", str(shapes), "--out", str(tmp_path / "index")]
+    build = ["index", "build", "--encoder", encoder, "--data", str(shapes), "--output", str(tmp_path / "index")]
     (shapes / ".columns").write_text("x y z intensity")
     for told in ("1 of them new, 16 dimensions", "0 of them new, 16 dimensions", "0 of them new, 1 renewed"):
         if "renewed" in told:
@@ -423,7 +423,7 @@ def test_an_interrupted_build_goes_on(
 
     def build(name: str) -> int:
         options = ["--encoder", encoder, "--data", str(files), "--batch_size", "2", "--quiet"]
-        return main(["index", "build", *options, "--out", str(tmp_path / name)])
+        return main(["index", "build", *options, "--output", str(tmp_path / name)])
 
     assert build("alone") == 0
     monkeypatch.setattr(AlignedShapeEncoder, "encode", interrupted)
@@ -442,7 +442,7 @@ def test_an_interrupted_build_goes_on(
 def test_a_file_that_was_replaced_is_embedded_again(
     index: str, encoder: str, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    build = ["index", "build", "--encoder", encoder, "--out", index]
+    build = ["index", "build", "--encoder", encoder, "--output", index]
     first, second = files / "object_0.npz", files / "object_1.npz"
     content = first.read_bytes()
     try:
@@ -462,7 +462,16 @@ def test_a_file_that_was_replaced_is_embedded_again(
 def test_shapes_of_a_set_are_renewed_where_their_points_changed(
     encoder: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    build = ["index", "build", "--encoder", encoder, "--data", str(tmp_path / "set"), "--out", str(tmp_path / "index")]
+    build = [
+        "index",
+        "build",
+        "--encoder",
+        encoder,
+        "--data",
+        str(tmp_path / "set"),
+        "--output",
+        str(tmp_path / "index"),
+    ]
     shutil.copytree(shards, tmp_path / "set")
     for expected in ("8 shapes, 8 of them new", "8 shapes, 0 of them new, 16 dim"):
         assert main(build) == 0
@@ -483,7 +492,7 @@ def test_paths_mean_the_same_in_every_working_folder(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "home")
     index = str(tmp_path / "index")
-    build = ["index", "build", "--encoder", "mine", "--out", index]
+    build = ["index", "build", "--encoder", "mine", "--output", index]
     assert main([*build, "--data", "files"]) == 0
     monkeypatch.chdir(tmp_path / "elsewhere")
     build[3] = str(tmp_path / "home" / "mine")
@@ -508,7 +517,7 @@ def test_unreadable_files_cost_nothing_else(
     bad = tmp_path / "files" / "object_4.npz"
     bad.write_bytes(bad.read_bytes()[:300])
     index = str(tmp_path / "index")
-    build = ["index", "build", "--encoder", encoder, "--data", str(tmp_path / "files"), "--out", index]
+    build = ["index", "build", "--encoder", encoder, "--data", str(tmp_path / "files"), "--output", index]
     assert main([*build, "--batch_size", "3"]) == 1
     told = capsys.readouterr().err
     assert f"{bad}: cannot be read as NPZ" in told
@@ -534,7 +543,7 @@ def test_indices_of_other_encoders_and_bad_queries_are_refused(
     torch.manual_seed(1)
     other = AlignedShapeEncoder(OpenShapePointBERT(16, 64, 1, 1, 64, 16, 8, 0.5, 8), 6, 10, text_space="fake:words")
     save_encoder(other, tmp_path / "other")
-    assert main(["index", "build", "--encoder", str(tmp_path / "other"), "--out", index]) == 1
+    assert main(["index", "build", "--encoder", str(tmp_path / "other"), "--output", index]) == 1
     assert "its vectors cannot be compared with those of" in capsys.readouterr().err
     assert main(["search", "chair", "--index", index, "--encoder", str(tmp_path / "other")]) == 1
     assert "has other weights than the one" in capsys.readouterr().err
@@ -552,7 +561,7 @@ def test_indices_of_other_encoders_and_bad_queries_are_refused(
 def test_embed_writes_vectors_of_each_space(encoder: str, tmp_path: Path) -> None:
     for space, width in (("encoder", 16), ("text", 6), ("image", 10), ("joint", 16)):
         out = tmp_path / f"{space}.npz"
-        command = ["embed", "--encoder", encoder, "--out", str(out), "--num_points", "64", "--space", space]
+        command = ["embed", "--encoder", encoder, "--output", str(out), "--num_points", "64", "--space", space]
         assert main(command) == 0
         with np.load(out) as file:
             assert file["features"].shape == (124, width)
@@ -566,7 +575,7 @@ def stored_vectors(folder: str) -> Any:
 
 
 def embedded(encoder: str, data: Path | str, out: Path, *options: str) -> Any:
-    assert main(["embed", "--encoder", encoder, "--data", str(data), "--out", str(out), *options]) == 0
+    assert main(["embed", "--encoder", encoder, "--data", str(data), "--output", str(out), *options]) == 0
     with np.load(out) as file:
         return file["features"]
 
@@ -580,7 +589,7 @@ def test_embedded_shapes_are_those_of_the_index(encoder: str, tmp_path: Path, su
     for number, extents in enumerate([(1, 2, 4), (3, 1, 1)]):
         trimesh.creation.box(extents).export(folder / f"{number}{suffix}")
     index = str(tmp_path / "index")
-    assert main(["index", "build", "--encoder", encoder, "--data", str(folder), "--out", index, *options]) == 0
+    assert main(["index", "build", "--encoder", encoder, "--data", str(folder), "--output", index, *options]) == 0
     joint = embedded(encoder, folder, tmp_path / "joint.npz", "--space", "joint", *options)
     np.testing.assert_allclose(joint, stored_vectors(index), atol=1e-3)  # kept in half precision
     model, rows = load_encoder(encoder, expect=AlignedShapeEncoder), []
@@ -598,7 +607,7 @@ def test_embedded_shapes_are_those_of_the_index(encoder: str, tmp_path: Path, su
 
 def test_embedded_household_is_that_of_the_index_and_what_is_judged(encoder: str, tmp_path: Path) -> None:
     index = str(tmp_path / "index")
-    assert main(["index", "build", "--encoder", encoder, "--out", index]) == 0
+    assert main(["index", "build", "--encoder", encoder, "--output", index]) == 0
     joint = embedded(encoder, "household", tmp_path / "joint.npz", "--space", "joint")
     np.testing.assert_allclose(joint, stored_vectors(index), atol=1e-3)
     frozen = features_of(encoder, "household", None, "default", None, 32, untrained=False, seed=0)
@@ -646,7 +655,7 @@ def test_every_verb_reads_shards_of_aligned_shapes(
     encoder: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index, data = str(tmp_path / "index"), ["--data", str(shards)]
-    assert main(["index", "build", "--encoder", encoder, "--out", index, *data, "--split", "train"]) == 0
+    assert main(["index", "build", "--encoder", encoder, "--output", index, *data, "--split", "train"]) == 0
     joint = embedded(encoder, shards, tmp_path / "joint.npz", "--space", "joint", "--split", "train")
     np.testing.assert_allclose(joint, stored_vectors(index), atol=1e-3)
     capsys.readouterr()
@@ -658,7 +667,7 @@ def test_every_verb_reads_shards_of_aligned_shapes(
     assert (
         main(["probe", "--encoder", "descriptor", *data, "--num_points", "64", "--classifier", "knn", "--k", "1"]) == 0
     )
-    assert main(["embed", "--encoder", encoder, *data, "--split", "val", "--out", str(tmp_path / "val.npz")]) == 1
+    assert main(["embed", "--encoder", encoder, *data, "--split", "val", "--output", str(tmp_path / "val.npz")]) == 1
     assert "val-index.npz" in capsys.readouterr().err
 
 
@@ -900,7 +909,7 @@ def test_shapes_of_a_set_are_drawn_from_where_they_were(
     encoder: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = str(tmp_path / "index")
-    build = ["index", "build", "--encoder", encoder, "--out", folder, "--num_points", "64"]
+    build = ["index", "build", "--encoder", encoder, "--output", folder, "--num_points", "64"]
     for data in (str(files), "household"):
         assert main([*build, "--data", data]) == 0
     capsys.readouterr()
@@ -935,7 +944,7 @@ def test_shapes_that_share_a_file_are_drawn_each_as_itself(
         file["data"], file["label"] = points, np.arange(4)
     (folder / "shape_names.txt").write_text("\n".join(f"class {i}" for i in range(40)))
     index = str(tmp_path / "index")
-    assert main(["index", "build", "--encoder", encoder, "--out", index, "--data", str(folder)]) == 0
+    assert main(["index", "build", "--encoder", encoder, "--output", index, "--data", str(folder)]) == 0
     drawn: list[Any] = []
     monkeypatch.setattr("pc3d.cli._search_picture.draw", lambda cloud: drawn.append(cloud) or np.zeros((4, 4, 3), "u1"))
     capsys.readouterr()
@@ -966,7 +975,7 @@ def test_text_files_of_modelnet_are_turned_as_a_set_and_alone(
     np.savetxt(folder / "chair" / "chair_0001.txt", table, delimiter=",", fmt="%.8g")
     drawn: list[Any] = []
     monkeypatch.setattr("pc3d.cli._search_picture.draw", lambda cloud: drawn.append(cloud) or np.zeros((4, 4, 3), "u1"))
-    assert main(["index", "build", "--encoder", encoder, "--out", index, "--data", str(folder)]) == 0
+    assert main(["index", "build", "--encoder", encoder, "--output", index, "--data", str(folder)]) == 0
     capsys.readouterr()
     found(capsys, "lamp", "--index", index, "--picture", str(tmp_path / "all.png"))
     x, y, z = table[:, :3].T

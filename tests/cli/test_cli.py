@@ -89,7 +89,7 @@ def test_every_option_of_every_verb_has_help(verb: str, capsys: pytest.CaptureFi
         (["few-shot"], "'fewshot'"),
         (["probe", "--encoder", "pca", "--protocl", "tuned"], "'--protocol'"),
         (["fewshot", "--encoder", "pca", "--shots", "3"], "'--shot'"),
-        (["embed", "--encoder", "pca", "--out", "x.npz", "--overwrit"], "'--overwrite'"),
+        (["embed", "--encoder", "pca", "--output", "x.npz", "--overwrit"], "'--overwrite'"),
         (["doctor", "--jsn"], "'--json'"),
         (["demo", "--outptu", "x"], "'--output'"),
     ],
@@ -306,7 +306,7 @@ def test_a_class_that_one_split_lacks_is_named(by_class: Path, capsys: pytest.Ca
 
 def test_embed_writes_and_never_overwrites(tmp_path: Path, encoder: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "features.npz"
-    arguments = ["embed", "--encoder", encoder, "--out", str(out), *POINTS]
+    arguments = ["embed", "--encoder", encoder, "--output", str(out), *POINTS]
     assert main(arguments) == 0
     with np.load(out, allow_pickle=False) as archive:
         assert archive["features"].shape == (124, 16)
@@ -342,7 +342,7 @@ def test_embed_goes_on_after_an_interruption(
     tmp_path: Path, encoder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone, stopped = tmp_path / "alone.npz", tmp_path / "stopped.npz"
-    arguments = ["embed", "--encoder", encoder, "--batch_size", "50", *POINTS, "--quiet", "--out"]
+    arguments = ["embed", "--encoder", encoder, "--batch_size", "50", *POINTS, "--quiet", "--output"]
     assert main([*arguments, str(alone)]) == 0
     with monkeypatch.context() as patch:
         interrupt_at(patch, 2)
@@ -461,7 +461,7 @@ def test_embed_takes_files_and_folders(tmp_path: Path, by_class: Path, encoder: 
     one = sorted(folder.iterdir())[0]
     for data, count in ((folder, 4), (one, 1), (by_class, 8)):
         out = tmp_path / f"{count}.npz"
-        assert main(["embed", "--encoder", encoder, "--data", str(data), "--out", str(out), *POINTS]) == 0
+        assert main(["embed", "--encoder", encoder, "--data", str(data), "--output", str(out), *POINTS]) == 0
         with np.load(out, allow_pickle=False) as archive:
             assert archive["features"].shape == (count, 16)
     with np.load(tmp_path / "4.npz") as many, np.load(tmp_path / "1.npz") as single:
@@ -481,7 +481,7 @@ def test_embed_leaves_out_files_that_cannot_be_used(
     np.savetxt(mixed / "lamp" / "nan.xyz", np.vstack([rows, [np.nan, 0, 0]]))
 
     def command(data: Path, out: str, *more: str) -> list[str]:
-        return ["embed", "--encoder", encoder, "--data", str(data), "--out", str(tmp_path / out), *POINTS, *more]
+        return ["embed", "--encoder", encoder, "--data", str(data), "--output", str(tmp_path / out), *POINTS, *more]
 
     assert main(command(mixed, "refused.npz", "--drop_invalid")) == 1
     assert "notes.doc" in capsys.readouterr().err
@@ -580,7 +580,7 @@ def test_pca_is_fitted_on_the_files_that_can_be_used(tmp_path: Path, capsys: pyt
     assert (len(frozen.train), len(frozen.test)) == (129, 4)
     capsys.readouterr()
     command = ["embed", "--encoder", "pca", "--data", str(tmp_path), "--split", "test", "--num_points", "32"]
-    assert main([*command, "--on_error", "report", "--out", str(tmp_path / "features.npz")]) == 0
+    assert main([*command, "--on_error", "report", "--output", str(tmp_path / "features.npz")]) == 0
     assert re.search(r"^PCA: left out: .*0\.npy: ", capsys.readouterr().out, re.MULTILINE)
 
 
@@ -599,7 +599,7 @@ def test_embed_tells_splits_from_names_that_look_like_them(tmp_path: Path, encod
         (split / name / "train").mkdir()
     for data, count in ((plain, 2), (split, 8)):
         out = tmp_path / f"{data.name}.npz"
-        assert main(["embed", "--encoder", encoder, "--data", str(data), "--out", str(out), *POINTS]) == 0
+        assert main(["embed", "--encoder", encoder, "--data", str(data), "--output", str(out), *POINTS]) == 0
         with np.load(out, allow_pickle=False) as archive:
             assert archive["features"].shape == (count, 16)
             assert archive["classes"].tolist() == sorted(path.name for path in data.iterdir() if path.is_dir())
@@ -609,7 +609,7 @@ def test_embed_of_shards_names_the_splits_there_are(tmp_path: Path, capsys: pyte
     import pc3d.data
 
     root = Path(pc3d.data.__file__).parent / "household"
-    arguments = ["embed", "--encoder", "descriptor", "--data", str(root), "--out", str(tmp_path / "a.npz"), *POINTS]
+    arguments = ["embed", "--encoder", "descriptor", "--data", str(root), "--output", str(tmp_path / "a.npz"), *POINTS]
     assert main([*arguments, "--split", "val"]) == 1
     assert "splits found there: ['test', 'train']" in capsys.readouterr().err
 
@@ -622,7 +622,7 @@ def test_embed_refuses_another_ending_before_any_work(
         raise AssertionError("encoded")
 
     monkeypatch.setattr("pc3d.cli.embed.extract", encode)
-    assert main(["embed", "--encoder", "descriptor", "--out", str(tmp_path / name), *POINTS]) == 1
+    assert main(["embed", "--encoder", "descriptor", "--output", str(tmp_path / name), *POINTS]) == 1
     assert "out: must end in .npz" in capsys.readouterr().err
 
 
@@ -672,7 +672,7 @@ def test_variants_of_scanobjectnn(
     result = json.loads(capsys.readouterr().out)
     assert set(result["scores"]["per_class_count"]) == classes
     assert result["data"].endswith(f"({variant or ('obj_only' if 'nobg' in folder else 'obj_bg')})")
-    assert main(["embed", *arguments, "--out", str(tmp_path / "a.npz")]) == 0
+    assert main(["embed", *arguments, "--output", str(tmp_path / "a.npz")]) == 0
     with np.load(tmp_path / "a.npz") as archive:
         assert set(archive["classes"][archive["label"]]) == classes
     few = ["--way", "2", "--shot", "2", "--num_queries", "2", "--num_draws", "2"]

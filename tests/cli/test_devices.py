@@ -35,7 +35,7 @@ def test_features_are_computed_where_it_is_said(
         return encode(self, xyz, pooling)
 
     monkeypatch.setattr(PointViT, "encode", spied)
-    common = ["embed", "--encoder", encoder, "--num_points", "64", "--out"]
+    common = ["embed", "--encoder", encoder, "--num_points", "64", "--output"]
     assert main([*common, str(tmp_path / "here.npz"), "--device", str(device)]) == 0
     assert seen == {(device.type, device.type)}
     assert moved == [device]
@@ -47,13 +47,13 @@ def test_features_are_computed_where_it_is_said(
 @pytest.mark.parametrize(
     "command",
     [
-        "embed --encoder {encoder} --out {out}/x.npz",
+        "embed --encoder {encoder} --output {out}/x.npz",
         "probe --encoder {encoder}",
         "fewshot --encoder {encoder}",
         "retrieve --encoder {encoder}",
         "robustness --encoder {encoder}",
         "zeroshot --encoder {encoder}",
-        "index build --encoder {encoder} --out {out}/index",
+        "index build --encoder {encoder} --output {out}/index",
         "search lamp --index {out}/index",
         "report {out}/run",
         "view household:test:0 --output {out}/x.png",

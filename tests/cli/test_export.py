@@ -25,7 +25,7 @@ def test_the_features_are_those_of_embed(encoder: str, tmp_path: Path, capsys: p
     points = 2.0 * Household("test")[0].xyz[:400] - 7.0
     np.save(tmp_path / "chair.npy", points.numpy())
     embed = ["embed", "--encoder", encoder, "--data", str(tmp_path / "chair.npy"), "--num_points", "null"]
-    assert main([*embed, "--out", str(tmp_path / "features.npz"), "--quiet"]) == 0
+    assert main([*embed, "--output", str(tmp_path / "features.npz"), "--quiet"]) == 0
     capsys.readouterr()
     assert main(["export", encoder, "--output", str(tmp_path / "program"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

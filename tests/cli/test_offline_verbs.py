@@ -59,7 +59,7 @@ def test_names_and_pictures_find_their_objects(
     for number, cloud in enumerate(clouds):
         assert cloud.image is not None
         Image.fromarray(cloud.image.numpy()).save(tmp_path / f"{number}.png")
-    assert main(["index", "build", "--encoder", str(encoder), "--out", index, "--num_points", "64"]) == 0
+    assert main(["index", "build", "--encoder", str(encoder), "--output", index, "--num_points", "64"]) == 0
     queries = [*(cloud.text or "" for cloud in clouds), *(str(tmp_path / f"{n}.png") for n in range(3))]
     capsys.readouterr()
     assert main(["search", *queries, "--index", index, "--each", "--top", "124", "--json"]) == 0

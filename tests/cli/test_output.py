@@ -182,11 +182,11 @@ def test_lightning_advertises_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_quiet_and_json_end_with_the_command(encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, other = str(tmp_path / "a.npz"), str(tmp_path / "b.npz")
     before = sys.stdout
-    assert main(["embed", "--encoder", encoder, "--out", file, "--json", "--quiet", *POINTS]) == 0
+    assert main(["embed", "--encoder", encoder, "--output", file, "--json", "--quiet", *POINTS]) == 0
     assert sys.stdout is before
     assert not _progress.is_hidden()
     assert json.loads(capsys.readouterr().out) == {"file": file, "clouds": 124, "dimensions": 16}
-    assert main(["embed", "--encoder", encoder, "--out", other, *POINTS]) == 0
+    assert main(["embed", "--encoder", encoder, "--output", other, *POINTS]) == 0
     assert capsys.readouterr().out == f"{other}: 124 clouds, 16 dimensions\n"
 
 
@@ -223,12 +223,12 @@ def test_a_terminal_gets_a_bar_and_no_colour_leaves_colours_out(recipe: str, tmp
     for part in ("3/3", "it/s", "run_left: 0:00:0", "memory: "):
         assert part in plain, part
     probe = ["embed", "--encoder", str(tmp_path / "run"), "--num_points", "64"]
-    plain = in_terminal([*probe, "--out", str(tmp_path / "a.npz")], NO_COLOR="1")
+    plain = in_terminal([*probe, "--output", str(tmp_path / "a.npz")], NO_COLOR="1")
     assert color.search(plain) is None
     for part in ("encode", "/124", "clouds/s"):
         assert part in plain, part
     assert re.search(r"\d [MG]B", plain), plain
-    colored = in_terminal([*probe, "--out", str(tmp_path / "b.npz")])
+    colored = in_terminal([*probe, "--output", str(tmp_path / "b.npz")])
     assert color.search(colored) is not None
 
 

@@ -77,7 +77,7 @@ def test_embed_takes_a_split_as_its_lists_say(layout: Layout, encoder: str, tmp_
     folder = layout(tmp_path, clouds)
     for split, points in clouds.items():
         out = tmp_path / f"{split}-features.npz"
-        command = ["embed", "--encoder", encoder, "--data", str(folder), "--split", split, "--out", str(out)]
+        command = ["embed", "--encoder", encoder, "--data", str(folder), "--split", split, "--output", str(out)]
         assert main([*command, "--num_points", "128"]) == 0
         with np.load(out) as file:
             features, labels, classes = file["features"], file["label"], file["classes"]
@@ -108,7 +108,7 @@ def test_text_files_of_model_net_are_taken_before_their_cache(
     folder = model_net_cache(tmp_path, clouds)
     for name in ("chair", "lamp"):
         (folder / name).mkdir()
-    assert main(["embed", "--encoder", encoder, "--data", str(folder), "--out", str(tmp_path / "out.npz")]) == 1
+    assert main(["embed", "--encoder", encoder, "--data", str(folder), "--output", str(tmp_path / "out.npz")]) == 1
     assert "chair_0001.txt" in capsys.readouterr().err
 
 

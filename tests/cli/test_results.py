@@ -168,7 +168,7 @@ def test_scene_encoders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     from pc3d.models import SparseUNet
 
     folder = str(save_encoder(SparseUNet((8, 16), (1, 1)), tmp_path / "scenes"))
-    for arguments in (["probe"], ["fewshot"], ["embed", "--out", str(tmp_path / "a.npz")]):
+    for arguments in (["probe"], ["fewshot"], ["embed", "--output", str(tmp_path / "a.npz")]):
         assert main([*arguments, "--encoder", folder, *POINTS]) == 1
         assert "holds a SparseUNet, an encoder of scenes" in capsys.readouterr().err
 

@@ -343,7 +343,7 @@ def convert(root: Path, out: Path, *options: str) -> str:
 @pytest.fixture(scope="module")
 def shards(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("shards")
-    assert "5 shapes in 3 shards, 0 left out" in convert(root, out, "--shard-size", "2")
+    assert "5 shapes in 3 shards, 0 left out" in convert(root, out, "--shard_size", "2")
     return out
 
 
@@ -414,10 +414,10 @@ def test_an_interrupted_conversion_goes_on(root: Path, shards: Path, tmp_path: P
     (out / "train-index.npz").unlink()
     (out / "train-000001.tar.partial").write_bytes(b"half")
     kept = (out / "train-000000.tar").stat().st_mtime_ns
-    assert "5 shapes in 3 shards" in convert(root, out, "--shard-size", "2")
+    assert "5 shapes in 3 shards" in convert(root, out, "--shard_size", "2")
     assert (out / "train-000000.tar").stat().st_mtime_ns == kept
     assert AlignedShards(out)[3].meta["id"] == "uid.3"
-    assert re.match(r"stopped: .*made with other options", convert(root, out, "--shard-size", "3"))
+    assert re.match(r"stopped: .*made with other options", convert(root, out, "--shard_size", "3"))
 
 
 def test_damaged_files_stop_the_conversion_or_are_listed(tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_damaged_files_stop_the_conversion_or_are_listed(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:200])
     assert re.match(r"stopped: .*uid\.1\.npy", convert(root, tmp_path / "out"))
     assert not (tmp_path / "out" / "train-000000.tar").exists()
-    listed = convert(root, tmp_path / "other", "--on-error", "report")
+    listed = convert(root, tmp_path / "other", "--on_error", "report")
     assert "1 shapes in 1 shards, 1 left out" in listed
     assert "ABO/000-000/uid.1.npy" in listed
     assert len(AlignedShards(tmp_path / "other")) == 1

@@ -37,7 +37,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_meshes_become_shards_that_read_the_same(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
     root = assets / "modelnet_off"
-    call(convert, "modelnet-meshes", root, tmp_path, "--points", 512, "--shard-size", 3)
+    call(convert, "modelnet-meshes", root, tmp_path, "--points", 512, "--shard_size", 3)
     names = {"train-000.npz", "train-001.npz", "train.json", "test-000.npz", "test.json", "manifest.sha256"}
     assert names <= set(contents(tmp_path))
     subprocess.run(["sha256sum", "--check", "--quiet", "manifest.sha256"], cwd=tmp_path, check=True)
@@ -83,7 +83,7 @@ def test_normalised_half_precision(tmp_path: Path, assets: Path, convert: Module
 
 
 def test_running_twice_changes_nothing_and_a_gap_is_filled(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
-    arguments = ("shapenet55", assets / "shapenet55", tmp_path, "--points", 1024, "--shard-size", 1)
+    arguments = ("shapenet55", assets / "shapenet55", tmp_path, "--points", 1024, "--shard_size", 1)
     call(convert, *arguments)
     first = contents(tmp_path)
     stamp = (tmp_path / "train-000.npz").stat().st_mtime_ns
@@ -113,12 +113,12 @@ def test_bad_files_stop_the_run_or_are_listed(
     shutil.copytree(assets / "modelnet_off", root)
     bad = root / "lamp" / "train" / "lamp_0001.off"
     bad.write_bytes(bad.read_bytes()[:5000])
-    arguments = ("modelnet-meshes", root, tmp_path / "out", "--points", 128, "--shard-size", 1)
+    arguments = ("modelnet-meshes", root, tmp_path / "out", "--points", 128, "--shard_size", 1)
     with pytest.raises(SystemExit, match=r"lamp_0001\.off.*truncated"):
         call(convert, *arguments)
     assert (tmp_path / "out" / "train-001.npz").is_file()  # what was done before stays
     shutil.rmtree(tmp_path / "out")
-    call(convert, *arguments, "--on-error", "report")
+    call(convert, *arguments, "--on_error", "report")
     stored = ObjectSet(tmp_path / "out", "train", num_points=128)
     assert stored.labels.tolist() == [0, 0, 1]
     assert [file.path for file in stored.skipped] == [bad]
@@ -153,7 +153,7 @@ def test_fields_that_the_first_file_lacks_are_told_with_the_files(
         (tmp_path / "in" / kind).mkdir(parents=True, exist_ok=True)
         named = " ".join(header.split()[:columns])
         np.savetxt(tmp_path / "in" / kind / f"{name}.xyz", points[:, :columns], header=named, comments="")
-    arguments = ("folder", tmp_path / "in", tmp_path / "out", "--split", "all", "--points", 32, "--shard-size", 2)
+    arguments = ("folder", tmp_path / "in", tmp_path / "out", "--split", "all", "--points", 32, "--shard_size", 2)
     call(convert, *arguments)
     told = capsys.readouterr().out
     assert "left out rgb: the first file has none, 2 of 4 have some; without: a/1, b/4." in told
@@ -184,8 +184,8 @@ def test_fields_that_the_first_file_lacks_are_told_with_the_files(
 
 def test_a_column_of_parts_without_their_list(convert: ModuleType, tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit):
-        convert.main(["folder", str(tmp_path), str(tmp_path / "out"), "--part-column", "kind"])
-    assert "--part-column needs --parts" in capsys.readouterr().err
+        convert.main(["folder", str(tmp_path), str(tmp_path / "out"), "--part_column", "kind"])
+    assert "--part_column needs --parts" in capsys.readouterr().err
 
 
 def test_parts_of_points_are_kept(
@@ -257,7 +257,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, household: Household, convert: Mod
     (root / "thing").mkdir(parents=True)
     for index in range(60):
         np.save(root / "thing" / f"{index:03}.npy", household[index].xyz.numpy())
-    options = ["--split", "all", "--points", "2000", "--shard-size", "1"]
+    options = ["--split", "all", "--points", "2000", "--shard_size", "1"]
     command = [sys.executable, TOOLS / "convert.py", "folder", root, tmp_path / "killed", *options, "--workers", "2"]
     killed = subprocess.Popen(list(map(str, command)), start_new_session=True)
     while not (tmp_path / "killed" / "all-003.npz").exists():
@@ -282,9 +282,9 @@ def test_a_share_of_each_class_is_set_aside_for_test(
             points = np.random.default_rng([count, index]).normal(size=(64, 3)).astype(np.float32)
             np.save(root / name / f"{name}{index}.npy", points)
     options = ("--points", 64, "--normalize")
-    with pytest.raises(SystemExit, match=r"--test-share 0\.2 makes train and test"):
+    with pytest.raises(SystemExit, match=r"--test_share 0\.2 makes train and test"):
         call(convert, "folder", root, out, *options)
-    call(convert, "folder", root, out, *options, "--test-share", 0.2)
+    call(convert, "folder", root, out, *options, "--test_share", 0.2)
     train, test = (ObjectSet(out, split, num_points=64) for split in ("train", "test"))
     assert train.classes == test.classes == ("chair", "lamp", "rug")
     assert train.labels.bincount(minlength=3).tolist() == [4, 8, 1]
@@ -300,13 +300,13 @@ def test_a_share_of_each_class_is_set_aside_for_test(
     for name in ("lamp", "chair", "rug"):
         shutil.copytree(root / name, root / "test" / name)
         (root / name).rename(root / "train" / name)
-    with pytest.raises(SystemExit, match=r"--test-share 0\.2 is for files without splits, .*in has some"):
-        call(convert, "folder", root, tmp_path / "other", "--test-share", 0.2)
-    for wrong in (["folder", "--test-share", "1.5"], ["shapenet55", "--test-share", "0.2"]):
+    with pytest.raises(SystemExit, match=r"--test_share 0\.2 is for files without splits, .*in has some"):
+        call(convert, "folder", root, tmp_path / "other", "--test_share", 0.2)
+    for wrong in (["folder", "--test_share", "1.5"], ["shapenet55", "--test_share", "0.2"]):
         with pytest.raises(SystemExit) as caught:
             call(convert, wrong[0], root, tmp_path / "other", *wrong[1:])
         assert caught.value.code == 2
-    assert "--test-share must be above 0 and below 1, and is for a folder; got 1.5" in capsys.readouterr().err
+    assert "--test_share must be above 0 and below 1, and is for a folder; got 1.5" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 
@@ -316,10 +316,10 @@ def test_splits_of_one_folder_have_the_same_fields(tmp_path: Path, convert: Modu
     for index in range(4):
         np.save(root / f"{index}.npy", np.random.default_rng(index).random((64, 6)))
     probe = tmp_path / "probe"
-    call(convert, "folder", root.parent, probe, "--points", 64, "--test-share", 0.25)
+    call(convert, "folder", root.parent, probe, "--points", 64, "--test_share", 0.25)
     drawn = Path(str(ObjectSet(probe, "test", num_points=64)[0].meta["id"])).name
     np.save(root / f"{drawn}.npy", np.random.default_rng(9).random((64, 3)))  # the only one of test, without colours
-    options = ("--points", 64, "--test-share", 0.25)
+    options = ("--points", 64, "--test_share", 0.25)
     with pytest.raises(SystemExit, match=rf"{drawn}\.npy: has no rgb, which the first file has"):
         call(convert, "folder", root.parent, tmp_path / "out", *options)
 
@@ -334,7 +334,7 @@ def test_files_that_are_no_clouds_are_listed_too(
     (root / "thing" / "1.npy").write_bytes(b"<html>")
     with pytest.raises(SystemExit, match=r"scan\.log: has the ending '\.log'"):
         call(convert, "folder", root, out, "--split", "all", "--points", 2000)
-    call(convert, "folder", root, out, "--split", "all", "--points", 2000, "--on-error", "report")
+    call(convert, "folder", root, out, "--split", "all", "--points", 2000, "--on_error", "report")
     assert "1 objects in 1 shards, 2 files left out" in capsys.readouterr().out
     reasons = {
         Path(file["path"]).name: file["reason"] for file in json.loads((out / "all.json").read_text())["skipped"]
@@ -345,8 +345,8 @@ def test_files_that_are_no_clouds_are_listed_too(
     (root / "thing" / "1.npy").unlink()
     for index in range(1, 6):
         np.save(root / "thing" / f"{index}.npy", household[index].xyz.numpy())
-    arguments = (root, tmp_path / "splits", "--points", 2000, "--test-share", 0.2)
-    call(convert, "folder", *arguments, "--on-error", "report")
+    arguments = (root, tmp_path / "splits", "--points", 2000, "--test_share", 0.2)
+    call(convert, "folder", *arguments, "--on_error", "report")
     assert capsys.readouterr().out.count("scan.log: has the ending '.log'") == 1
     skipped = {
         split: json.loads((tmp_path / "splits" / f"{split}.json").read_text())["skipped"] for split in ("train", "test")
@@ -361,7 +361,7 @@ def test_a_bad_file_is_named_by_whichever_process_reads_it(tmp_path: Path, house
     for index in range(4):
         np.save(root / "thing" / f"{index}.npy", household[index].xyz.numpy())
     (root / "thing" / "2.npy").write_bytes(b"<html>")
-    options = ["--split", "all", "--points", "2000", "--shard-size", "1", "--workers", "2"]
+    options = ["--split", "all", "--points", "2000", "--shard_size", "1", "--workers", "2"]
     command = [sys.executable, TOOLS / "convert.py", "folder", root, tmp_path / "out", *options]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 1
@@ -384,7 +384,7 @@ def test_the_embedded_set_can_be_rebuilt(tmp_path: Path) -> None:
         description["items"] = [{**item, "faces": 12} for item in description["items"]]
         (larger / f"{split}.json").write_text(json.dumps(description))
     build = [sys.executable, str(TOOLS / "build_household.py"), str(larger)]
-    subprocess.run([*build, "--out", str(tmp_path / "out")], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*build, "--output", str(tmp_path / "out")], check=True, stdout=subprocess.DEVNULL)
     subprocess.run([*build, "--check"], check=True, stdout=subprocess.DEVNULL)
     for split in ("train", "test"):
         assert (tmp_path / "out" / f"{split}.json").read_text() == (embedded / f"{split}.json").read_text()

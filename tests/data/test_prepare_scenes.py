@@ -409,19 +409,19 @@ def test_bad_archives_are_named(tmp_path: Path) -> None:
 
 def test_scannet_from_raw_to_read(tmp_path: Path, tool: ModuleType, labels: Path) -> None:
     arguments = ("scannet", SCENES / "scannet_raw", tmp_path / "out", "--labels", labels)
-    with pytest.raises(SystemExit, match=r"scene9000_00 is not an official scan: --other-split says"):
+    with pytest.raises(SystemExit, match=r"scene9000_00 is not an official scan: --other_split says"):
         call(tool, *arguments)
-    call(tool, *arguments, "--other-split", "train")
+    call(tool, *arguments, "--other_split", "train")
     subprocess.run(["sha256sum", "--check", "--quiet", "manifest.sha256"], cwd=tmp_path / "out", check=True)
     prepared, sample = ScanNet(tmp_path / "out")[0], ScanNet(SCENES / "scannet")[0]
     assert prepared.xyz.tolist() == sample.xyz.tolist()
     assert prepared.segment.tolist() == sample.segment.tolist()
     assert ScanNet(tmp_path / "out", classes=200)[0].segment.max() == SCANNET200.index("object")
     with pytest.raises(SystemExit, match=r"preparation\.json exists with other options"):
-        call(tool, *arguments, "--other-split", "val")
+        call(tool, *arguments, "--other_split", "val")
     labels.write_text(TABLE)  # the same table moved is the same; other contents are not
     with pytest.raises(SystemExit, match=r"preparation\.json exists with other options"):
-        call(tool, *arguments, "--other-split", "train")
+        call(tool, *arguments, "--other_split", "train")
 
 
 def test_only_test_scans_may_lack_annotations(tmp_path: Path, tool: ModuleType, labels: Path) -> None:
@@ -429,8 +429,8 @@ def test_only_test_scans_may_lack_annotations(tmp_path: Path, tool: ModuleType, 
     (tmp_path / "raw" / SCAN / "scene9000_00.aggregation.json").unlink()
     for split in ("train", "val"):
         with pytest.raises(SystemExit, match=r"scene9000_00\.aggregation\.json: is not there"):
-            call(tool, "scannet", tmp_path / "raw", tmp_path / split, "--labels", labels, "--other-split", split)
-    call(tool, "scannet", tmp_path / "raw", tmp_path / "test", "--labels", labels, "--other-split", "test")
+            call(tool, "scannet", tmp_path / "raw", tmp_path / split, "--labels", labels, "--other_split", split)
+    call(tool, "scannet", tmp_path / "raw", tmp_path / "test", "--labels", labels, "--other_split", "test")
     assert not (tmp_path / "test" / "test" / "scene9000_00" / "segment20.npy").exists()
 
 
@@ -485,7 +485,7 @@ def test_hidden_files_are_passed_over(tmp_path: Path, tool: ModuleType, area: Pa
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
     scan = shutil.copytree(SCENES / "scannet_raw" / SCAN, tmp_path / SCAN)
     (scan / f"._{SCAN.name}_vh_clean_2.ply").write_bytes(b"\0\5\x16\7")
-    call(tool, "scannet", tmp_path, tmp_path / "scannet", "--labels", labels, "--other-split", "train")
+    call(tool, "scannet", tmp_path, tmp_path / "scannet", "--labels", labels, "--other_split", "train")
     assert ScanNet(tmp_path / "scannet").ids == [SCAN.name]
 
 
@@ -495,7 +495,7 @@ def test_bad_scenes_stop_the_run_or_are_listed(
     (area / "Area_2" / "office_2" / "Annotations" / "floor_1.txt").write_text("<html>\n")
     with pytest.raises(SystemExit, match=r"floor_1\.txt: line 1 is not x y z r g b"):
         call(tool, "s3dis", area, tmp_path / "out")
-    call(tool, "s3dis", area, tmp_path / "out", "--on-error", "report")
+    call(tool, "s3dis", area, tmp_path / "out", "--on_error", "report")
     assert S3DIS(tmp_path / "out", areas=[2]).ids == [f"Area_2-office_{i}" for i in (0, 1, 3)]
     printed = capsys.readouterr().out
     assert "3 scenes, 1 left out" in printed
@@ -596,7 +596,7 @@ def test_own_scans_in_other_units_and_places(tmp_path: Path, tool: ModuleType) -
         path = tmp_path / "scans" / f"scan{number}.npz"
         path.parent.mkdir(exist_ok=True)
         np.savez(path, xyz=1000 * (y_up + far), normal=normal)
-    options = ("--scale", "0.001", "--y-up", "--cell", "0.2", "--test-share", "0.4")
+    options = ("--scale", "0.001", "--y_up", "--cell", "0.2", "--test_share", "0.4")
     call(tool, "files", tmp_path / "scans", tmp_path / "out", *options)
     train, test = SceneFolder(tmp_path / "out"), SceneFolder(tmp_path / "out", "test")
     assert (len(train), len(test)) == (3, 2)
@@ -634,8 +634,8 @@ def test_lists_of_classes_that_do_not_do(
 
 
 def test_own_scans_that_are_not_laid_out(tmp_path: Path, tool: ModuleType, scans: Path) -> None:
-    with pytest.raises(SystemExit, match=r"--test-share 0\.2 is for files without splits"):
-        call(tool, "files", scans, tmp_path / "out", "--test-share", "0.2")
+    with pytest.raises(SystemExit, match=r"--test_share 0\.2 is for files without splits"):
+        call(tool, "files", scans, tmp_path / "out", "--test_share", "0.2")
     with pytest.raises(SystemExit, match=r"no\.txt does not exist"):
         call(tool, "files", scans, tmp_path / "out", "--classes", tmp_path / "no.txt")
     np.save(scans / "beside.npy", np.zeros((9, 4)))
@@ -643,7 +643,7 @@ def test_own_scans_that_are_not_laid_out(tmp_path: Path, tool: ModuleType, scans
         call(tool, "files", scans, tmp_path / "out")
     (scans / "beside.npy").unlink()
     (scans / "train" / "bad.ply").write_text("ply")
-    call(tool, "files", scans, tmp_path / "out", "--on-error", "report")
+    call(tool, "files", scans, tmp_path / "out", "--on_error", "report")
     assert SceneFolder(tmp_path / "out").ids == ["first", "second"]
     (tmp_path / "out" / "classes.txt").unlink()
     with pytest.raises(BadFileError, match=r"expected -1 \(none\) to -1: name them in classes, or in .*classes\.txt"):
@@ -665,7 +665,7 @@ def flat(tmp_path: Path) -> Path:
 
 
 def test_no_scene_is_in_train_and_test_when_files_are_added(tmp_path: Path, tool: ModuleType, flat: Path) -> None:
-    out, options = tmp_path / "out", ("--test-share", "0.34")
+    out, options = tmp_path / "out", ("--test_share", "0.34")
     call(tool, "files", flat, out, *options)
     for name in ("a", "b", "c"):
         np.save(flat / f"{name}.npy", np.load(flat / "scan0.npy"))
@@ -748,8 +748,8 @@ def test_a_stop_within_a_line_of_the_sources_loses_no_more_than_the_scene(
 def test_a_column_without_a_list_of_classes(tmp_path: Path, tool: ModuleType, flat: Path, capsys) -> None:
     (flat / "classes.txt").unlink()
     with pytest.raises(SystemExit):
-        call(tool, "files", flat, tmp_path / "out", "--label-column", "kind")
-    assert "--label-column needs --classes or " in capsys.readouterr().err
+        call(tool, "files", flat, tmp_path / "out", "--label_column", "kind")
+    assert "--label_column needs --classes or " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

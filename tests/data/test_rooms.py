@@ -206,10 +206,10 @@ def test_building_from_the_built_gives_it_again(
             room["objects"] = [{k: o[k] for k in ("instance", "label", "item")} for o in room["objects"]]
         (source / f"{split}.json").write_text(json.dumps(text), encoding="utf-8")
     monkeypatch.setattr(build_rooms, "ROOMS", {"train": ("003",), "test": ("006",)})
-    build_rooms.main([str(source), "--out", str(tmp_path / "out")])
-    build_rooms.main([str(source), "--out", str(tmp_path / "out"), "--check"])
+    build_rooms.main([str(source), "--output", str(tmp_path / "out")])
+    build_rooms.main([str(source), "--output", str(tmp_path / "out"), "--check"])
     assert torch.equal(Rooms("test", tmp_path / "out")[0].xyz, Rooms("test")[2].xyz)
     assert Rooms("train", tmp_path / "out").rooms[0] == Rooms("train").rooms[2]
     rewrite(tmp_path / "out" / "test_006.npz", segment=np.zeros(3, np.uint8))
     with pytest.raises(SystemExit, match="split test differs"):
-        build_rooms.main([str(source), "--out", str(tmp_path / "out"), "--check"])
+        build_rooms.main([str(source), "--output", str(tmp_path / "out"), "--check"])

@@ -346,10 +346,10 @@ def test_shapes_get_captions_and_texts_of_a_bank(
     start, asked = server
     url = start(lambda body: 500 if len(asked) == 2 else said(f"caption {len(asked)}"))
     out = packed / "out"
-    options = (packed, out, "--url", url, "--model", "m", "--bank", packed / "bank.npz", "--bank-count", 2)
+    options = (packed, out, "--url", url, "--model", "m", "--bank", packed / "bank.npz", "--bank_count", 2)
     with pytest.raises(SystemExit, match="refused with 500"):
-        enrich(*options, "--shard-size", 2)
-    enrich(*options, "--shard-size", 2)  # the caption that is there is not asked for again
+        enrich(*options, "--shard_size", 2)
+    enrich(*options, "--shard_size", 2)  # the caption that is there is not asked for again
     assert len(asked) == 4
     assert "3 shapes with more texts" in capsys.readouterr().out
     assert sorted(path.name for path in out.glob("*.tar")) == ["train-000000.tar", "train-000001.tar"]
@@ -367,7 +367,7 @@ def test_shapes_get_captions_and_texts_of_a_bank(
     )
     assert torch.equal(found[1].xyz, AlignedShards(packed)[1].xyz)
     with pytest.raises(SystemExit, match="made with other options"):
-        enrich(*options, "--shard-size", 3)
+        enrich(*options, "--shard_size", 3)
     kinds = Counter(
         ChooseTargets()(found[0], torch.Generator().manual_seed(seed)).meta["targets"].text_kinds[0]
         for seed in range(300)
@@ -440,6 +440,6 @@ def test_texts_of_another_space_are_not_mixed_in(enrich: Callable[..., None], pa
     )
     write_index(packed / "far-index.npz", [packed / "far-000000.tar"])
     with pytest.raises(SystemExit, match="are of fake:other, fake:lengths has another space"):
-        enrich(packed, packed / "d", "--split", "far", "--bank", bank, "--text-tower", "fake:lengths")
+        enrich(packed, packed / "d", "--split", "far", "--bank", bank, "--text_tower", "fake:lengths")
     with pytest.raises(SystemExit):
         enrich(packed, packed / "e")

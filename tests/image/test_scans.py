@@ -188,7 +188,7 @@ def test_the_script_lifts_frames_of_scannet(
     monkeypatch.setattr(script, "load_image_tower", lambda name, weights: Colors())
     options = ["--data", "scannet", "--root", str(tmp_path / "scannet"), "--frames", str(tmp_path / "frames")]
     for _ in range(2):  # the second time there is nothing to do
-        script.main([str(tmp_path / "out"), *options, "--frame-step", "2"])
+        script.main([str(tmp_path / "out"), *options, "--frame_step", "2"])
         assert "features of 1 scans, 3 numbers per point, by colors" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["features-00000.safetensors"]
     scans = ScanNet(tmp_path / "scannet", "train")
@@ -214,7 +214,7 @@ def test_the_script_lifts_frames_of_scannet(
     for kind in ("color", "depth", "pose", "intrinsic"):
         shutil.rmtree(folder / kind)
     write_sens(folder / "scene0000_00.sens", SHOTS)
-    script.main([str(tmp_path / "packed"), *options, "--frame-step", "2"])
+    script.main([str(tmp_path / "packed"), *options, "--frame_step", "2"])
     packed = LiftedSet(scans, FeatureStore(tmp_path / "packed"))[0]
     assert packed.feature is not None
     # Poses are float32 there and text here: points at the rim of what is seen may fall on the other side.
@@ -305,7 +305,7 @@ def test_the_script_lifts_frames_of_scans_of_ones_own(
     options = ["--data", "scenes", "--root", str(tmp_path / "prepared"), "--frames", str(tmp_path / "frames")]
     with pytest.raises(SystemExit, match=r"elsewhere/office/pose holds no files like 0\.txt"):
         script.main([str(tmp_path / "out"), *options[:-1], str(tmp_path / "elsewhere")])
-    script.main([str(tmp_path / "out"), *options, "--depth-shift", "5000"])
+    script.main([str(tmp_path / "out"), *options, "--depth_shift", "5000"])
     scans = SceneFolder(tmp_path / "prepared", "train")
     joined = LiftedSet(scans, FeatureStore(tmp_path / "out"))[0]
     lifted = lift_frames(scans[0], SHOTS, Colors())

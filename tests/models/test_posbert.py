@@ -119,7 +119,7 @@ def test_commands_that_need_features_take_such_a_file(tmp_path: Path) -> None:
     data.mkdir()
     for name, cloud in zip("ab", xyz, strict=True):
         np.save(data / f"{name}.npy", cloud.numpy())
-    command = ["embed", "--encoder", str(path), "--data", str(data), "--num_points", "200", "--out", str(out)]
+    command = ["embed", "--encoder", str(path), "--data", str(data), "--num_points", "200", "--output", str(out)]
     assert main(command) == 0
     centered = xyz - (xyz.amin(1, keepdim=True) + xyz.amax(1, keepdim=True)) / 2
     prepared = centered / centered.norm(dim=2).amax(1)[:, None, None]

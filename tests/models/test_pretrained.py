@@ -245,7 +245,7 @@ def test_commands_that_need_features_take_such_a_file(
     xyz -= (xyz.amin(1) + xyz.amax(1)) / 2
     xyz /= xyz.norm(dim=2).max()
     np.save(tmp_path / "a.npy", xyz[0].numpy())
-    command = ["embed", "--encoder", str(files[name]), "--data", str(tmp_path), "--out", str(tmp_path / "out.npz")]
+    command = ["embed", "--encoder", str(files[name]), "--data", str(tmp_path), "--output", str(tmp_path / "out.npz")]
     assert main(command) == 0
     encoder = PointViT(num_cls_tokens=cls_tokens, ignore_near_origin=True).eval()
     bare = {key.removeprefix("MAE_encoder."): value for key, value in formula_state(LAYOUTS[name]).items()}
