@@ -52,7 +52,18 @@ def main() -> None:
         index = str(Path(folder) / "index")
         steps = (
             ["index", "build", "--encoder", given.run, "--output", index, "--num_points", "1024"],
-            ["search", *queries, "--index", index, "--each", "--top", "5", "--picture", str(given.output)],
+            [
+                "search",
+                *queries,
+                "--index",
+                index,
+                "--each",
+                "--top",
+                "5",
+                "--picture",
+                str(given.output),
+                "--overwrite",
+            ],
         )
         for step in steps:
             if (code := pc3d(step)) != 0:

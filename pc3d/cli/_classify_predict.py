@@ -53,7 +53,7 @@ def predict(
     interrupted, the same command continues.
 
     Args:
-        run: Run folder of pc3d classify train.
+        run: Run folder of pc3d classify train; given first, it needs no --run.
         data: A file of points or a mesh, a folder of such files, or a folder with a data set.
         variant: Variant of ScanObjectNN or of ModelNet's text files.
         split: Split of the data set; not used for plain files.

@@ -12,16 +12,16 @@ from pc3d.cli._parser import verb_parser
 from pc3d.cli._several_runs import train_missing
 
 _DESCRIPTION = """Fine-tune on few-shot episodes, as Point-BERT and Point-MAE do on ModelNet40. For each of --folds
-episodes, a classifier is trained on --way classes with --shot objects each, and evaluated on --queries other objects of
-each class. The accuracy is that of the last epoch: mean and sample standard deviation over the episodes. --protocol
-legacy also gives what the literature reports, the best epoch on the test objects of each episode.
+episodes, a classifier is trained on --way classes with --shot objects each, and evaluated on --num_queries other
+objects of each class. The accuracy is that of the last epoch: mean and sample standard deviation over the episodes.
+--protocol legacy also gives what the literature reports, the best epoch on the test objects of each episode.
 
 All other options are those of pc3d classify train. Its runs are kept in --output, in one folder fold_N each. If
 interrupted, repeat the command: finished episodes are not trained again, and an interrupted one continues.
 
 Configurations that ship with pc3d: modelnet40_fewshot (published; --root FOLDER with the pickles of ModelNetFewshot),
 household_fewshot (two CPU cores, minutes). They name a data set of episodes, FewShotFile or FewShotSplit."""
-_NUMBERS = ("way", "shot", "queries")
+_NUMBERS = ("way", "shot", "num_queries")
 
 
 def main(
@@ -52,7 +52,6 @@ def main(
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = verb_parser("classify fewshot", _DESCRIPTION, argparse.ArgumentParser)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--output", required=True, help="Folder of the runs and of fewshot.json.")
     parser.add_argument("--folds", type=int, default=10, help="Episodes (published: 10).")
     for name, what in zip(_NUMBERS, ("Classes", "Training objects per class", "Test objects per class"), strict=True):

@@ -6,9 +6,11 @@ import difflib
 import inspect
 import re
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NoReturn
 
 from pc3d._extras import require
@@ -29,6 +31,8 @@ _NOISE = re.compile(
     r"\s*(?:(?:- )?Does not validate against any|Subtypes: |Errors:$|- Expected a <class 'NoneType'>|Given value type: "
     r"|Given value: (?:Namespace|NestedArg|\{))"
 )
+_ANY_MODULE = re.compile(r"known subclasses: (torch\.nn\.Module, .*)\)")
+_MODEL = re.compile(r"\bpc3d\.models\.[A-Z]\w+")
 _NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 
 # jsonargparse advises a call that no user of the command can make.
@@ -112,6 +116,22 @@ def held_call(call: Callable[[], object]) -> tuple[Any, list[str]]:
     raise TypeError("the verb reads its arguments without verb_parser()")
 
 
+class VerbHelp:
+    """Mixin for a formatter of help: see :func:`verb_parser`."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Paragraph by paragraph: filled as one, a command at the end of a paragraph would run on into the next."""
+        fill = partial(textwrap.fill, width=width, initial_indent=indent, subsequent_indent=indent)
+        paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+        return "\n\n".join(fill(paragraph, break_on_hyphens=False) for paragraph in paragraphs)
+
+    def _get_help_string(self, action: Any) -> str:
+        """Of what takes any module of PyTorch, the models of pc3d alone: jsonargparse lists all eight hundred."""
+        text = str(super()._get_help_string(action))  # type: ignore[misc]
+        found = _ANY_MODULE.search(text)
+        return f"{text[: found.start(1)]}{', '.join(_MODEL.findall(found[1]))})" if found else text
+
+
 class VerbParser:
     """Mixin for a parser of argparse or jsonargparse: what all verbs have in common, see :func:`verb_parser`."""
 
@@ -183,7 +203,7 @@ def verb_parser(verb: str, description: str | None, base: type | None = None) ->
     """The parser of a verb.
 
     It takes ``--json`` and ``--quiet``, as every verb does, which :mod:`pc3d.cli._output` follows, and refuses an
-    unknown name with the nearest right one.
+    unknown name with the nearest right one. Its help keeps the paragraphs of the description.
 
     Args:
         verb: as typed after ``pc3d``.
@@ -192,6 +212,7 @@ def verb_parser(verb: str, description: str | None, base: type | None = None) ->
     """
     base = base or require("jsonargparse", extra="train", purpose="the command line").ArgumentParser
     parser = type("Parser", (VerbParser, base), {})(prog=f"pc3d {verb}", description=description, allow_abbrev=False)
+    parser.formatter_class = type("Help", (VerbHelp, parser.formatter_class), {})
     parser.is_verb = True
     for name, text in _COMMON.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
@@ -218,7 +239,7 @@ def run_verb(verb: str, function: Callable[..., int | None], argv: Sequence[str]
     described = {entry.arg_name: entry.description for entry in documentation.params}
     types = typing.get_type_hints(function)
     lists = [parameter for parameter in parameters if _item_type(types[parameter.name]) is not None]
-    parser = verb_parser(verb, documentation.short_description)
+    parser = verb_parser(verb, documentation.description)
     parser.add_function_arguments(function, as_group=False, skip={*switches, *(entry.name for entry in lists)})
     for entry in lists:
         required = entry.default is inspect.Parameter.empty

@@ -43,7 +43,7 @@ def evaluate(
     ScanNet200, also the mean IoU of its head, common and tail classes, each over those that occur in the labels.
 
     Args:
-        run: Run folder of pc3d segment train.
+        run: Run folder of pc3d segment train; given first, it needs no --run.
         data: 'run' takes the test set of the run's configuration; or rooms, scannet, scannet200, s3dis, structured3d;
             or scenes for a folder of your own in the same layout.
         root: Folder of that data set; rooms has a small form inside the package.

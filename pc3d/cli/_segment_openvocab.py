@@ -25,7 +25,7 @@ def openvocab(
     segment eval --data ... scores them if the data set has classes of the same names in the same order.
 
     Args:
-        run: Run folder of pc3d pretrain, or the encoder in it.
+        run: Run folder of pc3d pretrain, or the encoder in it; given first, it needs no --run.
         classes: Comma-separated names, or a file with one per line, optionally followed by a tab and a prompt (several
             lines with one name give it several prompts).
         output: Folder for the model.

@@ -32,7 +32,9 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> None:
     """Print a script for shell completion of pc3d: verbs, options and their choices.
 
     For bash: pc3d completion bash > ~/.local/share/bash-completion/completions/pc3d
+
     For zsh: pc3d completion zsh > FOLDER/_pc3d, where FOLDER is in $fpath.
+
     For tcsh: pc3d completion tcsh > ~/.pc3d.tcsh, and in ~/.tcshrc: source ~/.pc3d.tcsh
 
     Args:

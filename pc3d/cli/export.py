@@ -20,7 +20,8 @@ def export(model: str, output: str, compiled: bool = False, overwrite: bool = Fa
     torch.export.load("model.pt2").module(), after import pc3d.ops.
 
     Args:
-        model: Run folder of pretrain, classify, parts or segment, or folder or Hub id of an exported encoder.
+        model: Run folder of pretrain, classify, parts or segment, or folder or Hub id of an exported encoder; given
+            first, it needs no --model.
         output: Folder to write.
         compiled: Compile the program for this machine's processor, with a C++ compiler, in minutes. It then runs in C++
             without Python; OUTPUT also receives pc3d_operators.h and libpc3d_operators.so. Load it in Python with

@@ -29,7 +29,8 @@ def render(
     behind each pixel), 'intrinsic' and 'pose' (camera to object). The object is centred and scaled as the views ask.
 
     Args:
-        file: Mesh (GLB, OBJ, PLY, OFF, STL), drawn with its textures, or a point cloud of any kind that pc3d reads.
+        file: Mesh (GLB, OBJ, PLY, OFF, STL), drawn with its textures, or a point cloud of any kind that pc3d reads;
+            given first, it needs no --file.
         output: Folder for the pictures.
         views: The cameras; named after the papers that use them.
         size: Side of the pictures in pixels.

@@ -38,7 +38,8 @@ def report(
     the run are left out, with the reason. If interrupted, the same command continues.
 
     Args:
-        run: Run folder of pc3d pretrain, classify train, parts train or segment train.
+        run: Run folder of pc3d pretrain, classify train, parts train or segment train; given first, it needs no
+            --run.
         output: The .html file; null takes report.html in the run folder.
         data: Objects for reconstructions, map and probes. 'run' takes the data set that the run was trained on;
             or 'household', or a folder, as pc3d probe does.

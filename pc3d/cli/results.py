@@ -28,7 +28,7 @@ def results(
     lacks that others have. Results that were selected on the test split have their own columns.
 
     Args:
-        folders: Folders with rows, sub-folders included; they may stand first, without the option.
+        folders: Folders with rows, sub-folders included; given first, they need no --folders.
         format: 'markdown' for reading, 'csv' for the cells of the table, 'rows' for the single rows as CSV.
         metric: Metric to show, such as mean_class_accuracy; the first of each protocol by default.
         order: Methods that come first, in this order; the others follow by name.

@@ -32,6 +32,7 @@ def search(
     picture: str | None = None,
     device: str = "cpu",
     drop_invalid: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Find the shapes of an index that are nearest to a text, a picture or a shape, or near to all of several queries.
 
@@ -51,6 +52,7 @@ def search(
         picture: File (PNG, JPEG, PDF, SVG) for a picture of the queries and the shapes found.
         device: Where the encoder computes, such as cpu or cuda.
         drop_invalid: Leave out points of files of shapes that are not finite numbers.
+        overwrite: Replace an existing picture.
     """
     import dataclasses
 
@@ -61,7 +63,7 @@ def search(
 
     place = open_device(device)
     if picture is not None:
-        _search_picture.check_target(picture)
+        _search_picture.check_target(picture, overwrite)
     kinds = [_kind(one) for one in query]
     given = {"text_tower": text_tower, "image_tower": image_tower, "templates": templates, "up": up}
     _check_used(kinds, {**given, "drop_invalid": drop_invalid})

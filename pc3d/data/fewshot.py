@@ -61,11 +61,11 @@ def few_shot_episodes(
     *,
     way: int,
     shot: int,
-    queries: int = 20,
+    num_queries: int = 20,
     folds: int = 10,
     seed: int = 0,
 ) -> Iterator[FewShotEpisode]:
-    """Draw episodes: ``way`` classes, ``shot`` training items and ``queries`` test items of each.
+    """Draw episodes: ``way`` classes, ``shot`` training items and ``num_queries`` test items of each.
 
     The published protocol: way 5 or 10, shot 10 or 20, 20 queries, 10 folds. A fold depends on (seed, way, shot,
     fold) alone.
@@ -75,18 +75,18 @@ def few_shot_episodes(
         test: where the queries come from; its classes must be those of ``train``.
         way: classes per episode.
         shot: training items per class.
-        queries: test items per class.
+        num_queries: test items per class.
         folds: number of episodes.
         seed: decides all of them.
 
     Raises:
         ValueError: a number is not positive, the classes differ, or too few classes have enough items.
     """
-    _check_positive(way=way, shot=shot, queries=queries, folds=folds)
+    _check_positive(way=way, shot=shot, num_queries=num_queries, folds=folds)
     members = _members(train, test)
-    usable = _usable(members, way, shot, queries)
+    usable = _usable(members, way, shot, num_queries)
     # Checked now rather than at the first episode that is asked for.
-    return (_episode(train, test, members, usable, (way, shot, queries, fold, seed)) for fold in range(folds))
+    return (_episode(train, test, members, usable, (way, shot, num_queries, fold, seed)) for fold in range(folds))
 
 
 class FewShotSplit(_Relabelled):
@@ -98,7 +98,7 @@ class FewShotSplit(_Relabelled):
         split: ``"train"`` or ``"test"``: the side of the episode.
         way: classes per episode.
         shot: training items per class.
-        queries: test items per class.
+        num_queries: test items per class.
         fold: number of the episode.
         seed: decides all episodes.
 
@@ -113,14 +113,16 @@ class FewShotSplit(_Relabelled):
         split: Split = "train",
         way: int = 5,
         shot: int = 10,
-        queries: int = 20,
+        num_queries: int = 20,
         fold: int = 0,
         seed: int = 0,
     ) -> None:
-        _check_positive(way=way, shot=shot, queries=queries)
+        _check_positive(way=way, shot=shot, num_queries=num_queries)
         _check_side(split, fold)
         members = _members(train, test)
-        episode = _episode(train, test, members, _usable(members, way, shot, queries), (way, shot, queries, fold, seed))
+        episode = _episode(
+            train, test, members, _usable(members, way, shot, num_queries), (way, shot, num_queries, fold, seed)
+        )
         side = episode.train if split == "train" else episode.test
         assert isinstance(side, _Relabelled)
         super().__init__(side.dataset, side.indices, side.labels, side.classes)
@@ -182,12 +184,12 @@ def _members(train: PointDataset, test: PointDataset) -> list[tuple[Any, Any]]:
     ]
 
 
-def _usable(members: list[tuple[Any, Any]], way: int, shot: int, queries: int) -> list[int]:
-    usable = [label for label, (own, other) in enumerate(members) if len(own) >= shot and len(other) >= queries]
+def _usable(members: list[tuple[Any, Any]], way: int, shot: int, num_queries: int) -> list[int]:
+    usable = [label for label, (own, other) in enumerate(members) if len(own) >= shot and len(other) >= num_queries]
     if len(usable) < way:
         raise ValueError(
-            f"{len(usable)} of {len(members)} classes have {shot} training and {queries} test items, way={way} asks "
-            "for more: lower way, shot or queries"
+            f"{len(usable)} of {len(members)} classes have {shot} training and {num_queries} test items, way={way} "
+            "asks for more: lower way, shot or num_queries"
         )
     return usable
 
@@ -199,15 +201,15 @@ def _episode(
     usable: list[int],
     numbers: tuple[int, int, int, int, int],
 ) -> FewShotEpisode:
-    way, shot, queries, fold, seed = numbers
+    way, shot, num_queries, fold, seed = numbers
     rng = np.random.default_rng([seed, way, shot, fold])
     chosen = [int(label) for label in rng.permutation(usable)[:way]]
     classes = tuple(train.classes[label] for label in chosen)
     own = np.concatenate([rng.permutation(members[label][0])[:shot] for label in chosen])
-    other = np.concatenate([rng.permutation(members[label][1])[:queries] for label in chosen])
+    other = np.concatenate([rng.permutation(members[label][1])[:num_queries] for label in chosen])
     return FewShotEpisode(
         train=_Relabelled(train, torch.from_numpy(own), torch.arange(way).repeat_interleave(shot), classes),
-        test=_Relabelled(test, torch.from_numpy(other), torch.arange(way).repeat_interleave(queries), classes),
+        test=_Relabelled(test, torch.from_numpy(other), torch.arange(way).repeat_interleave(num_queries), classes),
         way=way,
         shot=shot,
         fold=fold,

@@ -905,6 +905,22 @@ def test_a_search_is_drawn(index: str, files: Path, capsys: pytest.CaptureFixtur
     assert "picture: must end in one of .png, .jpg" in capsys.readouterr().err
 
 
+def test_the_picture_of_a_search_replaces_none_unasked(
+    index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.png"
+    mine.write_text("mine")
+    command = ["search", "a chair", "--index", index, "--picture", str(mine)]
+    assert main(command) == 1
+    assert (
+        f"picture: {mine} exists and would be lost: choose another name, or add --overwrite" in capsys.readouterr().err
+    )
+    assert mine.read_text() == "mine"
+    assert main([*command, "--overwrite"]) == 0
+    with Image.open(mine) as picture:
+        assert picture.format == "PNG"
+
+
 def test_shapes_of_a_set_are_drawn_from_where_they_were(
     encoder: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -926,7 +942,7 @@ def test_shapes_of_a_set_are_drawn_from_where_they_were(
     stored = ShapeIndex(folder)
     stored.made_by["sources"][1]["split"] = "train"
     stored.save()
-    assert main(["search", "lamp", "--index", folder, "--top", "130", "--picture", str(tmp_path / "all.png")]) == 1
+    assert main(["search", "lamp", "--index", folder, "--top", "130", "--picture", str(tmp_path / "changed.png")]) == 1
     assert "is not where it was in household: build the index anew" in capsys.readouterr().err
 
 
@@ -958,7 +974,7 @@ def test_shapes_that_share_a_file_are_drawn_each_as_itself(
     with h5py.File(folder / name, "a") as file:
         del file["data"], file["label"]
         file["data"], file["label"] = points[:1], np.arange(1)
-    assert main(["search", "lamp", "--index", index, "--picture", str(tmp_path / "all.png")]) == 1
+    assert main(["search", "lamp", "--index", index, "--picture", str(tmp_path / "changed.png")]) == 1
     assert f"is not where it was in {folder}: build the index anew" in capsys.readouterr().err
 
 

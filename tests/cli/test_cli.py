@@ -82,6 +82,58 @@ def test_every_option_of_every_verb_has_help(verb: str, capsys: pytest.CaptureFi
             assert len(" ".join(lines[start : start + 2]).split()) > len(words[0].split()) + 2, words
 
 
+def help_of(capsys: pytest.CaptureFixture[str], *verb: str) -> str:
+    assert main([*verb, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+def test_help_tells_all_that_is_said_of_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    told = " ".join(help_of(capsys, "embed").split())
+    assert "to an .npz file. The file holds 'features' (n, D) float32, 'label' (n,) int64" in told
+    assert "same command continues from a folder .NAME.kept beside the file. options:" in told
+
+
+def test_commands_within_help_end_where_their_paragraph_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    about = help_of(capsys, "classify", "train").partition("options:")[0]
+    blocks = [" ".join(block.split()) for block in about.split("\n\n")]
+    assert any(block.endswith("run: pc3d classify train --output FOLDER --resume") for block in blocks)
+    assert any(block.startswith("--seeds 0 1 2 trains a run for each seed") for block in blocks)
+    lines = [line.strip() for line in help_of(capsys, "completion").splitlines()]
+    assert "~/.local/share/bash-completion/completions/pc3d" in lines  # not broken at its dash
+
+
+def test_help_lists_models_and_not_all_modules(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("classify", "segment"):
+        told = help_of(capsys, verb, "train")
+        assert "torch.nn" not in told
+        assert "pc3d.models.SparseUNet" in told
+        assert "(required, type: <class 'Module'>, known subclasses: pc3d.models." in " ".join(told.split())
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"),
+    [
+        ("classify eval", "run"),
+        ("classify predict", "run"),
+        ("parts eval", "run"),
+        ("segment eval", "run"),
+        ("segment openvocab", "run"),
+        ("report", "run"),
+        ("export", "model"),
+        ("render", "file"),
+        ("results", "folders"),
+        ("completion", "shell"),
+        ("view", "what"),
+        ("search", "query"),
+    ],
+)
+def test_help_says_what_may_stand_first(verb: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = help_of(capsys, *verb.split()).partition(f"\n  --{option} ")[2].partition("\n  --")[0]
+    assert re.search(
+        rf"given (first|before all options), (it needs|they need) no --{option}\.", " ".join(entry.lower().split())
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "suggestion"),
     [
@@ -623,7 +675,7 @@ def test_embed_refuses_another_ending_before_any_work(
 
     monkeypatch.setattr("pc3d.cli.embed.extract", encode)
     assert main(["embed", "--encoder", "descriptor", "--output", str(tmp_path / name), *POINTS]) == 1
-    assert "out: must end in .npz" in capsys.readouterr().err
+    assert "output: must end in .npz" in capsys.readouterr().err
 
 
 @pytest.fixture

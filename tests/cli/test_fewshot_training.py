@@ -21,8 +21,8 @@ model:
     init_args: {json.dumps({**SIZES, "num_cls_tokens": 1})}
   optimisation: {{learning_rate: 0.003, warmup_epochs: 1}}
 data:
-  train: {{{EPISODE}, way: 3, shot: 6, queries: 4, split: train}}}}
-  test: {{{EPISODE}, way: 3, shot: 6, queries: 4, split: test}}}}
+  train: {{{EPISODE}, way: 3, shot: 6, num_queries: 4, split: train}}}}
+  test: {{{EPISODE}, way: 3, shot: 6, num_queries: 4, split: test}}}}
   train_transforms: [{{class_path: pc3d.data.RandomSubsample, init_args: {{num_points: 96}}}}]
   eval_transforms: [{{class_path: pc3d.data.FirstPoints, init_args: {{num_points: 96}}}}]
   batch_size: 6

@@ -306,7 +306,7 @@ def test_results_name_a_set_by_its_folder(tmp_path: Path) -> None:
         return type("Own", (PointDataset,), {"load": lambda self, index: None, **fields})()
 
     household = Household("train", num_points=8, labelled_only=True)
-    few = FewShotSplit(household, Household("test", num_points=8, labelled_only=True), queries=2)
+    few = FewShotSplit(household, Household("test", num_points=8, labelled_only=True), num_queries=2)
     for dataset, name in (
         (household, "household"),
         (Selection(Selection(household, [0, 1]), [1]), "household"),
