@@ -151,7 +151,7 @@ def rooms(root: Path, num_train: int, num_test: int) -> list[str]:
             print(f"{cloud.meta['id']}: lifted", flush=True)
             if name == "test":
                 kept.append(color_error(cloud, lift_frames(cloud, frames, colors)))
-                everything = lift_frames(cloud, frames, colors, tolerance=1e9, edge=None, max_angle=180)
+                everything = lift_frames(cloud, frames, colors, tolerance=1e9, edge=None, max_degrees=180)
                 loose.append(color_error(cloud, everything))
                 assert cloud.rgb is not None
                 random.append(float((cloud.rgb - cloud.rgb.roll(len(cloud) // 2, 0)).abs().mean()))

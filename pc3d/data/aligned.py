@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -198,20 +199,21 @@ class TurnSlightly(Transform):
     Points are row vectors multiplied by ``Rz Ry Rx``; normals follow.
 
     Args:
-        std: of each angle, in radians.
-        clip: largest angle.
+        std_degrees: standard deviation of each angle before the clipping; published as 0.06 radians.
+        max_degrees: the largest angle; published as 0.18 radians.
 
     Raises:
-        ValueError: ``std`` or ``clip`` is negative.
+        ValueError: ``std_degrees`` or ``max_degrees`` is negative.
     """
 
-    def __init__(self, std: float = 0.06, clip: float = 0.18) -> None:
-        if std < 0 or clip < 0:
-            raise ValueError(f"std and clip must not be negative, got {std} and {clip}")
-        self.std, self.clip = float(std), float(clip)
+    def __init__(self, std_degrees: float = math.degrees(0.06), max_degrees: float = math.degrees(0.18)) -> None:
+        if std_degrees < 0 or max_degrees < 0:
+            raise ValueError(f"std_degrees and max_degrees must not be negative, got {std_degrees} and {max_degrees}")
+        self.std_degrees, self.max_degrees = float(std_degrees), float(max_degrees)
 
     def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
-        angles = (torch.randn(3, generator=generator, dtype=torch.float64) * self.std).clamp(-self.clip, self.clip)
+        std, most = math.radians(self.std_degrees), math.radians(self.max_degrees)
+        angles = (torch.randn(3, generator=generator, dtype=torch.float64) * std).clamp(-most, most)
         matrix = torch.eye(3, dtype=torch.float64)
         for axis in (0, 1, 2):
             sine, cosine = angles[axis].sin(), angles[axis].cos()

@@ -286,28 +286,28 @@ class IsotropicScaleShift(Transform):
 
 
 class RotateVertical(Transform):
-    """A random rotation about the up axis, U[0, max_angle): the "DA" rows of the ScanObjectNN tables.
+    """A random rotation about the up axis, U[0, max_degrees): the "DA" rows of the ScanObjectNN tables.
 
     Points are row vectors multiplied by the rotation matrix of the angle; for y that is
     ``[[c, 0, s], [0, 1, 0], [-s, 0, c]]``.
 
     Args:
         axis: the up axis: ``"z"`` for pc3d's own sets, ``"y"`` for ShapeNet55, ModelNet40 and ScanObjectNN as stored.
-        max_angle: in radians; a full turn by default.
+        max_degrees: the largest angle; a full turn by default.
 
     Raises:
-        ValueError: an unknown ``axis``, or ``max_angle`` is negative.
+        ValueError: an unknown ``axis``, or ``max_degrees`` is negative.
     """
 
-    def __init__(self, axis: Axis = "z", max_angle: float = 2 * math.pi) -> None:
+    def __init__(self, axis: Axis = "z", max_degrees: float = 360.0) -> None:
         _axis_number(axis)
-        if max_angle < 0:
-            raise ValueError(f"max_angle must not be negative, got {max_angle}")
+        if max_degrees < 0:
+            raise ValueError(f"max_degrees must not be negative, got {max_degrees}")
         self.axis = axis
-        self.max_angle = float(max_angle)
+        self.max_degrees = float(max_degrees)
 
     def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
-        angle = float(torch.rand((), generator=generator, dtype=torch.float64)) * self.max_angle
+        angle = float(torch.rand((), generator=generator, dtype=torch.float64)) * math.radians(self.max_degrees)
         up = _axis_number(self.axis)
         first, second = (up + 1) % 3, (up + 2) % 3
         matrix = torch.eye(3, dtype=cloud.xyz.dtype)

@@ -80,7 +80,7 @@ class ScanFeatures:
 
     Args:
         tower: whose dense features are lifted.
-        tolerance, edge, max_angle, two_sided, short_side, unit: see :func:`lift_frames`.
+        tolerance, edge, max_degrees, two_sided, short_side, unit: see :func:`lift_frames`.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ScanFeatures:
         *,
         tolerance: float = 0.05,
         edge: float | None = 0.1,
-        max_angle: float = 80.0,
+        max_degrees: float = 80.0,
         two_sided: bool = False,
         short_side: int | None = None,
         unit: bool = False,
@@ -98,7 +98,7 @@ class ScanFeatures:
         self.options: dict[str, Any] = {
             "tolerance": tolerance,
             "edge": edge,
-            "max_angle": max_angle,
+            "max_degrees": max_degrees,
             "short_side": short_side,
             "unit": unit,
         }

@@ -24,7 +24,7 @@ def lift_frames(
     *,
     tolerance: float = 0.05,
     edge: float | None = 0.1,
-    max_angle: float = 80.0,
+    max_degrees: float = 80.0,
     two_sided: bool = False,
     short_side: int | None = None,
     unit: bool = False,
@@ -41,7 +41,7 @@ def lift_frames(
         tolerance: metres between a point and the depth picture. OpenScene allows a quarter of the depth, which accepts
             points behind furniture; the noise of depth cameras is centimetres.
         edge: metres of depth within 3 x 3 pixels above which a pixel is not trusted; None trusts all.
-        max_angle: degrees between normal and ray above which a point is not lifted to.
+        max_degrees: angle between normal and ray above which a point is not lifted to.
         two_sided: the normals may point to either side of the surface, as estimated ones do. Otherwise surfaces are not
             lifted to from behind.
         short_side: what pictures are scaled to, see :meth:`ImageTower.encode_dense`.
@@ -60,7 +60,7 @@ def lift_frames(
             unsafe = depth_edges(depth, edge).flatten()
             visible &= ~unsafe[pixel_of(uv, camera.inside(uv, z), camera.width)]
         if cloud.normal is not None:
-            visible &= facing(camera, cloud.xyz, cloud.normal, max_angle, two_sided=two_sided)
+            visible &= facing(camera, cloud.xyz, cloud.normal, max_degrees, two_sided=two_sided)
         return View(Camera.of_frame(frame, "color"), tower.encode_dense(frame.color, short_side), visible)
 
     def views() -> Iterator[View]:

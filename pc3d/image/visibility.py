@@ -103,13 +103,15 @@ def depth_edges(depth: Tensor, threshold: float) -> Tensor:
     return (far - near > threshold)[0, 0]
 
 
-def facing(camera: Camera, xyz: Tensor, normal: Tensor, max_angle: float = 80.0, *, two_sided: bool = False) -> Tensor:
-    """``(N,)`` whether the surface faces the camera: its normal at most ``max_angle`` degrees from the ray back.
+def facing(
+    camera: Camera, xyz: Tensor, normal: Tensor, max_degrees: float = 80.0, *, two_sided: bool = False
+) -> Tensor:
+    """``(N,)`` whether the surface faces the camera: its normal at most ``max_degrees`` degrees from the ray back.
 
     ``two_sided``: or its opposite, for normals that may point to either side of the surface.
     """
     cosine = cosine_to_camera(camera, xyz, normal)
-    return (cosine.abs() if two_sided else cosine) >= math.cos(math.radians(max_angle))
+    return (cosine.abs() if two_sided else cosine) >= math.cos(math.radians(max_degrees))
 
 
 def cosine_to_camera(camera: Camera, xyz: Tensor, normal: Tensor) -> Tensor:

@@ -167,8 +167,11 @@ def test_small_turns_are_rotations_within_their_bounds() -> None:
     assert 0.05 < float(np.std(angles)) < 0.07
     still = TurnSlightly(0.0)(eye, torch.Generator())
     torch.testing.assert_close(still.xyz, eye.xyz, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="std and clip must not be negative"):
-        TurnSlightly(clip=-1.0)
+    # Almost every angle of such a spread is clipped: sin 5 degrees, by a table.
+    turns = [TurnSlightly(90.0, 5.0)(eye, torch.Generator().manual_seed(seed)).xyz[2, 0].item() for seed in range(20)]
+    assert max(map(abs, turns)) == pytest.approx(0.0871557, abs=1e-6)
+    with pytest.raises(ValueError, match=r"std_degrees and max_degrees must not be negative, got 3.4.* and -1"):
+        TurnSlightly(max_degrees=-1.0)
 
 
 # ---- joining -----------------------------------------------------------------------------------------------------

@@ -193,6 +193,17 @@ def test_rotation_angles_go_all_around() -> None:
     assert (histogram - 100).abs().max() < 4 * math.sqrt(800 / 8 * 7 / 8)
 
 
+def test_the_largest_angle_of_a_rotation_is_in_degrees() -> None:
+    point = PointCloud(xyz=torch.tensor([[1.0, 0.0, 0.0]]).double())
+    quarter = RotateVertical(max_degrees=90)
+    x, y, _ = torch.cat([quarter(point, seeded(seed)).xyz for seed in range(200)]).T
+    # All in one quarter of the circle, and close to both of its ends.
+    assert (x > 0).all()
+    assert (y <= 0).all()
+    assert x.max() > 0.999
+    assert x.min() < 0.05
+
+
 def test_jitter_has_the_published_spread(generator: torch.Generator) -> None:
     origin = PointCloud(xyz=torch.zeros(20_000, 3))
     noise = Jitter()(origin, generator).xyz
@@ -248,7 +259,7 @@ def test_keep_fields(chair: PointCloud, generator: torch.Generator) -> None:
         (lambda: ScaleTranslate(shift=-1), "shift must not be negative"),
         (lambda: IsotropicScaleShift(scale=(0.0, 1.0)), "scale must be a pair 0 < low <= high"),
         (lambda: RotateVertical("w"), "axis must be 'x', 'y' or 'z', got 'w'"),
-        (lambda: RotateVertical(max_angle=-1), "max_angle must not be negative"),
+        (lambda: RotateVertical(max_degrees=-1), "max_degrees must not be negative"),
         (lambda: Jitter(std=-1), "std and clip must not be negative"),
         (lambda: RandomPointDropout(1.0), r"max_ratio must be in \[0, 1\)"),
         (lambda: TurnUp("y", "up"), "target must be 'x', 'y' or 'z', got 'up'"),

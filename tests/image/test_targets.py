@@ -123,7 +123,7 @@ def test_normals_may_point_to_either_side_if_that_is_said() -> None:
     assert half.mask.sum() < 0.6 * known.mask.sum()
     assert torch.equal(either.num_views, known.num_views)
     across = torch.tensor([[0.0, 1.0, 0.0]]).expand(len(cloud), 3)  # a right angle to the view
-    assert not lift_frames(cloud.replace(normal=across), shots[:1], Colors(), two_sided=True, max_angle=30).mask.any()
+    assert not lift_frames(cloud.replace(normal=across), shots[:1], Colors(), two_sided=True, max_degrees=30).mask.any()
 
 
 def test_frames_without_a_pose_are_counted() -> None:

@@ -173,7 +173,7 @@ def test_the_angle_to_the_camera() -> None:
     expected = torch.tensor([1, -1, math.cos(1.4), math.sqrt(0.5)], dtype=torch.float64)
     torch.testing.assert_close(cosine_to_camera(cam, xyz, normal), expected, atol=1e-6, rtol=0)
     assert facing(cam, xyz, normal).tolist() == [True, False, False, True]  # 1.4 radians are 80.2 degrees
-    assert facing(cam, xyz, normal, max_angle=81).tolist() == [True, False, True, True]
+    assert facing(cam, xyz, normal, max_degrees=81).tolist() == [True, False, True, True]
     parallel = view_set("axis3", 8)[2]
     torch.testing.assert_close(cosine_to_camera(parallel, xyz, normal)[3], torch.tensor(1.0, dtype=torch.float64))
 
