@@ -299,7 +299,7 @@ def pretrain_encoder(experiment: Experiment, start: str) -> None:
     optimisation = Optimisation(learning_rate=experiment.recipe.pretraining_rate, warmup_epochs=2)
     shared: dict[str, Any] = {"optimisation": optimisation, "seed": experiment.seed}
     if start == "pretrained":
-        method: Method = MaskedScene(experiment.new_backbone(), **shared)
+        method: Method = MaskedScene(experiment.new_backbone(), head_dim=256, **shared)
     else:
         ratio = MASK_RATIO if start == "masked_views" else 0.0
         method = SceneVICReg(experiment.new_backbone(), mask_ratio=ratio, **shared)

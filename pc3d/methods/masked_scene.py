@@ -49,7 +49,7 @@ class MaskedScene(Method):
         color_weight: of the colour's term; colours lie in [-1, 1].
         normal_weight: of the normal's term.
         offset_weight: of the position's term; positions lie in [0, 1].
-        optimisation: AdamW and its schedule.
+        optimisation: optimiser (AdamW by default) and its schedule.
         seed: of masks and all draws within the encoder.
 
     Raises:
@@ -62,7 +62,7 @@ class MaskedScene(Method):
         encoder: nn.Module,
         cell_size: float = 0.4,
         mask_ratio: float = 0.6,
-        head_dim: int = 256,
+        head_dim: int = 512,
         color_weight: float = 1.0,
         normal_weight: float = 1.0,
         offset_weight: float = 1.0,
@@ -152,7 +152,7 @@ class MaskedScene(Method):
         return {name: value.sum() / count for name, value in terms.items()}
 
     def configure_optimizers(self) -> Any:
-        """AdamW with the warm-up and cosine schedule; the mask token is not decayed."""
+        """The optimiser with its warm-up and cosine schedule; the mask token is not decayed."""
         return self.optimisation.build(self, [self.mask_token], self.trainer.max_epochs)
 
     @property

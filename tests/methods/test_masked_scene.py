@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tiny import QUIET, Stop, quiet
 from torch import Tensor, nn
 
@@ -352,6 +354,18 @@ def test_the_command_runs_it(tmp_path: Path) -> None:
     assert main(["pretrain", "--config", str(config), "--output", output, "--model.mask_ratio", "0.5"]) == 0
     assert load_encoder(tmp_path / "run").config["channels"] == [8, 12]
     assert "train/normal" not in (tmp_path / "run" / "metrics.csv").read_text()  # xyz_rgb reads no normals
+
+
+def test_the_defaults_are_those_of_the_full_recipe_and_the_small_one_names_its_own() -> None:
+    recipes = Path(__file__).parents[2] / "pc3d" / "configs" / "pretrain"
+    full, small = (
+        yaml.safe_load((recipes / f"{name}.yaml").read_text())["model"]["init_args"]
+        for name in ("masked_scene", "masked_scene_rooms")
+    )
+    defaults = inspect.signature(MaskedScene).parameters
+    for name in ("cell_size", "mask_ratio", "head_dim"):
+        assert full[name] == defaults[name].default
+    assert small["head_dim"] == 256
 
 
 # ---- up-casting --------------------------------------------------------------------------------------------------
