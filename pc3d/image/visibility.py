@@ -106,7 +106,7 @@ def depth_edges(depth: Tensor, threshold: float) -> Tensor:
 def facing(
     camera: Camera, xyz: Tensor, normal: Tensor, max_degrees: float = 80.0, *, two_sided: bool = False
 ) -> Tensor:
-    """``(N,)`` whether the surface faces the camera: its normal at most ``max_degrees`` degrees from the ray back.
+    """``(N,)`` whether the surface faces the camera: its normal at most ``max_degrees`` from the ray back.
 
     ``two_sided``: or its opposite, for normals that may point to either side of the surface.
     """

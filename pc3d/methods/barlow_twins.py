@@ -26,7 +26,7 @@ class BarlowTwins(TwoViews):
         projector: hidden and output widths of the projector.
         redundancy_weight: the paper's lambda.
         view: how both views are made.
-        optimisation: AdamW and its schedule.
+        optimisation: optimiser (AdamW by default) and its schedule.
         seed: of views and stochastic depth.
     """
 

@@ -164,7 +164,7 @@ class DCGLR(Method):
             first value for small batches: 0.999 below 64 clouds.
         average_buffers: also average the running statistics of batch norm, instead of letting the teacher collect its
             own.
-        optimisation: AdamW and its schedules.
+        optimisation: optimiser (AdamW by default) and its schedules.
         seed: of views and drop path.
 
     Raises:
@@ -350,7 +350,7 @@ class DCGLR(Method):
             )
 
     def configure_optimizers(self) -> Any:
-        """AdamW on the student, with schedules of learning rate and weight decay per step."""
+        """The optimiser of the student, with schedules of learning rate and weight decay per step."""
         warmup, self._total_steps = self.optimisation.steps(self.trainer)
         undecayed = self.student.encoder.undecayed()
         return self.optimisation.build(self.student, undecayed, warmup, self._total_steps)

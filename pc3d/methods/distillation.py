@@ -55,7 +55,7 @@ class DenseDistillation(Method):
         pairs_per_scene: with ``"ppkt"``, points drawn from each scene (published: 4,096 from a batch of four).
         temperature: with ``"ppkt"`` and ``"slidr"`` (published 0.07).
         superpoint_size: with ``"slidr"``, edge of the cubes in the units of the points.
-        optimisation: AdamW and its schedule.
+        optimisation: optimiser (AdamW by default) and its schedule.
         seed: of all draws.
 
     Raises:
@@ -196,5 +196,5 @@ class DenseDistillation(Method):
         return superpoints(xyz, batch.offsets, self.superpoint_size, batch.normal)
 
     def configure_optimizers(self) -> Any:
-        """AdamW with the warm-up and cosine schedule."""
+        """The optimiser with its warm-up and cosine schedule."""
         return self.optimisation.build(self, (), self.trainer.max_epochs)

@@ -56,7 +56,7 @@ class MaskedAutoencoder(Method):
         mask_type: ``"random"`` patches, or a ``"block"`` around a random patch.
         chamfer: reconstruction distance, ``"l2"`` (squared) or ``"l1"``.
         reconstruction_weight: factor of the sum of the branches' chamfer distances.
-        optimisation: AdamW and its schedule.
+        optimisation: optimiser (AdamW by default) and its schedule.
         seed: of masks and drop path.
 
     Raises:
@@ -172,7 +172,7 @@ class MaskedAutoencoder(Method):
         return encoder, [scales(decoder.transformer) for decoder in self.model.branch_decoders()]
 
     def configure_optimizers(self) -> Any:
-        """AdamW with the warm-up and cosine schedule; class and mask tokens are not decayed."""
+        """The optimiser with its warm-up and cosine schedule; class and mask tokens are not decayed."""
         return self.optimisation.build(self, self.model.undecayed(), self.trainer.max_epochs)
 
 
@@ -189,7 +189,7 @@ class PointMAE(MaskedAutoencoder):
         chamfer: ``"l2"`` (squared distances) or ``"l1"``.
         reconstruction_weight: factor of the loss. Cosmetic under AdamW, but it makes logs comparable with the published
             ones.
-        optimisation: AdamW and its schedule.
+        optimisation: optimiser (AdamW by default) and its schedule.
         seed: of masks and drop path.
     """
 
@@ -228,7 +228,7 @@ class PointCMAE(MaskedAutoencoder):
         decoder_num_heads: attention heads of each decoder.
         decoder_drop_path: stochastic depth of each decoder's last block.
         chamfer: ``"l2"`` (squared distances) or ``"l1"``.
-        optimisation: AdamW and its schedule.
+        optimisation: optimiser (AdamW by default) and its schedule.
         seed: of masks and drop path.
     """
 

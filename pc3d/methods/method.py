@@ -1,4 +1,4 @@
-"""Base class of all pre-training methods, and AdamW with a warm-up and cosine schedule."""
+"""Base class of all pre-training methods, and an optimiser with a warm-up and cosine schedule."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pc3d.nn.optim import ADAMW_BETAS, OptimizerFactory, Stepping, build_optimiz
 
 @dataclass(frozen=True)
 class Optimisation:
-    """AdamW with a learning rate that is set once per epoch (Point-MAE's recipe).
+    """Optimiser (AdamW by default) with a learning rate that is set once per epoch (Point-MAE's recipe).
 
     Attributes:
         learning_rate: peak of the schedule; not scaled by the batch size.

@@ -49,7 +49,7 @@ class MoCoV3(TwoViews):
         temperature: of the loss.
         momentum: of the teacher, in the first step.
         view: how both views are made.
-        optimisation: AdamW and its schedule.
+        optimisation: optimiser (AdamW by default) and its schedule.
         seed: of views and stochastic depth.
 
     Raises:

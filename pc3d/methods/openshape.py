@@ -26,13 +26,13 @@ LossFactor = Literal["code", "paper"]
 
 @dataclass(frozen=True)
 class StepDecay:
-    """AdamW with a learning rate that decays in steps, without warm-up (OpenShape's released configuration).
+    """Optimiser (AdamW by default) with a rate that decays in steps, without warm-up (OpenShape's released settings).
 
     Attributes:
         learning_rate: the first one; published: 5e-4 for the 32 M transformer, 4e-4 for the 72 M one, 1e-3 for others.
         decay: factor of each step; published: 0.967 for transformers, 0.95 for sparse convolutions.
         decay_steps: iterations between steps.
-        weight_decay: of AdamW.
+        weight_decay: of the optimiser.
         decay_everything: also decay biases, norms, the class token and the logit scale, as the released code does.
         betas: of AdamW.
         optimizer: another optimiser than AdamW, by its class, with the same groups and schedule.
@@ -117,7 +117,7 @@ class OpenShape(Method):
             that ``pc3d zeroshot`` and ``pc3d search`` can open it. Features of another tower are refused. With two
             spaces, name both or none: the one without a name counts as not trained.
         image_space: name of the image tower, likewise.
-        optimisation: AdamW and its steps.
+        optimisation: optimiser (AdamW by default) and its steps.
         seed: of all draws within the encoder (dropout, first centres).
 
     Raises:
@@ -347,7 +347,7 @@ class OpenShape(Method):
         self._neighbors = checkpoint.get("neighbors")
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a learning rate that falls in steps."""
+        """The optimiser with a learning rate that falls in steps."""
         return self.optimisation.build(self)
 
 

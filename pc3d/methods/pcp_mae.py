@@ -37,7 +37,7 @@ class PCPMAE(MaskedAutoencoder):
         chamfer: ``"l2"`` (squared distances) or ``"l1"``.
         reconstruction_weight: factor of the chamfer distance, as in :class:`PointMAE`.
         center_weight: factor of the positions' term; with the factor 1000 above, 100 is the published ratio.
-        optimisation: AdamW and its schedule.
+        optimisation: optimiser (AdamW by default) and its schedule.
         seed: of masks and drop path.
     """
 

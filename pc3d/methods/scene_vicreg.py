@@ -65,7 +65,7 @@ class SceneVICReg(Method):
         invariance_weight: how much views must agree.
         variance_weight: how much features must differ from place to place.
         covariance_weight: how strongly dimensions that repeat each other are penalised.
-        optimisation: AdamW and its schedule.
+        optimisation: optimiser (AdamW by default) and its schedule.
         seed: of all draws.
 
     Raises:
@@ -189,6 +189,6 @@ class SceneVICReg(Method):
         return {"loss": weighted[0] + weighted[1] + weighted[2], **terms._asdict()}
 
     def configure_optimizers(self) -> Any:
-        """AdamW with the warm-up and cosine schedule; the mask token is not decayed."""
+        """The optimiser with its warm-up and cosine schedule; the mask token is not decayed."""
         tokens = () if self.mask_token is None else (self.mask_token,)
         return self.optimisation.build(self, tokens, self.trainer.max_epochs)

@@ -26,7 +26,7 @@ class SimCLR(TwoViews):
         projector: hidden and output widths of the projector.
         temperature: of the loss.
         view: how both views are made.
-        optimisation: AdamW and its schedule.
+        optimisation: optimiser (AdamW by default) and its schedule.
         seed: of views and stochastic depth.
     """
 

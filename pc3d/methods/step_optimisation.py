@@ -18,7 +18,7 @@ from pc3d.nn.optim import ADAMW_BETAS, OptimizerFactory, build_optimizer, check_
 
 @dataclass(frozen=True)
 class StepOptimisation:
-    """AdamW with a linear warm-up from 0, a cosine schedule of the learning rate, and another of the weight decay.
+    """Optimiser (AdamW by default) with a linear warm-up from 0 and cosine schedules of learning rate and weight decay.
 
     The defaults are those of POS-BERT's released code, which are DINO's except for the learning rate.
 

@@ -31,7 +31,7 @@ class TwoViews(Method):
         encoder: any encoder of objects.
         projector: maps the encoder's features to what is compared; it is not exported.
         view: how both views are made.
-        optimisation: AdamW and its schedule.
+        optimisation: optimiser (AdamW by default) and its schedule.
         seed: of views and stochastic depth.
     """
 
@@ -86,5 +86,5 @@ class TwoViews(Method):
         return [gather_rows(self.projector(rows)) for rows in features]
 
     def configure_optimizers(self) -> Any:
-        """AdamW with the warm-up and cosine schedule; class tokens are not decayed."""
+        """The optimiser with its warm-up and cosine schedule; class tokens are not decayed."""
         return self.optimisation.build(self, self.backbone.undecayed(), self.trainer.max_epochs)

@@ -28,7 +28,7 @@ class VICReg(TwoViews):
         variance_weight: the paper's mu.
         covariance_weight: the paper's nu.
         view: how both views are made.
-        optimisation: AdamW and its schedule.
+        optimisation: optimiser (AdamW by default) and its schedule.
         seed: of views and stochastic depth.
     """
 

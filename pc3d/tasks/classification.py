@@ -45,7 +45,8 @@ class Classification(ObjectTask):
             follow the batches, as in the released code, which is not a clean probe of the encoder. Drop path stays
             active either way; it is an argument of the backbone.
         label_smoothing: share of the target that is spread over all classes; published: 0.
-        optimisation: AdamW and its schedule; the published rate is 5e-4 for ``"full"`` and ``frozen_rate`` otherwise.
+        optimisation: optimiser (AdamW by default) and its schedule; the published rate is 5e-4 for ``"full"`` and
+            ``frozen_rate`` otherwise.
         frozen_rate: the published rate of the frozen modes: Point-CMAE has 1e-4, but 5e-4 for 8,192 points and 1e-3 for
             few-shot (released code). ``optimisation.learning_rate`` replaces it, as it does that of ``"full"``.
         seed: of the random draws within the network.

@@ -1,4 +1,4 @@
-"""AdamW and its schedule for fine-tuning of classification and part segmentation, set once per epoch."""
+"""The optimiser and its schedule for fine-tuning of classification and part segmentation, set once per epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pc3d.nn.optim import ADAMW_BETAS, OptimizerFactory, Stepping, build_optimiz
 
 @dataclass(frozen=True)
 class FineTuning:
-    """AdamW as in the fine-tuning of the Point-MAE family: linear warm-up, cosine, no decay of 1D parameters.
+    """Optimiser (AdamW by default) as in fine-tuning of Point-MAE's family: warm-up, cosine, no decay of 1D parameters.
 
     Attributes:
         learning_rate: peak of the schedule, not scaled by the batch size; None for the task's published value.

@@ -36,7 +36,7 @@ class ObjectTask(pl.LightningModule, ABC):
 
     Args:
         model: has ``encoder``.
-        optimisation: AdamW and its schedule.
+        optimisation: optimiser (AdamW by default) and its schedule.
         peak: the published learning rate.
         seed: of the draws within the network.
 
@@ -153,7 +153,7 @@ class ObjectTask(pl.LightningModule, ABC):
         self.selection.load_state_dict(checkpoint["selection"])
 
     def configure_optimizers(self) -> Any:
-        """AdamW and its schedule, as long as the run or as ``schedule_epochs`` says."""
+        """The optimiser and its schedule, as long as the run or as ``schedule_epochs`` says."""
         return self.optimisation.build(self.model, self.encoder, self.peak, self.trainer.max_epochs)
 
     def _watched(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""AdamW and the published learning-rate schedules of scene segmentation, set once per step."""
+"""The optimiser and the published learning-rate schedules of scene segmentation, set once per step."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _cosine(start: float, end: float, along: float) -> float:
 
 @dataclass(frozen=True)
 class SegmentationOptimisation:
-    """AdamW with a smaller rate for transformer blocks, as Swin3D is trained (released code and configurations).
+    """Optimiser (AdamW by default) with a smaller rate for transformer blocks, as in Swin3D's released code.
 
     Transformer blocks get ``learning_rate * block_factor``; weight decay applies to all parameters.
 

@@ -44,7 +44,7 @@ class PartSegmentation(ObjectTask):
             pre-trained encoder are dropped. The attribute ``initial`` reports what was loaded.
         layers: which three blocks to read, as in :class:`pc3d.models.PointPartSegmenter`.
         head_dims: widths of the layers that run for every point, as in :class:`pc3d.models.PointPartSegmenter`.
-        optimisation: AdamW and its schedule; published with a rate of 2e-4.
+        optimisation: optimiser (AdamW by default) and its schedule; published with a rate of 2e-4.
         seed: of the random draws within the network.
 
     Raises:

@@ -88,7 +88,7 @@ class SemanticSegmentation(pl.LightningModule):
             scene are used, a million in all.
         class_weights: of each class in the loss, so that rare ones count in it; if empty, equal weights. Validation
             losses are unweighted.
-        optimisation: AdamW and its schedule.
+        optimisation: optimiser (AdamW by default) and its schedule.
         seed: of the random draws within the networks.
 
     Raises:
@@ -244,7 +244,7 @@ class SemanticSegmentation(pl.LightningModule):
             self.log(f"validation/{name}", getattr(scores, name), prog_bar=name == "miou", sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """AdamW and its schedule, as long as the run or as ``schedule_epochs`` says."""
+        """The optimiser and its schedule, as long as the run or as ``schedule_epochs`` says."""
         return self.optimisation.build(self, _schedule_steps(self.trainer, self.optimisation.schedule_epochs))
 
 
