@@ -1,6 +1,6 @@
 """Convert a downloaded data set, or any folder of files, into the object format that pc3d reads quickly.
 
-    python data_tools/convert.py KIND ROOT OUT [--split train test | --test_share 0.2] [--points 8192] [--workers 4]
+    python data_tools/convert.py KIND ROOT OUT [--split train test | --test_share 0.2] [--num_points 8192] [--workers 4]
 
 KIND is ``modelnet-meshes``, ``modelnet-resampled``, ``shapenet55`` or ``folder`` (class sub-folders with PLY, PCD, XYZ,
 CSV, PTS, LAS, LAZ, E57, OFF, OBJ, STL, GLB, GLTF, NPY or NPZ files). OUT gets ``SPLIT.json`` and ``SPLIT-NNN.npz``
@@ -73,7 +73,18 @@ KINDS: dict[str, Callable[..., FileDataset]] = {
 # Those that sample meshes, and so decide themselves how many points a mesh gets.
 SAMPLING = ("modelnet-meshes", "folder")
 FIELDS = ("rgb", "normal")
-NAMES = ("kind", "points", "seed", "normalize", "dtype", "shard_size", "on_error", "variant", "parts", "part_column")
+NAMES = (
+    "kind",
+    "num_points",
+    "seed",
+    "normalize",
+    "dtype",
+    "shard_size",
+    "on_error",
+    "variant",
+    "parts",
+    "part_column",
+)
 UNKNOWN_PART = 255
 
 
@@ -82,7 +93,7 @@ class Options:
     """What the values of a split depend on; kept in ``SPLIT-conversion.txt`` to refuse mixing two conversions."""
 
     kind: str
-    points: int
+    num_points: int
     seed: int
     normalize: bool
     dtype: str
@@ -119,7 +130,7 @@ class PartFolder(Folder):
 def open_split(options: Options, root: Path, split: str | None) -> FileDataset:
     arguments: dict[str, Any] = {}
     if options.kind in SAMPLING:
-        arguments = {"num_points": options.points, "seed": options.seed}
+        arguments = {"num_points": options.num_points, "seed": options.seed}
     elif options.kind == "modelnet-resampled":
         arguments = {"variant": options.variant or "modelnet40"}
     if options.parts is not None:
@@ -163,8 +174,8 @@ def first_fields(dataset: FileDataset) -> tuple[str, ...]:
 def prepared(cloud: PointCloud, options: Options, number: int) -> PointCloud:
     """The points to store: a random subset in random order, normalised if so asked."""
     path = cloud.meta["path"]
-    if len(cloud) < options.points:
-        raise BadFileError(path, f"has {len(cloud)} points, --points asks for {options.points}")
+    if len(cloud) < options.num_points:
+        raise BadFileError(path, f"has {len(cloud)} points, --num_points asks for {options.num_points}")
     for name in options.fields:
         if getattr(cloud, name) is None:
             raise BadFileError(
@@ -173,7 +184,7 @@ def prepared(cloud: PointCloud, options: Options, number: int) -> PointCloud:
                 "such files out",
             )
     generator = torch.Generator().manual_seed(options.seed * 2**32 + number)
-    cloud = cloud.select(torch.randperm(len(cloud), generator=generator)[: options.points])
+    cloud = cloud.select(torch.randperm(len(cloud), generator=generator)[: options.num_points])
     cloud = cloud.replace(meta={**cloud.meta, "radius_m": 1.0})
     return Normalize(center="box")(cloud, generator) if options.normalize else cloud
 
@@ -194,7 +205,7 @@ def make_shard(dataset: FileDataset, options: Options, root: Path, start: int, s
             if options.on_error == "refuse":
                 raise
             skipped.append((str(error.path), error.reason))
-    shape = (len(clouds), options.points, 3)
+    shape = (len(clouds), options.num_points, 3)
     arrays: dict[str, Any] = {
         "points": np.array([cloud.xyz.numpy() for cloud in clouds], options.dtype).reshape(shape),
         "label": np.array([cloud.label for cloud in clouds], np.int16),
@@ -339,7 +350,7 @@ def describe(
         "source": getattr(dataset, "source", "files"),
         "licence": getattr(dataset, "terms", "that of the files"),
         "split": name,
-        "points_per_item": options.points,
+        "points_per_item": options.num_points,
         "classes": list(dataset.classes),
         **({} if options.parts is None else {"parts": list(options.parts.names)}),
         "shards": kept,
@@ -405,7 +416,7 @@ def main(arguments: list[str] | None = None) -> None:
     splits = parser.add_mutually_exclusive_group()
     splits.add_argument("--split", nargs="+", default=["train", "test"], help="'all' for a folder without splits")
     splits.add_argument("--test_share", type=float, help="of a folder without splits: share of each class for test")
-    parser.add_argument("--points", type=int, default=8192, help="points per object (default: 8192)")
+    parser.add_argument("--num_points", type=int, default=8192, help="points per object (default: 8192)")
     parser.add_argument("--seed", type=int, default=0, help="of sampling and order (default: 0)")
     parser.add_argument("--normalize", action="store_true", help="centre the box and scale into the unit sphere")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="float16 needs --normalize")
@@ -421,13 +432,15 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.dtype == "float16" and not given.normalize:
         parser.error("--dtype float16 resolves 0.0005 near 1 and far less beyond: add --normalize")
-    for name in ("points", "shard_size", "workers"):
+    for name in ("num_points", "shard_size", "workers"):
         if getattr(given, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(given, name)}")
     if given.test_share is not None and (given.kind != "folder" or not 0 < given.test_share < 1):
         parser.error(f"--test_share must be above 0 and below 1, and is for a folder; got {given.test_share}")
     if given.parts is not None and given.kind != "folder":
         parser.error(f"--parts is for clouds in a folder, and {given.kind} has none: leave it out")
+    if given.variant is not None and given.kind != "modelnet-resampled":
+        parser.error(f"--variant is for modelnet-resampled, and {given.kind} has no use for it: leave it out")
     if given.part_column is not None and given.parts is None:
         parser.error("--part_column needs --parts, the list of the parts")
     try:

@@ -94,6 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--unit", action="store_true", help="normalise each picture's feature before averaging")
     given = parser.parse_args(arguments)
+    for name in ("frames", "depth_shift", "cropped"):
+        if given.data == "rooms" and getattr(given, name) != parser.get_default(name):
+            parser.error(f"--{name} is for frames in folders of their own, and rooms hold theirs: leave it out")
     try:
         lift(given)
     except (OSError, ValueError) as error:  # no such folder, a file or frame that cannot be used, no weights

@@ -2,7 +2,7 @@
 
     python data_tools/prepare_scenes.py scannet ROOT OUT --labels scannetv2-labels.combined.tsv [--workers 4]
     python data_tools/prepare_scenes.py s3dis ROOT OUT [--align] [--normals estimated]
-    python data_tools/prepare_scenes.py structured3d ROOT OUT [--depth z|range] [--up world|mirrored]
+    python data_tools/prepare_scenes.py structured3d ROOT OUT [--depth z|range] [--axes world|mirrored]
     python data_tools/prepare_scenes.py files ROOT OUT [--classes LIST [--label_column NAME]] [--test_share 0.2]
 
 ROOT is where the download lies: for scannet any folder above the scans' own (``scans/sceneSSSS_TT``), for s3dis the
@@ -217,7 +217,7 @@ def s3dis_jobs(given: argparse.Namespace) -> list[Job]:
 def structured3d_jobs(given: argparse.Namespace) -> list[Job]:
     archives = find_below(given.root, "*.zip", levels=(0,))
     rooms = find_structured3d_rooms(tqdm(archives, desc="listing archives", disable=None))
-    read = partial(read_structured3d_room, depth=given.depth, up=given.up)
+    read = partial(read_structured3d_room, depth=given.depth, axes=given.axes)
     # room 485142 of the archive becomes room_485142, as Pointcept names it
     jobs = [Job(f"{room.split}/{room.scene}/room_{room.room}", partial(read, room)) for room in rooms]
     return jobs or missing("Structured3D archives", given.root / "*.zip", given.root, Structured3D)
@@ -229,7 +229,7 @@ def file_jobs(given: argparse.Namespace) -> list[Job]:
         codes=None if given.classes is None else read_class_codes(given.classes),
         labels=given.label_column,
         scale=given.scale,
-        y_up=given.y_up,
+        y_up=given.up == "y",
         cell=given.cell,
         drop_invalid=given.drop_invalid,
     )
@@ -300,6 +300,13 @@ def missing(name: str, looked_for: Path, root: Path, dataset: Any) -> list[Job]:
     raise MissingDataError.of(name, [looked_for], root, dataset.source, dataset.terms)
 
 
+OPTIONS = {
+    "scannet": ("labels", "other_split"),
+    "s3dis": ("align", "normals"),
+    "structured3d": ("depth", "axes"),
+    "files": ("classes", "label_column", "scale", "up", "cell", "drop_invalid", "test_share"),
+}
+"""What only one kind takes."""
 KINDS = {"scannet": scannet_jobs, "s3dis": s3dis_jobs, "structured3d": structured3d_jobs, "files": file_jobs}
 
 
@@ -316,9 +323,9 @@ def run(given: argparse.Namespace) -> None:
     if given.kind == "s3dis":
         options.update(align=given.align, **({} if given.normals == "none" else {"normals": given.normals}))
     if given.kind == "structured3d":
-        options.update(depth=given.depth, up=given.up)
+        options.update(depth=given.depth, axes=given.axes)
     if given.kind == "files":
-        kept = ("label_column", "scale", "y_up", "cell", "drop_invalid", "test_share")
+        kept = ("label_column", "scale", "up", "cell", "drop_invalid", "test_share")
         options.update({name: getattr(given, name) for name in kept})
         options.update(classes=None if given.classes is None else sha256(given.classes))
     output = Output(given.out, options)
@@ -377,14 +384,14 @@ def main(arguments: list[str] | None = None) -> None:
         "--depth", choices=["z", "range"], default="z", help="structured3d: what perspective depth means (default: z)"
     )
     parser.add_argument(
-        "--up", choices=["world", "mirrored"], default="world", help="structured3d: axes, mirrored as in Pointcept"
+        "--axes", choices=["world", "mirrored"], default="world", help="structured3d: mirrored as in Pointcept"
     )
     parser.add_argument(
         "--classes", type=Path, help=f"files: list of the classes (default: {CLASSES_FILE} of ROOT; none: no labels)"
     )
     parser.add_argument("--label_column", help="files: column with the classes (default: label, classification, ...)")
     parser.add_argument("--scale", type=float, default=1.0, help="files: metres of one unit; 0.001 for mm (default: 1)")
-    parser.add_argument("--y_up", action="store_true", help="files: y points up in them (default: z)")
+    parser.add_argument("--up", choices=["y", "z"], default="z", help="files: axis that points up (default: z)")
     parser.add_argument(
         "--cell", type=float, help="files: keep one point in each cube of this edge in m (default: all)"
     )
@@ -397,6 +404,9 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.workers < 1:
         parser.error(f"--workers must be at least 1, got {given.workers}")
+    for kind, name in ((kind, name) for kind, names in OPTIONS.items() for name in names):
+        if kind != given.kind and getattr(given, name) != parser.get_default(name):
+            parser.error(f"--{name} is for {kind}, and {given.kind} has no use for it: leave it out")
     if not 0 <= given.test_share < 1:
         parser.error(f"--test_share must be at least 0 and below 1, got {given.test_share}")
     if not given.scale > 0 or (given.cell is not None and not given.cell > 0):

@@ -21,7 +21,7 @@ from pc3d.data.scene_labels import STRUCTURED3D_IDS
 
 Array = NDArray[Any]
 DepthMeaning = Literal["z", "range"]
-UpAxis = Literal["world", "mirrored"]
+Axes = Literal["world", "mirrored"]
 # World axes (x, y, z) in the y-up order (y, z, x) in which cameras are put together.
 _Y_UP = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
 _ENTRY = re.compile(r"(?:.*/)?(scene_\d{5})/2D_rendering/(\w+)/(perspective/full/\w+|panorama)/(?:full/)?([\w.]+)")
@@ -71,7 +71,7 @@ def find_structured3d_rooms(archives: Iterable[Path]) -> list[RoomFiles]:
 
 
 def read_structured3d_room(
-    files: RoomFiles, *, depth: DepthMeaning = "z", up: UpAxis = "world"
+    files: RoomFiles, *, depth: DepthMeaning = "z", axes: Axes = "world"
 ) -> tuple[dict[str, Array], list[str]]:
     """A room as ``coord``, ``color``, ``normal`` and ``segment``: all views merged, one point per cell of 1 cm.
 
@@ -79,14 +79,14 @@ def read_structured3d_room(
     Of the points of a cell the first stays, panorama before perspective views. Normals face the camera.
 
     The two published converters disagree, and nobody has said which is right; hence the options. As Pointcept:
-    ``depth="z", up="mirrored"``, but for the last row and column of each view, which it leaves out; as the authors of
-    Swin3D: ``depth="range", up="world"``. With ``"range"`` the pixels of perspective views are counted from 1, as
+    ``depth="z", axes="mirrored"``, but for the last row and column of each view, which it leaves out; as the authors of
+    Swin3D: ``depth="range", axes="world"``. With ``"range"`` the pixels of perspective views are counted from 1, as
     theirs are, with ``"z"`` from 0.
 
     Args:
         files: the room.
         depth: of perspective views: ``"z"`` is along the viewing axis, ``"range"`` along the ray, with pixels from 1.
-        up: ``"world"`` gives the coordinates of the data set itself, right-handed, z up; ``"mirrored"`` exchanges two
+        axes: ``"world"`` gives the coordinates of the data set itself, right-handed, z up; ``"mirrored"`` exchanges two
             of its axes and so mirrors the rooms.
 
     Returns:
@@ -99,8 +99,8 @@ def read_structured3d_room(
     """
     if depth not in ("z", "range"):
         raise ValueError(f"depth must be 'z' or 'range', got {depth!r}")
-    if up not in ("world", "mirrored"):
-        raise ValueError(f"up must be 'world' or 'mirrored', got {up!r}")
+    if axes not in ("world", "mirrored"):
+        raise ValueError(f"axes must be 'world' or 'mirrored', got {axes!r}")
     parts, notes = [], []
     with _Archives() as archives:
         for view, entries in files.views.items():
@@ -114,9 +114,9 @@ def read_structured3d_room(
         raise BadFileError(f"{files.scene}/{files.room}", "has no complete view in these archives")
     arrays = _first_per_cell({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     # The way back from y up to the world; or the exchange of the last two axes.
-    axes = [2, 0, 1] if up == "world" else [0, 2, 1]
+    order = [2, 0, 1] if axes == "world" else [0, 2, 1]
     for name in ("coord", "normal"):
-        arrays[name] = np.ascontiguousarray(arrays[name][:, axes], np.float32)
+        arrays[name] = np.ascontiguousarray(arrays[name][:, order], np.float32)
     if len(arrays["coord"]) == 0:
         raise BadFileError(f"{files.scene}/{files.room}", "has no pixel with depth and a class")
     return arrays, notes

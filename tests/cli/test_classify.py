@@ -563,7 +563,7 @@ def own_objects(tmp_path_factory: pytest.TempPathFactory, import_script: Callabl
             (files / split / name).mkdir(parents=True)
             for row in (source.labels == source.classes.index(name)).nonzero().flatten()[:each].tolist():
                 np.save(files / split / name / f"{row}.npy", 3 * source.load(row).xyz.numpy() + 1)
-    options = ["--points", "2048", "--normalize", "--workers", "1"]
+    options = ["--num_points", "2048", "--normalize", "--workers", "1"]
     import_script("data_tools/convert.py").main(["folder", str(files), str(shards), *options])
     return shards
 

@@ -37,7 +37,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_meshes_become_shards_that_read_the_same(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
     root = assets / "modelnet_off"
-    call(convert, "modelnet-meshes", root, tmp_path, "--points", 512, "--shard_size", 3)
+    call(convert, "modelnet-meshes", root, tmp_path, "--num_points", 512, "--shard_size", 3)
     names = {"train-000.npz", "train-001.npz", "train.json", "test-000.npz", "test.json", "manifest.sha256"}
     assert names <= set(contents(tmp_path))
     subprocess.run(["sha256sum", "--check", "--quiet", "manifest.sha256"], cwd=tmp_path, check=True)
@@ -67,7 +67,7 @@ def test_ctrl_c_has_an_exit_code_and_says_how_it_goes_on(
 
 def test_normalised_half_precision(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
     root = assets / "modelnet_resampled"
-    arguments = ("--points", 1000, "--normalize", "--dtype", "float16", "--split", "test", "--fields")
+    arguments = ("--num_points", 1000, "--normalize", "--dtype", "float16", "--split", "test", "--fields")
     call(convert, "modelnet-resampled", root, tmp_path, *arguments)
     stored = ObjectSet(tmp_path, "test", num_points=1000)
     original = ModelNetResampled(root, "test")
@@ -83,7 +83,7 @@ def test_normalised_half_precision(tmp_path: Path, assets: Path, convert: Module
 
 
 def test_running_twice_changes_nothing_and_a_gap_is_filled(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
-    arguments = ("shapenet55", assets / "shapenet55", tmp_path, "--points", 1024, "--shard_size", 1)
+    arguments = ("shapenet55", assets / "shapenet55", tmp_path, "--num_points", 1024, "--shard_size", 1)
     call(convert, *arguments)
     first = contents(tmp_path)
     stamp = (tmp_path / "train-000.npz").stat().st_mtime_ns
@@ -95,7 +95,7 @@ def test_running_twice_changes_nothing_and_a_gap_is_filled(tmp_path: Path, asset
 
 
 def test_nothing_is_overwritten(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
-    arguments = ("shapenet55", assets / "shapenet55", tmp_path, "--points", 1024)
+    arguments = ("shapenet55", assets / "shapenet55", tmp_path, "--num_points", 1024)
     call(convert, *arguments)
     with pytest.raises(SystemExit, match=r"train-conversion\.txt exists with other content"):
         call(convert, *arguments, "--seed", 1)
@@ -113,7 +113,7 @@ def test_bad_files_stop_the_run_or_are_listed(
     shutil.copytree(assets / "modelnet_off", root)
     bad = root / "lamp" / "train" / "lamp_0001.off"
     bad.write_bytes(bad.read_bytes()[:5000])
-    arguments = ("modelnet-meshes", root, tmp_path / "out", "--points", 128, "--shard_size", 1)
+    arguments = ("modelnet-meshes", root, tmp_path / "out", "--num_points", 128, "--shard_size", 1)
     with pytest.raises(SystemExit, match=r"lamp_0001\.off.*truncated"):
         call(convert, *arguments)
     assert (tmp_path / "out" / "train-001.npz").is_file()  # what was done before stays
@@ -130,7 +130,7 @@ def test_folders_of_mixed_files(tmp_path: Path, assets: Path, convert: ModuleTyp
     for name in ("bread", "crate"):
         (tmp_path / "in" / name).mkdir(parents=True)
         shutil.copy(assets / "meshes" / f"{name}.glb", tmp_path / "in" / name / "mesh.glb")
-    arguments = ("folder", tmp_path / "in", tmp_path / "out", "--split", "all", "--points", 256)
+    arguments = ("folder", tmp_path / "in", tmp_path / "out", "--split", "all", "--num_points", 256)
     call(convert, *arguments)
     stored = ObjectSet(tmp_path / "out", "all", num_points=256)
     assert [cloud.meta["id"] for cloud in (stored[0], stored[1])] == ["bread/mesh", "crate/mesh"]
@@ -153,7 +153,7 @@ def test_fields_that_the_first_file_lacks_are_told_with_the_files(
         (tmp_path / "in" / kind).mkdir(parents=True, exist_ok=True)
         named = " ".join(header.split()[:columns])
         np.savetxt(tmp_path / "in" / kind / f"{name}.xyz", points[:, :columns], header=named, comments="")
-    arguments = ("folder", tmp_path / "in", tmp_path / "out", "--split", "all", "--points", 32, "--shard_size", 2)
+    arguments = ("folder", tmp_path / "in", tmp_path / "out", "--split", "all", "--num_points", 32, "--shard_size", 2)
     call(convert, *arguments)
     told = capsys.readouterr().out
     assert "left out rgb: the first file has none, 2 of 4 have some; without: a/1, b/4." in told
@@ -188,6 +188,19 @@ def test_a_column_of_parts_without_their_list(convert: ModuleType, tmp_path: Pat
     assert "--part_column needs --parts" in capsys.readouterr().err
 
 
+def test_the_variant_of_another_kind_is_refused(convert: ModuleType, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        convert.main(["modelnet-meshes", str(tmp_path), str(tmp_path / "out"), "--variant", "modelnet10"])
+    assert "--variant is for modelnet-resampled, and modelnet-meshes has no use for it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tool", sorted(path.name for path in TOOLS.glob("*.py")))
+def test_options_of_tools_are_spelt_as_those_of_the_command(tool: str) -> None:
+    options = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", (TOOLS / tool).read_text()))
+    assert options
+    assert not [option for option in options if "-" in option.removeprefix("--")]
+
+
 def test_parts_of_points_are_kept(
     tmp_path: Path, household: Household, convert: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,7 +214,7 @@ def test_parts_of_points_are_kept(
         np.save(root / place / f"{index}.npy", np.column_stack([xyz, height]))
         clouds[f"{place}/{index}"] = xyz
     (tmp_path / "parts.txt").write_text("4 low\n9 high\n")
-    command = ("folder", root, tmp_path / "out", "--points", 512, "--parts", tmp_path / "parts.txt")
+    command = ("folder", root, tmp_path / "out", "--num_points", 512, "--parts", tmp_path / "parts.txt")
     call(convert, *command)
     assert re.search(r"low \d+\.\d %, high \d+\.\d %, no part [1-3]\.\d %", capsys.readouterr().out)
     for split in ("train", "test"):
@@ -230,7 +243,7 @@ def test_a_class_that_one_split_lacks_is_told_before_anything_is_written(tmp_pat
     for place in ("train/bolt", "train/nut", "test/bolt"):
         (tmp_path / "in" / place).mkdir(parents=True)
         np.save(tmp_path / "in" / place / "one.npy", np.random.default_rng(0).random((20, 3)))
-    arguments = ("folder", tmp_path / "in", tmp_path / "out", "--points", 20)
+    arguments = ("folder", tmp_path / "in", tmp_path / "out", "--num_points", 20)
     with pytest.raises(SystemExit, match=r"same classes.*got 2 and 1: 'nut' in train alone.*empty sub-folder"):
         call(convert, *arguments)
     assert not (tmp_path / "out").exists()
@@ -240,12 +253,12 @@ def test_a_class_that_one_split_lacks_is_told_before_anything_is_written(tmp_pat
 
 
 def test_too_few_points_and_wrong_arguments(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
-    with pytest.raises(SystemExit, match="has 1000 points, --points asks for 8192"):
+    with pytest.raises(SystemExit, match="has 1000 points, --num_points asks for 8192"):
         call(convert, "modelnet-resampled", assets / "modelnet_resampled", tmp_path)
     with pytest.raises(SystemExit, match=r"ModelNetMeshes(.*\n)*looked for in"):
         call(convert, "modelnet-meshes", tmp_path / "nowhere", tmp_path / "other")
     assert not (tmp_path / "other").exists()
-    for wrong in (["--points", "0"], ["--dtype", "float16"], ["--kind", "x"]):
+    for wrong in (["--num_points", "0"], ["--dtype", "float16"], ["--kind", "x"]):
         with pytest.raises(SystemExit) as caught:
             call(convert, "shapenet55", assets / "shapenet55", tmp_path, *wrong)
         assert caught.value.code == 2
@@ -257,7 +270,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, household: Household, convert: Mod
     (root / "thing").mkdir(parents=True)
     for index in range(60):
         np.save(root / "thing" / f"{index:03}.npy", household[index].xyz.numpy())
-    options = ["--split", "all", "--points", "2000", "--shard_size", "1"]
+    options = ["--split", "all", "--num_points", "2000", "--shard_size", "1"]
     command = [sys.executable, TOOLS / "convert.py", "folder", root, tmp_path / "killed", *options, "--workers", "2"]
     killed = subprocess.Popen(list(map(str, command)), start_new_session=True)
     while not (tmp_path / "killed" / "all-003.npz").exists():
@@ -281,7 +294,7 @@ def test_a_share_of_each_class_is_set_aside_for_test(
         for index in range(count):
             points = np.random.default_rng([count, index]).normal(size=(64, 3)).astype(np.float32)
             np.save(root / name / f"{name}{index}.npy", points)
-    options = ("--points", 64, "--normalize")
+    options = ("--num_points", 64, "--normalize")
     with pytest.raises(SystemExit, match=r"--test_share 0\.2 makes train and test"):
         call(convert, "folder", root, out, *options)
     call(convert, "folder", root, out, *options, "--test_share", 0.2)
@@ -316,10 +329,10 @@ def test_splits_of_one_folder_have_the_same_fields(tmp_path: Path, convert: Modu
     for index in range(4):
         np.save(root / f"{index}.npy", np.random.default_rng(index).random((64, 6)))
     probe = tmp_path / "probe"
-    call(convert, "folder", root.parent, probe, "--points", 64, "--test_share", 0.25)
+    call(convert, "folder", root.parent, probe, "--num_points", 64, "--test_share", 0.25)
     drawn = Path(str(ObjectSet(probe, "test", num_points=64)[0].meta["id"])).name
     np.save(root / f"{drawn}.npy", np.random.default_rng(9).random((64, 3)))  # the only one of test, without colours
-    options = ("--points", 64, "--test_share", 0.25)
+    options = ("--num_points", 64, "--test_share", 0.25)
     with pytest.raises(SystemExit, match=rf"{drawn}\.npy: has no rgb, which the first file has"):
         call(convert, "folder", root.parent, tmp_path / "out", *options)
 
@@ -333,8 +346,8 @@ def test_files_that_are_no_clouds_are_listed_too(
     (root / "thing" / "scan.log").write_text("made by a scanner")
     (root / "thing" / "1.npy").write_bytes(b"<html>")
     with pytest.raises(SystemExit, match=r"scan\.log: has the ending '\.log'"):
-        call(convert, "folder", root, out, "--split", "all", "--points", 2000)
-    call(convert, "folder", root, out, "--split", "all", "--points", 2000, "--on_error", "report")
+        call(convert, "folder", root, out, "--split", "all", "--num_points", 2000)
+    call(convert, "folder", root, out, "--split", "all", "--num_points", 2000, "--on_error", "report")
     assert "1 objects in 1 shards, 2 files left out" in capsys.readouterr().out
     reasons = {
         Path(file["path"]).name: file["reason"] for file in json.loads((out / "all.json").read_text())["skipped"]
@@ -345,7 +358,7 @@ def test_files_that_are_no_clouds_are_listed_too(
     (root / "thing" / "1.npy").unlink()
     for index in range(1, 6):
         np.save(root / "thing" / f"{index}.npy", household[index].xyz.numpy())
-    arguments = (root, tmp_path / "splits", "--points", 2000, "--test_share", 0.2)
+    arguments = (root, tmp_path / "splits", "--num_points", 2000, "--test_share", 0.2)
     call(convert, "folder", *arguments, "--on_error", "report")
     assert capsys.readouterr().out.count("scan.log: has the ending '.log'") == 1
     skipped = {
@@ -361,7 +374,7 @@ def test_a_bad_file_is_named_by_whichever_process_reads_it(tmp_path: Path, house
     for index in range(4):
         np.save(root / "thing" / f"{index}.npy", household[index].xyz.numpy())
     (root / "thing" / "2.npy").write_bytes(b"<html>")
-    options = ["--split", "all", "--points", "2000", "--shard_size", "1", "--workers", "2"]
+    options = ["--split", "all", "--num_points", "2000", "--shard_size", "1", "--workers", "2"]
     command = [sys.executable, TOOLS / "convert.py", "folder", root, tmp_path / "out", *options]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 1

@@ -340,7 +340,7 @@ def test_structured3d_options(tmp_path: Path) -> None:
     structured3d_archives(tmp_path)
     (room,) = find_structured3d_rooms([tmp_path / "perspective_00.zip"])
     world, _ = read_structured3d_room(room)
-    mirrored, _ = read_structured3d_room(room, up="mirrored")
+    mirrored, _ = read_structured3d_room(room, axes="mirrored")
     np.testing.assert_allclose(mirrored["coord"], world["coord"][:, [1, 0, 2]], atol=1e-6)
     ranged, _ = read_structured3d_room(room, depth="range")
     position = np.array(POSITION) / 1000
@@ -355,8 +355,8 @@ def test_structured3d_options(tmp_path: Path) -> None:
     assert down.max() <= TANGENT * HEIGHT / WIDTH * (1 - 2 / HEIGHT) + 1e-4
     with pytest.raises(ValueError, match="depth must be 'z' or 'range'"):
         read_structured3d_room(room, depth="y")
-    with pytest.raises(ValueError, match="up must be 'world' or 'mirrored'"):
-        read_structured3d_room(room, up="y")
+    with pytest.raises(ValueError, match="axes must be 'world' or 'mirrored'"):
+        read_structured3d_room(room, axes="y")
 
 
 def test_structured3d_keeps_the_first_point_of_a_cell(tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ def test_s3dis_and_structured3d_from_raw_to_read(tmp_path: Path, tool: ModuleTyp
     assert rooms.ids == ["scene_03100_room_512"]
     assert set(rooms[0].segment.unique().tolist()) == {-1, 0, 16}
     with pytest.raises(SystemExit, match=r"preparation\.json exists with other options"):
-        call(tool, "structured3d", tmp_path / "zips", tmp_path / "structured3d", "--up", "mirrored")
+        call(tool, "structured3d", tmp_path / "zips", tmp_path / "structured3d", "--axes", "mirrored")
 
 
 @pytest.fixture
@@ -596,7 +596,7 @@ def test_own_scans_in_other_units_and_places(tmp_path: Path, tool: ModuleType) -
         path = tmp_path / "scans" / f"scan{number}.npz"
         path.parent.mkdir(exist_ok=True)
         np.savez(path, xyz=1000 * (y_up + far), normal=normal)
-    options = ("--scale", "0.001", "--y_up", "--cell", "0.2", "--test_share", "0.4")
+    options = ("--scale", "0.001", "--up", "y", "--cell", "0.2", "--test_share", "0.4")
     call(tool, "files", tmp_path / "scans", tmp_path / "out", *options)
     train, test = SceneFolder(tmp_path / "out"), SceneFolder(tmp_path / "out", "test")
     assert (len(train), len(test)) == (3, 2)
@@ -750,6 +750,25 @@ def test_a_column_without_a_list_of_classes(tmp_path: Path, tool: ModuleType, fl
     with pytest.raises(SystemExit):
         call(tool, "files", flat, tmp_path / "out", "--label_column", "kind")
     assert "--label_column needs --classes or " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "of"),
+    [
+        ("s3dis", ("--scale", "0.001"), "files"),
+        ("scannet", ("--up", "y"), "files"),
+        ("files", ("--axes", "mirrored"), "structured3d"),
+        ("files", ("--align",), "s3dis"),
+        ("structured3d", ("--other_split", "train"), "scannet"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused(
+    kind: str, option: tuple[str, ...], of: str, tmp_path: Path, tool: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        call(tool, kind, tmp_path, tmp_path / "out", *option)
+    assert f"{option[0]} is for {of}, and {kind} has no use for it: leave it out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -291,6 +291,15 @@ def test_the_script_lifts_frames_of_rooms(script: ModuleType, tmp_path: Path, mo
     assert ((stored["feature"] - cloud.rgb[shown]).abs().amax(1) < 0.01).float().mean() > 0.95
 
 
+@pytest.mark.parametrize("option", [("--frames", "somewhere"), ("--depth_shift", "5000"), ("--cropped",)])
+def test_the_script_refuses_other_frames_for_rooms(
+    option: tuple[str, ...], script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        script.main([str(tmp_path / "out"), "--root", str(tmp_path), *option])
+    assert f"{option[0]} is for frames in folders of their own, and rooms hold theirs" in capsys.readouterr().err
+
+
 def test_the_script_lifts_frames_of_scans_of_ones_own(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
