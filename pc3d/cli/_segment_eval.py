@@ -53,7 +53,7 @@ def evaluate(
         voting: Sum predictions over the published views, with quarter turns (scannet), scales and flips (s3dis), or
             twelve turns whose normalised logits are summed (swin3d; its released code has a single pass for each).
         single_pass: One forward pass for all points, instead of fragments with one point per voxel.
-        max_points: Most voxels in one forward pass; larger scenes are cut into blocks.
+        max_points: Most points, one for each voxel, in one forward pass; larger scenes are cut into blocks.
         context: Metres around a block that the network sees.
         device: Where to compute, such as cpu or cuda.
         output: Folder for the results, instead of eval/ of the run.

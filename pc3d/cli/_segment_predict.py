@@ -47,7 +47,9 @@ def build_parser() -> Any:
         action="store_true",
         help="Give each point of a voxel its own forward pass, as benchmarks do; slow on dense scans.",
     )
-    parser.add_argument("--max_points", type=int, default=400_000, help="Most voxels in one forward pass.")
+    parser.add_argument(
+        "--max_points", type=int, default=400_000, help="Most points, one for each voxel, in one forward pass."
+    )
     parser.add_argument("--context", type=float, default=2.0, help="Metres around a block that the network sees.")
     parser.add_argument(
         "--like_input",

@@ -38,7 +38,10 @@ def training_parser(verb: str, folder: str, description: str) -> Any:
     parser.add_argument("--overwrite", action="store_true", help="Remove an earlier run from the run folder.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of weights, batches and all random draws.")
     parser.add_argument(
-        "--every_n_steps", type=int | None, default=None, help="Write last.ckpt also within epochs, this often."
+        "--every_n_steps",
+        type=int | None,
+        default=None,
+        help="Write last.ckpt also within epochs, every so many steps.",
     )
     parser.add_argument(
         "--keep_epochs", type=list[int], default=[], help="Finished epochs whose checkpoint is kept as epoch_N.ckpt."

@@ -45,7 +45,7 @@ def retrieve(
         gallery: 'test' ranks the other test objects for each test object; 'train' ranks the training objects.
         center: Subtract the mean training feature before computing the cosines.
         pooling: Name of the encoder's pooling; by default the encoder's own. For PointViT: max, mean, max+mean (its
-            default), concat(max,mean), concat(cls,max,mean).
+            default), concat(max,mean), concat(cls,max,mean), cls.
         num_points: Points per cloud: the first 1024 by default. For an encoder aligned with texts and pictures, by
             default a random subset of at most as many as it was made for. null takes all.
         up: For an encoder aligned with texts and pictures, the axis that points up in the data; by default that of the

@@ -62,7 +62,7 @@ def robustness(
             also 'dgcnn', the published accuracies of DGCNN.
         figure: Picture to write, accuracy against severity: a .png, .svg or .pdf file; of the first seed.
         pooling: Name of the encoder's pooling; by default the encoder's own. For PointViT: max, mean, max+mean (its
-            default), concat(max,mean), concat(cls,max,mean).
+            default), concat(max,mean), concat(cls,max,mean), cls.
         num_points: Points per cloud before the corruption: the first 1024 by default. For an encoder aligned with texts
             and pictures, by default a random subset of at most as many as it was made for. null takes all.
         up: For an encoder aligned with texts and pictures, the axis that points up in the data; by default that of the
