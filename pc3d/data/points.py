@@ -194,6 +194,8 @@ def as_cloud(fields: Fields, path: Path, drop_invalid: bool, resolution: float |
     xyz, origin = near_origin(xyz, resolution)
     if origin is not None:
         meta["origin"] = origin
+    if not np.abs(xyz).max() <= np.finfo(np.float32).max:
+        raise BadFileError(path, f"has coordinates of up to {np.abs(xyz).max():.3g}, beyond the range of float32")
     tensors = {n: torch.from_numpy(np.ascontiguousarray(v, np.float32)) for n, v in {**fields, "xyz": xyz}.items()}
     if "normal" in tensors:
         tensors["normal"] = torch.nn.functional.normalize(tensors["normal"], dim=1)

@@ -233,6 +233,12 @@ def test_points_that_are_not_finite(tmp_path: Path, table: dict[str, np.ndarray]
         read_points(tmp_path / "c.npz")
 
 
+def test_coordinates_beyond_float32_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "far.npy", np.array([[0.0, 1, 2], [1e300, 0, 0]]))
+    with pytest.raises(BadFileError, match=r"far\.npy: has coordinates of up to 1e\+300, beyond the range of float32"):
+        read_points(tmp_path / "far.npy")
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
