@@ -16,6 +16,8 @@ from pc3d.image.cameras import Camera
 # Mean spacing sqrt(area / N) over the median distance to the nearest neighbour: of points drawn independently in a
 # plane none lies within r with probability exp(-pi r^2 / spacing^2), so the median is sqrt(ln 2 / pi) = 0.47 spacings.
 _INDEPENDENT = 1 / math.sqrt(math.log(2) / math.pi)
+# Share of the largest extent below which points have none: rounding, far above what Qhull takes for flat.
+_FLAT = 1e-12
 
 
 def point_spacing(xyz: Tensor, factor: float = _INDEPENDENT) -> float:
@@ -133,32 +135,46 @@ def hidden_point_removal(xyz: Tensor, center: Tensor, radius: float | None = Non
         xyz: ``(N, 3)``.
         center: ``(3,)`` the place.
         radius: of the sphere, in units of the coordinates; by default 100 times the size (longest edge) of the cloud
-            below 4,000 points and 300 times from 10,000, in proportion between them. It must reach beyond every point.
+            below 4,000 points and 300 times from 10,000, in proportion between them, and at least twice the way to the
+            farthest point. It must reach beyond every point.
 
     Returns:
-        ``(N,)`` bool.
+        ``(N,)`` bool; of points at one place, all or none.
 
     Raises:
         ValueError: a point is at the place, or beyond the radius.
         ImportError: SciPy is not installed.
     """
-    points = xyz.to("cpu", torch.float64) - center.to("cpu", torch.float64)
-    if len(points) < 4:
-        return torch.ones(len(points), dtype=torch.bool)
+    every = xyz.to("cpu", torch.float64) - center.to("cpu", torch.float64)
+    if len(every) < 4:
+        return torch.ones(len(every), dtype=torch.bool)
+    # A hull has one corner where points coincide.
+    points, place = every.unique(dim=0, return_inverse=True)
+    length = points.norm(dim=1, keepdim=True)
+    farthest = float(length.max())
     if radius is None:
         size = float((points.amax(0) - points.amin(0)).max())
-        radius = size * float(np.interp(len(points), [4_000, 10_000], [100.0, 300.0]))
-    length = points.norm(dim=1, keepdim=True)
+        radius = max(size * float(np.interp(len(every), [4_000, 10_000], [100.0, 300.0])), 2 * farthest)
     if not bool((length > 0).all()):
         raise ValueError("a point of xyz is where the camera is: leave it out")
-    if float(length.max()) > radius:
-        raise ValueError(f"radius {radius:g} must reach beyond the farthest point, {float(length.max()):g} away")
+    if farthest > radius:
+        raise ValueError(f"radius {radius:g} must reach beyond the farthest point, {farthest:g} away")
     flipped = points + 2 * (radius - length) * points / length
+    return _hull_corners(torch.cat([flipped, flipped.new_zeros(1, 3)]))[:-1][place]
+
+
+def _hull_corners(points: Tensor) -> Tensor:
+    """``(N,)`` bool, the corners of the convex hull of points, the origin among them; also of a plane or a line."""
+    _, spread, axes = torch.linalg.svd(points, full_matrices=False)
+    # A flat object seen from within its plane has no hull in space.
+    across = points @ axes[: int((spread > _FLAT * spread[0]).sum())].T
+    corners = torch.zeros(len(points), dtype=torch.bool)
+    if across.shape[1] == 1:
+        corners[[int(across.argmin()), int(across.argmax())]] = True
+        return corners
     spatial = require("scipy.spatial", extra="image", purpose="hidden point removal")
-    hull = spatial.ConvexHull(torch.cat([flipped, flipped.new_zeros(1, 3)]).numpy())
-    visible = torch.zeros(len(points) + 1, dtype=torch.bool)
-    visible[torch.from_numpy(hull.vertices.astype(np.int64))] = True
-    return visible[:-1]
+    corners[torch.from_numpy(spatial.ConvexHull(across.numpy()).vertices.astype(np.int64))] = True
+    return corners
 
 
 def disc_depth(camera: Camera, xyz: Tensor, disc: float, max_pixels: float = 32.0) -> tuple[Tensor, Tensor]:

@@ -193,6 +193,30 @@ def test_hidden_point_removal_at_the_limits() -> None:
         hidden_point_removal(ball, torch.tensor([20.0, 0, 0]), radius=3.0)
 
 
+def test_hidden_point_removal_of_a_flat_object_from_within_its_plane() -> None:
+    """Of a round sheet seen from its edge, the near half of the rim; of a stick from its end, that end."""
+    angle = torch.arange(200, dtype=torch.float64) * (2 * torch.pi / 200)
+    rim = torch.stack([angle.cos(), angle.sin(), 0 * angle], dim=1)
+    eye = torch.tensor([20.0, 0, 0])
+    for turn in (torch.eye(3).double(), torch.linalg.qr(torch.randn(3, 3).double()).Q):
+        seen = hidden_point_removal(torch.cat([rim, rim / 2]) @ turn, eye.double() @ turn)
+        assert seen[:200][rim[:, 0] > 0.1].all()
+        assert not seen[:200][rim[:, 0] < -0.1].any()
+        assert not seen[200:].any()
+    stick = torch.tensor([[5.0, 0, 0], [2, 0, 0], [3, 0, 0], [2, 0, 0], [-1, 0, 0], [-4, 0, 0]])
+    assert hidden_point_removal(stick, torch.zeros(3)).tolist() == [False, True, False, True, True, False]
+
+
+def test_hidden_point_removal_of_points_at_one_place_and_of_a_small_object_far_away() -> None:
+    ball = torch.nn.functional.normalize(torch.randn(500, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    once = hidden_point_removal(ball, torch.tensor([20.0, 0, 0]))
+    assert torch.equal(hidden_point_removal(ball.repeat(3, 1), torch.tensor([20.0, 0, 0])), once.repeat(3))
+    assert hidden_point_removal(torch.ones(9, 3), torch.zeros(3)).all()
+    far = hidden_point_removal(ball, torch.tensor([1000.0, 0, 0]))
+    assert far.any()
+    assert not far[ball[:, 0] < -0.2].any()
+
+
 def test_wrong_input_is_refused() -> None:
     cam, xyz = looking_down(), torch.randn(5, 3)
     with pytest.raises(ValueError, match=r"depth has the shape \(3, 3\), the camera \(64, 64\)"):
