@@ -35,7 +35,6 @@ import numpy as np
 import torch
 from convert_openshape import keep_options
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pc3d.data import (
@@ -59,7 +58,9 @@ from pc3d.image import (
     TextTower,
     fit,
     load_text_tower,
+    on_background,
     prompt_ensemble,
+    read_picture,
     render_points,
     view_set,
 )
@@ -88,7 +89,7 @@ def picture_of(cloud: PointCloud, folder: Path | None) -> NDArray[np.uint8]:
         path = next((path for path in found if path.is_file()), None)
         if path is None:
             raise FileNotFoundError(f"--pictures: there is no {found[0]}, and no .jpg")
-        return np.asarray(Image.open(path).convert("RGB"))
+        return on_background(read_picture(path))
     if cloud.image is not None:
         return cloud.image.numpy()
     center, factor = fit(cloud.xyz, "edge", 0.8)

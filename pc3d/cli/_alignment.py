@@ -282,25 +282,3 @@ def _upright(dataset: PointDataset, up: UpAxis | None) -> PointDataset:
             return turned_up(cloud, up, dataset.up)
 
     return Upright()
-
-
-def read_picture(path: str) -> Any:
-    """A picture as it is shown: a uint8 array ``(H, W, 3)``, or ``(H, W, 4)`` if parts of it are transparent.
-
-    Raises:
-        BadFileError: the file holds none.
-    """
-    import numpy as np
-
-    from pc3d._extras import require
-    from pc3d.data import BadFileError
-
-    try:
-        image = require("PIL.Image", extra="image", purpose="pictures").open(path)
-        # Cameras store portraits lying, with a note of how to turn them.
-        image = require("PIL.ImageOps", extra="image").exif_transpose(image)
-        # "P" and "RGB" may have a transparent colour.
-        transparent = "A" in image.getbands() or "transparency" in image.info
-        return np.asarray(image.convert("RGBA" if transparent else "RGB"))
-    except OSError as error:
-        raise BadFileError(path, f"cannot be read as a picture ({error})") from error

@@ -72,10 +72,12 @@ def draw(cloud: PointCloud) -> Any:
 
 
 def _query(kind: str, query: str, up: Any, drop_invalid: bool) -> Any:
+    from pc3d.image import read_picture
+
     if kind == "text":
         return query
     if kind == "picture":
-        return _alignment.read_picture(query)
+        return read_picture(query)
     return draw(_alignment.shapes(query, "test", None, up, drop_invalid=drop_invalid).dataset.load(0))
 
 

@@ -165,6 +165,7 @@ def _vector(
     import torch
 
     from pc3d.cli._inputs import extract
+    from pc3d.image import read_picture
 
     kind, place = _kind(query), aligned.log_scale.device
     with torch.no_grad():
@@ -172,7 +173,7 @@ def _vector(
             features = _alignment.class_vectors(options["text_tower"](), [[query]], options["templates"])
             return aligned.joint_text(features.to(place))[0].cpu().numpy()
         if kind == "picture":
-            features = options["image_tower"]().encode([_alignment.read_picture(query)])
+            features = options["image_tower"]().encode([read_picture(query)])
             return aligned.joint_image(features.to(place))[0].cpu().numpy()
     source = _alignment.shapes(query, "test", None, options["up"], drop_invalid=options["drop_invalid"])
     found = extract(aligned.view("joint"), name, source, query, "", batch_size=1, pooling="none", num_points=num_points)

@@ -21,7 +21,7 @@ from pc3d.image.loading import CONSE_PAIR, OPENSHAPE_PAIR, load_image_tower, loa
 from pc3d.image.meshes import Mesh, read_mesh
 from pc3d.image.offline import OFFLINE_TOWERS, efficientnet_lite0, minilm, offline_file, xfeat
 from pc3d.image.open_clip_towers import open_clip_pair
-from pc3d.image.pictures import Preprocessing
+from pc3d.image.pictures import Preprocessing, on_background, read_picture
 from pc3d.image.prompts import (
     PHOTO,
     ULIP_TEMPLATES,
@@ -115,6 +115,7 @@ __all__ = [
     "minilm",
     "multi_view_logits",
     "offline_file",
+    "on_background",
     "open_clip_pair",
     "pixels_to_points",
     "point_spacing",
@@ -122,6 +123,7 @@ __all__ = [
     "precompute",
     "prompt_ensemble",
     "read_mesh",
+    "read_picture",
     "render_mesh",
     "render_points",
     "sample_map",

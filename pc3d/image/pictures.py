@@ -1,4 +1,4 @@
-"""Preprocessing of pictures for towers: resized, cropped, on a background, normalised."""
+"""Pictures for towers: read from files, resized, cropped, on a background, normalised."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pc3d._extras import require
+from pc3d.data.dataset import BadFileError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -109,10 +111,7 @@ class Preprocessing:
             picture = np.repeat(picture[:, :, None], 3, axis=2)
         if picture.ndim != 3 or picture.shape[2] not in (3, 4) or 0 in picture.shape:
             raise ValueError(f"picture must have shape (H, W), (H, W, 3) or (H, W, 4), got {picture.shape}")
-        if picture.shape[2] == 4:
-            alpha = picture[:, :, 3:].astype(np.float64) / 255
-            mixed = picture[:, :, :3] * alpha + 255 * np.asarray(self.background) * (1 - alpha)
-            picture = np.round(mixed).astype(np.uint8)
+        picture = on_background(picture, self.background)
         return require("PIL.Image", extra="image", purpose="pictures").fromarray(np.ascontiguousarray(picture))
 
     def _resized(self, image: Any, width: int, height: int) -> Any:
@@ -125,6 +124,46 @@ class Preprocessing:
         values = torch.from_numpy(np.array(image, dtype=np.float32) / np.float32(255)).permute(2, 0, 1)
         mean, std = (torch.tensor(numbers).reshape(3, 1, 1) for numbers in (self.mean, self.std))
         return ((values - mean) / std).contiguous()
+
+
+def read_picture(path: Path | str) -> Picture:
+    """A picture file as it is shown: upright, in 8 bits.
+
+    Returns:
+        ``(H, W, 3)``, or ``(H, W, 4)`` if parts of it are transparent.
+
+    Raises:
+        BadFileError: the file holds none, or numbers whose black and white it does not tell (TIFF of floats).
+        ImportError: Pillow is not installed.
+    """
+    path = Path(path)
+    try:
+        image = require("PIL.Image", extra="image", purpose="pictures").open(path)
+        # Cameras store portraits lying, with a note of how to turn them.
+        image = require("PIL.ImageOps", extra="image").exif_transpose(image)
+        if image.mode.startswith("I"):  # grey in 16 bits, of which Pillow would make everything above 255 white
+            return np.repeat(_eight_bits(path, np.asarray(image))[:, :, None], 3, axis=2)
+        if image.mode == "F":
+            raise BadFileError(path, "holds floats, of which nothing tells which are black and white: store 8 bits")
+        # "P" and "RGB" may have a transparent colour.
+        transparent = "A" in image.getbands() or "transparency" in image.info
+        return np.asarray(image.convert("RGBA" if transparent else "RGB"))
+    except OSError as error:
+        raise BadFileError(path, f"cannot be read as a picture ({error})") from error
+
+
+def _eight_bits(path: Path, grey: NDArray[Any]) -> Picture:
+    if not 0 <= grey.min() <= grey.max() < 1 << 16:
+        raise BadFileError(path, f"holds grey of {grey.min()} to {grey.max()}, expected 16 bits: store 8 bits")
+    return np.round(grey / 257).astype(np.uint8)
+
+
+def on_background(picture: Picture, background: Sequence[float] = (1.0, 1.0, 1.0)) -> Picture:
+    """A picture ``(H, W, 3)`` or ``(H, W, 4)`` before a background with a colour in [0, 1]; ``(H, W, 3)``."""
+    if picture.shape[2] == 3:
+        return picture
+    alpha = picture[:, :, 3:].astype(np.float64) / 255
+    return np.round(picture[:, :, :3] * alpha + 255 * np.asarray(background) * (1 - alpha)).astype(np.uint8)
 
 
 def stack(pictures: Sequence[Picture], preprocessing: Preprocessing) -> Tensor:

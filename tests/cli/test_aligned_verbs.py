@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import pc3d.image
-from pc3d.cli._alignment import points_for, read_classes, read_picture, shapes, templates_of
+from pc3d.cli._alignment import points_for, read_classes, shapes, templates_of
 from pc3d.cli._judging import features_of
 from pc3d.cli.main import main
 from pc3d.data import (
@@ -846,31 +846,6 @@ def test_damaged_test_sets_of_the_release_are_named(tmp_path: Path) -> None:
 
 
 # ---- pictures as queries -----------------------------------------------------------------------------------------
-
-
-def test_a_photograph_is_read_upright(tmp_path: Path) -> None:
-    """A camera held on its side stores the picture lying, and how it is to be turned (EXIF)."""
-    pixels = np.zeros((16, 24, 3), np.uint8)
-    pixels[:, 12:] = 255
-    turn = Image.Exif()
-    turn[0x0112] = 6  # turn by a quarter, clockwise
-    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=turn, quality=100, subsampling=0)
-    shown = read_picture(str(tmp_path / "photo.jpg"))
-    assert shown.shape == (24, 16, 3)
-    assert shown[:11].max() < 20  # what was left is above
-    assert shown[13:].min() > 235
-
-
-@pytest.mark.parametrize("mode", ["P", "RGB"])
-def test_a_transparent_colour_is_transparent(mode: str, tmp_path: Path) -> None:
-    image = Image.new(mode, (4, 4), 1 if mode == "P" else (10, 20, 30))
-    if mode == "P":
-        image.putpalette([0, 0, 0, 10, 20, 30, 200, 100, 50])
-    image.putpixel((0, 0), 2 if mode == "P" else (200, 100, 50))
-    image.save(tmp_path / "icon.png", transparency=1 if mode == "P" else (10, 20, 30))
-    shown = read_picture(str(tmp_path / "icon.png"))
-    assert shown[0, 0].tolist() == [200, 100, 50, 255]
-    assert (shown[1:, :, 3] == 0).all()
 
 
 def test_a_file_that_is_no_picture_is_named(index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

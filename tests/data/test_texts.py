@@ -391,11 +391,14 @@ def test_what_is_shown_to_a_captioner(
     enrich(packed, packed / "drawn", *model)
     assert shown().shape == (384, 384, 3)
     assert 0.02 < (shown() < 250).any(2).mean() < 0.9  # something, on white
-    own = np.random.default_rng(0).integers(0, 255, (5, 7, 3), np.uint8)
+    own = np.random.default_rng(0).integers(0, 255, (5, 7, 4), np.uint8)
+    own[..., 3] = 255
+    own[0, 0] = (0, 0, 0, 0)  # not black but what is behind
     for number in range(3):
         Image.fromarray(own).save(packed / f"s{number}.png")
     enrich(packed, packed / "given", *model, "--pictures", packed)
-    assert np.array_equal(shown(), own)
+    own[0, 0] = 255
+    assert np.array_equal(shown(), own[..., :3])
     (packed / "s1.png").unlink()
     with pytest.raises(SystemExit, match=r"--pictures: there is no .*s1\.png, and no \.jpg"):
         enrich(packed, packed / "lost", *model, "--pictures", packed)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_towers import picture
 
-from pc3d.image import Preprocessing
+from pc3d.data import BadFileError
+from pc3d.image import Preprocessing, on_background, read_picture
 from pc3d.image.timm_towers import timm_preprocessing
 
 
 @pytest.mark.parametrize("shape", [(40, 56), (57, 33), (32, 32), (20, 90)])
 def test_a_picture_is_prepared_as_open_clip_prepares_it(shape: tuple[int, int]) -> None:
     from open_clip.transform import image_transform
-    from PIL import Image
 
     image = picture(*shape)
     theirs = image_transform(32, is_train=False)(Image.fromarray(image))
@@ -27,7 +29,6 @@ def test_a_picture_is_prepared_as_open_clip_prepares_it(shape: tuple[int, int]) 
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
 @pytest.mark.parametrize("crop", [0.875, 0.9, 0.95, 1.0])
 def test_a_picture_is_prepared_as_timm_prepares_it(shape: tuple[int, int], crop_mode: str, crop: float) -> None:
-    from PIL import Image
     from timm.data import create_transform
 
     config = {"interpolation": "bilinear", "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
@@ -46,7 +47,6 @@ def test_a_model_whose_pictures_timm_pads_is_refused() -> None:
 @pytest.mark.parametrize(("height", "width"), [(55, 110), (110, 55), (97, 291)])
 def test_pictures_of_whole_proportions_lose_no_pixel(height: int, width: int) -> None:
     """224 / 55 * 110 is 447.99... in floating point."""
-    from PIL import Image
     from torchvision.transforms import v2
 
     image, plain = picture(height, width), Preprocessing(size=224, mean=(0, 0, 0), std=(1, 1, 1))
@@ -58,7 +58,6 @@ def test_pictures_of_whole_proportions_lose_no_pixel(height: int, width: int) ->
 @pytest.mark.parametrize(("place", "left"), [("rounded", 38), ("lower", 37)])
 def test_where_the_crop_begins_in_a_picture_of_scannet(place: Literal["rounded", "lower"], left: int) -> None:
     """1296 x 968 pixels become 299 x 224, of which 75 columns are cut off: half of them is no whole number."""
-    from PIL import Image
 
     image = picture(968, 1296)
     plain = Preprocessing(size=224, mean=(0, 0, 0), std=(1, 1, 1), crop_place=place)
@@ -124,3 +123,51 @@ def test_what_is_no_picture_is_refused(image: object, error: type[Exception], me
 def test_bad_settings_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Preprocessing(**options)  # type: ignore[arg-type]
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+def test_a_photograph_is_read_upright(tmp_path: Path) -> None:
+    """A camera held on its side stores the picture lying, and how it is to be turned (EXIF)."""
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:, 12:] = 255
+    turn = Image.Exif()
+    turn[0x0112] = 6  # turn by a quarter, clockwise
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=turn, quality=100, subsampling=0)
+    shown = read_picture(tmp_path / "photo.jpg")
+    assert shown.shape == (24, 16, 3)
+    assert shown[:11].max() < 20  # what was left is above
+    assert shown[13:].min() > 235
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB"])
+def test_a_transparent_colour_is_transparent(mode: str, tmp_path: Path) -> None:
+    image = Image.new(mode, (4, 4), 1 if mode == "P" else (10, 20, 30))
+    if mode == "P":
+        image.putpalette([0, 0, 0, 10, 20, 30, 200, 100, 50])
+    image.putpixel((0, 0), 2 if mode == "P" else (200, 100, 50))
+    image.save(tmp_path / "icon.png", transparency=1 if mode == "P" else (10, 20, 30))
+    shown = read_picture(tmp_path / "icon.png")
+    assert shown[0, 0].tolist() == [200, 100, 50, 255]
+    assert (shown[1:, :, 3] == 0).all()
+
+
+@pytest.mark.parametrize(("kind", "name"), [(np.uint16, "scan.png"), (np.int32, "scan.tif")])
+def test_grey_in_16_bits_keeps_its_shades(kind: type[np.integer[Any]], name: str, tmp_path: Path) -> None:
+    shades = np.array([[0, 300, 32768, 65535]], kind)
+    Image.fromarray(shades).save(tmp_path / name)
+    assert read_picture(tmp_path / name).tolist() == [[[0] * 3, [1] * 3, [128] * 3, [255] * 3]]
+
+
+@pytest.mark.parametrize("values", [np.array([[0.0, 0.5]], np.float32), np.array([[-1, 70000]], np.int32)])
+def test_numbers_without_black_and_white_are_no_picture(values: np.ndarray[Any, Any], tmp_path: Path) -> None:
+    Image.fromarray(values).save(tmp_path / "depth.tif")
+    with pytest.raises(BadFileError, match=r"depth\.tif: holds .*: store 8 bits"):
+        read_picture(tmp_path / "depth.tif")
+
+
+def test_what_is_transparent_shows_the_background() -> None:
+    picture = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], np.uint8)
+    assert on_background(picture).tolist() == [[[200, 100, 0], [255, 255, 255], [244, 224, 204]]]
+    assert on_background(picture, (0.0, 0.0, 0.0))[0, 1:].tolist() == [[0, 0, 0], [40, 20, 0]]
