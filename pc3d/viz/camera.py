@@ -16,7 +16,7 @@ from pc3d.viz.view import View
 
 FloatArray = NDArray[np.floating]
 AZIMUTH, ELEVATION, FIELD_OF_VIEW = -55.0, 22.0, 35.0
-_FITTED = 100_000
+_FITTED = 200_000
 _NEAR = 1e-3
 
 
@@ -104,7 +104,7 @@ def fit(
     """The viewpoint from which all of a view fills the picture.
 
     Strays far away, up to a five-hundredth of the points, may lie outside, as in scans through windows: they do not
-    make the rest small.
+    make the rest small. Clouds count alike, however many points they have: a sparse one is no stray of a dense one.
 
     Args:
         view: what to show.
@@ -152,9 +152,12 @@ def fit_around(
 
 
 def _some_points(view: View) -> NDArray[np.float64]:
-    """Every so many points; few clouds are so ordered that this misses a part of them."""
-    step = max(1, view.num_points // _FITTED)
-    return np.concatenate([cloud.placed[::step] for cloud in view.clouds]).astype(np.float64)
+    """As many points of each cloud, evenly spaced in its order, those of sparse clouds several times."""
+    clouds = [cloud for cloud in view.clouds if len(cloud)]
+    number = min(max(map(len, clouds), default=0), max(1, _FITTED // len(view.clouds)))
+    none = np.zeros((0, 3), np.float32)
+    chosen = [cloud.placed[np.arange(number) * len(cloud) // number] for cloud in clouds]
+    return np.concatenate([none, *chosen]).astype(np.float64)
 
 
 def _slopes(aspect: float, field_of_view: float, margin: float) -> NDArray[np.float64]:

@@ -97,6 +97,19 @@ def test_strays_do_not_make_the_rest_small() -> None:
     assert fit(View([ViewCloud("", np.ones((1, 3), np.float32), {})])).target == pytest.approx((1.0, 1.0, 1.0))
 
 
+def test_a_sparse_cloud_is_no_stray_of_a_dense_one() -> None:
+    rng = np.random.default_rng(0)
+    sizes, places = (20, 200_000, 20), (-5.0, 0.0, 5.0)
+    clouds = [
+        ViewCloud("", (rng.uniform(-1, 1, (size, 3)) + np.array([place, 0, 0])).astype(np.float32), {})
+        for size, place in zip(sizes, places, strict=True)
+    ]
+    for camera in (fit(View(clouds)), fit_around(View(clouds)).turned(90)):
+        for cloud in clouds:
+            pixel = camera.project(cloud.placed, 320, 240)[0]
+            assert ((pixel >= 0) & (pixel < [320, 240])).all(1).mean() > 0.99
+
+
 def test_paths(tmp_path: Path) -> None:
     first = Viewpoint((0.0, 0.0, 0.0), 2.0, 170.0, 0.0)
     second = Viewpoint((1.0, 0.0, 0.0), 4.0, -170.0, 40.0)
