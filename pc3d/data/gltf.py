@@ -218,8 +218,9 @@ def _base_colour(material: Tree) -> None:
 
 def _plain_primitive(tree: Tree, buffer: _Buffer, primitive: Tree) -> None:
     attributes = primitive["attributes"]
-    if "POSITION" in attributes and not buffer.is_plain(attributes["POSITION"]):
-        attributes["POSITION"] = buffer.add(buffer.values(attributes["POSITION"]), _FLOAT)
+    for name in ("POSITION", "COLOR_0"):  # of colours in 16 bits, as Blender writes them, trimesh keeps the lower 8
+        if name in attributes and not buffer.is_plain(attributes[name]):
+            attributes[name] = buffer.add(buffer.values(attributes[name]), _FLOAT)
     if primitive.get("mode", _TRIANGLES) == _FAN:
         count = tree["accessors"][attributes["POSITION"]]["count"]
         corner = buffer.values(primitive["indices"])[:, 0] if "indices" in primitive else np.arange(count)

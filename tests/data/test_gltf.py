@@ -83,6 +83,14 @@ def test_glb_multiplies_vertices_and_material(
     check_gradient(read_points(tmp_path / "a.glb", num_points=300), factor)
 
 
+@pytest.mark.parametrize("material", [None, {}])
+def test_glb_keeps_shades_in_16_bits(tmp_path: Path, material: dict[str, Any] | None) -> None:
+    shade = np.tile(np.array([[13107, 32768, 52428, 65535]], "<u2"), (4, 1))  # whose lower 8 bits say something else
+    (tmp_path / "a.glb").write_bytes(glb({"COLOR_0": shade}, material))
+    rgb = read_points(tmp_path / "a.glb", num_points=50).rgb
+    torch.testing.assert_close(rgb, torch.tensor([0.2, 0.5, 0.8]).expand(50, 3), atol=1 / 255, rtol=0)
+
+
 def test_glb_multiplies_texture_and_material(tmp_path: Path, picture: Path) -> None:
     places = np.array([(x, 1 - y) for x, y, _ in CORNERS], "<f4")
     material = {"baseColorTexture": {"index": 0}, "baseColorFactor": [1, 0.4, 1, 1]}
