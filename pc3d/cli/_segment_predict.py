@@ -193,16 +193,19 @@ def _label(model: SceneSegmenter, path: Path, options: Any) -> Labelled:
     cloud, notes = with_fields(in_metres, model.fields)
     notes = [*units, *notes]
     _output.say("\n".join([f"{path}: {len(cloud):,} points", *(f"  {note}" for note in notes)]))
-    labels = segment_scene(
-        model,
-        cloud,
-        voting=options.voting,
-        use_fragments=options.fragments,
-        max_points=options.max_points,
-        context=options.context,
-        device=options.device,
-        progress=True,
-    )
+    try:
+        labels = segment_scene(
+            model,
+            cloud,
+            voting=options.voting,
+            use_fragments=options.fragments,
+            max_points=options.max_points,
+            context=options.context,
+            device=options.device,
+            progress=True,
+        )
+    except ValueError as error:  # of this scene: what was chosen for all has been checked
+        raise BadFileError(path, str(error)) from error
     for note in labels.notes:
         _output.say(f"  {note}")
     return Labelled(read, labels, (*notes, *labels.notes))

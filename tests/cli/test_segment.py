@@ -870,6 +870,29 @@ def test_predict_leaves_out_a_scene_whose_voxels_cannot_be_counted(
     assert "points lie more than 500 m from the others, first row 3: remove them" in found["left_out"][0]["reason"]
 
 
+def test_a_scene_that_a_network_refuses_is_named_and_left_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Point Transformer V3 takes scenes of fewer voxels along an axis than others do."""
+    import pc3d.tasks
+
+    label = pc3d.tasks.segment_scene
+
+    def refuse_long(model: Any, cloud: Any, **options: Any) -> Any:
+        if float(cloud.xyz.amax()) > 1000:
+            raise ValueError("a scene is too long")
+        return label(model, cloud, **options)
+
+    monkeypatch.setattr(pc3d.tasks, "segment_scene", refuse_long)
+    xyz = np.random.default_rng(0).uniform(0, 2, (50, 3))
+    for name, length in (("a", 2), ("b", 5000), ("c", 2)):
+        np.save(tmp_path / f"{name}.npy", np.concatenate([xyz, [[length, 0, 0]]]))
+    arguments = ("predict", run, tmp_path, "--output", tmp_path / "labelled")
+    assert segment(*arguments, "--on_error", "report") == 0
+    assert f"{tmp_path / 'b.npy'}: a scene is too long" in capsys.readouterr().out
+    assert sorted(path.stem for path in (tmp_path / "labelled").glob("*.ply")) == ["a", "c"]
+
+
 def test_predict_takes_prepared_scenes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A scene of the layout by itself, or all of a split; with its colours and normals, and whatever its labels."""
     split, room = tmp_path / "prepared" / "test", Rooms("test")[0].select(slice(None, None, 20))
