@@ -210,14 +210,13 @@ def points_for(encoder: Any, num_points: Points) -> int | None:
 
     Where an aligned encoder does not say, it is the published 10,000.
     """
-    from pc3d.models import AlignedShapeEncoder, is_aligned
+    from pc3d.models import is_aligned, points_meant_for
 
     if num_points != "default":
         return num_points
     if not is_aligned(encoder):
         return NUM_POINTS
-    inner = encoder.encoder if isinstance(encoder, AlignedShapeEncoder) else encoder
-    return int(getattr(inner, "config", {}).get("num_points", _PUBLISHED_POINTS))
+    return points_meant_for(encoder) or _PUBLISHED_POINTS
 
 
 def inputs_for(

@@ -103,6 +103,7 @@ def _preparation(
     """
     from pc3d.data import BadFileError, FarthestPointSample, FirstPoints, PointCloud, RandomSubsample, Transform
     from pc3d.evaluation.features import preparation
+    from pc3d.models import points_meant_for
     from pc3d.ops import farthest_point_sample
 
     chosen = None if num_points == "default" else num_points
@@ -111,7 +112,7 @@ def _preparation(
     target = "z" if up is None else _objects.stored_up(run)
     most = chosen
     if num_points == "default":
-        most = getattr(model.encoder, "config", {}).get("num_points")
+        most = points_meant_for(model.encoder)
     else:
         note_points(model.encoder, chosen)
         sampling = FirstPoints | FarthestPointSample | RandomSubsample

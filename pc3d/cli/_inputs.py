@@ -379,10 +379,9 @@ def pooling_of(model: Encoder, pooling: str | None) -> str:
 
 def note_points(model: Any, num_points: int | None) -> None:
     """Say so where an encoder is given fewer or more points of each cloud than it is meant for."""
-    config: dict[str, Any] = getattr(model, "config", {})
-    inner: Any = config.get("encoder")  # of an encoder around another
-    inner = inner if isinstance(inner, dict) else {}
-    meant = config.get("num_points", inner.get("arguments", {}).get("num_points"))
+    from pc3d.models import points_meant_for
+
+    meant = points_meant_for(model)
     if num_points is not None and meant is not None and num_points != meant:
         _output.say(
             f"note: the encoder is meant for {meant:,} points per cloud and sees {num_points:,}: --num_points {meant} "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pc3d.cli._inputs import read_encoder
+from pc3d.cli._inputs import NUM_POINTS, read_encoder
 from pc3d.cli._view_inputs import Shown
 from pc3d.cli._view_runs import seen_points, seen_scene
 
@@ -104,6 +104,7 @@ class _Speaker:
             DistilledEncoder,
             OpenShapeFCNN,
             OpenShapeSparseConv,
+            points_meant_for,
             reads_scenes,
         )
 
@@ -115,7 +116,7 @@ class _Speaker:
         self.tells_features = not isinstance(inner, OpenShapeFCNN | OpenShapeSparseConv)
         if not self.tells_features:
             request.notes.append(f"{type(inner).__name__} gives one vector for the whole shape: no features of points")
-        self.num_points = int(getattr(inner, "config", {}).get("num_points", 1024))
+        self.num_points = points_meant_for(encoder) or NUM_POINTS
 
     def features(self, one: Shown, xyz: NDArray[np.float32]) -> NDArray[np.float16]:
         """``(N, C)`` float16."""

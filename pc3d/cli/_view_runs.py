@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _output
+from pc3d.cli._inputs import NUM_POINTS
 from pc3d.cli._training import read_config
 from pc3d.cli._view_inputs import Shown, items_of
 
@@ -116,11 +117,12 @@ def _object_classes(run: Path, shown: Sequence[Shown], device: str) -> tuple[lis
     import numpy as np
     import torch
 
+    from pc3d.models import points_meant_for
     from pc3d.tasks import load_classifier
 
     model, config = load_classifier(run)
     model, names = model.to(device), tuple(config["classes"])
-    num_points = int(getattr(model.encoder, "config", {}).get("num_points", 1024))
+    num_points = points_meant_for(model.encoder) or NUM_POINTS
     found = []
     for one in shown:
         with torch.no_grad():

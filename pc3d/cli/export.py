@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pc3d.cli import _output
 from pc3d.cli._parser import run_verb
 
-# Steps of a run's own preparation that the program does, or that only choose points.
+if TYPE_CHECKING:
+    from pc3d.data import Transform
+
+# Steps of a run's own preparation that the program does (Normalize, CenterShift), or that only choose points or fields.
 _KNOWN = ("CenterShift", "FarthestPointSample", "FirstPoints", "KeepFields", "Normalize", "RandomSubsample")
 
 
@@ -28,31 +32,39 @@ def export(model: str, output: str, compiled: bool = False, overwrite: bool = Fa
             torch._inductor.aoti_load_package("model.pt2").
         overwrite: Replace what an earlier call wrote there.
     """
+    from pc3d.data import Normalize
     from pc3d.tasks import export_program, save_program
 
     folder = Path(output)
     taken = folder / "model.pt2"
     if taken.exists() and not overwrite:
         raise FileExistsError(f"output: {taken} exists: choose another folder, or add --overwrite to replace it")
-    program = export_program(model)
+    own_steps = _own_steps(Path(model))
+    normalize = [step for step in own_steps if isinstance(step, Normalize)]
+    # As predict does: first what commands do to files, then what the run does to test objects.
+    program = export_program(model, normalize=[Normalize("box"), *normalize] if normalize else None)
     if compiled:
         _output.say("compiling, which takes minutes")
     path = save_program(program, folder, compiled=compiled)
-    notes = _left_to_the_caller(Path(model))
+    notes = _left_to_the_caller(own_steps)
     lines = [str(path), *(f"  takes {name}: {what}" for name, what in program.inputs.items())]
     lines += [f"  returns {program.output}", *(f"  {note}" for note in notes)]
     told = {"file": str(path), "inputs": program.inputs, "output": program.output, "classes": list(program.classes)}
     _output.result({**told, "notes": notes}, "\n".join(lines))
 
 
-def _left_to_the_caller(run: Path) -> list[str]:
-    """What a run does to the data that it is tested on and its program does not."""
+def _own_steps(run: Path) -> Sequence[Transform]:
+    """What a run does to the data that it is tested on."""
     from pc3d.cli._objects import stored_preparation
 
     if not (run / "config.yaml").is_file() or not (run / "head").is_dir():
         return []
-    steps = [type(step).__name__ for step in stored_preparation(run).transforms]
-    others = [name for name in steps if name not in _KNOWN]
+    return stored_preparation(run).transforms
+
+
+def _left_to_the_caller(steps: Sequence[Transform]) -> list[str]:
+    """Those of the steps that the program does not do."""
+    others = [name for name in (type(step).__name__ for step in steps) if name not in _KNOWN]
     return (
         [f"the run also prepares its test data by {', '.join(others)}, which is left to the caller"] if others else []
     )

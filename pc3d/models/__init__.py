@@ -1,6 +1,6 @@
 """Whole encoders, the networks around them, and how they are stored."""
 
-from pc3d.models.aligned import AlignedShapeEncoder, as_aligned, is_aligned
+from pc3d.models.aligned import AlignedShapeEncoder, as_aligned, is_aligned, points_meant_for
 from pc3d.models.attention_map import AttentionMap, attention_map, save_attention_map
 from pc3d.models.block_features import BlockFeatures, scene_backbone
 from pc3d.models.classifier import PointClassifier, VectorClassifier, classifier_of
@@ -97,6 +97,7 @@ __all__ = [
     "load_posbert_encoder",
     "object_features",
     "point_attention",
+    "points_meant_for",
     "reads_scenes",
     "save_attention_map",
     "save_encoder",

@@ -231,6 +231,13 @@ def is_aligned(encoder: object) -> bool:
     return isinstance(encoder, AlignedShapeEncoder | OpenShapePointBERT | OpenShapeSparseConv | OpenShapeFCNN)
 
 
+def points_meant_for(encoder: object) -> int | None:
+    """Points of a cloud that an encoder of objects, or the one in an aligned one, is meant for; None if not known."""
+    inner = encoder.encoder if isinstance(encoder, AlignedShapeEncoder) else encoder
+    found = getattr(inner, "config", {}).get("num_points")
+    return None if found is None else int(found)
+
+
 def as_aligned(encoder: nn.Module) -> AlignedShapeEncoder:
     """Return the encoder as an :class:`AlignedShapeEncoder`; one whose output lies in a space is wrapped.
 

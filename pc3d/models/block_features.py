@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pc3d.data.types import PointBatch
-from pc3d.models.aligned import AlignedShapeEncoder
+from pc3d.models.aligned import AlignedShapeEncoder, points_meant_for
 from pc3d.models.described import describe
 from pc3d.models.local_features import (
     LocalEncoder,
@@ -21,13 +21,10 @@ from pc3d.models.local_features import (
     three_layers,
     vector_only,
 )
-from pc3d.models.openshape_fcnn import OpenShapeFCNN
-from pc3d.models.openshape_sparse import OpenShapeSparseConv
 from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.ops import gather, interpolate, voxelize
 
 _BLOCKS_AT_ONCE = 32
-_OPENSHAPE_POINTS = 10_000
 _KNOWN = ", ".join(kind.__name__ for kind in get_args(LocalEncoder))
 
 
@@ -62,9 +59,8 @@ class BlockFeatures(nn.Module):
             where the ``context`` of :func:`pc3d.tasks.segment_scene`, 2 m, is at least that.
         feature_dim: width of the result.
         layers: which three blocks of an encoder with tokens, as in :class:`PointPartSegmenter`.
-        num_points: points of a cube that the encoder sees. By default the number that the encoder is meant for; for
-            OpenShape's sparse convolutions, which do not state one, 10,000 as in OpenShape's shapes. Required for other
-            encoders that do not state one.
+        num_points: points of a cube that the encoder sees. By default the number that the encoder is meant for; if it
+            states none, required.
 
     Raises:
         TypeError: not an encoder of objects.
@@ -238,9 +234,7 @@ def scattered(xyz: Tensor) -> Tensor:
 
 
 def _points_of(encoder: nn.Module) -> int:
-    meant: int | None = cast(Any, encoder).config.get("num_points")
-    if meant is None and isinstance(encoder, OpenShapeSparseConv | OpenShapeFCNN):
-        return _OPENSHAPE_POINTS
+    meant = points_meant_for(encoder)
     if meant is None:
         raise ValueError(
             f"num_points: {type(encoder).__name__} does not say how many it is meant for, so it must be given"

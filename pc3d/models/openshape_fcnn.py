@@ -51,6 +51,7 @@ class OpenShapeFCNN(nn.Module):
         voxel_size: edge of a voxel in the units of the points.
         dropout: after the first linear layer.
         axes: see :func:`pc3d.models.openshape.to_frame`; published is ``"mirrored"``, the default does not mirror.
+        num_points: points per cloud that the encoder is meant for; it changes no computation.
 
     Raises:
         ValueError: a size that is not positive, or not five widths.
@@ -69,6 +70,7 @@ class OpenShapeFCNN(nn.Module):
         voxel_size: float = 0.02,
         dropout: float = 0.5,
         axes: Axes = "z_up",
+        num_points: int = 10_000,
     ) -> None:
         super().__init__()
         if len(channels) != 5 or min(channels) < 1:
@@ -88,6 +90,7 @@ class OpenShapeFCNN(nn.Module):
             "voxel_size": voxel_size,
             "dropout": dropout,
             "axes": axes,
+            "num_points": num_points,
         }
         self.embed_dim, self.local_dim = embed_dim, sum(channels[1:])
         self.points = nn.Sequential(nn.Linear(6, channels[0], bias=False), GlobalBatchNorm(channels[0]), nn.LeakyReLU())

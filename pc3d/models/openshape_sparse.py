@@ -108,6 +108,7 @@ class OpenShapeSparseConv(nn.Module):
         voxel_size: edge of a voxel in the units of the points.
         dropout: after the first linear layer.
         axes: see :func:`pc3d.models.openshape.to_frame`; published is ``"mirrored"``, the default does not mirror.
+        num_points: points per cloud that the encoder is meant for; it changes no computation.
 
     Raises:
         ValueError: a size that is not positive, or not four levels.
@@ -126,6 +127,7 @@ class OpenShapeSparseConv(nn.Module):
         voxel_size: float = 0.02,
         dropout: float = 0.5,
         axes: Axes = "z_up",
+        num_points: int = 10_000,
     ) -> None:
         super().__init__()
         if len(layers) != 4 or min(layers) < 1:
@@ -142,6 +144,7 @@ class OpenShapeSparseConv(nn.Module):
             "voxel_size": voxel_size,
             "dropout": dropout,
             "axes": axes,
+            "num_points": num_points,
         }
         self.embed_dim = embed_dim
         self.stem = ConvNormReLU(6, _STEM, 5)

@@ -15,13 +15,16 @@ from torch.export import Dim, ExportedProgram
 
 from pc3d._files import replace_atomically
 from pc3d._version import __version__
+from pc3d.data.transforms import Normalize
 from pc3d.data.types import PointBatch
 from pc3d.models import (
     BlockFeatures,
     PointPartSegmenter,
     PointTransformerV3,
     UpcastFeatures,
+    is_aligned,
     load_encoder,
+    points_meant_for,
     reads_scenes,
 )
 from pc3d.models.point_features import scene_describer
@@ -50,7 +53,7 @@ class Program(NamedTuple):
     num_points: int | None = None
 
 
-def export_program(source: str | os.PathLike[str]) -> Program:
+def export_program(source: str | os.PathLike[str], *, normalize: Sequence[Normalize] | None = None) -> Program:
     """Trace a trained model, on the CPU, for inputs of any size.
 
     The program prepares its input as the commands of pc3d prepare files, and returns the numbers that they use:
@@ -59,19 +62,23 @@ def export_program(source: str | os.PathLike[str]) -> Program:
 
     Args:
         source: run folder of any training command, or folder or Hub id of an exported encoder.
+        normalize: how the program centres and scales an object, step by step. By default as commands prepare files: by
+            the middle of the bounding box; for encoders aligned with texts and pictures by the mean of the points. A
+            classifier or part segmenter whose test objects were normalised in another way needs those steps, too.
 
     Raises:
         FileNotFoundError: there is no such model, or its training has not finished.
         ValueError: a model whose steps depend on the points: :class:`pc3d.models.BlockFeatures`,
             :class:`pc3d.models.PointTransformerV3`.
     """
-    task = _task(Path(source))
+    task, steps = _task(Path(source)), (Normalize("box"),) if normalize is None else tuple(normalize)
     if task == "classification":
         classifier, config = load_classifier(source)
-        return _of_objects(classifier, classifier.encoder, "logits (B, K) of the classes", tuple(config["classes"]))
+        network = _Objects(classifier, steps)
+        return _of_objects(network, classifier.encoder, "logits (B, K) of the classes", tuple(config["classes"]))
     if task == "part segmentation":
         segmenter, config = load_part_segmenter(source)
-        return _of_parts(segmenter, config)
+        return _of_parts(_Parts(segmenter, steps), config)
     if task is not None:
         scenes = load_segmenter(source)
         return _of_scenes(scenes, scenes.backbone, f"logits (N, {len(scenes.classes)}) of the classes", scenes.classes)
@@ -79,7 +86,10 @@ def export_program(source: str | os.PathLike[str]) -> Program:
     if reads_scenes(encoder):
         described = scene_describer(encoder)
         return _of_scenes(described, described, f"features (N, {described.feature_dim}) of the points")
-    return _of_objects(_Encode(encoder), encoder, "features (B, C) of the clouds")
+    if normalize is None and is_aligned(encoder):
+        steps = (Normalize("centroid"),)
+    colored = bool(getattr(encoder, "reads_rgb", False))
+    return _of_objects(_Objects(_Encode(encoder), steps), encoder, "features (B, C) of the clouds", colored=colored)
 
 
 def save_program(program: Program, folder: str | os.PathLike[str], *, compiled: bool = False) -> Path:
@@ -156,23 +166,23 @@ def _task(folder: Path) -> str | None:
     return str(json.loads(path.read_text()).get("task", "scenes"))
 
 
-def _of_objects(network: nn.Module, encoder: nn.Module, output: str, classes: tuple[str, ...] = ()) -> Program:
-    """Trace a network of clouds."""
-    usual = _usual_points(encoder)
-    colored = bool(getattr(encoder, "reads_rgb", False))
+def _of_objects(
+    network: _Objects, encoder: nn.Module, output: str, classes: tuple[str, ...] = (), *, colored: bool = False
+) -> Program:
+    """Trace a network of clouds, which takes their colours, too, if it is ``colored``."""
+    usual = points_meant_for(encoder)
     inputs = {"xyz": "(B, N, 3) float32, clouds with the axes of the training data, in any unit and place"}
     if colored:
         inputs["rgb"] = "(B, N, 3) float32 in [0, 1]"
     example = tuple(torch.rand(2, usual or 1024, 3) for _ in inputs)
-    exported = _traced(_Objects(network), encoder, example, [(0, 1) for _ in inputs])
+    exported = _traced(network, encoder, example, [(0, 1) for _ in inputs])
     return Program(exported, inputs, output, classes, usual)
 
 
-def _of_parts(segmenter: PointPartSegmenter, config: dict[str, Any]) -> Program:
+def _of_parts(network: _Parts, config: dict[str, Any]) -> Program:
     """Trace a segmenter of objects."""
-    network = _Parts(segmenter)
     example = torch.rand(network.num_points + 100, 3), torch.zeros(1, dtype=torch.int64)
-    exported = _traced(network, segmenter.encoder, example, [(0,), ()])
+    exported = _traced(network, network.segmenter.encoder, example, [(0,), ()])
     categories = ", ".join(f"{number} {name}" for number, name in enumerate(config["categories"]))
     inputs = {
         "xyz": f"(N, 3) float32, one object of at least {network.num_points} points",
@@ -210,12 +220,6 @@ def _traced(
         return torch.export.export(network.eval(), example, dynamic_shapes=sizes)
 
 
-def _usual_points(encoder: nn.Module) -> int | None:
-    """Points of a cloud that an encoder of objects is meant for, if it says so."""
-    found = getattr(encoder, "config", {}).get("num_points")
-    return None if found is None else int(found)
-
-
 class _Encode(nn.Module):
     """An encoder's own features of clouds."""
 
@@ -232,26 +236,26 @@ class _Encode(nn.Module):
 class _Objects(nn.Module):
     """A network of prepared clouds, applied to clouds as they are."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, normalize: Sequence[Normalize]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.normalize = network, normalize
 
     def forward(self, xyz: Tensor, *others: Tensor) -> Tensor:
-        result: Tensor = self.network(_in_unit_sphere(xyz), *others)
+        result: Tensor = self.network(_normalized(xyz, self.normalize), *others)
         return result
 
 
 class _Parts(nn.Module):
     """Parts of every point of one object, from an even selection of them, as :func:`segment_object` segments it."""
 
-    def __init__(self, segmenter: PointPartSegmenter) -> None:
+    def __init__(self, segmenter: PointPartSegmenter, normalize: Sequence[Normalize]) -> None:
         super().__init__()
-        self.segmenter = segmenter
+        self.segmenter, self.normalize = segmenter, normalize
         self.num_points = int(segmenter.encoder.config["num_points"])
 
     def forward(self, xyz: Tensor, *others: Tensor) -> Tensor:
         (category,) = others
-        query = _in_unit_sphere(xyz[None])[0]
+        query = _normalized(xyz[None], self.normalize)[0]
         seen = farthest_point_sample(query, self.num_points)
         ends = torch.full((1,), query.shape[0], dtype=torch.int64, device=query.device)
         offsets = torch.cat([torch.zeros_like(ends), ends])
@@ -275,8 +279,14 @@ class _Scene(nn.Module):
         return result
 
 
-def _in_unit_sphere(xyz: Tensor) -> Tensor:
-    """Clouds ``(B, N, 3)`` as commands prepare files: ``Normalize("box")`` of :mod:`pc3d.data`."""
-    centred = xyz - (xyz.amin(1, keepdim=True) + xyz.amax(1, keepdim=True)) / 2
-    radius = centred.norm(dim=2).amax(1)[:, None, None]
-    return centred / torch.where(radius > 0, radius, 1.0)
+def _normalized(xyz: Tensor, steps: Sequence[Normalize]) -> Tensor:
+    """Clouds ``(B, N, 3)`` after steps that :mod:`pc3d.data` applies to one cloud at a time."""
+    for step in steps:
+        if step.center == "centroid":
+            xyz = xyz - xyz.mean(1, keepdim=True)
+        elif step.center == "box":
+            xyz = xyz - (xyz.amin(1, keepdim=True) + xyz.amax(1, keepdim=True)) / 2
+        if step.scale:
+            radius = xyz.norm(dim=2).amax(1)[:, None, None]
+            xyz = xyz / torch.where(radius > 0, radius, 1.0)
+    return xyz

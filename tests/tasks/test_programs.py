@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from pc3d import ops
 from pc3d.data import CenterShift, Household, Normalize, PointCloud, Rooms, collate
 from pc3d.models import (
     DGCNN,
+    AlignedShapeEncoder,
     BlockFeatures,
     OpenShapeFCNN,
     OpenShapePointBERT,
@@ -30,6 +31,7 @@ from pc3d.models import (
     PointViT,
     SparseUNet,
     Swin3D,
+    VectorClassifier,
     ViT3D,
     save_encoder,
     scene_features,
@@ -71,8 +73,8 @@ def clouds(count: int, num_points: int) -> Tensor:
     return torch.stack([3.0 * shapes[i].xyz[:num_points] + 5.0 for i in range(count)])
 
 
-def prepared(xyz: Tensor) -> Tensor:
-    step = Normalize("box")
+def prepared(xyz: Tensor, center: Literal["box", "centroid"] = "box") -> Tensor:
+    step = Normalize(center)
     return torch.stack([step(PointCloud(cloud), torch.Generator()).xyz for cloud in xyz])
 
 
@@ -93,15 +95,35 @@ def test_an_encoder_of_objects(build: Callable[[], Any], tmp_path: Path) -> None
 
 @pytest.mark.parametrize("build", [OpenShapePointBERT, OpenShapeSparseConv, OpenShapeFCNN])
 def test_an_encoder_that_reads_colors(build: type[Any], tmp_path: Path) -> None:
-    encoder = settled(build())
+    encoder = settled(build(num_points=700))
     save_encoder(encoder, tmp_path)
     program = export_program(tmp_path)
     assert list(program.inputs) == ["xyz", "rgb"]
+    assert program.num_points == 700
     xyz = clouds(2, 600)
     rgb = torch.rand(xyz.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        right = encoder.encode(prepared(xyz), rgb=rgb)  # type: ignore[operator]
+        right = encoder.encode(prepared(xyz, "centroid"), rgb=rgb)  # type: ignore[operator]
         torch.testing.assert_close(program.exported.module()(xyz, rgb), right, rtol=1e-5, atol=1e-5)
+
+
+def test_an_aligned_encoder_says_how_many_points_the_one_inside_is_meant_for(tmp_path: Path) -> None:
+    inner = OpenShapePointBERT(16, 16, 1, 2, 16, 16, 8, 0.5, 8, num_points=90)
+    save_encoder(AlignedShapeEncoder(inner, 6, 10).eval(), tmp_path / "encoder")
+    save_program(export_program(tmp_path / "encoder"), tmp_path / "program")
+    assert json.loads((tmp_path / "program" / "model.json").read_text())["num_points"] == 90
+
+
+def test_a_classifier_of_an_encoder_that_reads_colors_reads_none(tmp_path: Path) -> None:
+    inner = OpenShapePointBERT(16, 16, 1, 2, 16, 16, 8, 0.5, 8)
+    model = settled(VectorClassifier(inner, 2))
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
+    save_model(tmp_path, inner, state, {"task": "classification", "classes": ["bed", "sofa"], "mode": "full"})
+    program = export_program(tmp_path)
+    assert list(program.inputs) == ["xyz"]
+    xyz = clouds(2, 100)
+    with torch.no_grad():
+        torch.testing.assert_close(program.exported.module()(xyz), model(prepared(xyz)), rtol=1e-5, atol=1e-5)
 
 
 def test_a_classifier(tmp_path: Path) -> None:
