@@ -162,6 +162,13 @@ class VerbParser:
             options["skip"] = {1, "lr", "weight_decay", *options.get("skip", ())}
         return super().add_class_arguments(theclass, *args, **options)  # type: ignore[misc]
 
+    def add_function_arguments(self, *args: Any, linked_targets: object = None, **options: Any) -> Any:
+        """As jsonargparse does, which for a preset within a class (Swin3D.tiny) gives a name that is for classes alone.
+
+        It tells which arguments must not be required because they come from elsewhere (jsonargparse 4.53).
+        """
+        return super().add_function_arguments(*args, **options)  # type: ignore[misc]
+
     def parse_known_args(self, *args: Any, **options: Any) -> Any:
         """As :meth:`parse_args`, and the arguments that are not known here."""
         if self.is_verb and _hold.get():
@@ -174,13 +181,16 @@ class VerbParser:
         message = gist(message)
         options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         keys = [option.removeprefix("--") for option in options]
+        known = ", ".join(sorted(keys))
+        if not self.is_verb and known == "help":
+            known = "none (a preset, as Swin3D.tiny, has arguments of its own: name its class to choose them)"
         hints = []
         for name in unknown_names(message):
             bare = name.partition("=")[0]
             if re.search(rf"^\s*{re.escape(bare)} is unknown", message, re.MULTILINE):
                 continue  # what is nested has said so, and knows better what there is
             hint = nearest(bare, options if bare.startswith("-") else keys)
-            hints.append(f"\n{bare} is unknown{hint or '; known are: ' + ', '.join(sorted(keys))}")
+            hints.append(f"\n{bare} is unknown{hint or '; known are: ' + known}")
         if re.search(r"required: .*\bmodel\b", message):
             hints.append(
                 f"\nmodel: a recipe says it, --config NAME; {self.prog} --help lists those that ship with pc3d"

@@ -10,9 +10,10 @@ import pytest
 import torch
 import yaml
 
-from pc3d.cli.pretrain import resolve
+from pc3d.cli.pretrain import build_parser, resolve
 from pc3d.data import Compose, Rooms
 from pc3d.data.transforms import Transform
+from pc3d.models import Swin3D
 from pc3d.ops import voxelize
 
 CONFIGS = Path(__file__).parents[2] / "pc3d" / "configs"
@@ -81,3 +82,21 @@ def test_the_configuration_of_distillation_on_own_scans_takes_their_folders() ->
     train = found["data"]["train"]["init_args"]
     assert train["dataset"]["init_args"]["root"] == "prepared"
     assert train["features"]["init_args"]["folder"] == "lifted"
+
+
+def test_an_encoder_may_be_a_preset_and_its_config_is_read_again(tmp_path: Path) -> None:
+    preset = ["--model.encoder", "pc3d.models.Swin3D.tiny"]
+    resolved = resolve(["--config", "masked_scene_rooms", *preset, "--output", "unused"])
+    (tmp_path / "config.yaml").write_text(resolved)
+    parser = build_parser()
+    parsed = parser.parse_args(["--config", str(tmp_path / "config.yaml"), "--output", "unused"])
+    encoder = parser.instantiate(parsed).model.encoder
+    assert isinstance(encoder, Swin3D)
+    assert list(encoder.channels) == [24, 48, 96]
+
+
+def test_a_preset_takes_no_arguments_and_says_what_does(capsys: pytest.CaptureFixture[str]) -> None:
+    preset = ["--model.encoder", "pc3d.models.Swin3D.tiny", "--model.encoder.voxel_size", "0.1"]
+    with pytest.raises(SystemExit):
+        resolve(["--config", "masked_scene_rooms", *preset, "--output", "unused"])
+    assert "voxel_size is unknown; known are: none (a preset, as Swin3D.tiny, has" in capsys.readouterr().err
