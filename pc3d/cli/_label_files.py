@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -168,16 +169,19 @@ def _targets(path: Path, output: Path, writers: Writers) -> list[Path]:
 
 
 def _target(path: Path, output: Path, ending: str) -> Path:
-    return output / (_name(path) + ending)
+    name = _name(path)
+    if ending == ".txt":  # ScanNet's benchmarks want the name of the scan, of the mesh scene0707_00_vh_clean_2.ply
+        name = name.removesuffix("_vh_clean_2")
+    return output / (name + ending)
 
 
 def check_results(files: Sequence[Path], options: Any, writers: Writers = no_more) -> None:
     """Refuse, before any work, results that would replace others."""
     output, overwrite = Path(options.output), options.overwrite or options.resume
-    stems = [_name(path) for path in files]
-    twice = [stem for stem in stems if stems.count(stem) > 1]
+    names = Counter(target.name for source in files for target in _targets(source, output, writers))
+    twice = [name for name, count in names.items() if count > 1]
     if twice:
-        raise ValueError(f"two files are called {twice[0]!r}, their results would have one name: give one at a time")
+        raise ValueError(f"two files would have a result called {twice[0]!r}: give one at a time")
     for source in files:
         for target in _targets(source, output, writers):
             if any(target.resolve() == path.resolve() for path in files):

@@ -60,7 +60,8 @@ def build_parser() -> Any:
     parser.add_argument(
         "--submission",
         action="store_true",
-        help="Also write NAME.txt: the number of the class of each point, one on a line, in the order of the file.",
+        help="Also write NAME.txt: the number of the class of each point, one on a line, in the order of the file. Of "
+        "ScanNet's SCAN_vh_clean_2.ply it is called SCAN.txt, as the benchmarks want.",
     )
     parser.add_argument(
         "--class_numbers",

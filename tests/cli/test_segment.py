@@ -801,6 +801,20 @@ def test_predict_writes_the_numbers_of_benchmarks(
     assert np.array_equal(np.loadtxt(tmp_path / "told" / "scene0707_00.txt", dtype=int), 1000 + label)
 
 
+def test_a_submission_has_the_name_of_the_scan_and_not_of_its_mesh(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mesh = tmp_path / "scene0707_00_vh_clean_2.xyz"
+    np.savetxt(mesh, Rooms("test")[0].select(slice(None, None, 40)).xyz.numpy())
+    assert segment("predict", run, mesh, "--submission", "--output", tmp_path / "own") == 0
+    endings = {"scene0707_00.txt", *(f"scene0707_00_vh_clean_2.{ending}" for ending in ("ply", "npz", "png"))}
+    assert {file.name for file in (tmp_path / "own").iterdir()} == endings
+    shutil.copy(mesh, tmp_path / "scene0707_00.xyz")
+    both = ["predict", run, mesh, tmp_path / "scene0707_00.xyz", "--output", tmp_path / "both"]
+    assert segment(*both, "--submission") == 1
+    assert "two files would have a result called 'scene0707_00.txt'" in capsys.readouterr().err
+
+
 def test_predict_resumes_neither_a_submission_as_a_copy_nor_with_other_columns(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -991,7 +1005,7 @@ def test_predict_refuses_before_any_work(
     broken.write_text("\n".join(["ply", "format ascii 1.0", "element vertex 0", *vertices, "end_header", ""]))
     cases: list[tuple[list[str | Path], str]] = [
         ([tmp_path / "absent.ply"], "does not exist"),
-        ([scenes[0], scenes[0]], "two files are called 'first'"),
+        ([scenes[0], scenes[0]], "two files would have a result called 'first.ply'"),
         ([scenes[0], "--scale", "0"], "scale must be positive"),
         ([broken, "--max_points", "1"], "max_points must be at least 2, got 1"),
         ([broken, "--context", "-1"], "context must not be negative, got -1.0"),
