@@ -150,7 +150,8 @@ class RandomSubsample(Transform):
         if len(cloud) < self.num_points:
             raise ValueError(
                 f"num_points={self.num_points} exceeds the {len(cloud)} points of the cloud{_name(cloud)}: "
-                "ask for fewer, or (for a cloud that is not empty) set replacement=True"
+                "ask for fewer; as a transform of a configuration, RandomSubsample repeats points, if there are any, "
+                "with replacement: true"
             )
         return cloud.select(torch.randperm(len(cloud), generator=generator)[: self.num_points])
 
@@ -179,7 +180,8 @@ class FarthestPointSample(Transform):
         if len(cloud) < self.num_points and not self.capped:
             raise ValueError(
                 f"num_points={self.num_points} exceeds the {len(cloud)} points of the cloud{_name(cloud)}: "
-                "ask for fewer, or set capped=True to keep smaller clouds whole"
+                "ask for fewer; as a transform of a configuration, FarthestPointSample keeps smaller clouds whole with "
+                "capped: true"
             )
         if len(cloud) <= self.num_points:
             return cloud

@@ -159,3 +159,17 @@ def test_robustness_on_the_files_of_modelnet_c(tmp_path: Path, capsys: pytest.Ca
     assert "at all five levels, got modelnet_c" in capsys.readouterr().err
     assert main([*command[:-2], "--baseline", "dgcnn"]) == 1
     assert "add --files" in capsys.readouterr().err
+
+
+def test_objects_of_too_few_points_are_refused_with_what_the_command_can_do(
+    encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = np.random.default_rng(0)
+    folder = shape_net_part(tmp_path, {split: draw.random((2, 300, 6)) for split in ("train", "test")})
+    probe = ["probe", "--encoder", encoder, "--data", str(folder), "--classifier", "knn", "--k", "1"]
+    assert main(probe) == 1
+    told = capsys.readouterr().err
+    assert "num_points=1024 exceeds the 300 points of the cloud" in told
+    # Not of the command: its user would look for an option of that name.
+    assert "ask for fewer; as a transform of a configuration, FarthestPointSample keeps smaller clouds whole" in told
+    assert main([*probe, "--num_points", "128"]) == 0
