@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -29,6 +29,8 @@ from pc3d.ops import KernelMap, gather, kernel_map, segment_reduce, voxelize_coo
 Variant = Literal["ptv3", "sonata"]
 STEM_KERNEL = 5
 _HEAD_DIM = 16
+_BY_LEVEL = ("channels", "depths", "num_heads", "decoder_channels", "decoder_depths", "decoder_num_heads")
+"""Arguments with a number for each level: three of the encoder, then three of the decoder."""
 
 
 class PTv3Level(NamedTuple):
@@ -130,19 +132,6 @@ class PointTransformerV3(nn.Module):
         decoder_heads = _heads("decoder_num_heads", decoder_num_heads, decoder_channels)
         if not decoder_channels:
             decoder_depths, decoder_heads = (), []
-        _check_levels(
-            {
-                "channels": channels,
-                "depths": depths,
-                "num_heads": heads,
-                "decoder_channels": decoder_channels,
-                "decoder_depths": decoder_depths,
-                "decoder_num_heads": decoder_heads,
-            }
-        )
-        _check_choices(patch_size, orders, voxel_size, variant, drop_path)
-        check_signals(signals)
-        unit_colors = variant == "sonata" if unit_colors is None else unit_colors
         self.config: dict[str, Any] = {
             "channels": list(channels),
             "depths": list(depths),
@@ -155,30 +144,40 @@ class PointTransformerV3(nn.Module):
             "voxel_size": voxel_size,
             "signals": signals,
             "variant": variant,
-            "unit_colors": unit_colors,
+            "unit_colors": variant == "sonata" if unit_colors is None else unit_colors,
             "drop_path": drop_path,
         }
+        _check_levels({name: self.config[name] for name in _BY_LEVEL})
+        _check_choices(patch_size, orders, voxel_size, variant, drop_path)
+        check_signals(signals)
         self.channels, self.voxel_size, self.signals = list(channels), voxel_size, signals
         self.patch_size, self.orders = patch_size, tuple(orders)
-        self.variant, self.unit_colors = variant, unit_colors
+        self.variant, self.unit_colors = variant, self.config["unit_colors"]
         self.feature_dim = decoder_channels[0] if decoder_channels else sum(channels)
-        norm: Norm = batch_norm if variant == "ptv3" else nn.LayerNorm
-        self.stem = _stem(variant, signals, channels[0])
-        self.stem_norm = norm(channels[0])
-        self.levels = _blocks(channels, heads, _rates(drop_path, depths))
-        steps = range(len(channels) - 1)
-        self.downsamples = nn.ModuleList([GridPool(channels[i], channels[i + 1], norm) for i in steps])
-        # The decoder's lists begin with the finest level, as those of the encoder.
-        coarser = [*decoder_channels[1:], channels[-1]]
-        self.upsamples = nn.ModuleList(
-            [GridUnpool(coarser[i], channels[i], width, norm) for i, width in enumerate(decoder_channels)]
-        )
-        falling = [rates[::-1] for rates in _rates(drop_path, decoder_depths)]
-        self.decoder = _blocks(decoder_channels, decoder_heads, falling)
         used = zip_longest(depths, decoder_depths, fillvalue=0)
         self.num_curves = [min(len(orders), max(numbers)) for numbers in used]
+        norm: Norm = batch_norm if variant == "ptv3" else nn.LayerNorm
+        self._add_encoder(norm)
+        self._add_decoder(norm)
         if variant == "sonata":
             self.apply(_init_weights)
+
+    def _add_encoder(self, norm: Norm) -> None:
+        channels, depths, heads, drop_path = (self.config[name] for name in (*_BY_LEVEL[:3], "drop_path"))
+        self.stem = _stem(self.variant, self.signals, channels[0])
+        self.stem_norm = norm(channels[0])
+        self.levels = _blocks(channels, heads, _rates(drop_path, depths))
+        self.downsamples = nn.ModuleList([GridPool(fine, coarse, norm) for fine, coarse in pairwise(channels)])
+
+    def _add_decoder(self, norm: Norm) -> None:
+        """The decoder, whose lists begin with the finest level, as those of the encoder."""
+        channels, depths, heads, drop_path = (self.config[name] for name in (*_BY_LEVEL[3:], "drop_path"))
+        coarser = [*channels[1:], self.channels[-1]]
+        self.upsamples = nn.ModuleList(
+            [GridUnpool(coarser[i], self.channels[i], width, norm) for i, width in enumerate(channels)]
+        )
+        falling = [rates[::-1] for rates in _rates(drop_path, depths)]
+        self.decoder = _blocks(channels, heads, falling)
 
     @classmethod
     def base(cls, **changes: Any) -> PointTransformerV3:
