@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from records import keep_options, mean_and_deviation, write_csv
@@ -128,25 +129,33 @@ def teach_by_pictures(recipe: dict[str, Any]) -> None:
 
 def probe(name: str, data: str, seed: int, run: Path) -> dict[str, Any]:
     """The row of an encoder that needs no training, or of the one that a run has trained."""
-    architecture = configuration("Point-CMAE")["model"]["init_args"]["encoder"]["init_args"]
-    num_points = int(architecture["num_points"])
-    train_set, test_set = (
-        (Household("train"), Household("test"))
-        if data == "household"
-        else (ObjectSet(data, "train"), ObjectSet(data, "test"))
-    )
-    encoder: Any = (
-        load_encoder(run)
-        if name in METHODS
-        else demo.baselines(architecture, train_set, num_points=num_points, seed=seed)[name]
-    )
-    source = Path(data).name
-    found = demo.compare({name: encoder}, train_set, test_set, num_points=num_points, data=source, seed=seed)[name]
+    encoder: Any = load_encoder(run) if name in METHODS else untrained(data, seed)[name]
+    source, num_points = Path(data).name, int(architecture()["num_points"])
+    splits = (objects(data, "train"), objects(data, "test"))
+    found = demo.compare({name: encoder}, *splits, num_points=num_points, data=source, seed=seed)[name]
     result = found.to_dict()
     scores = {key: result["scores"][key] for key in SCORES}
     protocol = {key: result[key] for key in ("num_test", "train_hash", "test_hash")}
     versions = {"C": result["parameter"][1], "torch": result["versions"]["torch"]}
     return {"data": source, "seed": seed, "encoder": name, **scores, **protocol, **versions}
+
+
+@lru_cache(maxsize=1)  # one row follows the other
+def untrained(data: str, seed: int) -> dict[str, Any]:
+    """What needs no training, of all four rows that a data set has for a seed."""
+    num_points = int(architecture()["num_points"])
+    return dict(demo.baselines(architecture(), objects(data, "train"), num_points=num_points, seed=seed))
+
+
+def architecture() -> dict[str, Any]:
+    """Arguments of the demonstration's encoder."""
+    found: dict[str, Any] = configuration("Point-CMAE")["model"]["init_args"]["encoder"]["init_args"]
+    return found
+
+
+def objects(data: str, split: Literal["train", "test"]) -> ObjectSet:
+    """A split of a data set."""
+    return Household(split) if data == "household" else ObjectSet(data, split)
 
 
 def check_same_data(row: dict[str, Any], kept: list[dict[str, Any]], output: Path) -> None:

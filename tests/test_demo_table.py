@@ -113,8 +113,20 @@ def test_without_pictures_there_is_nothing_to_be_taught_by(
     assert "parts: not taught by preview pictures" in capsys.readouterr().out
 
 
-def test_a_probe_is_that_of_the_demonstration(table: ModuleType, tmp_path: Path) -> None:
+def test_a_probe_is_that_of_the_demonstration(
+    table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    baselines = demo.baselines
+
+    def counted(*args: Any, **options: Any) -> Any:
+        made.append(options["seed"])
+        return baselines(*args, **options)
+
+    monkeypatch.setattr(demo, "baselines", counted)
+    table.probe(demo.PCA, "household", 0, tmp_path)
     found = table.probe(demo.DESCRIPTOR, "household", 0, tmp_path)
+    assert made == [0]
     assert set(found) == set(table.FIELDS)
     # 49.2 % of the test objects, as in the table of all methods. StratifiedGroupKFold shuffles otherwise before
     # scikit-learn 1.8, which needs Python 3.11, and other folds choose another C.
