@@ -348,8 +348,9 @@ def open_encoder(
     model = read_encoder(encoder)
     if _default_pooling(model) is None:
         raise ValueError(
-            f"{encoder} holds a {type(model).__name__}, an encoder of scenes without one feature vector per cloud: "
-            "judge it with pc3d segment; features of its points are given by pc3d.models.scene_features"
+            f"{encoder} holds a {type(model).__name__}, an encoder of scenes, with features of points and none of whole "
+            "clouds: pc3d.models.scene_features(pc3d.load_encoder(ENCODER), pc3d.data.read_scene(FILE)) gives them in "
+            "Python, pc3d view FILE --encoder ENCODER shows them, pc3d segment train --encoder ENCODER judges them"
         )
     if untrained:
         # Built anew: fresh weights alone would leave the trained statistics of batch norm in place.

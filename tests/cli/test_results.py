@@ -170,7 +170,9 @@ def test_scene_encoders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     folder = str(save_encoder(SparseUNet((8, 16), (1, 1)), tmp_path / "scenes"))
     for arguments in (["probe"], ["fewshot"], ["embed", "--output", str(tmp_path / "a.npz")]):
         assert main([*arguments, "--encoder", folder, *POINTS]) == 1
-        assert "holds a SparseUNet, an encoder of scenes" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "holds a SparseUNet, an encoder of scenes" in told
+        assert "pc3d.models.scene_features(pc3d.load_encoder(ENCODER), pc3d.data.read_scene(FILE))" in told
 
 
 def test_retrieve_writes_the_library_result(encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
