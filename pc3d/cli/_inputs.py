@@ -348,8 +348,8 @@ def open_encoder(
     model = read_encoder(encoder)
     if _default_pooling(model) is None:
         raise ValueError(
-            f"{encoder} holds a {type(model).__name__}, an encoder of scenes, with features of points and none of whole "
-            "clouds: pc3d.models.scene_features(pc3d.load_encoder(ENCODER), pc3d.data.read_scene(FILE)) gives them in "
+            f"{encoder} holds a {type(model).__name__}, an encoder of scenes, with features of points, not of clouds: "
+            "pc3d.models.scene_features(pc3d.load_encoder(ENCODER), pc3d.data.read_scene(FILE)) gives them in "
             "Python, pc3d view FILE --encoder ENCODER shows them, pc3d segment train --encoder ENCODER judges them"
         )
     if untrained:

@@ -39,11 +39,19 @@ def build_optimizer(
         betas: of AdamW.
 
     Raises:
-        ValueError: ``betas`` for another optimiser than AdamW; or it does not take these parameters or groups, or has
-            no weight decay where a group is to have some.
+        ValueError: ``betas`` for another optimiser than AdamW; or it does not take these parameters or groups, has no
+            weight decay where a group is to have some, or cannot make a step.
     """
     if optimizer is None:
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
+    built = _built(groups, learning_rate, optimizer, betas)
+    _check_step(optimizer, next(parameter.device for group in groups for parameter in group["params"]))
+    return built
+
+
+def _built(
+    groups: list[dict[str, Any]], learning_rate: float, optimizer: OptimizerFactory, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
     name = _name_of(optimizer)
     if tuple(betas) != ADAMW_BETAS:
         raise ValueError(
@@ -67,7 +75,34 @@ def check_optimizer(optimizer: OptimizerFactory | None, betas: tuple[float, floa
     if optimizer is None:
         return
     parameters = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))]
-    build_optimizer([{"params": parameters, "weight_decay": weight_decay}], 1e-3, optimizer, betas)
+    _built([{"params": parameters, "weight_decay": weight_decay}], 1e-3, optimizer, betas)
+    if not torch.cuda.is_available():  # some work on a GPU alone: build_optimizer knows where the model is
+        _check_step(optimizer, torch.device("cpu"))
+
+
+def _check_step(optimizer: OptimizerFactory, device: torch.device) -> None:
+    """Try a step as training makes it, on parameters of its own.
+
+    Raises:
+        ValueError: it wants other gradients, such as sparse ones or their graph.
+    """
+    parameters = [nn.Parameter(torch.ones(shape, device=device)) for shape in ((2, 2), (2,))]
+    tried = optimizer([{"params": parameters, "weight_decay": 0.0}], lr=1e-3)
+
+    def closure() -> Any:
+        tried.zero_grad()
+        loss = torch.stack([parameter.square().sum() for parameter in parameters]).sum()
+        loss.backward()
+        return loss
+
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            tried.step(closure)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"optimizer: {_name_of(optimizer)} cannot make a step: {error}. It gets dense gradients, without their "
+            "graph: take an optimiser that needs no more, such as torch.optim.SGD"
+        ) from error
 
 
 def _name_of(factory: Any) -> str:

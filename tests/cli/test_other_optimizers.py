@@ -39,6 +39,14 @@ class Signs(torch.optim.Optimizer):
                     p.sub_(p.grad.sign(), alpha=group["lr"] * group["scale"])
                     self.state[p]["steps"] = self.state[p].get("steps", 0) + 1
         return loss
+
+
+class SecondOrder(torch.optim.SGD):
+    def step(self, closure):
+        closure()
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        torch.autograd.grad([p.grad.sum() for p in parameters], parameters)
+        return super().step()
 """
 POINT_MAE = """
 model:
@@ -141,6 +149,12 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["SGD", "--model.optimisation.optimizer.lr", "1"], 2, "'lr' is not accepted: it is set by the optimisation"),
     (["SGD", "--model.optimisation.optimizer.weight_decay", "0"], 2, "'weight_decay' is not accepted: it is set by"),
     (["torch.optim.Muon"], 1, "optimizer: Muon cannot be used: Muon only supports 2D parameters"),
+    (
+        ["SparseAdam", "--model.optimisation.weight_decay", "0"],
+        1,
+        "optimizer: SparseAdam cannot make a step: SparseAdam",
+    ),
+    (["own_optimizer.SecondOrder"], 1, "optimizer: SecondOrder cannot make a step: element 0 of tensors does not"),
     (["SGD", "--model.optimisation.betas", "[0.8, 0.9]"], 1, "betas=(0.8, 0.9) are those of AdamW"),
     (["SGD", "--model.optimisation.optimizer.momentum", "-1"], 1, "SGD cannot be used: Invalid momentum value: -1"),
 ]
