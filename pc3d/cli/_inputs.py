@@ -26,6 +26,7 @@ OnError = Literal["refuse", "report"]
 ON_ERROR_REMEDY = "--on_error report leaves such files out and lists them"
 _MESH_POINTS = 10_000
 _Y_UP = (".glb", ".gltf")
+_PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -256,6 +257,14 @@ def turned_up(cloud: PointCloud, up: UpAxis | None, usual: UpAxis = "z", target:
     return TurnUp(up or ("y" if path.endswith(_Y_UP) else usual), target)(cloud, torch.Generator())
 
 
+def check_picture(option: str, path: str, overwrite: bool) -> None:
+    """Refuse a file that no picture can be written to, before anything is computed."""
+    if Path(path).suffix.lower() not in _PICTURES:
+        raise ValueError(f"{option}: must end in one of {', '.join(_PICTURES)}, got {path!r}")
+    if Path(path).exists() and not overwrite:
+        raise FileExistsError(f"{option}: {path} exists and would be lost: choose another name, or add --overwrite")
+
+
 def as_left_out(file: SkippedFile | BadFileError) -> dict[str, str]:
     """A file that ``--on_error report`` leaves out, as plain data."""
     return {"path": str(file.path), "reason": file.reason}
@@ -327,6 +336,8 @@ def open_encoder(
     from pc3d.evaluation import PointPCA, ShapeDescriptor
 
     place = open_device(device)
+    if encoder in HANDCRAFTED and untrained:
+        raise ValueError(f"untrained: {encoder} has no weights that could be drawn anew: leave --untrained out")
     if encoder in HANDCRAFTED and place.type != "cpu":
         raise ValueError(f"device: {encoder} computes on the CPU, got {device!r}: leave --device out")
     if encoder == "descriptor":

@@ -13,18 +13,9 @@ if TYPE_CHECKING:
     from pc3d.data import PointCloud, PointDataset
     from pc3d.evaluation import Hit, ShapeIndex
 
-FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 _SIZE = 200
 _VIEW = 3  # of OpenShape's twelve: from the front and the right, 30 degrees above
 _RADIUS = 0.46  # of the ball that a shape is scaled into: it and the discs of its points fill that view
-
-
-def check_target(path: str, overwrite: bool) -> None:
-    """Refuse a file that no picture can be written to, before anything is computed."""
-    if Path(path).suffix.lower() not in FORMATS:
-        raise ValueError(f"picture: must end in one of {', '.join(FORMATS)}, got {path!r}")
-    if Path(path).exists() and not overwrite:
-        raise FileExistsError(f"picture: {path} exists and would be lost: choose another name, or add --overwrite")
 
 
 def write(

@@ -258,7 +258,7 @@ def cut_top(view: View, share: float) -> View:
     import numpy as np
 
     if not 0 <= share < 1:
-        raise ValueError(f"cut_top: must be a share of the height in [0, 1), got {share}")
+        raise ValueError(f"top: must be a share of the height in [0, 1), got {share}")
     if share == 0:
         return view
 

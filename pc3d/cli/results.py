@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pc3d.cli import _output
+from pc3d.cli._inputs import check_picture
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ def results(
     from pc3d.evaluation import read_rows
     from pc3d.evaluation.table import rows_to_csv, tabulate, to_csv, to_markdown
 
-    for name, file in (("output", output), ("figure", figure)):
-        if file is not None and Path(file).exists() and not overwrite:
-            raise FileExistsError(f"{name}: {file} exists and would be lost: choose another name, or add --overwrite")
+    if output is not None and Path(output).exists() and not overwrite:
+        raise FileExistsError(f"output: {output} exists and would be lost: choose another name, or add --overwrite")
+    if figure is not None:
+        check_picture("figure", figure, overwrite)
     rows = read_rows(folders)
     table = tabulate(rows, metric=metric, order=order or ())
     text = {"markdown": to_markdown, "csv": to_csv}[format](table) if format != "rows" else rows_to_csv(rows)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pc3d.cli._inputs import OnError, Points, UpAxis, Variant
+from pc3d.cli._inputs import OnError, Points, UpAxis, Variant, check_picture
 from pc3d.cli._judging import Frozen, judge_frozen
 from pc3d.cli._parser import run_verb
 
@@ -83,8 +83,8 @@ def robustness(
     from pc3d.data import SEVERITIES
     from pc3d.evaluation.robustness import check_corruptions
 
-    if figure is not None and Path(figure).exists() and not overwrite:
-        raise FileExistsError(f"figure: {figure} exists and would be lost: choose another name, or add --overwrite")
+    if figure is not None:
+        check_picture("figure", figure, overwrite)
     check_corruptions(corruptions or (), severities or ())  # before any work
     row = None if baseline in (None, "dgcnn") else evaluation.read_row(baseline)
     if files is None and baseline == "dgcnn":

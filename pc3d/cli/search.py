@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _alignment, _output, _search_picture
 from pc3d.cli._devices import open_device
-from pc3d.cli._inputs import UpAxis
+from pc3d.cli._inputs import UpAxis, check_picture
 from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def search(
 
     place = open_device(device)
     if picture is not None:
-        _search_picture.check_target(picture, overwrite)
+        check_picture("picture", picture, overwrite)
     kinds = [_kind(one) for one in query]
     given = {"text_tower": text_tower, "image_tower": image_tower, "templates": templates, "up": up}
     _check_used(kinds, {**given, "drop_invalid": drop_invalid})

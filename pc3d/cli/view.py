@@ -112,6 +112,7 @@ def look(
     if target is None and page is None and not web:
         check_display()  # before minutes of work for a window that cannot open
     width, height = (int(side) for side in _two("size", size, (640.0, 480.0)))
+    _check_numbers(view, width=width, height=height, columns=columns, point_size=point_size, max_points=max_points)
     opened = open_all(
         what or [],
         data=data,
@@ -188,6 +189,16 @@ def _check_output(path: Path, overwrite: bool, endings: Sequence[str], option: s
     if path.exists() and not overwrite:
         raise FileExistsError(f"{option}: {path} exists: add --overwrite to replace it, or choose another")
     return path
+
+
+def _check_numbers(view: Sequence[float] | None, **counts: float | None) -> None:
+    """Refuse, before any work, what no picture can be drawn with."""
+    for name, value in counts.items():
+        if value is not None and not value > 0:
+            option = f"size: the {name}" if name in ("width", "height") else f"{name}:"
+            raise ValueError(f"{option} must be positive, got {value}")
+    if view is not None and len(view) == 2 and not -90 <= view[1] <= 90:
+        raise ValueError(f"view: the elevation, its second number, must be in [-90, 90] degrees, got {view[1]}")
 
 
 def _two(option: str, values: Sequence[float] | None, default: tuple[float, float]) -> tuple[float, float]:

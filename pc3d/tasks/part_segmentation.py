@@ -71,7 +71,7 @@ class PartSegmentation(ObjectTask):
         seed: int = 0,
     ) -> None:
         if num_parts < 1:
-            raise ValueError(f"num_parts must be at least 1, got {num_parts}: has the data set parts of points?")
+            raise ValueError(f"num_parts, of the data set, must be at least 1, got {num_parts}: take one with parts")
         categories = tuple(category_names) or tuple(map(str, range(num_categories)))
         parts = tuple(part_names) or tuple(map(str, range(num_parts)))
         of = tuple(map(tuple, category_parts)) or (tuple(range(num_parts)),) * num_categories

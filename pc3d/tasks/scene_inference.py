@@ -98,7 +98,10 @@ def segment_scene(
     """
     missing = [name for name in segmenter.fields if getattr(cloud, name) is None]
     if missing:
-        raise ValueError(f"the model reads {' and '.join(missing)}, which the scene does not have: see with_fields")
+        raise ValueError(
+            f"the model reads {' and '.join(missing)}, which the scene does not have: store them with it, as "
+            "data_tools/prepare_scenes.py does, or add some with pc3d.tasks.with_fields, as pc3d segment predict does"
+        )
     shape = (len(cloud), len(segmenter.classes))
     if probabilities is not None and tuple(probabilities.shape) != shape:
         raise ValueError(f"probabilities must have shape {shape}, got {tuple(probabilities.shape)}")

@@ -106,6 +106,20 @@ def test_files_are_written_and_never_lost(rows: Path, tmp_path: Path, capsys: py
     assert table.read_text() != "mine"
 
 
+def test_a_figure_of_another_kind_is_refused_before_any_work(
+    rows: Path, encoder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = ["robustness", "--encoder", encoder, *POINTS]
+    for command in (["results", str(rows)], judge):
+        assert main([*command, "--figure", "curves.foo"]) == 1
+        assert "figure: must end in one of .png, .jpg, .jpeg, .pdf, .svg, got 'curves.foo'" in capsys.readouterr().err
+
+
+def test_what_has_no_weights_cannot_be_untrained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "--encoder", "descriptor", "--untrained", *POINTS]) == 1
+    assert "untrained: descriptor has no weights" in capsys.readouterr().err
+
+
 def test_what_cannot_be_gathered_is_refused(
     rows: Path, encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

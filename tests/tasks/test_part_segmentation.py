@@ -245,7 +245,7 @@ def test_bad_batches_and_arguments_are_refused(batch: PointBatch) -> None:
         method.loss(collate([cloud.replace(segment=torch.full((96,), 9)) for cloud in clouds]))
     with pytest.raises(ValueError, match=r"the category, must be in 0\.\.20"):
         method.loss(collate([cloud.replace(label=-1) for cloud in clouds]))
-    with pytest.raises(ValueError, match="num_parts must be at least 1, got 0: has the data set parts"):
+    with pytest.raises(ValueError, match="num_parts, of the data set, must be at least 1, got 0: take one with parts"):
         PartSegmentation(backbone(), 3, 0)
     with pytest.raises(ValueError, match=r"must be 3 and part_names 2, got 3, 1 and 2"):
         PartSegmentation(backbone(), 3, 2, category_parts=[(0, 1)])
