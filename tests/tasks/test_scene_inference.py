@@ -283,9 +283,7 @@ def test_the_model_is_left_as_it_was(room: PointCloud) -> None:
     model = pointwise().train()
     segment_scene(model, room)
     assert model.training
-    with pytest.raises(
-        ValueError, match="reads rgb, which the scene does not have: store them with it"
-    ):
+    with pytest.raises(ValueError, match="reads rgb, which the scene does not have: store them with it"):
         segment_scene(model, room.replace(rgb=None))
     with pytest.raises(ValueError, match="probabilities must have shape"):
         segment_scene(model, room, probabilities=torch.zeros(3, 5))
