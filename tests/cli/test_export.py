@@ -51,7 +51,7 @@ def test_the_features_of_an_aligned_encoder_are_those_of_embed(tmp_path: Path) -
     points = 2.0 * Household("test")[0].xyz[:400] - 7.0
     np.save(tmp_path / "chair.npy", points.numpy())
     embed = ["embed", "--encoder", encoder, "--data", str(tmp_path / "chair.npy"), "--num_points", "null"]
-    assert main([*embed, "--out", str(tmp_path / "features.npz"), "--quiet"]) == 0
+    assert main([*embed, "--output", str(tmp_path / "features.npz"), "--quiet"]) == 0
     assert main(["export", encoder, "--output", str(tmp_path / "program")]) == 0
     program = torch.export.load(tmp_path / "program" / "model.pt2").module()
     right = torch.from_numpy(np.load(tmp_path / "features.npz")["features"])
