@@ -178,7 +178,7 @@ def test_a_file_becomes_an_encoder_for_search_and_for_going_on(
     path, out = training_file(tmp_path / "x.pt", formula_state(transformer(128, 2, 2, 200, 48))), tmp_path / "official"
     with pytest.raises(FileNotFoundError, match=r"OpenShape by .*data_tools/convert_openshape_checkpoint\.py"):
         load_encoder(path)
-    patches = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL_PATCHES.items()]
+    patches = [f"--{name}={value}" for name, value in SMALL_PATCHES.items()]
     tool.main([str(path), str(out), *patches])
     assert "OpenShapePointBERT in the space of open_clip:ViT-bigG-14/laion2b_s39b_b160k" in capsys.readouterr().out
     found = load_encoder(out, expect=AlignedShapeEncoder)
