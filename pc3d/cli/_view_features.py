@@ -35,13 +35,12 @@ def add_features(view: View, shown: Sequence[Shown], stride: int, request: Reque
     speaker = _Speaker(encoder, request)
     where = [number * stride for number in range(len(shown))]
     wanted = [view.clouds[number].xyz for number in where]
-    if speaker.tells_features:
-        embeddings = [speaker.features(one, xyz) for one, xyz in zip(shown, wanted, strict=True)]
-        clouds = list(view.clouds)
-        for number, embedding in zip(where, embeddings, strict=True):
-            clouds[number] = replace(clouds[number], embedding=embedding)
-        view = replace(view, clouds=clouds)
-        view = view.with_layers(_spread(feature_layers(embeddings), where, len(clouds)))
+    embeddings = [speaker.features(one, xyz) for one, xyz in zip(shown, wanted, strict=True)]
+    clouds = list(view.clouds)
+    for number, embedding in zip(where, embeddings, strict=True):
+        clouds[number] = replace(clouds[number], embedding=embedding)
+    view = replace(view, clouds=clouds)
+    view = view.with_layers(_spread(feature_layers(embeddings), where, len(clouds)))
 
     def ask(text: str) -> list[Layer | None]:
         return _spread(speaker.text_layers(text, shown, wanted), where, len(view.clouds))
@@ -99,23 +98,12 @@ class _Speaker:
     """
 
     def __init__(self, encoder: Any, request: Request) -> None:
-        from pc3d.models import (
-            AlignedShapeEncoder,
-            DistilledEncoder,
-            OpenShapeFCNN,
-            OpenShapeSparseConv,
-            points_meant_for,
-            reads_scenes,
-        )
+        from pc3d.models import AlignedShapeEncoder, DistilledEncoder, points_meant_for, reads_scenes
 
         self.encoder, self.request = encoder, request
         self.scenes = reads_scenes(encoder)
         self.aligned = isinstance(encoder, AlignedShapeEncoder)
         self.understands_texts = self.aligned or isinstance(encoder, DistilledEncoder)
-        inner = encoder.encoder if self.aligned else encoder
-        self.tells_features = not isinstance(inner, OpenShapeFCNN | OpenShapeSparseConv)
-        if not self.tells_features:
-            request.notes.append(f"{type(inner).__name__} gives one vector for the whole shape: no features of points")
         self.num_points = points_meant_for(encoder) or NUM_POINTS
 
     def features(self, one: Shown, xyz: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -19,7 +19,7 @@ from pc3d.cli._view_layers import Request, ask_of, build, choose_modes, cut_top
 from pc3d.cli.main import main
 from pc3d.data import Household, PointCloud, Rooms
 from pc3d.methods import MaskedAutoencoder, MaskedScene
-from pc3d.models import PointNet, PointViT, ViT3D, load_encoder, save_encoder
+from pc3d.models import AlignedShapeEncoder, OpenShapeFCNN, PointNet, PointViT, ViT3D, load_encoder, save_encoder
 from pc3d.viz.camera import Viewpoint, save_path
 
 CONFIGS = """
@@ -565,6 +565,17 @@ def test_scenes_are_prepared_as_networks_know_them(segment_run: Path) -> None:
     assert float(scene.xyz[:, 2].min()) == pytest.approx(0, abs=1e-4)
     assert "no colours: the model was trained with them" in request.notes[0]
     assert speaker.features(Shown("raised", raised), raised.xyz.numpy()).shape == (len(raised), 20)
+
+
+def test_features_of_points_of_sparse_convolutions_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    inner = OpenShapeFCNN(8, channels=(4, 6, 6, 8, 8), merged_dim=8, hidden_dim=8, num_points=300)
+    save_encoder(AlignedShapeEncoder(inner).eval(), tmp_path / "encoder")
+    command = ["view", "household:test:7", "--encoder", str(tmp_path / "encoder"), "--mode", "features"]
+    assert main([*command, "--output", str(tmp_path / "a.png")]) == 0
+    assert "shown: features" in capsys.readouterr().out
 
 
 def test_the_top_is_cut_off() -> None:
