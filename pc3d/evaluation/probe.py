@@ -205,6 +205,8 @@ def _folds(y: Labels, groups: Labels | None, seed: int) -> list[tuple[Labels, La
     splitter = kind(n_splits=max(2, min(FOLDS, spread)), shuffle=True, random_state=seed)
     if groups is not None and np.unique(groups).size < 2:
         raise ValueError("all labelled training items are of one group of near-identical ones: use protocol='fixed'")
+    if np.unique(y, return_counts=True)[1].max() < 2:
+        raise ValueError("every class has a single training item, so no fold can be spared: use protocol='fixed'")
     with warnings.catch_warnings():
         # A class with a single item cannot be in every fold; the protocol says how small the smallest is.
         warnings.filterwarnings("ignore", message="The least populated class")

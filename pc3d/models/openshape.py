@@ -249,7 +249,8 @@ class OpenShapePointBERT(nn.Module):
     def _embed(self, centers: Tensor, patches: Tensor) -> Tensor:
         """``(B, 1 + G, C)``: the class token and the patches, before the first block."""
         batch, groups, size, channels = patches.shape
-        read = self.patches(patches.reshape(-1, channels)).view(batch, groups, size, -1)
+        read = self.patches(patches.reshape(-1, channels))
+        read = read.view(batch, groups, size, read.shape[-1])
         lifted = self.lift_norm(self.lift(torch.cat([centers.to(read.dtype), read.amax(2)], dim=-1)))
         return torch.cat([self.cls_token.to(lifted.dtype).expand(batch, 1, -1), lifted], dim=1)
 

@@ -120,7 +120,7 @@ class OpenShapeFCNN(nn.Module):
             ``(B, N, sum of channels[1:])``.
         """
         scales = self._scales(xyz, rgb)
-        return gather(scales.features, scales.inverse).view(*xyz.shape[:2], -1)
+        return gather(scales.features, scales.inverse).view(*xyz.shape[:2], scales.features.shape[1])
 
     def _scales(self, xyz: Tensor, rgb: Tensor | None) -> _Scales:
         check_cloud(xyz, rgb)

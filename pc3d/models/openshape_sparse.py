@@ -197,7 +197,8 @@ class OpenShapeSparseConv(nn.Module):
             ``(B, N, 480)``.
         """
         voxels = self.voxels(xyz, rgb)
-        return gather(self._scales(voxels), voxels.inverse).view(*xyz.shape[:2], -1)
+        features = self._scales(voxels)
+        return gather(features, voxels.inverse).view(*xyz.shape[:2], features.shape[1])
 
     def _scales(self, voxels: ShapeVoxels) -> Tensor:
         """Of every finest voxel, the features of those that hold it on all levels: ``(V, 480)``."""

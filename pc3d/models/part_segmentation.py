@@ -118,7 +118,8 @@ class PointPartSegmenter(nn.Module):
             raise ValueError(f"category must have shape ({len(xyz)},), got {tuple(category.shape)}")
         batch, num_points, _ = xyz.shape
         offsets = torch.arange(batch + 1, device=xyz.device) * num_points
-        return self.segment(xyz, category, xyz.flatten(0, 1), offsets).view(batch, num_points, -1)
+        scores = self.segment(xyz, category, xyz.flatten(0, 1), offsets)
+        return scores.view(batch, num_points, scores.shape[1])
 
     def segment(self, xyz: Tensor, category: Tensor, query: Tensor, query_offsets: Tensor) -> Tensor:
         """As :meth:`forward`, but segments any number of query points of each cloud.

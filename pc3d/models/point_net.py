@@ -61,8 +61,8 @@ class PointNet(ObjectEncoder):
         check_clouds(xyz, 1, "num_points")
         batch, points, _ = xyz.shape
         local = self.mlp.layers[:_LOCAL_LAYERS](xyz.to(next(self.parameters()).dtype).reshape(-1, 3))
-        whole = self.mlp.layers[_LOCAL_LAYERS:](local).view(batch, points, -1).amax(1, keepdim=True)
-        return torch.cat([local.view(batch, points, -1), whole.expand(-1, points, -1)], dim=2)
+        whole = self.mlp.layers[_LOCAL_LAYERS:](local).view(batch, points, self.embed_dim).amax(1, keepdim=True)
+        return torch.cat([local.view(batch, points, local.shape[-1]), whole.expand(-1, points, -1)], dim=2)
 
     def encode(self, xyz: Tensor, pooling: str = "max") -> Tensor:
         """One feature vector per cloud, ``(B, N, 3)`` to ``(B, C)``; always the maximum over the points."""

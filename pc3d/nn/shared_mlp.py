@@ -34,7 +34,7 @@ class SharedMLP(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map ``(..., C_in)`` to ``(..., C_out)``."""
         mapped: Tensor = self.layers(features.reshape(-1, features.shape[-1]))
-        return mapped.view(*features.shape[:-1], -1)
+        return mapped.view(*features.shape[:-1], mapped.shape[-1])
 
 
 class EdgeConv(nn.Module):

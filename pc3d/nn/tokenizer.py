@@ -85,9 +85,9 @@ class MiniPointNet(nn.Module):
         # so it is computed once per patch instead of once per point.
         of_patch = F.linear(_maximum(local, 1), self.mix.weight[:, : self.local_width], self.mix.shift())
         of_point = F.linear(local, self.mix.weight[:, self.local_width :])
-        mixed = of_point.add_(of_patch[:, None]).view(batch * groups * size, -1)
+        mixed = of_point.add_(of_patch[:, None]).view(batch * groups * size, self.mix.out_features)
         features: Tensor = self.second(mixed)
-        return _maximum(features.view(batch, groups, size, -1), 2)
+        return _maximum(features.view(batch, groups, size, features.shape[-1]), 2)
 
 
 def _maximum(features: Tensor, dim: int) -> Tensor:

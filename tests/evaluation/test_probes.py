@@ -194,6 +194,13 @@ def test_groups_of_unlabelled_items_are_left_out_with_them() -> None:
     assert "folds keep" in linear_svm(some, train, protocol="tuned").selection
 
 
+@pytest.mark.parametrize("groups", [None, np.arange(3)])
+def test_classes_of_single_items_leave_no_folds(groups: Any) -> None:
+    alone = Features(np.eye(3, dtype=np.float32), np.arange(3), ("a", "b", "c"), groups=groups)
+    with pytest.raises(ValueError, match="every class has a single training item"):
+        linear_svm(alone, alone, protocol="tuned")
+
+
 def test_groups_that_no_folds_can_keep_together_are_refused() -> None:
     train = twins()
     with pytest.raises(ValueError, match="of one group of near-identical ones: use protocol='fixed'"):

@@ -19,9 +19,11 @@ from pc3d.models import (
     DGCNN,
     ObjectEncoder,
     PointNet,
+    PointPartSegmenter,
     PointViT,
     ViT3D,
     attention_map,
+    classifier_of,
     load_encoder,
     save_attention_map,
     save_encoder,
@@ -212,6 +214,21 @@ def test_clouds_may_have_any_number_of_points(name: str) -> None:
         features = encoder.encode(cloud[None, :points])
         assert features.shape == (1, encoder.embed_dim)
         assert features.isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SMALL)
+def test_no_clouds_have_no_features(name: str) -> None:
+    encoder, none = small(name), torch.zeros(0, 64, 3)
+    assert encoder.encode(none).shape == (0, encoder.embed_dim)
+    assert classifier_of(encoder, num_classes=5).eval()(none).shape == (0, 5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build", [SMALL["PointNet"], lambda: PointViT(24, 3, 4, num_groups=16, group_size=8)])
+def test_no_clouds_have_no_parts(build: Callable[[], ObjectEncoder]) -> None:
+    segmenter = PointPartSegmenter(build(), num_parts=7, num_categories=2, head_dims=(8, 8, 8, 8)).eval()
+    assert segmenter(torch.zeros(0, 64, 3), torch.zeros(0, dtype=torch.int64)).shape == (0, 64, 7)
 
 
 @torch.no_grad()

@@ -190,6 +190,15 @@ def test_colors_in_the_place_of_the_pooling_are_refused(build: Any, clouds: tupl
 
 @pytest.mark.parametrize("build", [transformer, sparse, small_convolutions])
 @torch.no_grad()
+def test_no_clouds_have_no_features(build: Any) -> None:
+    encoder, none = build().eval(), torch.zeros(0, 64, 3)
+    assert encoder.encode(none).shape == (0, encoder.embed_dim)
+    if build is not transformer:
+        assert encoder.local_features(none).shape[:2] == (0, 64)
+
+
+@pytest.mark.parametrize("build", [transformer, sparse, small_convolutions])
+@torch.no_grad()
 def test_missing_colors_are_grey(build: Any, clouds: tuple[Tensor, Tensor]) -> None:
     model, (xyz, rgb) = build(), clouds
     assert torch.equal(model.encode(xyz), model.encode(xyz, rgb=torch.full_like(xyz, 0.4)))
