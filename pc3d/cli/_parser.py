@@ -263,11 +263,11 @@ def run_verb(verb: str, function: Callable[..., int | None], argv: Sequence[str]
         )
     for name in switches:
         parser.add_argument(f"--{name}", action="store_true", help=described[name])
-    from pc3d.cli._training import shipped_configs, with_config
+    from pc3d.cli._training import configs_first, shipped_configs, with_config
 
     shipped = shipped_configs(verb)
     named = f"YAML file, or one of: {', '.join(shipped)}" if shipped else "Read options from a YAML file"
-    parser.add_argument("--config", action="config", help=f"{named}; later options override it.")
-    options = parser.parse_args(with_config(argv, verb) if shipped else list(argv)).as_dict()
+    parser.add_argument("--config", action="config", help=f"{named}; options override it.")
+    options = parser.parse_args(with_config(argv, verb) if shipped else configs_first(argv)).as_dict()
     options.pop("config", None)
     return function(**options)

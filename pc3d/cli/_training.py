@@ -7,6 +7,7 @@ import inspect
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ def training_parser(verb: str, folder: str, description: str) -> Any:
     parser.add_argument(
         "--config",
         action="config",
-        help=f"YAML file, or one of: {', '.join(shipped_configs(folder))}; later options override it, a second "
-        "--config among them.",
+        help=f"YAML file, or one of: {', '.join(shipped_configs(folder))}; options override it, and so does a later "
+        "--config.",
     )
     parser.add_argument("--output", type=str, required=True, help="Run folder.")
     parser.add_argument("--resume", action="store_true", help="Go on from last.ckpt of the run folder.")
@@ -159,7 +160,7 @@ def _is_wrapped(error: BaseException) -> bool:
 
 
 def with_config(argv: Sequence[str], folder: str) -> list[str]:
-    """The arguments, with names of shipped configurations turned into paths and a resumed run's own put in front.
+    """The arguments, configurations in front as paths, also of those that ship; of a resumed run, its own.
 
     Raises:
         FileNotFoundError: no such configuration; or a run is to be resumed without one, and the folder holds none.
@@ -188,10 +189,25 @@ def with_config(argv: Sequence[str], folder: str) -> list[str]:
         read_config(path)  # what the parser says of a broken one does not name it
     joined = {f"--config={name}": f"--config={path}" for name, path in paths.items()}
     # Only the value of the option: a run folder may have the name of its configuration.
-    return [
-        joined.get(argument, paths[argument] if before == "--config" else argument)
-        for before, argument in zip(["", *argv], argv, strict=False)
-    ]
+    return configs_first(
+        [
+            joined.get(argument, paths[argument] if before == "--config" else argument)
+            for before, argument in zip(["", *argv], argv, strict=False)
+        ]
+    )
+
+
+def configs_first(argv: Sequence[str]) -> list[str]:
+    """The arguments, with every ``--config`` before all others, so that options override them wherever they stand."""
+    configs: list[str] = []
+    others: list[str] = []
+    rest = iter(argv)
+    for argument in rest:
+        if argument == "--config":
+            configs += [argument, *islice(rest, 1)]
+        else:
+            (configs if argument.startswith("--config=") else others).append(argument)
+    return configs + others
 
 
 def _configs_in(argv: Sequence[str]) -> list[str]:

@@ -162,6 +162,14 @@ def test_unknown_key_of_a_configuration_is_refused_with_the_nearest(
     assert "protocl is unknown; did you mean 'protocol'?" in capsys.readouterr().err
 
 
+def test_options_override_a_configuration_that_follows_them(tmp_path: Path) -> None:
+    config, out = tmp_path / "embed.yaml", tmp_path / "features.npz"
+    config.write_text("encoder: descriptor\nnum_points: 32\n")
+    assert main(["embed", "--num_points", "64", "--output", str(out), "--config", str(config)]) == 0
+    with np.load(out) as features:
+        assert features["num_points"] == 64
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

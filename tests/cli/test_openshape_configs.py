@@ -33,6 +33,15 @@ def test_they_are_valid_and_can_be_overridden(name: str) -> None:
     assert arguments["mining"]["num_neighbors"] == 32
 
 
+def test_options_override_a_configuration_that_follows_them() -> None:
+    options = ["--data.batch_size", "7", "--model.init_args.image_weight=0.25", "--output", "unused"]
+    config = ["--config", "openshape_household"]
+    before = resolve([*options, *config])
+    assert before == resolve([*config, *options]) == resolve([*options, "--config=openshape_household"])
+    found = yaml.safe_load(before)
+    assert (found["data"]["batch_size"], found["model"]["init_args"]["image_weight"]) == (7, 0.25)
+
+
 def test_a_second_configuration_overrides_the_first(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("model: {init_args: {image_weight: 0}}\ndata: {batch_size: 7}")
     shipped, mine = ["--config", "openshape_household"], ["--config", str(tmp_path / "mine.yaml")]
