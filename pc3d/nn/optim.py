@@ -76,8 +76,12 @@ def check_optimizer(optimizer: OptimizerFactory | None, betas: tuple[float, floa
         return
     parameters = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))]
     _built([{"params": parameters, "weight_decay": weight_decay}], 1e-3, optimizer, betas)
-    if not torch.cuda.is_available():  # some work on a GPU alone: build_optimizer knows where the model is
+    try:
         _check_step(optimizer, torch.device("cpu"))
+    except ValueError:
+        if not torch.cuda.is_available():
+            raise
+        _check_step(optimizer, torch.device("cuda"))  # some work on a GPU alone
 
 
 def _check_step(optimizer: OptimizerFactory, device: torch.device) -> None:
@@ -89,6 +93,7 @@ def _check_step(optimizer: OptimizerFactory, device: torch.device) -> None:
     parameters = [nn.Parameter(torch.ones(shape, device=device)) for shape in ((2, 2), (2,))]
     tried = optimizer([{"params": parameters, "weight_decay": 0.0}], lr=1e-3)
 
+    @torch.enable_grad()  # as Lightning's, for steps without gradients that do not turn them on for it
     def closure() -> Any:
         tried.zero_grad()
         loss = torch.stack([parameter.square().sum() for parameter in parameters]).sum()
@@ -97,8 +102,8 @@ def _check_step(optimizer: OptimizerFactory, device: torch.device) -> None:
 
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            tried.step(closure)
-    except (TypeError, ValueError, RuntimeError) as error:
+            tried.step(closure=closure)
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"optimizer: {_name_of(optimizer)} cannot make a step: {error}. It gets dense gradients, without their "
             "graph: take an optimiser that needs no more, such as torch.optim.SGD"
