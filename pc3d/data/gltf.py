@@ -171,7 +171,7 @@ class _Buffer:
         found = self._tree["accessors"][accessor]
         if "sparse" in found:
             raise BadFileError(self._path, _SPARSE)
-        return not found.get("normalized", False)
+        return not found.get("normalized", False) or "bufferView" not in found  # without one they are zeros
 
     def values(self, accessor: int) -> Array:
         """What they stand for, ``(N, width)``."""

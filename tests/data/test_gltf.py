@@ -169,6 +169,14 @@ def taken_apart(whole: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(whole[20 : 20 + size]), whole[28 + size :]
 
 
+def test_colours_without_data_are_black(tmp_path: Path) -> None:
+    tree, data = taken_apart(glb({"COLOR_0": np.full((4, 4), 200, "B")}, None))
+    del tree["accessors"][1]["bufferView"]  # which then stands for zeros
+    tree["buffers"][0]["uri"] = "data:application/octet-stream;base64," + base64.b64encode(data).decode()
+    (tmp_path / "a.gltf").write_text(json.dumps(tree))
+    assert read_points(tmp_path / "a.gltf", num_points=50).rgb.tolist() == [[0, 0, 0]] * 50
+
+
 def test_integers_that_stand_for_fractions(tmp_path: Path, picture: Path) -> None:
     """As gltfpack and gltf-transform write places in space and on the picture."""
     short, byte = np.array(CORNERS) * 32767, np.array([(x, 1 - y) for x, y, _ in CORNERS]) * 255
