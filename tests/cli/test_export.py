@@ -14,6 +14,8 @@ from pc3d.data import Household
 from pc3d.models import (
     AlignedShapeEncoder,
     OpenShapePointBERT,
+    PointNet,
+    PointPartSegmenter,
     PointViT,
     classifier_of,
     load_encoder,
@@ -75,6 +77,29 @@ def test_the_classes_are_those_of_predict(encoder: str, tmp_path: Path, capsys: 
     assert json.loads(capsys.readouterr().out)["notes"] == []
     shares = torch.export.load(tmp_path / "program" / "model.pt2").module()(points[None]).detach().softmax(1)[0]
     assert shares.max().item() == pytest.approx(told["confidence"], abs=1e-4)  # which is told with four digits
+
+
+def test_the_parts_are_those_of_predict(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = PointPartSegmenter(PointNet(num_points=128), 2, 1, head_dims=(16, 16, 16, 16)).eval()
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
+    config = {
+        "task": "part segmentation",
+        "categories": ["chair"],
+        "category_parts": [[0, 1]],
+        "parts": ["seat", "leg"],
+    }
+    run, file, out = tmp_path / "run", tmp_path / "chair.npy", tmp_path / "labelled"
+    save_model(run, model.encoder, state, {**config, "layers": None, "head_dims": [16, 16, 16, 16]})
+    (run / "config.yaml").write_text("data: {eval_transforms: [{class_path: pc3d.data.Normalize}]}\n")
+    points = 2.0 * Household("test")[0].xyz[:400] - 7.0
+    np.save(file, points.numpy())
+    assert main(["parts", "predict", str(run), str(file), "--output", str(out)]) == 0
+    assert main(["export", str(run), "--output", str(tmp_path / "program")]) == 0
+    program = torch.export.load(tmp_path / "program" / "model.pt2").module()
+    shares = program(points, torch.tensor([0])).detach().softmax(1).amax(1)
+    told = torch.from_numpy(np.load(out / "chair.npz")["confidence"])
+    torch.testing.assert_close(shares, told.float(), rtol=0, atol=1e-5)
 
 
 def test_a_program_that_is_there_is_not_replaced(
