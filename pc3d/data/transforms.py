@@ -213,14 +213,18 @@ class Normalize(Transform):
         self.center = center
         self.scale = scale
 
+    def centered(self, xyz: Tensor) -> Tensor:
+        """Coordinates ``(..., N, 3)`` of one cloud or of several, relative to the centre of each."""
+        if self.center == "centroid":
+            return xyz - xyz.mean(dim=-2, keepdim=True)
+        if self.center == "box":
+            return xyz - (xyz.amin(dim=-2, keepdim=True) + xyz.amax(dim=-2, keepdim=True)) / 2
+        return xyz
+
     def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
         if len(cloud) == 0:
             raise ValueError(f"an empty cloud{_name(cloud)} has no centre")
-        xyz = cloud.xyz
-        if self.center == "centroid":
-            xyz = xyz - xyz.mean(dim=0)
-        elif self.center == "box":
-            xyz = xyz - (xyz.amin(dim=0) + xyz.amax(dim=0)) / 2
+        xyz = self.centered(cloud.xyz)
         if not self.scale:
             return cloud.replace(xyz=xyz)
         radius = xyz.norm(dim=1).amax()

@@ -282,10 +282,7 @@ class _Scene(nn.Module):
 def _normalized(xyz: Tensor, steps: Sequence[Normalize]) -> Tensor:
     """Clouds ``(B, N, 3)`` after steps that :mod:`pc3d.data` applies to one cloud at a time."""
     for step in steps:
-        if step.center == "centroid":
-            xyz = xyz - xyz.mean(1, keepdim=True)
-        elif step.center == "box":
-            xyz = xyz - (xyz.amin(1, keepdim=True) + xyz.amax(1, keepdim=True)) / 2
+        xyz = step.centered(xyz)
         if step.scale:
             radius = xyz.norm(dim=2).amax(1)[:, None, None]
             xyz = xyz / torch.where(radius > 0, radius, 1.0)
