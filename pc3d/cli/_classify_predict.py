@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,11 @@ from pc3d.cli._inputs import (
     Variant,
     left_out_lines,
     note_points,
-    open_inputs,
+    open_objects,
     turned_up,
 )
 from pc3d.cli._judging import interrupted, kept_beside
+from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 def predict(
     run: str,
-    data: str,
+    objects: list[str],
     variant: Variant | None = None,
     split: str = "test",
     num_points: Points = "default",
@@ -54,7 +56,8 @@ def predict(
 
     Args:
         run: Run folder of pc3d classify train; given first, it needs no --run.
-        data: A file of points or a mesh, a folder of such files, or a folder with a data set.
+        objects: Files of points or meshes, and folders of them; or one data set, a folder or 'household' (embedded).
+            Given before all options, they need no --objects.
         variant: Variant of ScanObjectNN or of ModelNet's text files.
         split: Split of the data set; not used for plain files.
         num_points: Points per object, instead of those that the model was trained with; null takes all.
@@ -77,11 +80,14 @@ def predict(
         raise FileExistsError(f"output: {path} exists: choose another name, or add --overwrite to replace it")
     place = open_device(device)
     model, config = load_classifier(run)
-    source = open_inputs(data, split, None if num_points == "default" else num_points, variant, on_error, drop_invalid)
+    points = None if num_points == "default" else num_points
+    source = open_objects(objects, split, points, variant, on_error, drop_invalid)
     prepare, ids = _preparation(Path(run), model, source, num_points, up)
-    left_out = LeftOut(data, source.dataset, on_error)
+    left_out = LeftOut(
+        objects[0] if len(objects) == 1 else f"{len(objects)} files and folders", source.dataset, on_error
+    )
 
-    choice = (run, data, variant, split, num_points, up, drop_invalid, batch_size, device, on_error)
+    choice = (run, objects, variant, split, num_points, up, drop_invalid, batch_size, device, on_error)
     with Kept(interrupted("classify predict", *choice) if path is None else kept_beside(path, *choice)) as kept:
         options: dict[str, Any] = {"batch_size": batch_size, "progress": True, "kept": kept, "leave_out": left_out}
         logits, _ = predict_logits(model.to(place), source.dataset, prepare, **options)
@@ -169,5 +175,8 @@ def _tell(
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Run ``pc3d classify predict``."""
-    return _objects.judge("classify predict", predict, argv)
+    """Run the verb; of the words before the first option, the first is the run folder."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    run, objects = words[:1], words[1:]
+    given = [*(["--run", *run] if run else []), *(["--objects", *objects] if objects else [])]
+    return run_verb("classify predict", predict, [*given, *argv[len(words) :]])

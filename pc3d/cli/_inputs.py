@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
@@ -93,10 +94,7 @@ def _open_split(
     if published and (chosen := _with_variants(root, split, variant, on_error)):
         return chosen
     if variant is not None:
-        raise ValueError(
-            f"variant: {variant!r} is one of ScanObjectNN or of ModelNet's text files, and {data!r} is neither: "
-            "leave the option out"
-        )
+        raise _no_variant(variant, data)
     cut: dict[str, Any] = {} if num_points is None else {"num_points": num_points}
     if data == "household":
         return Source(sets.Household(split, **cut), "first", "none")
@@ -211,10 +209,78 @@ def open_inputs(
     """As :func:`open_split`, and also a single file of points, or a folder of such files without splits."""
     path = Path(data)
     if path.is_file():
+        if variant is not None:
+            raise _no_variant(variant, data)
         return Source(_one_file(path, num_points, drop_invalid), "farthest", "box")
     if data == "household" or not path.is_dir() or variant is not None or _has_splits(path, split):
         return open_split(data, split, num_points, variant, on_error, drop_invalid)
     return Source(_folder(path, None, num_points, on_error, drop_invalid), "farthest", "box")
+
+
+def _no_variant(variant: Variant, data: str) -> ValueError:
+    return ValueError(
+        f"variant: {variant!r} is one of ScanObjectNN or of ModelNet's text files, and {data!r} is neither: "
+        "leave the option out"
+    )
+
+
+def open_objects(
+    objects: Sequence[str],
+    split: str,
+    num_points: int | None,
+    variant: Variant | None = None,
+    on_error: OnError = "refuse",
+    drop_invalid: bool = False,
+) -> Source:
+    """As :func:`open_inputs`; several files and folders of files are taken as one set, in the given order.
+
+    Raises:
+        FileNotFoundError: one of them is not there.
+        ValueError: one of several is a data set that is prepared in another way than files are.
+    """
+    for name in objects:
+        if name != "household" and not Path(name).exists():
+            raise FileNotFoundError(
+                f"objects: {name!r} is no file, no folder and no embedded data set ('household')"
+                f"{nearest(name, ['household'])}"
+            )
+    sources = [open_inputs(name, split, num_points, variant, on_error, drop_invalid) for name in objects]
+    if len(sources) == 1:
+        return sources[0]
+    for name, source in zip(objects, sources, strict=True):
+        if (source.sampling, source.normalize) != ("farthest", "box"):
+            raise ValueError(
+                f"objects: {name!r} is a {type(source.dataset).__name__}, whose objects are prepared in another way "
+                "than those of files: give it alone"
+            )
+    return Source(_as_one([source.dataset for source in sources]), "farthest", "box")
+
+
+def _as_one(parts: Sequence[Any]) -> PointDataset:
+    """Sets of files as one; their paths tell clouds apart where names do not."""
+    import torch
+
+    from pc3d.data import PointDataset
+
+    names = Counter(path.stem for part in parts for path in part.paths)
+    places = [(part, row) for part in parts for row in range(len(part))]
+
+    class SeveralSets(PointDataset):
+        def __init__(self) -> None:
+            self.classes = tuple(sorted({name for part in parts for name in part.classes}))
+            labels = [(part, int(part.labels[row])) for part, row in places]
+            numbers = [self.classes.index(part.classes[label]) if label >= 0 else -1 for part, label in labels]
+            self.labels = torch.tensor(numbers)
+            self.skipped = tuple(file for part in parts for file in part.skipped)
+
+        def load(self, index: int) -> PointCloud:
+            part, row = places[index]
+            cloud, path = part.load(row), part.paths[row]
+            name = cloud.meta["id"] if names[path.stem] == 1 else str(path)
+            found: PointCloud = cloud.replace(label=int(self.labels[index]), meta={**cloud.meta, "id": name})
+            return found
+
+    return SeveralSets()
 
 
 def _has_splits(root: Path, split: str) -> bool:
@@ -304,7 +370,7 @@ class LeftOut:
 
 def nothing_left(data: str, files: Sequence[Mapping[str, str]]) -> ValueError:
     """The error where all files were left out."""
-    return ValueError(f"data: nothing in {data} can be read, first {files[0]['path']}: {files[0]['reason']}")
+    return ValueError(f"nothing in {data} can be read, first {files[0]['path']}: {files[0]['reason']}")
 
 
 def open_encoder(

@@ -142,7 +142,7 @@ def test_predict_names_the_class_of_files_whatever_their_unit_and_place(
         few = box[farthest_point_sample(xyz[None], 96)[0]] / box.norm(dim=1).max()
         with torch.no_grad():
             expected.append(model(few[None]).softmax(1)[0])
-    command = ["predict", run, "--data", tmp_path / "files", "--batch_size", "2"]
+    command = ["predict", run, tmp_path / "files", "--batch_size", "2"]
     capsys.readouterr()
     assert classify(*command, "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -156,7 +156,7 @@ def test_predict_names_the_class_of_files_whatever_their_unit_and_place(
     ]
     assert classify(*command, "--output", tmp_path / "found.csv") == 1
     assert "add --overwrite" in capsys.readouterr().err
-    assert classify("predict", run, "--data", "household", "--output", tmp_path / "test.csv") == 0
+    assert classify("predict", run, "household", "--output", tmp_path / "test.csv") == 0
     rows = list(csv.DictReader((tmp_path / "test.csv").open()))
     judged = json.loads((run / "eval" / "test.json").read_text())["scores"]["overall_accuracy"]
     assert sum(row["label"] == row["predicted"] for row in rows) / len(rows) == pytest.approx(judged)
@@ -182,7 +182,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_predict_does_not_wait_for_lightning(run: Path, tmp_path: Path, imported_by: Callable[..., set[str]]) -> None:
     np.save(tmp_path / "a.npy", Household("test", num_points=500).load(0).xyz.numpy())
-    found = imported_by("classify", "predict", run, "--data", tmp_path / "a.npy")
+    found = imported_by("classify", "predict", run, tmp_path / "a.npy")
     assert "torch" in found
     assert not {"pytorch_lightning", "torchmetrics", "matplotlib", "sklearn"} & found
 
@@ -190,19 +190,19 @@ def test_predict_does_not_wait_for_lightning(run: Path, tmp_path: Path, imported
 def test_predict_turns_files_upright(
     run: Path, objects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    upright = opinions(capsys, run, "--data", objects)
+    upright = opinions(capsys, run, objects)
     lying, again = tmp_path / "lying", TurnUp("z", "y")
     lying.mkdir()
     for path in objects.iterdir():
         np.save(lying / path.name, again(read_points(path), torch.Generator()).xyz.numpy())
-    assert opinions(capsys, run, "--data", lying) != upright
-    assert opinions(capsys, run, "--data", lying, "--up", "y") == upright
-    assert opinions(capsys, run, "--data", objects, "--up", "z") == upright
+    assert opinions(capsys, run, lying) != upright
+    assert opinions(capsys, run, lying, "--up", "y") == upright
+    assert opinions(capsys, run, objects, "--up", "z") == upright
     # A GLB file lies, as its standard has it, and is taken as stored until it is said.
     bread = MESHES / "bread.glb"
     np.save(tmp_path / "bread.npy", TurnUp("y", "z")(read_points(bread), torch.Generator()).xyz.numpy())
-    (found,) = predicted(capsys, run, "--data", bread, "--up", "y")
-    (expected,) = predicted(capsys, run, "--data", tmp_path / "bread.npy")
+    (found,) = predicted(capsys, run, bread, "--up", "y")
+    (expected,) = predicted(capsys, run, tmp_path / "bread.npy")
     assert found == expected
     assert found["id"] == "bread"
     # A run whose data have y up takes files that way.
@@ -211,9 +211,9 @@ def test_predict_turns_files_upright(
     settings = yaml.safe_load(config.read_text())
     settings["data"]["train"]["class_path"] = "pc3d.data.ShapeNet55"
     config.write_text(yaml.safe_dump(settings))
-    assert opinions(capsys, tmp_path / "run", "--data", lying, "--up", "y") == opinions(capsys, run, "--data", lying)
-    assert opinions(capsys, tmp_path / "run", "--data", objects, "--up", "z") == opinions(capsys, run, "--data", lying)
-    assert classify("predict", run, "--data", objects, "--up", "x") == 2
+    assert opinions(capsys, tmp_path / "run", lying, "--up", "y") == opinions(capsys, run, lying)
+    assert opinions(capsys, tmp_path / "run", objects, "--up", "z") == opinions(capsys, run, lying)
+    assert classify("predict", run, objects, "--up", "x") == 2
 
 
 def test_predict_takes_as_many_points_as_are_asked_for(
@@ -229,23 +229,23 @@ def test_predict_takes_as_many_points_as_are_asked_for(
         seen = seen - (seen.amax(0) + seen.amin(0)) / 2
         with torch.no_grad():
             share = model(seen[None] / seen.norm(dim=1).max()).softmax(1)[0]
-        ((name, confidence),) = opinions(capsys, run, "--data", tmp_path / "a.npy", "--num_points", number)
+        ((name, confidence),) = opinions(capsys, run, tmp_path / "a.npy", "--num_points", number)
         assert (name, confidence) == (
             known["classes"][int(share.argmax())],
             pytest.approx(float(share.max()), abs=1e-3),
         )
     # Of a mesh, as many are sampled.
-    assert predicted(capsys, run, "--data", MESHES / "crate.stl", "--num_points", "10001")
+    assert predicted(capsys, run, MESHES / "crate.stl", "--num_points", "10001")
     for number, message in (
         ("301", "num_points=301 exceeds the 300 points of the cloud"),
         ("0", "num_points must be at least 1, got 0"),
     ):
-        assert classify("predict", run, "--data", objects, "--num_points", number) == 1
+        assert classify("predict", run, objects, "--num_points", number) == 1
         assert message in capsys.readouterr().err
-    assert classify("predict", run, "--data", "household", "--num_points", "5000") == 1
+    assert classify("predict", run, "household", "--num_points", "5000") == 1
     assert "num_points" in capsys.readouterr().err
-    few = opinions(capsys, run, "--data", "household", "--num_points", "96")
-    assert few == opinions(capsys, run, "--data", "household")
+    few = opinions(capsys, run, "household", "--num_points", "96")
+    assert few == opinions(capsys, run, "household")
 
 
 def test_predict_deals_with_files_that_cannot_be_used(
@@ -253,11 +253,11 @@ def test_predict_deals_with_files_that_cannot_be_used(
 ) -> None:
     files, output = tmp_path / "files", tmp_path / "found.csv"
     shutil.copytree(objects, files)
-    usual = predicted(capsys, run, "--data", files)
+    usual = predicted(capsys, run, files)
     whole = np.load(files / "2.npy")
     holed = np.insert(whole, [5, 250], np.nan, axis=0)
     np.save(files / "2.npy", holed)
-    command = ["predict", run, "--data", files, "--output", output, "--batch_size", "3"]
+    command = ["predict", run, files, "--output", output, "--batch_size", "3"]
     assert classify(*command) == 1
     told = capsys.readouterr().err
     assert f"{files / '2.npy'}: 2 of 302 points are not finite" in told
@@ -265,10 +265,10 @@ def test_predict_deals_with_files_that_cannot_be_used(
         "--drop_invalid of a command) leaves them out; --on_error report leaves such files out and lists them" in told
     )
     assert not output.exists()
-    assert predicted(capsys, run, "--data", files, "--drop_invalid") == usual
-    (one,) = predicted(capsys, run, "--data", files / "2.npy", "--drop_invalid")
+    assert predicted(capsys, run, files, "--drop_invalid") == usual
+    (one,) = predicted(capsys, run, files / "2.npy", "--drop_invalid")
     assert one == usual[2]
-    assert classify("predict", run, "--data", "household", "--drop_invalid") == 1
+    assert classify("predict", run, "household", "--drop_invalid") == 1
     assert "drop_invalid: it is for files of points, and 'household' is a Household" in capsys.readouterr().err
 
     (files / "0.npy").write_bytes((files / "0.npy").read_bytes()[:300])
@@ -287,14 +287,14 @@ def test_predict_deals_with_files_that_cannot_be_used(
     ]
     assert all(line in told for line in lines)
     assert [row["id"] for row in csv.DictReader(output.open())] == ["1"]
-    found = predicted(capsys, run, "--data", files, "--on_error", "report", "--drop_invalid")
+    found = predicted(capsys, run, files, "--on_error", "report", "--drop_invalid")
     assert found["objects"] == usual[1:3]
     assert [Path(file["path"]).name for file in found["left_out"]] == ["list.xlsx", "0.npy", "3.npy"]
     # With all files in order, nothing is left out, and nothing is otherwise.
-    assert predicted(capsys, run, "--data", objects, "--on_error", "report") == {"objects": usual, "left_out": []}
-    assert classify("predict", run, "--data", files / "0.npy", "--on_error", "report") == 1
-    assert f"data: nothing in {files / '0.npy'} can be read, first {files / '0.npy'}:" in capsys.readouterr().err
-    assert classify("predict", run, "--data", files, "--on_error", "skip") == 2
+    assert predicted(capsys, run, objects, "--on_error", "report") == {"objects": usual, "left_out": []}
+    assert classify("predict", run, files / "0.npy", "--on_error", "report") == 1
+    assert f"nothing in {files / '0.npy'} can be read, first {files / '0.npy'}:" in capsys.readouterr().err
+    assert classify("predict", run, files, "--on_error", "skip") == 2
 
 
 def test_predict_knows_the_classes_of_files_beside_bad_ones(
@@ -304,9 +304,39 @@ def test_predict_knows_the_classes_of_files_beside_bad_ones(
         (tmp_path / name).mkdir(exist_ok=True)
         shutil.copy(objects / f"{index}.npy", tmp_path / name)
     (tmp_path / "bed" / "bad.ply").write_text("ply")
-    found = predicted(capsys, run, "--data", tmp_path, "--on_error", "report")
+    found = predicted(capsys, run, tmp_path, "--on_error", "report")
     assert [(one["id"], one["label"]) for one in found["objects"]] == [("0", "bed"), ("1", "chair"), ("2", "chair")]
     assert [Path(file["path"]).name for file in found["left_out"]] == ["bad.ply"]
+
+
+def test_predict_takes_files_and_folders_as_words(
+    run: Path, objects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = predicted(capsys, run, objects)
+    for index, name in enumerate(("bed", "chair")):
+        (tmp_path / "known" / name).mkdir(parents=True)
+        shutil.copy(objects / f"{index}.npy", tmp_path / "known" / name / f"{name}.npy")
+    (tmp_path / "other").mkdir()
+    shutil.copy(objects / "3.npy", tmp_path / "other" / "2.npy")
+    (tmp_path / "bad.ply").write_text("ply")
+    words = [objects / "2.npy", tmp_path / "known", tmp_path / "other" / "2.npy"]
+    found = predicted(capsys, run, *words, "--batch_size", "3")
+    ids = [str(words[0]), "bed", "chair", str(words[2])]  # two files of one name
+    labels = [None, "bed", "chair", None]
+    assert found == [
+        {**usual[row], "id": name, "label": label} for row, name, label in zip((2, 0, 1, 3), ids, labels, strict=True)
+    ]
+    found = predicted(capsys, run, tmp_path / "bad.ply", objects / "1.npy", "--on_error", "report")
+    assert found["objects"] == usual[1:2]
+    assert [file["path"] for file in found["left_out"]] == [str(tmp_path / "bad.ply")]
+    for wrong, message in (
+        (["household", objects], "objects: 'household' is a Household, whose objects are prepared in another way"),
+        ([objects, "houshold"], "objects: 'houshold' is no file, no folder and no embedded data set ('household')"),
+        ([objects / "0.npy", "--variant", "obj_bg"], "variant: 'obj_bg' is one of ScanObjectNN"),
+    ):
+        assert classify("predict", run, *wrong) == 1
+        assert message in capsys.readouterr().err
+    assert classify("predict", run) == 2
 
 
 def test_predict_goes_on_after_an_interruption(
@@ -321,11 +351,11 @@ def test_predict_goes_on_after_an_interruption(
         sizes.append(len(xyz))
         return forward(self, xyz)
 
-    usual = predicted(capsys, run, "--data", objects)
+    usual = predicted(capsys, run, objects)
     monkeypatch.setattr(PointClassifier, "forward", stopped)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for place, more in (("out", ["--output", tmp_path / "out" / "found.csv"]), ("cache/pc3d", [])):
-        command: list[str | Path] = ["predict", run, "--data", objects, "--batch_size", "1", *more, "--json"]
+        command: list[str | Path] = ["predict", run, objects, "--batch_size", "1", *more, "--json"]
         stop_at = 2
         sizes.clear()
         assert classify(*command) == 130

@@ -115,6 +115,7 @@ def test_help_lists_models_and_not_all_modules(capsys: pytest.CaptureFixture[str
     [
         ("classify eval", "run"),
         ("classify predict", "run"),
+        ("classify predict", "objects"),
         ("parts eval", "run"),
         ("segment eval", "run"),
         ("segment openvocab", "run"),

@@ -70,7 +70,7 @@ def test_the_classes_are_those_of_predict(encoder: str, tmp_path: Path, capsys: 
     (tmp_path / "run" / "config.yaml").write_text("data: {eval_transforms: [{class_path: pc3d.data.Normalize}]}\n")
     points = 2.0 * Household("test")[0].xyz[:400] - 7.0
     np.save(tmp_path / "chair.npy", points.numpy())
-    predict = ["classify", "predict", str(tmp_path / "run"), "--data", str(tmp_path / "chair.npy"), "--json"]
+    predict = ["classify", "predict", str(tmp_path / "run"), str(tmp_path / "chair.npy"), "--json"]
     assert main([*predict, "--num_points", "null"]) == 0
     (told,) = json.loads(capsys.readouterr().out)
     assert main(["export", str(tmp_path / "run"), "--output", str(tmp_path / "program"), "--json"]) == 0
