@@ -14,8 +14,8 @@ With few labels the same is also done without decoder: a head reads the features
 share of the rate (``ENCODER_RATE``), which was chosen on held-out training rooms. With 10 % of the points, and with all
 of them, fine-tuning is also begun with the head of a linear probe of these points (``probe_first``), with the milder
 colours of pre-training. Pre-training by two views has twice as many steps as that by masks, each of four views instead
-of two. Everything is judged on all points of the test rooms, trained models as ``pc3d segment eval --single_pass``
-does; with ``--validate``, for tuning, on every fourth training room, which then is not trained on.
+of two. Everything is judged on all points of the test rooms, trained models as ``pc3d segment eval --use_fragments
+false`` does; with ``--validate``, for tuning, on every fourth training room, which then is not trained on.
 
 A run that is interrupted goes on where it stopped; what is finished is not computed again. Several processes may share
 the work by ``--seeds`` and ``--models`` with one ``--output``. What results depend on is kept beside them in

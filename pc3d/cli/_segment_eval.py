@@ -27,7 +27,7 @@ def evaluate(
     split: str | None = None,
     test_area: int | None = None,
     voting: Literal["none", "scannet", "s3dis", "structured3d", "swin3d"] = "none",
-    single_pass: bool = False,
+    use_fragments: bool = True,
     max_points: int = 400_000,
     context: float = 2.0,
     device: str = "cpu",
@@ -52,7 +52,8 @@ def evaluate(
         test_area: Area of s3dis that is held out, 1 to 6 (default 5): split test is its rooms, train the others'.
         voting: Sum predictions over the published views, with quarter turns (scannet), scales and flips (s3dis), or
             twelve turns whose normalised logits are summed (swin3d; its released code has a single pass for each).
-        single_pass: One forward pass for all points, instead of fragments with one point per voxel.
+        use_fragments: 'true' gives each point of a voxel its own forward pass, as benchmarks do (slow on dense scans);
+            with 'false', the points of a voxel share one.
         max_points: Most points, one for each voxel, in one forward pass; larger scenes are cut into blocks.
         context: Metres around a block that the network sees.
         device: Where to compute, such as cpu or cuda.
@@ -88,7 +89,7 @@ def evaluate(
     training = None if results is None else trained_on(Path(run))
     options: dict[str, Any] = {
         "voting": voting,
-        "use_fragments": not single_pass,
+        "use_fragments": use_fragments,
         "max_points": max_points,
         "context": context,
     }
@@ -103,8 +104,7 @@ def evaluate(
         groups = scores.miou_of_groups(SCANNET200_GROUPS) if model.classes == SCANNET200 else {}
         result |= {"miou_of_groups": groups} if groups else {}
         if results is not None and training is not None:
-            judged = {**options, "single_pass": single_pass}
-            row = row_of(model, scores, dataset, name, training, judged, cost, method)
+            row = row_of(model, scores, dataset, name, training, options, cost, method)
             write_rows([row], results)
             result["row"] = row.to_dict()  # what pc3d segment fold makes one row of all folds of
         folder.mkdir(parents=True, exist_ok=True)

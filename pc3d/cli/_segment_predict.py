@@ -43,9 +43,11 @@ def build_parser() -> Any:
         "turns whose normalised logits are summed (swin3d).",
     )
     parser.add_argument(
-        "--fragments",
-        action="store_true",
-        help="Give each point of a voxel its own forward pass, as benchmarks do; slow on dense scans.",
+        "--use_fragments",
+        type=bool,
+        default=False,
+        help="'true' gives each point of a voxel its own forward pass, as benchmarks do (slow on dense scans); with "
+        "'false', the points of a voxel share one.",
     )
     parser.add_argument(
         "--max_points", type=int, default=400_000, help="Most points, one for each voxel, in one forward pass."
@@ -105,7 +107,7 @@ def main(argv: Sequence[str]) -> int | None:
     if options.like_input:
         check_copies(scenes, numbers)
     # Not drop_invalid: a file has no other result without it, only none where points are invalid.
-    names = ("scale", "up", "voting", "fragments", "max_points", "context", "device")
+    names = ("scale", "up", "voting", "use_fragments", "max_points", "context", "device")
     choice = [identity_of(model), *(f"{name} {getattr(options, name)}" for name in names)]
     # Told apart: both would find the PLY file of the other, which is not the same.
     choice += [f"numbers {numbers}"] if options.like_input else []
@@ -199,7 +201,7 @@ def _label(model: SceneSegmenter, path: Path, options: Any) -> Labelled:
             model,
             cloud,
             voting=options.voting,
-            use_fragments=options.fragments,
+            use_fragments=options.use_fragments,
             max_points=options.max_points,
             context=options.context,
             device=options.device,

@@ -76,7 +76,7 @@ def row_of(
     settings = {key: value for key, value in config.get("model", {}).items() if key not in ("encoder", "seed")}
     start, data = config.get("model", {}).get("encoder"), config.get("data", {})
     started = "from scratch" if start is None else "pre-trained"
-    seen = "single pass" if options["single_pass"] else "fragments"
+    seen = "fragments" if options["use_fragments"] else "single pass"
     votes = "" if options["voting"] == "none" else f", {options['voting']} voting"
     return Row(
         method=method or f"{type(model.backbone).__name__}, {started}",

@@ -49,7 +49,7 @@ def fragments(cloud: PointCloud, voxel_size: float) -> Iterator[Tensor]:
             f"{number:,} fragments, each a pass through the network: so many points lie in one voxel of {voxel_size:g} "
             f"around {[round(value, 2) for value in fullest.tolist()]}. Are there points in one place, or coordinates "
             "that are not metres? Sample the scene (GridSample with a finer voxel_size), or go without fragments: "
-            "use_fragments=False (pc3d segment eval --single_pass)",
+            "use_fragments=False (pc3d segment eval --use_fragments false)",
             stacklevel=2,
         )
     order = voxels.inverse.argsort(stable=True)

@@ -170,7 +170,7 @@ def test_sets_with_other_classes_are_told_apart(
 
 
 def test_eval_writes_the_scores_that_inference_gives(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert segment("eval", run, "--data", "rooms", "--single_pass") == 0
+    assert segment("eval", run, "--data", "rooms", "--use_fragments", "false") == 0
     text = capsys.readouterr().out
     assert "mIoU" in text
     assert "ceiling" in text
@@ -189,7 +189,7 @@ def test_eval_writes_the_scores_that_inference_gives(run: Path, capsys: pytest.C
 
 
 def test_eval_takes_the_test_set_of_the_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--results", tmp_path / "rows", "--single_pass", "--json", "--output", tmp_path / "scores"]
+    options = ["--results", tmp_path / "rows", "--use_fragments", "false", "--json", "--output", tmp_path / "scores"]
     assert segment("eval", run, *options) == 0
     result = json.loads(capsys.readouterr().out)
     (row,) = read_rows([tmp_path / "rows"])
@@ -238,10 +238,39 @@ def test_eval_and_predict_vote_as_swin3d(run: Path, scenes: list[Path], tmp_path
     expected = segment_scene(model, cloud, voting="swin3d", use_fragments=False)
     with np.load(tmp_path / "second.npz") as archive:
         np.testing.assert_array_equal(archive["label"], expected.label)
-    assert segment("eval", run, "--single_pass", *voting, "--results", tmp_path) == 0
+    assert segment("eval", run, "--use_fragments", "false", *voting, "--results", tmp_path) == 0
     result = json.loads((tmp_path / "rooms_test_swin3d_voting.json").read_text())
     assert (result["voting"], result["use_fragments"]) == ("swin3d", False)
     assert read_rows([tmp_path])[0].protocol == "scene segmentation (single pass, swin3d voting)"
+
+
+def test_eval_and_predict_take_the_points_of_a_voxel_alike(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = Rooms("test")[0].select(slice(None, None, 40))
+    np.savez(tmp_path / "room.npz", coord=room.xyz.numpy(), color=(255 * room.rgb).round().numpy())  # type: ignore[operator]
+    model = load_segmenter(run)
+    cloud = with_fields(read_scene(tmp_path / "room.npz"), model.fields)[0]
+    together, apart = (segment_scene(model, cloud, use_fragments=value).label for value in (False, True))
+    assert (together != apart).any()
+    for more, expected in (([], together), (["false"], together), (["true"], apart)):
+        options = ["--use_fragments", *more] if more else []
+        output = tmp_path / "".join(["out", *more])
+        assert segment("predict", run, tmp_path / "room.npz", *options, "--output", output) == 0
+        with np.load(output / "room.npz") as archive:
+            np.testing.assert_array_equal(archive["label"], expected)
+    seen = []
+
+    def noted(*_: object, use_fragments: bool, **__: object) -> None:
+        seen.append(use_fragments)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("pc3d.tasks.evaluate_scenes", noted)
+    for value in ([], ["--use_fragments", "true"], ["--use_fragments", "false"]):
+        assert segment("eval", run, *value, "--output", tmp_path / "eval") == 1
+    assert seen == [True, True, False]
+    for verb in (["eval", run], ["predict", run, tmp_path / "room.npz", "--output", tmp_path]):
+        assert segment(*verb, "--use_fragments", "some") == 2
 
 
 @pytest.mark.parametrize(
@@ -296,7 +325,9 @@ def s3dis_run(tmp_path_factory: pytest.TempPathFactory, s3dis: Path) -> Path:
 
 
 def judge_area(run: Path, s3dis: Path, area: int, *options: str | Path) -> int:
-    return segment("eval", run, "--data", "s3dis", "--root", s3dis, "--test_area", str(area), "--single_pass", *options)
+    return segment(
+        "eval", run, "--data", "s3dis", "--root", s3dis, "--test_area", str(area), "--use_fragments", "false", *options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -491,12 +522,12 @@ def test_scans_of_ones_own_train_and_are_judged(tmp_path: Path, import_script: C
     assert load_segmenter(run).classes == ("wall", "floor", "ceiling")
     stored = yaml.safe_load((run / "config.yaml").read_text())["data"]
     assert [stored[name]["init_args"]["root"] for name in ("train", "test")] == [str(prepared)] * 2
-    assert segment("eval", run, "--single_pass") == 0
+    assert segment("eval", run, "--use_fragments", "false") == 0
     found = json.loads((run / "eval" / "scenefolder_test.json").read_text())
     assert found["num_scenes"] == 2
     points = sum(int((cloud.segment != -1).sum()) for cloud in SceneFolder(prepared, "test"))
     assert sum(map(sum, found["confusion"])) == points
-    assert segment("eval", run, "--single_pass", "--data", "scenes", "--root", prepared) == 0
+    assert segment("eval", run, "--use_fragments", "false", "--data", "scenes", "--root", prepared) == 0
     again = json.loads((run / "eval" / "prepared_test.json").read_text())
     assert again["confusion"] == found["confusion"]
     (prepared / "classes.txt").write_text("floor\nwall\nceiling\n")
@@ -652,7 +683,17 @@ def test_eval_goes_on_after_an_interruption(
     def stop(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    arguments: list[str | Path] = ["eval", run, "--data", "rooms", "--single_pass", "--quiet", "--json", "--output"]
+    arguments: list[str | Path] = [
+        "eval",
+        run,
+        "--data",
+        "rooms",
+        "--use_fragments",
+        "false",
+        "--quiet",
+        "--json",
+        "--output",
+    ]
     assert segment(*arguments, tmp_path / "alone") == 0
     expected = json.loads(capsys.readouterr().out)
     with monkeypatch.context() as patch:

@@ -373,7 +373,7 @@ def test_fragments_of_nothing_and_of_the_impossible() -> None:
 def test_fragments_of_many_points_in_one_place_are_made_one_at_a_time(room: PointCloud) -> None:
     """All at once, these would be 50,000 x 2,000 indices: 800 MB; of a whole room, 40 GB."""
     xyz = torch.cat([room.xyz[:2000], room.xyz[:1].expand(50_000, 3)])
-    with pytest.warns(UserWarning, match=r"50,\d+ fragments, each a pass .* --single_pass"):
+    with pytest.warns(UserWarning, match=r"50,\d+ fragments, each a pass .* --use_fragments false"):
         found = fragments(PointCloud(xyz=xyz), 0.02)
     first, second = next(found), next(found)
     assert len(first) == len(second) <= 2000
