@@ -3,7 +3,7 @@
     python data_tools/lift_features.py OUT --data rooms --root ROOMS [--split train]
     python data_tools/lift_features.py OUT --data scenes --root PREPARED --frames FRAMES --short_side 288 --two_sided
     python data_tools/lift_features.py OUT --data scannet --root PREPARED --frames SCANS --frame_step 20 \
-        --tower open_clip:ViT-B-16/laion2b_s34b_b88k --short_side 448 --unit
+        --image_tower open_clip:ViT-B-16/laion2b_s34b_b88k --short_side 448 --unit
 
 OUT gets shards of half precision features (``pc3d.image.FeatureStore``) of the points that a picture shows, and the
 number of pictures of every point; ``pc3d.data.LiftedSet`` joins them with the scenes, as the configurations
@@ -54,7 +54,7 @@ def scan(scenes: Rooms | SceneFolder, index: int, given: argparse.Namespace) -> 
 
 def lift(given: argparse.Namespace) -> None:
     """Lift what was asked for, and tell it."""
-    tower = load_image_tower(given.tower, given.weights)
+    tower = load_image_tower(given.image_tower, given.weights)
     extractor = ScanFeatures(
         tower, tolerance=given.tolerance, two_sided=given.two_sided, short_side=given.short_side, unit=given.unit
     )
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=Path, help="scannet, scenes: folder with a folder of frames per scan")
     parser.add_argument("--split", default="train", help="of the set (default: train)")
     parser.add_argument(
-        "--tower",
+        "--image_tower",
         default="offline:efficientnet-lite0",
         help="LIBRARY:MODEL of pc3d.image.load_image_tower (default: offline:efficientnet-lite0)",
     )

@@ -185,11 +185,13 @@ def test_the_script_lifts_frames_of_scannet(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_scannet(tmp_path / "scannet", tmp_path / "frames")
-    monkeypatch.setattr(script, "load_image_tower", lambda name, weights: Colors())
+    towers = []
+    monkeypatch.setattr(script, "load_image_tower", lambda name, weights: towers.append(name) or Colors())
     options = ["--data", "scannet", "--root", str(tmp_path / "scannet"), "--frames", str(tmp_path / "frames")]
-    for _ in range(2):  # the second time there is nothing to do
-        script.main([str(tmp_path / "out"), *options, "--frame_step", "2"])
+    for tower in ([], ["--image_tower", "fake:colors"]):  # the second time there is nothing to do
+        script.main([str(tmp_path / "out"), *options, "--frame_step", "2", *tower])
         assert "features of 1 scans, 3 numbers per point, by colors" in capsys.readouterr().out
+    assert towers == ["offline:efficientnet-lite0", "fake:colors"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["features-00000.safetensors"]
     scans = ScanNet(tmp_path / "scannet", "train")
     joined = LiftedSet(scans, FeatureStore(tmp_path / "out"))[0]
