@@ -68,13 +68,15 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         keep_epochs: finished epochs, counted from 1, whose checkpoint is also kept as ``epoch_N.ckpt``.
 
     Raises:
-        ValueError: ``every_n_steps`` below 1; a run resumed with another optimiser; or, when a checkpoint is due,
+        ValueError: ``every_n_steps`` or one of ``keep_epochs`` below 1; a run resumed with another optimiser; or, when a checkpoint is due,
             weights that are no longer finite numbers.
     """
 
     def __init__(self, folder: Path, every_n_steps: int | None = None, keep_epochs: Sequence[int] = ()) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        if any(epoch < 1 for epoch in keep_epochs):
+            raise ValueError(f"keep_epochs must be numbers of epochs, counted from 1, got {list(keep_epochs)}")
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.keep_epochs = frozenset(keep_epochs)

@@ -198,3 +198,7 @@ def test_checkpoints_to_keep(tmp_path: Path) -> None:
 def test_bad_interval_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="every_n_steps must be at least 1, got 0"):
         RunCheckpoint(tmp_path, every_n_steps=0)
+    for epoch in (0, -1):
+        with pytest.raises(ValueError, match=rf"keep_epochs must be .* counted from 1, got \[5, {epoch}\]"):
+            pretrain(mae(), data(), tmp_path / "run", keep_epochs=[5, epoch], max_epochs=1, **QUIET)
+    assert not (tmp_path / "run").exists()
