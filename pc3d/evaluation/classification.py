@@ -17,7 +17,7 @@ from pc3d._progress import track
 from pc3d.data import BadFileError, PointCloud, PointDataset, Transform, sample_generator
 from pc3d.evaluation.kept import Kept, identity_of
 from pc3d.evaluation.metrics import Scores, wilson_interval
-from pc3d.evaluation.result import LEGACY_NOTE, percent, span, versions
+from pc3d.evaluation.result import LEGACY_NOTE, note_on_one_class, only_class, percent, span, versions
 from pc3d.evaluation.rows import Row, data_hash
 
 Logits = NDArray[np.float32]
@@ -281,6 +281,10 @@ class ClassificationResult:
             f"(95 % bootstrap interval {span(s.mean_class_interval)})",
             *describe_legacy(self.selection, "overall accuracy"),
         ]
+        said = only_class(s)
+        if said is not None:
+            remedy = f": train longer or at another learning rate; pc3d report {self.run} shows the curves"
+            lines.append(note_on_one_class(said, remedy))
         if self.votes is not None:
             lines += self._describe_votes(self.votes)
         return "\n".join(lines)

@@ -198,11 +198,9 @@ class ProbeResult(FrozenResult):
         )
 
     def _note_on_one_class(self) -> list[str]:
-        columns = zip(self.scores.confusion_classes, zip(*self.scores.confusion, strict=True), strict=True)
-        said = [name for name, counts in columns if any(counts)]
-        if len(said) > 1 or len(self.scores.per_class_count) < 2:
-            return []
-        return [note_on_one_class(said[0], not self.standardized and self.task == "linear SVM")]
+        unscaled = not self.standardized and self.task == "linear SVM"
+        said = only_class(self.scores)
+        return [] if said is None else [note_on_one_class(said, UNSCALED if unscaled else ": look at the features")]
 
     def __str__(self) -> str:
         name, value = self.parameter
@@ -228,18 +226,24 @@ class ProbeResult(FrozenResult):
         return "\n".join(lines)
 
 
-def note_on_one_class(name: str, unscaled: bool) -> str:
+UNSCALED = ", because features may be too small for it as they are: pc3d probe --standardize true scales them"
+"""What to do about a linear SVM on unscaled features, see :func:`note_on_one_class`."""
+
+
+def only_class(scores: Scores) -> str | None:
+    """The class that every test item is said to be of, although there are others; None where several are named."""
+    columns = zip(scores.confusion_classes, zip(*scores.confusion, strict=True), strict=True)
+    said = [name for name, counts in columns if any(counts)]
+    return said[0] if len(said) == 1 and len(scores.per_class_count) > 1 else None
+
+
+def note_on_one_class(name: str, remedy: str) -> str:
     """A line on a classifier that tells no classes apart, whose accuracy is the share of one class.
 
     Args:
         name: of the class that it gives to every test item.
-        unscaled: it was trained on features as they are.
+        remedy: what to do about it.
     """
-    remedy = (
-        ", because features may be too small for it as they are: pc3d probe --standardize true scales them"
-        if unscaled
-        else ": look at the features"
-    )
     return f"  note        every test item is said to be of one class, {name!r}{remedy}"
 
 

@@ -27,7 +27,7 @@ from pc3d.data.loader import sample_generator
 from pc3d.evaluation.features import Encoder, Features, Labels, extract_features, preparation
 from pc3d.evaluation.kept import Kept
 from pc3d.evaluation.probe import C_GRID, cross_validated
-from pc3d.evaluation.result import FrozenResult, data_fields, note_on_one_class, percent
+from pc3d.evaluation.result import UNSCALED, FrozenResult, data_fields, note_on_one_class, percent
 from pc3d.evaluation.rows import Row
 from pc3d.evaluation.svm import svm_form
 
@@ -217,7 +217,7 @@ class RobustnessResult(FrozenResult):
                     else [f"{_line(_COLOR, self.without_color, width)}  (not in the mean)"]
                 ),
                 *self._describe_relative(),
-                *([] if self.only_class is None else [note_on_one_class(self.only_class, unscaled=True)]),
+                *([] if self.only_class is None else [note_on_one_class(self.only_class, UNSCALED)]),
             ]
         )
 

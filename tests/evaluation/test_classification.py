@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,16 @@ def result(votes: Votes | None = None, **selection: object) -> ClassificationRes
         scores=scores(np.array([0, 1, 2, 0]), np.array([0, 1, 2, 1])),
         votes=votes,
     )
+
+
+def test_a_model_that_tells_no_classes_apart_is_told() -> None:
+    names = ("bed", "chair", "lamp")
+    apart = [0, 1, 2, 0]
+    for predicted, truth, said in (([1] * 4, apart, "chair"), ([1, 1, 1, 0], apart, None), ([1] * 4, [1] * 4, None)):
+        text = str(replace(result(), scores=scores(np.array(truth), np.array(predicted), names)))
+        note = f"every test item is said to be of one class, {said!r}: train longer or at another learning rate; "
+        assert (note + "pc3d report run shows the curves" in text) == (said is not None)
+        assert ("every test item" in text) == (said is not None)
 
 
 def test_a_result_says_how_it_came_about() -> None:
