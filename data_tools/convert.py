@@ -230,8 +230,9 @@ def make_shard(dataset: FileDataset, options: Options, root: Path, start: int, s
 def write_shard(dataset: FileDataset, options: Options, root: Path, bounds: tuple[int, int], path: Path) -> str:
     """Write a shard under a passing name; returns its checksum."""
     torch.set_num_threads(1)
+    arrays = make_shard(dataset, options, root, *bounds)
     with partial_name(path).open("wb") as file:
-        np.savez_compressed(file, **make_shard(dataset, options, root, *bounds))
+        np.savez_compressed(file, **arrays)
     return sha256(partial_name(path))
 
 
@@ -282,10 +283,21 @@ class Output:
     def finish(self, name: str, digest: str) -> None:
         """Give a file its name, after the manifest has learnt its checksum: a stop in between loses nothing."""
         self.digests[name] = digest
+        self._write_manifest()
+        os.replace(partial_name(self.folder / name), self.folder / name)
+
+    def take_back(self, name: str) -> None:
+        """Remove a file, and what the manifest says of it."""
+        (self.folder / name).unlink()
+        del self.digests[name]
+        self._write_manifest()
+        if not self.digests:
+            self.manifest.unlink()
+
+    def _write_manifest(self) -> None:
         text = "".join(f"{value}  {key}\n" for key, value in sorted(self.digests.items()))
         partial_name(self.manifest).write_text(text, encoding="utf-8")
         os.replace(partial_name(self.manifest), self.manifest)
-        os.replace(partial_name(self.folder / name), self.folder / name)
 
 
 def convert_split(
@@ -404,8 +416,16 @@ def run(given: argparse.Namespace) -> None:
                 del record[key]  # conversions without parts are continued that began when there was no such option
         if options.parts is not None:
             record["parts"] = vars(options.parts)
-        output.write_text(f"{name}-conversion.txt", json.dumps(record, indent=1) + "\n")
-        convert_split(options, dataset, root, name, output, given.workers, given.fields is not None)
+        kept = f"{name}-conversion.txt"
+        output.write_text(kept, json.dumps(record, indent=1) + "\n")
+        try:
+            convert_split(options, dataset, root, name, output, given.workers, given.fields is not None)
+        except BadFileError:
+            for partial in given.out.glob(f"{name}-*.npz.partial"):  # of other processes
+                partial.unlink()
+            if not any(shard.startswith(f"{name}-") and shard.endswith(".npz") for shard in output.digests):
+                output.take_back(kept)  # nothing was made with these options: others may be tried
+            raise
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -72,7 +72,8 @@ def run(given: argparse.Namespace) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     names = ("root", "split", "plain_texts", "shard_size", "on_error", "teacher")
     options = {name: str(getattr(given, name)) for name in names}
-    keep_options(given.out / f"{given.name}-conversion.json", {**options, "shapes": len(dataset)})
+    record = given.out / f"{given.name}-conversion.json"
+    keep_options(record, {**options, "shapes": len(dataset)})
     starts = range(0, len(dataset), given.shard_size)
     plan = {
         given.out / f"{given.name}-{number:06}.tar": range(start, min(start + given.shard_size, len(dataset)))
@@ -80,9 +81,14 @@ def run(given: argparse.Namespace) -> None:
     }
     missing = {path: rows for path, rows in plan.items() if not path.exists()}
     done = len(dataset) - sum(map(len, missing.values()))
-    with tqdm(total=len(dataset), initial=done, desc=given.name, unit="shape", disable=None) as bar:
-        for path in written(dataset, missing, given):
-            bar.update(len(missing[path]))
+    try:
+        with tqdm(total=len(dataset), initial=done, desc=given.name, unit="shape", disable=None) as bar:
+            for path in written(dataset, missing, given):
+                bar.update(len(missing[path]))
+    except BadFileError:
+        if not any(path.exists() for path in plan):
+            record.unlink()  # nothing was made with these options: others may be tried
+        raise
     finish(dataset, list(plan), given)
 
 

@@ -138,10 +138,10 @@ class Output:
     def __init__(self, folder: Path, options: dict[str, Any]) -> None:
         self.folder, self.manifest, self.sources = folder, folder / "manifest.sha256", folder / "sources.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
-        record, text = folder / "preparation.json", json.dumps(options, indent=1) + "\n"
-        if record.exists() and record.read_text(encoding="utf-8") != text:
-            sys.exit(f"{record} exists with other options: move it away or choose another folder")
-        record.write_text(text, encoding="utf-8")
+        self.record, text = folder / "preparation.json", json.dumps(options, indent=1) + "\n"
+        if self.record.exists() and self.record.read_text(encoding="utf-8") != text:
+            sys.exit(f"{self.record} exists with other options: move it away or choose another folder")
+        self.record.write_text(text, encoding="utf-8")
         self.digests: dict[str, dict[str, str]] = {}
         self.made_of: dict[str, dict[str, list[int]]] = {}
         for line in whole_lines(self.sources):
@@ -335,14 +335,19 @@ def run(given: argparse.Namespace) -> None:
         names = read_class_codes(given.classes).names
         (given.out / CLASSES_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     failures = []
-    with tqdm(total=len(jobs), desc=given.kind, unit="scene", disable=None) as bar:
-        for done in results(jobs, output, given.on_error, given.workers):
-            output.finish(done)
-            for note in done.notes:
-                tqdm.write(note)
-            if done.failure is not None:
-                failures.append(done.failure)
-            bar.update()
+    try:
+        with tqdm(total=len(jobs), desc=given.kind, unit="scene", disable=None) as bar:
+            for done in results(jobs, output, given.on_error, given.workers):
+                output.finish(done)
+                for note in done.notes:
+                    tqdm.write(note)
+                if done.failure is not None:
+                    failures.append(done.failure)
+                bar.update()
+    except BadFileError:
+        if not output.digests:
+            output.record.unlink()  # nothing was made with these options: others may be tried
+        raise
     shutil.rmtree(given.out / "partial", ignore_errors=True)  # empty folders by now
     print(f"{given.out}: {len(jobs) - len(failures)} scenes, {len(failures)} left out")
     for failure in failures:

@@ -68,8 +68,8 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
         keep_epochs: finished epochs, counted from 1, whose checkpoint is also kept as ``epoch_N.ckpt``.
 
     Raises:
-        ValueError: ``every_n_steps`` or one of ``keep_epochs`` below 1; a run resumed with another optimiser; or, when a
-            checkpoint is due, weights that are no longer finite numbers.
+        ValueError: ``every_n_steps`` or one of ``keep_epochs`` below 1; a run resumed with another optimiser; or, when
+            a checkpoint is due, weights that are no longer finite numbers.
     """
 
     def __init__(self, folder: Path, every_n_steps: int | None = None, keep_epochs: Sequence[int] = ()) -> None:

@@ -264,6 +264,29 @@ def test_too_few_points_and_wrong_arguments(tmp_path: Path, assets: Path, conver
         assert caught.value.code == 2
 
 
+def test_a_refused_conversion_leaves_nothing_that_another_would_meet(
+    tmp_path: Path, household: Household, convert: ModuleType
+) -> None:
+    root, out = tmp_path / "in", tmp_path / "out"
+    (root / "thing").mkdir(parents=True)
+    for index in range(4):
+        np.save(root / "thing" / f"{index}.npy", household[index].xyz.numpy())
+    arguments = ("folder", root, out, "--split", "all", "--shard_size", 2)
+    with pytest.raises(SystemExit, match="--num_points asks for 8192"):
+        call(convert, *arguments)
+    assert list(out.iterdir()) == []
+    (root / "thing" / "2.npy").write_bytes(b"<html>")
+    with pytest.raises(SystemExit, match="cannot be read as NPY"):
+        call(convert, *arguments, "--num_points", 2000)
+    # What was made stays, with the record that other options must not be mixed into it.
+    assert {path.name for path in out.iterdir()} == {"all-000.npz", "all-conversion.txt", "manifest.sha256"}
+    with pytest.raises(SystemExit, match=r"all-conversion\.txt exists with other content"):
+        call(convert, *arguments, "--num_points", 1000)
+    np.save(root / "thing" / "2.npy", household[2].xyz.numpy())
+    call(convert, *arguments, "--num_points", 2000)
+    assert len(ObjectSet(out, "all", num_points=2000)) == 4
+
+
 def test_a_killed_run_goes_on(tmp_path: Path, household: Household, convert: ModuleType) -> None:
     """Two workers killed without warning, called again with one: the result is that of an undisturbed run."""
     root = tmp_path / "in"

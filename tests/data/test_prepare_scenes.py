@@ -489,6 +489,18 @@ def test_hidden_files_are_passed_over(tmp_path: Path, tool: ModuleType, area: Pa
     assert ScanNet(tmp_path / "scannet").ids == [SCAN.name]
 
 
+def test_a_refused_preparation_may_be_tried_with_other_options(tmp_path: Path, tool: ModuleType) -> None:
+    (tmp_path / "in").mkdir()
+    cloud = np.random.default_rng(0).normal(size=(50, 3))
+    np.save(tmp_path / "in" / "scan.npy", np.insert(cloud, 7, np.nan, axis=0))
+    with pytest.raises(SystemExit, match="1 of 51 points are not finite"):
+        call(tool, "files", tmp_path / "in", tmp_path / "out")
+    call(tool, "files", tmp_path / "in", tmp_path / "out", "--drop_invalid")
+    assert len(SceneFolder(tmp_path / "out", "train")[0]) == 50
+    with pytest.raises(SystemExit, match=r"preparation\.json exists with other options"):
+        call(tool, "files", tmp_path / "in", tmp_path / "out")
+
+
 def test_bad_scenes_stop_the_run_or_are_listed(
     tmp_path: Path, tool: ModuleType, area: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
