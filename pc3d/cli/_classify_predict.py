@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from pc3d.data import Transform
+    from pc3d.data import PointDataset, Transform
 
 
 def predict(
@@ -82,7 +82,8 @@ def predict(
     model, config = load_classifier(run)
     points = None if num_points == "default" else num_points
     source = open_objects(objects, split, points, variant, on_error, drop_invalid)
-    prepare, ids = _preparation(Path(run), model, source, num_points, up)
+    prepare = _preparation(Path(run), model, source, num_points, up)
+    dataset, ids = _with_ids(source.dataset)
     left_out = LeftOut(
         objects[0] if len(objects) == 1 else f"{len(objects)} files and folders", source.dataset, on_error
     )
@@ -90,20 +91,36 @@ def predict(
     choice = (run, objects, variant, split, num_points, up, drop_invalid, batch_size, device, on_error)
     with Kept(interrupted("classify predict", *choice) if path is None else kept_beside(path, *choice)) as kept:
         options: dict[str, Any] = {"batch_size": batch_size, "progress": True, "kept": kept, "leave_out": left_out}
-        logits, _ = predict_logits(model.to(place), source.dataset, prepare, **options)
-        labels = [label for index, label in enumerate(source.dataset.labels.tolist()) if index not in left_out.rows]
-        known = [source.dataset.classes[label] if label >= 0 else None for label in labels]
-        found = _predictions(logits, config["classes"], ids, known)
+        logits, _ = predict_logits(model.to(place), dataset, prepare, **options)
+        rows = [row for row in range(len(dataset)) if row not in left_out.rows]
+        labels = [int(dataset.labels[row]) for row in rows]
+        known = [dataset.classes[label] if label >= 0 else None for label in labels]
+        found = _predictions(logits, config["classes"], [ids[row] for row in rows], known)
         if path is not None:
             with replace_atomically(path) as file:
                 file.write(_table(found).encode())
     _tell(path, found, left_out.files, on_error)
 
 
-def _preparation(
-    run: Path, model: Any, source: Source, num_points: Points, up: UpAxis | None
-) -> tuple[Transform, list[str]]:
-    """What is done to a cloud before the network sees it, and a list that gets the id of each cloud that it is done to.
+def _with_ids(dataset: PointDataset) -> tuple[PointDataset, dict[int, str]]:
+    """The same clouds, and the id of each that has been read, by its position."""
+    from pc3d.data import PointCloud, PointDataset
+
+    ids: dict[int, str] = {}
+
+    class WithIds(PointDataset):
+        labels, classes = dataset.labels, dataset.classes
+
+        def load(self, index: int) -> PointCloud:
+            cloud = dataset.load(index)
+            ids[index] = str(cloud.meta.get("id", index))
+            return cloud
+
+    return WithIds(), ids
+
+
+def _preparation(run: Path, model: Any, source: Source, num_points: Points, up: UpAxis | None) -> Transform:
+    """What is done to a cloud before the network sees it.
 
     First comes what other commands do, then what the run does to test objects.
     """
@@ -123,26 +140,22 @@ def _preparation(
         note_points(model.encoder, chosen)
         sampling = FirstPoints | FarthestPointSample | RandomSubsample
         own_steps.transforms = [step for step in own_steps.transforms if not isinstance(step, sampling)]
-    ids: list[str] = []
 
     class Prepare(Transform):
         def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
-            name = str(cloud.meta.get("id", len(ids)))
             cloud = cloud if up is None else turned_up(cloud, up, target=target)
             if source.sampling == "farthest" and num_points is not None:
                 # In this order also where all are taken: the run's own step may take a prefix.
                 cloud = cloud.select(farthest_point_sample(cloud.xyz[None], min(len(cloud), most or len(cloud)))[0])
             try:
-                cloud = own_steps(first_steps(cloud, generator), generator)
+                return own_steps(first_steps(cloud, generator), generator)
             except ValueError as error:
                 if "path" not in cloud.meta:
                     raise
                 reason = str(error).replace(f" ({cloud.meta['path']})", "")  # the error names the file itself
                 raise BadFileError(cloud.meta["path"], reason) from error
-            ids.append(name)
-            return cloud
 
-    return Prepare(), ids
+    return Prepare()
 
 
 def _predictions(

@@ -25,7 +25,7 @@ from pc3d.cli._inputs import (
 from pc3d.cli._parser import OK, USAGE, nearest, run_verb
 
 if TYPE_CHECKING:
-    from pc3d.data import PointCloud
+    from pc3d.data import BadFileError, PointCloud
     from pc3d.evaluation import Encoder, ShapeIndex
 
 _CHUNK = 5000  # embedded shapes between two times that the index is written
@@ -97,6 +97,13 @@ def build(
     origin |= {"drop_invalid": True} if drop_invalid else {}
     work = _Work(index, aligned.view("joint").to(place), source, origin, points)
     left_out = [as_left_out(file) for file in source.dataset.skipped]
+
+    def embed() -> None:
+        for error in work.embed():
+            if on_error == "refuse":
+                raise _refused(error, work) from error
+            left_out.append(as_left_out(error))
+
     try:
         with progress_bar(len(source.dataset), "index", "shapes") as advance:
             for row in range(len(source.dataset)):
@@ -104,13 +111,13 @@ def build(
                     work.read(row)
                 except BadFileError as error:
                     if on_error == "refuse":
-                        work.embed()
+                        embed()
                         raise _refused(error, work) from error
                     left_out.append(as_left_out(error))
                 if len(work.pending) == batch_size:
-                    work.embed()
+                    embed()
                 advance(1)
-            work.embed()
+            embed()
     except KeyboardInterrupt:
         told = f"{output} keeps {len(index)} shapes: the same command goes on" if len(index) else ""
         raise KeyboardInterrupt(told) from None
@@ -187,28 +194,38 @@ class _Work:
         place = {"source": self.number, "row": row, "state": state}
         self.pending.append((name, cloud, {key: value for key, value in known.items() if value} | place))
 
-    def embed(self) -> None:
-        """Embed what is pending, and write the index now and then."""
+    def embed(self) -> list[BadFileError]:
+        """Embed what is pending, and write the index now and then; gives the files that have too few points."""
         from pc3d.evaluation import extract_features
 
         if not self.pending:
-            return
+            return []
         names, clouds, records = zip(*self.pending, strict=True)
-        features = extract_features(
-            self.encoder,
-            _held(clouds),
-            batch_size=len(clouds),
-            pooling="none",
-            num_points=self.points,
-            sampling=self.source.sampling,
-            normalize=self.source.normalize,
-        )
-        self.new += self.index.add(names, features.values, records, renew=True)
         self.pending.clear()
-        self.embedded += len(names)
-        self.unsaved += len(names)
+        bad: dict[int, BadFileError] = {}
+        try:
+            features = extract_features(
+                self.encoder,
+                _held(clouds),
+                batch_size=len(clouds),
+                pooling="none",
+                num_points=self.points,
+                sampling=self.source.sampling,
+                normalize=self.source.normalize,
+                leave_out=bad.__setitem__,
+            )
+        except ValueError:
+            if len(bad) < len(clouds):
+                raise
+            return list(bad.values())  # nothing is left to embed
+        good = [row for row in range(len(clouds)) if row not in bad]
+        new = self.index.add([names[row] for row in good], features.values, [records[row] for row in good], renew=True)
+        self.new += new
+        self.embedded += len(good)
+        self.unsaved += len(good)
         if self.unsaved >= _CHUNK:
             self.save()
+        return list(bad.values())
 
     def save(self) -> None:
         """Write the index, if anything was added."""

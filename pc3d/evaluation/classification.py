@@ -15,10 +15,12 @@ from torch import Tensor
 
 from pc3d._progress import track
 from pc3d.data import BadFileError, PointCloud, PointDataset, Transform, sample_generator
+from pc3d.evaluation.features import leave_out_batch
 from pc3d.evaluation.kept import Kept, identity_of
 from pc3d.evaluation.metrics import Scores, wilson_interval
 from pc3d.evaluation.result import LEGACY_NOTE, note_on_one_class, only_class, percent, span, versions
 from pc3d.evaluation.rows import Row, data_hash
+from pc3d.nn._checks import TooFewPointsError
 
 Logits = NDArray[np.float32]
 OFFICIAL_NOTE = "OFFICIAL BEST OF N: the best of repeated votes, chosen on the test split; an upper envelope"
@@ -69,11 +71,15 @@ def predict_logits(
     digest, blocks = hashlib.sha256(), []
     made_by = "" if kept is None else identity_of(model)
     with torch.no_grad():
-        for clouds in _batches(dataset, transform, seed, draw, batch_size, progress, leave_out):
+        for rows, clouds in _batches(dataset, transform, seed, draw, batch_size, progress, leave_out):
             xyz = torch.stack([cloud.xyz.float() for cloud in clouds])
-            digest.update(np.ascontiguousarray(xyz.numpy()).tobytes())
             compute = partial(_logits, model, xyz, device)
-            blocks.append(compute() if kept is None else kept.of([made_by, str(device), xyz], compute))
+            try:
+                blocks.append(compute() if kept is None else kept.of([made_by, str(device), xyz], compute))
+            except TooFewPointsError as error:
+                leave_out_batch(clouds, rows, error, leave_out)
+                continue
+            digest.update(np.ascontiguousarray(xyz.numpy()).tobytes())
     return np.concatenate(blocks) if blocks else np.empty((0, 0), np.float32), digest.hexdigest()[:16]
 
 
@@ -138,8 +144,10 @@ def _batches(
     size: int,
     progress: bool,
     leave_out: Callable[[int, BadFileError], None] | None,
-) -> Iterator[list[PointCloud]]:
+) -> Iterator[tuple[list[int], list[PointCloud]]]:
+    """The objects, prepared, batch by batch, with their positions."""
     pending: list[PointCloud] = []
+    rows: list[int] = []
     for index in track(range(len(dataset)), "judge", "objects", visible=progress):
         generator = sample_generator(seed, draw, index)
         try:
@@ -151,11 +159,12 @@ def _batches(
             leave_out(index, error)
             continue
         if pending and (len(pending) == size or len(pending[0]) != len(cloud)):
-            yield pending
-            pending = []
+            yield rows, pending
+            rows, pending = [], []
+        rows.append(index)
         pending.append(cloud)
     if pending:
-        yield pending
+        yield rows, pending
 
 
 @dataclass(frozen=True)

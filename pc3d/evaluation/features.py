@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal, Protocol, get_args, runtime_checkable
 
@@ -28,6 +29,7 @@ from pc3d.data import (
     Transform,
 )
 from pc3d.evaluation.kept import Kept, identity_of
+from pc3d.nn._checks import TooFewPointsError
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -167,6 +169,7 @@ def extract_features(
         TypeError: ``dataset`` is no :class:`pc3d.data.PointDataset`.
         ValueError: the set is empty, ``num_points`` exceeds what an item has, features are not finite, or every item
             was left out.
+        BadFileError: a file cannot be used, or has too few points for the encoder.
     """
     prepare = preparation(num_points, sampling, normalize)
     if not isinstance(dataset, PointDataset):
@@ -181,6 +184,7 @@ def extract_features(
     digest, ids, blocks = hashlib.sha256(), [], []
     largest = 0
     used = np.ones(len(dataset), dtype=bool)
+    unread = (row for row in range(len(dataset)) if used[row])  # of the next batch: those before it have been read
 
     def without(index: int, error: BadFileError) -> None:
         assert leave_out is not None
@@ -193,12 +197,17 @@ def extract_features(
     with _frozen(encoder), progress_bar(len(dataset), "encode", "clouds", visible=progress) as advance:
         for clouds in batches(dataset, batch_size, prepare, None if leave_out is None else without):
             read = [torch.stack([cloud.xyz for cloud in clouds]), *_colors(encoder, clouds)]
+            rows = list(islice(unread, len(clouds)))
+            encode = partial(_encode, encoder, read, pooling, device)
+            try:
+                blocks.append(encode() if kept is None else kept.of([made_by, str(device), pooling, *read], encode))
+            except TooFewPointsError as error:
+                leave_out_batch(clouds, rows, error, None if leave_out is None else without)
+                continue
             largest = max(largest, len(clouds[0]))
             for value in read:
                 digest.update(np.ascontiguousarray(value.to(torch.float32).numpy()).tobytes())
             ids += [str(cloud.meta.get("id", "")) for cloud in clouds]
-            encode = partial(_encode, encoder, read, pooling, device)
-            blocks.append(encode() if kept is None else kept.of([made_by, str(device), pooling, *read], encode))
             advance(len(clouds))
     if not blocks:
         raise ValueError(f"all {len(dataset)} items of dataset were left out: nothing to encode")
@@ -303,6 +312,30 @@ def _usable(cloud: PointCloud, prepare: Compose, generator: torch.Generator) -> 
         if "path" not in cloud.meta:
             raise
         raise BadFileError(cloud.meta["path"], str(error)) from error
+
+
+def leave_out_batch(
+    clouds: Sequence[PointCloud], rows: Sequence[int], error: TooFewPointsError, leave_out: LeaveOut | None
+) -> None:
+    """What is done about clouds of one batch that have too few points for a network.
+
+    Args:
+        clouds: of the batch, all of one length.
+        rows: where they are in the data set.
+        error: what the network said.
+        leave_out: is told each of them; None refuses the first.
+
+    Raises:
+        BadFileError: nothing is to be left out.
+        TooFewPointsError: a cloud is of no file.
+    """
+    for row, cloud in zip(rows, clouds, strict=True):
+        if "path" not in cloud.meta:
+            raise error
+        bad = BadFileError(cloud.meta["path"], str(error))
+        if leave_out is None:
+            raise bad from error
+        leave_out(row, bad)
 
 
 def _kind(cloud: PointCloud) -> tuple[int, bool]:

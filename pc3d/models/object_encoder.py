@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pc3d.nn._checks import check_dense
+from pc3d.nn._checks import check_dense, check_enough_points
 
 
 class ObjectEncoder(nn.Module, ABC):
@@ -65,11 +65,7 @@ def check_clouds(xyz: Tensor, at_least: int, reason: str) -> None:
         ValueError: another shape, or fewer points.
     """
     check_dense(xyz)
-    if xyz.shape[1] < at_least:
-        raise ValueError(
-            f"clouds have {xyz.shape[1]} points, fewer than {reason}={at_least}; give denser clouds or build the "
-            f"encoder with a smaller {reason}"
-        )
+    check_enough_points(xyz, at_least, reason)
 
 
 @torch.no_grad()

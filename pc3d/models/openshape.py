@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pc3d.nn._checks import as_read_by, check_dense
+from pc3d.nn._checks import as_read_by, check_dense, check_enough_points
 from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.nn.tokenizer import LinearBeforeNorm
 from pc3d.nn.transformer import TransformerBlock
@@ -257,11 +257,7 @@ class OpenShapePointBERT(nn.Module):
     def cut(self, xyz: Tensor, rgb: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Centres ``(B, G, 3)`` and patches ``(B, G, S, 9)``: relative place, place, colour; in the network's frame."""
         check_cloud(xyz, rgb)
-        if xyz.shape[1] < self.config["num_groups"]:
-            raise ValueError(
-                f"clouds have {xyz.shape[1]} points, fewer than num_groups={self.config['num_groups']}; "
-                "give denser clouds or build the encoder with a smaller num_groups"
-            )
+        check_enough_points(xyz, self.config["num_groups"], "num_groups")
         with torch.autocast(xyz.device.type, enabled=False):
             xyz = to_frame(as_read_by(self, xyz), self.config["axes"])
             index = farthest_point_sample(xyz, self.config["num_groups"], start=self.config["start"])

@@ -6,6 +6,28 @@ import torch
 from torch import Tensor, nn
 
 
+class TooFewPointsError(ValueError):
+    """Clouds have fewer points than a network needs: a fault of their files rather than of an argument."""
+
+
+def check_enough_points(xyz: Tensor, needed: int, name: str) -> None:
+    """Refuse clouds ``(B, N, 3)`` of fewer points than an encoder can work with.
+
+    Args:
+        xyz: the clouds.
+        needed: the fewest points.
+        name: the argument that asks for them, for the message.
+
+    Raises:
+        TooFewPointsError: there are fewer.
+    """
+    if xyz.shape[1] < needed:
+        raise TooFewPointsError(
+            f"clouds have {xyz.shape[1]} points, fewer than {name}={needed}; give denser clouds or build the encoder "
+            f"with a smaller {name}"
+        )
+
+
 def check_dense(xyz: object) -> None:
     """Check that the input is a batch of clouds of equal length.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pc3d.nn._checks import as_read_by, check_dense
+from pc3d.nn._checks import as_read_by, check_dense, check_enough_points
 from pc3d.nn.batch_norm import GlobalBatchNorm
 from pc3d.ops import farthest_point_sample, gather, group, knn
 
@@ -137,11 +137,7 @@ class PatchTokenizer(nn.Module):
         """Centres ``(B, G, 3)`` and patches ``(B, G, S, 3)`` without embedding, in float32 also under autocast."""
         check_dense(xyz)
         for name, needed in (("num_groups", self.num_groups), ("group_size", self.group_size)):
-            if xyz.shape[1] < needed:
-                raise ValueError(
-                    f"clouds have {xyz.shape[1]} points, fewer than {name}={needed}; "
-                    f"give denser clouds or build the encoder with a smaller {name}"
-                )
+            check_enough_points(xyz, needed, name)
         with torch.autocast(xyz.device.type, enabled=False):
             xyz = as_read_by(self, xyz)
             index = farthest_point_sample(xyz, self.num_groups, ignore_near_origin=self.ignore_near_origin)

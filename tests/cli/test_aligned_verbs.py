@@ -339,6 +339,40 @@ def test_what_cannot_be_searched_for_is_refused_before_a_tower_is_loaded(
     assert towers == []
 
 
+def test_files_of_too_few_points_for_the_encoder_are_named_or_left_out(
+    index: str, encoder: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes_of = [path for path in sorted(files.iterdir()) if path.stem in ("object_0", "object_1")]
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    for path in shapes_of:
+        shutil.copy(path, folder)
+    few = folder / "few.npy"
+    np.save(few, np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32))
+    reason = "clouds have 5 points, fewer than num_groups=8"
+    assert main(["search", str(few), "--index", index]) == 1
+    assert f"{few}: {reason}" in capsys.readouterr().err
+    names = ["object_0", "object_1"]
+    commands: dict[str, list[str]] = {
+        "index build": ["--output", str(tmp_path / "few")],
+        "embed": ["--output", str(tmp_path / "features.npz")],
+        "zeroshot": ["--classes", "chair,table"],
+    }
+    for verb, more in commands.items():
+        command = [*verb.split(), "--encoder", encoder, "--data", str(folder), *more]
+        assert main(command) == 1
+        told = capsys.readouterr().err
+        assert f"{few}: {reason}" in told
+        assert "--on_error report leaves such files out and lists them" in told
+        assert main([*command, "--on_error", "report", "--json"]) == 0
+        (left_out,) = json.loads(capsys.readouterr().out)["left_out"]
+        assert left_out["path"] == str(few)
+        assert left_out["reason"].startswith(reason)
+    assert sorted(Path(name).stem for name in ShapeIndex(tmp_path / "few").ids) == names
+    with np.load(tmp_path / "features.npz") as archive:
+        assert [Path(name).stem for name in archive["id"]] == names
+
+
 def test_a_tower_of_another_width_is_not_fetched(
     index: str, capsys: pytest.CaptureFixture[str], towers: list[str]
 ) -> None:

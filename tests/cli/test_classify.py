@@ -329,6 +329,14 @@ def test_predict_takes_files_and_folders_as_words(
     found = predicted(capsys, run, tmp_path / "bad.ply", objects / "1.npy", "--on_error", "report")
     assert found["objects"] == usual[1:2]
     assert [file["path"] for file in found["left_out"]] == [str(tmp_path / "bad.ply")]
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32))
+    shutil.copy(objects / "0.npy", tmp_path / "whole.npy")
+    found = predicted(
+        capsys, run, tmp_path / "few.npy", tmp_path / "whole.npy", "--num_points", "null", "--on_error", "report"
+    )
+    assert [one["id"] for one in found["objects"]] == ["whole"]
+    assert found["left_out"][0]["path"] == str(tmp_path / "few.npy")
+    assert found["left_out"][0]["reason"].startswith("clouds have 5 points, fewer than ")
     for wrong, message in (
         (["household", objects], "objects: 'household' is a Household, whose objects are prepared in another way"),
         ([objects, "houshold"], "objects: 'houshold' is no file, no folder and no embedded data set ('household')"),

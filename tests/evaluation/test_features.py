@@ -118,6 +118,31 @@ def test_items_that_cannot_be_used_may_be_left_out(vit: PointViT, few: PointData
         extract_features(vit, Selection(bad, [0, 3]), leave_out=lambda index, error: None, **options)
 
 
+def test_files_of_too_few_points_for_the_encoder_may_be_left_out(vit: PointViT, few: PointDataset) -> None:
+    """Between a file that cannot be read and the end of the set, so that positions have to be counted well."""
+
+    class Uneven(Selection):
+        def load(self, index: int) -> PointCloud:
+            if index == 1:
+                raise BadFileError("1.ply", "is empty")
+            cloud = super().load(index)
+            return cloud.select(slice(0, 10 if index in (2, 5, 6) else 256)).replace(
+                meta={**cloud.meta, "path": f"{index}.ply"}
+            )
+
+    uneven = Uneven(few, range(8))
+    options: dict[str, Any] = {"num_points": None, "batch_size": 3}
+    with pytest.raises(BadFileError, match=r"2\.ply: clouds have 10 points, fewer than num_groups=16"):
+        extract_features(vit, Selection(uneven, [0, 2, 3]), **options)
+    told: dict[int, str] = {}
+    found = extract_features(vit, uneven, leave_out=lambda row, error: told.update({row: str(error.path)}), **options)
+    assert told == {1: "1.ply", 2: "2.ply", 5: "5.ply", 6: "6.ply"}
+    expected = extract_features(vit, Selection(uneven, [0, 3, 4, 7]), **options)
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-6)
+    assert (found.labels.tolist(), found.ids) == (expected.labels.tolist(), expected.ids)
+    assert found.content_hash == expected.content_hash
+
+
 def test_content_hash_names_points_and_labels(few: PointDataset) -> None:
     def content(dataset: PointDataset, num_points: int = 128, batch_size: int = 32) -> str:
         return extract_features(ShapeDescriptor(), dataset, num_points=num_points, batch_size=batch_size).content_hash
