@@ -9,11 +9,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
+
+from pc3d._extras import require
 
 
 @contextmanager
@@ -139,3 +141,21 @@ def open_npz(path: Path) -> Iterator[NpzFile]:
     # Of a damaged entry zipfile may think that it is encrypted or of another compression: RuntimeError.
     except (ValueError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: not a readable .npz file ({error})") from error
+
+
+def read_config(path: Path | str) -> dict[str, Any]:
+    """What a configuration file says.
+
+    Raises:
+        ValueError: it is not YAML, or says something else than options.
+    """
+    yaml = require("yaml", extra="train", purpose="configurations")
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file in UTF-8: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} is not a configuration: it has to hold options, as in 'seed: 0', and holds {content!r:.60}"
+        )
+    return content

@@ -128,10 +128,11 @@ def _preparation(run: Path, model: Any, source: Source, num_points: Points, up: 
     from pc3d.evaluation.features import preparation
     from pc3d.models import points_meant_for
     from pc3d.ops import farthest_point_sample
+    from pc3d.tasks.trained_objects import stored_preparation
 
     chosen = None if num_points == "default" else num_points
     first_steps = preparation(chosen, "first", source.normalize)
-    own_steps = _objects.stored_preparation(run)
+    own_steps = stored_preparation(run)
     target = "z" if up is None else _objects.stored_up(run)
     most = chosen
     if num_points == "default":
@@ -148,7 +149,8 @@ def _preparation(run: Path, model: Any, source: Source, num_points: Points, up: 
                 # In this order also where all are taken: the run's own step may take a prefix.
                 cloud = cloud.select(farthest_point_sample(cloud.xyz[None], min(len(cloud), most or len(cloud)))[0])
             try:
-                return own_steps(first_steps(cloud, generator), generator)
+                prepared: PointCloud = own_steps(first_steps(cloud, generator), generator)
+                return prepared
             except ValueError as error:
                 if "path" not in cloud.meta:
                     raise

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pc3d._files import read_config
 from pc3d.cli import _output, _training
 from pc3d.cli._inputs import UpAxis
 from pc3d.cli._judging import check_rows_folder
@@ -197,7 +198,7 @@ def stored_data(run: Path, verb: str, **changes: str | None) -> StoredData:
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the run folder of pc3d {verb} train")
-    config = _training.read_config(path)
+    config = read_config(path)
     data = config.get("data", {})
     test = data.get("test")
     if not test:
@@ -227,40 +228,18 @@ def stored_data(run: Path, verb: str, **changes: str | None) -> StoredData:
     )
 
 
-def stored_preparation(run: Path) -> Compose:
-    """How a run prepared the objects that it was judged on; its data need not be there.
-
-    Raises:
-        FileNotFoundError: the run has no configuration.
-    """
-    import jsonargparse
-
-    from pc3d.data import Compose, Transform
-
-    chosen = {"eval_transforms": _data_settings(run).get("eval_transforms")}
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--eval_transforms", type=list[Transform] | None)
-    return Compose(parser.instantiate(parser.parse_object(chosen)).eval_transforms or [])
-
-
 def stored_up(run: Path) -> UpAxis:
     """The axis that points up in the objects that a run was trained on, by what their data set says.
 
     Raises:
         FileNotFoundError: the run has no configuration.
     """
-    module, _, name = _data_settings(run)["train"]["class_path"].rpartition(".")
-    found: type[PointDataset] = getattr(import_module(module), name)
-    return found.up
-
-
-def _data_settings(run: Path) -> dict[str, Any]:
-    """What the configuration of a run says of its data."""
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the run folder of a training that has finished")
-    found: dict[str, Any] = _training.read_config(path).get("data", {})
-    return found
+    module, _, name = read_config(path)["data"]["train"]["class_path"].rpartition(".")
+    found: type[PointDataset] = getattr(import_module(module), name)
+    return found.up
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> int | None:
     from pc3d.data.points import POINT_SUFFIXES
     from pc3d.evaluation.kept import identity_of
     from pc3d.tasks import load_part_segmenter, segment_object
+    from pc3d.tasks.trained_objects import stored_preparation
 
     options = build_parser().parse_args(list(argv))
     place = open_device(options.device)
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> int | None:
     check_results(files, options)
     model, known = load_part_segmenter(options.run)
     category = _category(options.category, known["categories"])
-    prepare = _objects.stored_preparation(Path(options.run))
+    prepare = stored_preparation(Path(options.run))
     target = "z" if options.up is None else _objects.stored_up(Path(options.run))
     model.to(place)
 

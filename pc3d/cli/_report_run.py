@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pc3d.cli._training import read_config
+from pc3d._files import read_config
 
 if TYPE_CHECKING:
     from pc3d.methods import RunFolder

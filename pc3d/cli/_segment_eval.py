@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pc3d._files import read_config
 from pc3d.cli import _output
 from pc3d.cli._devices import open_device
 from pc3d.cli._judging import check_rows_folder, kept_beside
 from pc3d.cli._parser import nearest, run_verb
 from pc3d.cli._segment_row import row_of, trained_on
-from pc3d.cli._training import read_config
 
 if TYPE_CHECKING:
     from pc3d.data import PointDataset

@@ -8,7 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pc3d.cli._training import read_config
+from pc3d._files import read_config
 
 if TYPE_CHECKING:
     from pc3d.data import PointDataset, SceneDataModule

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pc3d._files import read_config
 from pc3d.cli import _output, _training
 from pc3d.cli._judging import check_rows_folder, chosen_seeds, gathered
 
@@ -147,7 +148,7 @@ def _check_unchanged(resolved: str, stored: Path, what: str) -> None:
     import yaml
 
     changed = _training.changed_sections(resolved, stored)
-    configs = (_training.read_config(stored), yaml.safe_load(resolved))
+    configs = (read_config(stored), yaml.safe_load(resolved))
     epochs = [config["trainer"]["max_epochs"] for config in configs]
     if epochs[0] != epochs[1]:
         changed.append(f"trainer.max_epochs ({epochs[0]}, now {epochs[1]})")

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pc3d._files import read_config
 from pc3d.cli._inputs import as_left_out, left_out_lines
 from pc3d.cli._parser import INTERRUPTED, nearest, verb_parser
 
@@ -241,25 +242,6 @@ def config_of(argv: Sequence[str]) -> dict[str, Any]:
     for path in _configs_in(argv):
         found = _overridden(found, read_config(path))
     return found
-
-
-def read_config(path: Path | str) -> dict[str, Any]:
-    """What a configuration file says.
-
-    Raises:
-        ValueError: it is not YAML, or says something else than options.
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file in UTF-8: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path} is not a configuration: it has to hold options, as in 'seed: 0', and holds {content!r:.60}"
-        )
-    return content
 
 
 def _overridden(before: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:

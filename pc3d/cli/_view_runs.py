@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pc3d._files import read_config
 from pc3d.cli import _output
 from pc3d.cli._inputs import NUM_POINTS
-from pc3d.cli._training import read_config
 from pc3d.cli._view_inputs import Shown, items_of
 
 if TYPE_CHECKING:

@@ -32,7 +32,6 @@ def export(model: str, output: str, compiled: bool = False, overwrite: bool = Fa
             torch._inductor.aoti_load_package("model.pt2").
         overwrite: Replace what an earlier call wrote there.
     """
-    from pc3d.data import Normalize
     from pc3d.tasks import export_program, save_program
 
     folder = Path(output)
@@ -40,9 +39,7 @@ def export(model: str, output: str, compiled: bool = False, overwrite: bool = Fa
     if taken.exists() and not overwrite:
         raise FileExistsError(f"output: {taken} exists: choose another folder, or add --overwrite to replace it")
     own_steps = _own_steps(Path(model))
-    normalize = [step for step in own_steps if isinstance(step, Normalize)]
-    # As predict does: first what commands do to files, then what the run does to test objects.
-    program = export_program(model, normalize=[Normalize("box"), *normalize] if normalize else None)
+    program = export_program(model)
     if compiled:
         _output.say("compiling, which takes minutes")
     path = save_program(program, folder, compiled=compiled)
@@ -55,7 +52,7 @@ def export(model: str, output: str, compiled: bool = False, overwrite: bool = Fa
 
 def _own_steps(run: Path) -> Sequence[Transform]:
     """What a run does to the data that it is tested on."""
-    from pc3d.cli._objects import stored_preparation
+    from pc3d.tasks.trained_objects import stored_preparation
 
     if not (run / "config.yaml").is_file() or not (run / "head").is_dir():
         return []

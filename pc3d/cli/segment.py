@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from pc3d._files import read_config
 from pc3d.cli import _output, _training
 from pc3d.cli._parser import OK, USAGE, nearest
 
@@ -132,7 +133,7 @@ def _with_roots(argv: Sequence[str]) -> list[str]:
     known, _ = look.parse_known_args(list(argv))
     if known.root is None:
         return list(argv)
-    data = [_training.read_config(path).get("data") or {} for path in known.config]
+    data = [read_config(path).get("data") or {} for path in known.config]
     sets = [name for name in ("train", "validation", "test") if any(one.get(name) for one in data)] or ["train"]
     look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     look.add_argument("--root")

@@ -32,7 +32,7 @@ from pc3d.ops import farthest_point_sample
 from pc3d.ops._library import SCHEMAS, kernel_file
 from pc3d.tasks.model_folder import CONFIG
 from pc3d.tasks.segmenter import fields_read, load_segmenter
-from pc3d.tasks.trained_objects import load_classifier, load_part_segmenter
+from pc3d.tasks.trained_objects import load_classifier, load_part_segmenter, stored_preparation
 
 
 class Program(NamedTuple):
@@ -63,15 +63,17 @@ def export_program(source: str | os.PathLike[str], *, normalize: Sequence[Normal
     Args:
         source: run folder of any training command, or folder or Hub id of an exported encoder.
         normalize: how the program centres and scales an object, step by step. By default as commands prepare files: by
-            the middle of the bounding box; for encoders aligned with texts and pictures by the mean of the points. A
-            classifier or part segmenter whose test objects were normalised in another way needs those steps, too.
+            the middle of the bounding box (for encoders aligned with texts and pictures by the mean of the points),
+            and for the classifier or part segmenter of a run then by each ``Normalize`` of its test objects. Whatever
+            else a run does to them is left to the caller.
 
     Raises:
         FileNotFoundError: there is no such model, or its training has not finished.
         ValueError: a model whose steps depend on the points: :class:`pc3d.models.BlockFeatures`,
             :class:`pc3d.models.PointTransformerV3`.
     """
-    task, steps = _task(Path(source)), (Normalize("box"),) if normalize is None else tuple(normalize)
+    task = _task(Path(source))
+    steps = (Normalize("box"), *_own_normalize(Path(source))) if normalize is None else tuple(normalize)
     if task == "classification":
         classifier, config = load_classifier(source)
         network = _Objects(classifier, steps)
@@ -164,6 +166,13 @@ def _task(folder: Path) -> str | None:
     if not path.is_file():
         return None
     return str(json.loads(path.read_text()).get("task", "scenes"))
+
+
+def _own_normalize(run: Path) -> list[Normalize]:
+    """How a run normalises the objects that it is tested on; nothing for a model without a run or a head."""
+    if not (run / "config.yaml").is_file() or _task(run) not in ("classification", "part segmentation"):
+        return []
+    return [step for step in stored_preparation(run).transforms if isinstance(step, Normalize)]
 
 
 def _of_objects(

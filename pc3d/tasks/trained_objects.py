@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from pc3d._extras import require
+from pc3d._files import read_config
+from pc3d.data import Compose, Transform
 from pc3d.models import (
     ObjectEncoder,
     PointClassifier,
@@ -65,6 +68,25 @@ def load_part_segmenter(folder: str | os.PathLike[str]) -> tuple[PointPartSegmen
     model = PointPartSegmenter(encoder, *sizes, layers, tuple(config["head_dims"]))
     _load_head(model, folder)
     return model.eval(), config
+
+
+def stored_preparation(folder: str | os.PathLike[str]) -> Compose:
+    """How a run prepared the objects that it was judged on; its data need not be there.
+
+    Args:
+        folder: the run folder.
+
+    Raises:
+        FileNotFoundError: the run has no configuration.
+    """
+    jsonargparse = require("jsonargparse", extra="train", purpose="configurations")
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give the run folder of a training that has finished")
+    chosen = {"eval_transforms": read_config(path).get("data", {}).get("eval_transforms")}
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--eval_transforms", type=list[Transform] | None)
+    return Compose(parser.instantiate(parser.parse_object(chosen)).eval_transforms or [])
 
 
 def _load_head(model: nn.Module, folder: str | os.PathLike[str]) -> None:

@@ -139,6 +139,22 @@ def test_a_classifier(tmp_path: Path) -> None:
         torch.testing.assert_close(program.exported.module()(xyz), model(prepared(xyz)), rtol=1e-5, atol=1e-5)
 
 
+def test_a_classifier_of_a_run_does_the_normalization_of_its_test_objects(tmp_path: Path) -> None:
+    model = settled(PointClassifier(vit(num_cls_tokens=1), 2))
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
+    config = {"task": "classification", "classes": ["bed", "lamp"], "mode": "full"}
+    save_model(tmp_path, model.encoder, state, config)  # type: ignore[arg-type]
+    steps = "[{class_path: pc3d.data.FirstPoints, init_args: {num_points: 128}}, {class_path: pc3d.data.Normalize}]"
+    (tmp_path / "config.yaml").write_text(f"data: {{eval_transforms: {steps}}}\n")
+    xyz = clouds(2, 200)
+    as_commands = prepared(prepared(xyz), "centroid")
+    assert (as_commands - prepared(xyz)).abs().max() > 0.01
+    with torch.no_grad():
+        for options, seen in (({}, as_commands), ({"normalize": [Normalize("box")]}, prepared(xyz))):
+            program = export_program(tmp_path, **options).exported.module()  # type: ignore[arg-type]
+            torch.testing.assert_close(program(xyz), model(seen), rtol=1e-5, atol=1e-5)
+
+
 def test_a_part_segmenter(tmp_path: Path) -> None:
     model = settled(PointPartSegmenter(vit(num_cls_tokens=0), 5, 2, head_dims=(16, 16, 16, 16)))
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
