@@ -11,12 +11,13 @@ from pc3d.cli._judging import check_rows_folder
 from pc3d.cli._parser import verb_parser
 from pc3d.cli._several_runs import train_missing
 
-_DESCRIPTION = """Fine-tune on few-shot episodes, as Point-BERT and Point-MAE do on ModelNet40. For each of --folds
-episodes, a classifier is trained on --way classes with --shot objects each, and evaluated on --num_queries other
-objects of each class. The accuracy is that of the last epoch: mean and sample standard deviation over the episodes.
+_DESCRIPTION = """Fine-tune on few-shot episodes, as Point-BERT and Point-MAE do on ModelNet40. For each of
+--num_episodes episodes, a classifier is trained on --way classes with --shot objects each, and evaluated on
+--num_queries other objects of each class. The accuracy is that of the last epoch: mean and sample standard deviation
+over the episodes.
 --protocol legacy also gives what the literature reports, the best epoch on the test objects of each episode.
 
-All other options are those of pc3d classify train. Its runs are kept in --output, in one folder fold_N each. If
+All other options are those of pc3d classify train. Its runs are kept in --output, in one folder episode_N each. If
 interrupted, repeat the command: finished episodes are not trained again, and an interrupted one continues.
 
 Configurations that ship with pc3d: modelnet40_fewshot (published; --root FOLDER with the pickles of ModelNetFewshot),
@@ -42,9 +43,9 @@ def main(
     output = Path(options.output)
     path = output / "fewshot.json"
     runs = []
-    for fold in range(options.folds):
-        folder = RunFolder(output / f"fold_{fold}")
-        runs.append((folder, [*rest, *_of_fold(fold, options), "--output", str(folder.path)]))
+    for number in range(options.num_episodes):
+        folder = RunFolder(output / f"episode_{number}")
+        runs.append((folder, [*rest, *_of_episode(number, options), "--output", str(folder.path)]))
     results = train_missing(runs, options.overwrite, train, resolve, what="episode")
     _objects.write_result(FewShotTrainingResult.of(results), path, options.results, options.method)
     return None
@@ -53,15 +54,17 @@ def main(
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = verb_parser("classify fewshot", _DESCRIPTION, argparse.ArgumentParser)
     parser.add_argument("--output", required=True, help="Folder of the runs and of fewshot.json.")
-    parser.add_argument("--folds", type=int, default=10, help="Episodes (published: 10).")
+    parser.add_argument("--num_episodes", type=int, default=10, help="Episodes (published: 10).")
     for name, what in zip(_NUMBERS, ("Classes", "Training objects per class", "Test objects per class"), strict=True):
         parser.add_argument(f"--{name}", type=int, help=f"{what}; by default that of the configuration.")
     parser.add_argument("--overwrite", action="store_true", help="Remove earlier runs.")
     parser.add_argument("--results", help="Folder for rows of pc3d results.")
     parser.add_argument("--method", help="Name in the table of results.")
     options, rest = parser.parse_known_args(list(argv))
-    if options.folds < 2:
-        parser.error(f"--folds must be at least 2, or there is no standard deviation; got {options.folds}")
+    if options.num_episodes < 2:
+        parser.error(
+            f"--num_episodes must be at least 2, or there is no standard deviation; got {options.num_episodes}"
+        )
     if "--resume" in rest:
         parser.error("--resume is not needed: what is finished in --output is kept, and the rest goes on")
     if "--seeds" in rest:
@@ -69,9 +72,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, rest
 
 
-def _of_fold(fold: int, options: argparse.Namespace) -> list[str]:
+def _of_episode(number: int, options: argparse.Namespace) -> list[str]:
     """The options of ``pc3d classify train`` that make one episode of the configuration's data."""
-    numbers = {"fold": fold, **{name: getattr(options, name) for name in _NUMBERS}}
+    numbers = {"fold": number, **{name: getattr(options, name) for name in _NUMBERS}}
     return [
         f"--data.{split}.init_args.{name}={value}"
         for name, value in numbers.items()

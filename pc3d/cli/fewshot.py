@@ -20,7 +20,7 @@ def fewshot(
     way: int = 5,
     shot: int = 10,
     num_queries: int | None = None,
-    num_draws: int = 10,
+    num_episodes: int = 10,
     C: float = 1.0,
     standardize: bool = True,
     pooling: str | None = None,
@@ -36,7 +36,7 @@ def fewshot(
     results: str | None = None,
     method: str | None = None,
 ) -> None:
-    """Few-shot classification with a linear SVM on frozen features: mean and sample standard deviation over the draws.
+    """Few-shot classification with a linear SVM on frozen features: mean and sample standard deviation over episodes.
 
     Args:
         encoder: Folder or Hub id of an exported encoder, or an official .pth file of Point-MAE's family or POS-BERT; or
@@ -44,13 +44,13 @@ def fewshot(
         data: 'household' (embedded), or a folder: pc3d's shards, a published data set, or files in class sub-folders.
         variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
             (modelnet40, the default, or modelnet10).
-        way: Classes per draw.
+        way: Classes per episode.
         shot: Training items per class.
         num_queries: Test items per class. By default 20, as in the literature. If the test split is too small for that,
             as many as it allows; the output states the number.
-        num_draws: Independent draws.
-        C: Inverse regularisation of the SVM, the same for every draw.
-        standardize: Scale features by the training items of the draw.
+        num_episodes: Episodes, each drawn independently.
+        C: Inverse regularisation of the SVM, the same for every episode.
+        standardize: Scale features by the training items of the episode.
         pooling: Name of the encoder's pooling; by default the encoder's own. For PointViT: max, mean, max+mean (its
             default), concat(max,mean), concat(cls,max,mean), cls.
         num_points: Points per cloud: the first 1024 by default. For an encoder aligned with texts and pictures, by
@@ -63,7 +63,7 @@ def fewshot(
             with the reason (with --json, as left_out).
         drop_invalid: Leave out points of files that are not finite numbers.
         untrained: Keep the architecture, but draw fresh weights from the seed.
-        seed: Seed of the draws and of untrained weights.
+        seed: Seed of the episodes and of untrained weights.
         seeds: Several seeds: one result for each, and their mean, standard deviation and 95 % interval.
         results: Folder for rows of pc3d results, one for each seed.
         method: Name in the table of results; the encoder's by default.
@@ -77,7 +77,7 @@ def fewshot(
             way=way,
             shot=shot,
             num_queries=num_queries,
-            num_draws=num_draws,
+            num_episodes=num_episodes,
             C=C,
             standardize=standardize,
             seed=seed,
@@ -100,7 +100,7 @@ def fewshot(
         seeds=seeds,
         results=results,
         method=method,
-        options=(way, shot, num_queries, num_draws, C, standardize),
+        options=(way, shot, num_queries, num_episodes, C, standardize),
     )
 
 

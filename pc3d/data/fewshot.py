@@ -62,13 +62,13 @@ def few_shot_episodes(
     way: int,
     shot: int,
     num_queries: int = 20,
-    folds: int = 10,
+    num_episodes: int = 10,
     seed: int = 0,
 ) -> Iterator[FewShotEpisode]:
     """Draw episodes: ``way`` classes, ``shot`` training items and ``num_queries`` test items of each.
 
-    The published protocol: way 5 or 10, shot 10 or 20, 20 queries, 10 folds. A fold depends on (seed, way, shot,
-    fold) alone.
+    The published protocol: way 5 or 10, shot 10 or 20, 20 queries, 10 episodes, whose numbers are called folds. An
+    episode depends on (seed, way, shot, fold) alone.
 
     Args:
         train: where the training items come from.
@@ -76,17 +76,19 @@ def few_shot_episodes(
         way: classes per episode.
         shot: training items per class.
         num_queries: test items per class.
-        folds: number of episodes.
+        num_episodes: how many.
         seed: decides all of them.
 
     Raises:
         ValueError: a number is not positive, the classes differ, or too few classes have enough items.
     """
-    _check_positive(way=way, shot=shot, num_queries=num_queries, folds=folds)
+    _check_positive(way=way, shot=shot, num_queries=num_queries, num_episodes=num_episodes)
     members = _members(train, test)
     usable = _usable(members, way, shot, num_queries)
     # Checked now rather than at the first episode that is asked for.
-    return (_episode(train, test, members, usable, (way, shot, num_queries, fold, seed)) for fold in range(folds))
+    return (
+        _episode(train, test, members, usable, (way, shot, num_queries, fold, seed)) for fold in range(num_episodes)
+    )
 
 
 class FewShotSplit(_Relabelled):

@@ -1,4 +1,4 @@
-"""Few-shot classification on frozen features: N ways, K shots, several independent draws."""
+"""Few-shot classification on frozen features: N ways, K shots, several independent episodes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ USUAL_QUERIES = 20
 
 @dataclass(frozen=True)
 class Episode:
-    """One draw: ``classes`` ``(way,)``, and the rows of the training and test features that are used."""
+    """One episode: ``classes`` ``(way,)``, and the rows of the training and test features that are used."""
 
     classes: NDArray[np.int64]
     support: NDArray[np.int64]
@@ -27,19 +27,19 @@ class Episode:
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotResult(FrozenResult):
-    """Accuracies over the draws, with the whole protocol.
+    """Accuracies over the episodes, with the whole protocol.
 
     Attributes:
-        way: classes per draw.
+        way: classes per episode.
         shot: training items per class.
         num_queries: test items per class.
         fewer_queries: whether these are fewer than the usual 20 because the test split has no more.
-        num_draws: independent draws.
+        num_episodes: drawn independently.
         num_eligible: classes with enough items to be drawn.
-        classifier: which one was trained on each draw.
+        classifier: which one was trained on each episode.
         C: its regularisation, fixed beforehand.
-        standardized: whether features were standardised by the training items of the draw.
-        accuracies: overall accuracy of each draw, fractions.
+        standardized: whether features were standardised by the training items of the episode.
+        accuracies: overall accuracy of each episode, fractions.
         mean: their mean.
         standard_deviation: their sample standard deviation (``ddof=1``).
 
@@ -50,7 +50,7 @@ class FewShotResult(FrozenResult):
     shot: int
     num_queries: int
     fewer_queries: bool
-    num_draws: int
+    num_episodes: int
     num_eligible: int
     classifier: str
     C: float
@@ -60,13 +60,13 @@ class FewShotResult(FrozenResult):
     standard_deviation: float
 
     def to_row(self, method: str | None = None, cost: dict[str, float] | None = None) -> Row:
-        """The result as a row of a table: the mean over the draws.
+        """The result as a row of a table: the mean over the episodes.
 
         Args:
             method: name in the table; by default what computed the features.
             cost: see :class:`pc3d.evaluation.Row`.
         """
-        settings = ("way", "shot", "num_queries", "num_draws", "classifier", "C", "standardized")
+        settings = ("way", "shot", "num_queries", "num_episodes", "classifier", "C", "standardized")
         return Row(
             **self.row_fields(method, cost),
             protocol=f"few-shot {self.way}-way {self.shot}-shot",
@@ -76,7 +76,7 @@ class FewShotResult(FrozenResult):
             details={
                 "encoder": self.encoder,
                 "accuracies": self.accuracies,
-                "standard_deviation_over_draws": self.standard_deviation,
+                "standard_deviation_over_episodes": self.standard_deviation,
                 "num_eligible": self.num_eligible,
             },
         )
@@ -90,14 +90,14 @@ class FewShotResult(FrozenResult):
             [
                 f"few-shot, {self.way}-way {self.shot}-shot, on frozen features of {self.encoder}",
                 *self.describe_data(),
-                f"  draws       {self.num_draws}, each {self.way} of {self.num_eligible} eligible classes, "
+                f"  episodes    {self.num_episodes}, each {self.way} of {self.num_eligible} eligible classes, "
                 f"{self.shot} train and {self.num_queries} test items per class"
                 f"{self._why_fewer()}, seed {self.seed}",
                 f"  classifier  {self.classifier}, C = {self.C:g} fixed beforehand"
-                f"{', features standardised on the training items of the draw' if self.standardized else ''}",
+                f"{', features standardised on the training items of the episode' if self.standardized else ''}",
                 self.describe_versions(),
                 f"  accuracy    {percent(self.mean)} +/- {percent(self.standard_deviation)} "
-                "(mean and sample standard deviation, ddof=1, over the draws)",
+                "(mean and sample standard deviation, ddof=1, over the episodes)",
             ]
         )
 
@@ -109,7 +109,7 @@ def draw_episodes(
     way: int,
     shot: int,
     num_queries: int = 20,
-    num_draws: int = 10,
+    num_episodes: int = 10,
     seed: int = 0,
 ) -> list[Episode]:
     """Draw classes, then training and test items within them, without replacement.
@@ -117,11 +117,11 @@ def draw_episodes(
     Args:
         train_labels: ``(n,)`` classes of the training items, -1 for unlabelled, which are never drawn.
         test_labels: ``(m,)`` classes of the test items.
-        way: classes per draw.
+        way: classes per episode.
         shot: training items per class.
         num_queries: test items per class.
-        num_draws: number of independent draws.
-        seed: the same seed gives the same draws.
+        num_episodes: how many, drawn independently.
+        seed: the same seed gives the same episodes.
 
     Raises:
         ValueError: a count is too small, or fewer than ``way`` classes have enough items.
@@ -129,8 +129,8 @@ def draw_episodes(
     for name, value, least in (("way", way, 2), ("shot", shot, 1), ("num_queries", num_queries, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    if num_draws < 2:
-        raise ValueError(f"num_draws must be at least 2, or there is no standard deviation; got {num_draws}")
+    if num_episodes < 2:
+        raise ValueError(f"num_episodes must be at least 2, or there is no standard deviation; got {num_episodes}")
     eligible = _eligible(train_labels, test_labels, way, shot, num_queries)
     generator = np.random.default_rng(seed)
 
@@ -139,7 +139,7 @@ def draw_episodes(
         return np.concatenate(rows)
 
     episodes = []
-    for _ in range(num_draws):
+    for _ in range(num_episodes):
         classes = generator.choice(eligible, way, replace=False)
         support = pick(train_labels, classes, shot)
         episodes.append(Episode(classes, support, pick(test_labels, classes, num_queries)))
@@ -176,33 +176,33 @@ def few_shot(
     way: int = 5,
     shot: int = 10,
     num_queries: int | None = 20,
-    num_draws: int = 10,
+    num_episodes: int = 10,
     C: float = 1.0,
     standardize: bool = True,
     seed: int = 0,
     episodes: Sequence[Episode] | None = None,
 ) -> FewShotResult:
-    """Fit a linear SVM to the support items of each draw; mean and standard deviation of its accuracy on the queries.
+    """Fit a linear SVM to the support items of each episode; mean and standard deviation of its accuracy on queries.
 
     The task is that of Sharma and Kaul (2020): ``way`` classes, ``shot`` training items each from the training split,
-    ``num_queries`` (20 in the literature) unseen test items each from the test split, ten draws. The classifier and its
-    ``C`` are fixed beforehand: no draw is used to choose anything.
+    ``num_queries`` (20 in the literature) unseen test items each from the test split, ten episodes. The classifier and
+    its ``C`` are fixed beforehand: no episode is used to choose anything.
 
     Args:
         train: features of the training split.
         test: features of the test split.
-        way: classes per draw.
+        way: classes per episode.
         shot: training items per class.
         num_queries: test items per class. None takes 20; if the test split does not have ``way`` classes with that
             many, as many as it has, which the result states.
-        num_draws: number of independent draws.
+        num_episodes: how many, drawn independently.
         C: regularisation of the linear SVM.
-        standardize: scale features by the mean and deviation of the draw's training items.
-        seed: seed of the draws.
-        episodes: draws made elsewhere, for example published folds; replaces the five arguments of the draw.
+        standardize: scale features by the mean and deviation of the episode's training items.
+        seed: seed of the episodes.
+        episodes: drawn elsewhere, for example published folds; replaces the five arguments of the draw.
 
     Raises:
-        ValueError: too few classes or items for a draw, or splits that do not match.
+        ValueError: too few classes or items for an episode, or splits that do not match.
     """
     if not C > 0:
         raise ValueError(f"C must be positive, got {C}")
@@ -219,13 +219,13 @@ def few_shot(
             way=way,
             shot=shot,
             num_queries=num_queries,
-            num_draws=num_draws,
+            num_episodes=num_episodes,
             seed=seed,
         )
         num_eligible = int(_eligible(train.labels, test.labels, way, shot, num_queries).size)
     else:
         way, shot, num_queries = _shape(episodes)
-        num_draws, num_eligible = len(episodes), int(np.unique(np.concatenate([e.classes for e in episodes])).size)
+        num_episodes, num_eligible = len(episodes), int(np.unique(np.concatenate([e.classes for e in episodes])).size)
     accuracies = []
     for episode in episodes:
         x, x_query = train.values[episode.support], test.values[episode.query]
@@ -240,7 +240,7 @@ def few_shot(
         shot=shot,
         num_queries=num_queries,
         fewer_queries=fewer,
-        num_draws=num_draws,
+        num_episodes=num_episodes,
         num_eligible=num_eligible,
         classifier="SVC(kernel='linear')",
         C=C,
@@ -255,5 +255,5 @@ def few_shot(
 def _shape(episodes: Sequence[Episode]) -> tuple[int, int, int]:
     shapes = {(e.classes.size, e.support.size // e.classes.size, e.query.size // e.classes.size) for e in episodes}
     if len(episodes) < 2 or len(shapes) != 1:
-        raise ValueError(f"episodes must be at least two draws of one way, shot and number of queries, got {shapes}")
+        raise ValueError(f"episodes must be at least two of one way, shot and number of queries, got {shapes}")
     return shapes.pop()

@@ -696,7 +696,7 @@ def test_every_verb_reads_shards_of_aligned_shapes(
     assert main(["probe", "--encoder", encoder, *data, "--classifier", "knn", "--k", "1", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["num_train"], result["num_test"], result["num_points"]) == (8, 8, 100)
-    few = ["--way", "2", "--shot", "1", "--num_queries", "2", "--num_draws", "2"]
+    few = ["--way", "2", "--shot", "1", "--num_queries", "2", "--num_episodes", "2"]
     assert main(["fewshot", "--encoder", encoder, *data, *few]) == 0
     assert (
         main(["probe", "--encoder", "descriptor", *data, "--num_points", "64", "--classifier", "knn", "--k", "1"]) == 0
@@ -1020,7 +1020,7 @@ def test_few_shot_of_an_aligned_encoder(encoder: str, capsys: pytest.CaptureFixt
         "5",
         "--shot",
         "1",
-        "--num_draws",
+        "--num_episodes",
         "3",
         "--json",
     ]

@@ -587,7 +587,7 @@ def with_bad_files(tmp_path_factory: pytest.TempPathFactory, by_class: Path) -> 
     [
         ("probe", ["--C", "1"]),
         ("probe", ["--encoder", "descriptor", "--C", "1", "--seeds", "0", "1"]),
-        ("fewshot", ["--way", "2", "--shot", "2", "--num_queries", "2", "--num_draws", "2"]),
+        ("fewshot", ["--way", "2", "--shot", "2", "--num_queries", "2", "--num_episodes", "2"]),
         ("retrieve", []),
         ("robustness", ["--corruptions", "jitter", "--severities", "5", "--C", "1"]),
     ],
@@ -736,7 +736,7 @@ def test_variants_of_scanobjectnn(
     assert main(["embed", *arguments, "--output", str(tmp_path / "a.npz")]) == 0
     with np.load(tmp_path / "a.npz") as archive:
         assert set(archive["classes"][archive["label"]]) == classes
-    few = ["--way", "2", "--shot", "2", "--num_queries", "2", "--num_draws", "2"]
+    few = ["--way", "2", "--shot", "2", "--num_queries", "2", "--num_episodes", "2"]
     assert main(["fewshot", *arguments, *few]) == 0
 
 

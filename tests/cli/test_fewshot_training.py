@@ -44,14 +44,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, config: Path) -> Path:
     folder = tmp_path_factory.mktemp("run") / "a"
-    options = ["--folds", "2", "--protocol", "legacy", "--results", folder / "rows", "--method", "tiny"]
+    options = ["--num_episodes", "2", "--protocol", "legacy", "--results", folder / "rows", "--method", "tiny"]
     assert few_shot("--config", config, "--output", folder, *options) == 0
     return folder
 
 
 def test_the_result_is_the_mean_over_the_episodes(run: Path) -> None:
     result = json.loads((run / "fewshot.json").read_text())
-    folds = [json.loads((run / f"fold_{k}" / "eval" / "test.json").read_text()) for k in range(2)]
+    folds = [json.loads((run / f"episode_{k}" / "eval" / "test.json").read_text()) for k in range(2)]
     each = [fold["scores"]["overall_accuracy"] for fold in folds]
     assert result["accuracies"] == each
     assert result["mean"] == pytest.approx(sum(each) / 2)
@@ -63,7 +63,7 @@ def test_the_result_is_the_mean_over_the_episodes(run: Path) -> None:
 
 
 def test_episodes_are_of_different_objects(run: Path) -> None:
-    folds = [json.loads((run / f"fold_{k}" / "eval" / "test.json").read_text()) for k in range(2)]
+    folds = [json.loads((run / f"episode_{k}" / "eval" / "test.json").read_text()) for k in range(2)]
     assert folds[0]["test_hash"] != folds[1]["test_hash"]
     assert folds[0]["data"] == "household"
 
@@ -82,10 +82,10 @@ def test_what_is_finished_stays_and_what_is_missing_is_trained(
 ) -> None:
     folder = tmp_path / "a"
     shutil.copytree(run, folder)
-    shutil.rmtree(folder / "fold_1")
+    shutil.rmtree(folder / "episode_1")
     (folder / "fewshot.json").unlink()
-    assert few_shot("--config", config, "--output", folder, "--folds", "2", "--protocol", "legacy") == 0
-    assert "fold_0: finished already" in capsys.readouterr().out
+    assert few_shot("--config", config, "--output", folder, "--num_episodes", "2", "--protocol", "legacy") == 0
+    assert "episode_0: finished already" in capsys.readouterr().out
     again, before = (json.loads((where / "fewshot.json").read_text()) for where in (folder, run))
     assert again["accuracies"] == before["accuracies"]
 
@@ -105,15 +105,15 @@ def test_a_finished_episode_is_not_taken_for_one_of_other_options(
     folder = tmp_path / "a"
     shutil.copytree(run, folder)
     before = (folder / "fewshot.json").read_text()
-    assert few_shot("--config", config, "--output", folder, "--folds", "2", "--protocol", "legacy", *other) == 1
-    assert f"fold_0 is a finished episode of another configuration, which {what}" in capsys.readouterr().err
+    assert few_shot("--config", config, "--output", folder, "--num_episodes", "2", "--protocol", "legacy", *other) == 1
+    assert f"episode_0 is a finished episode of another configuration, which {what}" in capsys.readouterr().err
     assert (folder / "fewshot.json").read_text() == before
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--folds", "1"], "--folds must be at least 2"),
+        (["--num_episodes", "1"], "--num_episodes must be at least 2"),
         (["--resume"], "--resume is not needed"),
         (["--way", "30"], "way=30 asks for more"),
     ],
@@ -130,7 +130,7 @@ def test_bad_options_are_refused(
 
 
 def test_episodes_of_different_sizes_are_refused(run: Path) -> None:
-    fold = json.loads((run / "fold_0" / "eval" / "test.json").read_text())
+    fold = json.loads((run / "episode_0" / "eval" / "test.json").read_text())
     with pytest.raises(ValueError, match="two or more episodes of one size, got 1"):
         FewShotTrainingResult.of([fold])
     with pytest.raises(ValueError, match="two or more episodes of one size, got 2"):

@@ -262,7 +262,7 @@ def test_published_protocols() -> None:
     assert options["modelnet40_svm"] == {**published, "svm": "svc_linear", "C": 0.012, "num_points": 1024}
     assert options["modelnet40_svm_unit"] == {**published, "svm": "linearsvc_l2", "C": 1.0, "num_points": 2048}
     draws = yaml.safe_load((CONFIGS / "fewshot" / "modelnet40.yaml").read_text())
-    assert (draws["way"], draws["shot"], draws["num_queries"], draws["num_draws"]) == (5, 10, 20, 10)
+    assert (draws["way"], draws["shot"], draws["num_queries"], draws["num_episodes"]) == (5, 10, 20, 10)
     assert (draws["C"], draws["standardize"]) == (1.0, True)
     corruptions = yaml.safe_load((CONFIGS / "robustness" / "modelnet_c.yaml").read_text())
     assert tuple(corruptions["corruptions"]) == MODELNET_C

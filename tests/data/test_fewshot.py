@@ -20,7 +20,9 @@ from pc3d.data import (
 
 
 def test_episodes_hold_what_the_protocol_says(household: Household, household_test: Household) -> None:
-    episodes = list(few_shot_episodes(household, household_test, way=5, shot=10, num_queries=5, folds=10, seed=0))
+    episodes = list(
+        few_shot_episodes(household, household_test, way=5, shot=10, num_queries=5, num_episodes=10, seed=0)
+    )
     assert [episode.fold for episode in episodes] == list(range(10))
     for episode in episodes:
         assert episode.train.labels.tolist() == [label for label in range(5) for _ in range(10)]
@@ -36,10 +38,10 @@ def test_episodes_hold_what_the_protocol_says(household: Household, household_te
 
 def test_a_fold_depends_on_its_key_alone(household: Household, household_test: Household) -> None:
     def draw(**numbers: int) -> list[list[int]]:
-        arguments = {"way": 5, "shot": 5, "num_queries": 4, "folds": 3, "seed": 0, **numbers}
+        arguments = {"way": 5, "shot": 5, "num_queries": 4, "num_episodes": 3, "seed": 0, **numbers}
         return [e.train.indices.tolist() for e in few_shot_episodes(household, household_test, **arguments)]
 
-    assert draw() == draw(folds=5)[:3]
+    assert draw() == draw(num_episodes=5)[:3]
     assert draw() == draw()
     assert draw() != draw(seed=1)
 
@@ -47,14 +49,14 @@ def test_a_fold_depends_on_its_key_alone(household: Household, household_test: H
 def test_impossible_episodes_are_refused(household: Household, household_test: Household) -> None:
     with pytest.raises(ValueError, match=r"\d+ of 21 classes have 10 training and 20 test items, way=5 asks for more"):
         few_shot_episodes(household, household_test, way=5, shot=10)
-    for name in ("way", "shot", "num_queries", "folds"):
+    for name in ("way", "shot", "num_queries", "num_episodes"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             few_shot_episodes(household, household_test, **{"way": 2, "shot": 2, "num_queries": 2, name: 0})
 
 
 def test_a_split_is_one_side_of_an_episode(household: Household, household_test: Household) -> None:
     numbers = {"way": 5, "shot": 5, "num_queries": 4}
-    episode = list(few_shot_episodes(household, household_test, **numbers, folds=3, seed=7))[2]
+    episode = list(few_shot_episodes(household, household_test, **numbers, num_episodes=3, seed=7))[2]
     for side in ("train", "test"):
         own = FewShotSplit(household, household_test, side, **numbers, fold=2, seed=7)  # type: ignore[arg-type]
         wanted = getattr(episode, side)

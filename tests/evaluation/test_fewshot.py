@@ -15,7 +15,7 @@ Make = Callable[..., Features]
 
 def test_episodes_have_the_asked_shape_and_no_repeats(planted: Make) -> None:
     train, test = planted(12, 8, seed=1, unlabelled=9), planted(10, 8, seed=2)
-    for episode in draw_episodes(train.labels, test.labels, way=5, shot=3, num_queries=4, num_draws=10):
+    for episode in draw_episodes(train.labels, test.labels, way=5, shot=3, num_queries=4, num_episodes=10):
         assert np.unique(episode.classes).size == 5
         assert np.unique(episode.support).size == 15
         assert np.unique(episode.query).size == 20
@@ -27,7 +27,7 @@ def test_episodes_differ_and_follow_the_seed(planted: Make) -> None:
     labels = planted(12, 8).labels
 
     def draws(seed: int) -> list[list[int]]:
-        options = {"way": 5, "shot": 3, "num_queries": 4, "num_draws": 4, "seed": seed}
+        options = {"way": 5, "shot": 3, "num_queries": 4, "num_episodes": 4, "seed": seed}
         return [episode.support.tolist() for episode in draw_episodes(labels, labels, **options)]
 
     assert draws(0) == draws(0)
@@ -40,11 +40,11 @@ def test_planted_classes_are_found(planted: Make) -> None:
     result = few_shot(train, test, way=4, shot=5, num_queries=6, standardize=False)
     assert result.mean == 1.0
     assert result.standard_deviation == 0.0
-    assert len(result.accuracies) == result.num_draws == 10
+    assert len(result.accuracies) == result.num_episodes == 10
 
 
 def test_noise_gives_chance(planted: Make) -> None:
-    options = {"way": 5, "shot": 10, "num_queries": 20, "num_draws": 20}
+    options = {"way": 5, "shot": 10, "num_queries": 20, "num_episodes": 20}
     result = few_shot(planted(30, 8, signal=0, seed=1), planted(30, 8, signal=0, seed=2), **options)
     # Chance is 0.2; the mean of 2,000 answers has a standard error of 0.009, within classes somewhat more.
     assert result.mean == pytest.approx(0.2, abs=0.04)
@@ -62,11 +62,11 @@ def test_mean_and_sample_deviation(planted: Make) -> None:
 
 def test_given_episodes_are_used(planted: Make) -> None:
     train, test = planted(12, 8, seed=1), planted(12, 8, seed=2)
-    episodes = draw_episodes(train.labels, test.labels, way=3, shot=4, num_queries=5, num_draws=6, seed=9)
+    episodes = draw_episodes(train.labels, test.labels, way=3, shot=4, num_queries=5, num_episodes=6, seed=9)
     given = few_shot(train, test, episodes=episodes)
-    drawn = few_shot(train, test, way=3, shot=4, num_queries=5, num_draws=6, seed=9)
+    drawn = few_shot(train, test, way=3, shot=4, num_queries=5, num_episodes=6, seed=9)
     assert given.accuracies == drawn.accuracies
-    assert (given.way, given.shot, given.num_queries, given.num_draws) == (3, 4, 5, 6)
+    assert (given.way, given.shot, given.num_queries, given.num_episodes) == (3, 4, 5, 6)
 
 
 def test_too_few_items_say_what_would_do(planted: Make) -> None:
@@ -90,9 +90,9 @@ def test_test_labels_only_score(planted: Make) -> None:
         ({"way": 1}, "way must be at least 2"),
         ({"shot": 0}, "shot must be at least 1"),
         ({"num_queries": 0}, "num_queries must be at least 1"),
-        ({"num_draws": 1}, "num_draws must be at least 2"),
+        ({"num_episodes": 1}, "num_episodes must be at least 2"),
         ({"C": -1.0}, "C must be positive"),
-        ({"episodes": []}, "at least two draws"),
+        ({"episodes": []}, "at least two of one way"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, float], message: str, planted: Make) -> None:
