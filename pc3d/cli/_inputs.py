@@ -97,6 +97,7 @@ def _open_split(
         raise _no_variant(variant, data)
     cut: dict[str, Any] = {} if num_points is None else {"num_points": num_points}
     if data == "household":
+        note_hidden(data)
         return Source(sets.Household(split, **cut), "first", "none")
     if not root.is_dir():
         raise FileNotFoundError(
@@ -208,7 +209,7 @@ def open_inputs(
 ) -> Source:
     """As :func:`open_split`, and also a single file of points, or a folder of such files without splits."""
     path = Path(data)
-    if path.is_file():
+    if data != "household" and path.is_file():
         if variant is not None:
             raise _no_variant(variant, data)
         return Source(_one_file(path, num_points, drop_invalid), "farthest", "box")
@@ -222,6 +223,12 @@ def _no_variant(variant: Variant, data: str) -> ValueError:
         f"variant: {variant!r} is one of ScanObjectNN or of ModelNet's text files, and {data!r} is neither: "
         "leave the option out"
     )
+
+
+def note_hidden(name: str) -> None:
+    """Say so where the name of an embedded data set, which comes first in all commands, is that of a file or folder."""
+    if Path(name).exists():
+        _output.say_once(f"note: {name!r} is the embedded data set; the file or folder of that name here is ./{name}")
 
 
 def open_objects(

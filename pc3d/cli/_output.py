@@ -21,6 +21,7 @@ class _Output:
         self.json = False
         self.quiet = False
         self.is_part = False
+        self.said: set[str] = set()
         self.result_to: TextIO | None = None
         self.stack = ExitStack()
 
@@ -73,6 +74,14 @@ def say(text: object) -> None:
     """A note for whoever watches; not with ``--quiet``."""
     if not is_quiet():
         print(text, flush=True)
+
+
+def say_once(text: str) -> None:
+    """As :func:`say`, unless this command has said it."""
+    output = _current.get() or _Output()
+    if text not in output.said:
+        output.said.add(text)
+        say(text)
 
 
 def result(data: Any, text: object) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pc3d.cli._inputs import UpAxis, turned_up
+from pc3d.cli._inputs import UpAxis, note_hidden, turned_up
 from pc3d.cli._parser import nearest
 from pc3d.cli._segment_eval import SCENE_SETS, named_set
 
@@ -82,7 +82,9 @@ def open_all(
     found = Opened()
     for word in what:
         path = Path(word)
-        if path.is_file():
+        if word in ("household", "rooms"):
+            found.shown += items_of(open_dataset(word, split, root), word, item, split)
+        elif path.is_file():
             found.shown.append(_of_file(path, num_points, up, drop_invalid, labels))
         elif path.is_dir() and is_run(path):
             if found.run is not None:
@@ -167,7 +169,10 @@ def open_dataset(data: str, split: str, root: str | None) -> PointDataset:
     from pc3d.data import SceneFolder
     from pc3d.data.scenes import find_below
 
-    if data in SCENE_SETS:
+    if data == "rooms" and root is None:
+        note_hidden(data)
+    # Without a root, the name of a set that is not embedded can only mean what lies here.
+    if data == "rooms" or (data in SCENE_SETS and (root is not None or not Path(data).exists())):
         return named_set(data, root, split, None)[0]
     if root is not None:
         raise ValueError(f"root: {root!r} goes with a set of scenes ({', '.join(SCENE_SETS)}); got {data!r}")

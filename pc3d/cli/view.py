@@ -65,7 +65,8 @@ def look(
     Args:
         what: Files of points or meshes of any kind that pc3d reads; items of data sets as in household:test:12,
             rooms:test:0-2 or FOLDER:train:3; a run folder of pc3d pretrain, segment, parts or classify (its test items,
-            or the other things named). Given before all options, it needs no --what.
+            or the other things named). household and rooms are the embedded sets; a file or folder of such a name is
+            ./household. Given before all options, it needs no --what.
         data: A data set as other verbs take it: household, rooms, scannet, s3dis, structured3d, or a folder.
         root: Folder of a data set of scenes.
         split: Split of the data set.

@@ -513,6 +513,44 @@ def test_classes_of_objects_and_where_they_are_wrong(tmp_path: Path, capsys: pyt
     assert request.notes == ["a: labelled with other classes than the run's, so no errors are shown"]
 
 
+def test_names_of_embedded_sets_come_before_files_and_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    note = "note: '{0}' is the embedded data set; the file or folder of that name here is ./{0}"
+    wanted: dict[str, Any] = {"split": "test", "item": None, "num_points": 100, "up": None, "drop_invalid": False}
+
+    def shown(word: str, data: str | None = None) -> PointCloud:
+        return open_all([word] if word else [], data=data, root=None, **wanted).shown[0].cloud
+
+    assert view("household", "--output", "a.png", "--size", "40", "30") == 0
+    assert "is the embedded data set" not in capsys.readouterr().out
+    points = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    for name, embedded in (("household", Household("test")), ("rooms", Rooms("test"))):
+        Path(name).mkdir()
+        np.save(Path(name, "cloud.npy"), points)
+        capsys.readouterr()
+        for words in ((name,), (f"{name}:test:0",), ("", name)):
+            assert torch.equal(shown(*words).xyz, embedded.load(0).xyz)
+            assert note.format(name) in capsys.readouterr().out
+        for word in (f"./{name}", f"{name}/"):
+            np.testing.assert_array_equal(shown(word).xyz, points)
+        assert capsys.readouterr().out == ""
+    Path("scannet").mkdir()  # a set that is not embedded
+    np.save("scannet/cloud.npy", points)
+    np.testing.assert_array_equal(shown("scannet").xyz, points)
+    embed = ["embed", "--encoder", "descriptor", "--num_points", "16", "--output", "features.npz", "--overwrite"]
+    assert main(embed) == 0
+    assert capsys.readouterr().out.count(note.format("household")) == 1
+    assert main(["probe", "--encoder", "descriptor", "--num_points", "16", "--C", "1"]) == 0
+    assert capsys.readouterr().out.count(note.format("household")) == 1  # for both of its splits
+    Path("household").rename("folder")
+    np.save("file.npy", points)
+    Path("file.npy").rename("household")  # and no format that could be read
+    assert main(embed) == 0
+    assert capsys.readouterr().out.count(note.format("household")) == 1
+
+
 def test_predictions_and_errors(segment_run: Path) -> None:
     from pc3d.tasks import load_segmenter, segment_scene
 
