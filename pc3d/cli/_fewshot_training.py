@@ -39,7 +39,7 @@ def main(
     from pc3d.methods.run_folder import RunFolder
 
     options, rest = _parse(argv)
-    check_rows_folder(options.results)
+    check_rows_folder(options.results, options.method)
     output = Path(options.output)
     path = output / "fewshot.json"
     runs = []

@@ -458,7 +458,17 @@ def read_encoder(encoder: str) -> Any:
 
 
 def pooling_of(model: Encoder, pooling: str | None) -> str:
-    """The pooling that was asked for, or that an encoder uses when none was."""
+    """The pooling that was asked for, or that an encoder uses when none was.
+
+    Raises:
+        ValueError: one was asked for, and the encoder has no choice.
+    """
+    own = getattr(model, "pooling", None)
+    if pooling is not None and own is not None:
+        raise ValueError(
+            f"pooling: {pooling!r} is for encoders with tokens, and a {type(model).__name__} has one way, {own}: leave "
+            "the option out"
+        )
     return pooling or _default_pooling(model) or "none"
 
 

@@ -98,7 +98,7 @@ def judge_frozen(
     from pc3d.evaluation import Kept, write_rows
     from pc3d.evaluation.cost import measured
 
-    check_rows_folder(results)
+    check_rows_folder(results, method)
     outcomes, rows = [], []
     frozen: Frozen | None = None
     extraction: dict[str, float] = {}
@@ -135,12 +135,15 @@ def judge_frozen(
     return outcomes
 
 
-def check_rows_folder(results: str | None) -> None:
-    """Refuse, before any work, a folder for rows that cannot be written.
+def check_rows_folder(results: str | None, method: str | None) -> None:
+    """Refuse, before any work, a folder for rows that cannot be written, and a name that no row would have.
 
     Raises:
         NotADirectoryError, PermissionError: see :func:`pc3d._files.check_writable`.
+        ValueError: a name without a folder.
     """
+    if method is not None and results is None:
+        raise ValueError(f"method: {method!r} is the name in rows that --results FOLDER keeps: add it, or leave it out")
     if results is not None:
         check_writable(Path(results), "results")
 

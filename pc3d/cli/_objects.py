@@ -141,7 +141,7 @@ def _train_once(verb: Verb, argv: Sequence[str], *, of_several: bool = False) ->
             raise ValueError(
                 f"{'seeds' if of_several else 'results'}: they are of the test split; data.test names none"
             )
-        check_rows_folder(objects.results)
+        check_rows_folder(objects.results, objects.method)
         check_model(objects)
 
     arguments = _training.with_config(in_full(argv, parser.shorthands), verb.folder)

@@ -237,6 +237,24 @@ def _item_type(annotation: Any) -> Any:
     return None
 
 
+def check_used(function: Callable[..., object], given: Mapping[str, object], needs: Mapping[str, str | None]) -> None:
+    """Refuse options that would do nothing beside the others.
+
+    Args:
+        function: of the verb; what is its default is not given.
+        given: values of its options.
+        needs: for each option that needs others, what these would be; None where they are there.
+
+    Raises:
+        ValueError: an option would be ignored.
+    """
+    parameters = inspect.signature(function).parameters
+    for option, missing in needs.items():
+        value = given[option]
+        if missing is not None and value != parameters[option].default:
+            raise ValueError(f"{option}: {value!r} is for {missing}: leave the option out")
+
+
 def run_verb(verb: str, function: Callable[..., int | None], argv: Sequence[str]) -> int | None:
     """Build the options of a verb from the signature and docstring of a function, parse ``argv``, call it.
 

@@ -72,7 +72,7 @@ def evaluate(
     if data == "run" and root is not None:
         raise ValueError(f"root: {root!r} goes with --data; data 'run' reads where the configuration says")
     check_bounds(max_points, context)
-    check_rows_folder(results)
+    check_rows_folder(results, method)
     open_device(device)
     model = load_segmenter(run)
     if test_area is not None and data != "s3dis":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _output
+from pc3d.cli._judging import check_rows_folder
 from pc3d.cli._parser import verb_parser
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def main(argv: Sequence[str]) -> int | None:
     from pc3d.evaluation import sum_folds, write_rows
 
     options = build_parser().parse_args(list(argv))
+    check_rows_folder(options.results, options.method)
     targets = [Path(options.output) / f"folds.{ending}" for ending in ("json", "png")] if options.output else []
     taken = [str(target) for target in targets if target.exists()]
     if taken and not options.overwrite:

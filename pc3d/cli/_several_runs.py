@@ -60,7 +60,7 @@ def train_seeds(options: argparse.Namespace, rest: Sequence[str], train: Train, 
     from pc3d.methods import RunFolder
 
     seeds = chosen_seeds(0, options.seeds)
-    check_rows_folder(options.results)
+    check_rows_folder(options.results, options.method)
     for given, name, remedy in (
         (options.seed is not None, "seed", "give one of the two"),
         (options.resume, "resume", "leave it out: what is finished in --output is kept, and the rest goes on"),

@@ -104,6 +104,16 @@ def open_all(
             "what: name something to see: a file of points or a mesh, an item of a data set as in household:test:12 or "
             "rooms:test:0, or a run folder"
         )
+    files = any(Path(word).is_file() for word in what)
+    sets = data is not None or any(not Path(word).is_file() and Path(word) != found.run for word in what)
+    for name, value, used, of in (
+        ("up", up, files, "files of points, and none is named: data sets are shown as stored"),
+        ("drop_invalid", drop_invalid or None, files, "files of points, and none is named"),
+        ("root", root, sets, "a data set, and none is named"),
+        ("item", item, sets or found.run is not None, "items of a data set, a folder or a run, and none is named"),
+    ):
+        if value is not None and not used:
+            raise ValueError(f"{name}: {value!r} is for {of}: leave the option out")
     return found
 
 

@@ -102,7 +102,7 @@ def evaluate(
         raise ValueError(
             f"official_best_of: {official_best_of} repeats rounds of votes, and votes is 0: add --votes 10"
         )
-    check_rows_folder(results)
+    check_rows_folder(results, method)
     place = open_device(device)
     model, config = load_classifier(run)
     data = _objects.stored_data(Path(run), "classify", root=root, split=split, variant=variant)

@@ -91,7 +91,7 @@ def evaluate(
     from pc3d.tasks import evaluate_parts, load_part_segmenter
 
     place = open_device(device)
-    check_rows_folder(results)
+    check_rows_folder(results, method)
     model, config = load_part_segmenter(run)
     data = _objects.stored_data(Path(run), "parts", root=root, split=split)
     for name, ours, theirs in (

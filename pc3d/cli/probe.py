@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pc3d.cli import _output
 from pc3d.cli._inputs import OnError, Points, UpAxis, Variant
 from pc3d.cli._judging import Frozen, judge_frozen
-from pc3d.cli._parser import run_verb
+from pc3d.cli._parser import check_used, run_verb
 
 if TYPE_CHECKING:
     from pc3d.evaluation import ProbeResult
@@ -78,6 +78,9 @@ def probe(
     """
     from pc3d.evaluation import knn_probe, linear_svm, logistic_regression, mlp_probe
 
+    values = {"svm": svm, "C": C, "k": k, "alpha": alpha, "standardize": standardize}
+    check_used(probe, values | {"validation_fraction": validation_fraction}, _needs(classifier, protocol))
+
     def judge(frozen: Frozen, seed: int) -> ProbeResult:
         choice: dict[str, Any] = {
             "protocol": protocol,
@@ -119,6 +122,19 @@ def probe(
         method=method,
         options=(classifier, svm, protocol, C, k, alpha, validation_fraction, standardize),
     )
+
+
+def _needs(classifier: str, protocol: str) -> dict[str, str | None]:
+    """What an option is for that is not for all of them; None where it is for these."""
+    fixed, held_out = protocol == "fixed", protocol in ("validation", "legacy")
+    return {
+        "svm": None if classifier == "svm" else "classifier svm",
+        "C": None if classifier in ("svm", "logistic") and fixed else "classifiers svm and logistic, protocol fixed",
+        "k": None if classifier == "knn" and fixed else "classifier knn, protocol fixed",
+        "alpha": None if classifier == "mlp3" and fixed else "classifier mlp3, protocol fixed",
+        "standardize": None if classifier != "knn" else "classifiers svm, logistic and mlp3",
+        "validation_fraction": None if held_out else "protocols validation and legacy",
+    }
 
 
 def main(argv: Sequence[str]) -> int | None:

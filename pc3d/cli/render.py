@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pc3d.cli import _output
-from pc3d.cli._parser import run_verb
+from pc3d.cli._parser import check_used, run_verb
 
 if TYPE_CHECKING:
     from pc3d.image import Mesh, Rendering
@@ -62,6 +62,11 @@ def _renderings(
 
     cameras = view_set(views, size)
     mesh = _mesh(path, up)
+    needs = {
+        "supersample": None if mesh is not None else f"meshes, and {path} holds points",
+        "drop_invalid": None if mesh is None else f"points, and {path} is a mesh",
+    }
+    check_used(render, {"supersample": supersample, "drop_invalid": drop_invalid}, needs)
     if mesh is not None:
         renderer = MeshRenderer(mesh.scaled_to(*extent(views))[0])
         yield from (renderer.render(camera, supersample) for camera in track(cameras, "draw", "views"))

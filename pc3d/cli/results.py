@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pc3d.cli import _output
 from pc3d.cli._inputs import check_picture
-from pc3d.cli._parser import run_verb
+from pc3d.cli._parser import check_used, run_verb
 
 if TYPE_CHECKING:
     from pc3d.evaluation.table import Table
@@ -45,6 +45,9 @@ def results(
         raise FileExistsError(f"output: {output} exists and would be lost: choose another name, or add --overwrite")
     if figure is not None:
         check_picture("figure", figure, overwrite)
+    if format == "rows" and figure is None:  # which are written as they are
+        needs = dict.fromkeys(("metric", "order"), "tables and figures, and the format is rows")
+        check_used(results, {"metric": metric, "order": order}, needs)
     rows = read_rows(folders)
     table = tabulate(rows, metric=metric, order=order or ())
     text = {"markdown": to_markdown, "csv": to_csv}[format](table) if format != "rows" else rows_to_csv(rows)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pc3d.cli import _output
 from pc3d.cli._devices import open_device
 from pc3d.cli._inputs import UpAxis
-from pc3d.cli._parser import run_verb
+from pc3d.cli._parser import check_used, run_verb
 from pc3d.cli._view_inputs import open_all
 from pc3d.cli._view_layers import Request, ask_of, build, choose_modes, cut_top, default_encoder, missing_modes
 
@@ -108,6 +108,9 @@ def look(
     from pc3d.viz.display import check_display
 
     _check_one_target(output=output, html=html, web=web)
+    chosen = {"host": host, "port": port, "size": size, "columns": columns, "point_size": point_size, "view": view}
+    more = {"frames": frames, "camera_path": camera_path, "text_tower": text_tower}
+    check_used(look, {**chosen, **more}, _needs(output, html, web=web, text=bool(text)))
     target = None if output is None else _check_output(Path(output), overwrite, (*_STILLS, _GIF), "output")
     page = None if html is None else _check_output(Path(html), overwrite, (".html",), "html")
     if target is None and page is None and not web:
@@ -176,6 +179,18 @@ def look(
     else:
         draw.still(target, camera)
     _output.result({"file": str(target), "modes": list(modes), "clouds": clouds}, f"written: {target}")
+
+
+def _needs(output: str | None, html: str | None, *, web: bool, text: bool) -> dict[str, str | None]:
+    """What an option is for that is not for all that is shown; None where it is for this."""
+    picture, gif = output is not None, output is not None and Path(output).suffix.lower() == _GIF
+    return {
+        **dict.fromkeys(("host", "port"), None if web else "--web"),
+        **dict.fromkeys(("size", "columns", "point_size"), None if picture else "pictures (--output)"),
+        "view": "pictures and the window" if web or html is not None else None,
+        **dict.fromkeys(("frames", "camera_path"), None if gif else "a GIF (--output NAME.gif)"),
+        "text_tower": None if text or not (picture or html is not None) else "--text, or texts typed on a screen",
+    }
 
 
 def _check_one_target(**targets: object) -> None:

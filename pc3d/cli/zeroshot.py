@@ -64,7 +64,7 @@ def zeroshot(
     """
     from pc3d.evaluation import Kept, rank_classes, write_rows, zero_shot
 
-    check_rows_folder(results)
+    check_rows_folder(results, method)
     place = open_device(device)
     if class_features is not None and (classes is not None or text_tower is not None or templates != "ulip"):
         raise ValueError(

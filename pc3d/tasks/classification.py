@@ -79,6 +79,8 @@ class Classification(ObjectTask):
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         if not frozen_rate > 0:
             raise ValueError(f"frozen_rate must be positive, got {frozen_rate}")
+        if class_token == "pretrained" and encoder is None:
+            raise ValueError("class_token: 'pretrained' is that of an encoder, and none is given: add one")
         model = classifier_of(backbone, num_classes, mode)
         super().__init__(model, optimisation, _FULL_RATE if mode == "full" else frozen_rate, seed)
         self.initial = None if encoder is None else start_from(backbone, encoder, class_token)

@@ -93,7 +93,7 @@ class SemanticSegmentation(pl.LightningModule):
 
     Raises:
         ValueError: names or weights that are not ``num_classes``, a weight that is not positive, a negative seed,
-            ``language`` or ``probe_first`` with another head, or ``y_up`` without a file.
+            ``language`` or ``probe_first`` with another head, or ``y_up`` or ``skip`` without an encoder.
     """
 
     class_weights: Tensor | None
@@ -134,6 +134,8 @@ class SemanticSegmentation(pl.LightningModule):
             )
         if y_up and encoder is None:
             raise ValueError("y_up: there are no weights to turn, give the official file as encoder")
+        if skip and encoder is None:
+            raise ValueError(f"skip: there is no encoder to leave out {', '.join(skip)} of: give one, or leave it out")
         backbone = scene_backbone(backbone)
         self.initial = None if encoder is None else take_weights(backbone, encoder, skip, y_up=y_up)
         self.language = None
