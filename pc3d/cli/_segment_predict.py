@@ -90,6 +90,8 @@ def main(argv: Sequence[str]) -> int | None:
     check_bounds(options.max_points, options.context)
     open_device(options.device)
     scenes = listed_files(options.scenes, SCENE_SUFFIXES, scene_folders=True)
+    if options.drop_invalid and all(path.is_dir() for path in scenes):
+        raise ValueError("drop_invalid: it is for files, and prepared scenes are taken as stored: leave the option out")
 
     def copy(path: Path, file: IO[bytes], result: Labelled) -> None:
         _write_copy(path, file, result, numbers)

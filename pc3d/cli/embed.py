@@ -21,7 +21,7 @@ from pc3d.cli._inputs import (
     open_inputs,
     pooling_of,
 )
-from pc3d.cli._parser import run_verb
+from pc3d.cli._parser import check_used, run_verb
 
 
 def embed(
@@ -66,7 +66,7 @@ def embed(
         batch_size: Clouds per forward pass.
         device: Where the encoder computes, such as cpu or cuda.
         untrained: Keep the architecture, but draw fresh weights from the seed.
-        seed: Seed of untrained weights.
+        seed: Seed of untrained weights, and of the descriptor's pairs of points.
         space: For an encoder aligned with texts and pictures: its own embedding, or vectors to compare with features of
             texts, of pictures, or of both (of unit length, like those that pc3d index stores for the same shapes).
         on_error: What to do with a file that cannot be used: 'refuse' stops; 'report' leaves the file out and lists it
@@ -75,6 +75,8 @@ def embed(
     """
     from pc3d.evaluation import Kept, save_features
 
+    drawn = untrained or encoder == "descriptor"
+    check_used(embed, {"seed": seed}, {"seed": None if drawn else "--untrained and the descriptor"})
     path = Path(output)
     if path.suffix != ".npz":
         raise ValueError(f"output: must end in .npz, got {output!r}; did you mean {output + '.npz'!r}?")

@@ -27,6 +27,16 @@ PICTURE = [*VIEW, "--output", "a.png"]
             "--pooling cls",
             "a PointNet has one way, max over",
         ),
+        (
+            ["embed", "--encoder", "net", "--output", "a.npz"],
+            "--seed 3",
+            "seed: 3 is for --untrained and the",
+        ),
+        (
+            ["segment", "predict", "run", "scene", "--output", "b"],
+            "--drop_invalid",
+            "prepared scenes are taken as stored",
+        ),
         (PROBE, "--method mine", "method: 'mine' is the name in rows that --results FOLDER keeps"),
         (["fewshot", *PROBE[1:]], "--method mine", "method: 'mine' is the name in rows that --results FOLDER keeps"),
         (["zeroshot", "--encoder", "net"], "--method mine", "method: 'mine' is the name in rows"),
@@ -92,6 +102,8 @@ def test_what_would_be_ignored_is_refused(
     monkeypatch.chdir(tmp_path)
     np.save("a.npy", Household("test", num_points=50).load(0).xyz.numpy())
     Path("mesh.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
+    Path("scene").mkdir()
+    np.save("scene/coord.npy", np.zeros((5, 3), np.float32))
     save_encoder(PointNet(num_points=16), "net")
     before = sorted(tmp_path.iterdir())
     assert main([*command, *ignored.split()]) == 1
