@@ -96,6 +96,10 @@ class RunCheckpoint(pl.callbacks.Checkpoint):
             raise ValueError(
                 f"cannot resume with the optimiser {', '.join(now)}: that of the run is {', '.join(before)}"
             )
+        if trainer.ckpt_path is not None:
+            # A configure_optimizers that reads trainer.estimated_stepping_batches has started the train loader, before
+            # its place in the epoch is restored, and Lightning does not restore that of a loader that is there.
+            trainer.fit_loop._combined_loader = None  # as Lightning's own tuner has it loaded anew
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen to signals: from now on, Ctrl-C and other signals that request a stop let the step end."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import QUIET, Stop, cmae, command, data, environment, same
+from tiny import QUIET, Stop, cmae, command, data, encoder, environment, same
 
 from pc3d import load_encoder
-from pc3d.methods import PointCMAE, pretrain
+from pc3d.methods import PointCMAE, PointMAE, pretrain
 
 STEPS_PER_EPOCH, EPOCHS = 4, 3
 
@@ -59,6 +59,31 @@ def test_broken_off_before_any_step(step: int, whole: tuple[Path, PointCMAE], tm
     assert same(method.state_dict(), whole[1].state_dict())
     assert same(final_state(tmp_path), final_state(whole[0]))
     assert per_step(tmp_path) == per_step(whole[0])
+
+
+class OneCycle(PointMAE):
+    """A schedule of its own, as Lightning's documentation writes one: its length makes Lightning start the data."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_schedule_that_asks_for_the_number_of_steps_goes_on_with_the_next_batch(workers: int, tmp_path: Path) -> None:
+    def run(name: str, *, stop: int | None = None, resume: bool = False) -> dict[str, Any]:
+        torch.manual_seed(0)
+        method = OneCycle(encoder(0), decoder_depth=1, decoder_num_heads=2)
+        callbacks = [] if stop is None else [Stop(stop)]
+        arguments = {**QUIET, "every_n_steps": 1, "callbacks": callbacks, "max_epochs": 2}
+        pretrain(method, data(120, num_workers=workers), tmp_path / name, resume=resume, **arguments)
+        return final_state(tmp_path / name)
+
+    with pytest.raises(InterruptedError):
+        run("stopped", stop=STEPS_PER_EPOCH + 2)
+    assert same(run("stopped", resume=True), run("whole"))
 
 
 @pytest.mark.slow
