@@ -214,7 +214,7 @@ def stored_data(run: Path, verb: str, **changes: str | None) -> StoredData:
         parsed = parser.parse_object(deepcopy({"test": {**test, "init_args": arguments}, **lists}))
     except jsonargparse.ArgumentError as error:
         raise ValueError(f"data.test of {path} does not go with {_given(changes)}: {error}") from None
-    objects = parser.instantiate(parsed)
+    objects = _training.instantiate(parser, parsed)
     check_labelled("test", objects.test)
     training = objects.train_transforms
     return StoredData(

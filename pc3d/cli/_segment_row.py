@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc3d._files import read_config
+from pc3d.cli._training import instantiate
 
 if TYPE_CHECKING:
     from pc3d.data import PointDataset, SceneDataModule
@@ -41,7 +42,7 @@ def trained_on(run: Path) -> tuple[dict[str, Any], SceneDataModule]:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(SceneDataModule, "data")
     # A copy: the parser changes what it is given.
-    module: SceneDataModule = parser.instantiate(parser.parse_object({"data": deepcopy(data)})).data
+    module: SceneDataModule = instantiate(parser, parser.parse_object({"data": deepcopy(data)})).data
     return config, module
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from pc3d.cli._inputs import as_left_out, left_out_lines
 from pc3d.cli._parser import INTERRUPTED, nearest, verb_parser
 
 _CONFIGS = Path(__file__).parent.parent / "configs"
+# What the parser tells of a class in a list, among what it tells of the other forms that a value may have.
+_IN_A_LIST = re.compile(r"^  - (Problem with given class_path .*?)(?=^  - |^Given value type)", re.M | re.S)
 
 
 def training_parser(verb: str, folder: str, description: str) -> Any:
@@ -88,7 +91,7 @@ def train(parser: Any, argv: Sequence[str], check: Callable[[Any], None] = lambd
         folder.check(resume=options.resume, overwrite=options.overwrite)
     # Weights are drawn from PyTorch's default generator, so the seed comes before the model.
     pl.seed_everything(options.seed, workers=True, verbose=False)
-    objects = _instantiate(parser, options)
+    objects = instantiate(parser, options)
     check(objects)
     if is_first_process(options.trainer.num_nodes):
         _tell_left_out(objects.data)
@@ -138,7 +141,8 @@ def going_on(parser: Any, options: Any) -> str:
     return f"go on with: {shlex.join(words)}"
 
 
-def _instantiate(parser: Any, options: Any) -> Any:
+def instantiate(parser: Any, options: Any) -> Any:
+    """The objects that parsed options describe; an error of a constructor is raised as the constructor raised it."""
     try:
         return parser.instantiate(options)
     except ValueError as error:
@@ -147,6 +151,11 @@ def _instantiate(parser: Any, options: Any) -> Any:
         cause: BaseException | None = error
         while cause is not None and _is_wrapped(cause):
             cause = cause.__cause__
+        if cause is not None and str(cause).startswith("Not a valid subclass of"):
+            # Where a list or one object may stand (trainer.logger), the cause of the parser's error is that the list is
+            # no object. What was wrong in the list stands in the text alone.
+            said = _IN_A_LIST.search(str(error))
+            raise ValueError(said[1].rstrip() if said else str(error)) from None
         if cause is not None and cause is not error:
             raise cause from None
         raise

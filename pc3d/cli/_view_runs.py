@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pc3d._files import read_config
 from pc3d.cli import _output
 from pc3d.cli._inputs import NUM_POINTS
+from pc3d.cli._training import instantiate
 from pc3d.cli._view_inputs import Shown, items_of
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _data_of(run: Path) -> tuple[PointDataset, str, list[str]]:
     try:
         held_out = {**section, "init_args": {**arguments, "split": "test"}}
         return _instantiated(held_out, path), "test", []
-    except (ValueError, OSError):
+    except Exception:  # whatever a class of the user's own says to a split that it does not have
         note = f"{path} names data without a test split: these are items that it was trained on"
         return _instantiated(section, path), "train", [note]
 
@@ -84,7 +85,7 @@ def _instantiated(section: dict[str, Any], path: Path) -> PointDataset:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(PointDataset, "data", required=True)
     try:
-        dataset: PointDataset = parser.instantiate(parser.parse_object({"data": section})).data
+        dataset: PointDataset = instantiate(parser, parser.parse_object({"data": section})).data
     except jsonargparse.ArgumentError as error:
         raise ValueError(f"{path}: {error}") from error
     return dataset
@@ -210,7 +211,7 @@ def masked_method(run: Path) -> Any:
     optimisation = (model.get("init_args") or {}).get("optimisation")
     if isinstance(optimisation, dict):  # a picture needs no optimiser, whose class may not be here
         optimisation.pop("optimizer", None)
-    method = parser.instantiate(parser.parse_object({"model": model})).model
+    method = instantiate(parser, parser.parse_object({"model": model})).model
     method.load_state_dict(torch.load(run / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"])
     return method.eval()
 

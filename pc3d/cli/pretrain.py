@@ -99,6 +99,6 @@ def load_method(folder: Any) -> Any:
     arguments = ["--config", str(folder.config), "--output", str(folder.path)]
     parser = _parser_for(arguments)
     options = parser.parse_args(arguments)
-    method = parser.instantiate(options).model
+    method = _training.instantiate(parser, options).model
     method.load_state_dict(torch.load(folder.checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     return method

@@ -19,9 +19,12 @@ from pc3d.models import load_encoder
 MODULE = '''
 """An encoder, a masking strategy, and a method that shares nothing with those of pc3d."""
 import torch
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
-from pc3d.data import Transform
+from pathlib import Path
+
+from pc3d.data import FolderDataset, MissingDataError, Selection, Transform
 from pc3d.methods import Method, Optimisation, PointMAE, Reconstruction
 from pc3d.models import ObjectEncoder
 
@@ -41,6 +44,21 @@ class Shared(ObjectEncoder):
 
     def encode(self, xyz, pooling: str = "max"):
         return self.layer(xyz).amax(1)
+
+
+class Even(Selection):
+    """Every other file of a folder, which has none of pc3d's layouts for the whole."""
+
+    def __init__(self, root: str, split: str = "train") -> None:
+        if not (Path(root) / split).is_dir():
+            raise MissingDataError.of("Even", [split], Path(root), "the shelf", "ours")
+        files = FolderDataset(root, split)
+        super().__init__(files, range(0, len(files), 2))
+
+
+class Lumber(CSVLogger):
+    def __init__(self, save_dir: str):
+        raise ModuleNotFoundError("lumber is not installed")
 
 
 class Refuse(Transform):
@@ -161,6 +179,40 @@ def test_an_error_in_code_of_ones_own_says_where(
     # What has not been through such code names no place.
     assert main(["pretrain", "--config", "none", "--output", str(tmp_path / "run")]) == 1
     assert "by way of" not in capsys.readouterr().err
+
+
+def test_a_report_does_not_take_the_folder_of_an_own_data_set_for_one_of_its_own(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It could be read as files in class sub-folders, but that is not what the run was trained on."""
+    generator, shelf = np.random.default_rng(0), tmp_path / "shelf"
+    for split in ("train", "test"):
+        for name in ("bowl", "cup"):
+            (shelf / split / name).mkdir(parents=True)
+            for number in range(4):
+                np.save(shelf / split / name / f"{number}.npy", generator.random((256, 3), np.float32))
+    arguments = ["--config", str(runs / "copy.yaml"), "--output", str(tmp_path / "run"), "--data.batch_size", "2"]
+    assert main(["pretrain", *arguments, "--data.train", "own_lab.Even", "--data.train.root", str(shelf)]) == 0
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "run"), "--map", "pca", "--pictures", "0"]) == 0
+    told = "Map of the embeddings: own_lab.Even, the data set of the run, is none of pc3d's: name other objects with"
+    assert told in capsys.readouterr().out
+
+    # When the files are elsewhere, the data set says so itself, and the parser adds nothing.
+    shelf.rename(tmp_path / "elsewhere")
+    assert main(["view", str(tmp_path / "run"), "--output", str(tmp_path / "seen.png")]) == 1
+    assert capsys.readouterr().err.startswith("error: Even: 1 file(s) or folder(s) missing:\n")
+
+
+def test_why_a_logger_in_a_list_cannot_be_made_is_told(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "logged.yaml"
+    recipe.write_text("trainer: {logger: [{class_path: own_lab.Lumber, init_args: {save_dir: logs}}]}")
+    arguments = ["--config", str(runs / "copy.yaml"), "--config", str(recipe), "--output", str(tmp_path / "run")]
+    assert main(["pretrain", *arguments]) == 1
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    assert lines[-2:] == ["error: Problem with given class_path 'own_lab.Lumber':", "lumber is not installed"]
 
 
 def test_wrong_names_of_own_classes_are_refused_with_the_remedy(
