@@ -167,7 +167,8 @@ class PointBatch:
             lengths = self.lengths.tolist()
             raise ValueError(
                 f"dense() needs clouds of equal length, got {min(lengths)} to {max(lengths)} points: "
-                "add a sampling transform such as RandomSubsample(num_points), or use the packed layout with offsets"
+                "add a sampling transform such as RandomSubsample(num_points), to data.train_transforms and, for "
+                "validation and test, to data.eval_transforms; or use the packed layout with offsets"
             )
         return value.view(num_clouds, num_points, *value.shape[1:])
 

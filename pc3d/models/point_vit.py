@@ -62,6 +62,12 @@ class PointViT(ObjectEncoder):
         position_features: what the position embedding reads, :class:`pc3d.nn.PositionEmbedding`; PCP-MAE reads
             ``"sinusoids"``, the others ``"coordinates"``.
 
+    Attributes:
+        tokenizer: :class:`pc3d.nn.PatchTokenizer`, from clouds to patches.
+        position: :class:`pc3d.nn.PositionEmbedding` of their centres.
+        transformer: :class:`pc3d.nn.Transformer`.
+        norm: the final layer norm; :meth:`encode_tokens` applies position, transformer and norm.
+
     Raises:
         ValueError: a size below 1, or a width that the heads do not divide.
     """
