@@ -186,6 +186,7 @@ def extensions() -> list[Extension]:
         say("PC3D_BUILD=none: no kernels are compiled, the plain PyTorch definitions will run")
         return []
     headers = sources("kernels", ".h") + sources("kernels", ".cuh") + sources("cuda", ".cuh")
+    headers += sources("cpu", ".h")
     cpu = Extension("pc3d._C", sources("cpu", ".cpp"), depends=headers, py_limited_api=True)
     if mode == "cpu":
         say("PC3D_BUILD=cpu: compiling the CPU kernels")
