@@ -17,6 +17,7 @@ from pc3d.data.dataset import BadFileError
 from pc3d.data.file_fields import Array, Fields, beside, colours
 from pc3d.data.gltf import plain_glb
 from pc3d.data.off import read_off
+from pc3d.data.pixels import eight_bits, texture_colours
 from pc3d.data.ply import Triangles, ply_meshes, ply_points
 from pc3d.data.ply_elements import read_ply
 
@@ -46,11 +47,9 @@ def _sampled(mesh: Any, num_points: int, rng: np.random.Generator) -> Fields:
 
     if visual.kind == "texture":
         if textured:
-            place = mixed(np.asarray(visual.uv))
-            # Left to trimesh, every repetition of a picture would lie a pixel further on.
-            place = np.where((place >= 0) & (place <= 1), place, place % 1)
-            pixels = trimesh.visual.color.uv_to_interpolated_color(place, visual.material.image)
-            rgb = colours(np.asarray(pixels)[:, :3])
+            # Trimesh would take neighbouring pixels for the middle of one, and make 16 bits white.
+            picture = eight_bits(visual.material.image, "a texture")
+            rgb = texture_colours(picture, mixed(np.asarray(visual.uv)))
         else:
             main = colours(np.asarray(visual.material.main_color)[:3]) if factor is None else 1
             rgb = np.ones((num_points, 3), np.float32) * main

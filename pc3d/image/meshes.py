@@ -15,6 +15,7 @@ from torch import Tensor
 from pc3d.data.dataset import BadFileError
 from pc3d.data.file_fields import colours
 from pc3d.data.mesh_files import load_meshes
+from pc3d.data.pixels import eight_bits, texture_colours
 from pc3d.image.views import fit
 
 GREY = (0.7, 0.7, 0.7)
@@ -88,24 +89,8 @@ class Mesh:
         uv = (self.corner_uv[face] * weight[:, :, None]).sum(dim=1)
         for number, picture in enumerate(self.textures):
             rows = torch.nonzero(self.texture[face] == number).flatten()
-            color[rows] = color[rows] * _looked_up(picture, uv[rows])
+            color[rows] = color[rows] * torch.from_numpy(texture_colours(picture, uv[rows].numpy()))
         return color
-
-
-def _looked_up(picture: NDArray[np.uint8], uv: Tensor) -> Tensor:
-    """Bilinear colours of a texture that repeats; v = 0 is its lower edge."""
-    height, width = picture.shape[:2]
-    place = torch.stack([uv[:, 0] * width, (1 - uv[:, 1]) * height], dim=1).double() - 0.5
-    first = place.floor()
-    share = (place - first).float()
-    column, row = first.long().unbind(1)
-    texels = torch.from_numpy(picture.astype(np.float32) / 255)
-    result = torch.zeros(len(uv), 3)
-    for down in (0, 1):
-        for right in (0, 1):
-            x, y = (share[:, 0] if right else 1 - share[:, 0]), (share[:, 1] if down else 1 - share[:, 1])
-            result += texels[(row + down) % height, (column + right) % width] * (x * y)[:, None]
-    return result
 
 
 def read_mesh(path: Path | str, *, up: Literal["y", "z"] | None = None) -> Mesh:
@@ -179,7 +164,7 @@ def _colors(part: Any, face: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[A
         tint *= colours(np.asarray(of_vertices))[face][:, :, :3]
     image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
     if image is not None and visual.uv is not None:
-        return tint, np.asarray(visual.uv, dtype=np.float64)[face], np.asarray(image.convert("RGB"))
+        return tint, np.asarray(visual.uv, dtype=np.float64)[face], eight_bits(image, "a texture")[:, :, :3]
     if not hasattr(material, "baseColorFactor"):
         tint *= np.asarray(material.main_color)[:3] / 255
     return tint, None, None

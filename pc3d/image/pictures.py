@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
+from pc3d.data.pixels import eight_bits
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -133,29 +134,20 @@ def read_picture(path: Path | str) -> Picture:
         ``(H, W, 3)``, or ``(H, W, 4)`` if parts of it are transparent.
 
     Raises:
-        BadFileError: the file holds none, or numbers whose black and white it does not tell (TIFF of floats).
+        BadFileError: the file holds none, or numbers whose black and white it does not tell (TIFF of floats). TIFF of
+            32-bit whole numbers does not tell either, and is read with a warning that says what was taken for white.
         ImportError: Pillow is not installed.
     """
     path = Path(path)
     try:
         image = require("PIL.Image", extra="image", purpose="pictures").open(path)
         # Cameras store portraits lying, with a note of how to turn them.
-        image = require("PIL.ImageOps", extra="image").exif_transpose(image)
-        if image.mode.startswith("I"):  # grey in 16 bits, of which Pillow would make everything above 255 white
-            return np.repeat(_eight_bits(path, np.asarray(image))[:, :, None], 3, axis=2)
-        if image.mode == "F":
-            raise BadFileError(path, "holds floats, of which nothing tells which are black and white: store 8 bits")
-        # "P" and "RGB" may have a transparent colour.
-        transparent = "A" in image.getbands() or "transparency" in image.info
-        return np.asarray(image.convert("RGBA" if transparent else "RGB"))
+        require("PIL.ImageOps", extra="image").exif_transpose(image, in_place=True)
+        return eight_bits(image, str(path))
     except OSError as error:
         raise BadFileError(path, f"cannot be read as a picture ({error})") from error
-
-
-def _eight_bits(path: Path, grey: NDArray[Any]) -> Picture:
-    if not 0 <= grey.min() <= grey.max() < 1 << 16:
-        raise BadFileError(path, f"holds grey of {grey.min()} to {grey.max()}, expected 16 bits: store 8 bits")
-    return np.round(grey / 257).astype(np.uint8)
+    except ValueError as error:
+        raise BadFileError(path, str(error)) from error
 
 
 def on_background(picture: Picture, background: Sequence[float] = (1.0, 1.0, 1.0)) -> Picture:

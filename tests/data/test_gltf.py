@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from unit_square import CORNERS, check_gradient
+from unit_square import CORNERS, check_gradient, check_texture, texture_at
 
 from pc3d.data import BadFileError, read_points
 from pc3d.image import read_mesh
@@ -95,7 +95,7 @@ def test_glb_multiplies_texture_and_material(tmp_path: Path, picture: Path) -> N
     places = np.array([(x, 1 - y) for x, y, _ in CORNERS], "<f4")
     material = {"baseColorTexture": {"index": 0}, "baseColorFactor": [1, 0.4, 1, 1]}
     (tmp_path / "a.glb").write_bytes(glb({"TEXCOORD_0": places}, material, picture))
-    check_gradient(read_points(tmp_path / "a.glb", num_points=300), (1, 0.4, 1), atol=1 / 255)
+    check_texture(read_points(tmp_path / "a.glb", num_points=300), (1, 0.4, 1))
 
 
 def test_glb_parts_with_and_without_a_material(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_data_in_other_files(tmp_path: Path, picture: Path, ending: str, where: 
     text += b" " * (-len(text) % 4)
     head = struct.pack("<4sIII4s", b"glTF", 2, 20 + len(text), len(text), b"JSON")
     (tmp_path / f"a{ending}").write_bytes(text if ending == ".gltf" else head + text)
-    check_gradient(read_points(tmp_path / f"a{ending}", num_points=200), atol=1 / 255)
+    check_texture(read_points(tmp_path / f"a{ending}", num_points=200))
     assert read_mesh(tmp_path / f"a{ending}").textures[0].shape == (52, 52, 3)
     if where == "beside":
         (tmp_path / "a 1.bin").unlink()
@@ -194,7 +194,7 @@ def test_integers_that_stand_for_fractions(tmp_path: Path, picture: Path) -> Non
     cloud = read_points(tmp_path / "a.gltf", num_points=200)
     torch.testing.assert_close(cloud.xyz[:, 2], torch.ones(200))  # 3 - 1 * 2
     assert 0.95 < cloud.xyz[:, :2].max() <= 1
-    check_gradient(cloud.replace(xyz=cloud.xyz * torch.tensor([1.0, 1, 0])), atol=1 / 255)
+    check_texture(cloud)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,8 @@ def test_the_place_on_the_picture_that_the_material_names(
     (tmp_path / "a.glb").write_bytes(glb(places, {"baseColorTexture": texture}, picture))
     cloud = read_points(tmp_path / "a.glb", num_points=200)
     u, v = moved(cloud.xyz[:, 0], 1 - cloud.xyz[:, 1])
-    torch.testing.assert_close(cloud.rgb[:, :2], torch.stack([u, 1 - v], dim=1), atol=1.5 / 255, rtol=0)
+    expected = torch.stack([texture_at(u), texture_at(1 - v)], dim=1)
+    torch.testing.assert_close(cloud.rgb[:, :2], expected, atol=1e-5, rtol=0)
 
 
 def test_colours_of_a_material_of_specular_colours(tmp_path: Path) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from unit_square import CORNERS, check_gradient
+import trimesh
+from PIL import Image
+from unit_square import CORNERS, check_gradient, check_texture
 
 from pc3d.data import BadFileError, read_points
+from pc3d.image import read_mesh
 
 OBJ = "".join(f"v {x} {y} {z}\n" for x, y, z in CORNERS)
 PLACES = "vt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
@@ -35,7 +39,7 @@ def test_obj_finds_its_texture(tmp_path: Path, picture: Path, name: str) -> None
         picture.rename(folder / picture.name)
     (folder / "a.mtl").write_text(f"newmtl m\nKd 1 1 1\nmap_Kd {name}\n")
     (folder / "a.obj").write_text("mtllib a.mtl\n" + TEXTURED)
-    check_gradient(read_points(folder / "a.obj", num_points=200), atol=1 / 255)
+    check_texture(read_points(folder / "a.obj", num_points=200))
 
 
 @pytest.mark.parametrize("material", ["newmtl m\nKd 0 1 0\nmap_Kd gone.png\n", None])
@@ -73,7 +77,62 @@ def test_a_texture_that_repeats(tmp_path: Path, picture: Path) -> None:
     (tmp_path / "a.mtl").write_text("newmtl m\nmap_Kd images/a b.png\n")
     places = "vt 3 -2\nvt 4 -2\nvt 4 -1\nvt 3 -1\n"
     (tmp_path / "a.obj").write_text("mtllib a.mtl\n" + TEXTURED.replace(PLACES, places))
-    check_gradient(read_points(tmp_path / "a.obj", num_points=200), atol=1 / 255)
+    check_texture(read_points(tmp_path / "a.obj", num_points=200))
+
+
+def test_a_place_in_the_middle_of_a_pixel_has_its_colour(tmp_path: Path) -> None:
+    """Models of blocks and of low polygons have a palette for a texture: a pixel for each colour."""
+    palette = np.array([[(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]], np.uint8)
+    Image.fromarray(palette).save(tmp_path / "palette.png")
+    (tmp_path / "a.mtl").write_text("newmtl m\nmap_Kd palette.png\n")
+    corners = [(x + dx, dy, 0) for x in range(4) for dx, dy in ((0, 0), (1, 0), (0, 1))]
+    text = "mtllib a.mtl\n" + "".join(f"v {x} {y} {z}\n" for x, y, z in corners)
+    text += "".join(f"vt {(pixel + 0.5) / 4} 0.5\n" for pixel in range(4)) + "usemtl m\n"
+    text += "".join(f"f {3 * i + 1}/{i + 1} {3 * i + 2}/{i + 1} {3 * i + 3}/{i + 1}\n" for i in range(4))
+    (tmp_path / "a.obj").write_text(text)
+    cloud = read_points(tmp_path / "a.obj", num_points=100)
+    expected = torch.from_numpy(palette[0] / 255).float()
+    torch.testing.assert_close(cloud.rgb, expected[cloud.xyz[:, 0].floor().long()])
+    mesh = read_mesh(tmp_path / "a.obj")
+    torch.testing.assert_close(mesh.color_at(torch.arange(4), torch.full((4, 3), 1 / 3)), expected)
+
+
+@pytest.mark.parametrize(
+    ("picture", "colour"),
+    [
+        (Image.fromarray(np.full((2, 2), 0x3333, np.uint16)), (0.2, 0.2, 0.2)),
+        (Image.fromarray(np.full((2, 2), 51, np.uint8)), (0.2, 0.2, 0.2)),
+        (Image.new("1", (2, 2), 1), (1, 1, 1)),
+        (Image.new("P", (2, 2), 3), (0.2, 0.4, 0.6)),
+        (Image.new("LA", (2, 2), (51, 9)), (0.2, 0.2, 0.2)),
+        (Image.new("RGBA", (2, 2), (51, 102, 153, 9)), (0.2, 0.4, 0.6)),
+    ],
+    ids=["grey in 16 bits", "grey", "black and white", "palette", "grey and transparent", "transparent"],
+)
+@pytest.mark.parametrize("ending", [".obj", ".glb", ".ply"])
+def test_textures_of_any_kind(tmp_path: Path, picture: Image.Image, colour: tuple[float, ...], ending: str) -> None:
+    if picture.mode == "P":
+        picture.putpalette([0, 0, 0] * 3 + [51, 102, 153])
+    picture.save(tmp_path / "a.png")
+    if ending == ".obj":
+        (tmp_path / "a.mtl").write_text("newmtl m\nmap_Kd a.png\n")
+        (tmp_path / "a.obj").write_text("mtllib a.mtl\n" + TEXTURED)
+    elif ending == ".glb":
+        visual = trimesh.visual.TextureVisuals(
+            [(x, y) for x, y, _ in CORNERS], trimesh.visual.material.PBRMaterial(baseColorTexture=picture)
+        )
+        trimesh.Trimesh(CORNERS, FACETS, visual=visual, process=False).export(tmp_path / "a.glb")
+    else:
+        header = "ply\nformat ascii 1.0\ncomment TextureFile a.png\nelement vertex 4\n"
+        header += "".join(f"property float {name}\n" for name in "xyzst")
+        header += "element face 2\nproperty list uchar int vertex_indices\nend_header\n"
+        rows = "".join(f"{x} {y} {z} {x} {y}\n" for x, y, z in CORNERS) + "3 0 1 2\n3 0 2 3\n"
+        (tmp_path / "a.ply").write_text(header + rows)
+    expected = torch.tensor([colour]).float()
+    path = tmp_path / f"a{ending}"
+    torch.testing.assert_close(read_points(path, num_points=10).rgb, expected.expand(10, 3))
+    color = read_mesh(path).color_at(torch.tensor([0]), torch.tensor([[0.2, 0.3, 0.5]]))
+    torch.testing.assert_close(color, expected)
 
 
 FACETS = [(0, 1, 2), (0, 2, 3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,11 +154,47 @@ def test_a_transparent_colour_is_transparent(mode: str, tmp_path: Path) -> None:
     assert (shown[1:, :, 3] == 0).all()
 
 
-@pytest.mark.parametrize(("kind", "name"), [(np.uint16, "scan.png"), (np.int32, "scan.tif")])
-def test_grey_in_16_bits_keeps_its_shades(kind: type[np.integer[Any]], name: str, tmp_path: Path) -> None:
-    shades = np.array([[0, 300, 32768, 65535]], kind)
+@pytest.mark.parametrize("name", ["scan.png", "scan.tif"])
+def test_grey_in_16_bits_keeps_its_shades(name: str, tmp_path: Path) -> None:
+    shades = np.array([[0, 300, 32768, 65535]], np.uint16)
     Image.fromarray(shades).save(tmp_path / name)
     assert read_picture(tmp_path / name).tolist() == [[[0] * 3, [1] * 3, [128] * 3, [255] * 3]]
+
+
+@pytest.mark.parametrize(
+    ("shades", "white", "expected"), [([0, 64, 255], 255, [0, 64, 255]), ([0, 300, 65535], 65535, [0, 1, 255])]
+)
+def test_what_is_taken_for_white_in_32_bits_is_told(
+    shades: list[int], white: int, expected: list[int], tmp_path: Path
+) -> None:
+    """Programs store arrays of 8 or 16 bits as 32-bit whole numbers, whose white would be 4,294,967,295."""
+    Image.fromarray(np.array([shades], np.int32)).save(tmp_path / "scan.tif")
+    with pytest.warns(UserWarning, match=rf"scan\.tif: holds grey of 0 to .* in 32-bit .*, white being {white}"):
+        shown = read_picture(tmp_path / "scan.tif")
+    assert shown.tolist() == [[[shade] * 3 for shade in expected]]
+
+
+def tiff(bits: int, white_is_zero: bool, data: bytes, size: tuple[int, int]) -> bytes:
+    """A grey TIFF file by hand, in one strip."""
+    width, height = size
+    entries = {256: width, 257: height, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 273: 8, 277: 1, 278: height}
+    entries[279] = len(data)
+    data += b"\0" * (len(data) % 2)
+    rows = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in sorted(entries.items()))
+    return struct.pack("<4sI", b"II*\0", 8 + len(data)) + data + struct.pack("<H", len(entries)) + rows + bytes(4)
+
+
+def test_tiff_says_how_many_bits_and_which_end_is_white(tmp_path: Path) -> None:
+    (tmp_path / "microscope.tif").write_bytes(tiff(12, False, bytes.fromhex("000800fff3e8"), (4, 1)))
+    assert read_picture(tmp_path / "microscope.tif")[0, :, 0].tolist() == [0, 128, 255, 62]  # 0, 2048, 4095, 1000
+    shades = np.array([0, 300, 65535], "<u2").tobytes()
+    (tmp_path / "negative.tif").write_bytes(tiff(16, True, shades, (3, 1)))
+    assert read_picture(tmp_path / "negative.tif")[0, :, 0].tolist() == [255, 254, 0]
+
+
+def test_a_transparent_grey_in_16_bits(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 300, 65535]], np.uint16)).save(tmp_path / "icon.png", transparency=300)
+    assert read_picture(tmp_path / "icon.png").tolist() == [[[0, 0, 0, 255], [1, 1, 1, 0], [255, 255, 255, 255]]]
 
 
 @pytest.mark.parametrize("values", [np.array([[0.0, 0.5]], np.float32), np.array([[-1, 70000]], np.int32)])
