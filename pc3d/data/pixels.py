@@ -45,8 +45,8 @@ def _grey(image: Any, name: str) -> NDArray[np.uint8]:
             stored, bits = bits, 8 if high <= 255 else 16
             if 0 <= low <= high < 1 << bits:
                 warnings.warn(
-                    f"{name}: holds grey of {low} to {high} in {stored}-bit whole numbers, of which nothing tells which "
-                    f"is white: read as {bits} bits, white being {(1 << bits) - 1}",
+                    f"{name}: holds grey of {low} to {high} in {stored}-bit whole numbers, of which nothing tells "
+                    f"which is white: read as {bits} bits, white being {(1 << bits) - 1}",
                     stacklevel=2,
                 )
     if not 0 <= low <= high < 1 << bits:
