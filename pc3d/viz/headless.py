@@ -1,8 +1,8 @@
 """Render a view from a camera without a display, a GPU or a system library.
 
 Every point is a disc that faces the camera; the nearest one is seen. Depth is made visible by eye-dome lighting
-(Boucheny, 2009): a pixel whose neighbours lie nearer is darkened. NumPy alone; a picture is drawn in strips that fit the
-caches of the processor.
+(Boucheny, 2009): a pixel whose neighbours lie nearer is darkened. NumPy alone; a picture is drawn in strips that fit
+the caches of the processor.
 """
 
 from __future__ import annotations
