@@ -118,14 +118,17 @@ def _cloud(cloud: ViewCloud, blob: _Blob, axes: NDArray[np.float32] | None) -> d
     low, high = placed.min(0), placed.max(0)
     extent = np.where(high > low, high - low, 1.0)
     places = np.round((placed - low) / extent * _LEVELS).astype("<u2")
+    box = cloud.box
     entry: dict[str, Any] = {
         "name": cloud.name,
         "count": len(cloud),
         "low": low.tolist(),
         "extent": extent.tolist(),
+        # Without strays: what the camera looks at.
+        "box": [corner.tolist() for corner in box],
         "offset": cloud.offset.tolist(),
         # Points are drawn as wide as those of a surface are apart.
-        "spacing": 1.3 * float(np.linalg.norm(high - low)) / len(cloud) ** 0.5,
+        "spacing": 1.3 * float(np.linalg.norm(box[1] - box[0])) / len(cloud) ** 0.5,
         "places": blob.add(places),
         "rows": None if cloud.rows is None else blob.add(cloud.rows.astype("<u4")),
         "layers": [_layer(layer, blob) for layer in cloud.layers.values()],

@@ -108,11 +108,11 @@ def _named(picture: Picture, view: View, camera: Viewpoint) -> Picture:
     places = []
     for cloud in view.clouds:
         pixel, depth = camera.project(cloud.placed[:: max(1, len(cloud) // 20_000)], width, height)
-        pixel = pixel[depth > 0]
+        pixel = pixel[(depth > 0) & (pixel >= 0).all(1) & (pixel < (width, height)).all(1)]
         if len(pixel):
             middle = float(pixel[:, 0].min() + pixel[:, 0].max()) / 2
             # A point is a disc, which reaches below its middle.
-            places.append((middle, float(min(pixel[:, 1].max(), height)) + _LINE + _MARGIN / 2, cloud.name))
+            places.append((middle, float(pixel[:, 1].max()) + _LINE + _MARGIN / 2, cloud.name))
     for middle, bottom, name in places:
         beside = [abs(x - middle) for x, y, _ in places if abs(y - bottom) < 2 * _LINE and x != middle]
         shown = _cut(name, min([*beside, width]) - _MARGIN)

@@ -19,6 +19,7 @@ from pc3d.viz.features import similarity_to
 FloatArray = NDArray[np.floating]
 Colors = NDArray[np.uint8]
 Color = tuple[int, int, int]
+_MEASURED = 200_000
 WITHOUT: Color = (190, 190, 190)
 """The colour of a cloud in a mode that it does not have."""
 
@@ -137,6 +138,11 @@ class ViewCloud:
     def placed(self) -> NDArray[np.float32]:
         """``(N, 3)`` where the points are drawn."""
         return self.xyz + self.offset
+
+    @property
+    def box(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Where the points are drawn, one or more, but for strays: see :func:`box_of`."""
+        return box_of(self.placed)
 
     def colors(self, mode: str) -> Colors:
         """``(N, 3)`` uint8 in a mode; grey where the cloud does not have it."""
@@ -279,10 +285,25 @@ def similarity_layers(
     ]
 
 
+def box_of(xyz: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The lowest and the highest coordinates of points, but for strays far away, as in scans through windows.
+
+    The lowest and the highest thousandth count as no farther from the rest than a quarter of its extent.
+
+    Args:
+        xyz: ``(N, 3)``, one point or more.
+    """
+    low, high = np.percentile(xyz[:: -(-len(xyz) // _MEASURED)], [0.1, 99.9], axis=0)
+    reach = (high - low).max() / 4
+    return np.maximum(xyz.min(0), low - reach), np.minimum(xyz.max(0), high + reach)
+
+
 def arrange(
     clouds: Sequence[ViewCloud], columns: int | None = None, *, azimuth: float = -90.0, gap: float = 0.15
 ) -> list[ViewCloud]:
     """Stand clouds beside each other as on shelves, each in the middle of its place, those of a shelf on one level.
+
+    Strays far away (:func:`box_of`) may reach into other places: they do not move the clouds apart.
 
     Args:
         clouds: read as lines of text are, the first shelf being the highest, by a camera that looks from ``azimuth``.
@@ -298,7 +319,7 @@ def arrange(
     angle = np.deg2rad(azimuth)
     axes = np.array([[-np.sin(angle), np.cos(angle), 0], [np.cos(angle), np.sin(angle), 0], [0, 0, 1]])
     turned = [cloud.xyz @ axes.T if len(cloud) else np.zeros((1, 3)) for cloud in clouds]
-    boxes = [(xyz.min(0), xyz.max(0)) for xyz in turned]
+    boxes = [box_of(xyz) for xyz in turned]
     # Between shelves there is room for names.
     cell = np.array([1 + gap, 1 + gap, 1.25 + gap]) * np.max([high - low for low, high in boxes], axis=0, initial=0.0)
     placed = []

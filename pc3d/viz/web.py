@@ -138,9 +138,13 @@ class WebView:
     def _set_detail(self, max_points: int) -> None:
         self._most = max_points
         self._thin = self.view.thin(max(max_points, len(self.view.clouds)))
-        self._low = np.min([c.placed.min(0) for c in self._thin.clouds if len(c)], axis=0)
-        self._high = np.max([c.placed.max(0) for c in self._thin.clouds if len(c)], axis=0)
-        sizes = [float(np.linalg.norm(np.ptp(c.xyz, axis=0))) / len(c) ** 0.5 for c in self._thin.clouds if len(c)]
+        clouds = [cloud for cloud in self._thin.clouds if len(cloud)]
+        boxes = [cloud.box for cloud in clouds]
+        self._low = np.min([low for low, _ in boxes], axis=0)
+        self._high = np.max([high for _, high in boxes], axis=0)
+        sizes = [
+            float(np.linalg.norm(high - low)) / len(c) ** 0.5 for c, (low, high) in zip(clouds, boxes, strict=True)
+        ]
         self._spacing = max(float(np.median(sizes)), 1e-6)
         self._compare()
 
@@ -227,9 +231,8 @@ class WebView:
         server.initial_camera.look_at = tuple(middle)
         for number, cloud in enumerate(self.view.clouds):
             if len(cloud):
-                placed = cloud.placed
-                top = (placed.min(0) + placed.max(0)) / 2
-                place = (float(top[0]), float(top[1]), float(placed[:, 2].max()))
+                low, high = cloud.box
+                place = (float(low[0] + high[0]) / 2, float(low[1] + high[1]) / 2, float(high[2]))
                 server.scene.add_label(f"/names/{number}", cloud.name, position=place)
 
         @server.scene.on_click()  # type: ignore[untyped-decorator]

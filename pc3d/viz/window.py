@@ -221,7 +221,7 @@ class Window:
         clouds = [cloud for cloud in self.state.shown.clouds if len(cloud)]
         self.names = []
         for cloud in clouds if len(clouds) > 1 else []:
-            low, high = cloud.placed.min(0), cloud.placed.max(0)
+            low, high = cloud.box
             place = np.array([*(low + high)[:2] / 2, high[2] + 0.12 * (high - low).max()], np.float32)
             label = self.scene.add_3d_label(place, cloud.name)
             label.color = self.gui.Color(*_INK)

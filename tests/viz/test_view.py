@@ -255,3 +255,13 @@ def test_clouds_stand_beside_each_other_as_on_shelves() -> None:
     np.testing.assert_allclose([cloud.placed[:, 0].min() + cloud.placed[:, 0].max() for cloud in turned], 0, atol=1e-5)
     assert turned[0].placed[:, 1].max() < turned[1].placed[:, 1].min()
     assert arrange([]) == []
+
+
+def test_a_stray_moves_no_clouds_apart() -> None:
+    """The places are those of the clouds without it, but for a quarter of the extent to each side, and a gap."""
+    clouds = household(0, 3, 7)
+    far = np.array([[500, -800, 900]], np.float32)
+    strays = [ViewCloud(cloud.name, np.concatenate([cloud.xyz, far]), {}) for cloud in clouds]
+    steps = [np.diff([cloud.offset[0] for cloud in arrange(some)]) for some in (clouds, strays)]
+    assert (steps[1] > 0.8 * steps[0]).all()
+    assert (steps[1] < 1.3 * steps[0]).all()

@@ -175,7 +175,7 @@ class Viewer {
   options() {
     const cut = Number(element("top").value), { low, high } = this.camera;
     const chosen = this.chosen ? this.renderer.parts[this.chosen.cloud].first + this.chosen.row : -1;
-    const top = cut >= 1 ? high[2] + this.camera.radius : low[2] + cut * (high[2] - low[2]);
+    const top = cut >= 1 ? 1e30 : low[2] + cut * (high[2] - low[2]);
     return { size: Number(element("size").value), pixels: canvas.height, top, chosen };
   }
 
@@ -186,7 +186,7 @@ class Viewer {
     this.matrix = this.camera.matrix(width / height);
     this.renderer.draw(this.matrix, this.options());
     this.clouds.forEach((cloud, number) => {
-      const top = [cloud.low[0] + cloud.extent[0] / 2, cloud.low[1] + cloud.extent[1] / 2, cloud.low[2] + cloud.extent[2]];
+      const [low, high] = cloud.box, top = [(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, high[2]];
       const [x, y, , w] = [0, 1, 2, 3].map((k) => this.matrix[k] * top[0] + this.matrix[4 + k] * top[1] + this.matrix[8 + k] * top[2] + this.matrix[12 + k]);
       this.names[number].hidden = w <= 0;
       this.names[number].style.left = `${50 * (1 + x / w)}%`;

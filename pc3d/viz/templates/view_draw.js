@@ -133,8 +133,8 @@ class Renderer {
 
 class Camera {
   constructor(clouds, aspect) {
-    const low = [0, 1, 2].map((k) => Math.min(...clouds.map((cloud) => cloud.low[k])));
-    const high = [0, 1, 2].map((k) => Math.max(...clouds.map((cloud) => cloud.low[k] + cloud.extent[k])));
+    const low = [0, 1, 2].map((k) => Math.min(...clouds.map((cloud) => cloud.box[0][k])));
+    const high = [0, 1, 2].map((k) => Math.max(...clouds.map((cloud) => cloud.box[1][k])));
     this.low = low;
     this.high = high;
     this.radius = Math.max(0.5 * Math.hypot(...high.map((value, k) => value - low[k])), 1e-6);
