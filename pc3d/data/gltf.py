@@ -1,7 +1,8 @@
 """GLB and GLTF files, in the part of the format that trimesh reads as it is meant.
 
 Of glTF 2.0, trimesh takes integers that stand for fractions as they are, and the first places on a picture whichever a
-material asks for; it passes over fans of triangles and what hangs on a camera. A file is written anew without.
+material asks for; it passes over fans of triangles, what hangs on a camera and the changes of sparse accessors. A file
+is written anew without.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ _NOT_READ = {
     ),
     "EXT_mesh_gpu_instancing": "places its meshes by {}, which is not read: export it without instances",
 }
-_SPARSE = "has sparse accessors, which are not read: export it without"
 _VERSION = "is not glTF 2, the only version that is read"
 _TYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
@@ -58,8 +58,13 @@ def plain_glb(path: Path) -> bytes:
     for mesh in tree.get("meshes", ()):
         for primitive in mesh["primitives"]:
             _plain_primitive(tree, buffer, primitive)
-    for node in tree.get("nodes", ()):
+    nodes = tree.get("nodes", ())
+    for node in nodes:
         node.pop("camera", None)
+    if nodes and not tree.get("scenes"):
+        # Scenes may be left out; then all nodes are shown that hang on no other.
+        below = {child for node in nodes for child in node.get("children", ())}
+        tree["scenes"] = [{"nodes": [number for number in range(len(nodes)) if number not in below]}]
     for image in tree.get("images", ()):
         if not image.get("uri", "data:").startswith("data:"):
             image["uri"] = unquote(image["uri"])
@@ -124,8 +129,6 @@ def _check_counts(path: Path, tree: Tree, size: int) -> None:
             )
         most = max(most, count)
     for number, count in without:
-        if count > most and "sparse" in tree["accessors"][number]:
-            raise BadFileError(path, _SPARSE)
         if count > most:
             raise BadFileError(
                 path, f"is truncated: accessor {number} has {count} items and no data, others have at most {most}"
@@ -169,19 +172,31 @@ class _Buffer:
     def is_plain(self, accessor: int) -> bool:
         """Whether they are what they stand for."""
         found = self._tree["accessors"][accessor]
-        if "sparse" in found:
-            raise BadFileError(self._path, _SPARSE)
-        return not found.get("normalized", False) or "bufferView" not in found  # without one they are zeros
+        # Without a view they are zeros.
+        return "sparse" not in found and not ("bufferView" in found and found.get("normalized", False))
 
     def values(self, accessor: int) -> Array:
         """What they stand for, ``(N, width)``."""
         found = self._tree["accessors"][accessor]
-        view, kind = self._tree["bufferViews"][found["bufferView"]], np.dtype(_TYPES[found["componentType"]])
-        width = _WIDTHS[found["type"]]
-        start = view["byteOffset"] + found.get("byteOffset", 0)
-        strides = (view.get("byteStride", width * kind.itemsize), kind.itemsize)
-        raw: Array = np.ndarray((found["count"], width), kind, self._data, start, strides)
+        kind, width = np.dtype(_TYPES[found["componentType"]]), _WIDTHS[found["type"]]
+        if "bufferView" in found:
+            raw = self._stored(found, kind, found["count"], width)
+        else:
+            raw = np.zeros((found["count"], width), kind)
+        if "sparse" in found:
+            count, index, value = (found["sparse"][key] for key in ("count", "indices", "values"))
+            rows = self._stored(index, np.dtype(_TYPES[index["componentType"]]), count, 1)
+            raw = raw.copy()
+            raw[rows[:, 0]] = self._stored(value, kind, count, width)
         return np.maximum(raw / np.iinfo(kind).max, -1) if found.get("normalized", False) else raw
+
+    def _stored(self, place: Tree, kind: np.dtype[Any], count: int, width: int) -> Array:
+        """Numbers as they are in the view that is named, ``(count, width)``."""
+        view = self._tree["bufferViews"][place["bufferView"]]
+        strides = (view.get("byteStride", width * kind.itemsize), kind.itemsize)
+        start = view["byteOffset"] + place.get("byteOffset", 0)
+        found: Array = np.ndarray((count, width), kind, self._data, start, strides)
+        return found
 
     def add(self, values: Array, component: int) -> int:
         """The number of a new accessor of these values."""
@@ -221,6 +236,8 @@ def _plain_primitive(tree: Tree, buffer: _Buffer, primitive: Tree) -> None:
     for name in ("POSITION", "COLOR_0"):  # of colours in 16 bits, as Blender writes them, trimesh keeps the lower 8
         if name in attributes and not buffer.is_plain(attributes[name]):
             attributes[name] = buffer.add(buffer.values(attributes[name]), _FLOAT)
+    if "indices" in primitive and not buffer.is_plain(primitive["indices"]):
+        primitive["indices"] = buffer.add(buffer.values(primitive["indices"])[:, 0], _WHOLE)
     if primitive.get("mode", _TRIANGLES) == _FAN:
         count = tree["accessors"][attributes["POSITION"]]["count"]
         corner = buffer.values(primitive["indices"])[:, 0] if "indices" in primitive else np.arange(count)

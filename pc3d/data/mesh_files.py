@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import struct
@@ -23,6 +24,12 @@ from pc3d.data.ply_elements import read_ply
 
 # What may stand before the name of a texture in a material file.
 _TEXTURE_OPTIONS = re.compile(r"^(-[a-z]+( +(on|off|[-+]?[\d.]+|[rgbmlz])(?= ))* +)+")
+# Of OBJ files: comments behind numbers, the lines that name files of materials, and faces with negative numbers.
+_COMMENT_BEHIND = re.compile(rb"^((?:f|v|vt|vn) [^#\n]*)#.*$", re.MULTILINE)
+_MATERIAL_FILES = re.compile(rb"^mtllib +(.*)$", re.MULTILINE)
+_FROM_THE_END = re.compile(rb"^f [^\n]*-", re.MULTILINE)
+# What stands for all files of materials of an OBJ file together.
+_JOINED = "all materials"
 _STL_HEADER, _STL_TRIANGLE = 84, 50
 
 
@@ -99,6 +106,8 @@ def _load_off(path: Path, trimesh: Any) -> Any:
 
 def _load_stl(path: Path, trimesh: Any) -> Any:
     data = path.read_bytes()
+    if b"\n" not in data and b"\0" not in data:  # text of old software
+        data = data.replace(b"\r", b"\n")
     promised = struct.unpack_from("<I", data, _STL_HEADER - 4)[0] if len(data) >= _STL_HEADER else 0
     size = _STL_HEADER + promised * _STL_TRIANGLE
     begun = len(re.findall(rb"^\s*solid\b", data, re.MULTILINE | re.IGNORECASE))
@@ -119,10 +128,13 @@ def _load_stl(path: Path, trimesh: Any) -> Any:
 class _FilesBeside:
     """What a mesh refers to by name: materials and pictures, whatever folder they were in when it was written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, joined: bytes = b"") -> None:
         self._path = path
+        self._joined = joined
 
     def get(self, name: str) -> bytes:
+        if name == _JOINED:
+            return self._joined
         found = beside(self._path, _TEXTURE_OPTIONS.sub("", name.strip().strip('"')))
         if found is not None:
             return found.read_bytes()
@@ -134,10 +146,17 @@ class _FilesBeside:
 
 def _load_obj(path: Path, trimesh: Any) -> Any:
     require("PIL", extra="io", purpose="textures")
-    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\t", b" ")
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\t", b" ").replace(b"\r\n", b"\n")
     data = data if b"\n" in data else data.replace(b"\r", b"\n")
-    data = re.sub(rb"(?<=[\r\n]) +", b"", data)
-    loaded = trimesh.load(io.BytesIO(data), file_type="obj", process=False, resolver=_FilesBeside(path))
+    data = re.sub(rb"(?<=\n) +", b"", data.replace(b"\\\n", b" "))
+    data = _COMMENT_BEHIND.sub(rb"\1", data)
+    # Trimesh reads the first file of materials alone, and takes several names in its line for one.
+    materials = _materials(path, _MATERIAL_FILES.findall(data))
+    data = (f"mtllib {_JOINED}\n".encode() if materials else b"") + _MATERIAL_FILES.sub(b"", data)
+    if _FROM_THE_END.search(data):
+        data = _from_the_start(data)
+    resolver = _FilesBeside(path, materials)
+    loaded = trimesh.load(io.BytesIO(data), file_type="obj", process=False, resolver=resolver)
     for part in loaded.geometry.values() if isinstance(loaded, trimesh.Scene) else [loaded]:
         material = getattr(part.visual, "material", None)
         # Without a material or a colour in it, trimesh puts a grey one, in a picture of no format or in numbers.
@@ -145,7 +164,50 @@ def _load_obj(path: Path, trimesh: Any) -> Any:
             "kd" not in material.kwargs if material.image is None else material.image.format is None
         ):
             part.visual = trimesh.visual.ColorVisuals()
+            material = None
+        painted = part.vertex_attributes.get("color") if isinstance(part, trimesh.Trimesh) else None
+        if painted is not None and (material is None or material.image is None):
+            # Beside colours of vertices, the one colour of a material is what the program writes in any case.
+            part.visual = trimesh.visual.ColorVisuals(part, vertex_colors=painted)
     return loaded
+
+
+def _materials(path: Path, lines: list[bytes]) -> bytes:
+    """What is in all the files of materials that an OBJ file names; those that are not there are told by a warning."""
+    found = []
+    for line in lines:
+        try:
+            whole = line.decode().strip()
+        except UnicodeDecodeError:
+            whole = line.decode("latin-1").strip()
+        names = whole.split()
+        # A name may have blanks.
+        if beside(path, whole.strip('"')) or not any(beside(path, name) for name in names):
+            names = [whole]
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                found.append(_FilesBeside(path).get(name))
+    return b"\n".join(found)
+
+
+def _from_the_start(data: bytes) -> bytes:
+    """An OBJ file whose negative numbers, which count back from where they stand, are those that count from the start.
+
+    Trimesh counts them back from the end of the file.
+    """
+    counts = {b"v": 0, b"vt": 0, b"vn": 0}
+    lines = data.split(b"\n")
+    for row, line in enumerate(lines):
+        key, *words = line.split() or [b""]
+        if key in counts:
+            counts[key] += 1
+        elif key == b"f" and b"-" in line:
+            corners = (zip(word.split(b"/"), counts.values(), strict=False) for word in words)
+            lines[row] = b"f " + b" ".join(
+                b"/".join(b"%d" % (count + 1 + int(one)) if one[:1] == b"-" else one for one, count in corner)
+                for corner in corners
+            )
+    return b"\n".join(lines)
 
 
 def _load_glb(path: Path, trimesh: Any) -> Any:

@@ -44,7 +44,7 @@ def _columns(element: Element) -> dict[str, Array]:
 
 
 class Triangles:
-    """The polygons of a PLY file as fans of triangles.
+    """The polygons of a PLY file as fans of triangles, or its strips of triangles where it has no polygons.
 
     Attributes:
         vertices: ``(F, 3)`` int64 vertices of each triangle.
@@ -57,14 +57,11 @@ class Triangles:
 
     def __init__(self, path: Path, file: PlyFile) -> None:
         face = file.elements.get("face", {})
-        if "tristrips" in file.elements:
-            warnings.warn(
-                f"{path}: its element 'tristrips' is passed over, triangles in strips are not read: have another "
-                "program write them as faces",
-                stacklevel=2,
-            )
         lists = face.get("vertex_indices", face.get("vertex_index"))
-        lengths, corners = lists if isinstance(lists, Lists) else _NO_LISTS
+        if not isinstance(lists, Lists):
+            strips = file.elements.get("tristrips", {}).get("vertex_indices")
+            lists = _of_strips(strips) if isinstance(strips, Lists) else _NO_LISTS
+        lengths, corners = lists
         num_vertices = num_rows(file.elements.get("vertex", {}))
         if corners.size and not 0 <= corners.min() <= corners.max() < num_vertices:
             raise BadFileError(
@@ -94,6 +91,22 @@ class Triangles:
                 of_vertices = np.stack([np.asarray(vertex[name]) for name in names], axis=1)
                 return of_vertices[self.vertices], np.zeros(len(self), np.int64)
         return None
+
+
+def _of_strips(strips: Lists) -> Lists:
+    """Strips of triangles, which -1 ends, as triangles: each vertex makes one with the two before it."""
+    lengths, corners = strips
+    place = np.arange(len(corners))
+    strip = np.repeat(np.arange(len(lengths)), lengths)
+    # Strips begin with a list, and behind -1.
+    begins = np.ones(len(corners), bool)
+    begins[1:] = (strip[1:] != strip[:-1]) | (corners[:-1] < 0)
+    first = np.maximum.accumulate(np.where(begins, place, 0))
+    last = place[(place - first >= 2) & (corners >= 0)]
+    # Every other one goes round the other way.
+    odd = (last - first[last]) % 2
+    triangles = np.stack([corners[last - 2 + odd], corners[last - 1 - odd], corners[last]], axis=1)
+    return Lists(np.full(len(last), 3), triangles.reshape(-1))
 
 
 def _begins(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -135,7 +148,7 @@ def ply_meshes(path: Path, file: PlyFile, trimesh: Any) -> list[Any]:
         colour: dict[str, Array] = {}
         if "rgb" in fields:
             colour["vertex_colors"] = _bytes(fields["rgb"])
-        elif (of_faces := named_colours(_columns(file.elements["face"]))) is not None:
+        elif (of_faces := named_colours(_columns(file.elements.get("face", {})))) is not None:
             colour["face_colors"] = _bytes(of_faces[triangles.polygon[plain]])
         meshes.append(trimesh.Trimesh(fields["xyz"], triangles.vertices[plain], process=False, **colour))
     return meshes

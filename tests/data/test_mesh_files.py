@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,55 @@ def test_obj_with_tabs_and_indents(tmp_path: Path) -> None:
     (tmp_path / "a.obj").write_text(text)
     cloud = read_points(tmp_path / "a.obj", num_points=200)
     torch.testing.assert_close(cloud.xyz[:, :2].mean(dim=0), torch.tensor([0.5, 0.5]), atol=0.1, rtol=0)
+
+
+def test_obj_counts_back_from_where_a_face_stands(tmp_path: Path) -> None:
+    """Two squares, the second one behind the faces of the first, each on its half of a picture."""
+    pixels = np.zeros((1, 8, 3), np.uint8)
+    pixels[:, :4], pixels[:, 4:] = (255, 0, 0), (0, 0, 255)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "a.mtl").write_text("newmtl m\nmap_Kd a.png\n")
+    text = "mtllib a.mtl\nusemtl m\n"
+    for x, u in ((0, 0.25), (5, 0.75)):
+        text += "".join(f"v {x + dx} {y} {z}\n" for dx, y, z in CORNERS) + f"vt {u} 0.5\nvn 0 0 1\n"
+        text += "f -4/-1/-1 -3/-1/-1 \\\n-2/-1/-1 -1/-1/-1 # a square\n"
+    (tmp_path / "a.obj").write_text(text)
+    cloud = read_points(tmp_path / "a.obj", num_points=400)
+    second = cloud.xyz[:, 0] > 3
+    assert second.float().mean() == pytest.approx(0.5, abs=0.1)
+    for which, x, colour in ((~second, 0.5, [1.0, 0, 0]), (second, 5.5, [0.0, 0, 1])):
+        torch.testing.assert_close(cloud.xyz[which].mean(0), torch.tensor([x, 0.5, 0]), atol=0.08, rtol=0)
+        assert cloud.xyz[which, 0].aminmax().min > x - 0.5
+        torch.testing.assert_close(cloud.rgb[which], torch.tensor([colour]).expand(int(which.sum()), 3))
+
+
+@pytest.mark.parametrize(
+    ("lines", "other"),
+    [
+        ("mtllib a.mtl c.mtl", "c.mtl"),
+        ("mtllib a.mtl\nmtllib b c.mtl", "b c.mtl"),
+        ("mtllib c.mtl a.mtl gone.mtl", "c.mtl"),
+    ],
+)
+def test_obj_of_several_files_of_materials(tmp_path: Path, lines: str, other: str) -> None:
+    (tmp_path / "a.mtl").write_text("newmtl red\nKd 1 0 0")
+    (tmp_path / other).write_text("newmtl blue\nKd 0 0 1\n")
+    faces = "usemtl red\nf 1 2 3\nusemtl blue\nf 1 3 4\n"
+    (tmp_path / "a.obj").write_text(f"{lines}\n{OBJ}{faces}")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        cloud = read_points(tmp_path / "a.obj", num_points=100)
+    assert [str(one.message).split("'")[1] for one in told] == (["gone.mtl"] if "gone" in lines else [])
+    blue = cloud.xyz[:, 1] > cloud.xyz[:, 0]
+    assert torch.equal(cloud.rgb, torch.tensor([[1.0, 0, 0], [0, 0, 1]])[blue.long()])
+
+
+def test_obj_of_coloured_vertices_with_a_material(tmp_path: Path) -> None:
+    """As Blender writes them: every material has a grey."""
+    (tmp_path / "a.mtl").write_text("newmtl m\nKd 0.8 0.8 0.8\n")
+    coloured = "".join(f"v {x} {y} {z} {x} {y} 0\n" for x, y, z in CORNERS)
+    (tmp_path / "a.obj").write_text(f"mtllib a.mtl\n{coloured}usemtl m\nf 1 2 3 4\n")
+    check_gradient(read_points(tmp_path / "a.obj", num_points=100))
 
 
 def test_obj_of_points_keeps_their_colours(tmp_path: Path) -> None:
@@ -156,13 +206,23 @@ def stl_binary(header: bytes) -> bytes:
     [
         stl_text("a").encode(),
         stl_text("a").upper().replace("\n", "\r\n").encode(),
+        stl_text("a").replace("\n", "\r").encode(),
         stl_text("größe " * 300).encode("latin-1"),
         (stl_text("a") + stl_text("b")).encode(),
         stl_binary(b"made by hand"),
         stl_binary(b"solid facet normal, says a program that ignores what it should not write"),
         stl_binary(b"made by hand") + b"\0\0 appended",
     ],
-    ids=["text", "capitals", "a long name", "two solids", "binary", "binary called solid", "binary and more"],
+    ids=[
+        "text",
+        "capitals",
+        "carriage returns",
+        "a long name",
+        "two solids",
+        "binary",
+        "binary called solid",
+        "binary and more",
+    ],
 )
 def test_stl_whole_and_cut(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.stl").write_bytes(data)

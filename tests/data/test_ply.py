@@ -251,11 +251,20 @@ def test_an_element_may_have_no_properties(tmp_path: Path, kind: str) -> None:
     assert len(read_points(tmp_path / "a.ply")) == 5
 
 
-def test_strips_of_triangles_are_told(tmp_path: Path) -> None:
-    strips = ("tristrips", [("list int int", "vertex_indices", [(0, 1, 2, -1, 2, 3, 4)])])
-    (tmp_path / "a.ply").write_bytes(ply("binary_big_endian", ("vertex", XYZ), strips))
-    with pytest.warns(UserWarning, match=r"a\.ply: its element 'tristrips' is passed over"):
-        check(read_points(tmp_path / "a.ply"), rgb=False)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_strips_of_triangles(tmp_path: Path, encoding: str) -> None:
+    """Two strips in the first list, the second of one triangle, and one of two in the next; all go round alike."""
+    places = [(x, y, 0) for x in range(3) for y in range(2)] + [(5, 0, 0), (6, 0, 0), (6, 1, 0), (8, 0, 0), (9, 0, 0)]
+    places += [(8, 1, 0), (9, 1, 0)]
+    strips = ("tristrips", [("list int int", "vertex_indices", [(1, 0, 3, 2, 5, 4, -1, 6, 7, 8, -1), (9, 10, 11, 12)])])
+    vertex = ("vertex", columns("float", "x y z", places))
+    (tmp_path / "a.ply").write_bytes(ply(encoding, vertex, strips))
+    cloud = read_points(tmp_path / "a.ply", num_points=3500)
+    # Areas 2, 0.5 and 1, whose triangles all look up.
+    region = torch.bucketize(cloud.xyz[:, 0].contiguous(), torch.tensor([4.0, 7.0]))
+    share = torch.bincount(region, minlength=3) / 3500
+    assert (share - torch.tensor([4, 1, 2]) / 7).abs().max() < 4 * (0.25 / 3500) ** 0.5
+    assert torch.equal(cloud.normal, torch.tensor([[0.0, 0, 1]]).expand(3500, 3))
 
 
 WHOLE = ply("ascii", ("vertex", XYZ), ("face", [POLYGONS]))
