@@ -17,16 +17,24 @@ Array = NDArray[Any]
 Fields = dict[str, Array]
 # What is kept of the coordinates of scenes, in metres.
 MILLIMETRE = 1e-3
+
+
+def _numbered(name: str) -> tuple[tuple[str, ...], ...]:
+    """The columns of an array as ParaView names them, before and since its version 5.9."""
+    return tuple(tuple(f"{name}{mark}{axis}" for axis in range(3)) for mark in ":_")
+
+
 # What programs call columns, in any case of letters.
 COLUMN_NAMES = {
-    "xyz": (("x", "y", "z"),),
+    "xyz": (("x", "y", "z"), *_numbered("points")),
     "rgb": (
         *(("red", "green", "blue"), ("r", "g", "b"), ("rf", "gf", "bf")),
         *(("diffuse_red", "diffuse_green", "diffuse_blue"), ("colorred", "colorgreen", "colorblue")),
+        *(*_numbered("rgb"), *_numbered("colors")),
     ),
     # The constant part of a Gaussian splat's colour, in spherical harmonics about grey (Kerbl et al., 2023).
     "harmonics": (("f_dc_0", "f_dc_1", "f_dc_2"),),
-    "normal": (("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z")),
+    "normal": (("nx", "ny", "nz"), ("normal_x", "normal_y", "normal_z"), *_numbered("normals")),
 }
 # What programs call the class of a point.
 LABEL_NAMES = (
@@ -114,6 +122,12 @@ def named_fields(path: Path, columns: Mapping[str, Array], labels: Sequence[str]
     return {name: values for name, values in found.items() if values is not None}
 
 
+def names_places(names: Iterable[str]) -> bool:
+    """Whether there are columns of coordinates among these names."""
+    known = {name.lower() for name in names}
+    return any(known >= set(option) for option in COLUMN_NAMES["xyz"])
+
+
 def _by_name(columns: Mapping[str, Array], field: str) -> Array | None:
     known = {name.lower(): values for name, values in columns.items() if values.ndim == 1}
     names = next((names for names in COLUMN_NAMES[field] if set(names) <= set(known)), None)
@@ -130,6 +144,8 @@ def read_table(lines: Iterable[str], delimiter: str | None = None) -> NDArray[np
         warnings.simplefilter("ignore", UserWarning)  # of NumPy, where there are no lines
         try:
             return np.loadtxt(lines, dtype=np.float64, delimiter=delimiter, comments=None, ndmin=2)
+        except BadFileError:  # from what gives the lines
+            raise
         except ValueError as error:
             # NumPy's advice is about its own arguments.
             raise ValueError(str(error).partition("; use `usecols`")[0]) from error

@@ -22,6 +22,7 @@ from pc3d.data.file_fields import (
     is_label,
     label_column,
     named_fields,
+    names_places,
     read_table,
 )
 from pc3d.data.pickles import load_object_array, read_npy_header
@@ -48,6 +49,13 @@ _COMMENT_LINE = re.compile(r"\s*(#|//|%|;)\s*")
 _SEPARATOR = re.compile(r"\s*[,;]\s*")
 _BETWEEN = re.compile(r"\s*[,;]\s*|\s+")
 _NUMBER = re.compile(r"\s*\"?[-+]?(\.?\d|nan|inf)", re.IGNORECASE)
+# What Excel writes above a table to say what separates its columns.
+_EXCEL = re.compile(r"sep=.?")
+# Units behind names, as in "x [m]".
+_UNIT = re.compile(r"\s*[\[(][^\])]*[\])]$")
+# Not a number, as C programs on Windows write it, and in columns with names as R and databases do.
+_WINDOWS_NAN = re.compile(r"[-+]?(1\.#[a-z]+\d*|nan\([a-z]*\))", re.IGNORECASE)
+_MISSING = ("", "na", "n/a", "null", "none")
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+(,\d+)?([eE][-+]?\d+)?")
 
 
@@ -69,7 +77,7 @@ def _names_beside(path: Path) -> tuple[list[str], Path | None]:
     if listing is None:
         return [], None
     names = [name for name in _BETWEEN.split(listing.read_text("utf-8-sig", "replace").strip()) if name]
-    if not set("xyz") <= {name.lower() for name in names}:
+    if not names_places(names):
         raise BadFileError(
             path, f"{listing} must name the columns of the files beside and below it, such as x y z intensity"
         )
@@ -214,11 +222,11 @@ def _layout(file: IO[str]) -> tuple[_Layout, str]:
         text = line[comment.end() if comment else 0 :].strip(" \t\r\n;")
         # Between separators, names may have blanks: CloudCompare writes "X,Y,Z,Original cloud index".
         splits = (_SEPARATOR.split(text), _BETWEEN.split(text))
-        separated, words = ([word.strip('"') for word in split] for split in splits)
-        named = next((split for split in (separated, words) if set("xyz") <= {word.lower() for word in split}), None)
+        separated, words = ([_UNIT.sub("", word.strip('"')) for word in split] for split in splits)
+        named = next((split for split in (separated, words) if names_places(split)), None)
         if named is not None:
             names, in_comment = named, comment is not None
-        elif comment or words == [""]:
+        elif comment or words == [""] or _EXCEL.fullmatch(text):
             pass
         elif len(words) == 1 and words[0].isdecimal() and promised is None:
             promised = int(words[0])
@@ -244,6 +252,8 @@ def _delimiter(line: str) -> tuple[str | None, bool]:
 
 def _numbers(lines: Iterable[str], decimal_comma: bool) -> Iterator[str]:
     for line in lines:
+        if ".#" in line or "(" in line:
+            line = _WINDOWS_NAN.sub("nan", line)
         kept = _COMMENT.split(line, maxsplit=1)[0].strip(" \t\r\n,;")
         if kept:
             yield kept.replace(",", ".") if decimal_comma else kept
@@ -253,7 +263,7 @@ def _columns(
     lines: Iterable[str], layout: _Layout, path: Path, labels: Sequence[str], listing: Path | None
 ) -> Iterator[str]:
     """Those columns of a table with names that are read, between commas; the others may hold words or nothing."""
-    kept = (line for line in lines if line.strip() and not _COMMENT.match(line.lstrip()))
+    kept = (_WINDOWS_NAN.sub("nan", line) for line in lines if line.strip() and not _COMMENT.match(line.lstrip()))
     rows: Iterable[list[str]]
     if layout.delimiter is None:
         rows = (_COMMENT.split(line, maxsplit=1)[0].split() for line in kept)
@@ -269,7 +279,8 @@ def _columns(
                 raise BadFileError(path, f"{found} in row {number}: truncated?")
             remedy = "" if listing else ": name each, or begin the line with # where it is no list of names"
             raise BadFileError(path, found + remedy)
-        cells = [row[column].strip(' "') or "nan" for column in wanted]
+        cells = [row[column].strip(' "') for column in wanted]
+        cells = ["nan" if cell.lower() in _MISSING else cell for cell in cells]
         yield ",".join(cell.replace(",", ".") for cell in cells) if layout.decimal_comma else ",".join(cells)
 
 
@@ -341,7 +352,7 @@ def _from_arrays(
         field: next(((name, lower[name]) for name in aliases if name in lower), None)
         for field, aliases in _ARRAY_NAMES.items()
     }
-    if found["xyz"] is None and set("xyz") <= set(lower):
+    if found["xyz"] is None and names_places(lower):
         fields = named_fields(path, arrays)
     elif found["xyz"] is None:
         others = list(arrays if names is None else names)

@@ -60,6 +60,12 @@ TEXTS = {
     "words that happen to be as many": "# x y z of the points\n" + table(),
     "names of another number of columns": "# x y z\n" + table(),
     "no end of the last line": table().rstrip(),
+    "names and units": "X [m],Y [m],Z [m],R,G,B\n" + table(","),
+    "names and units between blanks": "x(m) y(m) z(m) r g b\n" + table(),
+    "separators as Excel is told them": "sep=;\nx;y;z;r;g;b\n" + table(";"),
+    "ParaView": '"RGB:0","RGB:1","RGB:2","Points:0","Points:1","Points:2"\n'
+    + table(",", [[*row[3:], *row[:3]] for row in ROWS]),
+    "ParaView 5.9": "Points_0,Points_1,Points_2,Colors_0,Colors_1,Colors_2\n" + table(","),
 }
 
 
@@ -176,6 +182,21 @@ def test_rows_without_a_point(tmp_path: Path, suffix: str) -> None:
     check(read_points(tmp_path / f"a{suffix}", drop_invalid=True), normal=True)
 
 
+@pytest.mark.parametrize(
+    "missing", ["NA", "null", "-nan(ind)", "1.#QNAN", "-1.#IND", "nan(snan)"], ids=["R", "SQL", *"abcd"]
+)
+def test_numbers_that_are_missing(tmp_path: Path, missing: str) -> None:
+    """As R, databases and C programs on Windows write them, the latter also without names of columns."""
+    row = ["0", "0", missing]
+    (tmp_path / "a.csv").write_text("x,y,z,r,g,b\n" + table(",", [[*row, *ROWS[0][3:]], *ROWS]))
+    (tmp_path / "a.xyz").write_text(table(rows=[row, *(line[:3] for line in ROWS)]))
+    paths = ["a.csv"] if missing in ("NA", "null") else ["a.csv", "a.xyz"]
+    for path in paths:
+        with pytest.raises(BadFileError, match="1 of 4 points are not finite"):
+            read_points(tmp_path / path)
+        check(read_points(tmp_path / path, drop_invalid=True), rgb=path == "a.csv")
+
+
 def test_normals_that_are_not_known(tmp_path: Path) -> None:
     normal = NORMAL.copy()
     normal[0] = 0
@@ -212,7 +233,7 @@ def test_normals_that_are_not_known(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_with_a_text_is_said(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.txt").write_text(text)
-    with pytest.raises(BadFileError, match=r"a\.txt: .*" + message):
+    with pytest.raises(BadFileError, match=r"a\.txt: (?!.*a\.txt).*" + message):
         read_points(tmp_path / "a.txt")
 
 
