@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,18 @@ def near_origin(xyz: Array, resolution: float | None = None) -> tuple[Array, tup
 
 
 def beside(path: Path, name: str) -> Path | None:
-    """The file that another one refers to, in the folder that it names or, if it came from elsewhere, beside it."""
+    """The file that another one refers to, in the folder that it names or, if it came from elsewhere, beside it.
+
+    One whose name differs in capitals alone is taken where there is no other: Windows does not tell them apart.
+    """
     plain = name.replace("\\", "/")
     candidates = (path.parent / plain, path.parent / plain.rpartition("/")[2])
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+    exact = (candidate for candidate in candidates if candidate.is_file())
+    alike = (
+        file
+        for candidate in candidates
+        if candidate.parent.is_dir()
+        for file in sorted(candidate.parent.iterdir())
+        if file.name.lower() == candidate.name.lower() and file.is_file()
+    )
+    return next(chain(exact, alike), None)

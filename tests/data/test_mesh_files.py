@@ -30,6 +30,7 @@ TEXTURED = OBJ + PLACES + "usemtl m\nf 1/1 2/2 3/3 4/4\n"
         "-s 1 1 1 -clamp on ../images/a b.png",
         "C:\\work\\a b.png",
         '"a b.png"',
+        "..\\images\\A B.PNG",
     ],
 )
 def test_obj_finds_its_texture(tmp_path: Path, picture: Path, name: str) -> None:
