@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pc3d._extras import require
 from pc3d.viz.colors import height_colors, shade
 from pc3d.viz.projection import project
+from pc3d.viz.view import box_of
 
 FloatArray = NDArray[np.floating]
 Picture = NDArray[np.uint8]
@@ -19,6 +20,8 @@ Picture = NDArray[np.uint8]
 
 def thumbnail(xyz: FloatArray, rgb: FloatArray | None = None, size: int = 64) -> Picture:
     """A picture of an object on white, the nearest point in each pixel, points two pixels wide.
+
+    Strays far away (:func:`pc3d.viz.view.box_of`) may lie outside.
 
     Args:
         xyz: ``(N, 3)`` points, z up.
@@ -32,7 +35,7 @@ def thumbnail(xyz: FloatArray, rgb: FloatArray | None = None, size: int = 64) ->
     if not len(xyz):
         return picture
     flat, nearness = project(xyz.astype(np.float64))
-    low, high = flat.min(0), flat.max(0)
+    low, high = box_of(flat)
     span = max(float((high - low).max()), 1e-9)
     cell = ((flat - (low + high) / 2) / span * (size - 4) + size / 2 - 0.5).round().astype(np.int64)
     colors = shade(height_colors(xyz) if rgb is None else rgb, nearness)

@@ -291,7 +291,7 @@ def box_of(xyz: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     The lowest and the highest thousandth count as no farther from the rest than a quarter of its extent.
 
     Args:
-        xyz: ``(N, 3)``, one point or more.
+        xyz: ``(N, 3)``, or ``(N, 2)`` of a picture, one point or more.
     """
     low, high = np.percentile(xyz[:: -(-len(xyz) // _MEASURED)], [0.1, 99.9], axis=0)
     reach = (high - low).max() / 4

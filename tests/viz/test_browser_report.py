@@ -115,6 +115,16 @@ def test_thumbnails_show_the_nearest_point() -> None:
     assert [255, 0, 0] in middle.tolist()
     assert not ((picture[..., 1] > picture[..., 0]) & (picture[..., 1] > picture[..., 2])).any()  # no green
     assert (thumbnail(np.zeros((0, 3)), size=8) == 255).all()
+
+
+def test_a_stray_makes_no_thumbnail_small() -> None:
+    ball = np.random.default_rng(0).normal(size=(5000, 3))
+    ball /= np.linalg.norm(ball, axis=1, keepdims=True)
+    picture = thumbnail(np.concatenate([ball, [[900, -900, 900]]]), size=64)
+    drawn = (picture < 255).any(2)
+    # It fills the square but for a quarter of its extent to the side where the stray is.
+    assert np.ptp(np.flatnonzero(drawn.any(0))) > 0.7 * 64
+    assert drawn.mean() > 0.35
     data, columns = sheet([np.zeros((10, 20, 3), np.uint8)] * 5, size=16)
     assert data.startswith(b"\xff\xd8")
     assert columns == 3
