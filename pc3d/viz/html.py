@@ -23,6 +23,8 @@ from pc3d.viz.view import Layer, View, ViewCloud
 MAX_POINTS = 300_000
 COMPONENTS = 32
 _LEVELS = 65535  # coordinates and numbers are kept to 16 bits of their range
+# How many times the box without strays the points may take for 16 bits to tell them apart.
+_STRAYED = 4
 
 
 def write_html(
@@ -117,8 +119,10 @@ def _cloud(cloud: ViewCloud, blob: _Blob, axes: NDArray[np.float32] | None) -> d
     placed = cloud.placed.astype(np.float64)
     low, high = placed.min(0), placed.max(0)
     extent = np.where(high > low, high - low, 1.0)
-    places = np.round((placed - low) / extent * _LEVELS).astype("<u2")
     box = cloud.box
+    # Strays far away would leave the rest few of the levels of 16 bits.
+    kind = "<u2" if (high - low).max() <= _STRAYED * (box[1] - box[0]).max() else "<u4"
+    places = np.round((placed - low) / extent * np.iinfo(kind).max).astype(kind)
     entry: dict[str, Any] = {
         "name": cloud.name,
         "count": len(cloud),
@@ -130,6 +134,7 @@ def _cloud(cloud: ViewCloud, blob: _Blob, axes: NDArray[np.float32] | None) -> d
         # Points are drawn as wide as those of a surface are apart.
         "spacing": 1.3 * float(np.linalg.norm(box[1] - box[0])) / len(cloud) ** 0.5,
         "places": blob.add(places),
+        "levels": int(np.iinfo(kind).max),
         "rows": None if cloud.rows is None else blob.add(cloud.rows.astype("<u4")),
         "layers": [_layer(layer, blob) for layer in cloud.layers.values()],
     }

@@ -140,13 +140,19 @@ def test_a_page_without_colours_and_with_few_points(page: Any, tmp_path: Path) -
 
 def test_a_stray_does_not_make_the_rest_small(page: Any, tmp_path: Path) -> None:
     xyz = np.random.default_rng(0).uniform(-1, 1, (5000, 3)).astype(np.float32)
-    cloud = ViewCloud("room", np.concatenate([xyz, np.full((1, 3), 300, np.float32)]), {})
+    cloud = ViewCloud("room", np.concatenate([xyz, np.full((1, 3), 3000, np.float32)]), {})
     page.goto(write_html(View([cloud]), tmp_path / "page.html").as_uri())
     page.wait_for_selector("body[data-ready=yes]")
     size = page.locator("#canvas").bounding_box()
     place = on_screen(page, xyz)[:, :2] / [size["width"], size["height"]]
     assert ((place > 0) & (place < 1)).all()
     assert np.ptp(place, axis=0).max() > 0.4
+    # Nor coarse: one of the points is drawn where it is, and told to be there.
+    row = int(np.linalg.norm(xyz - [0.3, -0.4, 1], axis=1).argmin())
+    page.mouse.click(*on_screen(page, xyz)[row, :2])
+    chosen = int(page.locator("#selection b").text_content().rpartition(" ")[2])
+    told = page.locator("#selection div").first.text_content().removeprefix("at ").split(", ")
+    np.testing.assert_allclose([float(number) for number in told], xyz[chosen], atol=1.5e-3)
 
 
 def test_a_large_view_is_thinned_until_its_page_is_small(

@@ -148,7 +148,7 @@ class Viewer {
     const { cloud: number, row } = this.chosen, cloud = this.clouds[number];
     const head = document.createElement("b");
     head.textContent = `${cloud.name}, point ${cloud.rows ? cloud.rows[row] : row}`;
-    const place = [0, 1, 2].map((k) => cloud.low[k] - cloud.offset[k] + (cloud.places[3 * row + k] / 65535) * cloud.extent[k]);
+    const place = [0, 1, 2].map((k) => cloud.low[k] - cloud.offset[k] + (cloud.places[3 * row + k] / cloud.levels) * cloud.extent[k]);
     const lines = [`at ${place.map((value) => Number(value.toFixed(3))).join(", ")}`];
     for (const [name, layer] of Object.entries(cloud.layers)) lines.push(`${name}: ${this.value(layer, row)}`);
     if (this.similarity && this.similarity.values[number]) {

@@ -67,7 +67,7 @@ class Renderer {
       gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
       gl.bufferData(gl.ARRAY_BUFFER, cloud.places, gl.STATIC_DRAW);
       gl.enableVertexAttribArray(0);
-      gl.vertexAttribPointer(0, 3, gl.UNSIGNED_SHORT, true, 0, 0);
+      gl.vertexAttribPointer(0, 3, cloud.levels > 65535 ? gl.UNSIGNED_INT : gl.UNSIGNED_SHORT, true, 0, 0);
       gl.bindBuffer(gl.ARRAY_BUFFER, part.colors);
       gl.enableVertexAttribArray(1);
       gl.vertexAttribPointer(1, 3, gl.UNSIGNED_BYTE, true, 0, 0);
