@@ -13,6 +13,7 @@ kept as an intermediate form too, from which the driver of any later GPU makes i
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -84,7 +85,9 @@ def find_toolkit() -> tuple[Path | None, str]:
 
 def find_cuda_runtime(root: Path) -> Path:
     """The CUDA runtime library of a toolkit (its wheel has no unversioned name for the linker)."""
-    for folder in ("lib64", "lib", "targets/x86_64-linux/lib"):
+    # Under targets/ a toolkit may hold what is for other machines too. Servers on ARM are sbsa, a Jetson is aarch64.
+    targets = ("sbsa-linux", "aarch64-linux") if platform.machine() == "aarch64" else ("x86_64-linux",)
+    for folder in ("lib64", "lib", *(f"targets/{target}/lib" for target in targets)):
         for library in [root / folder / "libcudart.so", *sorted((root / folder).glob("libcudart.so.*"))]:
             if library.exists():
                 return library
@@ -136,7 +139,8 @@ class BuildKernels(build_ext):
     def _cpu_command(includes: list[str]) -> list[str]:
         # No contraction into fused multiply-adds: distances must round alike on every machine, so that ties do too.
         flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fopenmp-simd"]
-        flags += ["-fno-math-errno", "-fno-trapping-math", "-Wall"]
+        # A loop marked simd may be vectorised, it need not be: clang warns of those that are not.
+        flags += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-pass-failed"]
         return [*cxx(), *flags, TARGET, STRICT, *includes]
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import zipfile
 from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,3 +122,44 @@ def test_an_unknown_build_mode_is_refused(tmp_path: Path) -> None:
     done = build_wheel("gpu", tmp_path)
     assert done.returncode != 0
     assert "PC3D_BUILD='gpu' is not one of auto, cpu, cuda, none" in done.stdout + done.stderr
+
+
+def build_script(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The names of setup.py, which builds nothing meanwhile."""
+    monkeypatch.setenv("PC3D_BUILD", "none")
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
+    return runpy.run_path(str(ROOT / "setup.py"))
+
+
+@pytest.mark.parametrize(
+    ("machine", "folder"),
+    [
+        ("x86_64", "lib64"),
+        ("x86_64", "targets/x86_64-linux/lib"),
+        ("aarch64", "targets/sbsa-linux/lib"),
+        ("aarch64", "targets/aarch64-linux/lib"),
+    ],
+)
+def test_the_cuda_runtime_of_this_machine_is_found(
+    machine: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (folder, "targets/other-linux/lib"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "libcudart.so.13").touch()
+    find = build_script(monkeypatch)["find_cuda_runtime"]
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert find(tmp_path) == tmp_path / folder / "libcudart.so.13"
+
+
+@pytest.mark.parametrize("source", ["neighbors", "window_attention"])
+def test_clang_compiles_kernels_of_every_level(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clang refuses to return vectors that are wider than the target's, which GCC inlines away."""
+    clang = shutil.which("clang++")
+    if clang is None:
+        pytest.skip("needs clang++ (Debian: apt-get install clang)")
+    monkeypatch.setenv("CXX", clang)
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{Path(torch.__file__).parent / 'include'}"]
+    command = build_script(monkeypatch)["BuildKernels"]._cpu_command(includes)
+    command += ["-O0", "-Werror", "-c", str(ROOT / "csrc" / "cpu" / f"{source}.cpp"), "-o", str(tmp_path / "object.o")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ struct Several {
 
   PC3D_ALWAYS_INLINE static Several load(const A* from) {
     Several v;
-    for (int i = 0; i < kParts; ++i) v.part[i] = at<Part>(from + i * kLanes);
+    for (int i = 0; i < kParts; ++i) v.part[i] = at<Part>(from + i * kLanes).value;
     return v;
   }
   PC3D_ALWAYS_INLINE static Several of(A value) {
@@ -29,7 +29,7 @@ struct Several {
     return v;
   }
   PC3D_ALWAYS_INLINE void store(A* to) const {
-    for (int i = 0; i < kParts; ++i) at<Part>(to + i * kLanes) = part[i];
+    for (int i = 0; i < kParts; ++i) at<Part>(to + i * kLanes).value = part[i];
   }
   PC3D_ALWAYS_INLINE Several operator+(const Several& o) const {
     Several v;
@@ -137,7 +137,7 @@ PC3D_ALWAYS_INLINE void find_columns(const Window<A>& w, int64_t row, bool is_qu
     int32_t* out = columns + a * w.stride;
     const A own = signal[row];
     for (int64_t j = 0; j < w.size; j += kLanes) {
-      const Vector other = at<Vector>(signal + j);
+      const Vector other = at<Vector>(signal + j).value;
       Vector x = (is_query ? own - other : other - own) + axis.half;
       x = x > axis.low ? x : axis.low - Vector{};
       x = x < axis.high ? x : axis.high - Vector{};

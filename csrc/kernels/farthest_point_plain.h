@@ -65,16 +65,16 @@ struct PlainFarthestPoints {
         Vector block_best = Vector{} - T(2);
         for (int u = 0; u < kPlainUnroll; ++u) {
           const int64_t j = i + u * kLanes;
-          Vector dx = at<Vector>(x + j);
-          Vector dy = at<Vector>(y + j);
-          Vector dz = at<Vector>(z + j);
+          Vector dx = at<Vector>(x + j).value;
+          Vector dy = at<Vector>(y + j).value;
+          Vector dz = at<Vector>(z + j).value;
           dx -= qx;
           dy -= qy;
           dz -= qz;
           const Vector d = (dx * dx + dy * dy) + dz * dz;
-          const Vector old = at<Vector>(nearest + j);
+          const Vector old = at<Vector>(nearest + j).value;
           const Vector now = d < old ? d : old;
-          at<Vector>(nearest + j) = now;
+          at<Vector>(nearest + j).value = now;
           block_best = now > block_best ? now : block_best;
         }
         const IntegerVector farther = block_best > best;
@@ -84,11 +84,11 @@ struct PlainFarthestPoints {
       // The lowest index that attains the maximum lies in the first block that does.
       T lane_best[kLanes];
       Integer lane_block[kLanes];
-      at<Vector>(lane_best) = best;
-      at<IntegerVector>(lane_block) = best_block;
+      at<Vector>(lane_best).value = best;
+      at<IntegerVector>(lane_block).value = best_block;
       const T farthest = largest<Bytes>(lane_best, kLanes);
       const IntegerVector attains = best == (Vector{} + farthest);
-      at<IntegerVector>(lane_block) = attains ? -best_block : IntegerVector{} - block;
+      at<IntegerVector>(lane_block).value = attains ? -best_block : IntegerVector{} - block;
       current = -static_cast<int64_t>(largest<Bytes>(lane_block, kLanes)) * kBlock;
       while (nearest[current] != farthest) ++current;
       out[s] = row_offset + current;

@@ -65,13 +65,13 @@ PC3D_ALWAYS_INLINE int64_t list_children(const TreeNode<T>* nodes, const int32_t
       Vector d = zero;
       Vector gap[3];
       for (int a = 0; a < 3; ++a) {
-        const Vector below = at<Vector>(node.low[a] + i) - q[a];
-        const Vector above = q[a] - at<Vector>(node.high[a] + i);
+        const Vector below = at<Vector>(node.low[a] + i).value - q[a];
+        const Vector above = q[a] - at<Vector>(node.high[a] + i).value;
         const Vector outside = below > above ? below : above;
         gap[a] = outside > zero ? outside : zero;
       }
       d = (gap[0] * gap[0] + gap[1] * gap[1]) + gap[2] * gap[2];
-      at<IntegerVector>(nearer + i) = d < at<Vector>(node.bound + i);
+      at<IntegerVector>(nearer + i).value = d < at<Vector>(node.bound + i).value;
     }
     for (int c = 0; c < kFanOut; ++c) {
       to[found] = from[k] * kFanOut + c;

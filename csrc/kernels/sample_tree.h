@@ -72,12 +72,12 @@ PC3D_ALWAYS_INLINE void node_bound(const T* bound, const Index* first, int count
   const T farthest = largest<Bytes>(bound, count);
   IntegerVector negated = IntegerVector{} - std::numeric_limits<Index>::max();
   for (int i = 0; i < count; i += kLanes) {
-    const IntegerVector attains = at<Vector>(bound + i) == (Vector{} + farthest);
-    const IntegerVector candidate = attains ? -at<IntegerVector>(first + i) : negated;
+    const IntegerVector attains = at<Vector>(bound + i).value == (Vector{} + farthest);
+    const IntegerVector candidate = attains ? -at<IntegerVector>(first + i).value : negated;
     negated = candidate > negated ? candidate : negated;
   }
   Index lanes[kLanes];
-  at<IntegerVector>(lanes) = negated;
+  at<IntegerVector>(lanes).value = negated;
   *node_bound = farthest;
   *node_first = -largest<Bytes>(lanes, kLanes);
 }
@@ -92,11 +92,11 @@ PC3D_ALWAYS_INLINE void apply_notes(SampleTree<T>* tree, int64_t bucket) {
   BucketState& state = tree->states[bucket];
   const IntegerVector taken = IntegerVector{} + static_cast<Index>(state.taken);
   for (int i = 0; i < kBucketSize; i += Lanes<T, Bytes>::count) {
-    const Vector x = at<Vector>(points.x + i);
-    const Vector y = at<Vector>(points.y + i);
-    const Vector z = at<Vector>(points.z + i);
-    Vector nearest = at<Vector>(points.nearest + i);
-    const IntegerVector index = at<IntegerVector>(points.index + i);
+    const Vector x = at<Vector>(points.x + i).value;
+    const Vector y = at<Vector>(points.y + i).value;
+    const Vector z = at<Vector>(points.z + i).value;
+    Vector nearest = at<Vector>(points.nearest + i).value;
+    const IntegerVector index = at<IntegerVector>(points.index + i).value;
     nearest = index == taken ? Vector{} - T(1) : nearest;
     for (int k = 0; k < state.num_notes; ++k) {
       const T* q = tree->samples + 4 * static_cast<int64_t>(state.notes[k]);
@@ -106,7 +106,7 @@ PC3D_ALWAYS_INLINE void apply_notes(SampleTree<T>* tree, int64_t bucket) {
       const Vector d = (dx * dx + dy * dy) + dz * dz;
       nearest = d < nearest ? d : nearest;
     }
-    at<Vector>(points.nearest + i) = nearest;
+    at<Vector>(points.nearest + i).value = nearest;
   }
   state.num_notes = 0;
   state.taken = -1;

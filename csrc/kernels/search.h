@@ -36,10 +36,10 @@ inline T bound_of_groups(const T* d, int64_t n, int64_t k, T* minima, const Inte
   for (int g = 0; g < Groups; g += kLanes) {
     Vector smallest = std::numeric_limits<T>::infinity() - Vector{};
     for (int64_t i = g; i < n; i += Groups) {
-      const Vector value = at<Vector>(d + i);
+      const Vector value = at<Vector>(d + i).value;
       smallest = value < smallest ? value : smallest;
     }
-    at<Vector>(minima + g) = smallest;
+    at<Vector>(minima + g).value = smallest;
   }
   return kth(minima, index, Groups, k).distance;
 }

@@ -117,7 +117,7 @@ inline Limit<T> kth(const T* d, const Integer<T>* index, int64_t count, int64_t 
     const Integer<T> middle_index = low_index + (high_index - low_index) / 2;
     Integer<T> passed = 0;
 #pragma omp simd reduction(+ : passed)
-    for (int64_t i = 0; i < n; ++i) passed += (bits[i] == high) & (index[i] <= middle_index) ? 1 : 0;
+    for (int64_t i = 0; i < n; ++i) passed += ((bits[i] == high) & (index[i] <= middle_index)) ? 1 : 0;
     if (nearer + passed == k) return {value_of<T>(high), middle_index};
     if (nearer + passed > k) {
       high_index = middle_index;
@@ -159,8 +159,8 @@ inline void sort_found(const Found<T>& found, T* out_d, Integer<T>* out_index) {
   using IntegerVector = typename Lanes<T, PC3D_LEVEL_BYTES>::IntegerVector;
   constexpr int kLanes = Lanes<T, PC3D_LEVEL_BYTES>::count;
   for (int64_t i = 0; i < found.count; i += kLanes) {
-    const Vector d = at<Vector>(found.distance + i);
-    const IntegerVector index = at<IntegerVector>(found.index + i);
+    const Vector d = at<Vector>(found.distance + i).value;
+    const IntegerVector index = at<IntegerVector>(found.index + i).value;
     IntegerVector place = {};
     const int64_t lanes = found.count - i < kLanes ? found.count - i : kLanes;
     const int64_t begin = Ascending ? i : 0;

@@ -7,7 +7,9 @@
 //     template <int Bytes>
 //     PC3D_ALWAYS_INLINE static void run(T* a, const T* b, int64_t n) {  // n: a multiple of Lanes<T, Bytes>::count
 //       using Vector = typename Lanes<T, Bytes>::Vector;
-//       for (int64_t i = 0; i < n; i += Lanes<T, Bytes>::count) at<Vector>(a + i) = at<Vector>(b + i) + T(1);
+//       for (int64_t i = 0; i < n; i += Lanes<T, Bytes>::count) {
+//         at<Vector>(a + i).value = at<Vector>(b + i).value + T(1);
+//       }
 //     }
 //   };
 //   call_widest<AddOne<float>>(a, b, n);
@@ -66,27 +68,20 @@ struct Lanes {
   typedef Integer IntegerVector __attribute__((vector_size(Bytes)));
 };
 
-// The vector at an address, which need not be aligned: `v = at<Vector>(p)`, and `at<Vector>(p) = v` where `p` is not
-// const. Copied by memcpy, which becomes one instruction: compilers take a reference for aligned, whatever its typedef.
+// The vector at an address, which need not be aligned: `v = at<Vector>(p).value`, and the other way round where `p` is
+// not const. A struct, since compilers take a reference to a vector for aligned, whatever its typedef, and clang
+// refuses a function that returns one wider than the machine it is compiled for.
 template <class Vector>
-struct Place {
-  void* address;
-  PC3D_ALWAYS_INLINE operator Vector() const {
-    Vector v;
-    std::memcpy(&v, address, sizeof(v));
-    return v;
-  }
-  PC3D_ALWAYS_INLINE void operator=(const Vector& v) const { std::memcpy(address, &v, sizeof(v)); }
+struct __attribute__((packed, may_alias)) Place {
+  Vector value;
 };
 template <class Vector, class T>
-PC3D_ALWAYS_INLINE Place<Vector> at(T* address) {
-  return {address};
+PC3D_ALWAYS_INLINE Place<Vector>& at(T* address) {
+  return *reinterpret_cast<Place<Vector>*>(address);
 }
 template <class Vector, class T>
-PC3D_ALWAYS_INLINE Vector at(const T* address) {
-  Vector v;
-  std::memcpy(&v, address, sizeof(v));
-  return v;
+PC3D_ALWAYS_INLINE const Place<Vector>& at(const T* address) {
+  return *reinterpret_cast<const Place<Vector>*>(address);
 }
 
 // The largest of `count` values (a multiple of the lanes).
@@ -94,13 +89,13 @@ template <int Bytes, class T>
 PC3D_ALWAYS_INLINE T largest(const T* values, int count) {
   using Vector = typename Lanes<T, Bytes>::Vector;
   constexpr int kLanes = Lanes<T, Bytes>::count;
-  Vector best = at<Vector>(values);
+  Vector best = at<Vector>(values).value;
   for (int i = kLanes; i < count; i += kLanes) {
-    const Vector v = at<Vector>(values + i);
+    const Vector v = at<Vector>(values + i).value;
     best = v > best ? v : best;
   }
   T lanes[kLanes];
-  at<Vector>(lanes) = best;
+  at<Vector>(lanes).value = best;
   if constexpr (Bytes > 16) {
     return largest<Bytes / 2>(lanes, kLanes);
   } else {

@@ -109,12 +109,12 @@ PC3D_ALWAYS_INLINE void multiply_pairs(const ConvTile<T>& t, const int32_t* sour
     row[p] = t.features + source[p] * t.in_channels;
     target[p] = t.buffer + local[p] * (Vectors * kLanes);
 #pragma GCC unroll 3
-    for (int v = 0; v < Vectors; ++v) sum[p][v] = at<Vector>(static_cast<const T*>(target[p]) + v * kLanes);
+    for (int v = 0; v < Vectors; ++v) sum[p][v] = at<Vector>(target[p] + v * kLanes).value;
   }
   for (int64_t i = 0; i < t.in_channels; ++i, weight += t.padded) {
     Vector w[Vectors];
 #pragma GCC unroll 3
-    for (int v = 0; v < Vectors; ++v) w[v] = at<Vector>(weight + v * kLanes);
+    for (int v = 0; v < Vectors; ++v) w[v] = at<Vector>(weight + v * kLanes).value;
 #pragma GCC unroll 8
     for (int p = 0; p < Pairs; ++p) {
       const T x = row[p][i];
@@ -125,7 +125,7 @@ PC3D_ALWAYS_INLINE void multiply_pairs(const ConvTile<T>& t, const int32_t* sour
 #pragma GCC unroll 8
   for (int p = 0; p < Pairs; ++p) {
 #pragma GCC unroll 3
-    for (int v = 0; v < Vectors; ++v) at<Vector>(target[p] + v * kLanes) = sum[p][v];
+    for (int v = 0; v < Vectors; ++v) at<Vector>(target[p] + v * kLanes).value = sum[p][v];
   }
 }
 
@@ -168,7 +168,7 @@ PC3D_ALWAYS_INLINE void add_outer_products(const ConvTile<T>& t, const int32_t* 
   for (int c = 0; c < Channels; ++c) {
 #pragma GCC unroll 3
     for (int v = 0; v < Vectors; ++v) {
-      sum[c][v] = at<Vector>(static_cast<const T*>(partial) + c * t.padded + v * kLanes);
+      sum[c][v] = at<Vector>(partial + c * t.padded + v * kLanes).value;
     }
   }
   for (int32_t p = 0; p < count; ++p) {
@@ -176,7 +176,7 @@ PC3D_ALWAYS_INLINE void add_outer_products(const ConvTile<T>& t, const int32_t* 
     const T* g = t.buffer + local[p] * (Vectors * kLanes);
     Vector w[Vectors];
 #pragma GCC unroll 3
-    for (int v = 0; v < Vectors; ++v) w[v] = at<Vector>(g + v * kLanes);
+    for (int v = 0; v < Vectors; ++v) w[v] = at<Vector>(g + v * kLanes).value;
 #pragma GCC unroll 8
     for (int c = 0; c < Channels; ++c) {
 #pragma GCC unroll 3
@@ -186,7 +186,7 @@ PC3D_ALWAYS_INLINE void add_outer_products(const ConvTile<T>& t, const int32_t* 
 #pragma GCC unroll 8
   for (int c = 0; c < Channels; ++c) {
 #pragma GCC unroll 3
-    for (int v = 0; v < Vectors; ++v) at<Vector>(partial + c * t.padded + v * kLanes) = sum[c][v];
+    for (int v = 0; v < Vectors; ++v) at<Vector>(partial + c * t.padded + v * kLanes).value = sum[c][v];
   }
 }
 

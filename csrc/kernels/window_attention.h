@@ -79,7 +79,9 @@ struct Window {
 
 // GCC takes the undefined register that its own AVX-512 intrinsics begin with for an oversight.
 #pragma GCC diagnostic push
+#ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #define PC3D_LEVEL_SOURCE "kernels/attention_of_window.h"
 #include "kernels/for_each_level.h"
 #pragma GCC diagnostic pop
