@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 
 import pc3d
 from pc3d._extras import require
@@ -122,6 +123,19 @@ def test_an_unknown_build_mode_is_refused(tmp_path: Path) -> None:
     done = build_wheel("gpu", tmp_path)
     assert done.returncode != 0
     assert "PC3D_BUILD='gpu' is not one of auto, cpu, cuda, none" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "build"),
+    [("linux", "x86_64", "open3d-cpu"), ("linux", "aarch64", "open3d"), ("darwin", "arm64", "open3d")],
+)
+def test_every_platform_gets_the_one_build_of_open3d_that_it_has(system: str, machine: str, build: str) -> None:
+    """open3d-cpu has wheels for Linux on x86-64 alone: elsewhere pip would refuse all of pc3d[all]."""
+    for name in ("pyproject.toml", "requirements/dev.lock"):
+        lines = re.findall(r'^ *"?(open3d[^"\n]*)', (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        needed = [Requirement(line) for line in lines if not line.startswith("open3d.")]
+        here = {"sys_platform": system, "platform_machine": machine}
+        assert [n.name for n in needed if n.marker is None or n.marker.evaluate(here)] == [build]
 
 
 def build_script(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pc3d._extras import require
+from pc3d._extras import MissingExtraError, require
 from pc3d.data.dataset import BadFileError
 from pc3d.data.file_fields import Array, Fields, colours, is_label, label_column
 
@@ -52,7 +52,10 @@ def read_e57(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
     """The valid points of all scans of an E57 file in their common frame, and colours where every scan has them."""
     if labels:
         raise BadFileError(path, "has no classes of its points, as no E57 file has: write it as LAS or PLY")
-    pye57 = require("pye57", extra="io", purpose="E57 files")
+    try:
+        pye57 = require("pye57", extra="io", purpose="E57 files")
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{error}; where pye57 has no build (Linux on ARM), convert the file to LAS") from error
 
     file = pye57.E57(str(path))
     bytes_for_colours = file.make_buffer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +126,11 @@ def test_what_is_wrong_is_said(tmp_path: Path, scans: list[Columns], message: st
     write(tmp_path / "a.e57", *scans)
     with pytest.raises(BadFileError, match=rf"a\.e57: .*{message}"):
         read_scene(tmp_path / "a.e57")
+
+
+def test_where_pye57_has_no_build_another_format_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "scan.e57"
+    path.write_bytes(b"ASTM-E57")
+    monkeypatch.setitem(sys.modules, "pye57", None)
+    with pytest.raises(ImportError, match=r"Linux on ARM\), convert the file to LAS"):
+        read_points(path)
