@@ -229,10 +229,13 @@ def leave_signals_to_the_main_process(worker: int) -> None:
 
     Ctrl-C reaches every process of a terminal, and a scheduler's signals every process of a job; a worker that dies of
     one would fail the step that is to be finished. SIGTERM is also how the process that it works for ends a worker, one
-    that hangs or that is left over when a script ends: from that process alone it is heard.
+    that hangs or that is left over when a script ends: from that process alone it is heard. Macs do not tell who sent
+    a signal: there, SIGTERM ends a worker whoever sends it.
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):
+        return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_told, daemon=True).start()
 

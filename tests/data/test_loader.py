@@ -251,6 +251,22 @@ def test_a_worker_that_hangs_is_ended(outside_of_python: bool) -> None:
     assert code == 0
 
 
+def test_workers_on_macs_are_ended_by_any_sigterm(objects: Selection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python has no sigwaitinfo there."""
+    monkeypatch.delattr("signal.sigwaitinfo")
+    loader = PointLoader(objects, 2, transform=AUGMENT, num_workers=1)
+    found = [next(batches := iter(loader))]
+    (worker,) = loader._loader._iterator._workers  # type: ignore[union-attr]
+    subprocess.run(["kill", "-INT", str(worker.pid)], check=True)
+    found += batches
+    assert all(map(same, found, PointLoader(objects, 2, transform=AUGMENT)))
+    worker.terminate()
+    worker.join(5)
+    code = worker.exitcode
+    worker.kill()
+    assert code == 0
+
+
 def test_a_script_that_leaves_its_workers_ends(tmp_path: Path) -> None:
     """The process, at its end, tells workers to end and waits for them."""
     script = tmp_path / "script.py"
