@@ -24,8 +24,9 @@ from pc3d.data.ply_elements import read_ply
 
 # What may stand before the name of a texture in a material file.
 _TEXTURE_OPTIONS = re.compile(r"^(-[a-z]+( +(on|off|[-+]?[\d.]+|[rgbmlz])(?= ))* +)+")
-# Of OBJ files: comments behind numbers, the lines that name files of materials, and faces with negative numbers.
+# Of OBJ files: comments behind numbers (those of colours in files of materials), the lines that name files of materials, and faces with negative numbers.
 _COMMENT_BEHIND = re.compile(rb"^((?:f|v|vt|vn) [^#\n]*)#.*$", re.MULTILINE)
+_COMMENT_BEHIND_COLOUR = re.compile(rb"^([ \t]*K[ads][ \t][^#\n]*)#.*$", re.MULTILINE | re.IGNORECASE)
 _MATERIAL_FILES = re.compile(rb"^mtllib +(.*)$", re.MULTILINE)
 _FROM_THE_END = re.compile(rb"^f [^\n]*-", re.MULTILINE)
 # What stands for all files of materials of an OBJ file together.
@@ -135,13 +136,16 @@ class _FilesBeside:
     def get(self, name: str) -> bytes:
         if name == _JOINED:
             return self._joined
-        found = beside(self._path, _TEXTURE_OPTIONS.sub("", name.strip().strip('"')))
+        found = self._found(name) or self._found(name.partition(" #")[0])  # a comment, or part of the name
         if found is not None:
             return found.read_bytes()
         warnings.warn(f"{self._path}: {name!r} is not beside it: read without its colours", stacklevel=2)
         raise FileNotFoundError(name)
 
     __getitem__ = get
+
+    def _found(self, name: str) -> Path | None:
+        return beside(self._path, _TEXTURE_OPTIONS.sub("", name.strip()).strip('"'))
 
 
 def _load_obj(path: Path, trimesh: Any) -> Any:
@@ -187,7 +191,7 @@ def _materials(path: Path, lines: list[bytes]) -> bytes:
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 found.append(_FilesBeside(path).get(name))
-    return b"\n".join(found)
+    return _COMMENT_BEHIND_COLOUR.sub(rb"\1", b"\n".join(found))
 
 
 def _from_the_start(data: bytes) -> bytes:

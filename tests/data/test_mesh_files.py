@@ -31,6 +31,9 @@ TEXTURED = OBJ + PLACES + "usemtl m\nf 1/1 2/2 3/3 4/4\n"
         "C:\\work\\a b.png",
         '"a b.png"',
         "..\\images\\A B.PNG",
+        '-s 1 1 1 "a b.png"',
+        "-o 0 0 0 -bm 1.0 a b.png  # of the front",
+        "../images/a b #2.png",
     ],
 )
 def test_obj_finds_its_texture(tmp_path: Path, picture: Path, name: str) -> None:
@@ -39,6 +42,8 @@ def test_obj_finds_its_texture(tmp_path: Path, picture: Path, name: str) -> None
     folder.mkdir()
     if "images" not in name:
         picture.rename(folder / picture.name)
+    elif "#2" in name:
+        picture.rename(picture.with_name("a b #2.png"))
     (folder / "a.mtl").write_text(f"newmtl m\nKd 1 1 1\nmap_Kd {name}\n")
     (folder / "a.obj").write_text("mtllib a.mtl\n" + TEXTURED)
     check_texture(read_points(folder / "a.obj", num_points=200))
@@ -96,7 +101,7 @@ def test_obj_counts_back_from_where_a_face_stands(tmp_path: Path) -> None:
     ],
 )
 def test_obj_of_several_files_of_materials(tmp_path: Path, lines: str, other: str) -> None:
-    (tmp_path / "a.mtl").write_text("newmtl red\nKd 1 0 0")
+    (tmp_path / "a.mtl").write_text("newmtl red\n\tKd 1 0 0 # as a tomato")
     (tmp_path / other).write_text("newmtl blue\nKd 0 0 1\n")
     faces = "usemtl red\nf 1 2 3\nusemtl blue\nf 1 3 4\n"
     (tmp_path / "a.obj").write_text(f"{lines}\n{OBJ}{faces}")
