@@ -21,7 +21,7 @@ Picture = NDArray[np.uint8]
 def thumbnail(xyz: FloatArray, rgb: FloatArray | None = None, size: int = 64) -> Picture:
     """A picture of an object on white, the nearest point in each pixel, points two pixels wide.
 
-    Strays far away (:func:`pc3d.viz.view.box_of`) may lie outside.
+    Strays far away (:func:`pc3d.viz.view.box_of`) may lie outside, and change the colours of no others.
 
     Args:
         xyz: ``(N, 3)`` points, z up.
@@ -38,7 +38,9 @@ def thumbnail(xyz: FloatArray, rgb: FloatArray | None = None, size: int = 64) ->
     low, high = box_of(flat)
     span = max(float((high - low).max()), 1e-9)
     cell = ((flat - (low + high) / 2) / span * (size - 4) + size / 2 - 0.5).round().astype(np.int64)
-    colors = shade(height_colors(xyz) if rgb is None else rgb, nearness)
+    # Nor does a stray take the heights and depths of the others their difference.
+    kept = np.clip(xyz, *box_of(xyz))
+    colors = shade(height_colors(kept) if rgb is None else rgb, project(kept)[1])
     order = np.argsort(nearness, kind="stable")  # the nearest is written last
     for right in (0, 1):
         for down in (0, 1):
