@@ -96,14 +96,16 @@ def read_ply(path: Path) -> PlyFile:
     with path.open("rb") as file:
         header = read_ply_header(path, file)
         file.seek(header.size)
-        lines = _lines(file) if header.kind == "ascii" else iter(())
-        elements = {}
-        for name, count, properties in header.elements:
-            if header.kind == "ascii":
-                rows = _text_rows(path, lines, name, count, properties)
-            else:
-                rows = _binary_rows(path, file, name, count, properties, ORDERS[header.kind])
-            elements[name] = rows
+        if header.kind == "ascii":
+            try:
+                lines = _lines(file)
+                elements = {name: _text_rows(path, lines, name, *rest) for name, *rest in header.elements}
+            except ValueError as error:
+                file.seek(header.size)
+                elements = _without_lines(path, file, header, error)
+        else:
+            order = ORDERS[header.kind]
+            elements = {name: _binary_rows(path, file, name, *rest, order) for name, *rest in header.elements}
     return PlyFile(elements, header.textures)
 
 
@@ -159,6 +161,25 @@ def _lines(file: IO[bytes]) -> Iterator[str]:
                 yield line
 
 
+def _without_lines(path: Path, file: IO[bytes], header: PlyHeader, error: ValueError) -> dict[str, Element]:
+    """The elements of a text whose lines are not its rows, as the format lets them be.
+
+    Raises:
+        ValueError: ``error``, the one of reading it by lines, unless there are just the numbers that are promised.
+    """
+    elements = {}
+    try:
+        numbers = np.fromiter((float(word) for line in _lines(file) for word in line.split()), np.float64).tobytes()
+        for name, count, properties in header.elements:
+            elements[name], size = _numbers_of(path, numbers, name, count, properties) if properties else ({}, 0)
+            numbers = numbers[size:]
+    except (ValueError, OverflowError):  # the latter of an infinite length
+        raise error from None
+    if numbers:
+        raise error
+    return elements
+
+
 def _short(path: Path, name: str, promised: int, found: int) -> BadFileError:
     return BadFileError(
         path, f"is truncated: the header promises {promised} of the element {name!r}, {found} are there"
@@ -183,17 +204,23 @@ def _text_rows(path: Path, lines: Iterator[str], name: str, count: int, properti
     if len(rows) < count:
         raise _short(path, name, count, len(rows))
     numbers = np.array(" ".join(rows).split(), dtype=np.str_).astype(np.float64).tobytes()
-    as_double = [_Property(item.name, "d", None if item.count_code is None else "d") for item in properties]
-    element, size = _rows_of_lists(path, numbers, name, count, as_double, "<")
+    element, size = _numbers_of(path, numbers, name, count, properties)
     if size != len(numbers):
         raise BadFileError(path, f"has lines of {name!r} with more numbers than their lists have items")
+    return element
+
+
+def _numbers_of(path: Path, numbers: bytes, name: str, count: int, properties: list[_Property]) -> tuple[Element, int]:
+    """The rows at the beginning of numbers of a text, which are doubles, and how many bytes of these they take."""
+    as_double = [_Property(item.name, "d", None if item.count_code is None else "d") for item in properties]
+    element, size = _rows_of_lists(path, numbers, name, count, as_double, "<")
     for item in properties:
         column = element[item.name]
         if isinstance(column, Lists):
             element[item.name] = Lists(column.lengths, _as_declared(column.values, item.code))
         else:
             element[item.name] = _as_declared(column, item.code)
-    return element
+    return element, size
 
 
 def _as_declared(values: Array, code: str) -> Array:

@@ -216,6 +216,21 @@ def test_blank_lines_tabs_and_no_last_line_end(tmp_path: Path) -> None:
     check(read_points(tmp_path / "a.ply"))
 
 
+@pytest.mark.parametrize("words", [1, 4, 7, 1000])
+@pytest.mark.parametrize("polygons", [POLYGONS, ("list uchar int", "vertex_indices", [])], ids=["faces", "no faces"])
+def test_lines_need_not_be_rows(tmp_path: Path, words: int, polygons: Column) -> None:
+    """The format says of a text that numbers stand between white space."""
+    head, body = ply("ascii", ("vertex", XYZ + NXYZ + RGB), ("face", [polygons])).decode().split("end_header\n")
+    numbers = body.split()
+    lines = [" ".join(numbers[i : i + words]) for i in range(0, len(numbers), words)]
+    (tmp_path / "a.ply").write_text(head + "end_header\n" + "\n".join(lines))
+    check(read_scene(tmp_path / "a.ply"), normal=True)
+    for changed in (numbers[:-1], [*numbers, "0"]):
+        (tmp_path / "a.ply").write_text(head + "end_header\n" + " ".join(changed))
+        with pytest.raises(BadFileError, match=r"a\.ply: .*(truncated|has \d+ numbers a line)"):
+            read_scene(tmp_path / "a.ply")
+
+
 def test_normals_that_are_not_known(tmp_path: Path) -> None:
     """NaN where a program could not estimate one, zeros throughout where it had to write some."""
     unknown = [(float("nan"),) * 3, *NORMALS[1:]]
