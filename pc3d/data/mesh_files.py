@@ -24,7 +24,8 @@ from pc3d.data.ply_elements import read_ply
 
 # What may stand before the name of a texture in a material file.
 _TEXTURE_OPTIONS = re.compile(r"^(-[a-z]+( +(on|off|[-+]?[\d.]+|[rgbmlz])(?= ))* +)+")
-# Of OBJ files: comments behind numbers (those of colours in files of materials), the lines that name files of materials, and faces with negative numbers.
+# Of OBJ files: comments behind numbers and, in files of materials, behind colours; the lines that name files of
+# materials; and faces with negative numbers.
 _COMMENT_BEHIND = re.compile(rb"^((?:f|v|vt|vn) [^#\n]*)#.*$", re.MULTILINE)
 _COMMENT_BEHIND_COLOUR = re.compile(rb"^([ \t]*K[ads][ \t][^#\n]*)#.*$", re.MULTILINE | re.IGNORECASE)
 _MATERIAL_FILES = re.compile(rb"^mtllib +(.*)$", re.MULTILINE)
