@@ -224,11 +224,19 @@ class _Buffer:
 
 
 def _base_colour(material: Tree) -> None:
-    """Gives a material of specular colours and glossiness its diffuse colour as base colour."""
+    """Gives a material of specular colours and glossiness its diffuse colour as base colour, a lamp that of its light.
+
+    Programs write pictures that light is not to change as the light of something black.
+    """
     glossy = material.get("extensions", {}).pop("KHR_materials_pbrSpecularGlossiness", None)
     if glossy is not None:
         names = {"diffuseFactor": "baseColorFactor", "diffuseTexture": "baseColorTexture"}
         material["pbrMetallicRoughness"] = {names[name]: value for name, value in glossy.items() if name in names}
+    base, light = material.get("pbrMetallicRoughness", {}), material.get("emissiveFactor", (0, 0, 0))
+    if any(light) and not any(base.get("baseColorFactor", (1, 1, 1))[:3]):
+        material["pbrMetallicRoughness"] = {"baseColorFactor": [*light, 1]}
+        if "emissiveTexture" in material:
+            material["pbrMetallicRoughness"]["baseColorTexture"] = material["emissiveTexture"]
 
 
 def _plain_primitive(tree: Tree, buffer: _Buffer, primitive: Tree) -> None:

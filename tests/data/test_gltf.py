@@ -231,6 +231,27 @@ def test_colours_of_a_material_of_specular_colours(tmp_path: Path) -> None:
     torch.testing.assert_close(rgb, torch.tensor([[1.0, 0.2, 0.0]]).expand(10, 3))
 
 
+@pytest.mark.parametrize(
+    ("base", "light", "seen"),
+    [
+        ({"baseColorFactor": [0, 0, 0, 1]}, [1, 0.4, 1], True),
+        ({"baseColorFactor": [0, 0, 0, 1], "baseColorTexture": {"index": 0}}, [1, 0.4, 1], True),
+        ({"baseColorFactor": [0, 0, 0, 1]}, None, False),  # by the format, such a light is out
+        ({"baseColorTexture": {"index": 0}}, [0, 0, 1], True),
+    ],
+)
+def test_the_light_of_something_black(
+    tmp_path: Path, picture: Path, base: dict[str, Any], light: list[float] | None, seen: bool
+) -> None:
+    places = np.array([(x, 1 - y) for x, y, _ in CORNERS], "<f4")
+    lamp = {"emissiveTexture": {"index": 0}, **({} if light is None else {"emissiveFactor": light})}
+    materials = [{"pbrMetallicRoughness": base, **lamp}]
+    (tmp_path / "a.glb").write_bytes(glb({"TEXCOORD_0": places}, base, picture, materials=materials))
+    cloud = read_points(tmp_path / "a.glb", num_points=200)
+    factor = (1, 0.4, 1) if "baseColorFactor" in base else (1, 1, 1)
+    check_texture(cloud, factor if seen else (0, 0, 0))
+
+
 def test_scenes_nodes_and_cameras(tmp_path: Path) -> None:
     """The second of two scenes; its mesh hangs on a camera, which hangs on a node that turns and stretches."""
     turn = {"rotation": [0, 0, 0.5**0.5, 0.5**0.5], "scale": [2, 1, 1], "children": [2]}
