@@ -24,10 +24,12 @@ from pc3d.data.ply_elements import read_ply
 
 # What may stand before the name of a texture in a material file.
 _TEXTURE_OPTIONS = re.compile(r"^(-[a-z]+( +(on|off|[-+]?[\d.]+|[rgbmlz])(?= ))* +)+")
-# Of OBJ files: comments behind numbers and, in files of materials, behind colours; the lines that name files of
-# materials; and faces with negative numbers.
+# Of OBJ files: lines that the next one continues, no comments, which may end in the name of a folder; comments behind
+# numbers and, in files of materials, behind colours; the lines that name files of materials; and faces with negative
+# numbers.
+_GOES_ON = re.compile(rb"^([^#\n]*)\\\n", re.MULTILINE)
 _COMMENT_BEHIND = re.compile(rb"^((?:f|v|vt|vn) [^#\n]*)#.*$", re.MULTILINE)
-_COMMENT_BEHIND_COLOUR = re.compile(rb"^([ \t]*K[ads][ \t][^#\n]*)#.*$", re.MULTILINE | re.IGNORECASE)
+_COMMENT_BEHIND_COLOUR = re.compile(rb"^([ \t]*K[ads][ \t][^#\r\n]*)#[^\r\n]*", re.MULTILINE | re.IGNORECASE)
 _MATERIAL_FILES = re.compile(rb"^mtllib +(.*)$", re.MULTILINE)
 _FROM_THE_END = re.compile(rb"^f [^\n]*-", re.MULTILINE)
 # What stands for all files of materials of an OBJ file together.
@@ -153,7 +155,8 @@ def _load_obj(path: Path, trimesh: Any) -> Any:
     require("PIL", extra="io", purpose="textures")
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\t", b" ").replace(b"\r\n", b"\n")
     data = data if b"\n" in data else data.replace(b"\r", b"\n")
-    data = re.sub(rb"(?<=\n) +", b"", data.replace(b"\\\n", b" "))
+    data = _GOES_ON.sub(rb"\1 ", data).replace(b"\\\n", b"\n")
+    data = re.sub(rb"(?<=\n) +", b"", data)
     data = _COMMENT_BEHIND.sub(rb"\1", data)
     # Trimesh reads the first file of materials alone, and takes several names in its line for one.
     materials = _materials(path, _MATERIAL_FILES.findall(data))
@@ -180,7 +183,7 @@ def _load_obj(path: Path, trimesh: Any) -> Any:
 def _materials(path: Path, lines: list[bytes]) -> bytes:
     """What is in all the files of materials that an OBJ file names; those that are not there are told by a warning."""
     found = []
-    for line in lines:
+    for line in dict.fromkeys(lines):  # some programs name a file anew for each part
         try:
             whole = line.decode().strip()
         except UnicodeDecodeError:

@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -195,6 +196,9 @@ def read_text(path: Path, labels: Sequence[str] = (), **_: Any) -> Fields:
     if layout.promised is not None and layout.promised != len(table):
         raise BadFileError(path, f"promises {layout.promised} points in its first line, {len(table)} are there")
     if len(names) == table.shape[1] and len(table) > 0:
+        read = Counter(name.lower() for name in names if _is_read(name, labels))
+        if repeated := [name for name, count in read.items() if count > 1]:
+            raise BadFileError(path, f"has several columns of the names {repeated}: rename those that are not meant")
         fields = named_fields(path, {name: table[:, column] for column, name in enumerate(names)}, labels)
         # A comment like "x y z of the points" may have as many words by chance.
         if len(fields) > 1 or not layout.in_comment or table.shape[1] not in (3, 6, 9):

@@ -72,6 +72,13 @@ def test_obj_with_tabs_and_indents(tmp_path: Path) -> None:
     torch.testing.assert_close(cloud.xyz[:, :2].mean(dim=0), torch.tensor([0.5, 0.5]), atol=0.1, rtol=0)
 
 
+def test_obj_comments_do_not_go_on(tmp_path: Path) -> None:
+    (tmp_path / "a.obj").write_text(f"# from C:\\models\\\n{OBJ}v 9 9 9\nf 1 2 \\\n3 \\\n4\n")
+    xyz = read_points(tmp_path / "a.obj", num_points=200).xyz
+    torch.testing.assert_close(xyz.mean(dim=0), torch.tensor([0.5, 0.5, 0]), atol=0.1, rtol=0)
+    assert xyz.max() <= 1
+
+
 def test_obj_counts_back_from_where_a_face_stands(tmp_path: Path) -> None:
     """Two squares, the second one behind the faces of the first, each on its half of a picture."""
     pixels = np.zeros((1, 8, 3), np.uint8)
@@ -98,6 +105,7 @@ def test_obj_counts_back_from_where_a_face_stands(tmp_path: Path) -> None:
         ("mtllib a.mtl c.mtl", "c.mtl"),
         ("mtllib a.mtl\nmtllib b c.mtl", "b c.mtl"),
         ("mtllib c.mtl a.mtl gone.mtl", "c.mtl"),
+        ("mtllib a.mtl\nmtllib gone.mtl\nmtllib c.mtl\nmtllib gone.mtl", "c.mtl"),
     ],
 )
 def test_obj_of_several_files_of_materials(tmp_path: Path, lines: str, other: str) -> None:

@@ -226,6 +226,10 @@ def test_normals_that_are_not_known(tmp_path: Path) -> None:
         ("Scan of a chair\n" + table(), "the line 'Scan of a chair' is neither numbers nor names .* begin it with #"),
         ("easting northing height\n1 2 3\n", "the line 'easting northing height' is neither numbers nor names"),
         ("x y z\n", "holds no points"),
+        (
+            "X [m],Y [m],Z [m],x [px]\n1,2,3,4\n",
+            r"several columns of the names \['x'\]: rename those that are not meant",
+        ),
         ("\n \n", "holds no points"),
         ("1 2 3\n4 5\n", r"the number of columns changed from 3 to 2 at row 2$"),
         ("1 2 3\n4 b 6\n", "could not convert string 'b' to float64 at row 1, column 2"),
