@@ -152,22 +152,6 @@ def read_table(lines: Iterable[str], delimiter: str | None = None) -> NDArray[np
             raise ValueError(str(error).partition("; use `usecols`")[0]) from error
 
 
-def fans(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Polygons cut into triangles that share the first corner.
-
-    Args:
-        lengths: ``(P,)`` how many corners each polygon has.
-
-    Returns:
-        ``(F,)`` which polygon each triangle is of, and ``(F, 3)`` which of its corners it has.
-    """
-    count = np.maximum(lengths - 2, 0)
-    polygon = np.repeat(np.arange(len(count)), count)
-    # How many triangles of its polygon come before a triangle.
-    step = np.arange(len(polygon)) - (np.cumsum(count) - count)[polygon]
-    return polygon, np.stack([np.zeros_like(step), step + 1, step + 2], axis=1)
-
-
 def near_origin(xyz: Array, resolution: float | None = None) -> tuple[Array, tuple[float, ...] | None]:
     """Coordinates that survive float32: moved in their own precision, if float32 would blur them where they are.
 

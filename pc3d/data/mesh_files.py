@@ -21,17 +21,19 @@ from pc3d.data.off import read_off
 from pc3d.data.pixels import eight_bits, texture_colours
 from pc3d.data.ply import Triangles, ply_meshes, ply_points
 from pc3d.data.ply_elements import read_ply
+from pc3d.data.polygons import ears, left_by_fans
 
 # What may stand before the name of a texture in a material file.
 _TEXTURE_OPTIONS = re.compile(r"^(-[a-z]+( +(on|off|[-+]?[\d.]+|[rgbmlz])(?= ))* +)+")
 # Of OBJ files: lines that the next one continues, no comments, which may end in the name of a folder; comments behind
-# numbers and, in files of materials, behind colours; the lines that name files of materials; and faces with negative
-# numbers.
+# numbers and, in files of materials, behind colours; the lines that name files of materials; faces with negative
+# numbers; and those with more corners than three.
 _GOES_ON = re.compile(rb"^([^#\n]*)\\\n", re.MULTILINE)
 _COMMENT_BEHIND = re.compile(rb"^((?:f|v|vt|vn) [^#\n]*)#.*$", re.MULTILINE)
 _COMMENT_BEHIND_COLOUR = re.compile(rb"^([ \t]*K[ads][ \t][^#\r\n]*)#[^\r\n]*", re.MULTILINE | re.IGNORECASE)
 _MATERIAL_FILES = re.compile(rb"^mtllib +(.*)$", re.MULTILINE)
 _FROM_THE_END = re.compile(rb"^f [^\n]*-", re.MULTILINE)
+_POLYGON = re.compile(rb"^f(?: +[^ \n]+){4}", re.MULTILINE)
 # What stands for all files of materials of an OBJ file together.
 _JOINED = "all materials"
 _STL_HEADER, _STL_TRIANGLE = 84, 50
@@ -163,6 +165,8 @@ def _load_obj(path: Path, trimesh: Any) -> Any:
     data = (f"mtllib {_JOINED}\n".encode() if materials else b"") + _MATERIAL_FILES.sub(b"", data)
     if _FROM_THE_END.search(data):
         data = _from_the_start(data)
+    if _POLYGON.search(data):
+        data = _cut_polygons(data)
     resolver = _FilesBeside(path, materials)
     loaded = trimesh.load(io.BytesIO(data), file_type="obj", process=False, resolver=resolver)
     for part in loaded.geometry.values() if isinstance(loaded, trimesh.Scene) else [loaded]:
@@ -215,6 +219,21 @@ def _from_the_start(data: bytes) -> bytes:
                 b"/".join(b"%d" % (count + 1 + int(one)) if one[:1] == b"-" else one for one, count in corner)
                 for corner in corners
             )
+    return b"\n".join(lines)
+
+
+def _cut_polygons(data: bytes) -> bytes:
+    """An OBJ file of whose faces those are cut that trimesh would not stay within: it makes fans of all."""
+    lines = data.split(b"\n")
+    xyz = np.array([line.split()[1:4] for line in lines if line.startswith(b"v ")], np.float64)
+    rows = [row for row, line in enumerate(lines) if line.startswith(b"f ")]
+    faces = [lines[row].split()[1:] for row in rows]
+    lengths = np.array([len(face) for face in faces], np.int64)
+    corners = np.array([int(word.partition(b"/")[0]) - 1 for face in faces for word in face], np.int64)
+    begins = np.cumsum(lengths) - lengths
+    for one in left_by_fans(lengths, corners, xyz):
+        triangles = ears(xyz[corners[begins[one] : begins[one] + lengths[one]]])
+        lines[rows[one]] = b"\n".join(b"f " + b" ".join(faces[one][k] for k in triangle) for triangle in triangles)
     return b"\n".join(lines)
 
 

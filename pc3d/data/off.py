@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pc3d.data.dataset import BadFileError
-from pc3d.data.file_fields import Array, Fields, colours, fans, read_table
+from pc3d.data.file_fields import Array, Fields, colours, read_table
+from pc3d.data.polygons import cut
 
 _KEYWORD = re.compile(rb"(ST)?([CN]*)OFF(?=\d|\b)", re.IGNORECASE)
 _COUNTS = re.compile(rb"\d+\s+\d+(\s+\d+)?")
@@ -64,7 +65,7 @@ def read_off(path: Path) -> OffFile:
             f"{len(body) - 1} lines follow"
         )
     fields = _vertices(path, body[1 : 1 + num_vertices], announced)
-    triangles, face_rgb = _faces(path, body[1 + num_vertices : 1 + num_vertices + num_faces], num_vertices)
+    triangles, face_rgb = _faces(path, body[1 + num_vertices : 1 + num_vertices + num_faces], fields["xyz"])
     return OffFile(fields, triangles, face_rgb)
 
 
@@ -135,7 +136,8 @@ def _vertices(path: Path, lines: list[bytes], announced: _Announced) -> Fields:
     return fields
 
 
-def _faces(path: Path, lines: list[bytes], num_vertices: int) -> tuple[NDArray[np.int64], Array | None]:
+def _faces(path: Path, lines: list[bytes], xyz: Array) -> tuple[NDArray[np.int64], Array | None]:
+    num_vertices = len(xyz)
     lengths, corners, painted, paint = [], [], [], []
     for line in lines:
         words = line.split()
@@ -153,7 +155,7 @@ def _faces(path: Path, lines: list[bytes], num_vertices: int) -> tuple[NDArray[n
             path, f"has faces with vertices {vertices.min()} to {vertices.max()}, of which it has {num_vertices}"
         )
     number = np.array(lengths, np.int64)
-    polygon, corner = fans(number)
+    polygon, corner = cut(number, vertices, xyz)
     triangles = vertices[(np.cumsum(number) - number)[polygon][:, None] + corner]
     if not paint:
         return triangles, None

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from pc3d._extras import require
 from pc3d.data.dataset import BadFileError
-from pc3d.data.file_fields import Array, Fields, beside, fans, named_colours, named_fields
+from pc3d.data.file_fields import Array, Fields, beside, named_colours, named_fields
 from pc3d.data.ply_elements import Element, Lists, PlyFile, num_rows, read_ply
+from pc3d.data.polygons import cut
 
 _TEXTURE_COORDINATES = (("s", "t"), ("u", "v"), ("texture_u", "texture_v"))
 _NO_LISTS = Lists(np.empty(0, np.int64), np.empty(0, np.int64))
@@ -44,7 +45,7 @@ def _columns(element: Element) -> dict[str, Array]:
 
 
 class Triangles:
-    """The polygons of a PLY file as fans of triangles, or its strips of triangles where it has no polygons.
+    """The polygons of a PLY file cut into triangles, or its strips of triangles where it has no polygons.
 
     Attributes:
         vertices: ``(F, 3)`` int64 vertices of each triangle.
@@ -67,8 +68,10 @@ class Triangles:
             raise BadFileError(
                 path, f"has faces with vertices {corners.min()} to {corners.max()}, of which it has {num_vertices}"
             )
-        self.polygon, self.corner = fans(lengths)
-        self.vertices = corners.astype(np.int64)[_begins(lengths)[self.polygon][:, None] + self.corner]
+        corners = corners.astype(np.int64)
+        xyz = ply_points(path, file)["xyz"] if (lengths > 3).any() else np.empty((0, 3))
+        self.polygon, self.corner = cut(lengths, corners, xyz)
+        self.vertices = corners[_begins(lengths)[self.polygon][:, None] + self.corner]
         self._lengths = lengths
 
     def __len__(self) -> int:
