@@ -99,13 +99,13 @@ def read_ply(path: Path) -> PlyFile:
         if header.kind == "ascii":
             try:
                 lines = _lines(file)
-                elements = {name: _text_rows(path, lines, name, *rest) for name, *rest in header.elements}
+                elements = {row[0]: _text_rows(path, lines, *row) for row in header.elements}
             except ValueError as error:
                 file.seek(header.size)
                 elements = _without_lines(path, file, header, error)
         else:
             order = ORDERS[header.kind]
-            elements = {name: _binary_rows(path, file, name, *rest, order) for name, *rest in header.elements}
+            elements = {row[0]: _binary_rows(path, file, *row, order) for row in header.elements}
     return PlyFile(elements, header.textures)
 
 

@@ -44,11 +44,11 @@ def left_by_fans(lengths: Numbers, corners: Numbers, xyz: Array) -> Numbers:
     polygon = np.repeat(np.arange(len(lengths)), lengths)
     around = place - place[(np.cumsum(lengths) - lengths)[polygon]]
     inside = polygon[:-1] == polygon[1:]
-    # Twice the areas of the triangles of the fans, as normals; zeros at the first and the last corner.
+    # Normals as long as twice the areas of the triangles of the fans; those at the first and last corners are zeros.
     twice, of = np.cross(around[:-1], around[1:])[inside], polygon[:-1][inside]
     total = np.stack([np.bincount(of, twice[:, axis], minlength=len(lengths)) for axis in range(3)], axis=1)
     back = (twice * total[of]).sum(1) < -_NONE * (total**2).sum(1)[of]
-    return np.flatnonzero(large)[np.unique(of[back])]
+    return np.asarray(np.flatnonzero(large)[np.unique(of[back])])
 
 
 def ears(place: Array) -> Numbers:
