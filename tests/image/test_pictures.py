@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,7 +194,14 @@ def test_tiff_says_how_many_bits_and_which_end_is_white(tmp_path: Path) -> None:
 
 
 def test_a_transparent_grey_in_16_bits(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 300, 65535]], np.uint16)).save(tmp_path / "icon.png", transparency=300)
+    """By hand: Pillow 10 writes none."""
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 3, 1, 16, 0, 0, 0, 0), b"tRNS": struct.pack(">H", 300)}
+    chunks |= {b"IDAT": zlib.compress(struct.pack(">BHHH", 0, 0, 300, 65535)), b"IEND": b""}
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    ]
+    (tmp_path / "icon.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     assert read_picture(tmp_path / "icon.png").tolist() == [[[0, 0, 0, 255], [1, 1, 1, 0], [255, 255, 255, 255]]]
 
 
