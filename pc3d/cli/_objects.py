@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pc3d._configured import instantiate
 from pc3d._files import read_config
 from pc3d.cli import _output, _training
 from pc3d.cli._inputs import UpAxis
@@ -214,7 +215,7 @@ def stored_data(run: Path, verb: str, **changes: str | None) -> StoredData:
         parsed = parser.parse_object(deepcopy({"test": {**test, "init_args": arguments}, **lists}))
     except jsonargparse.ArgumentError as error:
         raise ValueError(f"data.test of {path} does not go with {_given(changes)}: {error}") from None
-    objects = _training.instantiate(parser, parsed)
+    objects = instantiate(parser, parsed)
     check_labelled("test", objects.test)
     training = objects.train_transforms
     return StoredData(

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pc3d._configured import stored_objects
 from pc3d._files import read_config
 from pc3d.cli import _output
 from pc3d.cli._devices import open_device
 from pc3d.cli._judging import check_rows_folder, kept_beside
 from pc3d.cli._parser import nearest, run_verb
 from pc3d.cli._segment_row import row_of, trained_on
-from pc3d.cli._training import instantiate
 
 if TYPE_CHECKING:
     from pc3d.data import PointDataset
@@ -149,7 +149,7 @@ def dataset_of_run(run: Path, split: str | None = None) -> tuple[PointDataset, s
         raise ValueError(f"{path} has no data.test: say what to judge the model on with --data and --root")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(PointDataset, "test", required=True)
-    dataset: PointDataset = instantiate(parser, parser.parse_object({"test": test})).test
+    dataset: PointDataset = stored_objects(parser, {"test": test}, path).test
     return dataset, f"{test['class_path'].rpartition('.')[2].lower()}_test"
 
 

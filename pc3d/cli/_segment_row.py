@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pc3d._configured import stored_objects
 from pc3d._files import read_config
-from pc3d.cli._training import instantiate
 
 if TYPE_CHECKING:
     from pc3d.data import PointDataset, SceneDataModule
@@ -41,8 +40,7 @@ def trained_on(run: Path) -> tuple[dict[str, Any], SceneDataModule]:
         raise ValueError(f"results: {path} has no data.train, which a row tells")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(SceneDataModule, "data")
-    # A copy: the parser changes what it is given.
-    module: SceneDataModule = instantiate(parser, parser.parse_object({"data": deepcopy(data)})).data
+    module: SceneDataModule = stored_objects(parser, {"data": data}, path).data
     return config, module
 
 

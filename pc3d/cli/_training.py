@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -12,13 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pc3d._configured import instantiate
 from pc3d._files import read_config
 from pc3d.cli._inputs import as_left_out, left_out_lines
 from pc3d.cli._parser import INTERRUPTED, nearest, verb_parser
 
 _CONFIGS = Path(__file__).parent.parent / "configs"
-# What the parser tells of a class in a list, among what it tells of the other forms that a value may have.
-_IN_A_LIST = re.compile(r"^  - (Problem with given class_path .*?)(?=^  - |^Given value type)", re.M | re.S)
 
 
 def training_parser(verb: str, folder: str, description: str) -> Any:
@@ -139,34 +137,6 @@ def going_on(parser: Any, options: Any) -> str:
         value = options.get(name)
         words += [] if value is None else [f"--{name}", str(value)]
     return f"go on with: {shlex.join(words)}"
-
-
-def instantiate(parser: Any, options: Any) -> Any:
-    """The objects that parsed options describe; an error of a constructor is raised as the constructor raised it."""
-    try:
-        return parser.instantiate(options)
-    except ValueError as error:
-        # The parser wraps what a constructor says, once for each class that it is nested in, and what is said of two
-        # arguments that do not go together; that is better said alone.
-        cause: BaseException | None = error
-        while cause is not None and _is_wrapped(cause):
-            cause = cause.__cause__
-        if cause is not None and str(cause).startswith("Not a valid subclass of"):
-            # Where a list or one object may stand (trainer.logger), the cause of the parser's error is that the list is
-            # no object. What was wrong in the list stands in the text alone.
-            said = _IN_A_LIST.search(str(error))
-            raise ValueError(said[1].rstrip() if said else str(error)) from None
-        if cause is not None and cause is not error:
-            raise cause from None
-        raise
-
-
-def _is_wrapped(error: BaseException) -> bool:
-    """Whether an error is the parser's, about what a constructor or the function of a link said."""
-    text = str(error)
-    starts = ("Parser key", "Problem with", "Call to compute_fn of link")
-    wrapped = "Does not validate against any" in text or text.startswith(starts)
-    return wrapped and not isinstance(error, FileNotFoundError)
 
 
 def with_config(argv: Sequence[str], folder: str) -> list[str]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pc3d._configured import stored_objects
 from pc3d._files import read_config
 from pc3d.cli import _output
 from pc3d.cli._inputs import NUM_POINTS
-from pc3d.cli._training import instantiate
 from pc3d.cli._view_inputs import Shown, items_of
 
 if TYPE_CHECKING:
@@ -84,10 +84,7 @@ def _instantiated(section: dict[str, Any], path: Path) -> PointDataset:
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(PointDataset, "data", required=True)
-    try:
-        dataset: PointDataset = instantiate(parser, parser.parse_object({"data": section})).data
-    except jsonargparse.ArgumentError as error:
-        raise ValueError(f"{path}: {error}") from error
+    dataset: PointDataset = stored_objects(parser, {"data": section}, path).data
     return dataset
 
 
@@ -211,7 +208,7 @@ def masked_method(run: Path) -> Any:
     optimisation = (model.get("init_args") or {}).get("optimisation")
     if isinstance(optimisation, dict):  # a picture needs no optimiser, whose class may not be here
         optimisation.pop("optimizer", None)
-    method = instantiate(parser, parser.parse_object({"model": model})).model
+    method = stored_objects(parser, {"model": model}, run / "config.yaml").model
     method.load_state_dict(torch.load(run / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"])
     return method.eval()
 

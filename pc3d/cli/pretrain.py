@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pc3d._configured import instantiate
 from pc3d.cli import _output, _training
 from pc3d.cli._training import changed_sections
 
@@ -99,6 +100,6 @@ def load_method(folder: Any) -> Any:
     arguments = ["--config", str(folder.config), "--output", str(folder.path)]
     parser = _parser_for(arguments)
     options = parser.parse_args(arguments)
-    method = _training.instantiate(parser, options).model
+    method = instantiate(parser, options).model
     method.load_state_dict(torch.load(folder.checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     return method

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from pc3d._configured import stored_objects
 from pc3d._extras import require
 from pc3d._files import read_config
 from pc3d.data import Compose, Transform
@@ -83,10 +84,10 @@ def stored_preparation(folder: str | os.PathLike[str]) -> Compose:
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the run folder of a training that has finished")
-    chosen = {"eval_transforms": read_config(path).get("data", {}).get("eval_transforms")}
+    chosen = read_config(path).get("data", {}).get("eval_transforms") or []
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--eval_transforms", type=list[Transform] | None)
-    return Compose(parser.instantiate(parser.parse_object(chosen)).eval_transforms or [])
+    parser.add_argument("--eval_transforms", type=list[Transform])
+    return Compose(stored_objects(parser, {"eval_transforms": chosen}, path).eval_transforms)
 
 
 def _load_head(model: nn.Module, folder: str | os.PathLike[str]) -> None:

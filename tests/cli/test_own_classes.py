@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from pc3d.cli import _view_runs
+from pc3d.cli import _segment_eval, _segment_row, _view_runs
 from pc3d.cli._view_inputs import items_of, open_dataset
 from pc3d.cli._view_layers import Request, build
 from pc3d.cli.main import main
 from pc3d.models import load_encoder
+from pc3d.tasks.trained_objects import stored_preparation
 
 MODULE = '''
 """An encoder, a masking strategy, and a method that shares nothing with those of pc3d."""
@@ -59,6 +60,14 @@ class Even(Selection):
 class Lumber(CSVLogger):
     def __init__(self, save_dir: str):
         raise ModuleNotFoundError("lumber is not installed")
+
+
+class Odd(Transform):
+    def __init__(self, number: int = 3):
+        raise ValueError("number must be even")
+
+    def __call__(self, cloud, generator):
+        return cloud
 
 
 class Refuse(Transform):
@@ -213,6 +222,27 @@ def test_why_a_logger_in_a_list_cannot_be_made_is_told(
     assert main(["pretrain", *arguments]) == 1
     lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
     assert lines[-2:] == ["error: Problem with given class_path 'own_lab.Lumber':", "lumber is not installed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("own_lab.Odd", "^number must be even$"),
+        ("own_lab.Od", "config.yaml: (.|\n)*module 'own_lab' has no attribute 'Od'"),
+        ("other_lab.Odd", "config.yaml: (.|\n)*No module named 'other_lab'"),
+    ],
+)
+def test_what_is_wrong_with_a_class_of_a_stored_configuration_is_told(
+    name: str, told: str, runs: Path, tmp_path: Path
+) -> None:
+    one = f"{{class_path: {name}}}"
+    (tmp_path / "config.yaml").write_text(f"data: {{train: {one}, test: {one}, eval_transforms: [{one}]}}")
+    with pytest.raises(ValueError, match=told):
+        stored_preparation(tmp_path)
+    if name != "own_lab.Odd":  # which is no data set
+        for read in (_segment_eval.dataset_of_run, _segment_row.trained_on):
+            with pytest.raises(ValueError, match=told):
+                read(tmp_path)
 
 
 def test_wrong_names_of_own_classes_are_refused_with_the_remedy(
