@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,9 +54,9 @@ def predict(
     interrupted, the same command continues.
 
     Args:
-        run: Run folder of pc3d classify train; given first, it needs no --run.
+        run: Run folder of pc3d classify train; --run itself may be left out.
         objects: Files of points or meshes, and folders of them; or one data set, a folder or 'household' (embedded).
-            Given before all options, they need no --objects.
+            --objects itself may be left out.
         variant: Variant of ScanObjectNN or of ModelNet's text files.
         split: Split of the data set; not used for plain files.
         num_points: Points per object, instead of those that the model was trained with; null takes all.
@@ -190,8 +189,5 @@ def _tell(
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Run the verb; of the words before the first option, the first is the run folder."""
-    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    run, objects = words[:1], words[1:]
-    given = [*(["--run", *run] if run else []), *(["--objects", *objects] if objects else [])]
-    return run_verb("classify predict", predict, [*given, *argv[len(words) :]])
+    """Run the verb."""
+    return run_verb("classify predict", predict, argv, words=["run", "objects"])

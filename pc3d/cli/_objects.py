@@ -63,11 +63,8 @@ def dispatch(
 
 
 def judge(verb: str, evaluate: Callable[..., None], argv: Sequence[str]) -> int | None:
-    """Run a verb that judges a run; the run folder may stand first, without its option."""
-    arguments = list(argv)
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--run")
-    return run_verb(verb, evaluate, arguments)
+    """Run a verb that judges a run."""
+    return run_verb(verb, evaluate, argv, words=["run"])
 
 
 def in_full(argv: Sequence[str], shorthands: Mapping[str, tuple[str, ...]]) -> list[str]:

@@ -116,6 +116,9 @@ def held_call(call: Callable[[], object]) -> tuple[Any, list[str]]:
     raise TypeError("the verb reads its arguments without verb_parser()")
 
 
+_typed: ContextVar[frozenset[str] | None] = ContextVar("options_that_were_typed", default=None)
+
+
 class VerbHelp:
     """Mixin for a formatter of help: see :func:`verb_parser`."""
 
@@ -238,7 +241,7 @@ def _item_type(annotation: Any) -> Any:
 
 
 def check_used(function: Callable[..., object], given: Mapping[str, object], needs: Mapping[str, str | None]) -> None:
-    """Refuse options that would do nothing beside the others.
+    """Refuse options that would do nothing beside the others; of those of a configuration, say so.
 
     Args:
         function: of the verb; what is its default is not given.
@@ -248,18 +251,57 @@ def check_used(function: Callable[..., object], given: Mapping[str, object], nee
     Raises:
         ValueError: an option would be ignored.
     """
-    parameters = inspect.signature(function).parameters
+    parameters, typed = inspect.signature(function).parameters, _typed.get()
     for option, missing in needs.items():
         value = given[option]
-        if missing is not None and value != parameters[option].default:
-            raise ValueError(f"{option}: {value!r} is for {missing}: leave the option out")
+        if missing is None or value == parameters[option].default:
+            continue
+        told = f"{option}: {value!r} is for {missing}"
+        if typed is None or f"--{option}" in typed:
+            raise ValueError(f"{told}: leave the option out")
+        _output.say_once(f"note: {told}; the configuration has it, and it is not used")
 
 
-def run_verb(verb: str, function: Callable[..., int | None], argv: Sequence[str]) -> int | None:
+def _with_words(parser: Any, argv: Sequence[str], words: Sequence[str], lists: Sequence[str]) -> list[str]:
+    """The arguments, with the options ``words`` written out for words that stand without one, wherever they stand."""
+    takes = {option: action.nargs for action in parser._actions for option in action.option_strings}
+    loose, others, open_for = [], [], 0
+    for word in argv:
+        if word.startswith("--") or (word.startswith("-") and not open_for):
+            nargs = 0 if "=" in word else takes.get(word)
+            open_for = 1 if nargs is None else len(argv) if nargs == "+" else 0
+            others.append(word)
+        elif open_for:
+            open_for -= 1
+            others.append(word)
+        else:
+            loose.append(word)
+    found = []
+    for name in words:
+        count = len(loose) if name in lists else 1
+        if loose and f"--{name}" not in _options_in(others):
+            found += [f"--{name}", *loose[:count]]
+            loose = loose[count:]
+    return [*loose, *found, *others]  # what is still loose is refused
+
+
+def _options_in(argv: Sequence[str]) -> frozenset[str]:
+    return frozenset(word.partition("=")[0] for word in argv if word.startswith("--"))
+
+
+def run_verb(
+    verb: str, function: Callable[..., int | None], argv: Sequence[str], words: Sequence[str] = ()
+) -> int | None:
     """Build the options of a verb from the signature and docstring of a function, parse ``argv``, call it.
 
     A parameter whose default is False becomes a switch: ``--exact`` rather than ``--exact true``. One whose type is a
     list takes several words: ``--seeds 0 1 2``.
+
+    Args:
+        verb: as typed after ``pc3d``.
+        function: what it does.
+        argv: the arguments.
+        words: options whose names may be left out, in the order of their words; a list takes all words that are left.
     """
     documentation = require("docstring_parser", extra="train", purpose="the command line").parse_from_object(function)
     parameters = inspect.signature(function).parameters.values()
@@ -286,6 +328,11 @@ def run_verb(verb: str, function: Callable[..., int | None], argv: Sequence[str]
     shipped = shipped_configs(verb)
     named = f"YAML file, or one of: {', '.join(shipped)}" if shipped else "Read options from a YAML file"
     parser.add_argument("--config", action="config", help=f"{named}; options override it.")
-    options = parser.parse_args(with_config(argv, verb) if shipped else configs_first(argv)).as_dict()
+    arguments = _with_words(parser, argv, words, [entry.name for entry in lists])
+    options = parser.parse_args(with_config(arguments, verb) if shipped else configs_first(arguments)).as_dict()
     options.pop("config", None)
-    return function(**options)
+    token = _typed.set(_options_in(arguments))
+    try:
+        return function(**options)
+    finally:
+        _typed.reset(token)

@@ -44,7 +44,7 @@ def evaluate(
     ScanNet200, also the mean IoU of its head, common and tail classes, each over those that occur in the labels.
 
     Args:
-        run: Run folder of pc3d segment train; given first, it needs no --run.
+        run: Run folder of pc3d segment train; --run itself may be left out.
         data: 'run' takes the test set of the run's configuration; or rooms, scannet, scannet200, s3dis, structured3d;
             or scenes for a folder of your own in the same layout.
         root: Folder of that data set; rooms has a small form inside the package.
@@ -195,8 +195,5 @@ def named_set(data: str, root: str | None, split: str | None, test_area: int | N
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Run the verb; the run folder may stand first, without its option."""
-    arguments = list(argv)
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--run")
-    return run_verb("segment eval", evaluate, arguments)
+    """Run the verb."""
+    return run_verb("segment eval", evaluate, argv, words=["run"])

@@ -25,7 +25,7 @@ def openvocab(
     segment eval --data ... scores them if the data set has classes of the same names in the same order.
 
     Args:
-        run: Run folder of pc3d pretrain, or the encoder in it; given first, it needs no --run.
+        run: Run folder of pc3d pretrain, or the encoder in it; --run itself may be left out.
         classes: Comma-separated names, or a file with one per line, optionally followed by a tab and a prompt (several
             lines with one name give it several prompts).
         output: Folder for the model.
@@ -54,8 +54,5 @@ def openvocab(
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Run the verb; the run folder may stand first, without its option."""
-    arguments = list(argv)
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--run")
-    return run_verb("segment openvocab", openvocab, arguments)
+    """Run the verb."""
+    return run_verb("segment openvocab", openvocab, argv, words=["run"])

@@ -75,7 +75,7 @@ def evaluate(
     continues.
 
     Args:
-        run: Run folder of pc3d classify train; given first, it needs no --run.
+        run: Run folder of pc3d classify train; --run itself may be left out.
         root: Folder of the data set, instead of the configuration's.
         split: Split, instead of the configuration's.
         variant: Variant of the data set, instead of the configuration's.

@@ -38,7 +38,7 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> None:
     For tcsh: pc3d completion tcsh > ~/.pc3d.tcsh, and in ~/.tcshrc: source ~/.pc3d.tcsh
 
     Args:
-        shell: The shell; given first, it needs no --shell.
+        shell: The shell; --shell itself may be left out.
     """
     shtab = require("shtab", extra="train", purpose="shell completion")
     text = script(shell, shtab)
@@ -132,8 +132,5 @@ def _literals(annotation: Any) -> tuple[str, ...] | None:
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Run the verb; the shell may stand first, without its option."""
-    arguments = list(argv)
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--shell")
-    return run_verb("completion", completion, arguments)
+    """Run the verb."""
+    return run_verb("completion", completion, argv, words=["shell"])

@@ -24,8 +24,8 @@ def export(model: str, output: str, compiled: bool = False, overwrite: bool = Fa
     torch.export.load("model.pt2").module(), after import pc3d.ops.
 
     Args:
-        model: Run folder of pretrain, classify, parts or segment, or folder or Hub id of an exported encoder; given
-            first, it needs no --model.
+        model: Run folder of pretrain, classify, parts or segment, or folder or Hub id of an exported encoder;
+            --model itself may be left out.
         output: Folder to write.
         compiled: Compile the program for this machine's processor, with a C++ compiler, in minutes. It then runs in C++
             without Python; OUTPUT also receives pc3d_operators.h and libpc3d_operators.so. Load it in Python with
@@ -68,8 +68,5 @@ def _left_to_the_caller(steps: Sequence[Transform]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Run the verb; the model may stand first, without its option."""
-    arguments = list(argv)
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--model")
-    return run_verb("export", export, arguments)
+    """Run the verb."""
+    return run_verb("export", export, argv, words=["model"])

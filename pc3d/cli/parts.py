@@ -75,7 +75,7 @@ def evaluate(
     same command continues.
 
     Args:
-        run: Run folder of pc3d parts train; given first, it needs no --run.
+        run: Run folder of pc3d parts train; --run itself may be left out.
         root: Folder of the data set, instead of the configuration's.
         split: Split, instead of the configuration's.
         protocol: 'held_out' evaluates every stored point once; 'legacy' evaluates points drawn with replacement, as

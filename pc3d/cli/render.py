@@ -30,7 +30,7 @@ def render(
 
     Args:
         file: Mesh (GLB, OBJ, PLY, OFF, STL), drawn with its textures, or a point cloud of any kind that pc3d reads;
-            given first, it needs no --file.
+            --file itself may be left out.
         output: Folder for the pictures.
         views: The cameras; named after the papers that use them.
         size: Side of the pictures in pixels.
@@ -97,8 +97,5 @@ def _mesh(path: Path, up: Literal["y", "z"] | None) -> Mesh | None:
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Run the verb; the file may stand first, without its option."""
-    arguments = list(argv)
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--file")
-    return run_verb("render", render, arguments)
+    """Run the verb."""
+    return run_verb("render", render, argv, words=["file"])

@@ -38,8 +38,8 @@ def report(
     the run are left out, with the reason. If interrupted, the same command continues.
 
     Args:
-        run: Run folder of pc3d pretrain, classify train, parts train or segment train; given first, it needs no
-            --run.
+        run: Run folder of pc3d pretrain, classify train, parts train or segment train; --run itself may be
+            left out.
         output: The .html file; null takes report.html in the run folder.
         data: Objects for reconstructions, map and probes. 'run' takes the data set that the run was trained on;
             or 'household', or a folder, as pc3d probe does.
@@ -144,8 +144,5 @@ def _rows(folder: Path, *, required: bool) -> list[Row]:
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Run the verb; the run folder may stand first, without its option."""
-    arguments = list(argv)
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--run")
-    return run_verb("report", report, arguments)
+    """Run the verb."""
+    return run_verb("report", report, argv, words=["run"])

@@ -29,7 +29,7 @@ def results(
     lacks that others have. Results that were selected on the test split have their own columns.
 
     Args:
-        folders: Folders with rows, sub-folders included; given first, they need no --folders.
+        folders: Folders with rows, sub-folders included; --folders itself may be left out.
         format: 'markdown' for reading, 'csv' for the cells of the table, 'rows' for the single rows as CSV.
         metric: Metric to show, such as mean_class_accuracy; the first of each protocol by default.
         order: Methods that come first, in this order; the others follow by name.
@@ -94,8 +94,5 @@ def _percent(cell: Any) -> tuple[float, float] | None:
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Run the verb; the folders may stand first, without their option."""
-    arguments = list(argv)
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--folders")
-    return run_verb("results", results, arguments)
+    """Run the verb."""
+    return run_verb("results", results, argv, words=["folders"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +37,8 @@ def search(
 
     Args:
         query: A text ("a wooden rocking chair"), a picture (PNG, JPEG, WEBP, BMP) or a shape (any file of points or a
-            mesh); given before all options, it needs no --query. With several, the shapes found are near to all: the
-            smallest of the cosines counts.
+            mesh); --query itself may be left out. With several, the shapes found are near to all: the smallest of the
+            cosines counts.
         index: Folder that pc3d index build made.
         encoder: Encoder, if it has moved since the index was built; its weights must be the same.
         top: How many shapes to return.
@@ -181,7 +180,5 @@ def _vector(
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Run the verb; the words before the first option are queries."""
-    queries = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    rest = list(argv[len(queries) :])
-    return run_verb("search", search, ["--query", *queries, *rest] if queries else rest)
+    """Run the verb."""
+    return run_verb("search", search, argv, words=["query"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +65,7 @@ def look(
         what: Files of points or meshes of any kind that pc3d reads; items of data sets as in household:test:12,
             rooms:test:0-2 or FOLDER:train:3; a run folder of pc3d pretrain, segment, parts or classify (its test items,
             or the other things named). household and rooms are the embedded sets; a file or folder of such a name is
-            ./household. Given before all options, it needs no --what.
+            ./household. --what itself may be left out.
         data: A data set as other verbs take it: household, rooms, scannet, s3dis, structured3d, or a folder.
         root: Folder of a data set of scenes.
         split: Split of the data set.
@@ -280,7 +279,5 @@ class _Drawing:
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Run the verb; the words before the first option are what to show."""
-    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    rest = list(argv[len(words) :])
-    return run_verb("view", look, ["--what", *words, *rest] if words else rest)
+    """Run the verb."""
+    return run_verb("view", look, argv, words=["what"])

@@ -121,3 +121,15 @@ def test_what_is_used_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert main(["results", "rows", "--format", "rows"]) == 0
     assert main(["results", "rows", "--order", "mine"]) == 0
     assert main([*VIEW, "--output", "a.gif", "--frames", "2", "--size", "40", "30"]) == 0
+
+
+def test_what_a_recipe_has_may_be_overridden_without_all_that_goes_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = [*PROBE, "--config", "modelnet40_svm_unit", "--data", "household"]
+    other = ["--classifier", "knn", "--k", "3"]
+    assert main([*recipe, *other]) == 0
+    told = capsys.readouterr().out
+    assert "note: svm: 'linearsvc_l2' is for classifier svm; the configuration has it, and it is not used" in told
+    assert "note: C: 1.0 is for classifiers svm and logistic, protocol fixed; the configuration has it" in told
+    assert "KNeighborsClassifier(metric='cosine', weights='distance'), n_neighbors = 3" in told
+    assert main([*recipe, *other, "--C", "2"]) == 1
+    assert "C: 2.0 is for classifiers svm and logistic, protocol fixed: leave the option out" in capsys.readouterr().err
