@@ -62,6 +62,8 @@ def test_a_report_draws_and_answers_the_mouse(page: Any, tmp_path: Path) -> None
     # Item 4 is the second point of class 0 (items 1, 4, 7, ...); a click keeps it when the mouse leaves.
     seventh = points.nth(7)
     seventh.hover(force=True)
+    # Plotly looks for the nearest point at most every 50 ms, and a click is given to the one that it has found last.
+    page.locator(".card", has_text=shown.names[4]).wait_for()
     page.mouse.down()
     page.mouse.up()
     selected.locator("span").wait_for()
