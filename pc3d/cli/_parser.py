@@ -262,10 +262,19 @@ def check_used(function: Callable[..., object], given: Mapping[str, object], nee
         _output.say_once(f"note: {told}; the configuration has it, and it is not used")
 
 
-def _with_words(parser: Any, argv: Sequence[str], words: Sequence[str], lists: Sequence[str]) -> list[str]:
-    """The arguments, with the options ``words`` written out for words that stand without one, wherever they stand."""
+def words_first(parser: Any, argv: Sequence[str], names: Sequence[str] = (), lists: Sequence[str] = ()) -> list[str]:
+    """The arguments, with words that stand without an option before all others: a parser wants them side by side.
+
+    Args:
+        parser: of the verb.
+        argv: the arguments.
+        names: options that the words are for, in this order, which are written out; those given otherwise need none.
+        lists: which of them take all words that are left.
+    """
     takes = {option: action.nargs for action in parser._actions for option in action.option_strings}
-    loose, others, open_for = [], [], 0
+    loose: list[str] = []
+    others: list[str] = []
+    open_for = 0
     for word in argv:
         if word.startswith("--") or (word.startswith("-") and not open_for):
             nargs = 0 if "=" in word else takes.get(word)
@@ -277,7 +286,7 @@ def _with_words(parser: Any, argv: Sequence[str], words: Sequence[str], lists: S
         else:
             loose.append(word)
     found = []
-    for name in words:
+    for name in names:
         count = len(loose) if name in lists else 1
         if loose and f"--{name}" not in _options_in(others):
             found += [f"--{name}", *loose[:count]]
@@ -328,7 +337,7 @@ def run_verb(
     shipped = shipped_configs(verb)
     named = f"YAML file, or one of: {', '.join(shipped)}" if shipped else "Read options from a YAML file"
     parser.add_argument("--config", action="config", help=f"{named}; options override it.")
-    arguments = _with_words(parser, argv, words, [entry.name for entry in lists])
+    arguments = words_first(parser, argv, words, [entry.name for entry in lists])
     options = parser.parse_args(with_config(arguments, verb) if shipped else configs_first(arguments)).as_dict()
     options.pop("config", None)
     token = _typed.set(_options_in(arguments))

@@ -10,7 +10,7 @@ from pc3d.cli import _objects, _output
 from pc3d.cli._devices import open_device
 from pc3d.cli._inputs import turned_up
 from pc3d.cli._label_files import Labelled, add_options, check_results, label_files, listed_files
-from pc3d.cli._parser import verb_parser
+from pc3d.cli._parser import verb_parser, words_first
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,8 @@ def main(argv: Sequence[str]) -> int | None:
     from pc3d.tasks import load_part_segmenter, segment_object
     from pc3d.tasks.trained_objects import stored_preparation
 
-    options = build_parser().parse_args(list(argv))
+    parser = build_parser()
+    options = parser.parse_args(words_first(parser, argv))
     place = open_device(options.device)
     files = listed_files(options.objects, POINT_SUFFIXES)
     check_results(files, options)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pc3d.cli import _output
 from pc3d.cli._judging import check_rows_folder
-from pc3d.cli._parser import verb_parser
+from pc3d.cli._parser import verb_parser, words_first
 
 if TYPE_CHECKING:
     from pc3d.evaluation import ConfusionMatrix, Row
@@ -61,7 +61,8 @@ def main(argv: Sequence[str]) -> int | None:
     from pc3d.cli._segment_row import row_of_folds
     from pc3d.evaluation import sum_folds, write_rows
 
-    options = build_parser().parse_args(list(argv))
+    parser = build_parser()
+    options = parser.parse_args(words_first(parser, argv))
     check_rows_folder(options.results, options.method)
     targets = [Path(options.output) / f"folds.{ending}" for ending in ("json", "png")] if options.output else []
     taken = [str(target) for target in targets if target.exists()]

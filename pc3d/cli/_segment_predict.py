@@ -10,7 +10,7 @@ from pc3d.cli import _output
 from pc3d.cli._devices import open_device
 from pc3d.cli._inputs import turned_up
 from pc3d.cli._label_files import Labelled, Writer, add_options, check_results, label_files, listed_files
-from pc3d.cli._parser import verb_parser
+from pc3d.cli._parser import verb_parser, words_first
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,7 +84,8 @@ def main(argv: Sequence[str]) -> int | None:
     from pc3d.evaluation.kept import identity_of
     from pc3d.tasks import check_bounds, load_segmenter
 
-    options = build_parser().parse_args(list(argv))
+    parser = build_parser()
+    options = parser.parse_args(words_first(parser, argv))
     if not options.scale > 0:
         raise ValueError(f"scale must be positive, got {options.scale}")
     check_bounds(options.max_points, options.context)

@@ -19,7 +19,7 @@ from pc3d.cli._parser import FAILURE, INTERRUPTED, OK, USAGE, nearest
 VERBS = {
     "pretrain": "pre-train an encoder without labels, from a configuration file",
     "probe": "score frozen features: linear SVM, logistic regression, nearest neighbours, MLP",
-    "fewshot": "score frozen features with few labels: N-way K-shot, several draws",
+    "fewshot": "score frozen features with few labels: N-way K-shot, several episodes",
     "retrieve": "score frozen features by retrieval: mean average precision, recall, precision",
     "robustness": "score a classifier of frozen features on corrupted test clouds, as ModelNet-C does",
     "zeroshot": "classify shapes by class names alone, with an encoder aligned with texts",

@@ -149,6 +149,9 @@ def test_help_says_which_names_may_be_left_out(verb: str, option: str, capsys: p
         ("view a.ply --view -30 10 --html a.html b.ply", {"what": ["a.ply", "b.ply"], "view": [-30.0, 10.0]}),
         ("report --map pca run", {"run": "run", "map": "pca"}),
         ("results --metric map --quiet rows more", {"folders": ["rows", "more"], "metric": "map"}),
+        ("segment predict run a.ply --output b c.ply", {"run": "run", "scenes": ["a.ply", "c.ply"], "output": "b"}),
+        ("parts predict --output b run a.ply --up y c", {"run": "run", "objects": ["a.ply", "c"], "up": "y"}),
+        ("segment fold a --json b --output c d", {"folds": ["a", "b", "d"], "output": "c"}),
         ("render --output views mesh.off", {"file": "mesh.off"}),
     ],
 )
