@@ -82,6 +82,9 @@ def _trains_on(run: Run) -> str:
 def _named(run: Run) -> tuple[str, Any]:
     options = _training_set(run).get("init_args") or {}
     path = str(_training_set(run).get("class_path", ""))
+    if not path:
+        data = (run.config.get("data") or {}).get("class_path", "the configuration")
+        raise NotApplicableError(f"{data} names no data set to show objects of: name one with --data")
     if not path.startswith("pc3d."):  # its folder, if it has one, need not be such as open_split reads
         raise NotApplicableError(f"{path}, the data set of the run, is none of pc3d's: name other objects with --data")
     if _trains_on(run) == "Household" and not options.get("root"):

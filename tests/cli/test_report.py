@@ -17,9 +17,12 @@ import torch
 import yaml
 
 from pc3d.cli._report_map import _in_plane
+from pc3d.cli._report_pictures import objects_of
+from pc3d.cli._report_run import NotApplicableError, Run
 from pc3d.cli.main import main
 from pc3d.data import Household, PointCloud
 from pc3d.evaluation import Row, extract_features, write_rows
+from pc3d.methods import RunFolder
 from pc3d.models import PointViT, load_encoder
 
 NASTY = "<img src=x onerror=alert(1)> & \"co\" 'x' </script>"
@@ -346,3 +349,10 @@ def test_a_long_embedding_says_what_it_does(capsys: pytest.CaptureFixture[str]) 
     assert xy.shape == (12, 2)
     assert words.startswith("t-SNE (perplexity 4")
     assert capsys.readouterr().out == "t-SNE of the features of 12 objects (--map pca is faster)\n"
+
+
+def test_a_run_on_a_stream_has_no_objects_to_show(tmp_path: Path) -> None:
+    config = {"data": {"class_path": "pc3d.data.AlignedStream", "init_args": {"urls": "a.tar"}}}
+    run = Run(RunFolder(tmp_path), config, "pretrain")
+    with pytest.raises(NotApplicableError, match=r"^pc3d\.data\.AlignedStream names no data set to show objects of"):
+        objects_of(run, "run", "test", "refuse", {})
