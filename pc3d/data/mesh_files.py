@@ -27,12 +27,13 @@ from pc3d.data.polygons import ears, left_by_fans
 _TEXTURE_OPTIONS = re.compile(r"^(-[a-z]+( +(on|off|[-+]?[\d.]+|[rgbmlz])(?= ))* +)+")
 # Of OBJ files: lines that the next one continues, no comments, which may end in the name of a folder; comments behind
 # numbers and, in files of materials, behind colours; the lines that name files of materials; faces with negative
-# numbers; and those with more corners than three.
+# numbers, with zeros, and with more corners than three.
 _GOES_ON = re.compile(rb"^([^#\n]*)\\\n", re.MULTILINE)
 _COMMENT_BEHIND = re.compile(rb"^((?:f|v|vt|vn) [^#\n]*)#.*$", re.MULTILINE)
 _COMMENT_BEHIND_COLOUR = re.compile(rb"^([ \t]*K[ads][ \t][^#\r\n]*)#[^\r\n]*", re.MULTILINE | re.IGNORECASE)
 _MATERIAL_FILES = re.compile(rb"^mtllib +(.*)$", re.MULTILINE)
 _FROM_THE_END = re.compile(rb"^f [^\n]*-", re.MULTILINE)
+_ZERO = re.compile(rb"^f (?:[^\n]* )?0+(?=[/ \n]|\Z)", re.MULTILINE)
 _POLYGON = re.compile(rb"^f(?: +[^ \n]+){4}", re.MULTILINE)
 # What stands for all files of materials of an OBJ file together.
 _JOINED = "all materials"
@@ -165,6 +166,8 @@ def _load_obj(path: Path, trimesh: Any) -> Any:
     data = (f"mtllib {_JOINED}\n".encode() if materials else b"") + _MATERIAL_FILES.sub(b"", data)
     if _FROM_THE_END.search(data):
         data = _from_the_start(data)
+    if _ZERO.search(data):  # numpy would take the last one
+        raise ValueError("a face names vertex 0: OBJ counts from 1, and back from -1")
     if _POLYGON.search(data):
         data = _cut_polygons(data)
     resolver = _FilesBeside(path, materials)
@@ -216,9 +219,9 @@ def _from_the_start(data: bytes) -> bytes:
         elif key == b"f" and b"-" in line:
             corners = (zip(word.split(b"/"), counts.values(), strict=False) for word in words)
             lines[row] = b"f " + b" ".join(
-                b"/".join(b"%d" % (count + 1 + int(one)) if one[:1] == b"-" else one for one, count in corner)
+                b"/".join(b"%d" % max(0, count + 1 + int(one)) if one[:1] == b"-" else one for one, count in corner)
                 for corner in corners
-            )
+            )  # 0, which is refused, for what is before the first
     return b"\n".join(lines)
 
 

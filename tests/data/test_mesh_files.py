@@ -99,6 +99,14 @@ def test_obj_counts_back_from_where_a_face_stands(tmp_path: Path) -> None:
         torch.testing.assert_close(cloud.rgb[which], torch.tensor([colour]).expand(int(which.sum()), 3))
 
 
+@pytest.mark.parametrize("face", ["0 1 2", "1 2 0/1", "1/1 0/1 2/1", "0 1 2 3", "-1 -2 -5"])
+def test_obj_face_without_such_a_vertex(tmp_path: Path, face: str) -> None:
+    """Arrays would take one from the end instead."""
+    (tmp_path / "a.obj").write_text(f"{OBJ}f 1 2 3\nf {face}\n")
+    with pytest.raises(BadFileError, match="a face names vertex 0"):
+        read_points(tmp_path / "a.obj", num_points=10)
+
+
 @pytest.mark.parametrize(
     ("lines", "other"),
     [
