@@ -65,7 +65,8 @@ def pretrain(
         keep_epochs: finished epochs whose checkpoint is kept as ``epoch_N.ckpt``.
         config: the resolved configuration as YAML, stored in the folder.
         **trainer: options of ``pytorch_lightning.Trainer``, such as ``max_epochs``, ``devices``, ``strategy``;
-            ``callbacks``, ``plugins`` and ``logger`` are used besides those of the run folder.
+            ``callbacks``, ``plugins`` and ``logger`` are used besides those of the run folder. On a Mac,
+            ``accelerator="auto"`` is the CPU.
 
     Returns:
         The trainer, after the run.
@@ -144,6 +145,8 @@ def _trainer(
         ValueError: an option that Lightning does not accept, or with which the training would fail.
     """
     _check_options(trainer)
+    if trainer.get("accelerator") in (None, "auto") and torch.backends.mps.is_available():
+        trainer["accelerator"] = "cpu"  # Lightning would choose mps, and pc3d has kernels for CPUs and CUDA only
     callbacks = [*_as_list(trainer.pop("callbacks", None)), checkpoint]
     if _has_no_validation(data):
         trainer["limit_val_batches"] = 0
@@ -213,6 +216,12 @@ def _check_options(trainer: dict[str, Any]) -> None:
         raise ValueError(
             f"trainer.logger: {trainer['logger']} is no logger; metrics.csv and tensorboard/ are always written: name "
             "loggers to write besides them, or leave it out"
+        )
+    accelerator = trainer.get("accelerator")
+    if accelerator == "mps" or (accelerator == "gpu" and torch.backends.mps.is_available()):
+        raise ValueError(
+            f"trainer.accelerator: {accelerator} cannot be used: pc3d has kernels for CPUs and CUDA, not for mps: give "
+            "cpu"
         )
     if trainer.get("precision") in _HALF:
         raise ValueError(

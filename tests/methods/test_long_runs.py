@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from tiny import QUIET, Stop, cmae, command, data, environment, same
 
 from pc3d._files import alone_in
@@ -186,7 +187,8 @@ def test_the_first_process_of_the_first_machine_writes(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("accelerator", "mps", "trainer: .*; pc3d doctor shows which devices there are"),
+        ("accelerator", "cuda", "trainer: .*; pc3d doctor shows which devices there are"),
+        ("accelerator", "mps", "trainer.accelerator: mps cannot be used: pc3d has kernels for CPUs and CUDA"),
         ("max_time", "2s", "trainer: .*Expected a string in the format DD:HH:MM:SS"),
         ("precision", "bf16-true", "trainer.precision: bf16-true keeps the weights in 16 bits.*use bf16-mixed"),
         ("overfit_batches", "2", "trainer.overfit_batches: .*train on a pc3d.data.Selection"),
@@ -196,11 +198,24 @@ def test_the_first_process_of_the_first_machine_writes(monkeypatch: pytest.Monke
         ("max_steps", "0", "trainer.max_steps: 0 trains nothing"),
     ],
 )
-def test_what_lightning_refuses_costs_no_run(option: str, value: str, message: str, tmp_path: Path) -> None:
+def test_what_lightning_refuses_costs_no_run(
+    option: str, value: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CUDAAccelerator, "is_available", lambda: False)
     folder = tmp_path / "run"
     with pytest.raises((ValueError, RuntimeError), match=message):
         train(folder, **{option: int(value) if value.isdigit() else value})
     assert not folder.exists()
+
+
+def test_a_macs_gpu_is_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    monkeypatch.setattr("platform.processor", lambda: "arm")
+    assert MPSAccelerator.is_available()
+    with pytest.raises(ValueError, match=r"trainer\.accelerator: gpu cannot be used: .* not for mps: give cpu"):
+        train(tmp_path, accelerator="gpu", max_steps=1)
+    engine = pretrain(cmae(), data(120), tmp_path, **{**QUIET, "accelerator": "auto", "max_epochs": 1})
+    assert engine.strategy.root_device.type == "cpu"
 
 
 def test_lightnings_refusals_are_errors_like_any_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
