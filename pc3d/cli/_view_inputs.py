@@ -18,6 +18,16 @@ if TYPE_CHECKING:
 # Names beyond are of numbers into which other things are packed, and there would be a name for each number below.
 _MOST_CLASSES = 1 << 16
 
+# Which options act on what is named.
+_OF_FILES, _OF_SETS = {"up", "drop_invalid"}, {"root", "split", "item"}
+_MEANT_FOR = {
+    "up": "files of points, and none is named: data sets are shown as stored",
+    "drop_invalid": "files of points, and none is named",
+    "root": "a data set, and none is named",
+    "split": "a data set that is named without its split, and none is",
+    "item": "a data set or folder that is named without its items, or a run that is named alone, and none is",
+}
+
 
 @dataclass
 class Shown:
@@ -80,12 +90,15 @@ def open_all(
         FileNotFoundError, ValueError: what is named is not there, or not understood.
     """
     found = Opened()
+    used: set[str] = set()
     for word in what:
         path = Path(word)
         if word in ("household", "rooms"):
             found.shown += items_of(open_dataset(word, split, root), word, item, split)
+            used |= _OF_SETS
         elif path.is_file():
             found.shown.append(_of_file(path, num_points, up, drop_invalid, labels))
+            used |= _OF_FILES
         elif path.is_dir() and is_run(path):
             if found.run is not None:
                 raise ValueError(f"what: {found.run} and {path} are both run folders: show one at a time")
@@ -94,27 +107,33 @@ def open_all(
             found.shown.append(_of_scene(path.absolute()))
         elif path.is_dir():
             found.shown += items_of(open_dataset(word, split, root), word, item, split)
+            used |= _OF_SETS
         else:
-            name, number_split, items = _named(word)
-            found.shown += items_of(open_dataset(name, number_split or split, root), name, items or item, split)
+            name, own_split, items = _named(word)
+            found.shown += items_of(
+                open_dataset(name, own_split or split, root), name, items or item, own_split or split
+            )
+            used |= _OF_SETS - ({"split"} if own_split else set()) - ({"item"} if items else set())
     if data is not None:
         found.shown += items_of(open_dataset(data, split, root), data, item, split)
+        used |= _OF_SETS
     if not found.shown and found.run is None:
         raise ValueError(
             "what: name something to see: a file of points or a mesh, an item of a data set as in household:test:12 or "
             "rooms:test:0, or a run folder"
         )
-    files = any(Path(word).is_file() for word in what)
-    sets = data is not None or any(not Path(word).is_file() and Path(word) != found.run for word in what)
-    for name, value, used, of in (
-        ("up", up, files, "files of points, and none is named: data sets are shown as stored"),
-        ("drop_invalid", drop_invalid or None, files, "files of points, and none is named"),
-        ("root", root, sets, "a data set, and none is named"),
-        ("item", item, sets or found.run is not None, "items of a data set, a folder or a run, and none is named"),
-    ):
-        if value is not None and not used:
-            raise ValueError(f"{name}: {value!r} is for {of}: leave the option out")
+    if found.run is not None and not found.shown:
+        used.add("item")
+    _check_options(
+        used, up=up, drop_invalid=drop_invalid or None, root=root, item=item, split=None if split == "test" else split
+    )
     return found
+
+
+def _check_options(used: set[str], **given: object) -> None:
+    for name, value in given.items():
+        if value is not None and name not in used:
+            raise ValueError(f"{name}: {value!r} is for {_MEANT_FOR[name]}: leave the option out")
 
 
 def is_run(folder: Path) -> bool:

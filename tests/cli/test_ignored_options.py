@@ -86,7 +86,19 @@ PICTURE = [*VIEW, "--output", "a.png"]
         (PICTURE, "--up y", "up: 'y' is for files of points, and none is named: data sets are shown as stored"),
         (PICTURE, "--drop_invalid", "drop_invalid: True is for files of points, and none is named"),
         (["view", "a.npy", "--output", "a.png"], "--root rooms", "root: 'rooms' is for a data set, and none is named"),
-        (["view", "a.npy", "--output", "a.png"], "--item 3", "item: [3] is for items of a data set, a folder or a run"),
+        (["view", "a.npy", "--output", "a.png"], "--item 3", "item: [3] is for a data set or folder that is"),
+        (
+            ["view", "a.npy", "--output", "a.png"],
+            "--split train",
+            "split: 'train' is for a data set that is named without",
+        ),
+        (PICTURE, "--item 3", "item: [3] is for a data set or folder that is named without its items"),
+        (PICTURE, "--split train", "split: 'train' is for a data set that is named without its split, and none is"),
+        (
+            ["view", "scans/test/hall", "--output", "a.png"],
+            "--root b",
+            "root: 'b' is for a data set, and none is named",
+        ),
         ([*VIEW, "--html", "a.html"], "--columns 2", "columns: 2 is for pictures (--output)"),
         ([*VIEW, "--html", "a.html"], "--view 0 10", "view: [0.0, 10.0] is for pictures and the window"),
     ],
@@ -102,8 +114,9 @@ def test_what_would_be_ignored_is_refused(
     monkeypatch.chdir(tmp_path)
     np.save("a.npy", Household("test", num_points=50).load(0).xyz.numpy())
     Path("mesh.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
-    Path("scene").mkdir()
-    np.save("scene/coord.npy", np.zeros((5, 3), np.float32))
+    for scene in (Path("scene"), Path("scans/test/hall")):
+        scene.mkdir(parents=True)
+        np.save(scene / "coord.npy", np.zeros((5, 3), np.float32))
     save_encoder(PointNet(num_points=16), "net")
     before = sorted(tmp_path.iterdir())
     assert main([*command, *ignored.split()]) == 1
