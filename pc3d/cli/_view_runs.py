@@ -66,8 +66,9 @@ def _data_of(run: Path) -> tuple[PointDataset, str, list[str]]:
     try:
         held_out = {**section, "init_args": {**arguments, "split": "test"}}
         return _instantiated(held_out, path), "test", []
-    except Exception:  # whatever a class of the user's own says to a split that it does not have
-        note = f"{path} names data without a test split: these are items that it was trained on"
+    except Exception as error:  # whatever a class of the user's own says to a split that it does not have
+        reason = " ".join(str(error).split()) or type(error).__name__
+        note = f"these are items that the run was trained on; a test split of its data cannot be shown: {reason}"
         return _instantiated(section, path), "train", [note]
 
 

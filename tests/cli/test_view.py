@@ -425,6 +425,20 @@ def test_masked_input_and_reconstruction_stand_side_by_side(masked_run: Path) ->
     assert seen.embedding is None
 
 
+def test_why_a_run_is_shown_on_what_it_was_trained_on_is_said(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    cloud = Household("test", num_points=20).load(0)
+    np.save(tmp_path / "files" / "cup.npy", cloud.xyz.numpy())
+    data = {"class_path": "pc3d.data.FolderDataset", "init_args": {"root": str(tmp_path / "files")}}
+    (tmp_path / "config.yaml").write_text(json.dumps({"data": {"train": data}}))
+    (tmp_path / "last.ckpt").touch()
+    shown, (note,) = _view_runs.items_of_run(tmp_path, None)
+    np.testing.assert_array_equal(shown[0].cloud.xyz, cloud.xyz)
+    assert note.startswith("these are items that the run was trained on; a test split of its data cannot be shown: ")
+    assert "\n" not in note
+    assert str(tmp_path / "files") in note
+
+
 SCENES = """
 seed: 0
 model:
