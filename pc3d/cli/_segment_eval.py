@@ -150,7 +150,21 @@ def dataset_of_run(run: Path, split: str | None = None) -> tuple[PointDataset, s
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(PointDataset, "test", required=True)
     dataset: PointDataset = stored_objects(parser, {"test": test}, path).test
-    return dataset, f"{test['class_path'].rpartition('.')[2].lower()}_test"
+    return dataset, _name_of(dataset)
+
+
+def _name_of(dataset: PointDataset) -> str:
+    """As :func:`named_set` names it: what a configuration calls its test set may be the split of validation."""
+    from pc3d.data import S3DIS
+    from pc3d.data.scene_labels import SCANNET200
+
+    name = type(dataset).__name__.lower()
+    if isinstance(dataset, S3DIS):  # whose splits are areas, usually the fifth
+        return f"{name}_test" + ("" if dataset.areas == (5,) else f"_area_{'_'.join(map(str, dataset.areas))}")
+    if tuple(dataset.classes) == SCANNET200:
+        name = "scannet200"
+    split = getattr(dataset, "split", None)
+    return f"{name}_{Path(split).stem if isinstance(split, str) else 'test'}"
 
 
 def _check_held_out(run: Path, area: int) -> None:

@@ -20,6 +20,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from pc3d import load_encoder
+from pc3d.cli._segment_eval import dataset_of_run
 from pc3d.cli._segment_predict import _class_numbers
 from pc3d.cli._training import shipped_configs, with_config
 from pc3d.cli.main import main
@@ -356,6 +357,31 @@ def test_any_area_is_judged_that_the_run_has_not_seen(
     assert "areas are numbered 1 to 6, got [7]" in capsys.readouterr().err
     assert segment("eval", s3dis_run, "--data", "rooms", "--test_area", "3") == 1
     assert "test_area: 3 goes with --data s3dis, got data 'rooms'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("test", "name"),
+    [
+        ({"class_path": "pc3d.data.ScanNet", "init_args": {"split": "val"}}, "scannet_val"),
+        ({"class_path": "pc3d.data.ScanNet", "init_args": {"split": "val", "classes": 200}}, "scannet200_val"),
+        ({"class_path": "pc3d.data.ScanNet", "init_args": {"split": "few.json"}}, "scannet_few"),
+        ({"class_path": "pc3d.data.ScanNet", "init_args": {"split": ["train", "val"]}}, "scannet_test"),
+        ({"class_path": "pc3d.data.S3DIS", "init_args": {"split": "test"}}, "s3dis_test"),
+        ({"class_path": "pc3d.data.S3DIS", "init_args": {"split": "test", "test_area": 3}}, "s3dis_test_area_3"),
+    ],
+)
+def test_a_result_bears_the_name_of_the_split_that_was_judged(
+    test: dict[str, Any], name: str, tmp_path: Path, s3dis: Path
+) -> None:
+    """ScanNet's test labels are not public, so its recipes judge on val: no score of that may pass for one of test."""
+    for split in ("train", "val"):
+        scene = tmp_path / "scannet" / split / ("scene0000_00" if split == "train" else "scene0011_00")
+        scene.mkdir(parents=True)
+        np.save(scene / "coord.npy", np.zeros((2, 3), np.float32))
+    (tmp_path / "scannet" / "few.json").write_text('["val/scene0011_00"]')
+    test["init_args"]["root"] = str(s3dis if "S3DIS" in test["class_path"] else tmp_path / "scannet")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"test": test}}))
+    assert dataset_of_run(tmp_path)[1] == name
 
 
 def test_folds_are_added_up_before_anything_is_divided(
