@@ -116,8 +116,9 @@ class ScanNet(SceneFolder):
 def _load_torch(path: Path) -> Any:
     # The benchmark's files hold lists or NumPy arrays; nothing else is let in.
     core: Any = np._core if hasattr(np, "_core") else np.core
-    arrays = [core.multiarray._reconstruct, core.multiarray.scalar, np.ndarray, np.dtype, type(np.dtype(np.int64))]
-    arrays += [type(np.dtype(np.int32)), (core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct")]
+    arrays = [core.multiarray._reconstruct, core.multiarray.scalar, np.ndarray, np.dtype]
+    arrays += [type(np.dtype(f"{kind}{width}")) for kind in "iu" for width in (1, 2, 4, 8)]
+    arrays += [(core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct")]
     with torch.serialization.safe_globals(arrays):
         return torch.load(path, weights_only=True)
 

@@ -159,7 +159,7 @@ def test_scene_lists_choose_and_order(scannet: Path, tmp_path: Path) -> None:
         ScanNet(scannet, scenes_list=tmp_path / "5.txt")
 
 
-@pytest.mark.parametrize("form", ["torch-lists", "torch-arrays", "torch-tensors", "json"])
+@pytest.mark.parametrize("form", ["torch-lists", "torch-arrays", "torch-unsigned", "torch-tensors", "json"])
 def test_labelled_points_are_the_only_ones_left(scannet: Path, tmp_path: Path, form: str) -> None:
     full = ScanNet(scannet)[0].segment
     rows = (full >= 0).nonzero().flatten()[::100][:20]
@@ -167,7 +167,8 @@ def test_labelled_points_are_the_only_ones_left(scannet: Path, tmp_path: Path, f
     if form == "json":
         path.write_text(json.dumps({"scene9000_00": rows.tolist()}))
     else:
-        make = {"torch-lists": rows.tolist(), "torch-arrays": rows.numpy(), "torch-tensors": rows}
+        arrays = {"torch-arrays": rows.numpy(), "torch-unsigned": rows.numpy().astype(np.uint32)}
+        make = {"torch-lists": rows.tolist(), **arrays, "torch-tensors": rows}
         torch.save({"scene9000_00": make[form]}, path)
     cloud = ScanNet(scannet, labelled_points=path)[0]
     assert (cloud.segment >= 0).nonzero().flatten().tolist() == rows.tolist()
