@@ -51,7 +51,7 @@ from pc3d.data.raw_s3dis import read_s3dis_room
 from pc3d.data.raw_scannet import read_scannet_categories, read_scannet_scan
 from pc3d.data.raw_structured3d import find_structured3d_rooms, read_structured3d_room
 from pc3d.data.scan_files import read_class_codes, read_scan
-from pc3d.data.scene_labels import scannet_split
+from pc3d.data.scene_labels import S3DIS_CLASSES, STRUCTURED3D_CLASSES, scannet_split
 from pc3d.data.scenes import CLASSES_FILE, find_below
 from pc3d.data.sweeps import classes_beside
 
@@ -307,6 +307,8 @@ OPTIONS = {
     "files": ("classes", "label_column", "scale", "up", "cell", "drop_invalid", "test_share"),
 }
 """What only one kind takes."""
+CLASSES = {"s3dis": S3DIS_CLASSES, "structured3d": STRUCTURED3D_CLASSES}
+"""Of ``segment.npy``; ScanNet has two files of classes, of other names."""
 KINDS = {"scannet": scannet_jobs, "s3dis": s3dis_jobs, "structured3d": structured3d_jobs, "files": file_jobs}
 
 
@@ -331,9 +333,11 @@ def run(given: argparse.Namespace) -> None:
     output = Output(given.out, options)
     if given.kind == "files":
         check_unchanged(jobs, output, given.root)
+    classes = CLASSES.get(given.kind, ())
     if given.kind == "files" and given.classes is not None:
-        names = read_class_codes(given.classes).names
-        (given.out / CLASSES_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        classes = read_class_codes(given.classes).names
+    if classes:  # so that the folder can be read as one of any scenes, too
+        (given.out / CLASSES_FILE).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
     failures = []
     try:
         with tqdm(total=len(jobs), desc=given.kind, unit="scene", disable=None) as bar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from pc3d.cli._parser import nearest
 from pc3d.cli._segment_eval import SCENE_SETS, named_set
 
 if TYPE_CHECKING:
-    from pc3d.data import PointCloud, PointDataset
+    from pc3d.data import PointCloud, PointDataset, SceneFolder
 
 # Names beyond are of numbers into which other things are packed, and there would be a name for each number below.
 _MOST_CLASSES = 1 << 16
@@ -167,10 +168,28 @@ def _class_names(path: Path) -> tuple[str, ...]:
 
 def _of_scene(folder: Path) -> Shown:
     """A scene of a prepared folder, named by its own."""
-    from pc3d.data import SceneFolder
-
-    scenes = SceneFolder(folder.parents[1], folder.parent.name)
+    split = folder.parents[1 if _is_structured3d(folder) else 0]
+    scenes = _prepared(split.parent, split.name)
     return shown_item(scenes, scenes.paths.index(folder))
+
+
+def _is_structured3d(scene: Path) -> bool:
+    return re.fullmatch(r"scene_\d{5}/room_\w+", f"{scene.parent.name}/{scene.name}") is not None
+
+
+def _prepared(root: Path, split: str) -> SceneFolder:
+    """The scenes of a prepared folder, those of a benchmark with its classes unless the folder names its own."""
+    from pc3d.data import S3DIS, ScanNet, SceneFolder, Structured3D
+    from pc3d.data.scenes import CLASSES_FILE, find_below
+
+    if find_below(root / split, "segment20.npy"):
+        return ScanNet(root, split)
+    if not (root / CLASSES_FILE).is_file():
+        if re.fullmatch("Area_[1-6]", split):
+            return S3DIS(root, areas=[int(split[-1])])
+        if any(_is_structured3d(path.parent) for path in find_below(root / split, "coord.npy")):
+            return Structured3D(root, split)
+    return SceneFolder(root, split)
 
 
 def _named(word: str) -> tuple[str, str | None, list[int] | None]:
@@ -195,7 +214,6 @@ def open_dataset(data: str, split: str, root: str | None) -> PointDataset:
         FileNotFoundError: neither a known name nor a folder.
     """
     from pc3d.cli._inputs import open_inputs
-    from pc3d.data import SceneFolder
     from pc3d.data.scenes import find_below
 
     if data == "rooms" and root is None:
@@ -211,10 +229,10 @@ def open_dataset(data: str, split: str, root: str | None) -> PointDataset:
             f"{data!r} is no file, no folder and no data set ({', '.join(known)}){nearest(data, known)}"
         )
     if data != "household" and find_below(Path(data, split), "coord.npy"):
-        return SceneFolder(data, split)
+        return _prepared(Path(data), split)
     if data != "household" and find_below(Path(data), "coord.npy", levels=(1,)):  # a split itself
         folder = Path(data).absolute()
-        return SceneFolder(folder.parent, folder.name)
+        return _prepared(folder.parent, folder.name)
     if _holds_rooms(Path(data), split):
         return named_set("rooms", data, split, None)[0]
     return open_inputs(data, split, None).dataset

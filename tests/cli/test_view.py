@@ -220,6 +220,35 @@ def test_a_picture_says_how_many_points_it_draws(tmp_path: Path, capsys: pytest.
     assert "are drawn" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("scene", "file", "number", "name"),
+    [
+        ("Area_5/office_1", "segment", 12, "clutter"),
+        ("val/scene_03249/room_7", "segment", 24, "otherprop"),
+        ("val/scene0011_00", "segment20", 19, "otherfurniture"),
+    ],
+)
+def test_prepared_benchmarks_are_known_by_their_names(
+    tmp_path: Path, scene: str, file: str, number: int, name: str
+) -> None:
+    """As Pointcept prepares them: nothing in the folder says what its numbers are."""
+    folder = tmp_path / scene
+    folder.mkdir(parents=True)
+    np.save(folder / "coord.npy", np.eye(4, 3, dtype=np.float32))
+    np.save(folder / f"{file}.npy", np.array([[-1], [0], [number], [0]], np.int16))
+    split = Path(scene).parts[0]
+    usual: dict[str, Any] = {"root": None, "item": None, "num_points": 9, "up": None, "drop_invalid": False}
+    for what, named in ((folder, "test"), (folder.parent, "test"), (tmp_path, split)):
+        (shown,) = open_all([str(what)], data=None, split=named, **usual).shown
+        assert shown.cloud.segment is not None
+        assert shown.cloud.segment.tolist() == [-1, 0, number, 0]
+        assert shown.classes[number] == name
+    if file == "segment":  # what a folder says itself counts
+        (tmp_path / "classes.txt").write_text("".join(f"kind {i}\n" for i in range(number + 1)))
+        (shown,) = open_all([str(tmp_path)], data=None, split=split, **usual).shown
+        assert shown.classes[number] == f"kind {number}"
+
+
 def test_prepared_scenes_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "classes.txt").write_text("wall\nfloor\n")
     for number in range(2):

@@ -437,11 +437,13 @@ def test_only_test_scans_may_lack_annotations(tmp_path: Path, tool: ModuleType, 
 def test_s3dis_and_structured3d_from_raw_to_read(tmp_path: Path, tool: ModuleType) -> None:
     call(tool, "s3dis", SCENES / "s3dis_raw", tmp_path / "s3dis")
     assert S3DIS(tmp_path / "s3dis", areas=[1]).ids == ["Area_1-office_1"]
+    assert SceneFolder(tmp_path / "s3dis", "Area_1").classes == S3DIS_CLASSES  # as scenes of any kind, too
     structured3d_archives(tmp_path / "zips")
     call(tool, "structured3d", tmp_path / "zips", tmp_path / "structured3d")
     rooms = Structured3D(tmp_path / "structured3d", "val")
     assert rooms.ids == ["scene_03100_room_512"]
     assert set(rooms[0].segment.unique().tolist()) == {-1, 0, 16}
+    assert SceneFolder(tmp_path / "structured3d", "val").classes == rooms.classes
     with pytest.raises(SystemExit, match=r"preparation\.json exists with other options"):
         call(tool, "structured3d", tmp_path / "zips", tmp_path / "structured3d", "--axes", "mirrored")
 
