@@ -162,7 +162,7 @@ def _listed_classes(root: Path) -> list[str]:
 
 def read_scene_folder(folder: Path | str) -> PointCloud:
     """Read a scene in the layout of :class:`SceneFolder` without its labels: ``xyz``, and ``rgb`` and ``normal`` where
-    it has them.
+    it has them. Normals that are not finite are zero, as in :func:`pc3d.data.read_scene`.
 
     Raises:
         BadFileError: a file is not there, truncated, or does not go with the coordinates.
@@ -179,8 +179,7 @@ def read_scene_folder(folder: Path | str) -> PointCloud:
             values = _read_npy(folder / f"{name}.npy")
             if values.shape != coord.shape:
                 raise BadFileError(folder / f"{name}.npy", f"has shape {values.shape}, coord {coord.shape}")
-            plain = torch.from_numpy(values.astype(np.float32))
-            fields[field] = _unit_colors(values, folder) if field == "rgb" else plain
+            fields[field] = _unit_colors(values, folder) if field == "rgb" else _known_normals(values)
     meta: dict[str, Any] = {"id": folder.name, "path": str(folder)}
     if len(coord):
         coord, origin = near_origin(coord, MILLIMETRE)
@@ -208,6 +207,12 @@ def _unit_colors(stored: NDArray[Any], folder: Path) -> torch.Tensor:
     if not ((values >= 0) & (values <= highest)).all():
         raise BadFileError(folder / "color.npy", "must hold colours from 0 to 255, or floats from 0 to 1")
     return values / highest
+
+
+def _known_normals(stored: NDArray[Any]) -> torch.Tensor:
+    """Normals as float32, zeros where none could be estimated: one NaN reaches all points that a network sees."""
+    values = torch.from_numpy(stored.astype(np.float32))
+    return values.masked_fill(~values.isfinite().all(dim=1, keepdim=True), 0)
 
 
 def _read_npy(path: Path) -> NDArray[Any]:

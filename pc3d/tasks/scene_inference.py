@@ -94,14 +94,10 @@ def segment_scene(
         progress: show a bar where there is a terminal.
 
     Raises:
-        ValueError: the scene lacks a field, ``probabilities`` has another shape, or a bound is out of range.
+        ValueError: the scene lacks a field or has one that is not finite, ``probabilities`` has another shape, or a
+            bound is out of range.
     """
-    missing = [name for name in segmenter.fields if getattr(cloud, name) is None]
-    if missing:
-        raise ValueError(
-            f"the model reads {' and '.join(missing)}, which the scene does not have: store them with it, as "
-            "data_tools/prepare_scenes.py does, or add some with pc3d.tasks.with_fields, as pc3d segment predict does"
-        )
+    _check_fields(segmenter, cloud)
     shape = (len(cloud), len(segmenter.classes))
     if probabilities is not None and tuple(probabilities.shape) != shape:
         raise ValueError(f"probabilities must have shape {shape}, got {tuple(probabilities.shape)}")
@@ -131,6 +127,24 @@ def segment_scene(
             contexts.append(block.context)
             advance(len(rows))
     return SceneLabels(label, confidence, _notes(contexts, context, max_points))
+
+
+def _check_fields(segmenter: SceneSegmenter, cloud: PointCloud) -> None:
+    """Refuse a scene that lacks what the model reads, or has something else there than numbers."""
+    missing = [name for name in segmenter.fields if getattr(cloud, name) is None]
+    if missing:
+        raise ValueError(
+            f"the model reads {' and '.join(missing)}, which the scene does not have: store them with it, as "
+            "data_tools/prepare_scenes.py does, or add some with pc3d.tasks.with_fields, as pc3d segment predict does"
+        )
+    for name in ("xyz", *segmenter.fields):
+        wrong = ~getattr(cloud, name).isfinite().all(dim=1)
+        if wrong.any():
+            raise ValueError(
+                f"{name} is not finite at {int(wrong.sum()):,} of {len(cloud):,} points, first in row "
+                f"{int(wrong.nonzero()[0])}, and would spoil all points that the model sees with them: leave them out "
+                f"with cloud.select(cloud.{name}.isfinite().all(1))"
+            )
 
 
 class _Cornered(Transform):

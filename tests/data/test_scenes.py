@@ -272,6 +272,16 @@ def test_colours_of_either_range(scannet: Path, dtype: str, factor: float) -> No
     assert ScanNet(scannet)[0].rgb.max() == np.float32(1 / 255)
 
 
+def test_normals_that_are_not_known_are_zero(scannet: Path) -> None:
+    path = scannet / SCAN / "normal.npy"
+    stored = np.load(path)
+    stored[3], stored[5, 1] = np.nan, np.inf
+    np.save(path, stored)
+    expected = stored.copy()
+    expected[[3, 5]] = 0
+    np.testing.assert_array_equal(ScanNet(scannet)[0].normal.numpy(), expected)
+
+
 def test_truncated_and_vanished_files_are_named(scannet: Path) -> None:
     scans = ScanNet(scannet)
     path = scannet / SCAN / "normal.npy"

@@ -285,6 +285,11 @@ def test_the_model_is_left_as_it_was(room: PointCloud) -> None:
     assert model.training
     with pytest.raises(ValueError, match="reads rgb, which the scene does not have: store them with it"):
         segment_scene(model, room.replace(rgb=None))
+    for field in ("rgb", "xyz"):
+        holes = getattr(room, field).clone()
+        holes[7:9, 1] = torch.nan
+        with pytest.raises(ValueError, match=rf"{field} is not finite at 2 of [\d,]+ points, first in row 7"):
+            segment_scene(model, room.replace(**{field: holes}))
     with pytest.raises(ValueError, match="probabilities must have shape"):
         segment_scene(model, room, probabilities=torch.zeros(3, 5))
     with pytest.raises(ValueError, match="max_points must be at least 2, got 1"):
