@@ -18,14 +18,15 @@ from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
 
 CLASSES_FILE = "classes.txt"
+_LONGEST_NORMAL = 1.1  # beyond any rounding
 
 
 class SceneFolder(PointDataset):
     """Scenes as folders with ``coord.npy`` and any of ``color.npy``, ``normal.npy``, ``segment.npy``, ``instance.npy``.
 
-    Coordinates are metres, colours 0 to 255 (floats none of which exceeds 1: 0 to 1), classes index into ``classes``
-    with -1 for none. A scene is any folder with a ``coord.npy``, one to three levels below that of its split. Sets that
-    Pointcept prepared load unchanged, as do those that ``data_tools/prepare_scenes.py`` writes.
+    Coordinates are metres, colours 0 to 255 (floats none of which exceeds 1: 0 to 1), normals of length 1, classes
+    index into ``classes`` with -1 for none. A scene is any folder with a ``coord.npy``, one to three levels below that
+    of its split. Sets that Pointcept prepared load unchanged, as do those that ``data_tools/prepare_scenes.py`` writes.
 
     Coordinates that float32 cannot resolve to a millimetre are shifted, see :func:`read_scene`.
 
@@ -179,7 +180,7 @@ def read_scene_folder(folder: Path | str) -> PointCloud:
             values = _read_npy(folder / f"{name}.npy")
             if values.shape != coord.shape:
                 raise BadFileError(folder / f"{name}.npy", f"has shape {values.shape}, coord {coord.shape}")
-            fields[field] = _unit_colors(values, folder) if field == "rgb" else _known_normals(values)
+            fields[field] = _unit_colors(values, folder) if field == "rgb" else _known_normals(values, folder)
     meta: dict[str, Any] = {"id": folder.name, "path": str(folder)}
     if len(coord):
         coord, origin = near_origin(coord, MILLIMETRE)
@@ -209,10 +210,18 @@ def _unit_colors(stored: NDArray[Any], folder: Path) -> torch.Tensor:
     return values / highest
 
 
-def _known_normals(stored: NDArray[Any]) -> torch.Tensor:
+def _known_normals(stored: NDArray[Any], folder: Path) -> torch.Tensor:
     """Normals as float32, zeros where none could be estimated: one NaN reaches all points that a network sees."""
     values = torch.from_numpy(stored.astype(np.float32))
-    return values.masked_fill(~values.isfinite().all(dim=1, keepdim=True), 0)
+    values = values.masked_fill(~values.isfinite().all(dim=1, keepdim=True), 0)
+    longest = float(values.norm(dim=1).max()) if len(values) else 0.0
+    if longest > _LONGEST_NORMAL:
+        raise BadFileError(
+            folder / "normal.npy",
+            f"must hold normals of length 1, or 0 for unknown ones, has {stored.dtype} of up to {longest:g}: divide "
+            "them by their length",
+        )
+    return values
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
