@@ -157,6 +157,11 @@ def _before(objects: Any) -> None:
 
 
 def _number_of_classes(data: Any) -> int:
+    if not data.classes:
+        raise ValueError(
+            f"data.train: {data.train!r} names no classes of points: give it some (of a SceneFolder, a line each in "
+            "classes.txt of its root), or take the data set of the benchmark: pc3d.data.ScanNet, S3DIS or Structured3D"
+        )
     return len(data.classes)
 
 

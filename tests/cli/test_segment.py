@@ -519,7 +519,9 @@ def test_folds_that_do_not_belong_together_are_refused(
 # ---- scans of one's own ------------------------------------------------------------------------------------------
 
 
-def test_scans_of_ones_own_train_and_are_judged(tmp_path: Path, import_script: Callable[[str], ModuleType]) -> None:
+def test_scans_of_ones_own_train_and_are_judged(
+    tmp_path: Path, import_script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
     for split in ("train", "test"):
         for index in range(2):
             room = Rooms(split)[index].select(slice(None, None, 10))
@@ -558,6 +560,10 @@ def test_scans_of_ones_own_train_and_are_judged(tmp_path: Path, import_script: C
     assert again["confusion"] == found["confusion"]
     (prepared / "classes.txt").write_text("floor\nwall\nceiling\n")
     assert segment("eval", run, "--data", "scenes", "--root", prepared, "--output", tmp_path / "other") == 1
+    (prepared / "classes.txt").unlink()
+    capsys.readouterr()
+    assert segment("train", *config, "--output", tmp_path / "without", *few) == 1
+    assert "SceneFolder('train', 2 scenes, 0 classes) names no classes of points: give it" in capsys.readouterr().err
 
 
 def test_root_is_that_of_every_data_set_of_the_configuration(
