@@ -9,10 +9,13 @@ if TYPE_CHECKING:
     from pc3d import ops
     from pc3d.models.hub import load_encoder, save_encoder
 else:
+    # What `pc3d.NAME` means without an import of its own.
+    _PARTS = ("compat", "data", "evaluation", "image", "losses", "methods", "models", "nn", "ops", "tasks", "viz")
+
     # PyTorch takes seconds to import. Without it the command line answers --help at once, and Ctrl-C is heard.
     def __getattr__(name: str) -> Any:
-        if name == "ops":
-            return import_module("pc3d.ops")
+        if name in _PARTS:
+            return import_module(f"pc3d.{name}")
         if name in ("load_encoder", "save_encoder"):
             return getattr(import_module("pc3d.models.hub"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

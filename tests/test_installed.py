@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.resources import files
 
 import torch
@@ -12,6 +14,21 @@ from pc3d.data import Household
 
 def test_the_kernels_are_loaded() -> None:
     assert pc3d.ops.build_info()["cpu"] == "loaded"
+
+
+def test_every_part_is_there_once_the_package_is_imported() -> None:
+    """In an interpreter of its own: here, other tests have imported them."""
+    program = """
+import sys, pc3d
+assert "torch" not in sys.modules
+pc3d.models.Swin3D, pc3d.data.SCANNET20, pc3d.compat.install, pc3d.nn.use_spconv, pc3d.ops.knn
+try:
+    pc3d.modles
+except AttributeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "module 'pc3d' has no attribute 'modles'\n"
 
 
 def test_the_embedded_objects_are_there_whole() -> None:
