@@ -18,7 +18,7 @@ from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
 
 CLASSES_FILE = "classes.txt"
-_LONGEST_NORMAL = 1.1  # beyond any rounding
+_MOST_OF_NORMALS = 1.01  # beyond any rounding; what pictures stored as "none", such as (-1, -1, -1), is longer than 1
 
 
 class SceneFolder(PointDataset):
@@ -214,11 +214,11 @@ def _known_normals(stored: NDArray[Any], folder: Path) -> torch.Tensor:
     """Normals as float32, zeros where none could be estimated: one NaN reaches all points that a network sees."""
     values = torch.from_numpy(stored.astype(np.float32))
     values = values.masked_fill(~values.isfinite().all(dim=1, keepdim=True), 0)
-    longest = float(values.norm(dim=1).max()) if len(values) else 0.0
-    if longest > _LONGEST_NORMAL:
+    largest = float(values.abs().max()) if len(values) else 0.0
+    if largest > _MOST_OF_NORMALS:
         raise BadFileError(
             folder / "normal.npy",
-            f"must hold normals of length 1, or 0 for unknown ones, has {stored.dtype} of up to {longest:g}: divide "
+            f"must hold normals of length 1, or 0 for unknown ones, has {stored.dtype} up to {largest:g}: divide "
             "them by their length",
         )
     return values

@@ -280,8 +280,11 @@ def test_normals_that_are_not_known_are_zero(scannet: Path) -> None:
     expected = stored.copy()
     expected[[3, 5]] = 0
     np.testing.assert_array_equal(ScanNet(scannet)[0].normal.numpy(), expected)
+    stored = np.full_like(expected, -1)
+    np.save(path, stored)  # none, as an 8-bit picture of normals says it
+    np.testing.assert_array_equal(ScanNet(scannet)[0].normal.numpy(), stored)
     np.save(path, (127 * expected).round().astype(np.int8))  # as some store them, who have to divide them
-    with pytest.raises(BadFileError, match=r"normal\.npy: must hold normals of length 1, .* has int8 of up to 127"):
+    with pytest.raises(BadFileError, match=r"normal\.npy: must hold normals of length 1, .* has int8 up to 127"):
         ScanNet(scannet)[0]
 
 
