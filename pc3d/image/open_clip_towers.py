@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ def _version() -> dict[str, str]:
     return {"open_clip": require("open_clip", extra="image").__version__}
 
 
+def _with_activation(weights: str, quick_gelu: bool) -> str:
+    """The hash of a tower's weights, told apart from that of the same weights in a network with GELU."""
+    return hashlib.sha256(f"{weights}\nQuickGELU".encode()).hexdigest() if quick_gelu else weights
+
+
 class OpenClipImageTower(ImageTower):
     """The image side of an open_clip model. Built by :func:`open_clip_pair`.
 
@@ -27,10 +33,17 @@ class OpenClipImageTower(ImageTower):
         preprocessing: of the model.
         width: of the joint space.
         dense: how dense features are computed; for ResNets always by the value path.
+        quick_gelu: whether the network has QuickGELU, which its name does not say.
     """
 
     def __init__(
-        self, visual: nn.Module, name: str, preprocessing: Preprocessing, width: int, dense: DenseMode
+        self,
+        visual: nn.Module,
+        name: str,
+        preprocessing: Preprocessing,
+        width: int,
+        dense: DenseMode,
+        quick_gelu: bool = False,
     ) -> None:
         self_kind = type(visual).__name__
         stride = 32 if self_kind == "ModifiedResNet" else getattr(visual, "patch_size", (1,))[0]
@@ -43,7 +56,7 @@ class OpenClipImageTower(ImageTower):
             text_aligned=True,
             dense_text_aligned=dense != "tokens",
         )
-        self.visual, self.dense, self._kind = visual, dense, self_kind
+        self.visual, self.dense, self._kind, self._quick_gelu = visual, dense, self_kind, quick_gelu
         self._freeze()
 
     @property
@@ -71,6 +84,10 @@ class OpenClipImageTower(ImageTower):
             raise ValueError(f"{self.name}: a {self._kind} has no keys of patches")
         return open_clip_keys(self.visual, pixels.to(self.device, self.dtype)).float()
 
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights, and of the activation where the name does not say it."""
+        return _with_activation(super().weights_hash(), self._quick_gelu)
+
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "dense": self.dense}
 
@@ -81,14 +98,18 @@ class OpenClipImageTower(ImageTower):
 class OpenClipTextTower(TextTower):
     """The text side of an open_clip model. Built by :func:`open_clip_pair`."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, name: str, width: int) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, name: str, width: int, quick_gelu: bool = False) -> None:
         super().__init__(name, width)
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self._quick_gelu = model, tokenizer, quick_gelu
         self._freeze()
 
     def _encode(self, texts: list[str]) -> Tensor:
         features: Tensor = self.model.encode_text(self.tokenizer(texts).to(self.device))  # type: ignore[operator]
         return features
+
+    def weights_hash(self) -> str:
+        """As of :class:`OpenClipImageTower`."""
+        return _with_activation(super().weights_hash(), self._quick_gelu)
 
     def versions(self) -> dict[str, str]:
         return {**super().versions(), **_version()}
@@ -104,8 +125,8 @@ def open_clip_pair(
     """A contrastive pair of open_clip; by default the one that OpenShape was trained with (Liu et al. 2023, section
     3.2).
 
-    OpenAI's weights need the variants with QuickGELU: the tag ``openai`` chooses them, a local file needs a model name
-    that ends in ``-quickgelu``.
+    Some weights need a network with QuickGELU, among them OpenAI's. A tag says so, and the network has it; a local file
+    does not: name the model that ends in ``-quickgelu``.
 
     Args:
         model: a name that open_clip knows: ``ViT-bigG-14``, ``ViT-B-32``, ``RN50``, ``ViT-B-16-SigLIP2``, ...
@@ -114,7 +135,7 @@ def open_clip_pair(
         precision: of the weights: ``fp32``, ``fp16``, ``bf16``.
 
     Raises:
-        ValueError: open_clip knows no such model, or no such weights of it.
+        ValueError: open_clip knows no such model, or no such weights of it, or the file does not fit it.
         MissingWeightsError: the weights are not here and cannot be fetched.
         ImportError: open_clip is not installed.
     """
@@ -123,11 +144,22 @@ def open_clip_pair(
         raise ValueError(f"model: open_clip knows no {model!r}; it knows {open_clip.list_models()}")
     name = f"open_clip:{model}/{Path(weights).name}"
     path = _find(open_clip, model, weights, name)
+    config = open_clip.get_model_config(model)
+    # Where a tag's weights need it and the model has it not, the library itself only warns.
+    quick_gelu = bool(open_clip.get_pretrained_cfg(model, path).get("quick_gelu")) and not config.get("quick_gelu")
+    options = {"precision": precision, "force_quick_gelu": quick_gelu, "require_pretrained": True}
     try:
-        network = open_clip.create_model(model, pretrained=path, precision=precision, require_pretrained=True)
+        network = open_clip.create_model(model, pretrained=path, **options)
         tokenizer = open_clip.get_tokenizer(model)
-    except (OSError, KeyError) as error:
-        raise MissingWeightsError.of(name, error) from error
+    except Exception as error:  # of a local file, whatever its readers come up with
+        if Path(path).is_file():
+            told = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"weights: {weights} does not fit {model} ({told:.200}): give a file of its weights"
+            ) from error
+        if isinstance(error, OSError | KeyError):
+            raise MissingWeightsError.of(name, error) from error
+        raise
     settings = open_clip.get_model_preprocess_cfg(network)
     preprocessing = Preprocessing(
         size=settings["size"] if isinstance(settings["size"], int) else settings["size"][0],
@@ -136,12 +168,11 @@ def open_clip_pair(
         interpolation=settings["interpolation"],
         resize=settings["resize_mode"],
     )
-    config = open_clip.get_model_config(model)
     visual, scale = network.visual, float(network.logit_scale.detach().exp())
     network.visual = None  # the text tower has no use for it
     return JointPair(
-        OpenClipImageTower(visual, name, preprocessing, config["embed_dim"], dense),
-        OpenClipTextTower(network, tokenizer, name, config["embed_dim"]),
+        OpenClipImageTower(visual, name, preprocessing, config["embed_dim"], dense, quick_gelu),
+        OpenClipTextTower(network, tokenizer, name, config["embed_dim"], quick_gelu),
         scale,
         "contrastive",
     )

@@ -106,7 +106,7 @@ def timm_tower(model: str, weights: str | None = None, *, layer: int = -1) -> Ti
         layer: which feature map is the dense feature, see :class:`TimmImageTower`.
 
     Raises:
-        ValueError: timm knows no such model, or the file does not fit it.
+        ValueError: timm knows no such model, the weights need another one (QuickGELU), or the file does not fit it.
         MissingWeightsError: the weights are not here and cannot be fetched.
         ImportError: timm is not installed.
     """
@@ -114,6 +114,8 @@ def timm_tower(model: str, weights: str | None = None, *, layer: int = -1) -> Ti
     name = f"timm:{model}" + (f"/{Path(weights).name}" if weights else "")
     if not timm.is_model(model):
         raise ValueError(f"model: timm knows no {model!r}; like it: {timm.list_models(f'*{model[:8]}*')[:10]}")
+    if (weights is None or "." in model) and timm.is_model_pretrained(model):
+        _check_activation(timm, model)
     if weights is not None:
         if not Path(weights).is_file():
             raise MissingWeightsError.of(name, f"{weights} is no file")
@@ -130,6 +132,20 @@ def timm_tower(model: str, weights: str | None = None, *, layer: int = -1) -> Ti
         except Exception as error:  # whatever the network and its libraries come up with
             raise MissingWeightsError.of(name, f"{type(error).__name__}: {error!s:.200}") from error
     return TimmImageTower(network, name, timm_preprocessing(timm.data.resolve_model_data_config(network)), layer)
+
+
+def _check_activation(timm: Any, model: str) -> None:
+    """Refuse weights of CLIP in a network with another activation than theirs, which timm takes without a word.
+
+    Raises:
+        ValueError: the weights need QuickGELU, and the network of that name has GELU.
+    """
+    notes = timm.get_pretrained_cfg(model).notes or ()
+    if "quickgelu" not in model and any("natively QuickGELU" in note for note in notes):
+        right = model.replace("_clip_", "_clip_quickgelu_", 1)
+        raise ValueError(
+            f"model: the weights of {model} were trained with QuickGELU, this network has GELU: take {right}"
+        )
 
 
 def _of_any_size(timm: Any, model: str, pretrained: bool) -> nn.Module:

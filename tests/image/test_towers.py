@@ -53,6 +53,45 @@ def test_an_open_clip_pair_gives_the_features_of_its_library(open_clip_vit: tupl
     assert pair.text.encode([]).shape == (0, JOINT)
 
 
+def test_a_tag_tells_whether_its_weights_need_quick_gelu(
+    open_clip_vit: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """open_clip itself computes GELU with them and warns."""
+    import open_clip
+    from open_clip import factory, pretrained
+
+    name, file = open_clip_vit
+    tags = {"openai": {"quick_gelu": True, "hf_hub": "x/"}, "laion2b": {"hf_hub": "x/"}}
+    monkeypatch.setitem(pretrained._PRETRAINED, name, tags)
+    for module in (open_clip, factory):
+        monkeypatch.setattr(module, "download_pretrained", lambda *_, **__: file)
+    theirs = open_clip.create_model(name, pretrained=file, force_quick_gelu=True).eval()
+    pixels, tokens = torch.randn(2, 3, SIZE, SIZE), open_clip.get_tokenizer(name)(CHAIR)
+    with torch.no_grad():
+        expected, expected_text = theirs.encode_image(pixels), theirs.encode_text(tokens)
+    pair, other = open_clip_pair(name, "openai"), open_clip_pair(name, "laion2b")
+    torch.testing.assert_close(pair.image.global_features(pixels), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pair.text.encode(CHAIR), expected_text, atol=1e-5, rtol=1e-5)
+    assert (other.image.global_features(pixels) - expected).abs().max() > 1e-3
+    # Features of before, of the same weights with the wrong activation, are told apart.
+    for one, another in ((pair.image, other.image), (pair.text, other.text)):
+        assert one.weights_hash() != another.weights_hash()
+    assert other.image.weights_hash() == open_clip_pair(name, file).image.weights_hash()
+
+
+def test_timm_weights_for_quick_gelu_are_refused_in_a_network_with_gelu(tmp_path: Path) -> None:
+    right = "take vit_base_patch32_clip_quickgelu_224.openai"
+    with pytest.raises(ValueError, match=right):
+        load_image_tower("timm:vit_base_patch32_clip_224.openai")
+    with pytest.raises(ValueError, match=right):
+        load_image_tower("timm:vit_base_patch32_clip_224.openai", str(tmp_path / "weights.pth"))
+    # A name without a tag says nothing of a local file.
+    with pytest.raises(MissingWeightsError, match=r"weights\.pth is no file"):
+        load_image_tower("timm:vit_base_patch32_clip_224", str(tmp_path / "weights.pth"))
+    with pytest.raises(MissingWeightsError, match=r"weights\.pth is no file"):
+        load_image_tower("timm:vit_base_patch32_clip_quickgelu_224.openai", str(tmp_path / "weights.pth"))
+
+
 def test_a_transformers_pair_gives_the_features_of_its_library(transformers_clip: str) -> None:
     from transformers import CLIPModel
 
@@ -372,6 +411,18 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
         timm_tower("test_vit", str(tmp_path / "weights.pth"))
     with pytest.raises(MissingWeightsError, match=r"nowhere\.pth is no file"):
         timm_tower("test_vit", "nowhere.pth")
+
+
+def test_an_open_clip_file_that_does_not_fit_is_refused(open_clip_vit: tuple[str, str], tmp_path: Path) -> None:
+    name, good = open_clip_vit
+    whole = Path(good).read_bytes()
+    for content in (whole[: len(whole) // 2], b"words, words", b""):
+        (tmp_path / "weights.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"weights: .*weights\.pt does not fit {name} \("):
+            open_clip_pair(name, str(tmp_path / "weights.pt"))
+    torch.save({"a": torch.zeros(3)}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"does not fit .*give a file of its weights"):
+        open_clip_pair(name, str(tmp_path / "weights.pt"))
 
 
 @pytest.mark.parametrize(
