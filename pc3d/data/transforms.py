@@ -216,7 +216,9 @@ class Normalize(Transform):
     def centered(self, xyz: Tensor) -> Tensor:
         """Coordinates ``(..., N, 3)`` of one cloud or of several, relative to the centre of each."""
         if self.center == "centroid":
-            return xyz - xyz.mean(dim=-2, keepdim=True)
+            # The mean of many equal points is theirs but for rounding, which scaling would make the size of the cloud.
+            one_place = (xyz == xyz[..., :1, :]).all(dim=-1).all(dim=-1)[..., None, None]
+            return torch.where(one_place, 0.0, xyz - xyz.mean(dim=-2, keepdim=True))
         if self.center == "box":
             return xyz - (xyz.amin(dim=-2, keepdim=True) + xyz.amax(dim=-2, keepdim=True)) / 2
         return xyz

@@ -124,6 +124,9 @@ def test_normalize_gives_a_centred_unit_cloud(chair: PointCloud, generator: torc
 def test_normalize_of_one_place_and_of_nothing(generator: torch.Generator) -> None:
     same = PointCloud(xyz=torch.full((4, 3), 2.0))
     assert torch.equal(Normalize()(same, generator).xyz, torch.zeros(4, 3))
+    many = PointCloud(xyz=torch.tensor([[0.1, 0.2, 0.3]]).repeat(10_000, 1))  # their mean is rounded
+    for center in ("centroid", "box"):
+        assert torch.equal(Normalize(center)(many, generator).xyz, torch.zeros(10_000, 3))
     with pytest.raises(ValueError, match="empty cloud"):
         Normalize()(PointCloud(xyz=torch.zeros(0, 3)), generator)
 
