@@ -35,7 +35,7 @@ class Source:
     """A split of a data set, how its clouds are to be prepared, and which variant it is where there are several."""
 
     dataset: PointDataset
-    sampling: Literal["first", "farthest", "random"]
+    sampling: Literal["first", "farthest", "random", "replacement"]
     normalize: Literal["none", "centroid", "box"]
     variant: str | None = None
 

@@ -33,7 +33,7 @@ from pc3d.nn._checks import TooFewPointsError
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
-Sampling = Literal["first", "farthest", "random"]
+Sampling = Literal["first", "farthest", "random", "replacement"]
 Centering = Literal["none", "centroid", "box"]
 LeaveOut = Callable[[int, BadFileError], None]
 
@@ -64,8 +64,8 @@ class Features:
         content_hash: first 16 hexadecimal digits of SHA-256 over the coordinates that were encoded and the labels.
         num_points: points per cloud, or of the largest cloud if ``"random"`` sampling found smaller ones; None if
             clouds of different length were encoded whole.
-        sampling: how ``num_points`` were taken: the ``"first"`` stored, ``"farthest"`` point sampling, or ``"random"``,
-            which takes all points of smaller clouds.
+        sampling: how ``num_points`` were taken: the ``"first"`` stored, ``"farthest"`` point sampling, ``"random"``,
+            which takes all points of smaller clouds, or ``"replacement"``, drawn with it.
         normalize: ``"none"``, or how clouds were brought into the unit sphere: centred by ``"centroid"`` or ``"box"``.
         pooling: how the encoder pooled its tokens.
         encoder: what made the features.
@@ -152,6 +152,8 @@ def extract_features(
         num_points: points per cloud; None uses every point, with clouds of equal length batched together.
         sampling: ``"first"`` takes the first points in stored order, ``"farthest"`` an evenly spread subset,
             ``"random"`` a random subset in random order, the same in every call (of smaller clouds, all points).
+            ``"replacement"`` draws as many points with replacement, also of smaller clouds, likewise (the released code
+            of OpenShape, of ScanObjectNN).
         normalize: ``"none"`` takes coordinates as stored; ``"centroid"`` and ``"box"`` centre each cloud and scale it
             into the unit sphere, after sampling.
         progress: show a progress bar on standard error.
@@ -245,16 +247,18 @@ def _colors(encoder: Encoder, clouds: list[PointCloud]) -> list[Tensor]:
 
 
 class _RandomPoints(Transform):
-    """At most so many points, in random order."""
+    """At most so many points, in random order; or exactly as many, drawn with replacement."""
 
-    def __init__(self, num_points: int) -> None:
+    def __init__(self, num_points: int, replacement: bool = False) -> None:
         if num_points < 1:
             raise ValueError(f"num_points must be at least 1, got {num_points}")
-        self.num_points = num_points
+        self.num_points, self.replacement = num_points, replacement
 
     def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
-        order = torch.randperm(len(cloud), generator=torch.Generator().manual_seed(0))
-        return cloud.select(order[: self.num_points])
+        generator = torch.Generator().manual_seed(0)
+        if self.replacement and len(cloud) > 0:
+            return cloud.select(torch.randint(len(cloud), (self.num_points,), generator=generator))
+        return cloud.select(torch.randperm(len(cloud), generator=generator)[: self.num_points])
 
 
 def preparation(num_points: int | None, sampling: Sampling, normalize: Centering) -> Compose:
@@ -268,7 +272,12 @@ def preparation(num_points: int | None, sampling: Sampling, normalize: Centering
             raise ValueError(f"{name} must be one of {get_args(known)}, got {value!r}")
     steps: list[Transform] = []
     if num_points is not None:
-        kinds = {"first": FirstPoints, "farthest": FarthestPointSample, "random": _RandomPoints}
+        kinds: dict[str, Callable[[int], Transform]] = {
+            "first": FirstPoints,
+            "farthest": FarthestPointSample,
+            "random": _RandomPoints,
+            "replacement": partial(_RandomPoints, replacement=True),
+        }
         steps.append(kinds[sampling](num_points))
     if normalize != "none":
         steps.append(Normalize(normalize))

@@ -38,7 +38,8 @@ def points_in_words(num_points: int | None, sampling: str) -> str:
     """How many points of each cloud went in, see :class:`Features`."""
     if num_points is None:
         return "all points"
-    return f"{'at most ' if sampling == 'random' else ''}{num_points} points ({sampling})"
+    taken = "drawn with replacement" if sampling == "replacement" else sampling
+    return f"{'at most ' if sampling == 'random' else ''}{num_points} points ({taken})"
 
 
 @dataclass(frozen=True, kw_only=True)

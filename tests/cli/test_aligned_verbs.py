@@ -809,6 +809,40 @@ def test_the_test_sets_of_the_release_are_read_as_they_are(
     assert scans.load(0).rgb is None
 
 
+def test_points_are_drawn_with_replacement_as_the_released_code_draws_scans(
+    encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, scans = write_openshape_tests(tmp_path)
+    seen: list[torch.Tensor] = []
+    encode = AlignedShapeEncoder.encode
+
+    def spy(self: AlignedShapeEncoder, xyz: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        seen.append(xyz)
+        return encode(self, xyz, *rest, **named)
+
+    monkeypatch.setattr(AlignedShapeEncoder, "encode", spy)
+    command = ["zeroshot", "--encoder", encoder, "--templates", "none", "--data", str(tmp_path / "scanobjectnn")]
+    assert main([*command, "--num_points", "500", "--replacement"]) == 0
+    assert "500 points (drawn with replacement) of each cloud" in capsys.readouterr().out
+    assert main([*command, "--num_points", "500"]) == 0
+    assert "at most 64 points (random) of each cloud" in capsys.readouterr().out
+    drawn, whole = seen
+    assert (drawn.shape, whole.shape) == ((3, 500, 3), (3, 64, 3))
+    for cloud, stored in zip(drawn, scans.astype(np.float32), strict=True):
+        x, y, z = stored.T
+        points = np.stack([x, -z, y], 1)
+        distinct, visits = np.unique(cloud.numpy(), axis=0, return_counts=True)
+        assert len(distinct) == 64  # 500 draws leave one of 64 points out with probability 0.02
+        assert 1 < visits.std() < 6  # a multinomial has 2.8
+        # Up to a shift and a scale, they are the stored points.
+        points = points[np.lexsort(points.T[::-1])]
+        scale = np.ptp(points, axis=0) / np.ptp(distinct, axis=0)
+        np.testing.assert_allclose(scale, scale[0], rtol=1e-4)
+        np.testing.assert_allclose(distinct - distinct[0], (points - points[0]) / scale[0], atol=1e-4)
+    assert main([*command, "--num_points", "null", "--replacement"]) == 1
+    assert "replacement: say how many points are drawn" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["dictionary", "array"])
 def test_the_class_features_of_the_release_take_the_place_of_a_text_tower(
     encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], towers: list[str], kind: str
