@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli._inputs import LeftOut, OnError, Source, open_split
-from pc3d.cli._report_run import NotApplicableError, Run
+from pc3d.cli._report_run import NotApplicableError, Run, is_of_scenes, training_set
 from pc3d.cli._view_runs import class_of, points_of, reconstructs_objects
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pc3d.evaluation import Kept
     from pc3d.tasks import SceneSegmenter
     from pc3d.viz.report import Image, Section
-
-_SCENES = ("Rooms", "S3DIS", "ScanNet", "Structured3D", "SceneFolder")
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def objects_of(run: Run, data: str, split: str, on_error: OnError, unusable: dic
         NotApplicableError: the run is of scenes, or its data set is none that the judging verbs read.
         FileNotFoundError: the data set is not there.
     """
-    if run.kind == "segment" or _trains_on(run) in _SCENES:
+    if is_of_scenes(run):
         raise NotApplicableError("an encoder of scenes has no single vector for a cloud")
     variant = None
     if data == "run":
@@ -69,51 +67,47 @@ def objects_of(run: Run, data: str, split: str, on_error: OnError, unusable: dic
     return Objects(data, split, variant, source, on_error, unusable)
 
 
-def _training_set(run: Run) -> dict[str, Any]:
-    entry = (run.config.get("data") or {}).get("train") or {}
-    options = entry.get("init_args") or {}
-    return options["dataset"] if isinstance(options.get("dataset"), dict) else entry  # that of an AlignedSet
-
-
-def _trains_on(run: Run) -> str:
-    return str(_training_set(run).get("class_path", "")).rpartition(".")[2]
-
-
 def _named(run: Run) -> tuple[str, Any]:
-    options = _training_set(run).get("init_args") or {}
-    path = str(_training_set(run).get("class_path", ""))
+    options = training_set(run).get("init_args") or {}
+    path = str(training_set(run).get("class_path", ""))
+    name = path.rpartition(".")[2]
     if not path:
         data = (run.config.get("data") or {}).get("class_path", "the configuration")
         raise NotApplicableError(f"{data} names no data set to show objects of: name one with --data")
     if not path.startswith("pc3d."):  # its folder, if it has one, need not be such as open_split reads
         raise NotApplicableError(f"{path}, the data set of the run, is none of pc3d's: name other objects with --data")
-    if _trains_on(run) == "Household" and not options.get("root"):
+    if name == "Household" and not options.get("root"):
         return "household", None
     if not options.get("root"):
-        raise NotApplicableError(f"the configuration names no folder of its {_trains_on(run)}: give one with --data")
+        raise NotApplicableError(f"the configuration names no folder of its {name}: give one with --data")
     return str(options["root"]), options.get("variant")
 
 
 def reconstructions(run: Run, choose: Callable[[], Objects], count: int, seed: int) -> Section:
-    """Some objects under a mask, and what a masked autoencoder makes of them.
+    """Some objects or scenes under a mask, and what a masked autoencoder makes of them.
 
     Raises:
         NotApplicableError: the run is of another kind, or has no checkpoint.
     """
     import torch
 
+    from pc3d.cli._report_scenes import masked_scenes
     from pc3d.cli.pretrain import load_method
     from pc3d.data import BadFileError
     from pc3d.demo import reconstruction_rows
     from pc3d.evaluation.features import preparation
+    from pc3d.methods import MaskedScene
     from pc3d.viz import reconstruction_figure
     from pc3d.viz.report import Section
 
     kind = class_of(run.config["model"])
-    if kind is None or not reconstructs_objects(kind):
-        raise NotApplicableError("the method is no masked autoencoder of objects: it reconstructs nothing")
+    of_scenes = kind is not None and issubclass(kind, MaskedScene)
+    if kind is None or not (of_scenes or reconstructs_objects(kind)):
+        raise NotApplicableError("the method is no masked autoencoder: it reconstructs nothing")
     if not run.folder.checkpoint.is_file():
         raise NotApplicableError(f"there is no {run.folder.checkpoint.name}, which holds the decoder")
+    if of_scenes:
+        return Section("Reconstructions", list(masked_scenes(run, count, seed)))
     objects, method = choose(), load_method(run.folder).eval()
     chosen = _spread(len(objects.source.dataset), count)
     # All that is stored is drawn; the encoder takes the first points, or farthest ones in their order.

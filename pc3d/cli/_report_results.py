@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pc3d.cli._report_run import KIND_NAMES, NotApplicableError, Run
+from pc3d.cli._report_run import KIND_NAMES, NotApplicableError, Run, is_of_scenes
 
 if TYPE_CHECKING:
     from pc3d.evaluation import ProbeResult, Row
@@ -25,8 +25,11 @@ def stored_results(run: Run) -> list[tuple[str, dict[str, Any]]]:
     if not paths:
         if run.kind == "pretrain":
             raise NotApplicableError(
-                "pre-training has none of its own: --probe judges the frozen encoder now, under Frozen features, and "
-                "draws the confusion matrix of its linear SVM"
+                "pre-training has none of its own: the linear probe of an encoder of scenes is a run of its own, pc3d "
+                "segment train --config CONFIG --encoder RUN --freeze true --model.head linear"
+                if is_of_scenes(run)
+                else "pre-training has none of its own: --probe judges the frozen encoder now, under Frozen features, "
+                "and draws the confusion matrix of its linear SVM"
             )
         raise NotApplicableError(f"there are no results in eval/; pc3d {run.kind} eval writes them")
     return [(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
@@ -137,7 +140,7 @@ def probe_table(run: Run, rows: Sequence[Row], note: str) -> Section:
     if not rows:
         raise NotApplicableError(
             "there are no rows of results under the run; judging verbs write them with --results, --results names "
-            "another folder, and --probe judges the encoder now"
+            "another folder" + ("" if is_of_scenes(run) else ", and --probe judges the encoder now")
         )
     table = tabulate(rows)
     lines = [

@@ -26,6 +26,9 @@ _UNFINISHED = "the run has not finished, so there is no trained encoder yet"
 _STAGES = ("train", "validation", "test")
 
 
+_SCENES = ("Rooms", "S3DIS", "ScanNet", "Structured3D", "SceneFolder")
+
+
 class NotApplicableError(Exception):
     """A section that this run cannot have; the message says why."""
 
@@ -58,6 +61,18 @@ class Run:
         if not self.folder.is_finished():
             raise NotApplicableError(_UNFINISHED)
         return self.folder.path
+
+
+def training_set(run: Run) -> dict[str, Any]:
+    """The section of the configuration that names the data set, within features that were joined to it."""
+    entry = (run.config.get("data") or {}).get("train") or {}
+    options = entry.get("init_args") or {}
+    return options["dataset"] if isinstance(options.get("dataset"), dict) else entry  # that of an AlignedSet
+
+
+def is_of_scenes(run: Run) -> bool:
+    """Whether a run trains on scenes."""
+    return run.kind == "segment" or _class_name(training_set(run)) in _SCENES
 
 
 def open_run(path: str) -> Run:

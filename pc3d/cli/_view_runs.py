@@ -45,13 +45,14 @@ def items_of_run(run: Path, items: Sequence[int] | None) -> tuple[list[Shown], l
         run: the run folder.
         items: which; the first one, or the first three where they are objects, when None.
     """
-    dataset, split, notes = _data_of(run)
+    dataset, split, notes = data_of(run)
     if items is None:
         items = range(min(1 if kind_of(run) == "segment" or hasattr(dataset, "rooms") else 3, len(dataset)))
     return items_of(dataset, f"the {split} split of {run}", items), notes
 
 
-def _data_of(run: Path) -> tuple[PointDataset, str, list[str]]:
+def data_of(run: Path) -> tuple[PointDataset, str, list[str]]:
+    """The data of a run, of the test split where there is one, the name of the split, and what the user should know."""
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name what the run shall be shown on, as in household:test:12")

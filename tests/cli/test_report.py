@@ -325,6 +325,51 @@ def test_a_scene_segmentation_shows_its_scores(tmp_path: Path) -> None:
     assert "an encoder of scenes has no single vector for a cloud" in page.text
 
 
+SCENES = """
+seed: 0
+model:
+  class_path: pc3d.methods.MaskedScene
+  init_args:
+    encoder:
+      class_path: pc3d.models.SparseUNet
+      init_args: {channels: [8, 12], blocks: [1, 1], voxel_size: 0.1, signals: xyz_rgb_normal}
+    cell_size: 0.9
+    mask_ratio: 0.5
+data:
+  train: {class_path: pc3d.data.Rooms}
+  train_transforms:
+    - {class_path: pc3d.data.CenterShift}
+    - {class_path: pc3d.data.GridSample, init_args: {voxel_size: 0.1}}
+  batch_size: 4
+trainer: {max_epochs: 1, limit_train_batches: 1, accelerator: cpu, enable_progress_bar: false}
+"""
+
+
+def test_scenes_are_shown_under_a_mask_and_predicted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As many as are asked for, with as much of each masked, and all three kinds of points drawn in their colours."""
+    from PIL import Image
+
+    from pc3d.viz import class_colors
+
+    (tmp_path / "scenes.yaml").write_text(SCENES)
+    run = tmp_path / "run"
+    assert main(["pretrain", "--config", str(tmp_path / "scenes.yaml"), "--output", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["report", str(run), "--pictures", "2"]) == 0
+    printed, page = capsys.readouterr().out, Page(run / "report.html")
+    assert "left out: Reconstructions" not in printed
+    assert "--freeze true --model.head linear" in printed
+    assert "--probe" not in printed  # which has nothing to say of scenes
+    assert sum(text.endswith("test split; 50 % of the cubes hidden, masks by seed 0") for text in page.texts) == 2
+    pictures = [address for address in page.addresses if address.startswith("data:image/jpeg")]
+    assert len(pictures) == 2
+    for address in pictures:
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))), dtype=int)
+        lower = pixels[len(pixels) // 2 :, : 3 * pixels.shape[1] // 4]  # the masks stand below the colours
+        for color, least in zip(255 * class_colors(3), (5000, 5000, 300), strict=True):
+            assert (np.abs(lower - color).max(-1) < 80).sum() > least
+
+
 def test_wrong_use_is_explained(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     for arguments, message in (

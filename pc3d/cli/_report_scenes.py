@@ -1,0 +1,44 @@
+"""What ``pc3d report`` draws of a run of masked scene reconstruction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pc3d.cli._report_run import Run
+
+if TYPE_CHECKING:
+    from pc3d.viz.report import Image
+
+_WIDTH, _HEIGHT, _AZIMUTH, _ELEVATION = 860, 280, -55.0, 50.0
+_MOST, _ROOF = 3, 0.15
+
+
+def masked_scenes(run: Run, count: int, seed: int) -> Iterator[Image]:
+    """Scenes of the run's data, at most three, under a mask and with what is predicted there, as pc3d view draws them.
+
+    The upper part is left out, to see into rooms.
+    """
+    import io
+
+    from PIL import Image as pillow
+
+    from pc3d.cli._view_layers import Request, build, choose_modes, cut_top
+    from pc3d.cli._view_runs import data_of, items_of_run
+    from pc3d.viz.camera import fit
+    from pc3d.viz.pictures import panels
+    from pc3d.viz.report import Image
+
+    path = run.folder.path
+    dataset, split, _ = data_of(path)
+    number = min(count, _MOST, len(dataset))
+    for index in (position * len(dataset) // number for position in range(number)):
+        shown, _ = items_of_run(path, [index])
+        view = cut_top(build(shown, path, Request(seed=seed), _AZIMUTH), _ROOF)
+        camera = fit(view, azimuth=_AZIMUTH, elevation=_ELEVATION, aspect=_WIDTH / _HEIGHT, margin=0.12)
+        picture = panels(view, choose_modes(view, None), camera, _WIDTH, _HEIGHT, columns=1)
+        file = io.BytesIO()
+        pillow.fromarray(picture).save(file, format="jpeg", quality=85)
+        ratio = 100 * float(run.config["model"].get("init_args", {}).get("mask_ratio", 0))
+        hidden = f"{ratio:.0f} % of the cubes hidden, " if ratio else ""
+        yield Image(file.getvalue(), "image/jpeg", f"{shown[0].name}, {split} split; {hidden}masks by seed {seed}")
