@@ -303,7 +303,7 @@ class Ensemble(PointDataset):
         weights: visits of each item per epoch, one number per set; by default all 1.
 
     Raises:
-        ValueError: no set, or weights that are not one positive number per set.
+        ValueError: no set, or weights that are not one positive number per set, or one that leaves no visit of its set.
     """
 
     def __init__(self, datasets: Sequence[PointDataset], weights: Sequence[float] | None = None) -> None:
@@ -314,6 +314,13 @@ class Ensemble(PointDataset):
                 f"weights must be one positive number for each of the {len(self.datasets)} data sets, got {weights}"
             )
         sizes = [round(weight * len(one)) for one, weight in zip(self.datasets, self.weights, strict=True)]
+        if 0 in sizes:
+            number = sizes.index(0)
+            weight, items = self.weights[number], len(self.datasets[number])
+            raise ValueError(
+                f"weights: {weight:g} of the {items} items of data set {number} is no visit per epoch: raise the "
+                "weight, or leave the set out"
+            )
         self._bounds = np.cumsum([0, *sizes])
         self.skipped = tuple(file for one in self.datasets for file in one.skipped)
         self.labels = torch.full((int(self._bounds[-1]),), -1, dtype=torch.int64)

@@ -217,6 +217,8 @@ def test_ensembles_visit_each_set_as_often_as_its_weight_says() -> None:
     assert both[-1].label is None
     with pytest.raises(ValueError, match=r"one positive number for each of the 2 data sets, got \[1\.0\]"):
         Ensemble([first, second], [1.0])
+    with pytest.raises(ValueError, match=r"weights: 0\.05 of the 6 items of data set 1 is no visit per epoch"):
+        Ensemble([first, second], [1.0, 0.05])
 
 
 # ---- the released files ------------------------------------------------------------------------------------------
