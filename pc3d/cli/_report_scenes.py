@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pc3d.cli._report_run import Run
+from pc3d.cli._report_run import NotApplicableError, Run
 
 if TYPE_CHECKING:
     from pc3d.viz.report import Image
@@ -18,6 +18,10 @@ def masked_scenes(run: Run, count: int, seed: int) -> Iterator[Image]:
     """Scenes of the run's data, at most three, under a mask and with what is predicted there, as pc3d view draws them.
 
     The upper part is left out, to see into rooms.
+
+    Raises:
+        NotApplicableError: the configuration names data that cannot be opened here.
+        FileNotFoundError: the data are not there.
     """
     import io
 
@@ -30,7 +34,10 @@ def masked_scenes(run: Run, count: int, seed: int) -> Iterator[Image]:
     from pc3d.viz.report import Image
 
     path = run.folder.path
-    dataset, split, _ = data_of(path)
+    try:
+        dataset, split, _ = data_of(path)
+    except ValueError as error:  # a class of the user's own that is not here
+        raise NotApplicableError(f"the run's data cannot be opened ({' '.join(str(error).split()):.300})") from error
     number = min(count, _MOST, len(dataset))
     for index in (position * len(dataset) // number for position in range(number)):
         shown, _ = items_of_run(path, [index])

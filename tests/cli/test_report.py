@@ -7,6 +7,7 @@ import csv
 import functools
 import io
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -368,6 +369,12 @@ def test_scenes_are_shown_under_a_mask_and_predicted(tmp_path: Path, capsys: pyt
         lower = pixels[len(pixels) // 2 :, : 3 * pixels.shape[1] // 4]  # the masks stand below the colours
         for color, least in zip(255 * class_colors(3), (5000, 5000, 300), strict=True):
             assert (np.abs(lower - color).max(-1) < 80).sum() > least
+    # Where the scenes are not, the rest of the page is made.
+    config = (run / "config.yaml").read_text()
+    for name, reason in (("nowhere.Scenes", "the run's data cannot be opened"), ("pc3d.data.SceneFolder", "root")):
+        (run / "config.yaml").write_text(config.replace("pc3d.data.Rooms", name))
+        assert main(["report", str(run), "--overwrite"]) == 0
+        assert re.search(f"left out: Reconstructions: .*{reason}", capsys.readouterr().out)
 
 
 def test_wrong_use_is_explained(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
