@@ -56,6 +56,7 @@ class ShapeIndex:
 
     Memory: 2 bytes per dimension and about 260 bytes for graph and keys, so a million shapes take 2.8 GB in CLIP's 1280
     dimensions, 3.6 GB in the joint 1664 of MiniLM and EfficientNet-Lite0 (:meth:`bytes_for`), names and records apart.
+    While shapes are added, the library reserves ahead, up to twice as much.
 
     Attributes:
         ids: names of the shapes, in the order in which they were added.
@@ -99,8 +100,10 @@ class ShapeIndex:
             self._generation, width, made_by = int(head["generation"]), int(head["dim"]), dict(head["made_by"])
             self._index = self._empty(width)
             self._index.load(str(self._file("usearch")))
-            lines = [json.loads(line) for line in self._file("jsonl").read_text(encoding="utf-8").splitlines()]
-            self.ids, self.records = [str(line["id"]) for line in lines], [dict(line["record"]) for line in lines]
+            with self._file("jsonl").open(encoding="utf-8") as file:
+                for line in map(json.loads, file):  # one at a time: there may be millions
+                    self.ids.append(str(line["id"]))
+                    self.records.append(dict(line["record"]))
         except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
             raise ValueError(f"{path} is not a whole index of shapes: {error}") from error
         if len(self._index) != len(self.ids):

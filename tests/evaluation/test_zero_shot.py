@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -121,6 +122,20 @@ def test_renewed_shapes_have_their_new_vectors_after_another_opening(tmp_path: P
         assert [hit.id for hit in found.search(np.eye(4)[3], 1, exact=exact)] == ["b"]
         assert {hit.id for hit in found.search(np.eye(4)[2], 3, exact=exact)} == {"c", "d", "e"}
         assert found.search(np.eye(4)[1], 1, exact=exact)[0].score == pytest.approx(0, abs=1e-6)
+
+
+def test_opening_takes_little_more_memory_than_is_kept(tmp_path: Path) -> None:
+    index = ShapeIndex(tmp_path, dim=2)
+    index.add([f"shape {row}" for row in range(5000)], np.random.default_rng(0).normal(size=(5000, 2)))
+    index.save()
+    tracemalloc.start()
+    try:
+        found = ShapeIndex(tmp_path)
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.ids == index.ids
+    assert most < 1.2 * kept
 
 
 def test_an_addition_that_was_broken_off_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
