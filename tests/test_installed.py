@@ -23,12 +23,12 @@ import sys, pc3d
 assert "torch" not in sys.modules
 pc3d.models.Swin3D, pc3d.data.SCANNET20, pc3d.compat.install, pc3d.nn.use_spconv, pc3d.ops.knn
 try:
-    pc3d.modles
+    pc3d.no_such_part
 except AttributeError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "module 'pc3d' has no attribute 'modles'\n"
+    assert done.stdout == "module 'pc3d' has no attribute 'no_such_part'\n"
 
 
 def test_the_embedded_objects_are_there_whole() -> None:
