@@ -31,7 +31,11 @@ def read_hdf5(path: Path, required: Sequence[str], optional: Sequence[str] = ())
             missing = [key for key in required if key not in file]
             if missing:
                 raise BadFileError(path, f"keys {missing} are missing; it has {sorted(file)}")
-            return {key: file[key][()] for key in (*required, *optional) if key in file}
+            found = {key: file[key] for key in (*required, *optional) if key in file}
+            groups = [key for key, value in found.items() if not isinstance(value, h5py.Dataset)]
+            if groups:
+                raise BadFileError(path, f"keys {groups} are groups, arrays are expected")
+            return {key: value[()] for key, value in found.items()}
     except (OSError, RuntimeError, KeyError) as error:
         raise BadFileError(path, f"cannot be read as HDF5 ({error}); truncated or still being copied?") from error
 
@@ -69,7 +73,10 @@ class ArrayDataset(PointDataset):
         transform: Transform | None = None,
     ) -> None:
         check_on_error(on_error)
-        given, labels = labels, np.asarray(labels, dtype=np.int64)
+        given = np.asarray(labels)
+        if given.dtype.kind not in "iufb":
+            raise BadFileError(path, f"labels must be numbers, found values of type {given.dtype}")
+        labels = given.astype(np.int64)
         if (labels != given).any():
             raise BadFileError(path, f"labels must be whole numbers, found {given[labels != given][0]}")
         if labels.size and (labels.min() < -1 or labels.max() >= len(classes)):

@@ -32,8 +32,16 @@ def check_on_error(on_error: str) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """What a list names, a name on each line."""
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    """What a list names, a name on each line.
+
+    Raises:
+        BadFileError: it is not text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadFileError(path, f"is not text in UTF-8 ({error})") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 class FileDataset(PointDataset):

@@ -195,7 +195,7 @@ class ModelNetHDF5(ArrayDataset):
                 raise BadFileError(path, f"data has shape {points.shape} and label {arrays['label'].shape}")
             data.append(points.astype(np.float32))
             labels.append(label)
-            if arrays.get("normal", points[:0]).shape == points.shape:
+            if "normal" in arrays and arrays["normal"].shape == points.shape:
                 normals.append(arrays["normal"])
             ids += [f"{path.stem}/{i}" for i in range(len(points))]
         sizes = {points.shape[1] for points in data}

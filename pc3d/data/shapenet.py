@@ -13,7 +13,7 @@ import torch
 from pc3d._progress import track
 from pc3d.data.arrays import ArrayDataset
 from pc3d.data.dataset import BadFileError, MissingDataError
-from pc3d.data.files import FileDataset, OnError, check_on_error
+from pc3d.data.files import FileDataset, OnError, check_on_error, read_lines
 from pc3d.data.modelnet import read_table
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
@@ -100,6 +100,7 @@ SHAPENET_PARTS = {
     "Table": (47, 49),
 }
 """First and last part of each category of ShapeNetPart, as its files number them."""
+_MOST_PARTS = 10_000  # each gets a name and an output of the network: one wrong number must not make billions of them
 
 
 class ShapeNet55(FileDataset):
@@ -140,8 +141,7 @@ class ShapeNet55(FileDataset):
         wanted = ("train", "test") if split == "all" else (split,)
         listings = [self.root / lists / f"{part}.txt" for part in wanted]
         self._require([listing for listing in listings if not listing.is_file()])
-        lines = [line.strip() for listing in listings for line in listing.read_text(encoding="utf-8-sig").splitlines()]
-        names = [line for line in lines if line]
+        names = [name for listing in listings for name in read_lines(listing)]
         paths = [self.root / "shapenet_pc" / name for name in names]
         self._require([path for path in paths if not path.is_file()])
         synsets = [name.partition("-")[0] for name in names]
@@ -266,11 +266,13 @@ class ShapeNetPart(FileDataset):
             for name in (("train", "val") if split == "trainval" else (split,))
         ]
         self._require([path for path in (categories, *lists) if not path.is_file()])
-        rows = [line.split() for line in categories.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        rows = [line.rsplit(maxsplit=1) for line in read_lines(categories)]  # a name may have blanks
         if any(len(row) != 2 for row in rows):
             raise BadFileError(categories, "must have a name and a synset on each line")
         self.classes = tuple(row[0] for row in rows)
         self.synsets = tuple(row[1] for row in rows)
+        if len(set(self.classes)) < len(rows) or len(set(self.synsets)) < len(rows):
+            raise BadFileError(categories, "has a name or a synset twice")
         items = [item for path in lists for item in self._listed(path)]
         paths = [self.root / synset / f"{model}.txt" for synset, model in items]
         self._require([path for path in paths if not path.is_file()])
@@ -329,6 +331,8 @@ class ShapeNetPart(FileDataset):
         segment = table[:, 6].round()
         if not torch.equal(segment, table[:, 6]) or bool((segment < 0).any()):
             raise BadFileError(path, "has part labels in its last column that are not counting numbers")
+        if int(segment.max()) >= _MOST_PARTS:
+            raise BadFileError(path, f"has part {int(segment.max())}, and a data set has at most {_MOST_PARTS:,} parts")
         if self.parts and int(segment.max()) >= len(self.parts):
             raise BadFileError(path, f"has part {int(segment.max())}, the data set has {len(self.parts)}")
         return PointCloud(xyz=table[:, :3].contiguous(), normal=table[:, 3:6].contiguous(), segment=segment.long())

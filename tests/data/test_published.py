@@ -180,6 +180,7 @@ def test_bad_modelnet_hdf5(modelnet_hdf5: Path) -> None:
         ("label", np.zeros(3), r"label \(3,\)"),
         ("label", np.array([0, 7]), "labels go from 0 to 7"),
         ("label", np.array([0, 1.5]), r"labels must be whole numbers, found 1\.5"),
+        ("label", np.array([b"chair", b"bed"]), "labels must be numbers, found values of type"),
         ("data", np.zeros((2, 1024, 3), np.float32), "differ in points per object"),
     ]:
         with h5py.File(path, "w") as file:
@@ -190,8 +191,25 @@ def test_bad_modelnet_hdf5(modelnet_hdf5: Path) -> None:
         file["points"] = data
     with pytest.raises(BadFileError, match=r"keys \['data', 'label'\] are missing; it has \['points'\]"):
         ModelNetHDF5(modelnet_hdf5)
+    with h5py.File(path, "w") as file:
+        file.create_group("data")
+        file["label"] = np.zeros(2)
+    with pytest.raises(BadFileError, match=r"ply_data_train1\.h5: keys \['data'\] are groups"):
+        ModelNetHDF5(modelnet_hdf5)
     path.write_bytes(b"")
     with pytest.raises(BadFileError, match=r"ply_data_train1\.h5: cannot be read as HDF5"):
+        ModelNetHDF5(modelnet_hdf5)
+
+
+def test_a_modelnet_hdf5_file_without_objects(modelnet_hdf5: Path) -> None:
+    with h5py.File(modelnet_hdf5 / "ply_data_train1.h5", "w") as file:
+        file.update({"data": np.zeros((0, 2048, 3), np.float32), "label": np.zeros(0)})
+    assert ModelNetHDF5(modelnet_hdf5).labels.tolist() == [0, 1, 2, 0]
+
+
+def test_a_list_that_is_no_text_is_named(modelnet_hdf5: Path) -> None:
+    (modelnet_hdf5 / "shape_names.txt").write_bytes(b"ta\xdfle\n")
+    with pytest.raises(BadFileError, match=r"shape_names\.txt: is not text in UTF-8"):
         ModelNetHDF5(modelnet_hdf5)
 
 
@@ -381,9 +399,27 @@ def test_bad_shapenetpart_lists(shapenetpart: Path) -> None:
         listing.write_text(content)
         with pytest.raises(BadFileError, match=message):
             ShapeNetPart(shapenetpart, "train")
-    (shapenetpart / "synsetoffset2category.txt").write_text("Table\n")
-    with pytest.raises(BadFileError, match="a name and a synset on each line"):
-        ShapeNetPart(shapenetpart, "test")
+    for content, message in [
+        ("Table\n", "a name and a synset on each line"),
+        ("Table\t90000001\nDesk\t90000001\n", "a name or a synset twice"),
+    ]:
+        (shapenetpart / "synsetoffset2category.txt").write_text(content)
+        with pytest.raises(BadFileError, match=message):
+            ShapeNetPart(shapenetpart, "test")
+
+
+def test_shapenetpart_names_of_several_words(shapenetpart: Path) -> None:
+    (shapenetpart / "synsetoffset2category.txt").write_bytes(b"Coffee table\t90000001\r\nChair\t90000002\r\n")
+    assert ShapeNetPart(shapenetpart, "train").classes == ("Coffee table", "Chair")
+
+
+def test_a_wrong_part_number_does_not_make_billions_of_parts(shapenetpart: Path) -> None:
+    path = shapenetpart / "90000001" / "model0.txt"
+    table = np.loadtxt(path)
+    table[0, 6] = 4e9
+    np.savetxt(path, table, fmt="%.6f")
+    with pytest.raises(BadFileError, match=r"model0\.txt: has part 4000000000, and a data set has at most 10,000"):
+        ShapeNetPart(shapenetpart, "train")
 
 
 # ScanObjectNN
