@@ -35,13 +35,16 @@ def read_lines(path: Path) -> list[str]:
     """What a list names, a name on each line.
 
     Raises:
-        BadFileError: it is not text.
+        BadFileError: it is not text, or names nothing.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise BadFileError(path, f"is not text in UTF-8 ({error})") from error
-    return [line.strip() for line in lines if line.strip()]
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise BadFileError(path, "is an empty list")
+    return names
 
 
 class FileDataset(PointDataset):

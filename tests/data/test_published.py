@@ -207,9 +207,10 @@ def test_a_modelnet_hdf5_file_without_objects(modelnet_hdf5: Path) -> None:
     assert ModelNetHDF5(modelnet_hdf5).labels.tolist() == [0, 1, 2, 0]
 
 
-def test_a_list_that_is_no_text_is_named(modelnet_hdf5: Path) -> None:
-    (modelnet_hdf5 / "shape_names.txt").write_bytes(b"ta\xdfle\n")
-    with pytest.raises(BadFileError, match=r"shape_names\.txt: is not text in UTF-8"):
+@pytest.mark.parametrize(("content", "reason"), [(b"ta\xdfle\n", "is not text in UTF-8"), (b"\n", "is an empty list")])
+def test_a_list_that_is_none_is_named(modelnet_hdf5: Path, content: bytes, reason: str) -> None:
+    (modelnet_hdf5 / "shape_names.txt").write_bytes(content)
+    with pytest.raises(BadFileError, match=rf"shape_names\.txt: {reason}"):
         ModelNetHDF5(modelnet_hdf5)
 
 
