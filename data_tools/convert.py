@@ -363,6 +363,7 @@ def describe(
         "licence": getattr(dataset, "terms", "that of the files"),
         "split": name,
         "points_per_item": options.num_points,
+        **({} if dataset.up == "z" else {"up": dataset.up}),
         "classes": list(dataset.classes),
         **({} if options.parts is None else {"parts": list(options.parts.names)}),
         "shards": kept,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pc3d._configured import instantiate
 from pc3d._files import read_config
@@ -232,12 +232,26 @@ def stored_up(run: Path) -> UpAxis:
     Raises:
         FileNotFoundError: the run has no configuration.
     """
+    from pc3d.data import MissingDataError, ObjectSet
+
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the run folder of a training that has finished")
-    module, _, name = read_config(path)["data"]["train"]["class_path"].rpartition(".")
+    training = read_config(path)["data"]["train"]
+    module, _, name = training["class_path"].rpartition(".")
     found: type[PointDataset] = getattr(import_module(module), name)
-    return found.up
+    arguments = training.get("init_args", {})
+    if not issubclass(found, ObjectSet) or arguments.get("root") is None:
+        return found.up
+    try:
+        description = found.read_description(Path(arguments["root"]), arguments.get("split", "train"))
+    except MissingDataError:
+        _output.say(
+            f"note: {arguments['root']}, on which {run} was trained, is not there to say which axis points up in it: "
+            f"{found.up} is taken"
+        )
+        return found.up
+    return cast("UpAxis", description.get("up", found.up))
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

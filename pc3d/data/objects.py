@@ -55,8 +55,9 @@ class ObjectSet(PointDataset):
     files with ``points`` float16 or float32 ``(n, P, 3)``, ``label``, ``id`` and, if the set has them, ``normals`` int8
     (unit normal x 127), ``rgb`` uint8, ``radius`` (metres of one unit), ``text`` and ``part`` (255 = unknown).
     ``SPLIT-icons.npz`` (``id``, ``icon``) is optional. In pc3d's own sets coordinates are z up, the bounding box is
-    centred at the origin and the farthest point is at distance 1. Points are in random order, so the first points are a
-    random subsample. ``data_tools/convert.py`` writes this format.
+    centred at the origin and the farthest point is at distance 1. Other sets may have ``"up": "y"`` in ``SPLIT.json``.
+    Points are in random order, so the first points are a random subsample. ``data_tools/convert.py`` writes this
+    format.
 
     Items have ``xyz``, ``rgb``, ``normal``, ``label``, ``text``, with parts also ``segment`` (-1 = unknown), and
     ``meta`` with ``id``, ``radius_m``, ``creator``, ``licence`` and the other entries of the record. ``groups`` is the
@@ -93,7 +94,8 @@ class ObjectSet(PointDataset):
         pictures: bool = False,
     ) -> None:
         self.root, self.split, self.num_points, self.transform = Path(root), split, num_points, transform
-        description = self._read_description()
+        description = self.read_description(self.root, split)
+        self.up = description.get("up", "z")
         self.classes = tuple(description.get("classes", ()))
         self.parts = tuple(description.get("parts", ()))
         self.items: list[dict[str, Any]] = description["items"]
@@ -132,20 +134,29 @@ class ObjectSet(PointDataset):
             **fields,
         )
 
-    def _read_description(self) -> dict[str, Any]:
-        path = self.root / f"{self.split}.json"
+    @classmethod
+    def read_description(cls, root: Path, split: str) -> dict[str, Any]:
+        """What ``SPLIT.json`` says.
+
+        Raises:
+            MissingDataError: it is not there.
+            BadFileError: it is not as described.
+        """
+        path = root / f"{split}.json"
         if not path.is_file():
-            found = sorted(p.stem for p in self.root.glob("*.json")) if self.root.is_dir() else []
-            name = f"{type(self).__name__} split {self.split!r}"
+            found = sorted(p.stem for p in root.glob("*.json")) if root.is_dir() else []
+            name = f"{cls.__name__} split {split!r}"
             if found:  # a wrong name, or a part of the set that was not fetched
-                name = f"{type(self).__name__} has no split {self.split!r}; splits found there: {found}"
-            raise MissingDataError.of(name, [path], self.root, self.source, self.terms)
+                name = f"{cls.__name__} has no split {split!r}; splits found there: {found}"
+            raise MissingDataError.of(name, [path], root, cls.source, cls.terms)
         try:
             description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise BadFileError(path, f"not valid JSON ({error})") from error
         if not isinstance(description, dict) or not isinstance(description.get("items"), list):
             raise BadFileError(path, "has no list 'items' with a record per object")
+        if description.get("up", "z") not in ("y", "z"):
+            raise BadFileError(path, f"has up {description['up']!r}, the axis that points up must be 'y' or 'z'")
         return description
 
     def _shard_paths(self, description: dict[str, Any]) -> list[Path]:

@@ -213,6 +213,17 @@ def test_predict_turns_files_upright(
     config.write_text(yaml.safe_dump(settings))
     assert opinions(capsys, tmp_path / "run", lying, "--up", "y") == opinions(capsys, run, lying)
     assert opinions(capsys, tmp_path / "run", objects, "--up", "z") == opinions(capsys, run, lying)
+    # So does one whose shards say it; of shards that are gone it is told what is taken.
+    root = tmp_path / "shards"
+    settings["data"]["train"] = {"class_path": "pc3d.data.ObjectSet", "init_args": {"root": str(root)}}
+    config.write_text(yaml.safe_dump(settings))
+    root.mkdir()
+    (root / "train.json").write_text('{"items": [], "up": "y"}')
+    assert opinions(capsys, tmp_path / "run", objects, "--up", "z") == opinions(capsys, run, lying)
+    shutil.rmtree(root)
+    assert classify("predict", tmp_path / "run", objects, "--up", "z") == 0
+    told = capsys.readouterr()
+    assert f"note: {root}, on which {tmp_path / 'run'} was trained, is not there" in told.out + told.err
     assert classify("predict", run, objects, "--up", "x") == 2
 
 

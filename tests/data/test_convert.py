@@ -94,6 +94,12 @@ def test_running_twice_changes_nothing_and_a_gap_is_filled(tmp_path: Path, asset
     assert (tmp_path / "train-000.npz").stat().st_mtime_ns == stamp
 
 
+def test_shards_say_which_axis_points_up(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
+    for kind, source, up in (("shapenet55", "shapenet55", "y"), ("modelnet-meshes", "modelnet_off", "z")):
+        call(convert, kind, assets / source, tmp_path / kind, "--num_points", 1024)
+        assert ObjectSet(tmp_path / kind, num_points=1024).up == up
+
+
 def test_nothing_is_overwritten(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
     arguments = ("shapenet55", assets / "shapenet55", tmp_path, "--num_points", 1024)
     call(convert, *arguments)

@@ -255,6 +255,9 @@ def test_truncated_shard_and_description(tmp_path: Path) -> None:
     description.write_text("[1]")
     with pytest.raises(BadFileError, match="no list 'items'"):
         ObjectSet(tmp_path, "test")
+    description.write_text('{"items": [], "up": "x"}')
+    with pytest.raises(BadFileError, match=r"test\.json: has up 'x', the axis that points up must be 'y' or 'z'"):
+        ObjectSet(tmp_path, "test")
 
 
 def test_wrong_shapes_keys_and_values(tmp_path: Path) -> None:
