@@ -11,6 +11,7 @@ from pc3d.cli._parser import run_verb
 
 if TYPE_CHECKING:
     from pc3d.evaluation import FewShotResult
+    from pc3d.evaluation.fewshot import Episode
 
 
 def fewshot(
@@ -42,6 +43,7 @@ def fewshot(
         encoder: Folder or Hub id of an exported encoder, or an official .pth file of Point-MAE's family or POS-BERT; or
             'descriptor' or 'pca', the handcrafted baselines.
         data: 'household' (embedded), or a folder: pc3d's shards, a published data set, or files in class sub-folders.
+            Of ModelNetFewshot, the episodes of --way and --shot are those of its files, and none are drawn.
         variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
             (modelnet40, the default, or modelnet10).
         way: Classes per episode.
@@ -70,6 +72,8 @@ def fewshot(
     """
     from pc3d.evaluation import few_shot
 
+    data, episodes = _published(data, way, shot, num_queries, num_episodes, on_error)
+
     def judge(frozen: Frozen, seed: int) -> FewShotResult:
         return few_shot(
             frozen.train,
@@ -81,6 +85,7 @@ def fewshot(
             C=C,
             standardize=standardize,
             seed=seed,
+            episodes=episodes,
         )
 
     judge_frozen(
@@ -102,6 +107,34 @@ def fewshot(
         method=method,
         options=(way, shot, num_queries, num_episodes, C, standardize),
     )
+
+
+def _published(
+    data: str, way: int, shot: int, num_queries: int | None, num_episodes: int, on_error: OnError
+) -> tuple[str, list[Episode] | None]:
+    """The folder to read and the episodes in it, where ``data`` is a folder of published ones; else None of them."""
+    from pc3d.data.fewshot import FewShotFiles, few_shot_folders
+    from pc3d.evaluation.fewshot import Episode
+
+    found = [] if data == "household" else few_shot_folders(data)
+    if not found:
+        return data, None
+    names = (f"{way}way_{shot}shot", f"{way}way{shot}shot")
+    folder = next((folder for folder in found if folder.name in names), None)
+    if folder is None:
+        known = ", ".join(folder.name for folder in found)
+        raise ValueError(f"way, shot: {data} has no {names[0]}, it has {known}: give the --way and --shot of one")
+    if on_error != "refuse":
+        raise ValueError(f"on_error: the episodes of {folder} are taken as they are: leave the option out")
+    train, test = FewShotFiles(folder), FewShotFiles(folder, "test")
+    folds = train.folds.unique().tolist()
+    if num_episodes > len(folds):
+        raise ValueError(f"num_episodes: {folder} has {len(folds)}, got {num_episodes}: ask for at most so many")
+    queries = int((test.folds == folds[0]).sum()) // way
+    if num_queries not in (None, queries):
+        raise ValueError(f"num_queries: the episodes of {folder} have {queries}, got {num_queries}: leave it out")
+    rows = [[(side.folds == fold).nonzero()[:, 0].numpy() for side in (train, test)] for fold in folds[:num_episodes]]
+    return str(folder), [Episode(train.labels[support].unique().numpy(), support, query) for support, query in rows]
 
 
 def main(argv: Sequence[str]) -> int | None:

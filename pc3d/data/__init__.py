@@ -26,7 +26,14 @@ from pc3d.data.dataset import (
     validation_mask,
 )
 from pc3d.data.enrichment import NearestTexts, enriched
-from pc3d.data.fewshot import FewShotEpisode, FewShotFile, FewShotSplit, few_shot_episodes, load_few_shot_pickle
+from pc3d.data.fewshot import (
+    FewShotEpisode,
+    FewShotFile,
+    FewShotFiles,
+    FewShotSplit,
+    few_shot_episodes,
+    load_few_shot_pickle,
+)
 from pc3d.data.files import FileDataset, FolderDataset
 from pc3d.data.frames import Frame, FrameFolder
 from pc3d.data.lifted import LiftedSet
@@ -115,6 +122,7 @@ __all__ = [
     "FarthestPointSample",
     "FewShotEpisode",
     "FewShotFile",
+    "FewShotFiles",
     "FewShotSplit",
     "FileDataset",
     "FirstPoints",

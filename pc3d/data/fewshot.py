@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ _SOURCE = (
 )
 Split = Literal["train", "test"]
 _TERMS = "ModelNet's: academic research only, rights stay with the authors of the models"
+_FOLDER = re.compile(r"(\d+)way_?(\d+)shot")
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,67 @@ class FewShotFile(Selection):
         self.root = Path(root)
 
 
+class FewShotFiles(PointDataset):
+    """The training or test sides of all published episodes of one kind, for protocols on frozen features.
+
+    Labels are those of ModelNet40, so that an object means the same in each episode. Files are read one at a time.
+
+    Args:
+        folder: ``5way_10shot`` or another folder of ``ModelNetFewshot``, with ``0.pkl``, ``1.pkl``, ...
+        split: ``"train"`` or ``"test"``: the side of the episodes.
+
+    Attributes:
+        folds: ``(len,)`` int64, the episode of each item, ascending.
+        way: classes of each episode.
+        shot: training items of each class.
+
+    Raises:
+        MissingDataError: the folder is not there, or has no episodes.
+        BadFileError: a file holds anything but arrays, or they are not as described.
+        ValueError: an unknown split.
+    """
+
+    up = "y"
+
+    def __init__(self, folder: Path | str, split: Split = "train") -> None:
+        _check_side(split, 0)
+        self.root, self.split = Path(folder), split
+        numbers = _FOLDER.fullmatch(self.root.name)
+        self._numbers = sorted(int(path.stem) for path in self.root.glob("*.pkl") if path.stem.isdigit())
+        if numbers is None or not self._numbers:
+            raise MissingDataError.of(type(self).__name__, [self.root / "0.pkl"], self.root, _SOURCE, _TERMS)
+        self.way, self.shot = int(numbers[1]), int(numbers[2])
+        labels, folds = [], []
+        for fold in self._numbers:
+            episode = self._episode(fold)
+            original = torch.tensor(episode.class_indices)
+            labels.append(original[self._side(episode).labels])
+            folds.append(torch.full_like(labels[-1], fold))
+        self.labels, self.folds = torch.cat(labels), torch.cat(folds)
+        self.classes = tuple(str(number) for number in range(int(self.labels.max()) + 1))
+        self._read: tuple[int, PointDataset] | None = None
+
+    def load(self, index: int) -> PointCloud:
+        fold = int(self.folds[index])
+        if self._read is None or self._read[0] != fold:
+            self._read = fold, self._side(self._episode(fold))
+        row = index - int((self.folds < fold).sum())
+        return self._read[1].load(row).replace(label=int(self.labels[index]))
+
+    def _episode(self, fold: int) -> FewShotEpisode:
+        return _read_episode(self.root / f"{fold}.pkl", self.way, self.shot, fold)
+
+    def _side(self, episode: FewShotEpisode) -> PointDataset:
+        return episode.train if self.split == "train" else episode.test
+
+
+def few_shot_folders(root: Path | str) -> list[Path]:
+    """The folders of published episodes in ``ModelNetFewshot``; the folder itself, where it is one."""
+    root = Path(root)
+    folders = [root, *root.iterdir()] if root.is_dir() else []
+    return sorted(folder for folder in folders if _FOLDER.fullmatch(folder.name) and any(folder.glob("*.pkl")))
+
+
 def _check_positive(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
@@ -247,6 +310,12 @@ def load_few_shot_pickle(
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise MissingDataError.of(f"few-shot episode {fold}", places[:1], root, _SOURCE, _TERMS)
+    return _read_episode(path, way, shot, fold, on_error, transform)
+
+
+def _read_episode(
+    path: Path, way: int, shot: int, fold: int, on_error: OnError = "refuse", transform: Transform | None = None
+) -> FewShotEpisode:
     content = load_array_pickle(path)
     if not isinstance(content, dict) or not {"train", "test"} <= set(content):
         raise BadFileError(path, "must be a dictionary with 'train' and 'test'")

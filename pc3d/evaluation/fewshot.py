@@ -35,7 +35,8 @@ class FewShotResult(FrozenResult):
         num_queries: test items per class.
         fewer_queries: whether these are fewer than the usual 20 because the test split has no more.
         num_episodes: drawn independently.
-        num_eligible: classes with enough items to be drawn.
+        num_eligible: classes with enough items to be drawn; of given episodes, the classes that occur.
+        given: whether the episodes were given, such as published ones, not drawn.
         classifier: which one was trained on each episode.
         C: its regularisation, fixed beforehand.
         standardized: whether features were standardised by the training items of the episode.
@@ -52,6 +53,7 @@ class FewShotResult(FrozenResult):
     fewer_queries: bool
     num_episodes: int
     num_eligible: int
+    given: bool = False
     classifier: str
     C: float
     standardized: bool
@@ -72,7 +74,11 @@ class FewShotResult(FrozenResult):
             protocol=f"few-shot {self.way}-way {self.shot}-shot",
             selection="fixed",
             metrics={"accuracy": self.mean},
-            config={**self.feature_settings(), **{name: getattr(self, name) for name in settings}},
+            config={
+                **self.feature_settings(),
+                **{name: getattr(self, name) for name in settings},
+                **({"episodes": "given"} if self.given else {}),
+            },
             details={
                 "encoder": self.encoder,
                 "accuracies": self.accuracies,
@@ -85,14 +91,16 @@ class FewShotResult(FrozenResult):
         usual = f"{USUAL_QUERIES} is usual, {self.num_queries} the most that leaves {self.way} classes to draw"
         return f" ({usual})" if self.fewer_queries else ""
 
+    def _how_drawn(self) -> str:
+        return ", as given" if self.given else f"{self._why_fewer()}, seed {self.seed}"
+
     def __str__(self) -> str:
         return "\n".join(
             [
                 f"few-shot, {self.way}-way {self.shot}-shot, on frozen features of {self.encoder}",
                 *self.describe_data(),
                 f"  episodes    {self.num_episodes}, each {self.way} of {self.num_eligible} eligible classes, "
-                f"{self.shot} train and {self.num_queries} test items per class"
-                f"{self._why_fewer()}, seed {self.seed}",
+                f"{self.shot} train and {self.num_queries} test items per class{self._how_drawn()}",
                 f"  classifier  {self.classifier}, C = {self.C:g} fixed beforehand"
                 f"{', features standardised on the training items of the episode' if self.standardized else ''}",
                 self.describe_versions(),
@@ -208,7 +216,7 @@ def few_shot(
         raise ValueError(f"C must be positive, got {C}")
     svm = require("sklearn.svm", extra="train", purpose="the few-shot probe")
     preprocessing = require("sklearn.preprocessing", extra="train")
-    fewer = False
+    fewer, given = False, episodes is not None
     if episodes is None:
         if num_queries is None:
             num_queries = min(USUAL_QUERIES, _most_queries(train.labels, test.labels, way, shot))
@@ -242,6 +250,7 @@ def few_shot(
         fewer_queries=fewer,
         num_episodes=num_episodes,
         num_eligible=num_eligible,
+        given=given,
         classifier="SVC(kernel='linear')",
         C=C,
         standardized=standardize,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -315,6 +316,52 @@ def test_fewshot_works_with_its_defaults_and_says_what_it_took(capsys: pytest.Ca
     assert "10 train and 8 test items per class (20 is usual, 8 the most that leaves 5 classes to draw)" in text
     assert main(["fewshot", "--encoder", "descriptor", "--num_queries", "8"]) == 0
     assert "is usual" not in capsys.readouterr().out
+
+
+def test_fewshot_takes_published_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By hand: a support vector machine on the descriptors of each file's clouds."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    from pc3d.data import Compose, FarthestPointSample, Household, Normalize
+    from pc3d.evaluation import ShapeDescriptor
+
+    prepare, describe = Compose([FarthestPointSample(200), Normalize()]), ShapeDescriptor(0)
+    (tmp_path / "3way_4shot").mkdir()
+    expected = []
+    for fold, classes in enumerate([(5, 0, 20), (20, 17, 5)]):
+        episode, features, labels = {}, {}, {}
+        for side, count in (("train", 4), ("test", 5)):
+            objects = Household(side, labelled_only=True, num_points=300)
+            rows = torch.cat([(objects.labels == label).nonzero()[:count, 0] for label in classes])
+            clouds = [objects[int(row)] for row in rows]
+            labels[side] = [classes.index(cloud.label) for cloud in clouds]
+            episode[side] = [
+                (cloud.xyz.numpy(), new, classes[new]) for cloud, new in zip(clouds, labels[side], strict=True)
+            ]
+            xyz = torch.stack([prepare(cloud, torch.Generator()).xyz for cloud in clouds])
+            features[side] = describe.encode(xyz).numpy()
+        (tmp_path / "3way_4shot" / f"{fold}.pkl").write_bytes(pickle.dumps(episode))
+        classifier = make_pipeline(StandardScaler(), SVC(kernel="linear", C=1.0)).fit(
+            features["train"], labels["train"]
+        )
+        expected.append(classifier.score(features["test"], labels["test"]))
+
+    asked = ["fewshot", "--encoder", "descriptor", "--data", str(tmp_path), "--num_points", "200"]
+    kind = ["--way", "3", "--shot", "4", "--num_episodes", "2"]
+    assert main([*asked, *kind, "--num_queries", "5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracies"] == pytest.approx(expected)
+    assert (found["way"], found["shot"], found["num_queries"], found["given"]) == (3, 4, 5, True)
+    for wrong, message in [
+        ([], "has no 5way_10shot, it has 3way_4shot"),
+        ([*kind, "--num_queries", "6"], "have 5, got 6"),
+        ([*kind, "--num_episodes", "3"], "has 2, got 3"),
+        ([*kind, "--on_error", "report"], "are taken as they are"),
+    ]:
+        assert main([*asked, *wrong]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_untrained_is_freshly_built(encoder: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from pc3d.data import (
     BadFileError,
     FewShotFile,
+    FewShotFiles,
     FewShotSplit,
     Household,
     MissingDataError,
@@ -85,10 +86,31 @@ def test_a_published_file_as_a_data_set(tmp_path: Path, household: Household) ->
         FewShotFile(tmp_path)
 
 
-def episode_file(household: Household) -> dict[str, list[tuple[np.ndarray, int, int]]]:
+def test_published_files_as_one_data_set(tmp_path: Path, household: Household) -> None:
+    folder = tmp_path / "5way10shot"
+    folder.mkdir()
+    for fold in (10, 0):  # in the order of numbers, not of names
+        (folder / f"{fold}.pkl").write_bytes(pickle.dumps(episode_file(household, 7 + fold)))
+    train, test = FewShotFiles(folder), FewShotFiles(folder, "test")
+    assert (train.way, train.shot, len(train.classes)) == (5, 10, 22)
+    assert train.folds.tolist() == 10 * [0] + 10 * [10]
+    assert test.labels.tolist() == [start + i % 5 for start in (7, 17) for i in range(10, 30)]
+    for index in (24, 4):  # either fold, and back
+        cloud = test[index]
+        assert torch.equal(cloud.xyz, household[14].xyz)
+        assert cloud.label == int(test.labels[index])
+    assert test[24].meta["id"] == "10/test/4"
+    for missing in (tmp_path, tmp_path / "10way_10shot"):
+        with pytest.raises(MissingDataError, match="Point-BERT"):
+            FewShotFiles(missing)
+    with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'all'"):
+        FewShotFiles(folder, "all")  # type: ignore[arg-type]
+
+
+def episode_file(household: Household, first: int = 7) -> dict[str, list[tuple[np.ndarray, int, int]]]:
     def items(rows: range) -> list[tuple[np.ndarray, int, int]]:
         clouds = (torch.cat([household[i].xyz, household[i].normal], dim=1).numpy() for i in rows)
-        return [(cloud, i % 5, 7 + i % 5) for i, cloud in zip(rows, clouds, strict=True)]
+        return [(cloud, i % 5, first + i % 5) for i, cloud in zip(rows, clouds, strict=True)]
 
     return {"train": items(range(10)), "test": items(range(10, 30))}
 
