@@ -462,7 +462,18 @@ def read_encoder(encoder: str) -> Any:
     from pc3d.models.official_objects import SUFFIXES, load_official_objects
 
     path = Path(encoder)
-    return load_official_objects(path) if path.suffix in SUFFIXES and path.is_file() else load_encoder(encoder)
+    if path.suffix not in SUFFIXES or not path.is_file():
+        return load_encoder(encoder)
+    model, report = load_official_objects(path)
+    _output.say_once(str(report))
+    if report.kind == "classification":
+        # 64 for ModelNet40, 128 for ScanObjectNN, 512 for 8,192 points: with another number it does badly.
+        _output.say_once(
+            f"note: a classifier's file does not tell its number of patches: {model.config['num_groups']} are taken, "
+            "as for 1,024 points; pc3d.models.load_official_encoder(FILE, num_groups=128) and pc3d.save_encoder make "
+            "an encoder of another number"
+        )
+    return model
 
 
 def pooling_of(model: Encoder, pooling: str | None) -> str:

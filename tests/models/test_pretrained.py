@@ -236,9 +236,11 @@ def test_class_tokens_from_nowhere_are_refused(
         load_official_encoder(files[name], **arguments)
 
 
-@pytest.mark.parametrize(("name", "cls_tokens"), [("point_mae", 0), ("point_cmae", 0), ("full_40", 1)])
+@pytest.mark.parametrize(
+    ("name", "cls_tokens", "unused"), [("point_mae", 0, 53), ("point_cmae", 0, 119), ("full_40", 1, 16)]
+)
 def test_commands_that_need_features_take_such_a_file(
-    name: str, cls_tokens: int, files: dict[str, Path], tmp_path: Path
+    name: str, cls_tokens: int, unused: int, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of pre-training without class tokens; a classifier keeps its own."""
     xyz = formula_clouds(1, 1024).float()
@@ -247,6 +249,9 @@ def test_commands_that_need_features_take_such_a_file(
     np.save(tmp_path / "a.npy", xyz[0].numpy())
     command = ["embed", "--encoder", str(files[name]), "--data", str(tmp_path), "--output", str(tmp_path / "out.npz")]
     assert main(command) == 0
+    told = "".join(capsys.readouterr())
+    assert f"156 tensors used, {unused} not used" in told or f"158 tensors used, {unused} not used" in told
+    assert ("does not tell its number of patches: 64 are taken" in told) == (name == "full_40")
     encoder = PointViT(num_cls_tokens=cls_tokens, ignore_near_origin=True).eval()
     bare = {key.removeprefix("MAE_encoder."): value for key, value in formula_state(LAYOUTS[name]).items()}
     with torch.no_grad():
