@@ -128,8 +128,8 @@ def _published(
         raise ValueError(f"on_error: the episodes of {folder} are taken as they are: leave the option out")
     train, test = FewShotFiles(folder), FewShotFiles(folder, "test")
     folds = train.folds.unique().tolist()
-    if num_episodes > len(folds):
-        raise ValueError(f"num_episodes: {folder} has {len(folds)}, got {num_episodes}: ask for at most so many")
+    if not 2 <= num_episodes <= len(folds):
+        raise ValueError(f"num_episodes: {folder} has {len(folds)}, got {num_episodes}: ask for 2 to {len(folds)}")
     queries = int((test.folds == folds[0]).sum()) // way
     if num_queries not in (None, queries):
         raise ValueError(f"num_queries: the episodes of {folder} have {queries}, got {num_queries}: leave it out")

@@ -358,6 +358,7 @@ def test_fewshot_takes_published_episodes(tmp_path: Path, capsys: pytest.Capture
         ([], "has no 5way_10shot, it has 3way_4shot"),
         ([*kind, "--num_queries", "6"], "have 5, got 6"),
         ([*kind, "--num_episodes", "3"], "has 2, got 3"),
+        ([*kind, "--num_episodes", "-1"], "has 2, got -1"),
         ([*kind, "--on_error", "report"], "are taken as they are"),
     ]:
         assert main([*asked, *wrong]) == 1
