@@ -162,7 +162,8 @@ class ModelNetHDF5(ArrayDataset):
     A prefix is an even subset; :class:`FirstPoints` takes 1,024. y is up.
 
     Args:
-        root: the folder with ``ply_data_{train,test}*.h5`` and ``shape_names.txt``.
+        root: the folder with ``ply_data_{train,test}*.h5`` and ``shape_names.txt``. Where it has
+            ``{train,test}_files.txt``, the files that it lists are read.
         split: ``"train"`` (9,840 of the 9,843 objects) or ``"test"`` (2,468).
         on_error: ``"refuse"`` or ``"report"`` items with coordinates that are not finite.
         transform: applied to every item.
@@ -215,8 +216,8 @@ class ModelNetHDF5(ArrayDataset):
     def _files(self) -> list[Path]:
         found = sorted(self.root.glob(f"ply_data_{self.split}*.h5"))
         listing = self.root / f"{self.split}_files.txt"
-        listed = [self.root / Path(line).name for line in read_lines(listing)] if listing.is_file() else found
-        missing = sorted(set(listed) - set(found))
+        listed = sorted({self.root / Path(line).name for line in read_lines(listing)}) if listing.is_file() else found
+        missing = [path for path in listed if path not in found]
         if not found and not missing:
             missing = [self.root / f"ply_data_{self.split}0.h5"]
         names = self.root / "shape_names.txt"
@@ -224,7 +225,7 @@ class ModelNetHDF5(ArrayDataset):
             missing.append(names)
         if missing:
             raise MissingDataError.of(type(self).__name__, missing, self.root, self.source, self.terms)
-        return found
+        return listed
 
 
 class ModelNetC(ArrayDataset):

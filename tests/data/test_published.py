@@ -201,6 +201,11 @@ def test_bad_modelnet_hdf5(modelnet_hdf5: Path) -> None:
         ModelNetHDF5(modelnet_hdf5)
 
 
+def test_the_list_of_modelnet_hdf5_files_decides(modelnet_hdf5: Path) -> None:
+    (modelnet_hdf5 / "train_files.txt").write_text("data/modelnet40_ply_hdf5_2048/ply_data_train1.h5\r\n" * 2)
+    assert [item.meta["id"] for item in ModelNetHDF5(modelnet_hdf5)] == ["ply_data_train1/0", "ply_data_train1/1"]
+
+
 def test_a_modelnet_hdf5_file_without_objects(modelnet_hdf5: Path) -> None:
     with h5py.File(modelnet_hdf5 / "ply_data_train1.h5", "w") as file:
         file.update({"data": np.zeros((0, 2048, 3), np.float32), "label": np.zeros(0)})
