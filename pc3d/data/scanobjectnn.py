@@ -143,6 +143,9 @@ class ScanObjectNN(ArrayDataset):
                         "variant='obj_only', or the folder that holds both"
                     )
                 return place
-        raise MissingDataError.of(
-            f"{type(self).__name__} {self.variant}", places[:1], self.root, self.source, self.terms
-        )
+        source = self.source
+        if self.variant == "obj_only":
+            source += (
+                "; of files with background and a mask, variant='obj_bg' with object_points_only=True takes the object"
+            )
+        raise MissingDataError.of(f"{type(self).__name__} {self.variant}", places[:1], self.root, source, self.terms)
