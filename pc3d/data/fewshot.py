@@ -168,7 +168,8 @@ class FewShotFile(Selection):
 class FewShotFiles(PointDataset):
     """The training or test sides of all published episodes of one kind, for protocols on frozen features.
 
-    Labels are those of ModelNet40, so that an object means the same in each episode. Files are read one at a time.
+    Classes are the original ones that occur in the files, by their numbers, so that a label means the same in each
+    episode. Files are read one at a time.
 
     Args:
         folder: ``5way_10shot`` or another folder of ``ModelNetFewshot``, with ``0.pkl``, ``1.pkl``, ...
@@ -195,14 +196,14 @@ class FewShotFiles(PointDataset):
         if numbers is None or not self._numbers:
             raise MissingDataError.of(type(self).__name__, [self.root / "0.pkl"], self.root, _SOURCE, _TERMS)
         self.way, self.shot = int(numbers[1]), int(numbers[2])
-        labels, folds = [], []
+        originals, folds, known = [], [], set()
         for fold in self._numbers:
             episode = self._episode(fold)
-            original = torch.tensor(episode.class_indices)
-            labels.append(original[self._side(episode).labels])
-            folds.append(torch.full_like(labels[-1], fold))
-        self.labels, self.folds = torch.cat(labels), torch.cat(folds)
-        self.classes = tuple(str(number) for number in range(int(self.labels.max()) + 1))
+            originals.append(torch.tensor(episode.class_indices)[self._side(episode).labels])
+            folds.append(torch.full_like(originals[-1], fold))
+            known |= set(episode.class_indices)
+        self.classes = tuple(map(str, sorted(known)))
+        self.labels, self.folds = torch.bucketize(torch.cat(originals), torch.tensor(sorted(known))), torch.cat(folds)
         self._read: tuple[int, PointDataset] | None = None
 
     def load(self, index: int) -> PointCloud:
