@@ -18,6 +18,7 @@ from pc3d.evaluation.features import Centering, LeaveOut, Sampling, batches, pre
 
 _PAIRS = 4096
 _CLOUDS = 32  # at a time
+_COMPONENTS = 128
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 
@@ -88,7 +89,7 @@ class PointPCA:
     over [-1, 1]^3. The square roots of the shares form the vector, and PCA keeps its leading components.
 
     Args:
-        num_components: length of the feature.
+        num_components: length of the feature. None is 128, or as many as there are clouds if they are fewer.
 
     Raises:
         ValueError: ``num_components`` is below 1.
@@ -96,8 +97,8 @@ class PointPCA:
 
     pooling = "none (principal components)"
 
-    def __init__(self, num_components: int = 128) -> None:
-        if num_components < 1:
+    def __init__(self, num_components: int | None = None) -> None:
+        if num_components is not None and num_components < 1:
             raise ValueError(f"num_components must be at least 1, got {num_components}")
         self.num_components = num_components
         self._mean: NDArray[np.float64] | None = None
@@ -129,12 +130,12 @@ class PointPCA:
         """
         prepared = batches(dataset, _CLOUDS, preparation(num_points, sampling, normalize), leave_out)
         vectors = [self._vector(torch.stack([cloud.xyz for cloud in clouds])) for clouds in prepared]
-        if (count := sum(map(len, vectors))) < self.num_components:
-            raise ValueError(
-                f"num_components must be at most the {count} clouds of the data set, got {self.num_components}"
-            )
+        count = sum(map(len, vectors))
+        wanted = min(_COMPONENTS, count) if self.num_components is None else self.num_components
+        if count < wanted:
+            raise ValueError(f"num_components must be at most the {count} clouds of the data set, got {wanted}")
         decomposition = require("sklearn.decomposition", extra="train", purpose="the PCA baseline")
-        fitted = decomposition.PCA(self.num_components, svd_solver="full").fit(np.concatenate(vectors))
+        fitted = decomposition.PCA(wanted, svd_solver="full").fit(np.concatenate(vectors))
         self._mean, self._axes = fitted.mean_, fitted.components_
         return self
 

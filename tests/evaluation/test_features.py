@@ -277,6 +277,12 @@ def test_pca_has_orthonormal_axes_and_centred_scores() -> None:
     assert (np.diff(np.diag(covariance)) <= 0).all()
 
 
+def test_pca_of_few_clouds_has_as_many_components() -> None:
+    for clouds, components in ((5, 5), (487, 128)):
+        train = Selection(Household("train"), range(clouds))
+        assert extract_features(PointPCA().fit(train), train).values.shape == (clouds, components)
+
+
 def test_pca_refuses() -> None:
     with pytest.raises(ValueError, match="num_components must be at least 1"):
         PointPCA(0)
