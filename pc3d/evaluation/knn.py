@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pc3d.evaluation.features import Features
-from pc3d.evaluation.probe import FOLDS, VALIDATION_FRACTION, Classifier, probe
+from pc3d.evaluation.probe import VALIDATION_FRACTION, Classifier, fewest_to_learn_from, probe
 from pc3d.evaluation.result import ProbeResult
 
 K_GRID = (1, 3, 5, 10, 20)
@@ -50,6 +50,6 @@ def knn_probe(
     if protocol == "fixed" and not 1 <= k <= labelled:
         raise ValueError(f"k must be between 1 and the {labelled} labelled training items, got {k}")
     # What is held back, a fold or the validation part, cannot be among the neighbours.
-    share = max(1 / FOLDS, validation_fraction if protocol in ("validation", "legacy") else 0.0)
-    usable = [value for value in grid if value <= int(labelled * (1 - share))] or [1]
+    fewest = fewest_to_learn_from(kind, train, k, protocol, grid, seed, validation_fraction)
+    usable = [value for value in grid if value <= fewest] or [1]
     return probe(kind, train, test, k, protocol, usable, False, seed, validation_fraction, progress)

@@ -98,6 +98,28 @@ def probe(
     )
 
 
+def fewest_to_learn_from(
+    kind: Classifier,
+    train: Features,
+    value: float,
+    protocol: str,
+    grid: Sequence[float],
+    seed: int,
+    validation_fraction: float,
+) -> int:
+    """The smallest number of items that :func:`probe` fits the classifier to while it chooses, with these arguments.
+
+    Raises:
+        ValueError: as :func:`probe`.
+    """
+    (_, y), groups = train.labelled(), train.labelled_groups()
+    _check(kind, y, value, protocol, grid)
+    if protocol == "tuned":
+        return min(len(rows) for rows, _ in _folds(y, groups, seed))
+    held_out = 0 if protocol == "fixed" else int(validation_mask(y, groups, validation_fraction, seed).sum())
+    return len(y) - held_out
+
+
 def _check(kind: Classifier, y: Labels, value: float, protocol: str, grid: Sequence[float]) -> None:
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {PROTOCOLS}, got {protocol!r}")

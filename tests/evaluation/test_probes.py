@@ -248,6 +248,16 @@ def test_bad_splits_are_refused(planted: Make) -> None:
         knn_probe(train, test, k=49)
 
 
+def test_neighbours_are_no_more_than_a_fold_leaves(planted: Make) -> None:
+    """A class of two items makes two folds, so that 13 or 14 of 26 items are left to learn from: not 20."""
+    whole, test = planted(12, 3, seed=1), planted(12, 3, seed=2)
+    few = replace(whole, values=whole.values[:26], labels=whole.labels[:26])
+    result = knn_probe(few, test, protocol="tuned")
+    assert "2-fold" in result.selection
+    assert result.tried == (1.0, 3.0, 5.0, 10.0)
+    assert knn_probe(few, test, protocol="validation", validation_fraction=0.6).tried == (1.0, 3.0, 5.0, 10.0)
+
+
 def test_forms_of_the_linear_svm_are_scikit_learns(planted: Make) -> None:
     train, test = planted(signal=1.0, seed=1), planted(25, signal=1.0, seed=2)
     unit = [features.values / np.linalg.norm(features.values, axis=1, keepdims=True) for features in (train, test)]
