@@ -210,7 +210,8 @@ def test_what_lightning_refuses_costs_no_run(
 
 def test_a_macs_gpu_is_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
-    monkeypatch.setattr("platform.processor", lambda: "arm")
+    # Lightning looks at the machine once and remembers it.
+    monkeypatch.setattr("lightning_fabric.accelerators.mps.MPSAccelerator.is_available", lambda: True)
     assert MPSAccelerator.is_available()
     with pytest.raises(ValueError, match=r"trainer\.accelerator: gpu cannot be used: .* not for mps: give cpu"):
         train(tmp_path, accelerator="gpu", max_steps=1)
