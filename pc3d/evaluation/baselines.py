@@ -89,7 +89,8 @@ class PointPCA:
     over [-1, 1]^3. The square roots of the shares form the vector, and PCA keeps its leading components.
 
     Args:
-        num_components: length of the feature. None is 128, or as many as there are clouds if they are fewer.
+        num_components: length of the feature. None is 128, or fewer where the clouds vary in fewer directions: N clouds
+            vary in at most N - 1.
 
     Raises:
         ValueError: ``num_components`` is below 1.
@@ -126,17 +127,24 @@ class PointPCA:
             This object.
 
         Raises:
-            ValueError: the data set has fewer clouds than components, or a cloud fewer points than asked for.
+            ValueError: the clouds of the data set vary in fewer directions than there are components, or in none, or a
+                cloud has fewer points than asked for.
         """
         prepared = batches(dataset, _CLOUDS, preparation(num_points, sampling, normalize), leave_out)
-        vectors = [self._vector(torch.stack([cloud.xyz for cloud in clouds])) for clouds in prepared]
-        count = sum(map(len, vectors))
-        wanted = min(_COMPONENTS, count) if self.num_components is None else self.num_components
-        if count < wanted:
-            raise ValueError(f"num_components must be at most the {count} clouds of the data set, got {wanted}")
+        vectors = np.concatenate([self._vector(torch.stack([cloud.xyz for cloud in clouds])) for clouds in prepared])
+        if (vectors == vectors[0]).all():
+            raise ValueError(f"PCA needs clouds that differ: all of the {len(vectors)} of the data set are alike")
         decomposition = require("sklearn.decomposition", extra="train", purpose="the PCA baseline")
-        fitted = decomposition.PCA(wanted, svd_solver="full").fit(np.concatenate(vectors))
-        self._mean, self._axes = fitted.mean_, fitted.components_
+        fitted = decomposition.PCA(svd_solver="full").fit(vectors)
+        # Others are directions of rounding errors, which a probe that standardises its features would blow up.
+        known = int((fitted.explained_variance_ratio_ > 1e-20).sum())
+        wanted = min(_COMPONENTS, known) if self.num_components is None else self.num_components
+        if wanted > known:
+            raise ValueError(
+                f"num_components must be at most {known}, the directions in which the {len(vectors)} clouds of the "
+                f"data set vary, got {wanted}: ask for fewer, or fit on more clouds"
+            )
+        self._mean, self._axes = fitted.mean_, fitted.components_[:wanted]
         return self
 
     def encode(self, xyz: Tensor, pooling: str = "none") -> Tensor:

@@ -277,17 +277,23 @@ def test_pca_has_orthonormal_axes_and_centred_scores() -> None:
     assert (np.diff(np.diag(covariance)) <= 0).all()
 
 
-def test_pca_of_few_clouds_has_as_many_components() -> None:
-    for clouds, components in ((5, 5), (487, 128)):
-        train = Selection(Household("train"), range(clouds))
-        assert extract_features(PointPCA().fit(train), train).values.shape == (clouds, components)
+def test_pca_of_few_clouds_has_only_components_in_which_they_vary() -> None:
+    """N clouds vary in N - 1 directions; an object that occurs twice is no further one."""
+    for rows, components in ((range(5), 4), ([0, 1, 2, 0, 1, 2], 2), (range(487), 128)):
+        train = Selection(Household("train"), rows)
+        values = extract_features(PointPCA().fit(train), train).values
+        assert values.shape == (len(rows), components)
+        assert (values.std(0) > 1e-3).all()
 
 
 def test_pca_refuses() -> None:
     with pytest.raises(ValueError, match="num_components must be at least 1"):
         PointPCA(0)
-    with pytest.raises(ValueError, match="at most the 3 clouds"):
-        PointPCA(4).fit(Selection(Household("train"), range(3)))
+    for components in (3, 4):
+        with pytest.raises(ValueError, match=rf"at most 2, .* the 3 clouds .* got {components}: ask for fewer"):
+            PointPCA(components).fit(Selection(Household("train"), range(3)))
+    with pytest.raises(ValueError, match="all of the 2 of the data set are alike"):
+        PointPCA().fit(Selection(Household("train"), [0, 0]))
     with pytest.raises(RuntimeError, match="call fit"):
         PointPCA(4).encode(torch.zeros(1, 8, 3))
 
