@@ -147,19 +147,11 @@ def open_clip_pair(
     config = open_clip.get_model_config(model)
     # Where a tag's weights need it and the model has it not, the library itself only warns.
     quick_gelu = bool(open_clip.get_pretrained_cfg(model, path).get("quick_gelu")) and not config.get("quick_gelu")
-    options = {"precision": precision, "force_quick_gelu": quick_gelu, "require_pretrained": True}
     try:
-        network = open_clip.create_model(model, pretrained=path, **options)
         tokenizer = open_clip.get_tokenizer(model)
-    except Exception as error:  # of a local file, whatever its readers come up with
-        if Path(path).is_file():
-            told = str(error).strip().partition("\n")[0]
-            raise ValueError(
-                f"weights: {weights} does not fit {model} ({told:.200}): give a file of its weights"
-            ) from error
-        if isinstance(error, OSError | KeyError):
-            raise MissingWeightsError.of(name, error) from error
-        raise
+    except (OSError, KeyError) as error:  # some are files of the Hub
+        raise MissingWeightsError.of(name, error) from error
+    network = _load(open_clip, model, path, name, precision=precision, force_quick_gelu=quick_gelu)
     settings = open_clip.get_model_preprocess_cfg(network)
     preprocessing = Preprocessing(
         size=settings["size"] if isinstance(settings["size"], int) else settings["size"][0],
@@ -192,3 +184,20 @@ def _find(open_clip: Any, model: str, weights: str, name: str) -> str:
     except Exception as error:  # whatever the network and its libraries come up with
         raise MissingWeightsError.of(name, error) from error
     return weights
+
+
+def _load(open_clip: Any, model: str, weights: str, name: str, **options: Any) -> Any:
+    """The network with its weights."""
+    try:
+        return open_clip.create_model(model, pretrained=weights, require_pretrained=True, **options)
+    except OSError as error:  # also of what the Hub tells of a text network
+        raise MissingWeightsError.of(name, error) from error
+    except Exception as error:  # of a local file, whatever its readers come up with
+        if Path(weights).is_file():
+            told = " ".join(str(error).split())
+            raise ValueError(
+                f"weights: {weights} does not fit {model} ({told:.200}): give a file of its weights"
+            ) from error
+        if isinstance(error, KeyError):
+            raise MissingWeightsError.of(name, error) from error
+        raise

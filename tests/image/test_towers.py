@@ -421,8 +421,22 @@ def test_an_open_clip_file_that_does_not_fit_is_refused(open_clip_vit: tuple[str
         with pytest.raises(ValueError, match=rf"weights: .*weights\.pt does not fit {name} \("):
             open_clip_pair(name, str(tmp_path / "weights.pt"))
     torch.save({"a": torch.zeros(3)}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match=r"does not fit .*give a file of its weights"):
+    with pytest.raises(ValueError, match=r"does not fit .* Missing key.*give a file of its weights"):
         open_clip_pair(name, str(tmp_path / "weights.pt"))
+
+
+@pytest.mark.parametrize("where", ["get_tokenizer", "create_model"])
+def test_what_the_hub_does_not_give_is_no_fault_of_a_local_file(
+    where: str, open_clip_vit: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokenizers, and text networks of transformers, are files of the Hub also where the weights are not."""
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("We couldn't connect to 'https://huggingface.co'")
+
+    monkeypatch.setattr(f"open_clip.{where}", offline)
+    with pytest.raises(MissingWeightsError, match="couldn't connect"):
+        open_clip_pair(*open_clip_vit)
 
 
 @pytest.mark.parametrize(
