@@ -7,8 +7,8 @@ how much memory the process has gained a vector (resident, Linux) and how much o
 ``pc3d search`` does, beside what ``bytes_for`` says; the time to add one and to find ten; and how many of the ten
 nearest the graph finds, for queries like shapes and for queries of one of two spaces alone, as texts are (the other
 half is 0). Vectors lie near a surface of 16 dimensions, as embeddings do. What the graph takes does not depend on the
-width of the vectors, so a million narrow ones tell what a million wide ones take. Writes ``shape_index.md`` and the
-folder ``index``.
+width of the vectors, so a million narrow ones tell what a million wide ones take. Writes ``shape_index.md``; the
+index itself is removed at the end.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -51,7 +52,6 @@ def main() -> None:
     torch.set_num_threads(1)
     given.output.mkdir(parents=True, exist_ok=True)
     maker = Maker(given.dim)
-    index = ShapeIndex(given.output / "index", dim=given.dim)
     lines = [
         f"usearch {version('usearch')}, float16 vectors of {given.dim} dimensions, 1 thread, {platform.machine()}; the "
         "processes also hold names (`shape 123`) and empty records; processor time",
@@ -60,11 +60,13 @@ def main() -> None:
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     maker.draw(CHUNK)  # so that what drawing needs is there before the memory is looked at
-    before = resident()
-    for size in sorted(given.sizes):
-        lines.append(grow(index, maker, size, before))
-        (given.output / "shape_index.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
-        print(lines[-1], flush=True)
+    with tempfile.TemporaryDirectory(dir=given.output) as folder:  # an index of before would be continued
+        index = ShapeIndex(folder, dim=given.dim)
+        before = resident()
+        for size in sorted(given.sizes):
+            lines.append(grow(index, maker, size, before))
+            (given.output / "shape_index.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+            print(lines[-1], flush=True)
 
 
 class Maker:
