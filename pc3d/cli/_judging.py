@@ -68,6 +68,7 @@ def judge_frozen(
     results: str | None,
     method: str | None,
     options: Sequence[object] = (),
+    episodes: bool = False,
     draw: Callable[[list[Any]], None] | None = None,
 ) -> list[Any]:
     """Judge the features of an encoder with each seed, print the results, and keep their rows.
@@ -90,6 +91,7 @@ def judge_frozen(
         results: folder for rows.
         method: name in rows.
         options: of ``judge``: what is kept of one choice outlives a command with another.
+        episodes: whether ``judge`` keeps the published episodes of a data set apart, see :func:`features_of`.
         draw: makes a picture of the results.
 
     Returns:
@@ -103,7 +105,7 @@ def judge_frozen(
     frozen: Frozen | None = None
     extraction: dict[str, float] = {}
     how = (encoder, data, variant, num_points, pooling, batch_size, device)
-    policy: dict[str, Any] = {"on_error": on_error, "drop_invalid": drop_invalid}
+    policy: dict[str, Any] = {"on_error": on_error, "drop_invalid": drop_invalid, "episodes": episodes}
     chosen = (*how, up, on_error, drop_invalid, untrained, seed, seeds, *options)
     with Kept(interrupted(judge.__qualname__, *chosen)) as kept:
         for number in chosen_seeds(seed, seeds):
@@ -231,15 +233,25 @@ def features_of(
     kept: Kept | None = None,
     on_error: OnError | None = None,
     drop_invalid: bool = False,
+    episodes: bool = False,
 ) -> Frozen:
     """Features of both splits, prepared as the encoder wants them, with a progress bar.
 
     Files that cannot be used are refused where ``on_error`` is None: by verbs that do not let choose.
+
+    Raises:
+        ValueError: the data are published episodes, and they will not be kept apart (``episodes``).
     """
     import torch
 
     from pc3d.data import Selection
+    from pc3d.data.fewshot import few_shot_folders
 
+    if not episodes and data != "household" and Path(data) in few_shot_folders(data):
+        raise ValueError(
+            f"data: {data} holds published few-shot episodes, and one object may be in several, in one to train on and "
+            "in another to be tested: judge with pc3d fewshot, which keeps them apart"
+        )
     policy: dict[str, Any] = {"on_error": on_error or "refuse", "drop_invalid": drop_invalid}
     model, name = open_encoder(
         encoder,

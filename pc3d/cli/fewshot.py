@@ -106,6 +106,7 @@ def fewshot(
         results=results,
         method=method,
         options=(way, shot, num_queries, num_episodes, C, standardize),
+        episodes=episodes is not None,
     )
 
 

@@ -354,6 +354,10 @@ def test_fewshot_takes_published_episodes(tmp_path: Path, capsys: pytest.Capture
     found = json.loads(capsys.readouterr().out)
     assert found["accuracies"] == pytest.approx(expected)
     assert (found["way"], found["shot"], found["num_queries"], found["given"]) == (3, 4, 5, True)
+    # Together they are no data set: an object of one episode's training side may be in another's test side.
+    for verb in ("probe", "retrieve"):
+        assert main([verb, "--encoder", "descriptor", "--data", str(tmp_path / "3way_4shot")]) == 1
+        assert "judge with pc3d fewshot, which keeps them apart" in capsys.readouterr().err
     for wrong, message in [
         ([], "has no 5way_10shot, it has 3way_4shot"),
         ([*kind, "--num_queries", "6"], "have 5, got 6"),
