@@ -20,7 +20,7 @@ def masked_scenes(run: Run, count: int, seed: int) -> Iterator[Image]:
     The upper part is left out, to see into rooms.
 
     Raises:
-        NotApplicableError: the configuration names data that cannot be opened here.
+        NotApplicableError: the configuration names data that cannot be opened here, or a scene cannot be shown.
         FileNotFoundError: the data are not there.
     """
     import io
@@ -34,18 +34,18 @@ def masked_scenes(run: Run, count: int, seed: int) -> Iterator[Image]:
     from pc3d.viz.report import Image
 
     path = run.folder.path
+    ratio = 100 * float(run.config["model"].get("init_args", {}).get("mask_ratio", 0))
+    hidden = f"{ratio:.0f} % of the cubes hidden, " if ratio else ""
     try:
         dataset, split, _ = data_of(path)
-    except ValueError as error:  # a class of the user's own that is not here
-        raise NotApplicableError(f"the run's data cannot be opened ({' '.join(str(error).split()):.300})") from error
-    number = min(count, _MOST, len(dataset))
-    for index in (position * len(dataset) // number for position in range(number)):
-        shown, _ = items_of_run(path, [index])
-        view = cut_top(build(shown, path, Request(seed=seed), _AZIMUTH), _ROOF)
-        camera = fit(view, azimuth=_AZIMUTH, elevation=_ELEVATION, aspect=_WIDTH / _HEIGHT, margin=0.12)
-        picture = panels(view, choose_modes(view, None), camera, _WIDTH, _HEIGHT, columns=1)
-        file = io.BytesIO()
-        pillow.fromarray(picture).save(file, format="jpeg", quality=85)
-        ratio = 100 * float(run.config["model"].get("init_args", {}).get("mask_ratio", 0))
-        hidden = f"{ratio:.0f} % of the cubes hidden, " if ratio else ""
-        yield Image(file.getvalue(), "image/jpeg", f"{shown[0].name}, {split} split; {hidden}masks by seed {seed}")
+        number = min(count, _MOST, len(dataset))
+        for index in (position * len(dataset) // number for position in range(number)):
+            shown, _ = items_of_run(path, [index])
+            view = cut_top(build(shown, path, Request(seed=seed), _AZIMUTH), _ROOF)
+            camera = fit(view, azimuth=_AZIMUTH, elevation=_ELEVATION, aspect=_WIDTH / _HEIGHT, margin=0.12)
+            picture = panels(view, choose_modes(view, None), camera, _WIDTH, _HEIGHT, columns=1)
+            file = io.BytesIO()
+            pillow.fromarray(picture).save(file, format="jpeg", quality=85)
+            yield Image(file.getvalue(), "image/jpeg", f"{shown[0].name}, {split} split; {hidden}masks by seed {seed}")
+    except ValueError as error:  # a class of the user's own that is not here, or a bad file
+        raise NotApplicableError(f"the run's data cannot be shown ({' '.join(str(error).split()):.300})") from error

@@ -371,10 +371,20 @@ def test_scenes_are_shown_under_a_mask_and_predicted(tmp_path: Path, capsys: pyt
             assert (np.abs(lower - color).max(-1) < 80).sum() > least
     # Where the scenes are not, the rest of the page is made.
     config = (run / "config.yaml").read_text()
-    for name, reason in (("nowhere.Scenes", "the run's data cannot be opened"), ("pc3d.data.SceneFolder", "root")):
+    for name, reason in (("nowhere.Scenes", "the run's data cannot be shown"), ("pc3d.data.SceneFolder", "root")):
         (run / "config.yaml").write_text(config.replace("pc3d.data.Rooms", name))
         assert main(["report", str(run), "--overwrite"]) == 0
         assert re.search(f"left out: Reconstructions: .*{reason}", capsys.readouterr().out)
+    # So it is where one of them cannot be read.
+    (tmp_path / "set" / "test" / "hall").mkdir(parents=True)
+    (tmp_path / "set" / "test" / "hall" / "coord.npy").write_bytes(b"words")
+    settings = yaml.safe_load(config)
+    settings["data"]["train"] = {"class_path": "pc3d.data.SceneFolder", "init_args": {"root": str(tmp_path / "set")}}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["report", str(run), "--overwrite"]) == 0
+    assert re.search(
+        r"left out: Reconstructions: the run's data cannot be shown \(.*coord\.npy", capsys.readouterr().out
+    )
 
 
 def test_wrong_use_is_explained(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
