@@ -121,14 +121,16 @@ def _published(
     if not found:
         return data, None
     names = (f"{way}way_{shot}shot", f"{way}way{shot}shot")
-    folder = next((folder for folder in found if folder.name in names), None)
+    folder = next((folder for folder in found if folder.absolute().name in names), None)
     if folder is None:
-        known = ", ".join(folder.name for folder in found)
+        known = ", ".join(folder.absolute().name for folder in found)
         raise ValueError(f"way, shot: {data} has no {names[0]}, it has {known}: give the --way and --shot of one")
     if on_error != "refuse":
         raise ValueError(f"on_error: the episodes of {folder} are taken as they are: leave the option out")
     train, test = FewShotFiles(folder), FewShotFiles(folder, "test")
     folds = train.folds.unique().tolist()
+    if len(folds) < 2:
+        raise ValueError(f"data: {folder} has one episode: two or more are needed for a standard deviation")
     if not 2 <= num_episodes <= len(folds):
         raise ValueError(f"num_episodes: {folder} has {len(folds)}, got {num_episodes}: ask for 2 to {len(folds)}")
     queries = int((test.folds == folds[0]).sum()) // way

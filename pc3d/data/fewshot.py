@@ -191,7 +191,7 @@ class FewShotFiles(PointDataset):
     def __init__(self, folder: Path | str, split: Split = "train") -> None:
         _check_side(split, 0)
         self.root, self.split = Path(folder), split
-        numbers = _FOLDER.fullmatch(self.root.name)
+        numbers = _FOLDER.fullmatch(self.root.absolute().name)
         self._numbers = sorted(int(path.stem) for path in self.root.glob("*.pkl") if path.stem.isdigit())
         if numbers is None or not self._numbers:
             raise MissingDataError.of(type(self).__name__, [self.root / "0.pkl"], self.root, _SOURCE, _TERMS)
@@ -224,7 +224,9 @@ def few_shot_folders(root: Path | str) -> list[Path]:
     """The folders of published episodes in ``ModelNetFewshot``; the folder itself, where it is one."""
     root = Path(root)
     folders = [root, *root.iterdir()] if root.is_dir() else []
-    return sorted(folder for folder in folders if _FOLDER.fullmatch(folder.name) and any(folder.glob("*.pkl")))
+    return sorted(
+        folder for folder in folders if _FOLDER.fullmatch(folder.absolute().name) and any(folder.glob("*.pkl"))
+    )
 
 
 def _check_positive(**numbers: int) -> None:

@@ -318,7 +318,9 @@ def test_fewshot_works_with_its_defaults_and_says_what_it_took(capsys: pytest.Ca
     assert "is usual" not in capsys.readouterr().out
 
 
-def test_fewshot_takes_published_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fewshot_takes_published_episodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By hand: a support vector machine on the descriptors of each file's clouds."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -358,6 +360,9 @@ def test_fewshot_takes_published_episodes(tmp_path: Path, capsys: pytest.Capture
     for verb in ("probe", "retrieve"):
         assert main([verb, "--encoder", "descriptor", "--data", str(tmp_path / "3way_4shot")]) == 1
         assert "judge with pc3d fewshot, which keeps them apart" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path / "3way_4shot")
+    assert main([*asked, *kind, "--data", ".", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracies"] == found["accuracies"]
     for wrong, message in [
         ([], "has no 5way_10shot, it has 3way_4shot"),
         ([*kind, "--num_queries", "6"], "have 5, got 6"),
@@ -367,6 +372,9 @@ def test_fewshot_takes_published_episodes(tmp_path: Path, capsys: pytest.Capture
     ]:
         assert main([*asked, *wrong]) == 1
         assert message in capsys.readouterr().err
+    (tmp_path / "3way_4shot" / "1.pkl").unlink()
+    assert main([*asked, *kind]) == 1
+    assert "has one episode: two or more are needed" in capsys.readouterr().err
 
 
 def test_untrained_is_freshly_built(encoder: str, tmp_path: Path) -> None:
