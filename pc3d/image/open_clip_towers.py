@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pc3d._extras import require
 from pc3d.image.dense_clip import DenseMode, open_clip_keys, open_clip_resnet, open_clip_vit
 from pc3d.image.pictures import Preprocessing
-from pc3d.image.towers import ImageTower, JointPair, MissingWeightsError, TextTower
+from pc3d.image.towers import ImageTower, JointPair, MissingWeightsError, TextTower, does_not_fit
 
 
 def _version() -> dict[str, str]:
@@ -194,10 +194,7 @@ def _load(open_clip: Any, model: str, weights: str, name: str, **options: Any) -
         raise MissingWeightsError.of(name, error) from error
     except Exception as error:  # of a local file, whatever its readers come up with
         if Path(weights).is_file():
-            told = " ".join(str(error).split())
-            raise ValueError(
-                f"weights: {weights} does not fit {model} ({told:.200}): give a file of its weights"
-            ) from error
+            raise does_not_fit(weights, model, error) from error
         if isinstance(error, KeyError):
             raise MissingWeightsError.of(name, error) from error
         raise

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pc3d._extras import require
 from pc3d.image.pictures import Preprocessing
-from pc3d.image.towers import ImageTower, MissingWeightsError
+from pc3d.image.towers import ImageTower, MissingWeightsError, does_not_fit
 
 
 class TimmImageTower(ImageTower):
@@ -122,8 +122,8 @@ def timm_tower(model: str, weights: str | None = None, *, layer: int = -1) -> Ti
         network = _of_any_size(timm, model, pretrained=False)
         try:
             timm.models.load_checkpoint(network, weights, strict=True, weights_only=True)
-        except RuntimeError as error:
-            raise ValueError(f"weights: {weights} does not fit {model} ({error})") from error
+        except Exception as error:  # whatever the readers of files come up with
+            raise does_not_fit(weights, model, error) from error
     else:
         if not timm.is_model_pretrained(model):
             raise MissingWeightsError.of(name, "timm has no weights of that name")

@@ -36,6 +36,12 @@ class MissingWeightsError(FileNotFoundError):
         )
 
 
+def does_not_fit(weights: str, model: str, error: Exception) -> ValueError:
+    """The error of a local file whose reader or network came up with another."""
+    told = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"weights: {weights} does not fit {model} ({told:.200}): give a file of its weights")
+
+
 class _Tower(nn.Module, ABC):
     """A frozen network: always in evaluation mode, no gradients, with an identity that stored features carry."""
 

@@ -409,6 +409,12 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="does not fit test_vit"):
         timm_tower("test_vit", str(tmp_path / "weights.pth"))
+    whole = (tmp_path / "weights.pth").read_bytes()
+    for ending in ("pth", "safetensors"):
+        for content in (whole[: len(whole) // 2], b"words, words", b""):
+            (tmp_path / f"damaged.{ending}").write_bytes(content)
+            with pytest.raises(ValueError, match=rf"weights: .*damaged\.{ending} does not fit test_vit \(\w"):
+                timm_tower("test_vit", str(tmp_path / f"damaged.{ending}"))
     with pytest.raises(MissingWeightsError, match=r"nowhere\.pth is no file"):
         timm_tower("test_vit", "nowhere.pth")
 
