@@ -277,6 +277,16 @@ class Output:
             sys.exit(
                 f"{path} exists with other content (other options or files?): move it away or choose another folder"
             )
+        self.renew_text(name, text)
+
+    def renew_text(self, name: str, text: str) -> None:
+        """Write a small file, also over what this conversion wrote there before.
+
+        Raises:
+            SystemExit: a file of that name is there, and it is another one.
+        """
+        self.has(name)
+        path = self.folder / name
         partial_name(path).write_text(text, encoding="utf-8")
         self.finish(name, sha256(partial_name(path)))
 
@@ -371,7 +381,8 @@ def describe(
         "skipped": skipped,
         **({"files_without": without} if without else {}),
     }
-    output.write_text(f"{name}.json", json.dumps(description, indent=1) + "\n")
+    # An earlier version may have said less of the same shards, such as nothing of the axis that points up.
+    output.renew_text(f"{name}.json", json.dumps(description, indent=1) + "\n")
     print(f"{output.folder / name}.json: {len(ids)} objects in {len(kept)} shards, {len(skipped)} files left out")
     for file in skipped:
         print(f"  left out {file['path']}: {file['reason']}")

@@ -100,6 +100,25 @@ def test_shards_say_which_axis_points_up(tmp_path: Path, assets: Path, convert: 
         assert ObjectSet(tmp_path / kind, num_points=1024).up == up
 
 
+def test_what_an_earlier_version_wrote_learns_which_axis_points_up(
+    tmp_path: Path, assets: Path, convert: ModuleType
+) -> None:
+    arguments = ("shapenet55", assets / "shapenet55", tmp_path, "--num_points", 1024)
+    call(convert, *arguments)
+    path, manifest = tmp_path / "train.json", tmp_path / "manifest.sha256"
+    new, known = path.read_text(), manifest.read_text()
+    path.write_text(new.replace(' "up": "y",\n', ""))
+    digests = [hashlib.sha256(text.encode()).hexdigest() for text in (new, path.read_text())]
+    manifest.write_text(known.replace(*digests))
+    assert ObjectSet(tmp_path, num_points=1024).up == "z"
+    call(convert, *arguments)
+    assert (path.read_text(), manifest.read_text()) == (new, known)
+    path.write_text("{}")
+    with pytest.raises(SystemExit, match=r"train\.json exists and is not what this conversion wrote"):
+        call(convert, *arguments)
+    assert path.read_text() == "{}"
+
+
 def test_nothing_is_overwritten(tmp_path: Path, assets: Path, convert: ModuleType) -> None:
     arguments = ("shapenet55", assets / "shapenet55", tmp_path, "--num_points", 1024)
     call(convert, *arguments)
