@@ -333,11 +333,13 @@ def run(given: argparse.Namespace) -> None:
     output = Output(given.out, options)
     if given.kind == "files":
         check_unchanged(jobs, output, given.root)
-    classes = CLASSES.get(given.kind, ())
+    listed = given.out / CLASSES_FILE
+    # So that the folder can be read as one of any scenes, too; the user may have named them by then.
+    classes = CLASSES.get(given.kind, ()) if not listed.exists() else ()
     if given.kind == "files" and given.classes is not None:
         classes = read_class_codes(given.classes).names
-    if classes:  # so that the folder can be read as one of any scenes, too
-        (given.out / CLASSES_FILE).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+    if classes:
+        listed.write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
     failures = []
     try:
         with tqdm(total=len(jobs), desc=given.kind, unit="scene", disable=None) as bar:

@@ -438,6 +438,9 @@ def test_s3dis_and_structured3d_from_raw_to_read(tmp_path: Path, tool: ModuleTyp
     call(tool, "s3dis", SCENES / "s3dis_raw", tmp_path / "s3dis")
     assert S3DIS(tmp_path / "s3dis", areas=[1]).ids == ["Area_1-office_1"]
     assert SceneFolder(tmp_path / "s3dis", "Area_1").classes == S3DIS_CLASSES  # as scenes of any kind, too
+    (tmp_path / "s3dis" / "classes.txt").write_text("Decke\n")
+    call(tool, "s3dis", SCENES / "s3dis_raw", tmp_path / "s3dis")
+    assert (tmp_path / "s3dis" / "classes.txt").read_text() == "Decke\n"  # the user's own names stay
     structured3d_archives(tmp_path / "zips")
     call(tool, "structured3d", tmp_path / "zips", tmp_path / "structured3d")
     rooms = Structured3D(tmp_path / "structured3d", "val")
