@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pc3d._version import __version__
 
 if TYPE_CHECKING:
-    from pc3d import ops
+    from pc3d import compat, data, evaluation, image, losses, methods, models, nn, ops, tasks, viz  # noqa: F401
     from pc3d.models.hub import load_encoder, save_encoder
 else:
     # What `pc3d.NAME` means without an import of its own.
@@ -21,7 +21,7 @@ else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__, *_PARTS})
 
 
 __all__ = ["__version__", "load_encoder", "ops", "save_encoder"]

@@ -20,6 +20,7 @@ def test_every_part_is_there_once_the_package_is_imported() -> None:
     """In an interpreter of its own: here, other tests have imported them."""
     program = """
 import sys, pc3d
+assert {"models", "data", "ops"} <= set(dir(pc3d))
 assert "torch" not in sys.modules
 pc3d.models.Swin3D, pc3d.data.SCANNET20, pc3d.compat.install, pc3d.nn.use_spconv, pc3d.ops.knn
 try:
