@@ -155,16 +155,22 @@ def dataset_of_run(run: Path, split: str | None = None) -> tuple[PointDataset, s
 
 def _name_of(dataset: PointDataset) -> str:
     """As :func:`named_set` names it: what a configuration calls its test set may be the split of validation."""
-    from pc3d.data import S3DIS
+    from pc3d.data import S3DIS, ScanNet
     from pc3d.data.scene_labels import SCANNET200
 
     name = type(dataset).__name__.lower()
     if isinstance(dataset, S3DIS):  # whose splits are areas, usually the fifth
         return f"{name}_test" + ("" if dataset.areas == (5,) else f"_area_{'_'.join(map(str, dataset.areas))}")
-    if tuple(dataset.classes) == SCANNET200:
+    if isinstance(dataset, ScanNet) and dataset.classes == SCANNET200:
         name = "scannet200"
     split = getattr(dataset, "split", None)
-    return f"{name}_{Path(split).stem if isinstance(split, str) else 'test'}"
+    splits = split if isinstance(split, list | tuple) else [split if isinstance(split, str) else "test"]
+    return "_".join([name, *map(_short, splits)])
+
+
+def _short(split: str) -> str:
+    """A split in the name of a file: what it is may be the path of a list or of a folder."""
+    return Path(split).name.removesuffix(".json")
 
 
 def _check_held_out(run: Path, area: int) -> None:
@@ -202,10 +208,10 @@ def named_set(data: str, root: str | None, split: str | None, test_area: int | N
         rooms = sets.S3DIS(root, "test" if split == "test" else "train", test_area=test_area or 5)
         return rooms, f"s3dis_{split}" + ("" if test_area is None else f"_area_{test_area}")
     if data == "scenes":
-        return sets.SceneFolder(root, split), f"{Path(root).name}_{split}"
+        return sets.SceneFolder(root, split), f"{Path(root).name}_{_short(split)}"
     if data == "structured3d":
-        return sets.Structured3D(root, split), f"structured3d_{split}"
-    return sets.ScanNet(root, split, classes=200 if data == "scannet200" else 20), f"{data}_{split}"
+        return sets.Structured3D(root, split), f"structured3d_{_short(split)}"
+    return sets.ScanNet(root, split, classes=200 if data == "scannet200" else 20), f"{data}_{_short(split)}"
 
 
 def main(argv: Sequence[str]) -> int | None:

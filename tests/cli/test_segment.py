@@ -20,7 +20,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from pc3d import load_encoder
-from pc3d.cli._segment_eval import dataset_of_run
+from pc3d.cli._segment_eval import dataset_of_run, named_set
 from pc3d.cli._segment_predict import _class_numbers
 from pc3d.cli._training import shipped_configs, with_config
 from pc3d.cli.main import main
@@ -365,7 +365,8 @@ def test_any_area_is_judged_that_the_run_has_not_seen(
         ({"class_path": "pc3d.data.ScanNet", "init_args": {"split": "val"}}, "scannet_val"),
         ({"class_path": "pc3d.data.ScanNet", "init_args": {"split": "val", "classes": 200}}, "scannet200_val"),
         ({"class_path": "pc3d.data.ScanNet", "init_args": {"split": "few.json"}}, "scannet_few"),
-        ({"class_path": "pc3d.data.ScanNet", "init_args": {"split": ["train", "val"]}}, "scannet_test"),
+        ({"class_path": "pc3d.data.ScanNet", "init_args": {"split": ["train", "val"]}}, "scannet_train_val"),
+        ({"class_path": "pc3d.data.SceneFolder", "init_args": {"split": "val"}}, "scenefolder_val"),
         ({"class_path": "pc3d.data.S3DIS", "init_args": {"split": "test"}}, "s3dis_test"),
         ({"class_path": "pc3d.data.S3DIS", "init_args": {"split": "test", "test_area": 3}}, "s3dis_test_area_3"),
     ],
@@ -379,9 +380,28 @@ def test_a_result_bears_the_name_of_the_split_that_was_judged(
         scene.mkdir(parents=True)
         np.save(scene / "coord.npy", np.zeros((2, 3), np.float32))
     (tmp_path / "scannet" / "few.json").write_text('["val/scene0011_00"]')
+    # Scans of one's own in these classes are no ScanNet200.
+    (tmp_path / "scannet" / "classes.txt").write_text("".join(f"{name}\n" for name in SCANNET200))
     test["init_args"]["root"] = str(s3dis if "S3DIS" in test["class_path"] else tmp_path / "scannet")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"test": test}}))
     assert dataset_of_run(tmp_path)[1] == name
+
+
+def test_a_split_that_is_a_path_gives_its_name_and_no_folder(tmp_path: Path) -> None:
+    """The results are written into a file of this name, after hours."""
+    scene = tmp_path / "scans" / "val" / "scene0011_00"
+    scene.mkdir(parents=True)
+    np.save(scene / "coord.npy", np.zeros((2, 3), np.float32))
+    lists = tmp_path / "few.json"
+    lists.write_text('["val/scene0011_00"]')
+    for data, name in (
+        ("scannet", "scannet_few"),
+        ("scannet200", "scannet200_few"),
+        ("structured3d", "structured3d_few"),
+        ("scenes", "scans_few"),
+    ):
+        assert named_set(data, str(tmp_path / "scans"), str(lists), None)[1] == name
+    assert named_set("scenes", str(tmp_path), "scans/val", None)[1] == f"{tmp_path.name}_val"
 
 
 def test_folds_are_added_up_before_anything_is_divided(
