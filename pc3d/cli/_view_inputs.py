@@ -168,7 +168,11 @@ def _class_names(path: Path) -> tuple[str, ...]:
 
 def _of_scene(folder: Path) -> Shown:
     """A scene of a prepared folder, named by its own."""
-    split = folder.parents[1 if _is_structured3d(folder) else 0]
+    from pc3d.data.scenes import CLASSES_FILE
+
+    # Rooms of Structured3D lie two levels below their split, unless what lies there is the root itself.
+    deep = _is_structured3d(folder) and not (folder.parents[1] / CLASSES_FILE).is_file()
+    split = folder.parents[1 if deep else 0]
     scenes = _prepared(split.parent, split.name)
     return shown_item(scenes, scenes.paths.index(folder))
 
@@ -178,7 +182,8 @@ def _is_structured3d(scene: Path) -> bool:
 
 
 def _prepared(root: Path, split: str) -> SceneFolder:
-    """The scenes of a prepared folder, those of a benchmark with its classes unless the folder names its own."""
+    """The scenes of a prepared folder: ScanNet's by the names of its files of classes; those of the other benchmarks by
+    the names of their folders, unless the root names classes of its own."""
     from pc3d.data import S3DIS, ScanNet, SceneFolder, Structured3D
     from pc3d.data.scenes import CLASSES_FILE, find_below
 
@@ -283,10 +288,14 @@ def _is_scene(dataset: PointDataset) -> bool:
 def preparation_of(dataset: PointDataset) -> tuple[Any, Any]:
     """How an encoder of objects takes the items of a set, as :func:`pc3d.cli._inputs.open_split` says for its own."""
     from pc3d.data import (
+        AlignedShards,
+        FewShotFiles,
         ModelNetCache,
         ModelNetHDF5,
         ModelNetResampled,
         ObjectSet,
+        OpenShapeFiles,
+        OpenShapeTests,
         ScanObjectNN,
         ShapeNet55,
         ShapeNetPart,
@@ -294,5 +303,6 @@ def preparation_of(dataset: PointDataset) -> tuple[Any, Any]:
 
     if isinstance(dataset, ObjectSet | ModelNetHDF5 | ScanObjectNN):
         return "first", "none"
-    by_centroid = ModelNetResampled | ModelNetCache | ShapeNet55 | ShapeNetPart
+    by_centroid = ModelNetResampled | ModelNetCache | ShapeNet55 | ShapeNetPart | FewShotFiles
+    by_centroid |= AlignedShards | OpenShapeFiles | OpenShapeTests
     return "farthest", "centroid" if isinstance(dataset, by_centroid) else "box"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from pc3d.cli import _view_runs
+from pc3d.cli._inputs import open_inputs
 from pc3d.cli._view_features import _Speaker
 from pc3d.cli._view_inputs import Shown, items_of, open_all, open_dataset, shown_item
 from pc3d.cli._view_layers import Request, ask_of, build, choose_modes, cut_top
@@ -247,6 +249,29 @@ def test_prepared_benchmarks_are_known_by_their_names(
         (tmp_path / "classes.txt").write_text("".join(f"kind {i}\n" for i in range(number + 1)))
         (shown,) = open_all([str(tmp_path)], data=None, split=split, **usual).shown
         assert shown.classes[number] == f"kind {number}"
+
+
+def test_a_scene_of_ones_own_that_is_called_as_in_structured3d(tmp_path: Path) -> None:
+    folder = tmp_path / "scene_00001" / "room_7"  # where others have scene_00001 within a split
+    folder.mkdir(parents=True)
+    np.save(folder / "coord.npy", np.eye(4, 3, dtype=np.float32))
+    np.save(folder / "segment.npy", np.array([0, 1, 1, 0]))
+    (tmp_path / "classes.txt").write_text("shelf\nbox\n")
+    usual: dict[str, Any] = {"root": None, "item": None, "num_points": 9, "up": None, "drop_invalid": False}
+    (shown,) = open_all([str(folder)], data=None, split="test", **usual).shown
+    assert shown.classes == ("shelf", "box")
+
+
+def test_an_encoder_sees_the_published_episodes_as_in_other_verbs(tmp_path: Path) -> None:
+    folder = tmp_path / "2way_1shot"
+    folder.mkdir()
+    points = np.random.default_rng(0).uniform(size=(50, 3)).astype(np.float32)
+    sides = {side: [(points, new, 3 + new) for new in range(2)] for side in ("train", "test")}
+    (folder / "0.pkl").write_bytes(pickle.dumps(sides))
+    source = open_inputs(str(folder), "test", None)
+    (shown,) = items_of(source.dataset, "episodes", [1])
+    assert (shown.sampling, shown.normalize) == (source.sampling, source.normalize) == ("farthest", "centroid")
+    assert shown.name == "4 (1)"
 
 
 def test_prepared_scenes_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
