@@ -6,6 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -113,7 +114,7 @@ def _open_split(
     if shards:
         return Source(sets.ObjectSet(root, split, **cut), "first", "none")
     if _is_few_shot(root):
-        return Source(sets.FewShotFiles(root, cast(Any, split)), "farthest", "centroid")
+        return Source(sets.FewShotFiles(root, cast(Any, split), on_error=on_error), "farthest", "centroid")
     if any(root.glob("ply_data_*.h5")):
         return Source(sets.ModelNetHDF5(root, cast(Any, split), on_error=on_error), "first", "none")
     if _is_shapenet55(root):
@@ -156,7 +157,8 @@ def _with_variants(root: Path, split: str, variant: Variant | None, on_error: On
         # The projects after Point-BERT pass on the cache without the text files that it was made from.
         classes = read_lines(root / f"{lists[0]}_shape_names.txt")
         cached = any(root.glob(f"{chosen}_*pts_fps.dat")) and not any((root / name).is_dir() for name in classes)
-        kind = sets.ModelNetCache if cached else sets.ModelNetResampled
+        # One file holds all of a cache: what is bad in it is known at once, that of other files when it is read.
+        kind = partial(sets.ModelNetCache, on_error=on_error) if cached else sets.ModelNetResampled
         return Source(kind(root, cast(Any, split), variant=cast(Any, chosen)), "farthest", "centroid", chosen)
     if not _is_scanobjectnn(root):
         return None

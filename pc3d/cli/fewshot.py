@@ -126,7 +126,9 @@ def _published(
         known = ", ".join(folder.absolute().name for folder in found)
         raise ValueError(f"way, shot: {data} has no {names[0]}, it has {known}: give the --way and --shot of one")
     if on_error != "refuse":
-        raise ValueError(f"on_error: the episodes of {folder} are taken as they are: leave the option out")
+        raise ValueError(
+            f"on_error: an episode of {folder} without some of its objects is another one: leave the option out"
+        )
     train, test = FewShotFiles(folder), FewShotFiles(folder, "test")
     folds = train.folds.unique().tolist()
     if len(folds) < 2:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pc3d.data.arrays import ArrayDataset
 from pc3d.data.dataset import BadFileError, MissingDataError, PointDataset, Selection
-from pc3d.data.files import OnError
+from pc3d.data.files import OnError, check_on_error
 from pc3d.data.pickles import load_array_pickle
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
@@ -174,6 +174,7 @@ class FewShotFiles(PointDataset):
     Args:
         folder: ``5way_10shot`` or another folder of ``ModelNetFewshot``, with ``0.pkl``, ``1.pkl``, ...
         split: ``"train"`` or ``"test"``: the side of the episodes.
+        on_error: ``"refuse"`` or ``"report"`` clouds with coordinates that are not finite.
 
     Attributes:
         folds: ``(len,)`` int64, the episode of each item, ascending.
@@ -188,9 +189,10 @@ class FewShotFiles(PointDataset):
 
     up = "y"
 
-    def __init__(self, folder: Path | str, split: Split = "train") -> None:
+    def __init__(self, folder: Path | str, split: Split = "train", on_error: OnError = "refuse") -> None:
         _check_side(split, 0)
-        self.root, self.split = Path(folder), split
+        check_on_error(on_error)
+        self.root, self.split, self._on_error = Path(folder), split, on_error
         numbers = _FOLDER.fullmatch(self.root.absolute().name)
         self._numbers = sorted(int(path.stem) for path in self.root.glob("*.pkl") if path.stem.isdigit())
         if numbers is None or not self._numbers:
@@ -199,7 +201,9 @@ class FewShotFiles(PointDataset):
         originals, folds, known = [], [], set()
         for fold in self._numbers:
             episode = self._episode(fold)
-            originals.append(torch.tensor(episode.class_indices)[self._side(episode).labels])
+            side = self._side(episode)
+            originals.append(torch.tensor(episode.class_indices)[side.labels])
+            self.skipped += side.skipped
             folds.append(torch.full_like(originals[-1], fold))
             known |= set(episode.class_indices)
         self.classes = tuple(map(str, sorted(known)))
@@ -214,7 +218,7 @@ class FewShotFiles(PointDataset):
         return self._read[1].load(row).replace(label=int(self.labels[index]))
 
     def _episode(self, fold: int) -> FewShotEpisode:
-        return _read_episode(self.root / f"{fold}.pkl", self.way, self.shot, fold)
+        return _read_episode(self.root / f"{fold}.pkl", self.way, self.shot, fold, self._on_error)
 
     def _side(self, episode: FewShotEpisode) -> PointDataset:
         return episode.train if self.split == "train" else episode.test

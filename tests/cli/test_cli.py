@@ -368,7 +368,7 @@ def test_fewshot_takes_published_episodes(
         ([*kind, "--num_queries", "6"], "have 5, got 6"),
         ([*kind, "--num_episodes", "3"], "has 2, got 3"),
         ([*kind, "--num_episodes", "-1"], "has 2, got -1"),
-        ([*kind, "--on_error", "report"], "are taken as they are"),
+        ([*kind, "--on_error", "report"], "without some of its objects is another one"),
     ]:
         assert main([*asked, *wrong]) == 1
         assert message in capsys.readouterr().err

@@ -112,6 +112,34 @@ def test_text_files_of_model_net_are_taken_before_their_cache(
     assert "chair_0001.txt" in capsys.readouterr().err
 
 
+def few_shot_episode(root: Path, clouds: Clouds) -> Path:
+    folder = root / "2way_1shot"
+    folder.mkdir()
+    sides = {split: [(cloud, row, row) for row, cloud in enumerate(points)] for split, points in clouds.items()}
+    (folder / "0.pkl").write_bytes(pickle.dumps(sides))
+    return folder
+
+
+@pytest.mark.parametrize("layout", [model_net_cache, few_shot_episode])
+def test_bad_clouds_of_pickles_are_left_out_where_that_is_asked(
+    layout: Layout, encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = np.random.default_rng(4)
+    clouds = {split: draw.random((2, 300, 6)).astype(np.float32) for split in ("train", "test")}
+    clouds["test"][0, 7, 1] = np.nan
+    out = tmp_path / "features.npz"
+    command = ["embed", "--encoder", encoder, "--data", str(layout(tmp_path, clouds)), "--output", str(out)]
+    command += ["--split", "test", "--num_points", "128"]
+    assert main(command) == 1
+    assert "not finite numbers (1 such items)" in capsys.readouterr().err
+    assert main([*command, "--on_error", "report"]) == 0
+    assert "not finite" in capsys.readouterr().out
+    with np.load(out) as file:
+        np.testing.assert_array_equal(file["label"], [1])
+        expected = load_encoder(encoder).encode(prepared(clouds["test"][1])[None])  # type: ignore[operator]
+        np.testing.assert_allclose(file["features"], expected.detach().numpy(), atol=1e-5)
+
+
 @pytest.mark.parametrize("beside", [".ipynb_checkpoints", "__MACOSX"])
 def test_a_folder_of_no_class_beside_the_cache_changes_nothing(
     beside: str, encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
