@@ -217,6 +217,7 @@ def open_dataset(data: str, split: str, root: str | None) -> PointDataset:
 
     Raises:
         FileNotFoundError: neither a known name nor a folder.
+        ValueError: a root or a split that does not go with it.
     """
     from pc3d.cli._inputs import open_inputs
     from pc3d.data.scenes import find_below
@@ -237,6 +238,10 @@ def open_dataset(data: str, split: str, root: str | None) -> PointDataset:
         return _prepared(Path(data), split)
     if data != "household" and find_below(Path(data), "coord.npy", levels=(1,)):  # a split itself
         folder = Path(data).absolute()
+        if split not in ("test", folder.name):
+            raise ValueError(
+                f"split: {data} is the split {folder.name!r} itself, got {split!r}: name the folder above it"
+            )
         return _prepared(folder.parent, folder.name)
     if _holds_rooms(Path(data), split):
         return named_set("rooms", data, split, None)[0]

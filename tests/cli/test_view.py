@@ -295,6 +295,8 @@ def test_prepared_scenes_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert shown.cloud.xyz.tolist() == [[1.0, 1.0, 1.0]] * 9
         assert shown.classes == ("wall", "floor")
         assert (shown.unit, shown.name) == ("m", "scan1 (1)")
+    with pytest.raises(ValueError, match=r"split: \. is the split 'test' itself, got 'train': name"):
+        open_dataset(".", "train", None)
 
 
 def test_runs_know_their_data(masked_run: Path, segment_run: Path, tmp_path: Path) -> None:
