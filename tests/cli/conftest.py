@@ -23,3 +23,26 @@ def imported_by() -> Callable[..., set[str]]:
         return set(done.stderr.splitlines()[-1].split())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def masked_scenes() -> str:
+    """A configuration of masked scene reconstruction that trains in a moment."""
+    return """
+seed: 0
+model:
+  class_path: pc3d.methods.MaskedScene
+  init_args:
+    encoder:
+      class_path: pc3d.models.SparseUNet
+      init_args: {channels: [8, 12], blocks: [1, 1], voxel_size: 0.1, signals: xyz_rgb_normal}
+    cell_size: 0.9
+    mask_ratio: 0.5
+data:
+  train: {class_path: pc3d.data.Rooms}
+  train_transforms:
+    - {class_path: pc3d.data.CenterShift}
+    - {class_path: pc3d.data.GridSample, init_args: {voxel_size: 0.1}}
+  batch_size: 4
+trainer: {max_epochs: 1, limit_train_batches: 1, accelerator: cpu, enable_progress_bar: false}
+"""

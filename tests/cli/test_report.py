@@ -326,33 +326,15 @@ def test_a_scene_segmentation_shows_its_scores(tmp_path: Path) -> None:
     assert "an encoder of scenes has no single vector for a cloud" in page.text
 
 
-SCENES = """
-seed: 0
-model:
-  class_path: pc3d.methods.MaskedScene
-  init_args:
-    encoder:
-      class_path: pc3d.models.SparseUNet
-      init_args: {channels: [8, 12], blocks: [1, 1], voxel_size: 0.1, signals: xyz_rgb_normal}
-    cell_size: 0.9
-    mask_ratio: 0.5
-data:
-  train: {class_path: pc3d.data.Rooms}
-  train_transforms:
-    - {class_path: pc3d.data.CenterShift}
-    - {class_path: pc3d.data.GridSample, init_args: {voxel_size: 0.1}}
-  batch_size: 4
-trainer: {max_epochs: 1, limit_train_batches: 1, accelerator: cpu, enable_progress_bar: false}
-"""
-
-
-def test_scenes_are_shown_under_a_mask_and_predicted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scenes_are_shown_under_a_mask_and_predicted(
+    masked_scenes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As many as are asked for, with as much of each masked, and all three kinds of points drawn in their colours."""
     from PIL import Image
 
     from pc3d.viz import class_colors
 
-    (tmp_path / "scenes.yaml").write_text(SCENES)
+    (tmp_path / "scenes.yaml").write_text(masked_scenes)
     run = tmp_path / "run"
     assert main(["pretrain", "--config", str(tmp_path / "scenes.yaml"), "--output", str(run)]) == 0
     capsys.readouterr()

@@ -495,27 +495,8 @@ def test_why_a_run_is_shown_on_what_it_was_trained_on_is_said(tmp_path: Path) ->
     assert str(tmp_path / "files") in note
 
 
-SCENES = """
-seed: 0
-model:
-  class_path: pc3d.methods.MaskedScene
-  init_args:
-    encoder:
-      class_path: pc3d.models.SparseUNet
-      init_args: {channels: [8, 12], blocks: [1, 1], voxel_size: 0.3, signals: xyz_rgb_normal}
-    cell_size: 0.9
-data:
-  train: {class_path: pc3d.data.Rooms}
-  train_transforms:
-    - {class_path: pc3d.data.CenterShift}
-    - {class_path: pc3d.data.GridSample, init_args: {voxel_size: 0.3}}
-  batch_size: 4
-trainer: {max_epochs: 1, limit_train_batches: 1, accelerator: cpu, enable_progress_bar: false}
-"""
-
-
-def test_hidden_cubes_of_a_scene_and_what_is_predicted_in_them(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(SCENES)
+def test_hidden_cubes_of_a_scene_and_what_is_predicted_in_them(masked_scenes: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(masked_scenes)
     run = tmp_path / "run"
     assert main(["pretrain", "--config", str(tmp_path / "config.yaml"), "--output", str(run)]) == 0
     cloud = Rooms("test")[0].select(slice(None, None, 10))
@@ -529,7 +510,7 @@ def test_hidden_cubes_of_a_scene_and_what_is_predicted_in_them(tmp_path: Path) -
     hidden = kinds[0] == _view_runs.HIDDEN
     assert 0.3 < hidden.mean() < 0.9
     # Hidden are whole voxels, whose points are grey in their middle; all else is as it was.
-    size = 0.3
+    size = 0.1
     np.testing.assert_allclose(seen.xyz[hidden], (np.floor(given.xyz[hidden] / size) + 0.5) * size, atol=1e-5)
     np.testing.assert_array_equal(seen.xyz[~hidden], given.xyz[~hidden])
     assert (np.abs(seen.layers["rgb"].colors[hidden].astype(int) - 127) <= 1).all()
