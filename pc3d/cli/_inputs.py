@@ -113,7 +113,7 @@ def _open_split(
         return Source(sets.OpenShapeFiles(root, f"split/{split}.json"), "farthest", "centroid")
     if shards:
         return Source(sets.ObjectSet(root, split, **cut), "first", "none")
-    if _is_few_shot(root):
+    if is_few_shot(root):
         return Source(sets.FewShotFiles(root, cast(Any, split), on_error=on_error), "farthest", "centroid")
     if any(root.glob("ply_data_*.h5")):
         return Source(sets.ModelNetHDF5(root, cast(Any, split), on_error=on_error), "first", "none")
@@ -186,7 +186,7 @@ def _is_openshape_release(root: Path) -> bool:
 def _is_published(root: Path) -> bool:
     """Whether a folder holds one of the published data sets."""
     marks = ("ply_data_*.h5", "modelnet40_shape_names.txt", "modelnet10_shape_names.txt")
-    own = _is_scanobjectnn(root) or _is_shapenet55(root) or _is_shapenet_part(root) or _is_few_shot(root)
+    own = _is_scanobjectnn(root) or _is_shapenet55(root) or _is_shapenet_part(root) or is_few_shot(root)
     return own or any(any(root.glob(mark)) for mark in marks)
 
 
@@ -199,7 +199,8 @@ def _is_shapenet55(root: Path) -> bool:
     return (root / "ShapeNet-55").is_dir() and (root / "shapenet_pc").is_dir()
 
 
-def _is_few_shot(root: Path) -> bool:
+def is_few_shot(root: Path) -> bool:
+    """Whether a folder holds published few-shot episodes of one kind."""
     from pc3d.data.fewshot import few_shot_folders
 
     return root in few_shot_folders(root)

@@ -21,6 +21,7 @@ from pc3d.cli._inputs import (
     UpAxis,
     Variant,
     extract,
+    is_few_shot,
     left_out_lines,
     note_points,
     open_encoder,
@@ -245,9 +246,8 @@ def features_of(
     import torch
 
     from pc3d.data import Selection
-    from pc3d.data.fewshot import few_shot_folders
 
-    if not episodes and data != "household" and Path(data) in few_shot_folders(data):
+    if not episodes and data != "household" and is_few_shot(Path(data)):
         raise ValueError(
             f"data: {data} holds published few-shot episodes, and one object may be in several, in one to train on and "
             "in another to be tested: judge with pc3d fewshot, which keeps them apart"

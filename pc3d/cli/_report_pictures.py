@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc3d.cli._inputs import LeftOut, OnError, Source, open_split
-from pc3d.cli._report_run import NotApplicableError, Run, is_of_scenes, training_set
+from pc3d.cli._report_run import NotApplicableError, Run, is_of_scenes, spread, training_set
 from pc3d.cli._view_runs import class_of, points_of, reconstructs_objects
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def reconstructions(run: Run, choose: Callable[[], Objects], count: int, seed: i
     if of_scenes:
         return Section("Reconstructions", list(masked_scenes(run, count, seed)))
     objects, method = choose(), load_method(run.folder).eval()
-    chosen = _spread(len(objects.source.dataset), count)
+    chosen = spread(len(objects.source.dataset), count)
     # All that is stored is drawn; the encoder takes the first points, or farthest ones in their order.
     num_points = None if objects.source.sampling == "first" else points_of(method)
     prepare = preparation(num_points, objects.source.sampling, objects.source.normalize)
@@ -158,7 +158,7 @@ def _scenes(folder: Path, count: int, kept: Kept, device: str) -> Iterable[Image
     dataset, name = dataset_of_run(folder)
     model = load_segmenter(folder)
     made_by = identity_of(model)
-    for index in _spread(len(dataset), count):
+    for index in spread(len(dataset), count):
         cloud = dataset.load(index)
         predicted = kept.of([made_by, device, *seen_by(model, cloud)], partial(_named_by, model, cloud, device))
         label = None if cloud.segment is None else cloud.segment.numpy()
@@ -186,7 +186,7 @@ def _parts(folder: Path, count: int, device: str) -> Image:
     model = model.to(device)
     data = stored_data(folder, "parts")
     num_points, columns = int(model.encoder.config["num_points"]), []
-    for index in _spread(len(data.dataset), count):
+    for index in spread(len(data.dataset), count):
         cloud = data.prepare(data.dataset.load(index), torch.Generator())
         if cloud.segment is None or cloud.label is None:
             raise NotApplicableError(f"{data.name} has no parts of points")
@@ -198,12 +198,6 @@ def _parts(folder: Path, count: int, device: str) -> Image:
         title = config["categories"][cloud.label]
         columns.append(PartsColumn(title, cloud.xyz.numpy(), predicted.numpy(), cloud.segment.numpy()))
     return _image(parts_figure(columns, config["parts"]), f"{data.name}, {data.split} split")
-
-
-def _spread(length: int, count: int) -> list[int]:
-    """Positions spread evenly over a data set, the first one included."""
-    number = min(count, length)
-    return [position * length // number for position in range(number)]
 
 
 def _image(figure: Any, caption: str) -> Image:

@@ -24,8 +24,6 @@ KIND_NAMES: dict[Kind, str] = {
 }
 _UNFINISHED = "the run has not finished, so there is no trained encoder yet"
 _STAGES = ("train", "validation", "test")
-
-
 _SCENES = ("Rooms", "S3DIS", "ScanNet", "Structured3D", "SceneFolder")
 
 
@@ -73,6 +71,12 @@ def training_set(run: Run) -> dict[str, Any]:
 def is_of_scenes(run: Run) -> bool:
     """Whether a run trains on scenes."""
     return run.kind == "segment" or _class_name(training_set(run)) in _SCENES
+
+
+def spread(length: int, count: int) -> list[int]:
+    """Positions spread evenly over a data set, the first one included."""
+    number = min(count, length)
+    return [position * length // number for position in range(number)]
 
 
 def open_run(path: str) -> Run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pc3d.cli._report_run import NotApplicableError, Run
+from pc3d.cli._report_run import NotApplicableError, Run, spread
 
 if TYPE_CHECKING:
     from pc3d.viz.report import Image
@@ -27,8 +27,9 @@ def masked_scenes(run: Run, count: int, seed: int) -> Iterator[Image]:
 
     from PIL import Image as pillow
 
+    from pc3d.cli._view_inputs import items_of
     from pc3d.cli._view_layers import Request, build, choose_modes, cut_top
-    from pc3d.cli._view_runs import data_of, items_of_run
+    from pc3d.cli._view_runs import data_of
     from pc3d.viz.camera import fit
     from pc3d.viz.pictures import panels
     from pc3d.viz.report import Image
@@ -38,14 +39,12 @@ def masked_scenes(run: Run, count: int, seed: int) -> Iterator[Image]:
     hidden = f"{ratio:.0f} % of the cubes hidden, " if ratio else ""
     try:
         dataset, split, _ = data_of(path)
-        number = min(count, _MOST, len(dataset))
-        for index in (position * len(dataset) // number for position in range(number)):
-            shown, _ = items_of_run(path, [index])
-            view = cut_top(build(shown, path, Request(seed=seed), _AZIMUTH), _ROOF)
+        for shown in items_of(dataset, str(path), spread(len(dataset), min(count, _MOST)), split):
+            view = cut_top(build([shown], path, Request(seed=seed), _AZIMUTH), _ROOF)
             camera = fit(view, azimuth=_AZIMUTH, elevation=_ELEVATION, aspect=_WIDTH / _HEIGHT, margin=0.12)
             picture = panels(view, choose_modes(view, None), camera, _WIDTH, _HEIGHT, columns=1)
             file = io.BytesIO()
             pillow.fromarray(picture).save(file, format="jpeg", quality=85)
-            yield Image(file.getvalue(), "image/jpeg", f"{shown[0].name}, {split} split; {hidden}masks by seed {seed}")
+            yield Image(file.getvalue(), "image/jpeg", f"{shown.name}, {split} split; {hidden}masks by seed {seed}")
     except ValueError as error:  # a class of the user's own that is not here, or a bad file
         raise NotApplicableError(f"the run's data cannot be shown ({' '.join(str(error).split()):.300})") from error
