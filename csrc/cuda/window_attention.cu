@@ -141,6 +141,9 @@ class Arranged {
     return out;
   }
 
+  // What is launched from now on may use their memory; the kernels that read them came before.
+  void drop_features() { features_ = Tensor(); }
+
   const int64_t* order() const { return arguments_.order.template const_data_ptr<int64_t>(); }
   const FeatureSizes& sizes() const { return sizes_; }
   // Queries, keys, values and others, in this order.
@@ -220,12 +223,13 @@ std::tuple<Tensor, Tensor> window_attention_cuda(const Tensor& query, const Tens
     using A = Accumulator<T>;
     dispatch_width<A>(query.size(2), [&](auto width) {
       constexpr int kDim = decltype(width)::value;
-      const Arranged<T, A> arranged(arguments, nullptr, kDim, runs, launch);
+      Arranged<T, A> arranged(arguments, nullptr, kDim, runs, launch);
       Tensor result = arranged.results(1);
       Tensor sums = zeros(signals, {heads, voxels});
       Tensor scratch = like(signals, {runs * heads * cuda::forward_scratch(voxels, kDim)});
       cuda::window_attention<kDim>(arranged.task(), runs, scratch.mutable_data_ptr<A>(), result.mutable_data_ptr<A>(),
                                    sums.mutable_data_ptr<A>(), launch);
+      arranged.drop_features();
       out = arranged.restored(result)[0];
       stride_over(launch, sums.numel(), cuda::restore_features<A, A>, sums.const_data_ptr<A>(), 1, arranged.order(),
                   FeatureSizes{voxels, heads, 1, 1}, cuda::Several<A>{{log_sum.mutable_data_ptr<A>()}});
@@ -262,7 +266,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_back
       constexpr int kDim = decltype(width)::value;
       const int64_t size = heads * kDim * rows;
       const int64_t runs = cuda::backward_runs(voxels, arguments.num_windows(), heads, 3 * size * sizeof(A));
-      const Arranged<T, A> arranged(arguments, &pushes, kDim, runs, launch);
+      Arranged<T, A> arranged(arguments, &pushes, kDim, runs, launch);
       const FeatureSizes& sizes = arranged.sizes();
       Tensor level = like(signals, {heads, voxels});
       stride_over(launch, level.numel(), cuda::find_levels<T, A>, pushes.const_data_ptr<T>(), outs.const_data_ptr<T>(),
@@ -281,6 +285,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_back
           arranged.task(), {arranged.features(3), sums.const_data_ptr<A>(), level.const_data_ptr<A>()}, runs,
           scratch.mutable_data_ptr<A>(),
           {first, first + each, first + 2 * each, sets, sets + runs * size, sets + 2 * runs * size}, launch);
+      arranged.drop_features();
       for_features = arranged.restored(gradients);
       cuda::Several<A> places = {};
       for (int t = 0; t < 3; ++t) {
