@@ -38,6 +38,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable
 from functools import partial
@@ -343,7 +344,7 @@ class Contender:
             status = self.process.wait()
             self.errors.seek(0)
             told = [line.strip() for line in self.errors if "Error" in line]
-            reason = told[-1] if told else f"exit status {status}"
+            reason = textwrap.shorten(told[-1], 200, placeholder=" ...") if told else f"exit status {status}"
         else:
             self.process.kill()
             reason = f"no answer for {self.most_wait:.0f} s"

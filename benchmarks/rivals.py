@@ -83,7 +83,7 @@ def _torch_cluster_fps(points: Tensor, num_samples: int) -> Call | None:
 def _pytorch3d_fps(points: Tensor, num_samples: int) -> Call | None:
     from pytorch3d.ops import sample_farthest_points
 
-    if points.is_cpu and points.shape[1] * num_samples > 2e9:
+    if points.shape[1] * num_samples > 2e9:
         return None
     return lambda: sample_farthest_points(points, K=num_samples)
 

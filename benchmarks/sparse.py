@@ -302,7 +302,7 @@ def contenders(
             if coords.is_cpu:
                 raise
             shape = " -> ".join(map(str, weight.shape[1:]))
-            notes.append(f"- {name}, {shape}, {weight.dtype}: {str(error).splitlines()[0]}")
+            notes.append(f"- {name}, {len(coords):,} voxels, {shape}, {weight.dtype}: {str(error).splitlines()[0]}")
         else:
             field[name] = rival
     return field
