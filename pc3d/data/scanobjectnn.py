@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pc3d.data.arrays import ArrayDataset, read_hdf5
@@ -47,7 +48,8 @@ _BACKGROUND = -1
 class ScanObjectNN(ArrayDataset):
     """ScanObjectNN's HDF5 files, 2,048 points per object, as stored: not normalised, y up.
 
-    Where the file has a ``mask``, ``segment`` tells background (0) from object (1).
+    Where the file has a ``mask``, ``segment`` tells background (0) from object (1). Where it has an ``item``, which the
+    published files do not, ``groups`` are the clouds of the same item: an object that was scanned several times.
 
     Args:
         root: the folder with ``main_split`` and ``main_split_nobg``, or one that holds the ``.h5`` files itself.
@@ -89,7 +91,7 @@ class ScanObjectNN(ArrayDataset):
             raise ValueError(f"variant must be one of {tuple(_SUFFIX)}, got {variant!r}")
         self.root, self.split, self.variant = Path(root), split, variant
         path = self._path(fold)
-        arrays = read_hdf5(path, ("data", "label"), ("mask",))
+        arrays = read_hdf5(path, ("data", "label"), ("mask", "item"))
         data, label, mask = arrays["data"], arrays["label"].reshape(-1), arrays.get("mask")
         if data.ndim != 3 or data.shape[2] != 3 or len(label) != len(data):
             raise BadFileError(path, f"data has shape {data.shape} and label {arrays['label'].shape}")
@@ -97,6 +99,9 @@ class ScanObjectNN(ArrayDataset):
             raise BadFileError(path, f"mask has shape {mask.shape}, which does not go with data {data.shape}")
         if mask is None and object_points_only:
             raise BadFileError(path, "has no key 'mask', which object_points_only needs")
+        items = arrays.get("item")
+        if items is not None and items.shape != label.shape:
+            raise BadFileError(path, f"item has shape {items.shape}, expected one for each of {len(data)} clouds")
         segments = None if mask is None else list((mask != _BACKGROUND).astype(np.int64))
         clouds = list(data)
         if object_points_only and segments is not None:
@@ -113,6 +118,8 @@ class ScanObjectNN(ArrayDataset):
             on_error=on_error,
             transform=transform,
         )
+        if items is not None:
+            self.groups = torch.from_numpy(np.unique(items, return_inverse=True)[1][self._kept])
 
     def _class_names(self, path: Path, label: NDArray[np.int64]) -> Sequence[str]:
         for listing in (path.with_name("shape_names.txt"), self.root / "shape_names.txt"):

@@ -27,6 +27,7 @@ from pc3d.data import (
     ShapeNetPart,
     ShapeNetSTRL,
     collate,
+    split_train_validation,
 )
 
 
@@ -478,6 +479,31 @@ def test_scanobjectnn_of_other_classes_names_them_in_a_file(scanobjectnn: Path) 
     for variant in ("obj_bg", "obj_only"):
         own = ScanObjectNN(scanobjectnn, variant=variant)  # type: ignore[arg-type]
         assert [own.classes[k] for k in own.labels] == [f"class {k}" for k in range(0, 21, 4)]
+
+
+def test_scans_of_one_item_stay_on_one_side_of_a_split(scanobjectnn: Path) -> None:
+    path = scanobjectnn / "main_split" / "training_objectdataset.h5"
+    with h5py.File(path, "r+") as file:
+        file["item"] = [b"cupboard", b"stool", b"desk", b"cupboard", b"stool", b"bench"]
+        file["label"][:] = [3, 4, 4, 3, 4, 4]
+    scans = ScanObjectNN(scanobjectnn)
+    assert (scans.groups[:, None] == scans.groups).nonzero().tolist() == [
+        *([0, 0], [0, 3], [1, 1], [1, 4], [2, 2]),
+        *([3, 0], [3, 3], [4, 1], [4, 4], [5, 5]),
+    ]
+    for seed in range(5):
+        train, validation = split_train_validation(scans, 0.5, seed)
+        assert not set(train.groups.tolist()) & set(validation.groups.tolist())
+    with h5py.File(path, "r+") as file:
+        file["mask"][0] = -1
+    left = ScanObjectNN(scanobjectnn, object_points_only=True, on_error="report")
+    assert torch.equal(left.groups, scans.groups[1:])
+    assert ScanObjectNN(scanobjectnn, "test").groups is None
+    with h5py.File(path, "r+") as file:
+        del file["item"]
+        file["item"] = np.arange(5)
+    with pytest.raises(BadFileError, match=r"item has shape \(5,\), expected one for each of 6 clouds"):
+        ScanObjectNN(scanobjectnn)
 
 
 def test_bad_scanobjectnn(scanobjectnn: Path) -> None:
