@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pc3d.cli import _output
 from pc3d.cli._inputs import NUM_POINTS, OnError, Points, Source, UpAxis, Variant, open_inputs, turned_up
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def open_text_tower(aligned: AlignedShapeEncoder, tower: str | None) -> TextTowe
     _check_known_width("text_tower", name, aligned.text_dim)
     found = load_text_tower(name)
     _check_width("text_tower", found.name, found.width, aligned.text_dim)
+    warn_of_other_tower("text_tower", name, aligned.text_space)
     return found
 
 
@@ -52,6 +54,7 @@ def open_image_tower(aligned: AlignedShapeEncoder, tower: str | None) -> ImageTo
     _check_known_width("image_tower", name, aligned.image_dim)
     found = load_image_tower(name)
     _check_width("image_tower", found.name, found.width, aligned.image_dim)
+    warn_of_other_tower("image_tower", name, aligned.image_space)
     return found
 
 
@@ -62,6 +65,23 @@ def _named(name: str, option: str, example: str) -> str:
             f"it, as in --{option} {example}"
         )
     return name
+
+
+def warn_of_other_tower(option: str, name: str, own: str) -> None:
+    """Say so where another tower is named than an encoder's own: the same one from a file perhaps, or a mistake.
+
+    Args:
+        option: that names it.
+        name: of the tower.
+        own: that of the encoder; empty where it does not say.
+    """
+    from pc3d.image import tower_name
+
+    if own and tower_name(name) != tower_name(own):
+        _output.warn_once(
+            f"{option}: the encoder was trained with {own}, and {name} is not that by its name: unless its weights are "
+            "the same, cosines with its features mean nothing, whatever their width; leave the option out"
+        )
 
 
 def _check_known_width(option: str, name: str, wanted: int) -> None:

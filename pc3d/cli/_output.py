@@ -84,6 +84,14 @@ def say_once(text: str) -> None:
         say(text)
 
 
+def warn_once(text: str) -> None:
+    """A warning on standard error, also with ``--quiet``, unless this command has given it."""
+    output = _current.get() or _Output()
+    if text not in output.said:
+        output.said.add(text)
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def result(data: Any, text: object) -> None:
     """What the command was for: ``data`` with ``--json``, else ``text``."""
     output = _current.get()

@@ -34,7 +34,7 @@ def openvocab(
         weights: Local file of weights for open_clip.
         overwrite: Replace a model in the output folder.
     """
-    from pc3d.cli._alignment import class_vectors, read_classes, templates_of
+    from pc3d.cli._alignment import class_vectors, read_classes, templates_of, warn_of_other_tower
     from pc3d.models import DistilledEncoder, load_encoder
     from pc3d.tasks import joint_teacher, open_vocabulary_segmenter
 
@@ -44,6 +44,7 @@ def openvocab(
     distilled = load_encoder(run, expect=DistilledEncoder)
     prompts, patterns = read_classes(classes), templates_of(templates)
     pair = joint_teacher(distilled, teacher, weights)
+    warn_of_other_tower("teacher", teacher or distilled.space, distilled.space)
     vectors = class_vectors(pair.text, list(prompts.values()), patterns)
     model = open_vocabulary_segmenter(distilled, list(prompts), vectors, pair.logit_scale)
     model.save(folder)

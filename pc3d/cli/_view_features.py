@@ -136,12 +136,13 @@ class _Speaker:
         return self._relevances(text, shown, wanted)
 
     def _cosines(self, text: str, shown: Sequence[Shown]) -> list[Layer | None]:
-        from pc3d.cli._alignment import class_vectors, templates_of
+        from pc3d.cli._alignment import class_vectors, templates_of, warn_of_other_tower
         from pc3d.models import scene_features
         from pc3d.tasks import joint_teacher
         from pc3d.viz import similarity_layers
 
         pair = joint_teacher(self.encoder, self.request.text_tower)
+        warn_of_other_tower("text_tower", self.request.text_tower or self.encoder.space, self.encoder.space)
         vector = class_vectors(pair.text, [[text]], templates_of("none"))[0].cpu().numpy()
         features = [scene_features(self.encoder, seen_scene(self.encoder, one, self.request.notes)) for one in shown]
         in_space = [self.encoder.in_space(found).detach().float().cpu().numpy() for found in features]

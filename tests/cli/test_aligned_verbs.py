@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import pc3d.image
-from pc3d.cli._alignment import points_for, read_classes, shapes, templates_of
+from pc3d.cli._alignment import points_for, read_classes, shapes, templates_of, warn_of_other_tower
 from pc3d.cli._judging import features_of
 from pc3d.cli.main import main
 from pc3d.data import (
@@ -381,6 +381,33 @@ def test_a_tower_of_another_width_is_not_fetched(
     told = capsys.readouterr().err
     assert "open_clip:ViT-B-32/openai has features of width 512, the encoder was aligned with 6" in told
     assert towers == []
+
+
+def test_a_tower_that_is_not_the_encoders_own_is_told(
+    encoder: str, index: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of equal width, it would give wrong numbers and nothing else."""
+    shape = str(files / "object_0.npz")
+    Image.new("RGB", (8, 8), (200, 10, 10)).save(tmp_path / "red.png")
+    zeroshot = ["zeroshot", "--encoder", encoder, "--data", shape, "--classes", "chair,table", "--quiet"]
+    search = ["search", "a chair", str(tmp_path / "red.png"), "--index", index, "--quiet"]
+    view = ["view", shape, "--encoder", encoder, "--text", "chair", "leg", "--output", str(tmp_path / "a.png")]
+    text = "text_tower: the encoder was trained with fake:words, and fake:others is not that by its name"
+    image = "image_tower: the encoder was trained with fake:pictures, and fake:photos is not that by its name"
+    for command, options, told in (
+        (zeroshot, ["--text_tower", "fake:others"], [text]),
+        (search, ["--text_tower", "fake:others", "--image_tower", "fake:photos"], [text, image]),
+        (view, ["--text_tower", "fake:others"], [text]),
+    ):
+        assert main([*command, *options]) == 0
+        said = capsys.readouterr().err
+        assert [said.count(f"warning: {one}") for one in told] == [1] * len(told)
+        overwrite = ["--overwrite"] if command is view else []
+        assert main([*command, *overwrite, "--text_tower", "fake:words"]) == 0
+        assert "warning" not in capsys.readouterr().err
+    # One file in two places has one name.
+    warn_of_other_tower("text_tower", "open_clip:ViT-B-32//here/a.bin", "open_clip:ViT-B-32//there/a.bin")
+    assert capsys.readouterr().err == ""
 
 
 def test_an_encoder_of_words_alone_has_no_other_side(

@@ -104,6 +104,8 @@ def test_points_are_named_by_texts_without_labels(
     assert asked == [("stand-in:normals", None)]
     assert main([*options, "--output", str(model)]) == 1
     assert "holds a model: add --overwrite" in capsys.readouterr().err
+    assert main([*options, "--output", str(tmp_path / "other"), "--teacher", "stand-in:others"]) == 0
+    assert "warning: teacher: the encoder was trained with stand-in:normals" in capsys.readouterr().err
     assert load_segmenter(model).classes == ("ground", "above")
     # A room of the test split, through the verb that any trained model goes through.
     cloud = Rooms("test")[0]

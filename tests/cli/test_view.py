@@ -423,7 +423,9 @@ def test_texts_colour_shapes_of_an_aligned_encoder(tmp_path: Path) -> None:
     np.testing.assert_allclose(later.clouds[0].layers[mode].values, plant[rows], atol=1e-6)
 
 
-def test_texts_colour_scenes_of_a_distilled_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_colour_scenes_of_a_distilled_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The cosine of the points' features in the teacher's space with the text, by hand."""
     from types import SimpleNamespace
 
@@ -451,6 +453,9 @@ def test_texts_colour_scenes_of_a_distilled_encoder(tmp_path: Path, monkeypatch:
     scale = view.scale("text: floor")
     assert scale is not None
     assert scale.unit == "cosine"
+    assert "warning" not in capsys.readouterr().err
+    build([Shown("room", cloud)], None, Request(str(folder), text=["floor"], text_tower="offline:else"), -55.0)
+    assert "text_tower: the encoder was trained with offline:somewhere" in capsys.readouterr().err
 
 
 def test_masked_input_and_reconstruction_stand_side_by_side(masked_run: Path) -> None:
