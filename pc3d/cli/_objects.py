@@ -231,6 +231,7 @@ def stored_up(run: Path) -> UpAxis:
 
     Raises:
         FileNotFoundError: the run has no configuration.
+        ValueError: its data set is of a class that cannot be imported here.
     """
     from pc3d.data import MissingDataError, ObjectSet
 
@@ -239,7 +240,14 @@ def stored_up(run: Path) -> UpAxis:
         raise FileNotFoundError(f"{path} does not exist: give the run folder of a training that has finished")
     training = read_config(path)["data"]["train"]
     module, _, name = training["class_path"].rpartition(".")
-    found: type[PointDataset] = getattr(import_module(module), name)
+    try:
+        found: type[PointDataset] = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"up: {path} names the data set {training['class_path']}, which says which axis points up in the run, and "
+            f"it cannot be imported here ({error}): put the folder of {module.split('.')[0]} on PYTHONPATH; or leave "
+            "the option out, and files are taken as stored"
+        ) from error
     arguments = training.get("init_args", {})
     if not issubclass(found, ObjectSet) or arguments.get("root") is None:
         return found.up

@@ -225,6 +225,13 @@ def test_predict_turns_files_upright(
     told = capsys.readouterr()
     assert f"note: {root}, on which {tmp_path / 'run'} was trained, is not there" in told.out + told.err
     assert classify("predict", run, objects, "--up", "x") == 2
+    for name in ("my_sets.Chairs", "pc3d.data.Chairs"):
+        settings["data"]["train"] = {"class_path": name}
+        config.write_text(yaml.safe_dump(settings))
+        assert classify("predict", tmp_path / "run", objects, "--up", "z") == 1
+        told = capsys.readouterr().err
+        assert f"up: {config} names the data set {name}, which says which axis points up in the run" in told
+        assert f"put the folder of {name.split('.')[0]} on PYTHONPATH; or leave the option out" in told
 
 
 def test_predict_takes_as_many_points_as_are_asked_for(
