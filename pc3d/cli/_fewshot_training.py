@@ -67,6 +67,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         )
     if "--resume" in rest:
         parser.error("--resume is not needed: what is finished in --output is kept, and the rest goes on")
+    if {word.partition("=")[0] for word in rest} & {"--fold", "--folds"}:
+        parser.error("every episode is a fold, and all are trained: --num_episodes says how many; leave the option out")
     if "--seeds" in rest:
         parser.error("--seeds is of pc3d classify train: here the episodes are what is averaged over")
     return options, rest

@@ -44,6 +44,8 @@ _OTHER_CLASS = (
 _OPTIMIZER = re.compile(r"Type <class '[\w.]+\.OptimizerFactory'> expects a function or a callable class: ")
 _NO_OPTION_OF_OPTIMIZER = re.compile(r"Option '(lr|weight_decay)' is not accepted")
 _NO_MODULE = re.compile(r"Expected a dot import path string: (\w+)")
+# What other programs call options: the letters of these are near to others.
+_CALLED_ELSEWHERE = {"--fold": "--num_episodes", "--folds": "--num_episodes"}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -192,7 +194,8 @@ class VerbParser:
             bare = name.partition("=")[0]
             if re.search(rf"^\s*{re.escape(bare)} is unknown", message, re.MULTILINE):
                 continue  # what is nested has said so, and knows better what there is
-            hint = nearest(bare, options if bare.startswith("-") else keys)
+            called = _CALLED_ELSEWHERE.get(bare, bare)
+            hint = nearest(called if called in options else bare, options if bare.startswith("-") else keys)
             hints.append(f"\n{bare} is unknown{hint or '; known are: ' + known}")
         if re.search(r"required: .*\bmodel\b", message):
             hints.append(

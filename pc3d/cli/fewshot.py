@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pc3d.cli._inputs import OnError, Points, UpAxis, Variant
 from pc3d.cli._judging import Frozen, judge_frozen
-from pc3d.cli._parser import run_verb
+from pc3d.cli._parser import check_used, run_verb
 
 if TYPE_CHECKING:
     from pc3d.evaluation import FewShotResult
@@ -43,7 +43,8 @@ def fewshot(
         encoder: Folder or Hub id of an exported encoder, or an official .pth file of Point-MAE's family or POS-BERT; or
             'descriptor' or 'pca', the handcrafted baselines.
         data: 'household' (embedded), or a folder: pc3d's shards, a published data set, or files in class sub-folders.
-            Of ModelNetFewshot, the episodes of --way and --shot are those of its files, and none are drawn.
+            Of ModelNetFewshot, the episodes of --way and --shot are those of its files, and none are drawn; seeds
+            are then for untrained weights and the descriptor alone.
         variant: Variant of ScanObjectNN (obj_bg, the default, obj_only, pb_t50_rs, ...) or of ModelNet's text files
             (modelnet40, the default, or modelnet10).
         way: Classes per episode.
@@ -73,6 +74,10 @@ def fewshot(
     from pc3d.evaluation import few_shot
 
     data, episodes = _published(data, way, shot, num_queries, num_episodes, on_error)
+    if episodes is not None and not untrained and encoder != "descriptor":
+        for_what = "drawn episodes, untrained weights and the descriptor; the episodes of files are always the same"
+        check_used(fewshot, {"seed": seed, "seeds": seeds}, {"seed": for_what, "seeds": for_what})
+        seed, seeds = 0, None  # of a configuration
 
     def judge(frozen: Frozen, seed: int) -> FewShotResult:
         return few_shot(

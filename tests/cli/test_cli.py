@@ -175,6 +175,7 @@ def test_words_that_nothing_takes_are_refused(capsys: pytest.CaptureFixture[str]
         (["few-shot"], "'fewshot'"),
         (["probe", "--encoder", "pca", "--protocl", "tuned"], "'--protocol'"),
         (["fewshot", "--encoder", "pca", "--shots", "3"], "'--shot'"),
+        (["fewshot", "--encoder", "pca", "--folds", "3"], "'--num_episodes'"),
         (["embed", "--encoder", "pca", "--output", "x.npz", "--overwrit"], "'--overwrite'"),
         (["doctor", "--jsn"], "'--json'"),
         (["demo", "--outptu", "x"], "'--output'"),
@@ -372,6 +373,21 @@ def test_fewshot_takes_published_episodes(
     ]:
         assert main([*asked, *wrong]) == 1
         assert message in capsys.readouterr().err
+    # Of a seed that decides nothing there would be one result several times.
+    fixed = [*asked, "--encoder", "pca", *kind]
+    for option in (["--seeds", "0", "1"], ["--seed", "1"]):
+        assert main([*fixed, *option]) == 1
+        message = (
+            "is for drawn episodes, untrained weights and the descriptor; the episodes of files are always the same"
+        )
+        assert message in capsys.readouterr().err
+    (tmp_path / "seeds.yaml").write_text("seeds: [0, 1]\n")
+    assert main([*fixed, "--config", str(tmp_path / "seeds.yaml"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert "the configuration has it, and it is not used" in said.err
+    assert json.loads(said.out)["seed"] == 0
+    assert main([*asked, *kind, "--seeds", "0", "1", "--json"]) == 0
+    assert [result["seed"] for result in json.loads(capsys.readouterr().out)["results"]] == [0, 1]
     (tmp_path / "3way_4shot" / "1.pkl").unlink()
     assert main([*asked, *kind]) == 1
     assert "has one episode: two or more are needed" in capsys.readouterr().err

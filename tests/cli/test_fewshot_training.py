@@ -115,6 +115,8 @@ def test_a_finished_episode_is_not_taken_for_one_of_other_options(
     [
         (["--num_episodes", "1"], "--num_episodes must be at least 2"),
         (["--resume"], "--resume is not needed"),
+        (["--folds", "3"], "every episode is a fold, and all are trained: --num_episodes says how many"),
+        (["--fold=3"], "every episode is a fold, and all are trained: --num_episodes says how many"),
         (["--way", "30"], "way=30 asks for more"),
     ],
 )
