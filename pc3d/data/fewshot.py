@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,7 @@ class FewShotFile(Selection):
 
     Raises:
         MissingDataError: the file is not there.
-        BadFileError: it holds anything but arrays, or they are not as described.
+        BadFileError: it holds anything but arrays, or not what is described or the name of the folder says.
         ValueError: an unknown split, or a negative fold.
     """
 
@@ -183,7 +184,7 @@ class FewShotFiles(PointDataset):
 
     Raises:
         MissingDataError: the folder is not there, or has no episodes.
-        BadFileError: a file holds anything but arrays, or they are not as described.
+        BadFileError: a file holds anything but arrays, or not what is described or the name of the folder says.
         ValueError: an unknown split.
     """
 
@@ -310,7 +311,7 @@ def load_few_shot_pickle(
 
     Raises:
         MissingDataError: the file is not there.
-        BadFileError: it holds anything but arrays, or they are not as described.
+        BadFileError: it holds anything but arrays, or not what is described or the name of the folder says.
     """
     root = Path(root)
     places = [root / folder / f"{fold}.pkl" for folder in (f"{way}way_{shot}shot", f"{way}way{shot}shot")]
@@ -329,8 +330,13 @@ def _read_episode(
     pairs = sorted(
         {(int(new), int(old)) for part in ("train", "test") for _, new, old in _triples(content[part], path)}
     )
+    folder = path.parent.absolute().name
     if [new for new, _ in pairs] != list(range(way)):
-        raise BadFileError(path, f"must map {way} classes to labels 0 to {way - 1}, it has {pairs}")
+        raise BadFileError(path, f"must map {way} classes to labels 0 to {way - 1} ({folder}), it has {pairs}")
+    counts = Counter(new for _, new, _ in _triples(content["train"], path))
+    if any(counts[label] != shot for label in range(way)):
+        found = ", ".join(str(counts[label]) for label in range(way))
+        raise BadFileError(path, f"has {found} training objects of its {way} classes, and {folder} says {shot} of each")
     classes = [str(old) for _, old in pairs]
     train, test = (
         _from_triples(content[part], path, f"{path.stem}/{part}", classes, on_error, transform)

@@ -76,9 +76,9 @@ def test_impossible_splits_are_refused(household: Household, household_test: Hou
 
 
 def test_a_published_file_as_a_data_set(tmp_path: Path, household: Household) -> None:
-    (tmp_path / "5way_10shot").mkdir()
-    (tmp_path / "5way_10shot" / "3.pkl").write_bytes(pickle.dumps(episode_file(household)))
-    train, test = (FewShotFile(tmp_path, side, fold=3) for side in ("train", "test"))  # type: ignore[arg-type]
+    (tmp_path / "5way_2shot").mkdir()
+    (tmp_path / "5way_2shot" / "3.pkl").write_bytes(pickle.dumps(episode_file(household)))
+    train, test = (FewShotFile(tmp_path, side, shot=2, fold=3) for side in ("train", "test"))  # type: ignore[arg-type]
     assert (len(train), len(test)) == (10, 20)
     assert test.classes == ("7", "8", "9", "10", "11")
     assert torch.equal(test[4].xyz, household[14].xyz)
@@ -87,12 +87,12 @@ def test_a_published_file_as_a_data_set(tmp_path: Path, household: Household) ->
 
 
 def test_published_files_as_one_data_set(tmp_path: Path, household: Household) -> None:
-    folder = tmp_path / "5way10shot"
+    folder = tmp_path / "5way2shot"
     folder.mkdir()
     for fold in (10, 0):  # in the order of numbers, not of names
         (folder / f"{fold}.pkl").write_bytes(pickle.dumps(episode_file(household, 7 + fold)))
     train, test = FewShotFiles(folder), FewShotFiles(folder, "test")
-    assert (train.way, train.shot) == (5, 10)
+    assert (train.way, train.shot) == (5, 2)
     assert train.classes == test.classes == tuple(str(k) for start in (7, 17) for k in range(start, start + 5))
     assert train.folds.tolist() == 10 * [0] + 10 * [10]
     assert test.labels.tolist() == [start + i % 5 for start in (0, 5) for i in range(10, 30)]
@@ -101,7 +101,7 @@ def test_published_files_as_one_data_set(tmp_path: Path, household: Household) -
         assert torch.equal(cloud.xyz, household[14].xyz)
         assert cloud.label == int(test.labels[index])
     assert test[24].meta["id"] == "10/test/4"
-    for missing in (tmp_path, tmp_path / "10way_10shot"):
+    for missing in (tmp_path, tmp_path / "10way_2shot"):
         with pytest.raises(MissingDataError, match="Point-BERT"):
             FewShotFiles(missing)
     with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'all'"):
@@ -116,12 +116,12 @@ def episode_file(household: Household, first: int = 7) -> dict[str, list[tuple[n
     return {"train": items(range(10)), "test": items(range(10, 30))}
 
 
-@pytest.mark.parametrize("name", ["5way_10shot", "5way10shot"])
+@pytest.mark.parametrize("name", ["5way_2shot", "5way2shot"])
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_published_pickles(tmp_path: Path, household: Household, name: str, protocol: int) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "3.pkl").write_bytes(pickle.dumps(episode_file(household), protocol))
-    episode = load_few_shot_pickle(tmp_path, 5, 10, 3)
+    episode = load_few_shot_pickle(tmp_path, 5, 2, 3)
     assert len(episode.train) == 10
     assert len(episode.test) == 20
     assert episode.class_indices == (7, 8, 9, 10, 11)
@@ -133,9 +133,9 @@ def test_published_pickles(tmp_path: Path, household: Household, name: str, prot
 
 
 def test_missing_and_malformed_pickles(tmp_path: Path, household: Household) -> None:
-    with pytest.raises(MissingDataError, match=r"5way_10shot/0\.pkl(\n.*)*Point-BERT"):
-        load_few_shot_pickle(tmp_path, 5, 10, 0)
-    path = tmp_path / "5way_10shot" / "0.pkl"
+    with pytest.raises(MissingDataError, match=r"5way_2shot/0\.pkl(\n.*)*Point-BERT"):
+        load_few_shot_pickle(tmp_path, 5, 2, 0)
+    path = tmp_path / "5way_2shot" / "0.pkl"
     path.parent.mkdir()
     good = episode_file(household)
     for content, message in [
@@ -144,14 +144,22 @@ def test_missing_and_malformed_pickles(tmp_path: Path, household: Household) -> 
         ({**good, "test": [(1, 2)]}, r"must list \(points, new label, original label\)"),
         ({**good, "test": [(p[:, :4], a, b) for p, a, b in good["test"]]}, r"not of shape \(N, 3\) or \(N, 6\)"),
         ({**good, "train": [(p, a + 1, b) for p, a, b in good["train"]]}, "must map 5 classes to labels 0 to 4"),
+        (
+            {**good, "train": good["train"][1:]},
+            "has 1, 2, 2, 2, 2 training objects of its 5 classes, and 5way_2shot says 2 of each",
+        ),
+        (
+            {**good, "train": good["train"] * 2},
+            "has 4, 4, 4, 4, 4 training objects of its 5 classes, and 5way_2shot says 2 of each",
+        ),
         ({**good, "train": [(p * np.nan, a, b) for p, a, b in good["train"]]}, "item 0/train/0 has coordinates"),
     ]:
         path.write_bytes(pickle.dumps(content))
         with pytest.raises(BadFileError, match=message):
-            load_few_shot_pickle(tmp_path, 5, 10, 0)
+            load_few_shot_pickle(tmp_path, 5, 2, 0)
     path.write_bytes(pickle.dumps(good)[:1000])
     with pytest.raises(BadFileError, match="not a pickle of NumPy arrays"):
-        load_few_shot_pickle(tmp_path, 5, 10, 0)
+        load_few_shot_pickle(tmp_path, 5, 2, 0)
 
 
 class Mischief:
