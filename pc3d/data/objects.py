@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pc3d.data.dataset import BadFileError, MissingDataError, PointDataset, SkippedFile
+from pc3d.data.pickles import unreadable
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
 
@@ -26,7 +27,7 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
-        raise BadFileError(path, f"not a readable .npz file ({error}); truncated or still being copied?") from error
+        raise unreadable(path, ".npz", error) from error
 
 
 def _checked_shard(path: Path) -> dict[str, NDArray[Any]]:

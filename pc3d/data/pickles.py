@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from pc3d.data.dataset import BadFileError
 
+OBJECTS_REMEDY = "save whole numbers of type object, as pandas has them, as label.astype(numpy.int64)"
+
 
 class _Array(np.ndarray):
     """An array that a pickle can only fill with what its type says.
@@ -102,6 +104,19 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = header(file)
     return shape, dtype
+
+
+def unreadable(path: Path, kind: str, error: Exception) -> BadFileError:
+    """The error where NumPy does not read a file of a data set.
+
+    Args:
+        path: the file.
+        kind: how its name ends.
+        error: what NumPy says.
+    """
+    if "Object arrays" in str(error):
+        return BadFileError(path, f"holds Python objects (a pickle), which are not read: {OBJECTS_REMEDY}")
+    return BadFileError(path, f"not a readable {kind} file ({error}); truncated or still being copied?")
 
 
 def load_object_array(path: Path | str) -> Any:

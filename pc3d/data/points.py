@@ -14,6 +14,7 @@ from pc3d.data.dataset import BadFileError
 from pc3d.data.file_fields import LABEL_NAMES, MILLIMETRE, Array, Fields, near_origin
 from pc3d.data.mesh_files import MESH_LOADERS, read_mesh, read_ply_points
 from pc3d.data.pcd import read_pcd
+from pc3d.data.pickles import OBJECTS_REMEDY
 from pc3d.data.ply import read_ply_vertices
 from pc3d.data.survey_files import read_e57, read_las
 from pc3d.data.sweeps import read_sweep
@@ -209,7 +210,10 @@ def _classes(values: Array, count: int, path: Path) -> torch.Tensor:
         BadFileError: they are not as many whole numbers as points.
     """
     if values.size != count or values.dtype.kind not in "iuf":
-        raise BadFileError(path, f"the classes of its {count} points are {values.dtype} of shape {values.shape}")
+        remedy = f": {OBJECTS_REMEDY}" if values.dtype.hasobject else ""
+        raise BadFileError(
+            path, f"the classes of its {count} points are {values.dtype} of shape {values.shape}{remedy}"
+        )
     values = values.reshape(-1)
     if values.dtype.kind == "f":
         values = np.where(np.isnan(values), -1, values)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pc3d.data.dataset import BadFileError, MissingDataError, PointDataset
 from pc3d.data.file_fields import MILLIMETRE, near_origin
 from pc3d.data.files import read_lines
+from pc3d.data.pickles import unreadable
 from pc3d.data.transforms import Transform
 from pc3d.data.types import PointCloud
 
@@ -230,5 +231,5 @@ def _read_npy(path: Path) -> NDArray[Any]:
     except FileNotFoundError as error:
         raise BadFileError(path, "is not there (any more)") from error
     except (ValueError, OSError, EOFError) as error:
-        raise BadFileError(path, f"not a readable .npy file ({error}); truncated or still being copied?") from error
+        raise unreadable(path, ".npy", error) from error
     return values

@@ -26,7 +26,7 @@ from pc3d.data.file_fields import (
     names_places,
     read_table,
 )
-from pc3d.data.pickles import load_object_array, read_npy_header
+from pc3d.data.pickles import OBJECTS_REMEDY, load_object_array, read_npy_header
 
 # What programs call arrays, in any case of letters.
 _ARRAY_NAMES = {
@@ -43,7 +43,7 @@ _COLUMNS = frozenset(chain(*chain(*COLUMN_NAMES.values())))
 COLUMNS_FILE = ".columns"
 _OBJECTS = (
     "holds Python objects (a pickle), not one array of numbers: store rows of numbers with np.save, or named arrays as "
-    "in np.savez(path, xyz=..., rgb=..., normal=...)"
+    f"in np.savez(path, xyz=..., rgb=..., normal=...); {OBJECTS_REMEDY}"
 )
 _COMMENT = re.compile(r"#|//")
 _COMMENT_LINE = re.compile(r"\s*(#|//|%|;)\s*")

@@ -245,6 +245,10 @@ def test_missing_folder_split_and_shard(tmp_path: Path) -> None:
 def test_truncated_shard_and_description(tmp_path: Path) -> None:
     copy_of_set(tmp_path)
     shard = tmp_path / "test-000.npz"
+    arrays = dict(np.load(shard))
+    np.savez(shard, **{**arrays, "label": arrays["label"].astype(object)})
+    with pytest.raises(BadFileError, match=r"test-000\.npz: holds Python objects .* label\.astype\(numpy\.int64\)"):
+        ObjectSet(tmp_path, "test")
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     with pytest.raises(BadFileError, match=r"test-000\.npz: not a readable \.npz file"):
         ObjectSet(tmp_path, "test")

@@ -342,6 +342,13 @@ def test_which_classes_points_have(tmp_path: Path) -> None:
     np.savez(tmp_path / "short.npz", xyz=xyz, label=np.zeros(3, int))
     with pytest.raises(BadFileError, match=r"the classes of its 4 points are int64 of shape \(3,\)"):
         read_scene(tmp_path / "short.npz", labels=True)
+    # As pandas has them where a value was missing once.
+    objects = np.array([0, 1, 2, 3], dtype=object)
+    np.savez(tmp_path / "objects.npz", xyz=xyz, label=objects)
+    np.save(tmp_path / "objects.npy", {"xyz": xyz, "label": objects})  # type: ignore[arg-type]
+    for name in ("objects.npz", "objects.npy"):
+        with pytest.raises(BadFileError, match=rf"{name}: .*object.* as label\.astype\(numpy\.int64\)"):
+            read_scene(tmp_path / name, labels=True)
     np.save(tmp_path / "plain.npy", xyz)
     with pytest.raises(BadFileError, match=r"has 3 columns: 4, 7 or 10, with .* np\.savez\(path, xyz=\.\.\., label="):
         read_scene(tmp_path / "plain.npy", labels=True)

@@ -252,6 +252,7 @@ def test_absent_attributes_are_none(scannet: Path) -> None:
         ("segment20", np.zeros(3029, np.float32), "must hold 3029 integers"),
         ("segment20", np.full(3029, 20), r"has classes 20 to 20, expected -1 \(none\) to 19"),
         ("segment20", np.full(3029, -100), "has classes -100"),
+        ("segment20", np.full(3029, 1, dtype=object), r"holds Python objects .* label\.astype\(numpy\.int64\)"),
         ("instance", np.zeros(7, np.int64), "must hold 3029 integers"),
     ],
 )
