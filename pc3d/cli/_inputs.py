@@ -41,6 +41,25 @@ class Source:
     variant: str | None = None
 
 
+def as_source(dataset: PointDataset, variant: str | None = None) -> Source:
+    """A data set as encoders of objects take it.
+
+    Sets whose points are in random or farthest-point order and whose clouds are in the unit sphere already are taken as
+    stored; of everything else, farthest points are taken and brought into the unit sphere.
+
+    Args:
+        dataset: of pc3d or not.
+        variant: which one it is, where there are several.
+    """
+    from pc3d import data as sets
+
+    if isinstance(dataset, sets.ObjectSet | sets.ModelNetHDF5 | sets.ScanObjectNN):
+        return Source(dataset, "first", "none", variant)
+    by_centroid = sets.ModelNetResampled | sets.ModelNetCache | sets.ShapeNet55 | sets.ShapeNetPart | sets.FewShotFiles
+    by_centroid |= sets.AlignedShards | sets.OpenShapeFiles | sets.OpenShapeTests
+    return Source(dataset, "farthest", "centroid" if isinstance(dataset, by_centroid) else "box", variant)
+
+
 Variant = Literal["obj_bg", "obj_only", "pb_t25", "pb_t25_r", "pb_t50_r", "pb_t50_rs", "modelnet40", "modelnet10"]
 
 
@@ -52,11 +71,10 @@ def open_split(
     on_error: OnError = "refuse",
     drop_invalid: bool = False,
 ) -> Source:
-    """A split of a data set.
+    """A split of a data set, as :func:`as_source` prepares it.
 
-    Sets whose points are in random or farthest-point order and whose clouds are in the unit sphere already are taken as
-    stored; of everything else, farthest points are taken and brought into the unit sphere. What encoders that are
-    aligned with texts and pictures want is another matter: :func:`pc3d.cli._alignment.inputs_for`.
+    What encoders that are aligned with texts and pictures want is another matter:
+    :func:`pc3d.cli._alignment.inputs_for`.
 
     Args:
         data: ``"household"``; or a folder with shards in pc3d's own format or of shapes with their targets, a published
@@ -99,30 +117,30 @@ def _open_split(
     cut: dict[str, Any] = {} if num_points is None else {"num_points": num_points}
     if data == "household":
         note_hidden(data)
-        return Source(sets.Household(split, **cut), "first", "none")
+        return as_source(sets.Household(split, **cut))
     if not root.is_dir():
         raise FileNotFoundError(
             f"data: {data!r} is neither the name of an embedded data set ('household') nor a folder"
             f"{nearest(data, ['household'])}; looked for in {root.absolute()}"
         )
     if aligned:
-        return Source(sets.AlignedShards(root, split), "farthest", "centroid")
+        return as_source(sets.AlignedShards(root, split))
     if has_openshape_tests(root):
-        return Source(sets.OpenShapeTests(root, cast(Any, split)), "farthest", "centroid")
+        return as_source(sets.OpenShapeTests(root, cast(Any, split)))
     if released:
-        return Source(sets.OpenShapeFiles(root, f"split/{split}.json"), "farthest", "centroid")
+        return as_source(sets.OpenShapeFiles(root, f"split/{split}.json"))
     if shards:
-        return Source(sets.ObjectSet(root, split, **cut), "first", "none")
+        return as_source(sets.ObjectSet(root, split, **cut))
     if is_few_shot(root):
-        return Source(sets.FewShotFiles(root, cast(Any, split), on_error=on_error), "farthest", "centroid")
+        return as_source(sets.FewShotFiles(root, cast(Any, split), on_error=on_error))
     if any(root.glob("ply_data_*.h5")):
-        return Source(sets.ModelNetHDF5(root, cast(Any, split), on_error=on_error), "first", "none")
+        return as_source(sets.ModelNetHDF5(root, cast(Any, split), on_error=on_error))
     if _is_shapenet55(root):
-        return Source(sets.ShapeNet55(root, cast(Any, split)), "farthest", "centroid")
+        return as_source(sets.ShapeNet55(root, cast(Any, split)))
     if _is_shapenet_part(root):
-        return Source(sets.ShapeNetPart(root, cast(Any, split)), "farthest", "centroid")
+        return as_source(sets.ShapeNetPart(root, cast(Any, split)))
     try:
-        return Source(_folder(root, split, num_points, on_error, drop_invalid), "farthest", "box")
+        return as_source(_folder(root, split, num_points, on_error, drop_invalid))
     except sets.MissingDataError as error:
         inner = next((path for path in sorted(root.iterdir()) if path.is_dir() and _is_published(path)), None)
         if inner is None:
@@ -159,13 +177,13 @@ def _with_variants(root: Path, split: str, variant: Variant | None, on_error: On
         cached = any(root.glob(f"{chosen}_*pts_fps.dat")) and not any((root / name).is_dir() for name in classes)
         # One file holds all of a cache: what is bad in it is known at once, that of other files when it is read.
         kind = partial(sets.ModelNetCache, on_error=on_error) if cached else sets.ModelNetResampled
-        return Source(kind(root, cast(Any, split), variant=cast(Any, chosen)), "farthest", "centroid", chosen)
+        return as_source(kind(root, cast(Any, split), variant=cast(Any, chosen)), chosen)
     if not _is_scanobjectnn(root):
         return None
     # The folder without background says so in its name alone.
     chosen = variant or ("obj_only" if root.name.endswith("_nobg") else "obj_bg")
     found = sets.ScanObjectNN(root, cast(Any, split), variant=cast(Any, chosen), on_error=on_error)
-    return Source(found, "first", "none", chosen)
+    return as_source(found, chosen)
 
 
 def _has_shards(root: Path) -> bool:
@@ -223,10 +241,10 @@ def open_inputs(
     if data != "household" and path.is_file():
         if variant is not None:
             raise _no_variant(variant, data)
-        return Source(_one_file(path, num_points, drop_invalid), "farthest", "box")
+        return as_source(_one_file(path, num_points, drop_invalid))
     if data == "household" or not path.is_dir() or variant is not None or _has_splits(path, split):
         return open_split(data, split, num_points, variant, on_error, drop_invalid)
-    return Source(_folder(path, None, num_points, on_error, drop_invalid), "farthest", "box")
+    return as_source(_folder(path, None, num_points, on_error, drop_invalid))
 
 
 def _no_variant(variant: Variant, data: str) -> ValueError:
@@ -271,7 +289,7 @@ def open_objects(
                 f"objects: {name!r} is a {type(source.dataset).__name__}, whose objects are prepared in another way "
                 "than those of files: give it alone"
             )
-    return Source(_as_one([source.dataset for source in sources]), "farthest", "box")
+    return as_source(_as_one([source.dataset for source in sources]))
 
 
 def _as_one(parts: Sequence[Any]) -> PointDataset:

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pc3d.cli._inputs import UpAxis, note_hidden, turned_up
+from pc3d.cli._inputs import UpAxis, as_source, note_hidden, turned_up
 from pc3d.cli._parser import nearest
 from pc3d.cli._segment_eval import SCENE_SETS, named_set
 
@@ -47,7 +47,7 @@ class Shown:
     name: str
     cloud: PointCloud
     classes: tuple[str, ...] = ()
-    sampling: Literal["first", "farthest", "random"] = "farthest"
+    sampling: Literal["first", "farthest", "random", "replacement"] = "farthest"
     normalize: Literal["none", "centroid", "box"] = "box"
     unit: str = ""
     categories: tuple[str, ...] = ()
@@ -279,35 +279,12 @@ def shown_item(dataset: PointDataset, number: int) -> Shown:
     named = dataset.classes[label] if not scene and label is not None and 0 <= label < len(dataset.classes) else ""
     title = str(cloud.text or named or cloud.meta.get("id") or number)
     classes = dataset.classes if scene else dataset.parts
-    sampling, normalize = preparation_of(dataset)
+    how, unit = as_source(dataset), "m" if scene else ""
     categories = () if scene else tuple(dataset.classes)
-    return Shown(f"{title} ({number})", cloud, tuple(classes), sampling, normalize, "m" if scene else "", categories)
+    return Shown(f"{title} ({number})", cloud, tuple(classes), how.sampling, how.normalize, unit, categories)
 
 
 def _is_scene(dataset: PointDataset) -> bool:
     from pc3d.data import Rooms, SceneFolder
 
     return isinstance(dataset, Rooms | SceneFolder)
-
-
-def preparation_of(dataset: PointDataset) -> tuple[Any, Any]:
-    """How an encoder of objects takes the items of a set, as :func:`pc3d.cli._inputs.open_split` says for its own."""
-    from pc3d.data import (
-        AlignedShards,
-        FewShotFiles,
-        ModelNetCache,
-        ModelNetHDF5,
-        ModelNetResampled,
-        ObjectSet,
-        OpenShapeFiles,
-        OpenShapeTests,
-        ScanObjectNN,
-        ShapeNet55,
-        ShapeNetPart,
-    )
-
-    if isinstance(dataset, ObjectSet | ModelNetHDF5 | ScanObjectNN):
-        return "first", "none"
-    by_centroid = ModelNetResampled | ModelNetCache | ShapeNet55 | ShapeNetPart | FewShotFiles
-    by_centroid |= AlignedShards | OpenShapeFiles | OpenShapeTests
-    return "farthest", "centroid" if isinstance(dataset, by_centroid) else "box"
