@@ -109,7 +109,8 @@ class PointPartSegmenter(nn.Module):
             category: ``(B,)`` int64, 0 to ``num_categories - 1``.
 
         Returns:
-            ``(B, N, num_parts)`` log-probabilities over all parts of all categories.
+            ``(B, N, num_parts)`` log-probabilities over all parts of all categories, float32 or wider, also under
+            autocast.
 
         Raises:
             ValueError: ``category`` has another shape.
@@ -131,7 +132,7 @@ class PointPartSegmenter(nn.Module):
             query_offsets: ``(B + 1,)`` int64: those of cloud b are rows ``query_offsets[b]:query_offsets[b + 1]``.
 
         Returns:
-            ``(M, num_parts)`` log-probabilities.
+            ``(M, num_parts)`` log-probabilities, float32 or wider.
         """
         at_centers, centers = local_features(self.encoder, xyz, layers=self.layers)
         batch, groups, _ = centers.shape
@@ -153,4 +154,6 @@ class PointPartSegmenter(nn.Module):
         assert isinstance(joint, nn.Linear)
         of_point = F.linear(propagated, joint.weight[:, :width])
         of_cloud = F.linear(whole, joint.weight[:, width:], joint.bias)
-        return F.log_softmax(self.head[1:](of_point + of_cloud[cloud]), dim=-1)
+        scores = self.head[1:](of_point + of_cloud[cloud])
+        # On a CPU, autocast leaves them in bfloat16, which rounds the gradients of sure points to 0.
+        return F.log_softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))

@@ -65,6 +65,23 @@ def test_part_segmentation_follows_its_description() -> None:
     torch.testing.assert_close(model(xyz, category), logits.log_softmax(-1), rtol=1e-4, atol=1e-5)
 
 
+def test_sure_points_still_teach_the_part_segmenter_under_autocast() -> None:
+    torch.manual_seed(1)
+    model = PointPartSegmenter(small(), num_parts=7, num_categories=3).eval()
+    with torch.no_grad():
+        model.head[-1].bias[3] += 8  # type: ignore[index,operator]  # as after long training
+    seen: list[torch.Tensor] = []
+    model.head[-1].register_forward_hook(lambda _m, _i, out: seen.append(out))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(torch.rand(2, 40, 3), torch.tensor([2, 0])).flatten(0, 1)
+    (logits,) = seen
+    assert logits.dtype == torch.bfloat16
+    part = torch.full((80,), 3)
+    (ours,) = torch.autograd.grad(F.nll_loss(found.float(), part), logits)
+    exact = (logits.detach().double().softmax(1) - F.one_hot(part, 7)) / 80
+    torch.testing.assert_close(ours.double(), exact, rtol=2**-8, atol=0)  # rounded to bfloat16 once
+
+
 @torch.no_grad()
 def test_part_segmentation_reads_three_blocks_of_vit3d() -> None:
     torch.manual_seed(1)
