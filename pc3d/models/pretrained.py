@@ -178,11 +178,13 @@ def to_official_state(model: OfficialModel, *, module_prefix: bool = False) -> d
         module_prefix: put ``module.`` in front of every name, as single-GPU runs of the official code do.
 
     Raises:
-        TypeError: a network without one.
+        TypeError: a network without one, such as that of PCP-MAE, or whose encoder computes something else with the
+            same weights.
     """
-    ours = model.state_dict()
+    ours, slots = model.state_dict(), official_slots(model)
+    _check_counterpart(model, slots)
     state = {}
-    for name, slot in official_slots(model).items():
+    for name, slot in slots.items():
         value = ours[slot.name] if slot.row is None else ours[slot.name][slot.row]
         state[name] = value.detach().clone().reshape(slot.shape)
     if isinstance(model, MaskedPointModel) and len(model.decoders) == 2:
@@ -191,6 +193,20 @@ def to_official_state(model: OfficialModel, *, module_prefix: bool = False) -> d
             dtype = torch.int64 if name.endswith("num_batches_tracked") else torch.float32
             state[name] = torch.full(shape, float(is_one)).to(dtype)
     return {("module." if module_prefix else "") + name: value for name, value in state.items()}
+
+
+def _check_counterpart(model: OfficialModel, slots: dict[str, Slot]) -> None:
+    """Refuse a network of which a part would be lost, or that the official code would run differently."""
+    official = {slot.name for slot in slots.values()}
+    lost = [name for name in model.state_dict() if name not in official]
+    if lost:
+        raise TypeError(f"the official code has no place for {in_short(lost)} of this {type(model).__name__}")
+    config = model.encoder.config
+    for name, value in {"add_position": "every_block", "position_features": "coordinates"}.items():
+        if config[name] != value:
+            raise TypeError(f"the official code has {name}={value!r} alone, this encoder {config[name]!r}")
+    if isinstance(model, MaskedPointModel) and len(model.decoders) == 2 and not config["num_cls_tokens"]:
+        raise TypeError("the official code has a class token for each of two branches, this encoder has none")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Kind]:
@@ -264,6 +280,7 @@ def _recognise(state: dict[str, Tensor], path: Path) -> Kind:
         "reduce_dim.": "Point-BERT or MaskPoint (their tokenizer is 256 wide and followed by reduce_dim)",
         "codebook": "a discrete VAE (the tokenizer of Point-BERT)",
         "dgcnn_1.": "a discrete VAE (the tokenizer of Point-BERT)",
+        "MAE_encoder.mask_pos_token": "PCP-MAE pre-training (it predicts positions and embeds sinusoids of them)",
     }
     for prefix, what in foreign.items():
         if any(name.startswith(prefix) for name in state):

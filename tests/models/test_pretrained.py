@@ -24,6 +24,7 @@ from pc3d.models import (
     PointClassifier,
     PointPartSegmenter,
     PointViT,
+    PredictedCenterModel,
     load_official_encoder,
     load_official_model,
     to_official_state,
@@ -50,6 +51,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         paths[name] = folder / f"{name}.pth"
         torch.save(content, paths[name])
     return paths
+
+
+def small(**changes: Any) -> PointViT:
+    return PointViT(24, 1, 6, num_groups=8, group_size=4, tokenizer_dims=(4, 8, 8), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +110,20 @@ def test_a_file_survives_the_way_in_and_out(name: str, files: dict[str, Path]) -
         if key not in unused:
             torch.testing.assert_close(state[f"module.{key}"], value, rtol=0, atol=0)
     assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: PredictedCenterModel(small()), "no place for hidden_position, center_head.0.weight.* and 3 more"),
+        (lambda: MaskedPointModel(small(add_position="once"), 1), "add_position='every_block' alone.*'once'"),
+        (lambda: MaskedPointModel(small(position_features="sinusoids"), 1), "'coordinates' alone.*'sinusoids'"),
+        (lambda: MaskedPointModel(small(), 2), "a class token for each of two branches, this encoder has none"),
+    ],
+)
+def test_nothing_is_exported_of_what_the_official_code_does_not_compute(build: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        to_official_state(build())
 
 
 @torch.no_grad()
@@ -338,6 +357,7 @@ def test_only_a_leading_module_is_stripped(tmp_path: Path) -> None:
     [
         (["transformer_q.cls_token", "transformer_q.encoder.first_conv.0.weight"], "Point-BERT"),
         (["reduce_dim.weight", "encoder.first_conv.0.weight", "cls_head_finetune.0.weight"], "reduce_dim"),
+        (["MAE_encoder.mask_pos_token", "MAE_decoder.norm.weight", "pred_pos_proj.0.weight"], "PCP-MAE"),
         (["codebook", "encoder.first_conv.0.weight", "dgcnn_1.layer1.0.weight"], "discrete VAE"),
         (["conv1.weight", "fc.weight"], "none of the known checkpoints.*conv1.weight, fc.weight"),
     ],
