@@ -99,6 +99,9 @@ def load_official_openshape(path: str | os.PathLike[str], **arguments: Any) -> t
 def to_official_openshape_state(encoder: OpenShapeEncoder) -> dict[str, Tensor]:
     """The model's state dict that the official code would have for these weights, without ``module.``.
 
+    The official code gives its networks shapes in the frame of ``axes="mirrored"``, and its models for generation those
+    of ``"y_up"``. Weights that were trained with ``"z_up"`` see mirrored shapes there.
+
     Raises:
         TypeError: another network.
     """
