@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pc3d._files import check_writable
 from pc3d.cli import _objects, _output
 from pc3d.cli._devices import open_device
 from pc3d.cli._inputs import (
@@ -75,6 +76,8 @@ def predict(
     from pc3d.tasks import load_classifier
 
     path = None if output is None else Path(output)
+    if path is not None:
+        check_writable(path.parent, "output")
     if path is not None and path.exists() and not overwrite:
         raise FileExistsError(f"output: {path} exists: choose another name, or add --overwrite to replace it")
     place = open_device(device)

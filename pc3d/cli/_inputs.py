@@ -11,6 +11,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from pc3d._files import check_writable
 from pc3d.cli import _output
 from pc3d.cli._parser import nearest
 
@@ -363,6 +364,7 @@ def check_picture(option: str, path: str, overwrite: bool) -> None:
     """Refuse a file that no picture can be written to, before anything is computed."""
     if Path(path).suffix.lower() not in _PICTURES:
         raise ValueError(f"{option}: must end in one of {', '.join(_PICTURES)}, got {path!r}")
+    check_writable(Path(path).parent, option)
     if Path(path).exists() and not overwrite:
         raise FileExistsError(f"{option}: {path} exists and would be lost: choose another name, or add --overwrite")
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from pc3d._files import check_writable
 from pc3d.cli import _output
 from pc3d.cli._inputs import ON_ERROR_REMEDY, as_left_out, left_out_lines, nothing_left
 
@@ -176,8 +177,9 @@ def _target(path: Path, output: Path, ending: str) -> Path:
 
 
 def check_results(files: Sequence[Path], options: Any, writers: Writers = no_more) -> None:
-    """Refuse, before any work, results that would replace others."""
+    """Refuse, before any work, results that would replace others, and a folder that cannot be written."""
     output, overwrite = Path(options.output), options.overwrite or options.resume
+    check_writable(output, "output")
     names = Counter(target.name for source in files for target in _targets(source, output, writers))
     twice = [name for name, count in names.items() if count > 1]
     if twice:

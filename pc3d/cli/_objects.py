@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pc3d._configured import instantiate
-from pc3d._files import read_config
+from pc3d._files import check_writable, read_config
 from pc3d.cli import _output, _training
 from pc3d.cli._inputs import UpAxis
 from pc3d.cli._judging import check_rows_folder
@@ -329,7 +329,9 @@ def free_result_path(folder: Path, name: str, overwrite: bool) -> Path:
 
     Raises:
         FileExistsError: there is one, and it may not be replaced.
+        NotADirectoryError, PermissionError: see :func:`pc3d._files.check_writable`.
     """
+    check_writable(folder, "output")
     path = folder / f"{name}.json"
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: add --overwrite to replace it, or give another --output")

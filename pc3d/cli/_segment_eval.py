@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pc3d._configured import stored_objects
-from pc3d._files import read_config
+from pc3d._files import check_writable, read_config
 from pc3d.cli import _output
 from pc3d.cli._devices import open_device
 from pc3d.cli._judging import check_rows_folder, kept_beside
@@ -83,6 +83,7 @@ def evaluate(
     dataset, name = dataset_of_run(Path(run), split) if data == "run" else named_set(data, root, split, test_area)
     folder = Path(output) if output is not None else Path(run) / "eval"
     suffix = "" if voting == "none" else f"_{voting}_voting"
+    check_writable(folder, "output")
     files = [folder / f"{name}{suffix}.{ending}" for ending in ("json", "png")]
     taken = [str(file) for file in files if file.exists()]
     if taken and not overwrite:

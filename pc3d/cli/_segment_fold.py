@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pc3d._files import check_writable
 from pc3d.cli import _output
 from pc3d.cli._judging import check_rows_folder
 from pc3d.cli._parser import verb_parser, words_first
@@ -65,6 +66,8 @@ def main(argv: Sequence[str]) -> int | None:
     options = parser.parse_args(words_first(parser, argv))
     check_rows_folder(options.results, options.method)
     targets = [Path(options.output) / f"folds.{ending}" for ending in ("json", "png")] if options.output else []
+    if options.output:
+        check_writable(Path(options.output), "output")
     taken = [str(target) for target in targets if target.exists()]
     if taken and not options.overwrite:
         raise FileExistsError(f"{taken[0]} exists: add --overwrite to replace it, or give another --output")

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from pc3d._files import check_writable
 from pc3d.cli import _output
 from pc3d.cli._alignment import inputs_for, points_for
 from pc3d.cli._inputs import (
@@ -80,6 +81,7 @@ def embed(
     path = Path(output)
     if path.suffix != ".npz":
         raise ValueError(f"output: must end in .npz, got {output!r}; did you mean {output + '.npz'!r}?")
+    check_writable(path.parent, "output")
     if path.exists() and not overwrite:
         raise FileExistsError(f"output: {path} exists and would be lost: choose another name, or add --overwrite")
     policy: dict[str, Any] = {"on_error": on_error, "drop_invalid": drop_invalid}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pc3d._files import check_writable
 from pc3d.cli import _output
 from pc3d.cli._parser import run_verb
 
@@ -35,6 +36,7 @@ def export(model: str, output: str, compiled: bool = False, overwrite: bool = Fa
     from pc3d.tasks import export_program, save_program
 
     folder = Path(output)
+    check_writable(folder, "output")
     taken = folder / "model.pt2"
     if taken.exists() and not overwrite:
         raise FileExistsError(f"output: {taken} exists: choose another folder, or add --overwrite to replace it")

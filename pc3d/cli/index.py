@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pc3d._files import check_writable
 from pc3d.cli import _alignment, _output
 from pc3d.cli._devices import open_device
 from pc3d.cli._inputs import (
@@ -78,6 +79,7 @@ def build(
 
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_writable(Path(output), "output")
     place = open_device(device)
     aligned = _alignment.open_aligned(encoder)
     points = _alignment.points_for(aligned, num_points)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pc3d._files import check_writable
 from pc3d.cli import _output
 from pc3d.cli._parser import check_used, run_verb
 
@@ -40,6 +41,7 @@ def render(
         overwrite: Write into a folder that has files already.
     """
     folder, path = Path(output), Path(file)
+    check_writable(folder, "output")
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise FileExistsError(f"output: {folder} has files already: choose another folder, or add --overwrite")
     if size < 1:

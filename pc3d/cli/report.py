@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pc3d._files import check_writable
 from pc3d.cli import _output
 from pc3d.cli._devices import open_device
 from pc3d.cli._inputs import OnError, left_out_lines
@@ -71,6 +72,7 @@ def report(
     path = opened.folder.path / "report.html" if output is None else Path(output)
     if path.suffix != ".html":
         raise ValueError(f"output: must end in .html, got {str(path)!r}")
+    check_writable(path.parent, "output")
     if path.exists() and not overwrite:
         raise FileExistsError(f"output: {path} exists: add --overwrite to replace it, or give another --output")
 

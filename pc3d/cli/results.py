@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pc3d._files import check_writable
 from pc3d.cli import _output
 from pc3d.cli._inputs import check_picture
 from pc3d.cli._parser import check_used, run_verb
@@ -41,6 +42,8 @@ def results(
     from pc3d.evaluation import read_rows
     from pc3d.evaluation.table import rows_to_csv, tabulate, to_csv, to_markdown
 
+    if output is not None:
+        check_writable(Path(output).parent, "output")
     if output is not None and Path(output).exists() and not overwrite:
         raise FileExistsError(f"output: {output} exists and would be lost: choose another name, or add --overwrite")
     if figure is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pc3d._files import check_writable
 from pc3d.cli import _output
 from pc3d.cli._devices import open_device
 from pc3d.cli._inputs import UpAxis
@@ -201,6 +202,7 @@ def _check_one_target(**targets: object) -> None:
 def _check_output(path: Path, overwrite: bool, endings: Sequence[str], option: str) -> Path:
     if path.suffix.lower() not in endings:
         raise ValueError(f"{option}: must end in {' or '.join(endings)}, got {path}")
+    check_writable(path.parent, option)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{option}: {path} exists: add --overwrite to replace it, or choose another")
     return path

@@ -1027,3 +1027,41 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert done.stdout.strip() == "versions"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option", "below"),
+    [
+        (["embed", "--encoder", "descriptor"], "output", "features.npz"),
+        (["robustness", "--encoder", "descriptor"], "figure", "curves.png"),
+        (["view", "household:test:0"], "output", "chair.png"),
+        (["view", "household:test:0"], "html", "chair.html"),
+        (["render", "--file", "chair.glb"], "output", "views"),
+        (["export", "RUN"], "output", "program"),
+        (["index", "build", "--encoder", "RUN"], "output", "shapes"),
+        (["search", "a chair", "--index", "shapes"], "picture", "found.png"),
+        (["results", "rows"], "output", "table.md"),
+        (["results", "rows"], "figure", "table.png"),
+        (["classify", "predict", "RUN", "household"], "output", "classes.csv"),
+        (["segment", "fold", "RUN", "RUN"], "output", "folds"),
+        (["segment", "predict", "RUN", "scene.xyz"], "output", "labelled"),
+        (["parts", "predict", "RUN", "scene.xyz"], "output", "labelled"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before_any_work(
+    arguments: list[str],
+    option: str,
+    below: str,
+    encoder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    np.savetxt(tmp_path / "scene.xyz", np.eye(3))
+    shutil.copytree(encoder, tmp_path / "RUN")
+    assert main([*arguments, f"--{option}", f"file/{below}"]) == 1
+    folder = "file" if "." in below else f"file/{below}"
+    told = f"{option}: {folder} cannot be made, {tmp_path / 'file'} is not a folder: name another"
+    assert told in capsys.readouterr().err
