@@ -76,7 +76,9 @@ def shapes(given: argparse.Namespace) -> PointDataset:
         return AlignedShards(given.source, given.split)
     household = given.source == "household"
     objects: ObjectSet = (
-        Household(given.split, pictures=True) if household else ObjectSet(given.source, given.split, pictures=True)
+        Household(given.split, pictures=True)
+        if household
+        else ObjectSet(given.source, given.split, num_points=None, pictures=True)
     )
     stores = [FeatureStore(given.features / name) for name in ("texts", "images")]
     return AlignedSet(objects, *stores)

@@ -115,10 +115,9 @@ def _open_split(
         return chosen
     if variant is not None:
         raise _no_variant(variant, data)
-    cut: dict[str, Any] = {} if num_points is None else {"num_points": num_points}
     if data == "household":
         note_hidden(data)
-        return as_source(sets.Household(split, **cut))
+        return as_source(sets.Household(split, num_points=num_points))
     if not root.is_dir():
         raise FileNotFoundError(
             f"data: {data!r} is neither the name of an embedded data set ('household') nor a folder"
@@ -131,7 +130,7 @@ def _open_split(
     if released:
         return as_source(sets.OpenShapeFiles(root, f"split/{split}.json"))
     if shards:
-        return as_source(sets.ObjectSet(root, split, **cut))
+        return as_source(sets.ObjectSet(root, split, num_points=num_points))
     if is_few_shot(root):
         return as_source(sets.FewShotFiles(root, cast(Any, split), on_error=on_error))
     if any(root.glob("ply_data_*.h5")):

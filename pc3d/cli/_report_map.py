@@ -104,7 +104,7 @@ def _pictures(objects: Objects, chosen: list[int]) -> tuple[list[Picture], str]:
     dataset = objects.source.dataset
     if isinstance(dataset, ObjectSet):
         try:
-            with_pictures = ObjectSet(dataset.root, objects.split, pictures=True)
+            with_pictures = ObjectSet(dataset.root, objects.split, num_points=None, pictures=True)
             images = [with_pictures.load(index).image for index in chosen]
             return [image.numpy() for image in images if image is not None], "previews of the models"
         except MissingDataError:

@@ -67,7 +67,7 @@ class ObjectSet(PointDataset):
     Args:
         root: the folder.
         split: name of the ``.json`` file: ``"train"``, ``"test"``, ...
-        num_points: points of an item: the first ones of those stored.
+        num_points: points of an item: the first ones of those stored; None takes all.
         transform: applied to every item.
         labelled_only: leave out unlabelled items.
         pictures: also give each item its preview picture, ``(96, 96, 3)`` uint8 on white.
@@ -89,12 +89,12 @@ class ObjectSet(PointDataset):
         root: Path | str,
         split: str = "train",
         *,
-        num_points: int = 2048,
+        num_points: int | None = 2048,
         transform: Transform | None = None,
         labelled_only: bool = False,
         pictures: bool = False,
     ) -> None:
-        self.root, self.split, self.num_points, self.transform = Path(root), split, num_points, transform
+        self.root, self.split, self.transform = Path(root), split, transform
         description = self.read_description(self.root, split)
         self.up = description.get("up", "z")
         self.classes = tuple(description.get("classes", ()))
@@ -102,6 +102,7 @@ class ObjectSet(PointDataset):
         self.items: list[dict[str, Any]] = description["items"]
         self.skipped = tuple(SkippedFile(Path(f["path"]), f["reason"]) for f in description.get("skipped", ()))
         self._data = self._read_shards(self._shard_paths(description))
+        self.num_points = self._data["points"].shape[1] if num_points is None else num_points
         self._check_items()
         self._icons = self._read_icons() if pictures else None
         labels = self._data["label"].astype(np.int64)
@@ -226,7 +227,7 @@ class Household(ObjectSet):
 
     Args:
         split: ``"train"`` or ``"test"``.
-        num_points: at most 2,048; the first points, which are a random subsample.
+        num_points: at most 2,048; the first points, which are a random subsample; None takes all.
         transform: applied to every item.
         labelled_only: leave out the 122 training objects without a class.
         pictures: also give each item its preview picture, ``(96, 96, 3)`` uint8.
@@ -240,7 +241,7 @@ class Household(ObjectSet):
         self,
         split: str = "train",
         *,
-        num_points: int = 2048,
+        num_points: int | None = 2048,
         transform: Transform | None = None,
         labelled_only: bool = False,
         pictures: bool = False,

@@ -25,7 +25,7 @@ import pc3d
 from pc3d import __version__
 from pc3d.cli._parser import held_call
 from pc3d.cli.main import VERBS, command, main
-from pc3d.evaluation import read_rows
+from pc3d.evaluation import ShapeDescriptor, read_rows
 from pc3d.models import AlignedShapeEncoder, PointViT, load_encoder, save_encoder
 
 POINTS = ["--num_points", "128"]
@@ -1065,3 +1065,20 @@ def test_a_place_that_cannot_be_written_is_told_before_any_work(
     folder = "file" if "." in below else f"file/{below}"
     told = f"{option}: {folder} cannot be made, {tmp_path / 'file'} is not a folder: name another"
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stored", [300, 2100])
+def test_all_points_of_shards_are_all_that_are_stored(
+    stored: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--num_points null``: the points beyond those of pc3d's own set too, and sets with fewer than it has."""
+    points = np.random.default_rng(0).normal(size=(2, stored, 3)).astype(np.float32)
+    ids = ["a", "b"]
+    np.savez(tmp_path / "test-000.npz", points=points, label=np.zeros(2, np.int16), id=np.array(ids))
+    (tmp_path / "test.json").write_text(json.dumps({"classes": ["ball"], "items": [{"id": name} for name in ids]}))
+    output = tmp_path / "features.npz"
+    options = ["--num_points", "null", "--output", str(output)]
+    assert main(["embed", "--encoder", "descriptor", "--data", str(tmp_path), *options]) == 0, capsys.readouterr().err
+    with np.load(output) as file:
+        right = ShapeDescriptor(0).encode(torch.from_numpy(points))
+        np.testing.assert_allclose(file["features"], right.numpy(), rtol=1e-5, atol=1e-6)
