@@ -19,7 +19,8 @@ def open_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         reason = "" if device.type in ("cpu", "cuda") else "pc3d has no kernels for it"
-        torch.empty(0, device=device)
+        if not reason:  # else PyTorch may answer with a list of all that it knows
+            torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the second: a PyTorch without CUDA
         reason = str(error).splitlines()[0]
     if reason:

@@ -80,3 +80,10 @@ def test_a_device_that_is_not_there_is_refused_before_any_work(
 def test_handcrafted_descriptors_know_the_cpu_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "--encoder", "descriptor", "--device", "cuda"]) == 1
     assert "descriptor computes on the CPU, got 'cuda': leave --device out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mps", "meta"])
+def test_a_device_without_kernels_is_told_in_a_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not with the list of backends that PyTorch answers for some."""
+    assert main(["embed", "--encoder", "descriptor", "--output", "x.npz", "--device", name]) == 1
+    assert f"device: {name!r} cannot be used here (pc3d has no kernels for it): give cpu" in capsys.readouterr().err
