@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pc3d._configured import instantiate
-from pc3d._files import read_config
+from pc3d._files import check_writable, read_config
 from pc3d.cli._inputs import as_left_out, left_out_lines
 from pc3d.cli._parser import INTERRUPTED, nearest, verb_parser
 
@@ -81,6 +81,7 @@ def train(parser: Any, argv: Sequence[str], check: Callable[[Any], None] = lambd
     options = parser.parse_args(list(argv))
     if not 0 <= options.seed < 2**32:
         raise ValueError(f"seed: must be at least 0 and below {2**32}, got {options.seed}")
+    check_writable(Path(options.output), "output")
     folder = RunFolder(options.output)
     resolved = dump(parser, options)
     if options.resume and folder.config.exists():

@@ -1046,6 +1046,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         (["segment", "fold", "RUN", "RUN"], "output", "folds"),
         (["segment", "predict", "RUN", "scene.xyz"], "output", "labelled"),
         (["parts", "predict", "RUN", "scene.xyz"], "output", "labelled"),
+        (["pretrain", "--config", "point_cmae_household"], "output", "run"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_told_before_any_work(
