@@ -35,7 +35,7 @@ def read_hdf5(path: Path, required: Sequence[str], optional: Sequence[str] = ())
             groups = [key for key, value in found.items() if not isinstance(value, h5py.Dataset)]
             if groups:
                 raise BadFileError(path, f"keys {groups} are groups, arrays are expected")
-            return {key: value[()] for key, value in found.items()}
+            return {key: np.asarray(value[()]) for key, value in found.items()}
     except (OSError, RuntimeError, KeyError) as error:
         raise BadFileError(path, f"cannot be read as HDF5 ({error}); truncated or still being copied?") from error
 

@@ -100,7 +100,7 @@ class ScanObjectNN(ArrayDataset):
         if mask is None and object_points_only:
             raise BadFileError(path, "has no key 'mask', which object_points_only needs")
         items = arrays.get("item")
-        if items is not None and items.shape != label.shape:
+        if items is not None and items.size != len(data):
             raise BadFileError(path, f"item has shape {items.shape}, expected one for each of {len(data)} clouds")
         segments = None if mask is None else list((mask != _BACKGROUND).astype(np.int64))
         clouds = list(data)
@@ -119,7 +119,7 @@ class ScanObjectNN(ArrayDataset):
             transform=transform,
         )
         if items is not None:
-            self.groups = torch.from_numpy(np.unique(items, return_inverse=True)[1][self._kept])
+            self.groups = torch.from_numpy(np.unique(items.reshape(-1), return_inverse=True)[1][self._kept])
 
     def _class_names(self, path: Path, label: NDArray[np.int64]) -> Sequence[str]:
         for listing in (path.with_name("shape_names.txt"), self.root / "shape_names.txt"):

@@ -501,8 +501,17 @@ def test_scans_of_one_item_stay_on_one_side_of_a_split(scanobjectnn: Path) -> No
     assert ScanObjectNN(scanobjectnn, "test").groups is None
     with h5py.File(path, "r+") as file:
         del file["item"]
+        file["item"] = np.array([3, 1, 7, 3, 1, 2])[:, None]  # in a column, as labels are in some files
+    assert torch.equal(ScanObjectNN(scanobjectnn).groups, torch.tensor([2, 0, 3, 2, 0, 1]))
+    with h5py.File(path, "r+") as file:
+        del file["item"]
         file["item"] = np.arange(5)
     with pytest.raises(BadFileError, match=r"item has shape \(5,\), expected one for each of 6 clouds"):
+        ScanObjectNN(scanobjectnn)
+    with h5py.File(path, "r+") as file:
+        del file["item"]
+        file["item"] = "one for all"
+    with pytest.raises(BadFileError, match=r"item has shape \(\), expected one for each of 6 clouds"):
         ScanObjectNN(scanobjectnn)
 
 
