@@ -115,7 +115,10 @@ def unreadable(path: Path, kind: str, error: Exception) -> BadFileError:
         error: what NumPy says.
     """
     if "Object arrays" in str(error):
-        return BadFileError(path, f"holds Python objects (a pickle), which are not read: {OBJECTS_REMEDY}")
+        return BadFileError(
+            path,
+            f"holds Python objects (a pickle), which are not read: {OBJECTS_REMEDY}, and texts as text.astype(str)",
+        )
     return BadFileError(path, f"not a readable {kind} file ({error}); truncated or still being copied?")
 
 
