@@ -29,6 +29,7 @@ from pc3d.models.point_vit import PointViT
 Kind = Literal["point_mae", "point_cmae", "classification", "part_segmentation"]
 OfficialModel = MaskedPointModel | PointClassifier | PointPartSegmenter
 
+_PART_LAYERS = (3, 7, 11)
 _WRAPPERS = ("base_model", "model", "model_state_dict")
 _TOKEN_SUFFIXES: dict[Kind, list[str]] = {
     "point_mae": [],
@@ -178,8 +179,8 @@ def to_official_state(model: OfficialModel, *, module_prefix: bool = False) -> d
         module_prefix: put ``module.`` in front of every name, as single-GPU runs of the official code do.
 
     Raises:
-        TypeError: a network without one, such as that of PCP-MAE, or whose encoder computes something else with the
-            same weights.
+        TypeError: a network without one, such as that of PCP-MAE, or that computes something else with the same
+            weights.
     """
     ours, slots = model.state_dict(), official_slots(model)
     _check_counterpart(model, slots)
@@ -205,6 +206,8 @@ def _check_counterpart(model: OfficialModel, slots: dict[str, Slot]) -> None:
     for name, value in {"add_position": "every_block", "position_features": "coordinates"}.items():
         if config[name] != value:
             raise TypeError(f"the official code has {name}={value!r} alone, this encoder {config[name]!r}")
+    if isinstance(model, PointPartSegmenter) and model.layers != _PART_LAYERS:
+        raise TypeError(f"the official part segmenter reads blocks {_PART_LAYERS}, this one {model.layers}")
     if isinstance(model, MaskedPointModel) and len(model.decoders) == 2 and not config["num_cls_tokens"]:
         raise TypeError("the official code has a class token for each of two branches, this encoder has none")
 

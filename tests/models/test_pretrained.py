@@ -57,6 +57,10 @@ def small(**changes: Any) -> PointViT:
     return PointViT(24, 1, 6, num_groups=8, group_size=4, tokenizer_dims=(4, 8, 8), **changes)
 
 
+def deep() -> PointViT:
+    return PointViT(24, 12, 6, num_groups=8, group_size=4, tokenizer_dims=(4, 8, 8))
+
+
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Tensor]:
     with np.load(GOLDEN) as arrays:
@@ -118,6 +122,7 @@ def test_a_file_survives_the_way_in_and_out(name: str, files: dict[str, Path]) -
         (lambda: PredictedCenterModel(small()), "no place for hidden_position, center_head.0.weight.* and 3 more"),
         (lambda: MaskedPointModel(small(add_position="once"), 1), "add_position='every_block' alone.*'once'"),
         (lambda: MaskedPointModel(small(position_features="sinusoids"), 1), "'coordinates' alone.*'sinusoids'"),
+        (lambda: PointPartSegmenter(deep(), layers=(2, 5, 11)), r"reads blocks \(3, 7, 11\), this one \(2, 5, 11\)"),
         (lambda: MaskedPointModel(small(), 2), "a class token for each of two branches, this encoder has none"),
     ],
 )
