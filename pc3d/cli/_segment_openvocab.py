@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pc3d._files import check_writable
 from pc3d.cli import _output
 from pc3d.cli._parser import run_verb
 
@@ -39,6 +40,7 @@ def openvocab(
     from pc3d.tasks import joint_teacher, open_vocabulary_segmenter
 
     folder = Path(output)
+    check_writable(folder, "output")
     if (folder / "encoder").exists() and not overwrite:
         raise FileExistsError(f"{folder} holds a model: add --overwrite to replace it, or choose another --output")
     distilled = load_encoder(run, expect=DistilledEncoder)

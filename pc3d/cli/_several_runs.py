@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pc3d._files import read_config
+from pc3d._files import check_writable, read_config
 from pc3d.cli import _output, _training
 from pc3d.cli._judging import check_rows_folder, chosen_seeds, gathered
 
@@ -98,8 +98,9 @@ def train_missing(
 
     Raises:
         ValueError: what is finished is of another configuration.
-        NotADirectoryError: a run folder is a file.
+        NotADirectoryError, PermissionError: a run folder is a file, or see :func:`pc3d._files.check_writable`.
     """
+    check_writable(runs[0][0].path.parent, "output")
     if overwrite:
         resolve(runs[0][1])  # wrong options cost no result
         _begin_anew(folder for folder, _ in runs)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from pc3d._files import check_writable
 from pc3d.cli import _output, pretrain
 from pc3d.cli._parser import run_verb
 
@@ -60,6 +61,7 @@ def _train(folder: Any, seed: int, overwrite: bool) -> None:
         options.append("--resume")
     elif folder.is_started():
         options.append("--overwrite")  # nothing was checkpointed, or it is to be replaced
+    check_writable(folder.path, "output")
     remove_results(folder.path)
     try:
         pretrain.train(options)

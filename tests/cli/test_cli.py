@@ -1045,8 +1045,12 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         (["classify", "predict", "RUN", "household"], "output", "classes.csv"),
         (["segment", "fold", "RUN", "RUN"], "output", "folds"),
         (["segment", "predict", "RUN", "scene.xyz"], "output", "labelled"),
+        (["segment", "openvocab", "RUN", "--classes", "floor,wall"], "output", "model"),
         (["parts", "predict", "RUN", "scene.xyz"], "output", "labelled"),
         (["pretrain", "--config", "point_cmae_household"], "output", "run"),
+        (["demo"], "output", "run"),
+        (["classify", "train", "--config", "household_small", "--seeds", "0", "1"], "output", "runs"),
+        (["classify", "fewshot", "--config", "household_fewshot"], "output", "runs"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_told_before_any_work(
