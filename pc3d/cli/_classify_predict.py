@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pc3d._files import check_writable
+from pc3d._files import check_writable, read_config
 from pc3d.cli import _objects, _output
 from pc3d.cli._devices import open_device
 from pc3d.cli._inputs import (
@@ -136,9 +136,11 @@ def _preparation(run: Path, model: Any, source: Source, num_points: Points, up: 
     first_steps = preparation(chosen, "first", source.normalize)
     own_steps = stored_preparation(run)
     target = "z" if up is None else _objects.stored_up(run)
-    most = chosen
+    most, stored = chosen, None
     if num_points == "default":
         most = points_meant_for(model.encoder)
+        if source.sampling == "first":  # else a run's own step would choose among more points than in eval
+            stored = _points_read(run)
     else:
         note_points(model.encoder, chosen)
         sampling = FirstPoints | FarthestPointSample | RandomSubsample
@@ -147,6 +149,7 @@ def _preparation(run: Path, model: Any, source: Source, num_points: Points, up: 
     class Prepare(Transform):
         def __call__(self, cloud: PointCloud, generator: torch.Generator) -> PointCloud:
             cloud = cloud if up is None else turned_up(cloud, up, target=target)
+            cloud = cloud.select(slice(stored))
             if source.sampling == "farthest" and num_points is not None:
                 # In this order also where all are taken: the run's own step may take a prefix.
                 cloud = cloud.select(farthest_point_sample(cloud.xyz[None], min(len(cloud), most or len(cloud)))[0])
@@ -160,6 +163,13 @@ def _preparation(run: Path, model: Any, source: Source, num_points: Points, up: 
                 raise BadFileError(cloud.meta["path"], reason) from error
 
     return Prepare()
+
+
+def _points_read(run: Path) -> int | None:
+    """How many of the points that shards store a run read of each object; None where its data set is not cut so."""
+    training = read_config(run / "config.yaml").get("data", {}).get("train") or {}
+    found: int | None = training.get("init_args", {}).get("num_points")
+    return found
 
 
 def _predictions(

@@ -266,6 +266,26 @@ def test_predict_takes_as_many_points_as_are_asked_for(
     assert few == opinions(capsys, run, "household")
 
 
+def test_predict_reads_as_many_stored_points_as_the_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of shards that store more: farthest points of all of them would be others than eval's."""
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    farthest = {"class_path": "pc3d.data.FarthestPointSample", "init_args": {"num_points": 96, "start": "first"}}
+    settings["data"]["eval_transforms"] = [farthest]
+    config.write_text(yaml.safe_dump(settings))
+    model, known = load_classifier(run)
+    clouds = torch.stack([cloud.xyz for cloud in Household("test", num_points=128)])
+    order = farthest_point_sample(clouds, 96)
+    with torch.no_grad():
+        share, predicted_class = model(clouds.gather(1, order[..., None].expand(-1, -1, 3))).softmax(1).max(1)
+    found = opinions(capsys, tmp_path / "run", "household")
+    assert [name for name, _ in found] == [known["classes"][k] for k in predicted_class.tolist()]
+    assert [confidence for _, confidence in found] == pytest.approx(share.tolist(), abs=1e-3)
+
+
 def test_predict_deals_with_files_that_cannot_be_used(
     run: Path, objects: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
