@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,11 @@ from pc3d.data import Household, PointBatch, PointDataModule, RandomSubsample, S
 from pc3d.losses import barlow_twins, nt_xent, vicreg
 from pc3d.methods import PCPMAE, BarlowTwins, Method, MoCoV3, Optimisation, SimCLR, TwoViews, VICReg, pretrain
 from pc3d.models import DGCNN, ObjectEncoder, PointNet
-from pc3d.nn import SampleRandom, ViewAugmentation
+from pc3d.nn import SampleRandom, ViewAugmentation, update_teacher
 
 QUICK = Optimisation(learning_rate=3e-3, warmup_epochs=1)
 VIEW = ViewAugmentation(rotate="z")
+UNSEEN = range(1, 9)  # seeds; methods train with 0
 
 
 def simclr(**changes: Any) -> SimCLR:
@@ -133,14 +136,16 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(name: str, batch: 
 
 @each_method
 def test_views_of_clouds_become_alike_while_clouds_stay_apart(name: str, batch: PointBatch) -> None:
+    """In double precision: the steps amplify rounding, and in single precision processors end in different places."""
     torch.manual_seed(0)
-    method = build(name, encoder=encoder(0, drop_path=0.0))
+    method = build(name, encoder=encoder(0, drop_path=0.0)).double()
+    batch = replace(batch, xyz=batch.xyz.double())
     quiet(method)
     optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
 
-    def margin() -> float:
+    def margin(seed: int) -> float:
         """How much nearer the views of one cloud are than those of two, in features that views never trained."""
-        draws = SampleRandom(9, 0, 0, batch_size=len(batch))
+        draws = SampleRandom(seed, 0, 0, batch_size=len(batch))
         with torch.no_grad():
             views = [method.view(batch.dense(), draws) for _ in range(2)]
             rows = [method.encoder.encode(view) for view in views]
@@ -149,13 +154,17 @@ def test_views_of_clouds_become_alike_while_clouds_stay_apart(name: str, batch: 
         own = similarity.diagonal().mean()
         return float(own - (similarity.sum() - similarity.diagonal().sum()) / (len(batch) * (len(batch) - 1)))
 
-    before = margin()
+    before = statistics.mean(map(margin, UNSEEN))
     for step in range(80):
         loss = method.training_step(batch, step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert margin() > before + 0.05, (before, margin())
+        if isinstance(method, MoCoV3):  # as a training does after a step
+            update_teacher(method.teacher, method.backbone, method.momentum)
+            update_teacher(method.teacher_projector, method.projector, method.momentum)
+    after = statistics.mean(map(margin, UNSEEN))
+    assert after > before + 0.05, (before, after)
 
 
 @pytest.mark.parametrize("of", [PointNet(12), DGCNN(12, k=4)], ids=["PointNet", "DGCNN"])
